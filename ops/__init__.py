@@ -1,0 +1,40 @@
+"""What can be done to a network while it trains, and what it does to it.
+
+>>> import torch
+>>> from ops import Anatomy, MinWeight, operate
+>>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+>>> optimizer = torch.optim.Adam(net.parameters())
+>>> plan = operate(Anatomy(net, torch.zeros(2, 4))["0"], MinWeight(keep=0.5), optimizer)
+>>> plan.units_before, plan.units_after, net[0].weight.shape
+(8, 4, torch.Size([4, 4]))
+"""
+
+from ops.anatomy import Anatomy, HiddenLayer
+from ops.eigen_remove import EigenRemove
+from ops.errors import SurgeryError
+from ops.min_weight import MinWeight
+from ops.module_sizes import resize, shapes
+from ops.operation import Operation
+from ops.pcns import PCNS
+from ops.plan import Plan
+from ops.random_remove import RandomRemove
+from ops.schedule import Moment, Schedule, Step
+from ops.signals import Signals
+from ops.surgery import apply, operate, trial_surgery
+from ops.weak_expand import WeakExpand
+from ops.zero_expand import ZeroExpand
+
+OPERATIONS: dict[str, type[Operation]] = {
+    "eigen_remove": EigenRemove,
+    "min_weight": MinWeight,
+    "pcns": PCNS,
+    "random_remove": RandomRemove,
+    "weak_expand": WeakExpand,
+    "zero_expand": ZeroExpand,
+}
+
+__all__ = [
+    "OPERATIONS", "PCNS", "Anatomy", "EigenRemove", "HiddenLayer", "MinWeight", "Moment", "Operation", "Plan",
+    "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "apply", "operate",
+    "resize", "shapes", "trial_surgery",
+]  # fmt: skip

@@ -1,0 +1,45 @@
+"""The contract of an operation, and the checks that every operation shares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from ops.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from ops.anatomy import HiddenLayer
+    from ops.plan import Plan
+    from ops.signals import Signals
+
+
+class Operation:
+    """Something that can be done to a hidden layer.
+
+    Every operation is a frozen dataclass; its fields are its hyperparameters and hold their only defaults. It proposes
+    and changes nothing. ``needs_signals`` tells whether ``propose`` must be given ``Signals``.
+    """
+
+    needs_signals: ClassVar[bool] = False
+
+    def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
+        raise SurgeryError(f"{type(self).__name__} does not say what it proposes")
+
+
+def fraction(operation: Operation, field: str, value: float, above: float = 0.0, most: float = 1.0) -> None:
+    """Raises SurgeryError unless ``above < value <= most``."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and above < value <= most):
+        raise SurgeryError(
+            f"{type(operation).__name__}: {field} is {value!r}, but it must lie above {above:g} and at most {most:g}"
+        )
+
+
+def choice(operation: Operation, field: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises SurgeryError unless the value is one of those allowed."""
+    if value not in allowed:
+        raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r}, but it must be one of {allowed}")
+
+
+def kept(layer: HiddenLayer, keep: float) -> int:
+    """How many units a fraction of the layer is: the nearest whole number, at least one."""
+    return max(1, round(keep * layer.units))

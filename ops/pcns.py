@@ -1,0 +1,157 @@
+"""PCNS, Principal Component Network Shrinking: as many units as the outputs of a layer have principal components.
+
+Source: Rolet 2022, *PCNS: Principal Component Network Shrinking* (draft), sections 2 and 3. The outputs of a layer's
+units over a batch are centred across units (one mean per sample); the number M of eigenvectors that leaves less than
+``variance_threshold`` of the variance is the redundancy measure, known before anything is changed; the layer shrinks to
+M + 1 units. What these units are is the ``basis``:
+
+``pivoted``
+    Real units that span the outputs, chosen by column-pivoted QR. The next layer receives each old output as a linear
+    combination of them plus a constant (least squares), folded into its weight and bias. Works after any activation.
+``eigen``
+    The draft's form: new incoming weights are solved so that the layer emits the eigenvectors and the mean. It needs
+    the inverse of the activation, so a dense layer with LeakyReLU or nothing behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from ops.anatomy import HiddenLayer, Place
+from ops.errors import SurgeryError
+from ops.operation import Operation, choice, fraction
+from ops.plan import Plan
+from ops.signals import Signals
+
+
+def components_needed(outputs: Tensor, variance_threshold: float) -> int:
+    """M: the fewest principal components that leave at most ``variance_threshold`` of the variance unexplained.
+
+    ``outputs``: ``[samples, units]``, float64; centred here across units.
+    """
+    centred = outputs - outputs.mean(dim=1, keepdim=True)
+    spectrum = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp(min=0)
+    if spectrum.sum() <= 0:
+        return 0
+    dropped = 1 - spectrum.cumsum(0) / spectrum.sum()
+    return int((dropped > variance_threshold).sum()) + 1
+
+
+def spanning_units(outputs: Tensor, count: int) -> tuple[int, ...]:
+    """The ``count`` units that span the outputs ``[samples, units]`` best, by column-pivoted QR, in their old order."""
+    triangle = torch.linalg.qr(outputs - outputs.mean(dim=0), mode="r").R
+    _, pivots = scipy.linalg.qr(triangle.cpu().numpy(), mode="r", pivoting=True)
+    return tuple(sorted(pivots[:count].tolist()))
+
+
+@dataclass(frozen=True)
+class PCNS(Operation):
+    """Shrinks a layer to the number of principal components of its outputs.
+
+    ``variance_threshold``: the fraction of the outputs' variance that may be lost, above 0 and at most 1. ``basis``:
+    ``pivoted`` or ``eigen`` (see the module). The plan's ``error`` is the relative least-squares error of the outputs
+    on the signals' batch.
+    """
+
+    variance_threshold: float = 0.01
+    basis: str = "pivoted"
+    needs_signals: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        fraction(self, "variance_threshold", self.variance_threshold)
+        choice(self, "basis", self.basis, ("pivoted", "eigen"))
+
+    def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
+        if signals is None:
+            raise SurgeryError(f"{self!r} on {layer.name} looks at outputs: give it Signals(model, inputs)")
+        outputs = {place: signals.received(layer, place) for place in layer.readers}
+        together = torch.cat(list(outputs.values()))
+        if not torch.isfinite(together).all():
+            raise SurgeryError(f"{self!r} on {layer.name}: the layer's outputs are not finite")
+        count = components_needed(together, self.variance_threshold) + 1
+        if count >= layer.units:
+            return Plan(layer, repr(self), tuple(range(layer.units)), error=0.0)
+        if self.basis == "eigen":
+            return self._emit_eigenvectors(layer, signals, count)
+        return self._keep_spanning_units(layer, outputs, count)
+
+    def _keep_spanning_units(self, layer: HiddenLayer, outputs: dict[Place, Tensor], count: int) -> Plan:
+        sources = spanning_units(torch.cat(list(outputs.values())), count)
+        mixing, constants, lost, total = {}, {}, 0.0, 0.0
+        for place, received in outputs.items():
+            intercept = place.tensor in layer.anatomy.sinks
+            mixing[place.tensor], constant = combination(received, sources, intercept)
+            if intercept:
+                constants[place.tensor] = constant
+            missed = received - received[:, list(sources)] @ mixing[place.tensor].T - constant
+            lost += float(missed.square().sum())
+            total += float((received - received.mean(dim=0)).square().sum())
+        error = (lost / total) ** 0.5 if total > 0 else 0.0
+        return Plan(layer, repr(self), sources, mixing=mixing, constants=constants, error=error)
+
+    def _emit_eigenvectors(self, layer: HiddenLayer, signals: Signals, count: int) -> Plan:
+        slope = self._slope(layer)
+        (maker,), (reader,) = layer.makers, layer.readers
+        outputs, fed = signals.received(layer, reader), signals.fed(layer, maker)
+        mean = outputs.mean(dim=1, keepdim=True)
+        left, values, right = torch.linalg.svd((outputs - mean).T, full_matrices=False)
+        # Emitted at the size of the old outputs: an eigenvector of unit length would be a tiny signal on every sample.
+        size = outputs.square().mean().sqrt() * outputs.shape[0] ** 0.5
+        vectors = right[: count - 1].T * size
+        weights = left[:, : count - 1] * values[: count - 1] / size
+        sign = torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)  # mostly positive: where LeakyReLU's inverse is tame
+        wanted = torch.cat([vectors * sign, mean], dim=1)
+        mixing = torch.cat([weights * sign, torch.ones_like(weights[:, :1])], dim=1)
+        bias = [place for place in layer.vectors if place.tensor in _bias_of(layer, maker)]
+        design = torch.cat([fed, torch.ones_like(mean)], dim=1) if bias else fed
+        before = torch.where(wanted < 0, wanted / slope, wanted)
+        solved = torch.linalg.lstsq(design, before, driver="gelsd" if not fed.is_cuda else None).solution
+        emitted = design @ solved
+        emitted = torch.where(emitted < 0, emitted * slope, emitted)
+        error = float((emitted @ mixing.T - outputs).norm() / (outputs - outputs.mean(dim=0)).norm())
+        newborn = {maker.tensor: solved[: fed.shape[1]].T}
+        newborn.update({place.tensor: solved[-1] for place in bias})
+        return Plan(
+            layer, repr(self), (-1,) * count, newborn=newborn, mixing={reader.tensor: mixing}, error=error
+        )
+
+    def _slope(self, layer: HiddenLayer) -> float:
+        """The slope of the LeakyReLU behind this dense layer, 1 for nothing; refuses everything else."""
+        leaky = re.fullmatch(r"leaky_relu\((.*)\)", " ".join(layer.between))
+        dense = [layer.anatomy.tensor(p.tensor).dim() for p in (*layer.makers, *layer.readers)] == [2, 2]
+        plain = len(layer.vectors) <= 1 and all(run.inner == 1 for p in layer.readers for run in p.runs)
+        if not (dense and plain and (leaky or not layer.between)):
+            raise SurgeryError(
+                f"{self!r} on {layer.name}: the eigen basis needs a dense layer with LeakyReLU or nothing between it "
+                f"and one dense reader (here: {', '.join(layer.between) or 'nothing'}); use basis='pivoted'"
+            )
+        return float(leaky.group(1)) if leaky else 1.0
+
+
+def combination(received: Tensor, sources: tuple[int, ...], intercept: bool = True) -> tuple[Tensor, Tensor]:
+    """Least squares of all units from those kept: ``received ≈ received[:, sources] @ mixing.T + constant``.
+
+    ``received``: ``[samples, units]``. Returns ``mixing [units, kept]`` (exact ones in the kept units' rows) and
+    ``constant [units]`` (zero without ``intercept``).
+    """
+    chosen = list(sources)
+    origin = received.mean(dim=0) if intercept else torch.zeros_like(received[0])
+    centred = received - origin
+    kept = centred[:, chosen]
+    # An SVD-based solve in float64: kept outputs can be collinear (dead units), and the smallest-norm answer is right.
+    mixing = (torch.linalg.pinv(kept, rtol=1e-8) @ centred).T
+    mixing[chosen] = torch.eye(len(chosen), dtype=mixing.dtype, device=mixing.device)
+    constant = origin - mixing @ origin[chosen]
+    constant[chosen] = 0
+    return mixing, constant
+
+
+def _bias_of(layer: HiddenLayer, maker: Place) -> tuple[str, ...]:
+    sink = layer.anatomy.sinks.get(maker.tensor)
+    return (sink[0],) if sink is not None and sink[1] > 0 else ()

@@ -1,0 +1,80 @@
+"""A plan: what an operation will do to one layer, as data that can be looked at before anything happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ops.anatomy import HiddenLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The new units of a layer, unit by unit, and how the weights around it follow.
+
+    Attributes:
+        layer: the layer to change.
+        operation: the operation that proposed this, e.g. ``MinWeight(keep=0.5)``.
+        sources: for each new unit the old one that it continues, −1 where there is none.
+        shares: for each new unit the factor on its fan-out, shape ``[new]``; None means 1 everywhere.
+        replaced: new values of old shape that some tensors take first (rank-reduced weights).
+        newborn: for makers and vectors, the values of the units whose source is −1, units first; otherwise the fan-in
+            is zero and vectors are neutral.
+        mixing: for readers, the matrix ``[old, new]`` by which old outputs are made of new ones; the reader's weight is
+            multiplied by it (instead of gathered and shared).
+        constants: for readers, the constant part ``[old]`` of each old unit's output that goes into the next bias.
+        error: predicted relative error of what the readers receive (0 exact), None where nothing is predicted.
+    """
+
+    layer: HiddenLayer = field(repr=False)
+    operation: str
+    sources: tuple[int, ...]
+    shares: Tensor | None = field(default=None, repr=False)
+    replaced: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    newborn: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    mixing: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    error: float | None = None
+    units_before: int = field(init=False)
+    parameters_before: int = field(init=False)
+    parameters_after: int = field(init=False)
+    flops_before: int = field(init=False)
+    flops_after: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        before, after = self.layer.cost(self.layer.units), self.layer.cost(len(self.sources))
+        object.__setattr__(self, "units_before", self.layer.units)
+        object.__setattr__(self, "parameters_before", before[0])
+        object.__setattr__(self, "parameters_after", after[0])
+        object.__setattr__(self, "flops_before", before[1])
+        object.__setattr__(self, "flops_after", after[1])
+
+    @property
+    def units_after(self) -> int:
+        return len(self.sources)
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """The old units that no new unit continues."""
+        continued = set(self.sources)
+        return tuple(unit for unit in range(self.units_before) if unit not in continued)
+
+    def __str__(self) -> str:
+        """The plan as a small table."""
+        rows = [
+            ("units", self.units_before, self.units_after),
+            ("parameters", self.parameters_before, self.parameters_after),
+            ("FLOPs a sample", self.flops_before, self.flops_after),
+        ]
+        lines = [f"{self.operation} on {self.layer.name}", f"{'':16}{'before':>14}{'after':>14}{'change':>9}"]
+        for title, before, after in rows:
+            lines.append(f"{title:16}{before:14,}{after:14,}{(after - before) / max(before, 1):+9.1%}")
+        born, grown = self.sources.count(-1), len(self.sources) - len(set(self.sources) - {-1}) - self.sources.count(-1)
+        lines.append(f"{len(self.removed)} removed, {grown} copied, {born} newborn")
+        if self.error is not None:
+            lines.append(f"predicted relative error {self.error:.2g}")
+        if not self.layer.exact:
+            lines.append(f"inexact: {self.layer.reason}")
+        return "\n".join(lines)

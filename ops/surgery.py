@@ -1,0 +1,193 @@
+"""Surgery: applies a plan to a network in place, with its optimizers, and can undo it.
+
+Modules and parameters keep their identity, so hooks, compiled wrappers, tied weights and optimizers stay valid;
+``requires_grad`` is untouched; the state of the optimizers follows the units (``optimizer_state``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ops.anatomy import HiddenLayer, Place
+from ops.anatomy.labels import FAN_OUT
+from ops.errors import SurgeryError
+from ops.module_sizes import fit
+from ops.operation import Operation
+from ops.optimizer_state import exchange, follow, listed
+from ops.plan import Plan
+from ops.signals import Signals
+
+Optimizers = Optimizer | Iterable[Optimizer]
+Undo = list[Callable[[], None]]
+
+
+def operate(
+    layer: HiddenLayer, operation: Operation, optimizers: Optimizers = (), signals: Signals | None = None
+) -> Plan:
+    """Proposes and applies: the one call of a training loop.
+
+    ``optimizers``: one or several that train this network. Returns the plan that was applied.
+
+    Raises:
+        SurgeryError: the operation cannot be done on this layer; nothing has changed.
+    """
+    plan = operation.propose(layer, signals)
+    apply(plan, optimizers)
+    return plan
+
+
+@torch.no_grad()
+def apply(plan: Plan, optimizers: Optimizers = ()) -> Undo:
+    """Applies a plan in place. Returns the steps that undo it, to be run in reverse (see ``trial_surgery``).
+
+    Raises:
+        SurgeryError: the network has changed since the plan was made.
+    """
+    layer, anatomy = plan.layer, plan.layer.anatomy
+    _check(plan)
+    known = listed(optimizers)
+    undo: Undo = [_remember(layer)]
+    for name, value in plan.replaced.items():
+        tensor = anatomy.tensor(name)
+        undo.append(exchange(tensor, value.to(tensor), tensor.grad))
+    for place in layer.readers:
+        if place.tensor in plan.constants:
+            undo.append(_fold(layer, place, plan.constants[place.tensor]))
+    for place in layer.places:
+        tensor = anatomy.tensor(place.tensor)
+        index, unit = place.index(tensor.size(place.axis), layer.units, plan.sources)
+        share = _share(plan, unit).to(tensor)
+        along = [-1 if axis == place.axis else 1 for axis in range(tensor.dim())]
+        reader = place.role == FAN_OUT
+
+        def remap(
+            old: Tensor, degree: int, index=index, share=share, along=along, reader=reader, axis=place.axis
+        ) -> Tensor:  # type: ignore[no-untyped-def]
+            new = _gather(old, axis, index, 0.0)
+            return new if reader else new * share.to(old).view(along) ** degree
+
+        if reader and place.tensor in plan.mixing:
+            data = _mix(tensor.data, place, layer.units, plan.mixing[place.tensor])
+        else:
+            data = _gather(tensor.data, place.axis, index, place.fill)
+            if reader and plan.shares is not None:
+                data = data * share.view(along)
+        if place.tensor in plan.newborn:
+            data = data.index_copy(place.axis, (index < 0).nonzero().squeeze(1), plan.newborn[place.tensor].to(data))
+        undo.extend(follow(known, tensor, remap))
+        gradient = remap(tensor.grad, 1) if tensor.grad is not None else None
+        undo.append(exchange(tensor, data.contiguous(), gradient))
+    undo.extend(fit(anatomy.model))
+    anatomy.resized(layer, plan.units_after)
+    return undo
+
+
+@contextlib.contextmanager
+def trial_surgery(*plans: Plan, optimizers: Optimizers = ()) -> Iterator[None]:
+    """Applies plans for the time of a ``with`` block and undoes them, exactly."""
+    undo: Undo = []
+    try:
+        for plan in plans:
+            undo.extend(apply(plan, optimizers))
+        yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+@contextlib.contextmanager
+def edited(edits: Sequence[tuple[HiddenLayer, tuple[int, ...], Sequence[float]]]) -> Iterator[None]:
+    """Several layers at once with these sources and shares, for the time of a ``with`` block."""
+    undo: Undo = []
+    try:
+        for layer, sources, shares in edits:
+            undo.extend(apply(Plan(layer, "edit", sources, shares=torch.tensor(shares, dtype=torch.float64))))
+        yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+@contextlib.contextmanager
+def silenced(layers: Sequence[tuple[HiddenLayer, Sequence[int]]]) -> Iterator[None]:
+    """These units' fan-out is zero for the time of a ``with`` block: what their removal must be equal to."""
+    undo: Undo = []
+    try:
+        for layer, units in layers:
+            for place in layer.readers:
+                tensor = layer.anatomy.tensor(place.tensor)
+                columns = place.positions(layer.units)[list(units)].flatten().to(tensor.device)
+                undo.append(exchange(tensor, tensor.data.index_fill(place.axis, columns, 0.0), tensor.grad))
+        yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+def _check(plan: Plan) -> None:
+    layer = plan.layer
+    if plan.units_before != layer.units:
+        raise SurgeryError(
+            f"{plan.operation} on {layer.name}: the plan was made for {plan.units_before} units, the layer has "
+            f"{layer.units}; propose again"
+        )
+    if not plan.sources:
+        raise SurgeryError(f"{plan.operation} on {layer.name}: no unit would be left")
+    if max(plan.sources) >= layer.units or min(plan.sources) < -1:
+        raise SurgeryError(f"{plan.operation} on {layer.name}: sources name units outside 0 … {layer.units - 1}")
+    for place in layer.places:
+        size = layer.anatomy.tensor(place.tensor).shape[place.axis : place.axis + 1]
+        if not size or size[0] < max(run.start + run.length(layer.units) for run in place.runs):
+            raise SurgeryError(
+                f"{plan.operation} on {layer.name}: {place.tensor} has changed since the anatomy was taken; take it anew"
+            )
+
+
+def _remember(layer: HiddenLayer) -> Callable[[], None]:
+    layers = {each: (each.units, list(each.places)) for each in layer.anatomy.values()}
+
+    def restore() -> None:
+        for each, (units, places) in layers.items():
+            each.units, each.places = units, list(places)
+
+    return restore
+
+
+def _share(plan: Plan, unit: Tensor) -> Tensor:
+    """The share of each position: its unit's, 1 where the position belongs to others."""
+    if plan.shares is None:
+        return torch.ones(len(unit), dtype=torch.float64)
+    return torch.where(unit < 0, 1.0, plan.shares.to(torch.float64).cpu()[unit.clamp(min=0)])
+
+
+def _gather(old: Tensor, axis: int, index: Tensor, fill: float) -> Tensor:
+    index = index.to(old.device)
+    new = old.index_select(axis, index.clamp(min=0))
+    return new.index_fill(axis, (index < 0).nonzero().squeeze(1), fill)
+
+
+def _mix(weight: Tensor, place: Place, units: int, mixing: Tensor) -> Tensor:
+    """The reader's columns times ``mixing [old, new]``, run by run; other layers' columns stay."""
+    columns = weight.movedim(place.axis, 0)
+    rest, pieces, at = columns.shape[1:], [], 0
+    for run in place.runs:
+        pieces.append(columns[at : run.start])
+        at = run.start + run.length(units)
+        block = columns[run.start : at].reshape(run.outer, units, run.inner, -1).to(torch.float64)
+        mixed = torch.einsum("ouir,un->onir", block, mixing.to(block))
+        pieces.append(mixed.reshape(-1, *rest).to(weight.dtype))
+    pieces.append(columns[at:])
+    return torch.cat(pieces).movedim(0, place.axis)
+
+
+def _fold(layer: HiddenLayer, place: Place, constant: Tensor) -> Callable[[], None]:
+    """Adds what a constant output of each unit sends on to the bias behind this reader."""
+    bias_name, sign = layer.anatomy.sinks[place.tensor]
+    bias = layer.anatomy.tensor(bias_name)
+    sent = torch.einsum("uok,u->o", layer.outgoing(place), constant.to(bias.device, torch.float64))
+    return exchange(bias, (bias.data.to(torch.float64) + sign * sent).to(bias.dtype), bias.grad)

@@ -1,0 +1,59 @@
+"""WeakExpand: a layer grows by copies of its units, each copy taking a share of the fan-out.
+
+Source: Graham 2019, *Applied HOSVD for weight compression and expansion*, Algorithm 3 and Listing 6.2. The function of
+the network is unchanged, since the shares of a unit's copies sum to one. With *equal* shares (the thesis's form) the
+copies get equal gradients and never part, so the layer is wider and no richer; uneven and signed shares part them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ops.anatomy import HiddenLayer
+from ops.operation import Operation, choice, fraction
+from ops.plan import Plan
+from ops.signals import Signals
+
+
+def split_shares(copies: int, split: str, generator: torch.Generator) -> Tensor:
+    """How ``copies`` of one unit share its fan-out: shape ``[copies]``, float64, sum 1."""
+    if copies == 1 or split == "equal":
+        return torch.full((copies,), 1 / copies, dtype=torch.float64)
+    if split == "signed":  # 1.5 and −0.5 for a pair
+        shares = torch.full((copies,), -0.5, dtype=torch.float64)
+        shares[0] = 1 + 0.5 * (copies - 1)
+        return shares
+    drawn = 0.25 + torch.rand(copies, generator=generator, dtype=torch.float64)
+    return drawn / drawn.sum()
+
+
+@dataclass(frozen=True)
+class WeakExpand(Operation):
+    """Appends copies of units, those with the largest mean outgoing weight first.
+
+    ``grow``: the fraction of units that is added, above 0 and at most 16 (1 doubles the layer). ``split``: how copies
+    share the fan-out: ``equal``, ``uneven`` (random positive shares, by ``seed``) or ``signed``.
+    """
+
+    grow: float = 0.5
+    split: str = "uneven"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        fraction(self, "grow", self.grow, most=16)
+        choice(self, "split", self.split, ("equal", "uneven", "signed"))
+
+    def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
+        added = max(1, round(self.grow * layer.units))
+        order = layer.outgoing_rows().mean(dim=1).argsort(descending=True, stable=True).tolist()
+        sources = [*range(layer.units), *(order[i % layer.units] for i in range(added))]
+        generator = torch.Generator().manual_seed(self.seed)
+        origin = torch.tensor(sources)
+        shares = torch.ones(len(sources), dtype=torch.float64)
+        for unit in dict.fromkeys(sources[layer.units :]):
+            copies = (origin == unit).nonzero().squeeze(1)
+            shares[copies] = split_shares(len(copies), self.split, generator)
+        return Plan(layer, repr(self), tuple(sources), shares=shares, error=0.0 if layer.exact else None)

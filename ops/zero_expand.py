@@ -1,0 +1,32 @@
+"""Zero Weight Expansion: a layer grows by units with no weights at all.
+
+Source: Graham 2019, *Applied HOSVD for weight compression and expansion*, 3.1.3. The function is unchanged, and the new
+units are dead: with fan-in and fan-out both zero neither side ever gets a gradient. The baseline for WeakExpand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ops.anatomy import HiddenLayer
+from ops.operation import Operation, fraction
+from ops.plan import Plan
+from ops.signals import Signals
+
+
+@dataclass(frozen=True)
+class ZeroExpand(Operation):
+    """Appends units with zero fan-in and fan-out.
+
+    ``grow``: the fraction of units that is added, above 0 and at most 16 (1 doubles the layer).
+    """
+
+    grow: float = 0.5
+
+    def __post_init__(self) -> None:
+        fraction(self, "grow", self.grow, most=16)
+
+    def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
+        added = max(1, round(self.grow * layer.units))
+        sources = (*range(layer.units), *(-1,) * added)
+        return Plan(layer, repr(self), sources, error=0.0 if layer.exact else None)
