@@ -1,0 +1,31 @@
+"""Which operations, how hard, when: what Optuna may choose.
+
+A space is a function ``suggest(trial, layers, epochs) -> Schedule``, define-by-run. ``layers`` maps each layer's name to
+something with ``.units``, such as an ``Anatomy``. The same function decodes a finished trial from its parameters:
+
+>>> from optuna.trial import FixedTrial
+>>> from types import SimpleNamespace
+>>> params = {"variance_threshold": 0.01, "layers": "widest", "first_epoch": 2, "times": 1}
+>>> print(SPACES["pcns"](FixedTrial(params), {"fc1": SimpleNamespace(units=8)}, 6).steps[0])
+2ep: PCNS(variance_threshold=0.01, basis='pivoted') on fc1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ops import Schedule
+from search_spaces import eigen_remove, expansion, mixed, pcns, removal, weak_expand
+
+Suggest = Callable[..., Schedule]
+
+SPACES: dict[str, Suggest] = {
+    "mixed": mixed.suggest,
+    "removal": removal.suggest,
+    "expansion": expansion.suggest,
+    "eigen_remove": eigen_remove.suggest,
+    "weak_expand": weak_expand.suggest,
+    "pcns": pcns.suggest,
+}
+
+__all__ = ["SPACES", "Suggest"]

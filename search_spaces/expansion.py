@@ -1,0 +1,25 @@
+"""Adding units: as shares of old ones or with zero weights; how many."""
+
+from __future__ import annotations
+
+from optuna.trial import BaseTrial
+
+from ops import Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
+from search_spaces.placement import EPOCHS, Layers, place
+
+NAMES = ("weak_expand", "zero_expand")
+
+
+def operation(trial: BaseTrial, name: str) -> Operation:
+    """The named expansion with its hyperparameters: ``grow``; for WeakExpand ``split``."""
+    grow = trial.suggest_float("grow", 0.1, 1.0)
+    if name == "weak_expand":
+        return WeakExpand(grow, trial.suggest_categorical("split", ("equal", "uneven", "signed")))
+    if name == "zero_expand":
+        return ZeroExpand(grow)
+    raise SurgeryError(f"there is no expansion {name!r}; there are {', '.join(NAMES)}")
+
+
+def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
+    """A schedule of expansions: ``op``, ``grow``, ``split`` and the placement."""
+    return place(trial, layers, operation(trial, trial.suggest_categorical("op", NAMES)), epochs)

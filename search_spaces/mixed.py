@@ -1,0 +1,23 @@
+"""Everything at once: which operation, how hard, where and when."""
+
+from __future__ import annotations
+
+from optuna.trial import BaseTrial
+
+from ops import Schedule
+from search_spaces import expansion, pcns, removal
+from search_spaces.placement import EPOCHS, Layers, place
+
+NAMES = (*removal.NAMES, "pcns", *expansion.NAMES)
+
+
+def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
+    """A schedule of one operation: ``op``, its own hyperparameters (conditional) and the placement."""
+    name = trial.suggest_categorical("op", NAMES)
+    if name in removal.NAMES:
+        operation = removal.operation(trial, name)
+    elif name in expansion.NAMES:
+        operation = expansion.operation(trial, name)
+    else:
+        operation = pcns.operation(trial)
+    return place(trial, layers, operation, epochs)

@@ -1,0 +1,55 @@
+"""Where and when: the part of a schedule that every search space shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from optuna.trial import BaseTrial
+
+from ops.operation import Operation
+from ops.schedule import Moment, Schedule, Step
+
+#: How long training lasts where a study does not say.
+EPOCHS = 10
+
+
+class Sized(Protocol):
+    """What a search space must know of a layer: how many units it has."""
+
+    @property
+    def units(self) -> int: ...
+
+
+Layers = Mapping[str, Sized]
+
+#: Which layers an operation works on, by the trial's ``layers`` parameter.
+CHOICES = ("all", "first_half", "last_half", "widest")
+
+
+def chosen(layers: Layers, choice: str) -> Sequence[str]:
+    """The names of the layers that a choice means, in the network's order."""
+    names = list(layers)
+    half = (len(names) + 1) // 2
+    if choice == "first_half":
+        return names[:half]
+    if choice == "last_half":
+        return names[len(names) - half :]
+    if choice == "widest":
+        return [max(names, key=lambda name: layers[name].units)]
+    return names
+
+
+def place(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int) -> Schedule:
+    """An operation on some layers, once or several times: ``layers``, ``first_epoch``, ``times``, ``every``.
+
+    The first operation comes after 1 epoch at the earliest and leaves at least a third of training to recover in;
+    repetitions that would fall beyond the end are left out.
+    """
+    where = chosen(layers, trial.suggest_categorical("layers", CHOICES))
+    first = trial.suggest_int("first_epoch", 1, max(1, 2 * epochs // 3))
+    times = trial.suggest_int("times", 1, 3)
+    every = trial.suggest_int("every", 1, 3) if times > 1 else 1
+    moments = [first + turn * every for turn in range(times)]
+    steps = [Step(Moment(epoch), name, operation) for epoch in moments if epoch < epochs for name in where]
+    return Schedule(tuple(steps))

@@ -1,0 +1,14 @@
+"""WeakExpand alone: ratio, how the copies share, layers and timing."""
+
+from __future__ import annotations
+
+from optuna.trial import BaseTrial
+
+from ops import Schedule
+from search_spaces import expansion
+from search_spaces.placement import EPOCHS, Layers, place
+
+
+def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
+    """A schedule of WeakExpand: ``grow``, ``split`` and the placement."""
+    return place(trial, layers, expansion.operation(trial, "weak_expand"), epochs)

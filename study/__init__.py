@@ -1,0 +1,1 @@
+"""Does surgery pay? Train, operate, measure, search, compare, show."""

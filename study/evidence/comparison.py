@@ -1,0 +1,179 @@
+"""Does surgery beat starting over? The same seeds for the original, for surgery, and for restarting.
+
+The schedules come from the search, chosen on validation. Each arm trains for the same number of epochs with the same
+seeds and data order; the restart takes the very architecture that surgery of the same seed ended with, from fresh
+weights. The test images are read once, at the end of each training. Differences are paired by seed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from scipy import stats
+
+from study.config import OBJECTIVES, Settings
+from study.evidence.results import Folder, Record
+from study.search.sources import Listed, objective
+from study.training.run import Cell
+
+
+def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
+    """The best schedules of a search, at most ``settings.top``, that changed the network and differ from one another.
+
+    With one objective the best values, the smaller network where they are equal; with several the trials that no other
+    trial dominates, the first objective deciding among them.
+    """
+    sign = [1.0 if OBJECTIVES[name] == "max" else -1.0 for name in settings.objective]
+    values = {
+        record.cell.name: [s * objective(record.result, name) for s, name in zip(sign, settings.objective, strict=True)]
+        for record in trials
+        if not record.failed
+    }
+    able = [r for r in trials if not r.failed and any(o["units_before"] != o["units_after"] for o in r.result["operations"])]
+    if len(settings.objective) > 1:
+        able = [r for r in able if not any(_dominates(values[o.cell.name], values[r.cell.name]) for o in able)]
+    able.sort(key=lambda record: (values[record.cell.name], -record.result["parameters"]), reverse=True)
+    chosen: list[Record] = []
+    for record in able:
+        if all(record.cell.schedule != other.cell.schedule for other in chosen):
+            chosen.append(record)
+    return chosen[: settings.top]
+
+
+def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) -> Listed:
+    """The trainings that the comparison still needs. The restarts follow when their surgery has ended.
+
+    The comparison's seeds are not the search's, so that luck in the search is not counted for surgery.
+    """
+    seeds = range(settings.seed + 1, settings.seed + 1 + settings.seeds)
+    ended = {record.cell.name: record for record in done}
+    wanted = [Cell("original", seed, test=True) for seed in seeds]
+    wanted += [
+        Cell("surgery", seed, record.cell.schedule, trial=record.cell.trial, params=record.cell.params, test=True)
+        for seed in seeds
+        for record in chosen
+    ]
+
+    def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
+        if cell.arm != "surgery":
+            return []
+        restart = Cell(
+            "restart", cell.seed, shapes=outcome["shapes"], trial=cell.trial, params=cell.params, test=True
+        )
+        return [] if restart.name in ended else [restart]
+
+    missing = [cell for cell in wanted if cell.name not in ended]
+    for cell in wanted:
+        if cell.name in ended and not ended[cell.name].failed:
+            missing += follow(cell, ended[cell.name].result)
+    total = len(missing) + sum(cell.arm == "surgery" for cell in missing)
+    return Listed(missing, total, follow)
+
+
+def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The closing table's rows and a verdict for each schedule, from the folder's finished cells.
+
+    A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of test accuracy (0 … 1) and seconds, mean
+    parameters and FLOPs, median spike factor, median operation seconds / epoch seconds. A verdict: ``trial``, paired
+    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``p``, time ratio, ``sentence``.
+    """
+    groups: dict[tuple[str, int | None], list[Record]] = {}
+    for record in folder.records("original", "surgery", "restart"):
+        if not record.failed:
+            groups.setdefault((record.cell.arm, record.cell.trial), []).append(record)
+    trials = list(dict.fromkeys(trial for arm, trial in groups if trial is not None))
+    ranked = [r.cell.trial for r in choose(folder.records("search"), folder.settings)]
+    trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
+    order = [("original", None), *((arm, trial) for trial in trials for arm in ("surgery", "restart"))]
+    rows = [_row(*key, groups[key]) for key in order if key in groups]
+    verdicts = [_verdict(trial, groups.get(("surgery", trial), []), groups.get(("restart", trial), [])) for trial in trials]
+    return rows, [verdict for verdict in verdicts if verdict is not None]
+
+
+def describe(schedule: Sequence[Any]) -> str:
+    """A schedule in a few words: the operation with its main hyperparameters, how many layers, when."""
+    if not schedule:
+        return "no operation"
+    first = schedule[0]
+    numbers = [f"{key} {first[key]:.2g}" for key in ("keep", "grow", "rank", "variance_threshold") if key in first]
+    words = [str(first[key]) for key in ("split", "basis", "weights") if key in first]
+    layers = list(dict.fromkeys(step["layer"] for step in schedule))
+    moments = list(dict.fromkeys(step["when"] for step in schedule))
+    where = layers[0] if len(layers) == 1 else f"{len(layers)} layers"
+    return f"{first['op']} {', '.join(numbers + words)} on {where} at {', '.join(moments)}"
+
+
+def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, Any]:
+    results = [record.result for record in records]
+    factors = [event["factor"] for result in results for event in result["spikes"]]
+    shares = [
+        operation["seconds"] / operation["epoch_seconds"]
+        for result in results
+        for operation in result["operations"]
+        if operation["epoch_seconds"]
+    ]
+    accuracy = [result["test_accuracy"] for result in results]
+    seconds = [result["seconds"] for result in results]
+    labels = {"original": "original, uninterrupted", "restart": "restart of the final architecture"}
+    return {
+        "arm": arm,
+        "trial": trial,
+        "label": labels.get(arm) or describe(records[0].cell.schedule),
+        "n": len(results),
+        "accuracy": statistics.fmean(accuracy),
+        "accuracy_deviation": statistics.stdev(accuracy) if len(accuracy) > 1 else None,
+        "parameters": statistics.fmean(result["parameters"] for result in results),
+        "flops": statistics.fmean(result["flops"] for result in results),
+        "seconds": statistics.fmean(seconds),
+        "seconds_deviation": statistics.stdev(seconds) if len(seconds) > 1 else None,
+        "spike_factor": statistics.median(factors) if factors else None,
+        "operation_to_epoch": statistics.median(shares) if shares else None,
+    }
+
+
+def _verdict(trial: int, surgery: Sequence[Record], restart: Sequence[Record]) -> dict[str, Any] | None:
+    restarted = {record.cell.seed: record.result for record in restart}
+    pairs = [(r.result, restarted[r.cell.seed]) for r in surgery if r.cell.seed in restarted]
+    if not pairs:
+        return None
+    differences = [one["test_accuracy"] - other["test_accuracy"] for one, other in pairs]
+    ratio = statistics.fmean(one["seconds"] for one, _ in pairs) / statistics.fmean(other["seconds"] for _, other in pairs)
+    mean, interval, p = paired(differences)
+    ours, theirs = (statistics.fmean(pair[i]["test_accuracy"] for pair in pairs) for i in (0, 1))
+    label = describe(surgery[0].cell.schedule)
+    if interval is None:
+        finding = "one seed shows no spread, so nothing can be said; use --seeds 5"
+    elif interval[0] > 0:
+        finding = "surgery is better"
+    elif interval[1] < 0:
+        finding = "restarting is better"
+    else:
+        finding = "no difference was found"
+    spread = f", 95 % interval {100 * interval[0]:+.2f} … {100 * interval[1]:+.2f}" if interval else ""
+    sentence = (
+        f"Surgery ({label}) ends at {ours:.2%} test accuracy, restarting the same architecture at {theirs:.2%} "
+        f"(paired difference {100 * mean:+.2f} points{spread}, n = {len(pairs)} seeds), "
+        f"in {ratio:.2f} × the seconds: {finding}."
+    )
+    return {
+        "trial": trial, "label": label, "n": len(pairs), "surgery": ours, "restart": theirs, "difference": mean,
+        "interval": interval, "p": p, "time_ratio": ratio, "finding": finding, "sentence": sentence,
+    }  # fmt: skip
+
+
+def paired(differences: Sequence[float]) -> tuple[float, list[float] | None, float | None]:
+    """Mean of paired differences, its 95 % interval and p-value by Student's t; None where they cannot be had."""
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return mean, None, None
+    if statistics.stdev(differences) == 0:
+        return mean, [mean, mean], None
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(0.95)
+    return mean, [float(interval.low), float(interval.high)], float(test.pvalue)
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a >= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)

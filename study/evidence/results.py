@@ -1,0 +1,141 @@
+"""A study's folder: what lies where, the ledger of finished cells, and ``results.json``.
+
+The ledger (``cells.jsonl``) gets one line for each cell that ends, at once, so whatever is interrupted later is not
+lost. Everything else that a study shows is computed from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from study.config import Settings
+from study.errors import StudyError
+from study.training.run import Cell
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """A cell and how it ended: an outcome (see ``study.training.run``) or ``{"failure": reason}``."""
+
+    cell: Cell
+    result: dict[str, Any]
+
+    @property
+    def failed(self) -> bool:
+        return "failure" in self.result
+
+
+class Folder:
+    """A study's folder. ``Folder.make`` starts one, ``Folder.open`` finds one.
+
+    Also a listener (see ``study.search.tuner``): it writes the ledger.
+    """
+
+    def __init__(self, path: Path, settings: Settings, layers: dict[str, int]) -> None:
+        self.path, self.settings, self.layers = path, settings, layers
+
+    optuna = property(lambda self: self.path / "optuna.db")
+    mlflow = property(lambda self: self.path / "mlflow.db")
+    artifacts = property(lambda self: self.path / "mlflow-artifacts")
+    figures = property(lambda self: self.path / "figures")
+    results = property(lambda self: self.path / "results.json")
+    report = property(lambda self: self.path / "report.html")
+    _ledger = property(lambda self: self.path / "cells.jsonl")
+
+    @classmethod
+    def make(cls, path: Path, settings: Settings, layers: dict[str, int]) -> Folder:
+        """A new study in an empty or missing folder. Raises StudyError where something lies there already."""
+        if (path / "study.json").exists():
+            raise StudyError(f"{path} holds a study already; continue it with 'surgery resume {path}' or choose --out")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StudyError(f"{path} is not empty; choose another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"{path} cannot be made: {error.strerror}") from None
+        content = {"format": FORMAT, "settings": settings.to_data(), "layers": layers, "machine": machine()}
+        (path / "study.json").write_text(json.dumps(content, indent=2) + "\n")
+        return cls(path.resolve(), settings, layers)
+
+    @classmethod
+    def open(cls, path: Path) -> Folder:
+        """The study in this folder. Raises StudyError where there is none or it is of another version."""
+        try:
+            content = json.loads((path / "study.json").read_text())
+        except FileNotFoundError:
+            raise StudyError(f"there is no study in {path} (it has no study.json)") from None
+        except (OSError, json.JSONDecodeError) as error:
+            raise StudyError(f"{path / 'study.json'} cannot be read: {error}") from None
+        if content.get("format") != FORMAT:
+            raise StudyError(f"{path} has the format {content.get('format')}, this version reads {FORMAT}")
+        settings = Settings.from_data(content["settings"], str(path / "study.json"))
+        return cls(path.resolve(), settings, content["layers"])
+
+    def records(self, *arms: str) -> list[Record]:
+        """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""
+        found: dict[str, Record] = {}
+        if self._ledger.exists():
+            for line in self._ledger.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # a line cut off by a killed process
+                    continue
+                record = Record(Cell(**entry["cell"]), entry["result"])
+                if not arms or record.cell.arm in arms:
+                    found[record.cell.name] = record
+        return sorted(found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed))
+
+    def started(self, cell: Cell) -> None: ...
+
+    def epoch(self, cell: Cell, record: dict[str, Any]) -> None: ...
+
+    def ended(self, cell: Cell, result: dict[str, Any]) -> None:
+        line = json.dumps({"cell": asdict(cell), "result": result})
+        with self._ledger.open("a") as ledger:
+            ledger.write(line + "\n")
+            ledger.flush()
+            os.fsync(ledger.fileno())
+
+    def write(self, summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Writes ``results.json`` from the ledger and a comparison; returns its content."""
+        study = json.loads((self.path / "study.json").read_text())
+        content = {
+            "format": FORMAT,
+            "settings": self.settings.to_data(),
+            "machine": study["machine"],
+            "layers": self.layers,
+            "trials": [_flat(record) for record in self.records("search")],
+            "comparison": {
+                "summary": list(summary),
+                "verdicts": list(verdicts),
+                "cells": [_flat(record) for record in self.records("original", "surgery", "restart")],
+            },
+        }
+        self.results.write_text(json.dumps(content, indent=1) + "\n")
+        return content
+
+
+def _flat(record: Record) -> dict[str, Any]:
+    cell = {key: value for key, value in asdict(record.cell).items() if key not in ("shapes", "test")}
+    return {"name": record.cell.name, **cell, **record.result}
+
+
+def machine() -> dict[str, str]:
+    """What the results were computed with: versions, processor, number of cores."""
+    packages = ("torch", "ray", "optuna", "mlflow", "tensorly", "network-surgery")
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except Exception:  # a source tree that is not installed
+            found[package] = "not installed"
+    return {"python": platform.python_version(), "system": platform.platform(), "cores": str(os.cpu_count()), **found}

@@ -1,0 +1,146 @@
+"""Networks by name: three of ours, every classifier of torchvision, or anyone's factory."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from study.errors import StudyError
+
+Shape = tuple[int, int, int]
+
+
+def small_cnn(shape: Shape, classes: int) -> nn.Module:
+    """Two convolutions and a dense layer, with BatchNorm: 75,370 parameters on 8 × 8 digits."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(shape[0], 32, 3, padding=1),
+            norm1=nn.BatchNorm2d(32),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 64, 3, padding=1),
+            norm2=nn.BatchNorm2d(64),
+            relu2=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(3),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * 9, 96),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(96, classes),
+        )
+    )
+
+
+def mlp(shape: Shape, classes: int) -> nn.Module:
+    """Two dense hidden layers of 128 and 64 units with LeakyReLU, no norm."""
+    pixels = shape[0] * shape[1] * shape[2]
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(pixels, 128),
+            leaky1=nn.LeakyReLU(),
+            fc2=nn.Linear(128, 64),
+            leaky2=nn.LeakyReLU(),
+            fc3=nn.Linear(64, classes),
+        )
+    )
+
+
+def vgg16(shape: Shape, classes: int) -> nn.Module:
+    """The thesis's network (Graham 2019, 4.2, and its published code): 11 convolutions, 4 dense layers.
+
+    3 × 3 convolutions of 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512 channels with BatchNorm and ReLU, pooling
+    after the 1st, 3rd, 5th and 8th; dense 2048, 2048, 1000 with ReLU, then BatchNorm. Images of 32 × 32.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    before, size = shape[0], shape[1]
+    for number, width in enumerate((64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512), 1):
+        layers[f"conv{number}"] = nn.Conv2d(before, width, 3, padding=1)
+        layers[f"conv{number}_norm"] = nn.BatchNorm2d(width)
+        layers[f"conv{number}_relu"] = nn.ReLU(inplace=True)
+        if number in (1, 3, 5, 8):
+            layers[f"pool{number}"] = nn.MaxPool2d(2)
+            size //= 2
+        before = width
+    layers["flatten"] = nn.Flatten()
+    before *= size * size
+    for number, width in enumerate((2048, 2048, 1000), 1):
+        layers[f"fc{number}"] = nn.Linear(before, width)
+        layers[f"fc{number}_relu"] = nn.ReLU(inplace=True)
+        layers[f"fc{number}_norm"] = nn.BatchNorm1d(width)
+        before = width
+    layers["fc4"] = nn.Linear(before, classes)
+    return nn.Sequential(layers)
+
+
+MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {"small_cnn": small_cnn, "mlp": mlp, "vgg16": vgg16}
+
+
+def build(name: str, shape: Shape, classes: int) -> nn.Module:
+    """A fresh network for images of ``shape`` (channels, height, width).
+
+    ``name``: one of ``MODELS``; ``torchvision:NAME`` (made with ``num_classes``); or ``MODULE:FACTORY``, where MODULE is
+    an importable module or a .py file and FACTORY takes ``(shape, classes)`` and returns an ``nn.Module``.
+
+    Raises:
+        StudyError: no such network, or a factory that fails or returns something else.
+    """
+    if name in MODELS:
+        factory = MODELS[name]
+    elif name.startswith("torchvision:"):
+        factory = _torchvision(name.removeprefix("torchvision:"))
+    elif ":" in name:
+        factory = _theirs(name)
+    else:
+        raise StudyError(
+            f"there is no model {name!r}; give one of {', '.join(MODELS)}, 'torchvision:NAME' or 'MODULE:FACTORY'"
+        )
+    try:
+        model = factory(shape, classes)
+        if isinstance(model, nn.Module):
+            _try(model, shape, classes)
+            return model
+    except StudyError:
+        raise
+    except Exception as error:  # anyone's factory may fail in any way
+        raise StudyError(
+            f"model {name!r} failed on images of shape {shape}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
+    raise StudyError(f"model {name!r} made {type(model).__name__}, not a torch.nn.Module")
+
+
+def _try(model: nn.Module, shape: Shape, classes: int) -> None:
+    from ops.anatomy import evaluating
+
+    with evaluating(model), torch.no_grad():
+        output = model(torch.zeros(2, *shape))
+    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if found != (2, classes):
+        raise StudyError(f"the model must return scores [batch, {classes}], but for a batch of 2 it returned {found}")
+
+
+def _torchvision(name: str) -> Callable[[Shape, int], nn.Module]:
+    import torchvision
+
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise StudyError(f"torchvision has no classification model {name!r}")
+    return lambda shape, classes: torchvision.models.get_model(name, weights=None, num_classes=classes)
+
+
+def _theirs(name: str) -> Callable[[Shape, int], nn.Module]:
+    module_name, _, attribute = name.rpartition(":")
+    try:
+        if module_name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(module_name)
+        return getattr(module, attribute)
+    except Exception as error:  # importing anyone's module may fail in any way
+        raise StudyError(f"model {name!r} cannot be loaded: {(str(error).splitlines() or [''])[0]}") from error

@@ -1,0 +1,63 @@
+"""A trial as Ray Tune runs it: one cell, trained in a worker, told to the driver epoch by epoch.
+
+Workers are reused, so everything that a training leaves behind (random state, threads, CUDA's cache) is set anew. What
+a user can put right and what diverges ends as a result with its reason, not as an exception: the study goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from ops import SurgeryError
+from study.config import Settings
+from study.data import Dataset, Images
+from study.errors import Diverged, StudyError
+from study.training.run import Cell, run
+
+
+def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, checkpoints: str) -> None:
+    """Runs ``config["cell"]`` (JSON). ``arrays`` are views of shared memory; ``checkpoints`` a folder all nodes may see."""
+    cell = Cell(**json.loads(config["cell"]))
+    device = pick_device(settings.device)
+    torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    saved = Path(checkpoints) / f"{cell.key(settings)}.pt"
+    try:
+        outcome = run(cell, dataset_of(arrays), settings, device, lambda epoch: tune.report(_told(epoch)), saved)
+    except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:
+        outcome = {"failure": (str(error).splitlines() or [type(error).__name__])[0]}
+    outcome["device"] = device_name(device)
+    tune.report({"kind": "outcome", "told": json.dumps(outcome)})
+    saved.unlink(missing_ok=True)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is a GPU where the process sees one. Raises StudyError for ``cuda`` without a GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StudyError("device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def arrays_of(data: Dataset) -> dict[str, Any]:
+    """A dataset as NumPy arrays, which Ray shares between processes without copying."""
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {"classes": data.classes} | {name: (part.pixels, part.labels) for name, part in parts.items()}
+
+
+def dataset_of(arrays: dict[str, Any]) -> Dataset:
+    train, validation, test = (Images(*arrays[name]) for name in ("train", "validation", "test"))
+    return Dataset(train, validation, test, tuple(arrays["classes"]))
+
+
+def _told(epoch: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "epoch", "told": json.dumps(epoch)}

@@ -1,0 +1,161 @@
+"""The one place that talks to Ray: starts or joins a cluster, and runs the cells of a source as Tune trials.
+
+Tune asks the source for cells through a searcher and the listeners hear of every start, epoch and end through a
+callback on the driver. Ray's own checkpoints and restores are not used: a cell keeps its checkpoint under the study's
+folder, by what it computes, so that a lost node, a killed driver and Ctrl-C all resume in the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from study.config import Settings
+from study.data import Dataset
+from study.errors import StudyError
+from study.search.sources import Source
+from study.training.run import Cell
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000000",  # nothing of Tune's is restored, so nothing needs to be saved
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class Listener(Protocol):
+    """Hears what happens on the driver. A cell's name is unique in its stage."""
+
+    def started(self, cell: Cell) -> None: ...
+
+    def epoch(self, cell: Cell, record: dict[str, Any]) -> None: ...
+
+    def ended(self, cell: Cell, result: dict[str, Any]) -> None: ...
+
+
+@contextlib.contextmanager
+def cluster(settings: Settings) -> Iterator[dict[str, float]]:
+    """Ray for the time of a ``with`` block: the cluster at ``settings.address`` (or ``RAY_ADDRESS``), else one of our
+    own on this machine, which is stopped at the end. Yields the cluster's resources.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    import ray
+
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    ours = not ray.is_initialized()
+    if ours:
+        options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
+        try:
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+        except ConnectionError as error:
+            raise StudyError(f"there is no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
+    try:
+        yield ray.cluster_resources()
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def run_cells(
+    source: Source, data: Dataset, settings: Settings, resources: dict[str, float], out: Path,
+    listeners: Sequence[Listener],
+) -> bool:  # fmt: skip
+    """Runs every cell of a source. Returns False where Ctrl-C ended it early; raises StudyError where nothing fits."""
+    from ray import tune
+
+    from study.search.trial import arrays_of, trial
+
+    share = trial_resources(settings, resources)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
+    searcher, callback = _adaptors(source, listeners)
+    function = tune.with_parameters(
+        trial, arrays=arrays_of(data), settings=settings, checkpoints=str(out / "checkpoints")
+    )
+    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(function, share),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher, num_samples=-1, reuse_actors=True, metric="told", mode="max"
+            ),
+            run_config=tune.RunConfig(
+                name="cells", storage_path=scratch, callbacks=[callback], verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),
+            ),
+        )  # fmt: skip
+        tuner.fit()
+    return source.finished
+
+
+def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
+    """What one trial asks of the cluster. Raises StudyError where no trial could ever start."""
+    gpus = 0.0 if settings.device == "cpu" or not resources.get("GPU") else settings.gpus_per_trial
+    if settings.device == "cuda" and not resources.get("GPU"):
+        raise StudyError("device is 'cuda', but this Ray cluster has no GPU; use 'auto' or 'cpu'")
+    if settings.cpus_per_trial > resources.get("CPU", 0):
+        raise StudyError(
+            f"cpus_per_trial is {settings.cpus_per_trial:g}, but this Ray cluster has {resources.get('CPU', 0):g} CPUs"
+        )
+    if gpus > resources.get("GPU", 0):
+        raise StudyError(f"gpus_per_trial is {gpus:g}, but this Ray cluster has {resources['GPU']:g} GPUs")
+    return {"cpu": settings.cpus_per_trial} | ({"gpu": gpus} if gpus else {})
+
+
+def _adaptors(source: Source, listeners: Sequence[Listener]) -> tuple[Any, Any]:
+    """The source as Tune's searcher, the listeners as Tune's callback. Both see a trial by Tune's id of it."""
+    from ray.tune import Callback
+    from ray.tune.search import Searcher
+
+    cells: dict[str, Cell] = {}
+
+    class Ask(Searcher):
+        def suggest(self, trial_id: str) -> Any:
+            if source.finished:
+                return Searcher.FINISHED
+            cell = source.next()
+            if cell is None:
+                return None
+            cells[trial_id] = cell
+            return {"cell": json.dumps(asdict(cell))}
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            """Everything is told by the callback, which also hears of trials that end by an error."""
+
+        def save(self, checkpoint_path: str) -> None: ...
+
+        def restore(self, checkpoint_path: str) -> None: ...
+
+    class Hear(Callback):
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            for listener in listeners:
+                listener.started(cells[trial.trial_id])
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            told = json.loads(result["told"])
+            if result["kind"] == "outcome":
+                self._end(trial, told)
+            else:
+                for listener in listeners:
+                    listener.epoch(cells[trial.trial_id], told)
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            error = trial.get_error()
+            reason = str(getattr(error, "cause", None) or error or "the trial's process was lost")
+            self._end(trial, {"failure": reason.strip().splitlines()[-1]})
+
+        def _end(self, trial: Any, outcome: dict[str, Any]) -> None:
+            cell = cells[trial.trial_id]
+            source.tell(cell, outcome)
+            for listener in listeners:
+                listener.ended(cell, outcome)
+
+    return Ask(metric="told", mode="max"), Hear()

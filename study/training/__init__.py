@@ -1,0 +1,1 @@
+"""Training without Ray or MLflow: the loop, the theatre that operates and measures, checkpoints, whole runs."""

@@ -1,0 +1,75 @@
+"""Checkpoints that describe their own architecture and load without pickle (``weights_only=True``).
+
+A checkpoint holds the shape of every tensor, the weights, the optimizer's state, the random state, the position in
+training and the callbacks' states (the theatre's: how far the schedule is, and its records). A run that resumes from
+one equals an uninterrupted run bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ops import SurgeryError, resize, shapes
+from study.errors import StudyError
+from study.training.trainer import Callback, Trainer
+
+FORMAT = 1
+
+
+def save(trainer: Trainer, path: Path) -> None:
+    """Writes the trainer's state at the end of an epoch; the file is whole or not there."""
+    cuda = torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None
+    content = {
+        "format": FORMAT,
+        "shapes": shapes(trainer.model),
+        "weights": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "cuda_random": cuda,
+        "epoch": trainer.epoch,
+        "iteration": trainer.iteration,
+        "history": trainer.history,
+        "callbacks": [callback.state() for callback in trainer.callbacks],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(content, part)
+    os.replace(part, path)
+
+
+def load(trainer: Trainer, path: Path) -> None:
+    """Brings a freshly made trainer to where the checkpoint was written, its network to the sizes it had then.
+
+    Raises:
+        StudyError: the file is no checkpoint of this network.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=trainer.device, weights_only=True)
+        if content["format"] != FORMAT:
+            raise StudyError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
+        resize(trainer.model, content["shapes"])
+        trainer.model.load_state_dict(content["weights"])
+    except (SurgeryError, KeyError, RuntimeError, EOFError, OSError) as error:
+        raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
+    trainer.optimizer.load_state_dict(content["optimizer"])
+    trainer.epoch, trainer.iteration, trainer.history = content["epoch"], content["iteration"], content["history"]
+    for callback, state in zip(trainer.callbacks, content["callbacks"], strict=True):
+        callback.restore(state)
+    torch.set_rng_state(content["random"].cpu())
+    if content["cuda_random"] is not None and trainer.device.type == "cuda":
+        torch.cuda.set_rng_state(content["cuda_random"].cpu(), trainer.device)
+
+
+class Checkpointer(Callback):
+    """Saves after every ``every``-th epoch."""
+
+    def __init__(self, path: Path, every: int = 1) -> None:
+        self.path, self.every = path, every
+
+    def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+        if trainer.epoch % self.every == 0:
+            save(trainer, self.path)

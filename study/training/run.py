@@ -1,0 +1,185 @@
+"""One whole training as a function of plain data: a *cell* of a study goes in, its outcome comes out.
+
+A cell says which arm it belongs to and everything that decides its result: the seed, the schedule (surgery), or the
+shapes of another network's tensors (restart: the same factory, the changed tensors freshly initialized).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from ops import Anatomy, Schedule, resize, shapes
+from ops.anatomy import count
+from study import models
+from study.config import Settings
+from study.data import Dataset
+from study.errors import StudyError
+from study.training import checkpoint
+from study.training.theatre import Theatre, parameters_of, spikes
+from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study, as plain data.
+
+    ``arm``: ``search``, ``original``, ``surgery`` or ``restart``. ``trial`` is the search trial whose schedule this is
+    about, ``params`` what Optuna chose there. ``test``: whether the test images are read, once, at the end.
+    """
+
+    arm: str
+    seed: int
+    schedule: Sequence[Mapping[str, Any]] = ()
+    shapes: Mapping[str, Sequence[int]] | None = None
+    trial: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    test: bool = False
+
+    @property
+    def name(self) -> str:
+        """A readable name, unique in its study."""
+        about = "" if self.trial is None else f"-{self.trial:03d}"
+        return f"search{about}" if self.arm == "search" else f"{self.arm}{about}-seed-{self.seed}"
+
+    def key(self, settings: Settings) -> str:
+        """A name for what this cell computes: equal for equal results, whatever machine runs it."""
+        recipe = {k: v for k, v in settings.to_data().items() if k in RECIPE}
+        about = asdict(self) | {"trial": None, "params": None, "arm": None}
+        text = json.dumps([about, recipe], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+#: The settings that decide what a training computes.
+RECIPE = (
+    "data", "model", "validation", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "held_out",
+    "signal_images",
+)  # fmt: skip
+
+
+class Teller(Callback):
+    """Tells somebody of every epoch: its record, and the operations since the last one."""
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None], theatre: Theatre) -> None:
+        self._tell, self._theatre, self._told = tell, theatre, 0
+
+    def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+        operations = self._theatre.records[self._told :]
+        self._told = len(self._theatre.records)
+        self._tell({**record, "parameters": parameters_of(trainer.model), "operations": operations})
+
+    def state(self) -> dict[str, Any]:
+        return {"told": self._told}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._told = state["told"]
+
+
+def run(
+    cell: Cell,
+    data: Dataset,
+    settings: Settings,
+    device: torch.device,
+    tell: Callable[[dict[str, Any]], None] = lambda epoch: None,
+    saved: Path | None = None,
+) -> dict[str, Any]:
+    """Trains a cell and returns its outcome: plain data with accuracy, losses, sizes, seconds, epochs and operations.
+
+    ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one.
+
+    Raises:
+        Diverged: the loss is no longer finite.
+        StudyError, SurgeryError: the cell cannot be run.
+    """
+    torch.manual_seed(cell.seed)
+    model = models.build(settings.model, data.shape, len(data.classes))
+    if cell.shapes is not None:
+        renew(model, cell.shapes)
+    model.to(device)
+    schedule = Schedule.from_data(cell.schedule)
+    held_out = data.validation.take(slice(0, None, max(1, len(data.validation) // settings.held_out)))
+    shown = data.train.take(slice(0, None, max(1, len(data.train) // settings.signal_images)))
+    theatre = Theatre(schedule, held_out, shown)
+    trainer = Trainer(
+        model, make_optimizer(settings, model), data, epochs=settings.epochs, batch_size=settings.batch_size,
+        seed=cell.seed, device=device, callbacks=[theatre, Teller(tell, theatre)],
+    )  # fmt: skip
+    if saved is not None:
+        trainer.callbacks.append(checkpoint.Checkpointer(saved))
+        if saved.exists():
+            checkpoint.load(trainer, saved)
+    trainer.fit()
+    example = Batches(held_out, device).take(slice(0, 2))[0]
+    parameters, flops = count(model, example)
+    loss, accuracy = evaluate(model, trainer.validation)
+    events = spikes(theatre.records)
+    train_seconds = sum(record["train_seconds"] for record in trainer.history)
+    outcome: dict[str, Any] = {
+        "validation_accuracy": accuracy,
+        "validation_loss": loss,
+        "parameters": parameters,
+        "flops": flops,
+        "train_seconds": train_seconds,
+        "operation_seconds": theatre.seconds,
+        "seconds": train_seconds + theatre.seconds,
+        "spikes": events,
+        "epochs": trainer.history,
+        "operations": theatre.records,
+        "shapes": shapes(model),
+    }
+    if cell.test:
+        outcome["test_loss"], outcome["test_accuracy"] = evaluate(model, Batches(data.test, device))
+    return outcome
+
+
+def check(settings: Settings, data: Dataset) -> dict[str, int]:
+    """Builds the network once and returns its layers' sizes by name.
+
+    Raises:
+        StudyError: no such network, or it has no layer that can be operated on.
+    """
+    steps_per_epoch(len(data.train), settings.batch_size)
+    model = models.build(settings.model, data.shape, len(data.classes))
+    anatomy = Anatomy(model, torch.zeros(2, *data.shape))
+    if not anatomy:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
+        raise StudyError(f"model {settings.model!r} has no layer that can be operated on ({reasons})")
+    return {name: layer.units for name, layer in anatomy.items()}
+
+
+def make_optimizer(settings: Settings, model: nn.Module) -> Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
+    kind = AdamW if settings.optimizer == "adamw" else Adam
+    return kind(model.parameters(), lr=rate, weight_decay=decay)
+
+
+def renew(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> None:
+    """Gives a fresh network other sizes, with fresh weights at those sizes.
+
+    A module with a changed parameter draws its weights anew by its own ``reset_parameters``; a changed parameter of a
+    module that has none draws from a normal distribution with the mean and deviation that it had.
+    """
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    resize(model, wanted)
+    for module in model.modules():
+        own = {name: p for name, p in module.named_parameters(recurse=False)}
+        names = {id(p): name for name, p in model.named_parameters()}
+        changed = [p for p in own.values() if p.shape != before[names[id(p)]].shape]
+        if not changed:
+            continue
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+            continue
+        for parameter in changed:
+            old = before[names[id(parameter)]]
+            nn.init.normal_(parameter, float(old.mean()), float(old.std()) if old.numel() > 1 else 0.0)

@@ -1,0 +1,146 @@
+"""The operating theatre: a callback that applies a schedule while the network trains, and measures every operation.
+
+Around each operation: the loss on one fixed held-out batch before and after (the spike factor is after / before), the
+thesis's loss factor (training loss of the first batch after / of the last batch before), the seconds of the operation
+and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back, units, parameters and
+FLOPs before and after. The anatomy is taken once, at the first operation, and its seconds are booked apart.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ops import Anatomy, Schedule, Signals, operate
+from ops.schedule import Step
+from study.data import Images
+from study.errors import Diverged
+from study.training.trainer import Batches, Callback, Trainer, clock, evaluate
+
+
+class Theatre(Callback):
+    """Applies ``schedule``. ``held_out`` is the fixed batch of validation images; ``signals`` the training images shown
+    to operations that look at activations. ``records`` holds one dict of plain numbers and names for each operation.
+    """
+
+    def __init__(self, schedule: Schedule, held_out: Images, signals: Images) -> None:
+        self.schedule, self._held_out, self._signals = schedule, held_out, signals
+        self.records: list[dict[str, Any]] = []
+        self.discovery_seconds = 0.0
+        self._done = 0
+        self._anatomy: Anatomy | None = None
+        self._last_loss: Tensor | None = None
+        self._unmeasured: list[dict[str, Any]] = []
+
+    @property
+    def seconds(self) -> float:
+        """All seconds that surgery took: discovery, signals, planning, applying."""
+        return self.discovery_seconds + sum(record["seconds"] for record in self.records)
+
+    def before_step(self, trainer: Trainer) -> None:
+        steps = sorted(self.schedule.steps, key=lambda step: step.when.iteration(trainer.per_epoch))
+        while self._done < len(steps) and steps[self._done].when.iteration(trainer.per_epoch) <= trainer.iteration:
+            self._operate(trainer, steps[self._done])
+            self._done += 1
+
+    def after_step(self, trainer: Trainer, loss: Tensor) -> None:
+        for record in self._unmeasured:
+            record["training_loss_after"] = float(loss)
+            if record["training_loss_before"] is not None:
+                record["loss_factor"] = float(loss) / max(record["training_loss_before"], 1e-12)
+        self._unmeasured = []
+        self._last_loss = loss
+
+    def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+        waiting = [r for r in self.records if r["epochs_to_recover"] is None]
+        loss = self._loss(trainer) if waiting else math.nan
+        for operation in waiting:
+            if loss <= operation["loss_before"]:
+                operation["epochs_to_recover"] = trainer.epoch - math.floor(operation["epoch"])
+        for operation in self.records:
+            if operation["epoch_seconds"] is None:  # the epoch that this operation opened or interrupted
+                operation["epoch_seconds"] = record["train_seconds"]
+                operation["interruptibility"] = record["train_seconds"] / max(operation["seconds"], 1e-9)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "done": self._done,
+            "records": self.records,
+            "discovery_seconds": self.discovery_seconds,
+            "last_loss": None if self._last_loss is None else float(self._last_loss),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._done, self.records = state["done"], state["records"]
+        self.discovery_seconds = state["discovery_seconds"]
+        self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
+
+    def _operate(self, trainer: Trainer, step: Step) -> None:
+        device = trainer.device
+        if self._anatomy is None:
+            start = clock(device)
+            self._anatomy = Anatomy(trainer.model, self._batch(self._held_out, 2, device)[0])
+            self.discovery_seconds += clock(device) - start
+        layer = self._anatomy[step.layer]
+        before = self._loss(trainer)
+        start = clock(device)
+        signals = None
+        if step.operation.needs_signals:
+            signals = Signals(trainer.model, *self._batch(self._signals, len(self._signals), device))
+        plan = operate(layer, step.operation, trainer.optimizer, signals)
+        seconds = clock(device) - start
+        after = self._loss(trainer)
+        if not math.isfinite(after):
+            raise Diverged(f"the loss became {after} right after {step}")
+        record = {
+            "when": str(step.when),
+            "epoch": trainer.iteration / trainer.per_epoch,
+            "iteration": trainer.iteration,
+            "layer": step.layer,
+            "operation": plan.operation,
+            "units_before": plan.units_before,
+            "units_after": plan.units_after,
+            "parameters_before": plan.parameters_before,
+            "parameters_after": plan.parameters_after,
+            "flops_before": plan.flops_before,
+            "flops_after": plan.flops_after,
+            "predicted_error": plan.error,
+            "loss_before": before,
+            "loss_after": after,
+            "spike_factor": after / max(before, 1e-12),
+            "training_loss_before": None if self._last_loss is None else float(self._last_loss),
+            "training_loss_after": None,
+            "loss_factor": None,
+            "seconds": seconds,
+            "epoch_seconds": None,
+            "interruptibility": None,
+            "epochs_to_recover": None,
+        }
+        self.records.append(record)
+        self._unmeasured.append(record)
+
+    def _loss(self, trainer: Trainer) -> float:
+        return evaluate(trainer.model, Batches(self._held_out, trainer.device))[0]
+
+    def _batch(self, images: Images, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        return Batches(images, device).take(slice(0, count))
+
+
+def spikes(records: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The operations of one moment taken together: epoch, held-out loss before the first and after the last, factor."""
+    events: dict[int, dict[str, float]] = {}
+    for record in records:
+        event = events.setdefault(
+            record["iteration"], {"epoch": record["epoch"], "loss_before": record["loss_before"], "seconds": 0.0}
+        )
+        event["loss_after"] = record["loss_after"]
+        event["factor"] = event["loss_after"] / max(event["loss_before"], 1e-12)
+        event["seconds"] += record["seconds"]
+    return list(events.values())
+
+
+def parameters_of(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

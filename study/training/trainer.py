@@ -1,0 +1,152 @@
+"""The training loop. It is closed: operations, reports and checkpoints enter as callbacks.
+
+The order of the data depends on the seed and the epoch alone, so a run that resumes at an epoch sees what it would have
+seen. Times are of training only: what callbacks do is clocked by whoever does it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from study.data import Dataset, Images
+from study.errors import Diverged, StudyError
+
+
+class Callback:
+    """What may happen around training. ``state`` and ``restore`` travel with checkpoints as plain data."""
+
+    def before_step(self, trainer: Trainer) -> None: ...
+
+    def after_step(self, trainer: Trainer, loss: Tensor) -> None: ...
+
+    def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Batches:
+    """Images on a device: ``pixels [n, channels, height, width]`` uint8 and ``labels [n]``, normalized when taken."""
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        self.pixels = torch.tensor(images.pixels, device=device)
+        self.labels = torch.tensor(images.labels, device=device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Inputs in −1 … 1 (mean and deviation 0.5) and class numbers."""
+        return self.pixels[index].float().div_(127.5).sub_(1.0), self.labels[index]
+
+
+class Trainer:
+    """Trains ``model`` by cross entropy for ``epochs`` epochs.
+
+    ``history`` holds a record for each finished epoch: ``train_loss``, ``validation_loss``, ``validation_accuracy``
+    (0 … 1) and ``train_seconds``. ``iteration`` counts optimizer steps.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        data: Dataset,
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.epochs, self.batch_size, self.seed, self.device = epochs, batch_size, seed, device
+        self.callbacks = list(callbacks)
+        self.train = Batches(data.train, device)
+        self.validation = Batches(data.validation, device)
+        self.epoch = 0
+        self.iteration = 0
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def per_epoch(self) -> int:
+        """Optimizer steps in an epoch; a last batch of one image is left out (BatchNorm cannot train on it)."""
+        return steps_per_epoch(len(self.train), self.batch_size)
+
+    def fit(self) -> None:
+        """Trains to the last epoch. Raises Diverged when the loss is no longer finite."""
+        while self.epoch < self.epochs:
+            record = self._train_epoch()
+            loss, accuracy = evaluate(self.model, self.validation)
+            record |= {"validation_loss": loss, "validation_accuracy": accuracy}
+            self.epoch += 1
+            self.history.append(record)
+            for callback in self.callbacks:
+                callback.after_epoch(self, record)
+
+    def _train_epoch(self) -> dict[str, float]:
+        order = torch.randperm(
+            len(self.train), generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        ).to(self.device)
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        paused, start = 0.0, clock(self.device)
+        for step in range(self.per_epoch):
+            pause = time.perf_counter()
+            for callback in self.callbacks:
+                callback.before_step(self)
+            paused += time.perf_counter() - pause
+            inputs, targets = self.train.take(order[step * self.batch_size : (step + 1) * self.batch_size])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = nn.functional.cross_entropy(self.model(inputs), targets)
+            loss.backward()
+            self.optimizer.step()
+            self.iteration += 1
+            total += loss.detach()
+            for callback in self.callbacks:
+                callback.after_step(self, loss.detach())
+        seconds = clock(self.device) - start - paused
+        mean = float(total) / self.per_epoch
+        if not math.isfinite(mean):
+            raise Diverged(f"the training loss became {mean} in epoch {self.epoch + 1}")
+        return {"epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": seconds}
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches in an epoch. Raises StudyError where there is none."""
+    whole, rest = divmod(images, batch_size)
+    steps = whole + (rest > 1)
+    if steps == 0:
+        raise StudyError(f"{images} training image(s) make no batch; at least 2 are needed")
+    return steps
+
+
+def evaluate(model: nn.Module, batches: Batches, most: int = 1024) -> tuple[float, float]:
+    """Mean cross entropy and accuracy (0 … 1) in evaluation mode; the model is left in the mode it was in."""
+    from ops.anatomy import evaluating
+
+    loss = torch.zeros((), dtype=torch.float64, device=batches.labels.device)
+    hits = torch.zeros((), dtype=torch.int64, device=batches.labels.device)
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(batches), most):
+            inputs, targets = batches.take(slice(start, start + most))
+            scores = model(inputs)
+            loss += nn.functional.cross_entropy(scores, targets, reduction="sum").double()
+            hits += (scores.argmax(dim=1) == targets).sum()
+    return float(loss) / len(batches), int(hits) / len(batches)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
