@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ops.anatomy import HiddenLayer, Place
+from ops.anatomy import HiddenLayer
 from ops.min_weight import strongest
 from ops.operation import Operation, choice, fraction, kept
 from ops.plan import Plan
@@ -69,28 +69,8 @@ class EigenRemove(Operation):
         sources = strongest(scores, kept(layer, self.keep))
         replaced: dict[str, Tensor] = {}
         if self.weights == "reduced" and self.rank < 1:
-            for place, reduced in outgoing.items():
-                replaced[place.tensor] = _outgoing_back(layer, place, reduced)
-            for place in layer.makers:
-                reduced = truncated_hosvd(layer.incoming(place), self.rank)
-                weight = replaced.get(place.tensor, layer.anatomy.tensor(place.tensor).detach())
-                replaced[place.tensor] = _incoming_back(weight, place, reduced)
+            reduced = {place: truncated_hosvd(layer.incoming(place), self.rank) for place in layer.makers} | outgoing
+            for place, by_unit in reduced.items():
+                weight = replaced.get(place.tensor, layer.anatomy.tensor(place.tensor))
+                replaced[place.tensor] = layer.written(place, weight, by_unit)
         return Plan(layer, repr(self), sources, replaced=replaced)
-
-
-def _outgoing_back(layer: HiddenLayer, place: Place, by_unit: Tensor) -> Tensor:
-    """The inverse of ``HiddenLayer.outgoing``: the reader's weight with these columns, in its own shape."""
-    weight = layer.anatomy.tensor(place.tensor).detach().clone()
-    order = [place.axis, place.out_axis if place.out_axis is not None else 1 - place.axis]
-    view = weight.permute(*order, *[d for d in range(weight.dim()) if d not in order])
-    positions = place.positions(layer.units)
-    shaped = by_unit.reshape(layer.units, view.shape[1], positions.shape[1], *view.shape[2:]).transpose(1, 2)
-    view[positions] = shaped.to(weight)
-    return weight
-
-
-def _incoming_back(weight: Tensor, place: Place, by_unit: Tensor) -> Tensor:
-    weight = weight.clone()
-    rows = weight.movedim(place.axis, 0)
-    rows.copy_(by_unit.reshape(rows.shape))
-    return weight

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -38,15 +39,15 @@ def sizes(module: nn.Module) -> dict[str, object]:
     return {}
 
 
-def fit(model: nn.Module) -> list[Callable[[], None]]:
-    """Sets every module's size attributes from its tensors; returns what undoes it."""
-    undo = []
-    for module in model.modules():
+def fit(modules: Iterable[nn.Module]) -> list[Callable[[], None]]:
+    """Sets these modules' size attributes from their tensors; returns what undoes it."""
+    undo: list[Callable[[], None]] = []
+    for module in modules:
         for name, value in sizes(module).items():
             old = getattr(module, name)
             if old != value:
                 setattr(module, name, value)
-                undo.append(lambda module=module, name=name, old=old: setattr(module, name, old))
+                undo.append(partial(setattr, module, name, old))
     return undo
 
 
@@ -71,4 +72,4 @@ def resize(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> None:
             raise SurgeryError(f"{name} has the shape {tuple(tensor.shape)}, the architecture says {tuple(shape)}")
         if list(tensor.shape) != list(shape):
             exchange(tensor, torch.zeros(tuple(shape), dtype=tensor.dtype, device=tensor.device))
-    fit(model)
+    fit(model.modules())

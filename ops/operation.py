@@ -34,6 +34,12 @@ def fraction(operation: Operation, field: str, value: float, above: float = 0.0,
         )
 
 
+def whole(operation: Operation, field: str, value: int) -> None:
+    """Raises SurgeryError unless the value is a whole number from 0 on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r}, but it must be a whole number from 0 on")
+
+
 def choice(operation: Operation, field: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises SurgeryError unless the value is one of those allowed."""
     if value not in allowed:

@@ -11,7 +11,8 @@ gathered; units that continue nothing start at zero. Step counts stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,6 +38,18 @@ def listed(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[Optimizer, ...]
     return found
 
 
+def check(optimizers: tuple[Optimizer, ...], tensors: Mapping[str, Tensor]) -> None:
+    """Raises SurgeryError where an optimizer keeps state (a factored one, say) that cannot follow the units."""
+    for optimizer in optimizers:
+        for name, tensor in tensors.items():
+            for key, value in optimizer.state.get(tensor, {}).items():
+                if isinstance(value, Tensor) and value.dim() > 0 and value.shape != tensor.shape:
+                    raise SurgeryError(
+                        f"{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)} for {name} of shape "
+                        f"{tuple(tensor.shape)}; that cannot follow the units: train with SGD or Adam"
+                    )
+
+
 def follow(optimizers: tuple[Optimizer, ...], parameter: Tensor, remap: Remap) -> list[Undo]:
     """Maps the gradient and every optimizer's state of a parameter, *before* its data is exchanged.
 
@@ -49,7 +62,7 @@ def follow(optimizers: tuple[Optimizer, ...], parameter: Tensor, remap: Remap) -
         for key, value in list(state.items()):
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0:
                 state[key] = remap(value, 2 if key in SQUARED else 1)
-                undo.append(lambda state=state, key=key, value=value: state.__setitem__(key, value))  # type: ignore[misc]
+                undo.append(partial(state.__setitem__, key, value))
     return undo
 
 

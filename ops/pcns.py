@@ -83,16 +83,14 @@ class PCNS(Operation):
 
     def _keep_spanning_units(self, layer: HiddenLayer, outputs: dict[Place, Tensor], count: int) -> Plan:
         sources = spanning_units(torch.cat(list(outputs.values())), count)
-        mixing, constants, lost, total = {}, {}, 0.0, 0.0
+        mixing, constants, missed = {}, {}, []
         for place, received in outputs.items():
             intercept = place.tensor in layer.anatomy.sinks
             mixing[place.tensor], constant = combination(received, sources, intercept)
             if intercept:
                 constants[place.tensor] = constant
-            missed = received - received[:, list(sources)] @ mixing[place.tensor].T - constant
-            lost += float(missed.square().sum())
-            total += float((received - received.mean(dim=0)).square().sum())
-        error = (lost / total) ** 0.5 if total > 0 else 0.0
+            missed.append(received - received[:, list(sources)] @ mixing[place.tensor].T - constant)
+        error = relative_error(missed, list(outputs.values()))
         return Plan(layer, repr(self), sources, mixing=mixing, constants=constants, error=error)
 
     def _emit_eigenvectors(self, layer: HiddenLayer, signals: Signals, count: int) -> Plan:
@@ -107,14 +105,14 @@ class PCNS(Operation):
         weights = left[:, : count - 1] * values[: count - 1] / size
         sign = torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)  # mostly positive: where LeakyReLU's inverse is tame
         wanted = torch.cat([vectors * sign, mean], dim=1)
-        mixing = torch.cat([weights * sign, torch.ones_like(weights[:, :1])], dim=1)
+        mixing = torch.cat([weights * sign, weights.new_ones(layer.units, 1)], dim=1)
         bias = [place for place in layer.vectors if place.tensor in _bias_of(layer, maker)]
         design = torch.cat([fed, torch.ones_like(mean)], dim=1) if bias else fed
         before = torch.where(wanted < 0, wanted / slope, wanted)
         solved = torch.linalg.lstsq(design, before, driver="gelsd" if not fed.is_cuda else None).solution
         emitted = design @ solved
         emitted = torch.where(emitted < 0, emitted * slope, emitted)
-        error = float((emitted @ mixing.T - outputs).norm() / (outputs - outputs.mean(dim=0)).norm())
+        error = relative_error([emitted @ mixing.T - outputs], [outputs])
         newborn = {maker.tensor: solved[: fed.shape[1]].T}
         newborn.update({place.tensor: solved[-1] for place in bias})
         return Plan(
@@ -150,6 +148,13 @@ def combination(received: Tensor, sources: tuple[int, ...], intercept: bool = Tr
     constant = origin - mixing @ origin[chosen]
     constant[chosen] = 0
     return mixing, constant
+
+
+def relative_error(missed: list[Tensor], outputs: list[Tensor]) -> float:
+    """The norm of what is missed over that of the outputs' deviation from their mean; 0 where nothing is missed."""
+    lost = sum(float(each.square().sum()) for each in missed)
+    spread = sum(float((each - each.mean(dim=0)).square().sum()) for each in outputs)
+    return (lost / spread) ** 0.5 if lost else 0.0
 
 
 def _bias_of(layer: HiddenLayer, maker: Place) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ops.anatomy import HiddenLayer
-from ops.operation import Operation, fraction, kept
+from ops.operation import Operation, fraction, kept, whole
 from ops.plan import Plan
 from ops.signals import Signals
 
@@ -24,6 +24,7 @@ class RandomRemove(Operation):
 
     def __post_init__(self) -> None:
         fraction(self, "keep", self.keep)
+        whole(self, "seed", self.seed)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         generator = torch.Generator().manual_seed(self.seed)

@@ -12,7 +12,7 @@ from ops.errors import SurgeryError
 from ops.operation import Operation
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Moment:
     """A point of training: after so many whole epochs ("3ep") or optimizer steps ("250it").
 

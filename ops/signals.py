@@ -24,7 +24,7 @@ class Signals:
 
     def __init__(self, model: nn.Module, inputs: Any, targets: Tensor | None = None) -> None:
         self.targets = targets
-        self._seen: dict[int, Tensor] = {}
+        self._seen: dict[int, list[Tensor]] = {}  # every call of a module
         hooks = [
             module.register_forward_pre_hook(self._remember)
             for module in model.modules()
@@ -46,21 +46,21 @@ class Signals:
 
     def received(self, layer: HiddenLayer, place: Place) -> Tensor:
         """What a reader receives from each unit: ``[samples × positions, units]`` in float64, thinned evenly."""
-        x = self._input_of(layer, place)
         axis = -1 if isinstance(layer.anatomy.owner(place.tensor), nn.Linear) else 1
-        by_unit = x.movedim(axis, 0)[place.positions(layer.units).to(x.device)]
-        return _thin(by_unit.reshape(layer.units, -1).T)
+        positions = place.positions(layer.units)
+        by_unit = [x.movedim(axis, 0)[positions.to(x.device)] for x in self._inputs_of(layer, place)]
+        return _thin(torch.cat([each.reshape(layer.units, -1).T for each in by_unit]))
 
     def fed(self, layer: HiddenLayer, place: Place) -> Tensor:
         """What a dense maker is fed: ``[samples, inputs]`` in float64, thinned evenly like ``received``."""
-        x = self._input_of(layer, place)
-        return _thin(x.reshape(-1, x.shape[-1]))
+        return _thin(torch.cat([x.reshape(-1, x.shape[-1]) for x in self._inputs_of(layer, place)]))
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
-            self._seen[id(module)] = args[0].detach().clone()  # what follows may work in place
+            self._seen.setdefault(id(module), []).append(args[0].detach().clone())  # what follows may work in place
 
-    def _input_of(self, layer: HiddenLayer, place: Place) -> Tensor:
+    def _inputs_of(self, layer: HiddenLayer, place: Place) -> list[Tensor]:
+        layer.tensor(place)  # complains of an anatomy that is out of date
         module = layer.anatomy.owner(place.tensor)
         if id(module) not in self._seen:
             raise SurgeryError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,12 +19,12 @@ from ops.anatomy.labels import FAN_OUT
 from ops.errors import SurgeryError
 from ops.module_sizes import fit
 from ops.operation import Operation
-from ops.optimizer_state import exchange, follow, listed
+from ops.optimizer_state import check, exchange, follow, listed
 from ops.plan import Plan
 from ops.signals import Signals
 
 Optimizers = Optimizer | Iterable[Optimizer]
-Undo = list[Callable[[], None]]
+Undo = list[Callable[[], object]]
 
 
 def operate(
@@ -49,8 +50,9 @@ def apply(plan: Plan, optimizers: Optimizers = ()) -> Undo:
         SurgeryError: the network has changed since the plan was made.
     """
     layer, anatomy = plan.layer, plan.layer.anatomy
-    _check(plan)
     known = listed(optimizers)
+    _check(plan)
+    check(known, {place.tensor: layer.tensor(place) for place in layer.places})
     undo: Undo = [_remember(layer)]
     for name, value in plan.replaced.items():
         tensor = anatomy.tensor(name)
@@ -60,29 +62,22 @@ def apply(plan: Plan, optimizers: Optimizers = ()) -> Undo:
             undo.append(_fold(layer, place, plan.constants[place.tensor]))
     for place in layer.places:
         tensor = anatomy.tensor(place.tensor)
-        index, unit = place.index(tensor.size(place.axis), layer.units, plan.sources)
-        share = _share(plan, unit).to(tensor)
-        along = [-1 if axis == place.axis else 1 for axis in range(tensor.dim())]
+        index, unit = place.index(layer.units, plan.sources)
+        share = _share(plan, unit).to(tensor).view([-1 if a == place.axis else 1 for a in range(tensor.dim())])
         reader = place.role == FAN_OUT
-
-        def remap(
-            old: Tensor, degree: int, index=index, share=share, along=along, reader=reader, axis=place.axis
-        ) -> Tensor:  # type: ignore[no-untyped-def]
-            new = _gather(old, axis, index, 0.0)
-            return new if reader else new * share.to(old).view(along) ** degree
-
+        remap = partial(_remap, axis=place.axis, index=index, share=None if reader else share)
         if reader and place.tensor in plan.mixing:
             data = _mix(tensor.data, place, layer.units, plan.mixing[place.tensor])
         else:
             data = _gather(tensor.data, place.axis, index, place.fill)
             if reader and plan.shares is not None:
-                data = data * share.view(along)
-        if place.tensor in plan.newborn:
-            data = data.index_copy(place.axis, (index < 0).nonzero().squeeze(1), plan.newborn[place.tensor].to(data))
+                data *= share
+        if not reader and place.tensor in plan.newborn:
+            data = data.index_copy(place.axis, (index < 0).nonzero().squeeze(1).to(data.device), plan.newborn[place.tensor].to(data))
         undo.extend(follow(known, tensor, remap))
         gradient = remap(tensor.grad, 1) if tensor.grad is not None else None
         undo.append(exchange(tensor, data.contiguous(), gradient))
-    undo.extend(fit(anatomy.model))
+    undo.extend(fit(anatomy.holders(layer)))
     anatomy.resized(layer, plan.units_after)
     return undo
 
@@ -122,7 +117,9 @@ def silenced(layers: Sequence[tuple[HiddenLayer, Sequence[int]]]) -> Iterator[No
             for place in layer.readers:
                 tensor = layer.anatomy.tensor(place.tensor)
                 columns = place.positions(layer.units)[list(units)].flatten().to(tensor.device)
-                undo.append(exchange(tensor, tensor.data.index_fill(place.axis, columns, 0.0), tensor.grad))
+                weights = tensor.data.index_select(place.axis, columns)
+                undo.append(partial(tensor.data.index_copy_, place.axis, columns, weights))
+                tensor.data.index_fill_(place.axis, columns, 0.0)
         yield
     finally:
         for step in reversed(undo):
@@ -140,16 +137,18 @@ def _check(plan: Plan) -> None:
         raise SurgeryError(f"{plan.operation} on {layer.name}: no unit would be left")
     if max(plan.sources) >= layer.units or min(plan.sources) < -1:
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources name units outside 0 … {layer.units - 1}")
-    for place in layer.places:
-        size = layer.anatomy.tensor(place.tensor).shape[place.axis : place.axis + 1]
-        if not size or size[0] < max(run.start + run.length(layer.units) for run in place.runs):
+    for name, value in plan.replaced.items():
+        if value.shape != layer.anatomy.tensor(name).shape:
             raise SurgeryError(
-                f"{plan.operation} on {layer.name}: {place.tensor} has changed since the anatomy was taken; take it anew"
+                f"{plan.operation} on {layer.name}: {name} was {tuple(value.shape)} when the plan was made and is "
+                f"{tuple(layer.anatomy.tensor(name).shape)} now; propose again"
             )
+    for place in layer.places:
+        layer.tensor(place)
 
 
 def _remember(layer: HiddenLayer) -> Callable[[], None]:
-    layers = {each: (each.units, list(each.places)) for each in layer.anatomy.values()}
+    layers = {each: (each.units, list(each.places)) for each in layer.anatomy.neighbours(layer)}
 
     def restore() -> None:
         for each, (units, places) in layers.items():
@@ -165,10 +164,17 @@ def _share(plan: Plan, unit: Tensor) -> Tensor:
     return torch.where(unit < 0, 1.0, plan.shares.to(torch.float64).cpu()[unit.clamp(min=0)])
 
 
+def _remap(old: Tensor, degree: int, *, axis: int, index: Tensor, share: Tensor | None) -> Tensor:
+    """What is of this degree in the gradient follows the units, scaled by their share (None: not scaled)."""
+    new = _gather(old, axis, index, 0.0)
+    return new if share is None else new * share.to(old) ** degree
+
+
 def _gather(old: Tensor, axis: int, index: Tensor, fill: float) -> Tensor:
     index = index.to(old.device)
+    newborn = (index < 0).nonzero().squeeze(1)
     new = old.index_select(axis, index.clamp(min=0))
-    return new.index_fill(axis, (index < 0).nonzero().squeeze(1), fill)
+    return new.index_fill_(axis, newborn, fill) if len(newborn) else new
 
 
 def _mix(weight: Tensor, place: Place, units: int, mixing: Tensor) -> Tensor:

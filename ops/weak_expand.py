@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ops.anatomy import HiddenLayer
-from ops.operation import Operation, choice, fraction
+from ops.operation import Operation, choice, fraction, whole
 from ops.plan import Plan
 from ops.signals import Signals
 
@@ -45,6 +45,7 @@ class WeakExpand(Operation):
     def __post_init__(self) -> None:
         fraction(self, "grow", self.grow, most=16)
         choice(self, "split", self.split, ("equal", "uneven", "signed"))
+        whole(self, "seed", self.seed)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         added = max(1, round(self.grow * layer.units))

@@ -41,6 +41,7 @@ class Settings:
     trials: int = 16
     generation: int = 4
     space: str = "mixed"
+    schedules: tuple[Any, ...] = ()
     objective: tuple[str, ...] = ("accuracy",)
     seed: int = 0
     top: int = 2
@@ -69,7 +70,7 @@ class Settings:
             _one_of("objective", name, tuple(OBJECTIVES))
 
     def to_data(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "objective": list(self.objective)}
+        return {**dataclasses.asdict(self), "objective": list(self.objective), "schedules": list(self.schedules)}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], where: str) -> Settings:
@@ -130,6 +131,8 @@ def _cast(name: str, value: Any, hint: Any, where: str) -> Any:
             return int(value)
         if hint is float and not isinstance(value, bool):
             return float(value)
+        if hint == tuple[Any, ...] and isinstance(value, list):
+            return tuple(value)
         if hint == tuple[str, ...]:
             parts = value.split(",") if isinstance(value, str) else list(value)
             return tuple(str(part).strip() for part in parts)
@@ -139,7 +142,7 @@ def _cast(name: str, value: Any, hint: Any, where: str) -> Any:
             return value
     except (TypeError, ValueError):
         pass
-    kind = {int: "a whole number", float: "a number"}.get(hint, "text")
+    kind = {int: "a whole number", float: "a number", tuple[Any, ...]: "a list"}.get(hint, "text")
     raise StudyError(f"{where}: {name} is {value!r}, but it must be {kind}")
 
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ops.anatomy.labels import FAN_IN, FAN_OUT
 from ops.anatomy.layers import HiddenLayer, Place, Run
 from ops.anatomy.trace import Trace, flat_tensors, tensors_of
 from ops.errors import SurgeryError
 
-__all__ = ["Anatomy", "HiddenLayer", "Place", "Run", "call"]
+__all__ = ["Anatomy", "HiddenLayer", "Place", "Run", "call", "count", "evaluating"]
 
 
 class Anatomy(Mapping[str, HiddenLayer]):
@@ -48,9 +50,17 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 output = call(model, example_input)
             for tensor in flat_tensors(output):
                 trace.labels.freeze(trace.ids(tensor), "it is the network's output")
+        for name, module in model.named_modules():
+            if is_parametrized(module):
+                self.pinned[name] = "its weights are parametrized (weight_norm or the like)"
         self.chains, self.sinks, self.calls = trace.chains, trace.sinks, trace.calls
-        self._tensors = dict(tensors_of(model))
+        self._holders = _holders(model)
         self._layers = self._gather(trace)
+        self._parameters = dict(model.named_parameters())
+        self._sharing: dict[tuple[str, int], list[tuple[HiddenLayer, int]]] = {}
+        for layer in self._layers.values():
+            for index, place in enumerate(layer.places):
+                self._sharing.setdefault((place.tensor, place.axis), []).append((layer, index))
         with evaluating(model), torch.no_grad():
             for exact in (True, False):
                 together = [layer for layer in self._layers.values() if layer.exact is exact]
@@ -82,18 +92,25 @@ class Anatomy(Mapping[str, HiddenLayer]):
         return f"Anatomy({', '.join(f'{name}: {layer.units} units' for name, layer in self.items())})"
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter or buffer of the model by its name."""
-        return self._tensors[name]
+        """A parameter or buffer of the model by its name, as it is now."""
+        return getattr(self.owner(name), name.rpartition(".")[2])
 
-    def cost(self, sizes: Mapping[str, int] = {}) -> tuple[int, int]:  # noqa: B006 - never changed
+    def cost(self, sizes: Mapping[str, int] = {}) -> tuple[int, int]:
         """Parameters and FLOPs (two per multiply-add) of one sample, with some tensors' sizes replaced."""
-        flops = 2 * sum(sizes.get(name, self._tensors[name].numel()) * n for name, n in self.calls.items())
-        count = sum(sizes.get(n, t.numel()) for n, t in self._tensors.items() if isinstance(t, nn.Parameter))
-        return count, round(flops)
+        numbers = {name: sizes.get(name, tensor.numel()) for name, tensor in self._parameters.items()}
+        return sum(numbers.values()), round(2 * sum(numbers.get(n, 0) * times for n, times in self.calls.items()))
 
     def owner(self, name: str) -> nn.Module:
-        """The module that holds a tensor."""
-        return self.model.get_submodule(name.rpartition(".")[0])
+        """The module that holds a tensor (the first one, where it is tied)."""
+        return self._holders[name][0]
+
+    def holders(self, layer: HiddenLayer) -> list[nn.Module]:
+        """Every module that holds a tensor of this layer."""
+        return list(dict.fromkeys(module for place in layer.places for module in self._holders[place.tensor]))
+
+    def neighbours(self, layer: HiddenLayer) -> list[HiddenLayer]:
+        """This layer and the others that own positions on an axis where it does: they move when it is resized."""
+        return list(dict.fromkeys(n for p in layer.places for n, _ in self._sharing[p.tensor, p.axis]))
 
     def resized(self, layer: HiddenLayer, units: int) -> None:
         """Keeps every layer's places true after ``layer`` has got ``units`` units."""
@@ -103,21 +120,20 @@ class Anatomy(Mapping[str, HiddenLayer]):
             for run in place.runs:
                 runs.append(Run(run.start + shift, run.outer, run.inner))
                 change = run.length(units) - run.length(before)
-                for other in self._layers.values():
+                for other, theirs in self._sharing[place.tensor, place.axis]:
                     if other is not layer:
-                        other.places = [
-                            p.moved(change, run.start + shift)
-                            if (p.tensor, p.axis) == (place.tensor, place.axis)
-                            else p
-                            for p in other.places
-                        ]
+                        other.places[theirs] = other.places[theirs].moved(change, run.start + shift)
                 shift += change
-            layer.places[index] = Place(place.tensor, place.axis, place.role, tuple(runs), place.fill, place.out_axis)
+            layer.places[index] = replace(place, size=place.size + shift, runs=tuple(runs))
         layer.units = units
 
     def _gather(self, trace: Trace) -> dict[str, HiddenLayer]:
         """The label classes as layers; what cannot be one goes to ``pinned``."""
         roots = {key: trace.labels.roots(*key) for key in trace.labels.axes}
+        positions: dict[int, list[tuple[tuple[str, int], int]]] = {}
+        for key, theirs in roots.items():
+            for position, root in enumerate(theirs):
+                positions.setdefault(root, []).append((key, position))
         layers: dict[str, HiddenLayer] = {}
         taken: set[int] = set()
         for (name, axis), use in trace.uses.items():
@@ -132,13 +148,13 @@ class Anatomy(Mapping[str, HiddenLayer]):
             reason = _obstacle(units, trace)
             places: list[Place] = []
             if reason is None:
-                number = {root: unit for unit, root in enumerate(units)}
-                for key, theirs in roots.items():
-                    owned = [number.get(root, -1) for root in theirs]
-                    if max(owned) < 0:
-                        continue
+                owned: dict[tuple[str, int], dict[int, int]] = {}
+                for unit, root in enumerate(units):
+                    for key, position in positions[root]:
+                        owned.setdefault(key, {})[position] = unit
+                for key, unit_at in owned.items():
                     found = trace.uses[key]
-                    runs = _runs(owned, len(units))
+                    runs = _runs(unit_at, len(units))
                     if runs is None:
                         reason = f"{key[0]} meets its units in another order or only in part"
                         break
@@ -146,7 +162,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
                         reason = f"{key[0]} both makes and reads its units on one axis"
                         break
                     (role,) = found.roles
-                    places.append(Place(*key, role, runs, found.fill, found.out_axis))
+                    places.append(Place(*key, len(roots[key]), role, runs, found.fill, found.across))
                 if reason is None and not any(place.role == FAN_OUT for place in places):
                     reason = "nothing that is known reads its units"
             if reason is not None:
@@ -163,6 +179,14 @@ def call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, (tuple, list)) else model(example)
+
+
+def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
+    """Parameters, and FLOPs per sample (two per multiply-add of convolutions and products), from one forward pass."""
+    with evaluating(model), torch.no_grad(), Trace(model, _batch(example_input)) as trace:
+        call(model, example_input)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return sum(sizes.values()), round(2 * sum(sizes[name] * n for name, n in trace.calls.items()))
 
 
 @contextlib.contextmanager
@@ -184,6 +208,15 @@ def _batch(example: Any) -> int:
     return tensors[0].size(0) if tensors[0].dim() else 1
 
 
+def _holders(model: nn.Module) -> dict[str, list[nn.Module]]:
+    names = {id(tensor): name for name, tensor in tensors_of(model)}
+    held: dict[str, list[nn.Module]] = {name: [] for name in names.values()}
+    for module in model.modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            held[names[id(tensor)]].append(module)
+    return held
+
+
 def _obstacle(units: Sequence[int], trace: Trace) -> str | None:
     frozen = [trace.labels.frozen[root] for root in units if root in trace.labels.frozen]
     if frozen:
@@ -193,28 +226,18 @@ def _obstacle(units: Sequence[int], trace: Trace) -> str | None:
     return None
 
 
-def _runs(owned: Sequence[int], units: int) -> tuple[Run, ...] | None:
-    """Reads an axis whose positions belong to these unit numbers (−1: to others); None where the order is another."""
-    runs, at = [], 0
-    numbers = torch.tensor(owned)
-    while at < len(owned):
-        if owned[at] < 0:
-            at += 1
-            continue
-        end = at
-        while end < len(owned) and owned[end] >= 0:
-            end += 1
-        inner = 1
-        while at + inner < end and owned[at + inner] == owned[at]:
-            inner += 1
-        outer, rest = divmod(end - at, units * inner)
-        if rest:
+def _runs(unit_at: Mapping[int, int], units: int) -> tuple[Run, ...] | None:
+    """Reads an axis by its owned ``position → unit``; None where the units stand in another order or incompletely."""
+    positions = torch.tensor(sorted(unit_at))
+    numbers = torch.tensor([unit_at[position] for position in positions.tolist()])
+    gaps = (positions.diff() > 1).nonzero().squeeze(1) + 1
+    runs = []
+    for block, at in zip(numbers.tensor_split(gaps), positions.tensor_split(gaps), strict=True):
+        inner = int((block != block[0]).nonzero()[0]) if (block != block[0]).any() else len(block)
+        outer, rest = divmod(len(block), units * inner)
+        if rest or not torch.equal(block, torch.arange(units).repeat_interleave(inner).repeat(outer)):
             return None
-        expected = torch.arange(units).view(1, -1, 1).expand(outer, units, inner).reshape(-1)
-        if not torch.equal(numbers[at:end], expected):
-            return None
-        runs.append(Run(at, outer, inner))
-        at = end
+        runs.append(Run(int(at[0]), outer, inner))
     return tuple(runs)
 
 

@@ -34,7 +34,8 @@ class Labels:
             first = len(self.parent)
             self.parent.extend(range(first, first + size))
             self.axes[name, axis] = range(first, first + size)
-        return torch.tensor(self.axes[name, axis], dtype=torch.int64)
+        nodes = self.axes[name, axis]
+        return torch.arange(nodes.start, nodes.stop)
 
     def find(self, node: int) -> int:
         parent = self.parent

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ops.anatomy.labels import FAN_IN, FAN_OUT, VECTOR
+from ops.errors import SurgeryError
 
 if TYPE_CHECKING:
     from ops.anatomy import Anatomy
@@ -35,23 +36,25 @@ class Run:
 
 @dataclass(frozen=True)
 class Place:
-    """One axis of one tensor that a layer's units own positions on.
+    """One axis of one tensor, ``size`` long, that a layer's units own positions on.
 
     ``role``: ``fan_in`` (rows that make the units), ``vector`` (an entry or slice for each unit) or ``fan_out``
-    (columns that read them). ``fill`` is what a newborn unit gets there. ``out_axis`` is a reader's axis of outputs.
+    (columns that read them). ``fill`` is what a newborn unit gets there. ``across`` is a weight's other axis:
+    a reader's of outputs, a maker's of inputs.
     """
 
     tensor: str
     axis: int
+    size: int
     role: str
     runs: tuple[Run, ...]
     fill: float = 0.0
-    out_axis: int | None = None
+    across: int | None = None
 
-    def index(self, size: int, units: int, sources: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def index(self, units: int, sources: Sequence[int]) -> tuple[Tensor, Tensor]:
         """For each position of the rebuilt axis: the old position (−1 newborn) and the new unit (−1 not of this layer).
 
-        Shapes ``[new size]`` both; ``size`` is the axis's size now, ``units`` the layer's, ``sources`` the plan's.
+        Shapes ``[new size]`` both; ``units`` is how many the layer has now, ``sources`` the plan's.
         """
         old, unit, at = [], [], 0
         origin = torch.tensor(sources, dtype=torch.int64)
@@ -65,8 +68,8 @@ class Place:
             old.append(torch.where(origin.view(1, -1, 1) < 0, -1, positions).reshape(-1))
             unit.append(torch.arange(len(sources)).view(1, -1, 1).expand(shape).reshape(-1))
             at = run.start + run.length(units)
-        old.append(torch.arange(at, size))
-        unit.append(torch.full((size - at,), -1))
+        old.append(torch.arange(at, self.size))
+        unit.append(torch.full((self.size - at,), -1))
         return torch.cat(old), torch.cat(unit)
 
     def positions(self, units: int) -> Tensor:
@@ -82,9 +85,8 @@ class Place:
 
     def moved(self, by: int, after: int) -> Place:
         """The same place when everything from ``after`` on has moved along the axis."""
-        return replace(
-            self, runs=tuple(replace(r, start=r.start + by) if r.start >= after else r for r in self.runs)
-        )
+        runs = tuple(replace(run, start=run.start + by) if run.start >= after else run for run in self.runs)
+        return replace(self, size=self.size + by, runs=runs)
 
 
 class HiddenLayer:
@@ -123,17 +125,20 @@ class HiddenLayer:
         return [place for place in self.places if place.role == FAN_OUT]
 
     def incoming(self, place: Place) -> Tensor:
-        """A maker's weight by unit, shape ``[units, inputs, kernel positions]`` (float64, detached)."""
-        weight = self._weight(place).movedim(place.axis, 0)[place.positions(self.units)[:, 0]]
-        return weight.reshape(self.units, weight.shape[1] if weight.dim() > 1 else 1, -1)
+        """A maker's weight by unit, shape ``[units, inputs, positions of a unit × kernel]`` (float64, detached)."""
+        return self._by_unit(place, self._weight(place))[0]
 
     def outgoing(self, place: Place) -> Tensor:
         """A reader's weight by unit, shape ``[units, outputs, positions of a unit × kernel]`` (float64, detached)."""
-        weight = self._weight(place)
-        order = [place.axis, place.out_axis if place.out_axis is not None else 1 - place.axis]
-        weight = weight.permute(*order, *[d for d in range(weight.dim()) if d not in order])
-        by_unit = weight[place.positions(self.units)]  # [units, positions, outputs, *kernel]
-        return by_unit.transpose(1, 2).reshape(self.units, by_unit.shape[2], -1)
+        return self._by_unit(place, self._weight(place))[0]
+
+    def written(self, place: Place, weight: Tensor, by_unit: Tensor) -> Tensor:
+        """The inverse of ``incoming`` and ``outgoing``: a copy of ``weight`` with these values at the place."""
+        weight = weight.detach().clone()
+        before, view, positions = self._by_unit(place, weight)
+        shaped = by_unit.reshape(*before.shape[:2], positions.shape[1], *view.shape[2:]).transpose(1, 2)
+        view[positions] = shaped.to(weight)
+        return weight
 
     def outgoing_rows(self) -> Tensor:
         """All outgoing weights of each unit, over all readers: shape ``[units, weights]`` (float64)."""
@@ -147,8 +152,25 @@ class HiddenLayer:
             shape[place.axis] += sum(run.length(units) - run.length(self.units) for run in place.runs)
         return self.anatomy.cost({name: math.prod(shape) for name, shape in grown.items()})
 
+    def _by_unit(self, place: Place, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight by unit; the weight seen as ``[place's axis, other axis, *kernel]``; each unit's positions."""
+        across = place.across if place.across is not None else 1 - place.axis
+        view = weight.movedim((place.axis, across), (0, 1))
+        positions = place.positions(self.units).to(weight.device)
+        return view[positions].transpose(1, 2).reshape(self.units, view.shape[1], -1), view, positions
+
+    def tensor(self, place: Place) -> Tensor:
+        """The tensor at a place. Raises SurgeryError where something else has changed its size."""
+        tensor = self.anatomy.tensor(place.tensor)
+        if place.axis >= tensor.dim() or tensor.shape[place.axis] != place.size:
+            raise SurgeryError(
+                f"layer {self.name}: {place.tensor} is {tuple(tensor.shape)}, but axis {place.axis} had "
+                f"{place.size} entries when the anatomy was taken; take it anew"
+            )
+        return tensor
+
     def _weight(self, place: Place) -> Tensor:
-        return self.anatomy.tensor(place.tensor).detach().to(torch.float64)
+        return self.tensor(place).detach().to(torch.float64)
 
     def __repr__(self) -> str:
         return f"HiddenLayer({self.name!r}, units={self.units}, exact={self.exact})"

@@ -66,8 +66,8 @@ def _convolution(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, ou
     )
     rows, columns = (1, 0) if transposed else (0, 1)
     if groups == 1:
-        _read(trace, view, columns, channels, out_axis=rows, history=trace.history(x))
-        made = _make(trace, view, rows)
+        _read(trace, view, columns, channels, across=rows, history=trace.history(x))
+        made = _make(trace, view, rows, across=columns)
     elif groups == x.size(1) == out.size(1):  # depth-wise: one kernel for each unit
         made = None
         if (nodes := trace.nodes(view, 0)) is not None:
@@ -82,7 +82,7 @@ def _convolution(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, ou
     shaped = made.view(1, -1, *(1,) * (out.dim() - 2))
     _bias(trace, bias, made)
     trace.mark(out, shaped.expand(out.shape), (view.name, () if groups == 1 else ("depthwise",)))
-    _remember_bias(trace, view.name, bias)
+    _sink(trace, view.name, bias)
     return shaped.expand(out.shape)
 
 
@@ -112,14 +112,14 @@ def _product(
     if set(varying(ids)) - {last}:
         return _unknown(trace, func, [x], "a product reads units that differ along another axis")
     trace.calls[view.name] = trace.calls.get(view.name, 0.0) + x.numel() / (x.size(-1) * trace.batch)
-    out_axis = view.dims[rows][0] if view.dims[rows] is not None else None
-    _read(trace, view, 1 - rows, ids[(0,) * last], out_axis=out_axis, history=trace.history(x))
-    made = _make(trace, view, rows)
+    made_on, read_on = (None if dim is None else dim[0] for dim in (view.dims[rows], view.dims[1 - rows]))
+    _read(trace, view, 1 - rows, ids[(0,) * last], across=made_on, history=trace.history(x))
+    made = _make(trace, view, rows, across=read_on)
     if made is None:
         return None
     _bias(trace, bias, made)
     trace.mark(out, made.expand(out.shape), (view.name, ()))
-    _remember_bias(trace, view.name, bias)
+    _sink(trace, view.name, bias)
     return made.expand(out.shape)
 
 
@@ -127,28 +127,28 @@ def _embedding(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out:
     view = trace.view(args[0])
     if view is None or view.dims is None:
         return _unknown(trace, func, [args[0]])
-    made = _make(trace, view, 1)
+    made = _make(trace, view, 1, across=0)
     if made is None:
         return None
     trace.mark(out, made.expand(out.shape), (view.name, ()))
     return made.expand(out.shape)
 
 
-def _read(trace: Trace, view: View, dim: int, ids: Tensor, out_axis: int | None, history: Any) -> None:
+def _read(trace: Trace, view: View, dim: int, ids: Tensor, across: int | None, history: Any) -> None:
     nodes = trace.nodes(view, dim)
     if nodes is None:  # one column
         trace.labels.freeze(ids, f"{view.name} reads it as a single unit")
         return
     trace.labels.unite(ids, nodes)
-    trace.note(view, dim, FAN_OUT).out_axis = out_axis
+    trace.note(view, dim, FAN_OUT).across = across
     maker, chain = history
     trace.chains[view.name] = chain if maker is not None else ("?",)
 
 
-def _make(trace: Trace, view: View, dim: int) -> Tensor | None:
+def _make(trace: Trace, view: View, dim: int, across: int | None) -> Tensor | None:
     nodes = trace.nodes(view, dim)
     if nodes is not None:
-        trace.note(view, dim, FAN_IN)
+        trace.note(view, dim, FAN_IN).across = across
     return nodes
 
 
@@ -165,9 +165,11 @@ def _bias(trace: Trace, bias: Tensor | None, made: Tensor) -> None:
     trace.note(view, 0, VECTOR)
 
 
-def _remember_bias(trace: Trace, weight: str, bias: Tensor | None) -> None:
-    if bias is not None and (view := trace.view(bias)) is not None:
-        trace.sinks[weight] = (view.name, 1.0)
+def _sink(trace: Trace, maker: str | None, bias: Tensor | None, sign: float = 1.0) -> None:
+    """The first vector that is added to what ``maker`` makes: where a constant can go."""
+    view = None if bias is None else trace.view(bias)
+    if maker is not None and view is not None and trace.shape(view.name) == (bias.numel(),):  # type: ignore[union-attr]
+        trace.sinks.setdefault(maker, (view.name, sign))
 
 
 # -- element-wise work: what meets is one unit -------------------------------------------------------------------------
@@ -193,8 +195,8 @@ def _pointwise(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out:
     for tensor in operands:
         if (view := trace.view(tensor)) is not None:
             attached = _attach(trace, main, tensor, view, fill=float(_name(func) in ("mul", "div")))
-            if attached and _name(func) == "add" and maker is not None and chain == ():
-                trace.sinks.setdefault(maker, (view.name, 1.0))
+            if attached and _name(func) == "add" and not kwargs and chain == ():
+                _sink(trace, maker, tensor)
     return main.expand(shape)
 
 
@@ -216,7 +218,7 @@ def _attach(trace: Trace, main: Tensor, tensor: Tensor, view: View, fill: float)
     """A parameter that acts on each unit by itself becomes one of its vectors."""
     offset = main.dim() - tensor.dim()
     shared = [d for d in range(tensor.dim()) if tensor.size(d) > 1 and d + offset in varying(main)]
-    if view.dims is None or len(varying(main)) > 1 and shared:
+    if view.dims is None or (len(varying(main)) > 1 and shared):
         trace.labels.freeze(main, f"{view.name} acts on it along several axes")
         trace.freeze_parameter(view.name, "it acts on units along several axes")
         return False
@@ -251,8 +253,8 @@ def _batch_norm(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out
     for tensor, fill in ((weight, 1.0), (bias, 0.0), (mean, 0.0), (variance, 1.0)):
         _vector(trace, tensor, channels, fill)
     maker, chain = trace.history(x)
-    if maker is not None and chain == () and mean is not None and maker not in trace.sinks:
-        trace.sinks[maker] = (trace.view(mean).name, -1.0)  # type: ignore[union-attr]
+    if chain == ():
+        _sink(trace, maker, mean, sign=-1.0)
     return ids
 
 
@@ -378,11 +380,12 @@ def _window(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: An
     return ids.expand(first.shape)
 
 
-# -- the unknown --------------------------------------------------------------------------------------------------------
+# -- the unknown -------------------------------------------------------------------------------------------------------
 
 
-def _unknown(trace: Trace, func: Any, inputs: list[Tensor], reason: str | None = None) -> None:
+def _unknown(trace: Trace, func: Any, inputs: list[Tensor], reason: str | None = None) -> Tensor | None:
     _freeze(trace, inputs, reason or f"the operator {_name(func)} is not known to keep its units apart")
+    return None
 
 
 def _freeze(trace: Trace, tensors: list[Tensor], reason: str) -> None:

@@ -26,7 +26,7 @@ class Use:
 
     roles: set[str] = field(default_factory=set)
     fill: float = 0.0  # what a newborn unit gets in a per-unit vector
-    out_axis: int | None = None  # of a reading weight: the axis of what it makes
+    across: int | None = None  # of a weight: the other axis of the product
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Trace(TorchDispatchMode):
         if place is None:
             return None
         axis, positions = place
-        return self.labels.nodes(view.name, axis, self._shape(view.name)[axis])[positions]
+        return self.labels.nodes(view.name, axis, self.shape(view.name)[axis])[positions]
 
     def note(self, view: View, dim: int, role: str, fill: float = 0.0) -> Use:
         assert view.dims is not None and view.dims[dim] is not None
@@ -105,10 +105,10 @@ class Trace(TorchDispatchMode):
         return use
 
     def freeze_parameter(self, name: str, reason: str) -> None:
-        for axis, size in enumerate(self._shape(name)):
+        for axis, size in enumerate(self.shape(name)):
             self.labels.freeze(self.labels.nodes(name, axis, size), reason)
 
-    def _shape(self, name: str) -> torch.Size:
+    def shape(self, name: str) -> torch.Size:
         return self._shapes[name]
 
 
@@ -124,19 +124,19 @@ def flat_tensors(tree: Any) -> list[Tensor]:
 
 def _dims(view: Tensor, base: Tensor) -> tuple[tuple[int, Tensor] | None, ...] | None:
     """Reads a view by its strides and offset: which axis of ``base`` each dimension walks, and from where."""
-    offset = view.storage_offset() - base.storage_offset()
-    axes = sorted((a for a in range(base.dim()) if base.size(a) > 1), key=lambda a: -base.stride(a))
+    offset, steps = int(view.storage_offset() - base.storage_offset()), base.stride()
+    axes = sorted((a for a in range(base.dim()) if base.size(a) > 1), key=lambda a: steps[a], reverse=True)
     start = {}
     for axis in axes:
-        start[axis], offset = divmod(offset, base.stride(axis))
+        start[axis], offset = divmod(offset, steps[axis])
     dims: list[tuple[int, Tensor] | None] = []
     for dim in range(view.dim()):
         size, stride = view.size(dim), view.stride(dim)
         if size == 1 or stride == 0:
             dims.append(None)
             continue
-        axis = next((a for a in axes if base.stride(a) == stride), None)
-        if axis is None or start[axis] + size > base.size(axis):
+        walked = next((a for a in axes if steps[a] == stride), None)
+        if walked is None or start[walked] < 0 or start[walked] + size > base.size(walked):
             return None
-        dims.append((axis, torch.arange(start[axis], start[axis] + size)))
+        dims.append((walked, torch.arange(start[walked], start[walked] + size)))
     return tuple(dims)

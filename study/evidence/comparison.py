@@ -68,8 +68,7 @@ def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) 
     for cell in wanted:
         if cell.name in ended and not ended[cell.name].failed:
             missing += follow(cell, ended[cell.name].result)
-    total = len(missing) + sum(cell.arm == "surgery" for cell in missing)
-    return Listed(missing, total, follow)
+    return Listed(missing, follow, expected=sum(cell.arm == "surgery" for cell in missing))
 
 
 def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -40,8 +41,8 @@ class Folder:
     Also a listener (see ``study.search.tuner``): it writes the ledger.
     """
 
-    def __init__(self, path: Path, settings: Settings, layers: dict[str, int]) -> None:
-        self.path, self.settings, self.layers = path, settings, layers
+    def __init__(self, path: Path, settings: Settings, layers: dict[str, int], identity: str) -> None:
+        self.path, self.settings, self.layers, self.identity = path, settings, layers, identity
 
     optuna = property(lambda self: self.path / "optuna.db")
     mlflow = property(lambda self: self.path / "mlflow.db")
@@ -62,9 +63,12 @@ class Folder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StudyError(f"{path} cannot be made: {error.strerror}") from None
-        content = {"format": FORMAT, "settings": settings.to_data(), "layers": layers, "machine": machine()}
+        identity = uuid.uuid4().hex
+        content = {
+            "format": FORMAT, "identity": identity, "settings": settings.to_data(), "layers": layers, "machine": machine()
+        }  # fmt: skip
         (path / "study.json").write_text(json.dumps(content, indent=2) + "\n")
-        return cls(path.resolve(), settings, layers)
+        return cls(path.resolve(), settings, layers, identity)
 
     @classmethod
     def open(cls, path: Path) -> Folder:
@@ -78,7 +82,7 @@ class Folder:
         if content.get("format") != FORMAT:
             raise StudyError(f"{path} has the format {content.get('format')}, this version reads {FORMAT}")
         settings = Settings.from_data(content["settings"], str(path / "study.json"))
-        return cls(path.resolve(), settings, content["layers"])
+        return cls(path.resolve(), settings, content["layers"], content["identity"])
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import BaseTrial, FixedTrial, TrialState
 
 from search_spaces import SPACES
 from study.config import OBJECTIVES, Settings
@@ -24,9 +24,10 @@ Result = dict[str, Any]
 
 
 class Source(Protocol):
-    """Hands out cells. ``next`` returns None while it waits for results; ``finished`` says that no more will come."""
+    """Hands out ``total`` cells. ``next`` returns None while it waits for results; ``finished``: no more will come."""
 
-    total: int
+    @property
+    def total(self) -> int: ...
 
     def next(self) -> Cell | None: ...
 
@@ -37,15 +38,18 @@ class Source(Protocol):
 
 
 class Listed:
-    """The cells of a list; ``follow(cell, outcome)`` may add more when one has ended well."""
+    """The cells of a list; ``follow(cell, outcome)`` may add more, ``expected`` of them, as cells end well."""
 
     def __init__(
-        self, cells: Iterable[Cell], total: int, follow: Callable[[Cell, Result], Iterable[Cell]] | None = None
+        self,
+        cells: Iterable[Cell],
+        follow: Callable[[Cell, Result], Iterable[Cell]] = lambda cell, outcome: (),
+        expected: int = 0,
     ) -> None:
         self._waiting = deque(cells)
         self._running = 0
         self._follow = follow
-        self.total = total
+        self.total = len(self._waiting) + expected
 
     def next(self) -> Cell | None:
         if not self._waiting:
@@ -59,7 +63,7 @@ class Listed:
 
     def tell(self, cell: Cell, result: Result) -> None:
         self._running -= 1
-        if self._follow is not None and "failure" not in result:
+        if "failure" not in result:
             self._waiting.extend(self._follow(cell, result))
 
 
@@ -70,72 +74,89 @@ class Sampled:
     for their results. What is sampled therefore depends on the seed alone, not on which trial happens to end first.
     """
 
-    def __init__(self, settings: Settings, layers: Mapping[str, int], storage: Path) -> None:
-        if settings.space not in SPACES:
-            raise StudyError(f"there is no search space {settings.space!r}; there are {', '.join(SPACES)}")
+    def __init__(
+        self, settings: Settings, layers: Mapping[str, int], storage: Path, known: Mapping[int, Result] | None = None
+    ) -> None:
+        """``known`` are the results of trials that ended in an earlier run of this study, by number.
+
+        A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
+        """
+        self.check(settings)
         self._settings = settings
         self._layers = {name: SimpleNamespace(units=units) for name, units in layers.items()}
         self.study = open_study(settings, storage)
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            if trial.state == TrialState.RUNNING:  # an interrupted run left it; the same parameters are tried again
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                self.study.enqueue_trial(trial.params, user_attrs={"continues": trial.number})
-        self._drawn: deque[tuple[optuna.Trial, Cell]] = deque()
-        self._running: dict[int, optuna.Trial] = {}
-        self.total = settings.trials
-        self._ended = len(ended_trials(self.study))
+        self._drawn: deque[Cell] = deque()
+        self._running: set[int] = set()
+        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+            cell = self._cell(trial.number, FixedTrial(trial.params))
+            if known and trial.number in known:  # it ended, but the driver died before Optuna heard of it
+                self._record(trial.number, known[trial.number])
+            else:
+                self._drawn.append(cell)
+        self.total = self.missing
+
+    @staticmethod
+    def check(settings: Settings) -> None:
+        """Raises StudyError where the settings name no search space."""
+        if settings.space not in SPACES:
+            raise StudyError(f"there is no search space {settings.space!r}; there are {', '.join(SPACES)}")
+
+    @property
+    def missing(self) -> int:
+        """How many trials are still to end."""
+        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        return max(self._settings.trials - len(ended), 0)
 
     @property
     def finished(self) -> bool:
-        return self._ended >= self.total
+        return self.missing == 0
 
     def next(self) -> Cell | None:
         if not self._drawn and not self._running:
-            for _ in range(min(self._settings.generation, self.total - self._ended)):
-                self._drawn.append(self._draw())
+            drawn = len(self.study.get_trials(deepcopy=False))
+            self.study.sampler = _sampler(self._settings, drawn)  # so a resumed search samples as an uninterrupted one
+            for _ in range(min(self._settings.generation, self.missing)):
+                trial = self.study.ask()
+                self._drawn.append(self._cell(trial.number, trial))
         if not self._drawn:
             return None
-        trial, cell = self._drawn.popleft()
-        self._running[trial.number] = trial
+        cell = self._drawn.popleft()
+        assert cell.trial is not None
+        self._running.add(cell.trial)
         return cell
 
     def tell(self, cell: Cell, result: Result) -> None:
         assert cell.trial is not None
-        trial = self._running.pop(cell.trial)
-        self._ended += 1
-        trial.set_user_attr("ended", True)
-        if "failure" in result:
-            trial.set_user_attr("failure", result["failure"])
-            self.study.tell(trial, state=TrialState.FAIL)
-        else:
-            self.study.tell(trial, [objective(result, name) for name in self._settings.objective])
+        self._running.discard(cell.trial)
+        self._record(cell.trial, result)
 
-    def _draw(self) -> tuple[optuna.Trial, Cell]:
-        trial = self.study.ask()
+    def _cell(self, number: int, trial: BaseTrial) -> Cell:
         schedule = SPACES[self._settings.space](trial, self._layers, self._settings.epochs)
-        return trial, Cell(
-            "search", self._settings.seed, schedule.to_data(), trial=trial.number, params=dict(trial.params)
-        )
+        return Cell("search", self._settings.seed, schedule.to_data(), trial=number, params=dict(trial.params))
+
+    def _record(self, number: int, result: Result) -> None:
+        if "failure" in result:
+            self.study.tell(number, state=TrialState.FAIL)
+        else:
+            self.study.tell(number, [objective(result, name) for name in self._settings.objective])
 
 
 def open_study(settings: Settings, storage: Path) -> optuna.Study:
     """The Optuna study in this database file, made if there is none."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            seed=settings.seed, multivariate=True, group=True, constant_liar=True,
-            n_startup_trials=max(4, settings.trials // 3),
-        )  # fmt: skip
     directions = ["maximize" if OBJECTIVES[name] == "max" else "minimize" for name in settings.objective]
     return optuna.create_study(
-        storage=f"sqlite:///{storage}", study_name="search", sampler=sampler, directions=directions, load_if_exists=True
+        storage=f"sqlite:///{storage}", study_name="search", directions=directions, load_if_exists=True
     )
 
 
-def ended_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that ran to an end, good or bad; not those that an interruption cut off."""
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("ended")]
+def _sampler(settings: Settings, drawn: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=settings.seed * 100_003 + drawn, multivariate=True, group=True, constant_liar=True,
+            n_startup_trials=max(4, settings.trials // 3),
+        )  # fmt: skip
 
 
 def objective(result: Result, name: str) -> float:

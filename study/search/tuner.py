@@ -45,20 +45,19 @@ class Listener(Protocol):
 
 @contextlib.contextmanager
 def cluster(settings: Settings) -> Iterator[dict[str, float]]:
-    """Ray for the time of a ``with`` block: the cluster at ``settings.address`` (or ``RAY_ADDRESS``), else one of our
-    own on this machine, which is stopped at the end. Yields the cluster's resources.
+    """Ray for the time of a ``with`` block: the cluster at ``settings.address`` or, as Ray does, at ``RAY_ADDRESS`` or
+    started on this machine by ``ray start``; else one of our own, which is stopped at the end. Yields its resources.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     import ray
 
-    address = settings.address or os.environ.get("RAY_ADDRESS")
     ours = not ray.is_initialized()
     if ours:
-        options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
         try:
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
-        except ConnectionError as error:
-            raise StudyError(f"there is no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
+            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise StudyError(f"there is no Ray cluster at {settings.address!r}: {reason}") from None
     try:
         yield ray.cluster_resources()
     finally:

@@ -3,7 +3,7 @@
 Around each operation: the loss on one fixed held-out batch before and after (the spike factor is after / before), the
 thesis's loss factor (training loss of the first batch after / of the last batch before), the seconds of the operation
 and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back, units, parameters and
-FLOPs before and after. The anatomy is taken once, at the first operation, and its seconds are booked apart.
+FLOPs before and after. The anatomy is taken once, before the first step, and its seconds are booked apart.
 """
 
 from __future__ import annotations
@@ -41,9 +41,14 @@ class Theatre(Callback):
         return self.discovery_seconds + sum(record["seconds"] for record in self.records)
 
     def before_step(self, trainer: Trainer) -> None:
+        if not self.schedule.steps:
+            return
+        if self._anatomy is None:
+            self._anatomy = self._discover(trainer)
+            self.schedule.check(self._anatomy, trainer.epochs, trainer.per_epoch)
         steps = sorted(self.schedule.steps, key=lambda step: step.when.iteration(trainer.per_epoch))
         while self._done < len(steps) and steps[self._done].when.iteration(trainer.per_epoch) <= trainer.iteration:
-            self._operate(trainer, steps[self._done])
+            self._operate(trainer, self._anatomy, steps[self._done])
             self._done += 1
 
     def after_step(self, trainer: Trainer, loss: Tensor) -> None:
@@ -78,13 +83,15 @@ class Theatre(Callback):
         self.discovery_seconds = state["discovery_seconds"]
         self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
 
-    def _operate(self, trainer: Trainer, step: Step) -> None:
+    def _discover(self, trainer: Trainer) -> Anatomy:
+        start = clock(trainer.device)
+        anatomy = Anatomy(trainer.model, self._batch(self._held_out, 2, trainer.device)[0])
+        self.discovery_seconds += clock(trainer.device) - start
+        return anatomy
+
+    def _operate(self, trainer: Trainer, anatomy: Anatomy, step: Step) -> None:
         device = trainer.device
-        if self._anatomy is None:
-            start = clock(device)
-            self._anatomy = Anatomy(trainer.model, self._batch(self._held_out, 2, device)[0])
-            self.discovery_seconds += clock(device) - start
-        layer = self._anatomy[step.layer]
+        layer = anatomy[step.layer]
         before = self._loss(trainer)
         start = clock(device)
         signals = None

@@ -1,0 +1,6 @@
+"""``python -m study``, and the script that ``ray submit`` uploads: the same command line as ``surgery``."""
+
+from study.cli import main
+
+if __name__ == "__main__":
+    main()

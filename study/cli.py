@@ -1,0 +1,198 @@
+"""The command line. It imports nothing heavy until a command runs, so ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from study.errors import Diverged, StudyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="Operate on a network while it trains, and find out whether that beats starting over.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[str | None, typer.Option(help="digits, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*.")]
+Model = Annotated[str | None, typer.Option(help="small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY.")]
+Preset = Annotated[str, typer.Option(help="Named settings that the other options overlay.")]
+Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, over the preset.")]
+Study = Annotated[Path, typer.Argument(help="The study's folder.", metavar="STUDY")]
+
+
+@app.command()
+def study(
+    preset: Preset = "digits",
+    config: Config = None,
+    out: Annotated[Path | None, typer.Option(help="The study's folder; by default a new one under runs/.")] = None,
+    data: Data = None,
+    model: Model = None,
+    trials: Annotated[int | None, typer.Option(help="How many schedules are searched.")] = None,
+    generation: Annotated[int | None, typer.Option(help="How many of them are sampled together and can run at once.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every training.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search; the comparison takes the following ones.")] = None,
+    space: Annotated[str | None, typer.Option(help="mixed, removal, expansion, eigen_remove, weak_expand or pcns.")] = None,
+    objective: Annotated[str | None, typer.Option(help="accuracy, or several: accuracy,parameters,flops,seconds.")] = None,
+    top: Annotated[int | None, typer.Option(help="How many schedules are compared with restarting.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds of every arm of the comparison.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adam, adamw or sgd.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The optimizer's learning rate.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(help="CPU cores of a training.")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a training; a fraction shares one.")] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="An MLflow server; by default a database in the folder.")] = None,
+) -> None:
+    """Search schedules of operations, then compare the best ones with restarting: the main job."""
+    given = dict(locals())
+    flags = {name: value for name, value in given.items() if name not in ("preset", "config", "out")}
+    from study.config import compose
+
+    settings = compose(preset, config, flags)
+    place = out or Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    from study import conduct
+
+    console = _console()
+    folder, dataset = conduct.begin(settings, place)
+    images = f"{len(dataset.train):,} + {len(dataset.validation):,} + {len(dataset.test):,} images"
+    console.print(
+        f"{settings.model} on {settings.data}: {images} (train, validation, test), {len(dataset.classes)} classes; "
+        f"{len(folder.layers)} layers to operate on; results go to {place}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    _carry_on(place, console, lambda: conduct.proceed(folder, dataset, console))
+
+
+@app.command()
+def resume(study: Study) -> None:
+    """Carry on a study that was interrupted: what has ended is kept, what was running resumes from its last epoch."""
+    from study import conduct, data
+    from study.evidence.results import Folder
+
+    console = _console()
+    folder = Folder.open(study)
+    dataset = data.load(folder.settings.data, folder.settings.validation)
+    _carry_on(study, console, lambda: conduct.proceed(folder, dataset, console))
+
+
+@app.command()
+def compare(
+    study: Study,
+    top: Annotated[int | None, typer.Option(help="How many of the best schedules.", min=1)] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds of every arm.", min=1)] = None,
+) -> None:
+    """Compare more schedules, or with more seeds; trainings that are there already are not run again."""
+    from study import conduct, data
+    from study.evidence.results import Folder
+
+    console = _console()
+    folder = Folder.open(study)
+    dataset = data.load(folder.settings.data, folder.settings.validation)
+    _carry_on(study, console, lambda: conduct.compare(folder, dataset, console, top, seeds))
+
+
+@app.command()
+def report(study: Study) -> None:
+    """Write results.json, figures and report.html anew from what a study has stored so far."""
+    from study import conduct
+    from study.evidence.results import Folder
+
+    folder = Folder.open(study)
+    conduct.show(conduct.write_report(folder), folder, _console())
+
+
+@app.command()
+def layers(
+    preset: Preset = "digits",
+    config: Config = None,
+    data: Data = None,
+    model: Model = None,
+    epochs: Annotated[int, typer.Option(help="Train so many epochs first, to see redundancy as it comes.", min=0)] = 0,
+) -> None:
+    """List the layers of a network that can be operated on, with their redundancy, and why others cannot."""
+    from study.config import compose
+    from study.layers import table
+
+    settings = compose(preset, config, {"data": data, "model": model, "epochs": epochs or None})
+    console = _console()
+    for part in table(settings, epochs):
+        console.print(part)
+
+
+@app.command()
+def ui(
+    study: Annotated[Path | None, typer.Argument(help="The study's folder; by default the newest under runs/.")] = None,
+    port: Annotated[int, typer.Option(help="The port on the loopback address.", min=1, max=65535)] = 5000,
+) -> None:
+    """Open a study in MLflow's browser interface, on this machine only."""
+    import subprocess
+
+    from study.evidence.results import Folder
+    from study.search.tracking import default_uri
+
+    folder = Folder.open(study or _newest())
+    if folder.settings.tracking_uri:
+        raise StudyError(f"this study was tracked at {folder.settings.tracking_uri}; open that address in a browser")
+    if not folder.mlflow.exists():
+        raise StudyError(f"{folder.path} has nothing tracked yet (no {folder.mlflow.name})")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(folder)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    _console().print(f"MLflow shows {folder.path} at http://127.0.0.1:{port} until Ctrl-C", highlight=False)
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def main() -> None:
+    """The entry point: errors of input as one sentence with exit code 2, Ctrl-C as 130."""
+    try:
+        app(standalone_mode=True)
+    except (StudyError, Diverged) as error:
+        message = str(error)
+    except ValueError as error:
+        from ops.errors import SurgeryError  # a ValueError; its package brings torch along, so only now
+
+        if not isinstance(error, SurgeryError):
+            raise
+        message = str(error)
+    print(f"surgery: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _carry_on(place: Path, console: Console, work: Any) -> None:
+    """Runs a stage of a study and shows what came of it; an interruption says how to go on."""
+    from study import conduct
+    from study.evidence.results import Folder
+
+    try:
+        whole = work()
+    except KeyboardInterrupt:
+        whole = False
+    folder = Folder.open(place)
+    if not whole:
+        ended = len(folder.records())
+        console.print(f"\nInterrupted; {ended} trainings are kept. Go on with: surgery resume {place}", soft_wrap=True)
+        raise typer.Exit(130)
+    import json
+
+    conduct.show(json.loads(folder.results.read_text()), folder, console)
+
+
+def _newest() -> Path:
+    found = sorted(Path("runs").glob("*/study.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise StudyError("there is no study under runs/; give the study's folder")
+    return found[-1].parent
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,183 @@
+"""Conducts a study from its settings to its report: search, comparison, closing table. Each stage does what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ops import Schedule
+from study import data
+from study.config import Settings
+from study.errors import StudyError
+from study.evidence import comparison, figures, report
+from study.evidence.results import Folder
+from study.progress import Display
+from study.search import tracking, tuner
+from study.search.sources import Listed, Sampled, Source
+from study.training import run
+from study.training.run import Cell
+from study.training.trainer import steps_per_epoch
+
+__all__ = ["begin", "compare", "proceed", "show", "write_report"]
+
+
+def begin(settings: Settings, out: Path) -> tuple[Folder, data.Dataset]:
+    """Loads the data, builds the network once, and makes the study's folder.
+
+    Raises:
+        StudyError: whatever a user can put right, before anything is computed.
+    """
+    tracking.check_server(settings.tracking_uri or "")
+    dataset = data.load(settings.data, settings.validation)
+    layers = run.check(settings, dataset)
+    Sampled.check(settings)
+    for steps in settings.schedules:
+        per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
+        Schedule.from_data(steps).check(layers, settings.epochs, per_epoch)
+    return Folder.make(out, settings, layers), dataset
+
+
+def proceed(folder: Folder, dataset: data.Dataset, console: Console) -> bool:
+    """Runs what is missing of the search and the comparison, then the report. False where Ctrl-C ended it early."""
+    settings = folder.settings
+    search = _search(folder)
+    with tuner.cluster(settings) as resources, tracking.Tracker(folder) as tracker:
+        stage = _Stage(folder, dataset, resources, tracker, console)
+        whole = stage.run("search", search, search.total)
+        if whole:
+            whole = _compare(stage)
+        write_report(folder, tracker)
+        if not whole:
+            tracker.interrupted()
+    _warn_of_lost(tracker, console)
+    return whole
+
+
+def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | None, seeds: int | None) -> bool:
+    """Runs what is missing of a comparison of the ``top`` schedules with so many ``seeds``, then the report.
+
+    Raises:
+        StudyError: the search has no schedule that could be compared.
+    """
+    wanted = replace(folder.settings, top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
+    folder = Folder(folder.path, wanted, folder.layers, folder.identity)
+    with tuner.cluster(wanted) as resources, tracking.Tracker(folder) as tracker:
+        whole = _compare(_Stage(folder, dataset, resources, tracker, console))
+        write_report(folder, tracker)
+        if not whole:
+            tracker.interrupted()
+    _warn_of_lost(tracker, console)
+    return whole
+
+
+def write_report(folder: Folder, tracker: tracking.Tracker | None = None) -> dict[str, Any]:
+    """``results.json``, the figures and ``report.html`` from what is stored; nothing is computed again."""
+    rows, verdicts = comparison.summarize(folder)
+    results = folder.write(rows, verdicts)
+    drawings = figures.draw(results)
+    files = figures.save(drawings, folder.figures)
+    report.write(results, folder.report, drawings)
+    if tracker is not None:
+        tracker.summary(rows, verdicts, [*files, folder.report, folder.results])
+    return results
+
+
+def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
+    """The closing table, the verdict and where to look."""
+    rows, verdicts = results["comparison"]["summary"], results["comparison"]["verdicts"]
+    if rows:
+        console.print(_table(rows))
+    for verdict in verdicts:
+        console.print(verdict["sentence"], highlight=False, markup=False, soft_wrap=True)
+    if verdicts:
+        console.print(f"\n[bold]Verdict:[/] {_verdict(verdicts)}", highlight=False, soft_wrap=True)
+    here = Path.cwd()
+    path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
+    console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
+    console.print(f"Results  {path / folder.results.name}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow   surgery ui {path}", highlight=False, soft_wrap=True)
+
+
+def _search(folder: Folder) -> Source:
+    """What is still to be tried: the settings' own schedules, else Optuna's samples."""
+    settings = folder.settings
+    known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
+    if not settings.schedules:
+        return Sampled(settings, folder.layers, folder.optuna, known)
+    cells = [Cell("search", settings.seed, steps, trial=i) for i, steps in enumerate(settings.schedules)]
+    return Listed([cell for cell in cells if cell.trial not in known])
+
+
+@dataclass
+class _Stage:
+    folder: Folder
+    dataset: data.Dataset
+    resources: dict[str, float]
+    tracker: tracking.Tracker
+    console: Console
+
+    def run(self, name: str, source: Source, total: int) -> bool:
+        if total == 0:
+            return True
+        with Display(self.console, name, total) as display:
+            return tuner.run_cells(
+                source, self.dataset, self.folder.settings, self.resources, self.folder.path,
+                [self.folder, self.tracker, display],
+            )  # fmt: skip
+
+
+def _compare(stage: _Stage) -> bool:
+    folder = stage.folder
+    trials = folder.records("search")
+    chosen = comparison.choose(trials, folder.settings)
+    if not chosen:
+        failures = [record.result["failure"] for record in trials if record.failed]
+        raise StudyError(
+            f"no trial of {len(trials)} ended with a changed network, so there is nothing to compare"
+            + (f"; the first failure: {failures[0]}" if failures else "")
+        )
+    cells = comparison.cells(chosen, folder.settings, folder.records("original", "surgery", "restart"))
+    return stage.run("comparison", cells, cells.total)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="Surgery or starting over, on the test images", title_justify="left")
+    for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss spike", "operation / epoch"):
+        table.add_column(title, justify="left" if title == "arm" else "right", overflow="fold")
+    for row in rows:
+        trial = "" if row["trial"] is None else f" {row['trial']}"
+        name = row["label"] if row["arm"] == "original" else f"{row['arm']}{trial}: {row['label']}"
+        spread, slack = row["accuracy_deviation"], row["seconds_deviation"]
+        table.add_row(
+            name,
+            str(row["n"]),
+            f"{100 * row['accuracy']:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else ""),
+            f"{row['parameters']:,.0f}",
+            f"{row['seconds']:.2f}" + (f" ± {slack:.2f}" if slack is not None else ""),
+            "" if row["spike_factor"] is None else f"× {row['spike_factor']:.2f}",
+            "" if row["operation_to_epoch"] is None else f"{row['operation_to_epoch']:.1%}",
+        )
+    return table
+
+
+def _verdict(verdicts: list[dict[str, Any]]) -> str:
+    better = sum(verdict["finding"] == "surgery is better" for verdict in verdicts)
+    worse = sum(verdict["finding"] == "restarting is better" for verdict in verdicts)
+    if better and not worse:
+        return f"surgery beats restarting for {better} of {len(verdicts)} schedules."
+    if worse and not better:
+        return f"restarting beats surgery for {worse} of {len(verdicts)} schedules."
+    if better and worse:
+        return f"it depends: surgery is better for {better} schedules, restarting for {worse} (of {len(verdicts)})."
+    return "no difference between surgery and restarting was found with these seeds."
+
+
+def _warn_of_lost(tracker: tracking.Tracker, console: Console) -> None:
+    if tracker.lost:
+        console.print(
+            f"{tracker.lost} records did not reach MLflow; the results in the study's folder are complete.", style="yellow"
+        )

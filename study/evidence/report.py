@@ -1,0 +1,118 @@
+"""The report of a study: one HTML file that needs nothing else, from the content of ``results.json`` and the drawings.
+
+What is computed here is wording only; numbers come from ``results``. The page is laid out in ``report.html.j2``.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from study.evidence.comparison import describe
+from study.evidence.figures import Drawing, Results
+
+MISSING = "–"
+
+
+def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None:
+    """Writes the report of ``results`` (see ``study.evidence.results``) with the drawings to ``path``.
+
+    A study that still runs gets a report too: of the trials so far, with a note that the comparison is to come.
+    """
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string((importlib.resources.files("study.evidence") / "report.html.j2").read_text("utf-8"))
+    comparison = results.get("comparison") or {}
+    original = next((row for row in comparison.get("summary", ()) if row["arm"] == "original"), None)
+    compared = {verdict["trial"] for verdict in comparison.get("verdicts", ())}
+    settings = {name: _harmless(value) for name, value in results["settings"].items()}
+    page = template.render(
+        settings=settings,
+        yaml="\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()),
+        machine=results["machine"],
+        layers=results["layers"],
+        verdicts=comparison.get("verdicts", ()),
+        progress=_progress(results),
+        rows=[_arm(row, original) for row in comparison.get("summary", ())],
+        failures=[cell for cell in comparison.get("cells", ()) if "failure" in cell],
+        figures=[{"name": name, "source": _image(d), **_words(d)} for name, d in drawings.items()],
+        trials=[_trial(trial, compared) for trial in results["trials"]],
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _progress(results: Results) -> str:
+    """How far the search is, and its best trial, in one sentence."""
+    trials, wanted = results["trials"], results["settings"]["trials"]
+    finished = [trial for trial in trials if "failure" not in trial]
+    text = f"{len(trials)} of {wanted} trials have ended, {len(trials) - len(finished)} of them failed."
+    if not finished:
+        return text
+    best = max(finished, key=lambda trial: (trial["validation_accuracy"], -trial["parameters"]))
+    return (
+        f"{text} The most accurate is trial {best['trial']} ({describe(best['schedule'])}) with "
+        f"{best['validation_accuracy']:.2%} validation accuracy and {best['parameters']:,} parameters."
+    )
+
+
+def _arm(row: Mapping[str, Any], original: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The closing table's cells of one arm; sizes also as multiples of the original's."""
+
+    def size(name: str) -> str:
+        times = "" if original in (None, row) else f" (×{row[name] / original[name]:.2f})"
+        return f"{row[name]:,.0f}{times}"
+
+    return {
+        "arm": row["arm"] if row["trial"] is None else f"{row['arm']}, trial {row['trial']}",
+        "label": row["label"],
+        "numbers": [
+            row["n"],
+            _around(100 * row["accuracy"], row["accuracy_deviation"], 100) + " %",
+            size("parameters"),
+            size("flops"),
+            _around(row["seconds"], row["seconds_deviation"]),
+            MISSING if row["spike_factor"] is None else f"×{row['spike_factor']:.4g}",
+            MISSING if row["operation_to_epoch"] is None else f"{100 * row['operation_to_epoch']:.3g} %",
+        ],
+    }
+
+
+def _trial(trial: Mapping[str, Any], compared: set[int]) -> dict[str, Any]:
+    entry = {"number": trial["trial"], "schedule": describe(trial["schedule"]), "compared": trial["trial"] in compared}
+    if "failure" in trial:
+        return entry | {"failure": str(trial["failure"])}
+    factors = [event["factor"] for event in trial["spikes"]]
+    numbers = [
+        f"{trial['validation_accuracy']:.2%}",
+        f"{trial['parameters']:,}",
+        f"×{max(factors):.4g}" if factors else MISSING,
+        f"{trial['seconds']:.2f}",
+    ]
+    return entry | {"numbers": numbers, "failure": None}
+
+
+def _words(drawing: Drawing) -> dict[str, str]:
+    return {"title": drawing.title, "caption": drawing.caption, "alt": drawing.alt}
+
+
+def _around(mean: float, deviation: float | None, scale: float = 1) -> str:
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {scale * deviation:.2f}"
+
+
+def _harmless(value: Any) -> Any:
+    """A setting without the user name and password that an address may hold."""
+    return re.sub(r"://[^/@\s]+@", "://***@", value) if isinstance(value, str) else value
+
+
+def _image(drawing: Drawing) -> str:
+    """The figure as the address of an image that lies in the page itself."""
+    buffer = io.BytesIO()
+    drawing.figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

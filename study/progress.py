@@ -1,0 +1,86 @@
+"""What a person sees while a study runs: a live line of the stage on a terminal, a line a training elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from study.training.run import Cell
+
+
+class Display:
+    """A listener that shows one stage: how many of its trainings have ended, the best so far, elapsed and left time."""
+
+    def __init__(self, console: Console, stage: str, total: int) -> None:
+        self._console, self._stage, self._total = console, stage, total
+        self._ended = self._failed = 0
+        self._best: tuple[float, str] | None = None
+        self._start = time.monotonic()
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(stage, total=total, note="starting")
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+        failed = f", {self._failed} failed" if self._failed else ""
+        best = f", {self._note_of_best()}" if self._best else ""
+        self._console.print(f"{self._stage}: {self._ended} of {self._total} trainings{failed}{best}, {self._elapsed()}")
+
+    def started(self, cell: Cell) -> None:
+        self._show()
+
+    def epoch(self, cell: Cell, record: dict[str, Any]) -> None:
+        self._show()
+
+    def ended(self, cell: Cell, result: dict[str, Any]) -> None:
+        self._ended += 1
+        if "failure" in result:
+            self._failed += 1
+            self._console.print(f"  {cell.name} failed: {result['failure']}", style="red", markup=False)
+        else:
+            accuracy = result["validation_accuracy"]
+            if self._best is None or accuracy > self._best[0]:
+                self._best = (accuracy, cell.name)
+            if not self._console.is_terminal:
+                self._console.print(
+                    f"  {self._ended}/{self._total} {cell.name}: validation {accuracy:.2%}, "
+                    f"{result['parameters']:,} parameters, {result['seconds']:.1f} s",
+                    markup=False, highlight=False,
+                )  # fmt: skip
+        self._show()
+
+    def _show(self) -> None:
+        left = ""
+        if self._ended:
+            seconds = (time.monotonic() - self._start) / self._ended * max(self._total - self._ended, 0)
+            left = f", about {_clock(seconds)} left"
+        note = f"{self._note_of_best()}, " if self._best else ""
+        self._progress.update(self._task, completed=self._ended, note=f"{note}{self._elapsed()}{left}")
+
+    def _note_of_best(self) -> str:
+        assert self._best is not None
+        return f"best {self._best[0]:.2%} on validation ({self._best[1]})"
+
+    def _elapsed(self) -> str:
+        return _clock(time.monotonic() - self._start)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,239 @@
+"""The contract: what every operation must hold on every network it can be applied to."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ops import OPERATIONS, PCNS, Anatomy, Signals, Step, WeakExpand, ZeroExpand, apply, operate, trial_surgery
+from ops.anatomy import call
+from ops.module_sizes import sizes
+from ops.schedule import Moment, Schedule
+from tests.ops.networks import NETWORKS, build, difference, loss, outputs, train
+
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, amsgrad=True),
+}
+GENTLE = {"pcns": PCNS(variance_threshold=0.05)}  # so that it shrinks these little networks, and not to nothing
+
+every_operation = pytest.mark.parametrize("operation", OPERATIONS)
+every_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+class Case:
+    """A network that has been trained for a few steps, with its optimizer, signals and one layer."""
+
+    def __init__(self, operation: str, network: str, optimizer: str = "adam") -> None:
+        self.model, self.inputs = build(network, batch=16)
+        self.operation = GENTLE.get(operation) or OPERATIONS[operation]()
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        train(self.model, self.inputs, self.optimizer)
+        self.anatomy = Anatomy(self.model, self.inputs)
+
+    def plan(self, layer: str):
+        signals = Signals(self.model, self.inputs) if self.operation.needs_signals else None
+        return self.operation.propose(self.anatomy[layer], signals)
+
+    def plans(self):
+        """One plan after the other, each on the network that the ones before have changed."""
+        return (self.plan(layer) for layer in list(self.anatomy))
+
+    def snapshot(self):
+        return copy.deepcopy(
+            (
+                dict(self.model.state_dict()),
+                {name: parameter.grad for name, parameter in self.model.named_parameters()},
+                self.optimizer.state_dict(),
+                [sizes(module) for module in self.model.modules()],
+                {name: (layer.units, list(map(repr, layer.places))) for name, layer in self.anatomy.items()},
+            )
+        )
+
+
+def assert_same(one, other, where=""):
+    """Two trees of plain data and tensors are equal bit for bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same(left, right, f"{where}[{index}]")
+    elif isinstance(one, torch.Tensor):
+        assert one.shape == other.shape and torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+@every_operation
+@every_network
+def test_runs_at_the_new_sizes_and_says_so(operation, network):
+    case = Case(operation, network)
+    case.model.train()
+    modes = [module.training for module in case.model.modules()]
+    shapes = [out.shape for out in outputs(case.model, case.inputs)]
+    for plan in case.plans():
+        apply(plan, case.optimizer)
+        assert plan.layer.units == plan.units_after == len(plan.sources)
+    assert [out.shape for out in outputs(case.model, case.inputs)] == shapes
+    assert all(out.isfinite().all() for out in outputs(case.model, case.inputs))
+    assert [module.training for module in case.model.modules()] == modes
+    for module in case.model.modules():
+        if isinstance(module, nn.Linear):
+            assert (module.out_features, module.in_features) == module.weight.shape
+        if isinstance(module, nn.Conv2d):
+            assert (module.out_channels, module.in_channels // module.groups) == module.weight.shape[:2]
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.num_features == len(module.running_mean) == len(module.weight)
+
+
+@every_operation
+@every_network
+def test_plan_is_sound(operation, network):
+    """What the plan says beforehand of sources, parameters and FLOPs is what is counted afterwards."""
+    case = Case(operation, network)
+    case.model.eval()
+    for plan in case.plans():
+        assert all(type(unit) is int and -1 <= unit < plan.units_before for unit in plan.sources)
+        assert plan.parameters_before == sum(parameter.numel() for parameter in case.model.parameters())
+        assert plan.flops_before == counted_flops(case.model, case.inputs)
+        apply(plan)
+        assert plan.parameters_after == sum(parameter.numel() for parameter in case.model.parameters())
+        assert plan.flops_after == counted_flops(case.model, case.inputs)
+        assert str(plan).startswith(f"{case.operation!r} on {plan.layer.name}")
+
+
+def counted_flops(model, inputs):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call(model, inputs)
+    return counter.get_total_flops() // 16  # a sample
+
+
+@every_operation
+@every_network
+def test_everything_alive_is_trained(operation, network):
+    """The optimizer holds every parameter, and the next step moves all of them but the frozen and the dead."""
+    case = Case(operation, network)
+    before = [(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()]
+    plans = []
+    for plan in case.plans():
+        apply(plan, case.optimizer)
+        plans.append(plan)
+    held = {id(parameter) for group in case.optimizer.param_groups for parameter in group["params"]}
+    assert [(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()] == before
+    assert held == {id(parameter) for parameter in case.model.parameters()}
+    old = copy.deepcopy(dict(case.model.named_parameters()))
+    train(case.model, case.inputs, case.optimizer, steps=1)
+    for name, parameter in case.model.named_parameters():
+        assert torch.equal(parameter, old[name]) != parameter.requires_grad, name
+        assert parameter.shape == (parameter.grad.shape if parameter.requires_grad else parameter.shape)
+    if isinstance(case.operation, ZeroExpand) and network in ("mlp", "mlp_bn", "cnn", "cnn_plain", "leaky"):
+        for plan in plans:
+            assert_dead(plan)
+
+
+def assert_dead(plan):
+    """Newborn units without weights on either side: neither side ever gets a gradient."""
+    newborn = [unit for unit, source in enumerate(plan.sources) if source < 0]
+    layer = plan.layer
+    for place in (*layer.makers, *layer.readers):
+        tensor = layer.anatomy.tensor(place.tensor)
+        positions = place.positions(layer.units)[newborn].flatten()
+        assert not tensor.index_select(place.axis, positions).any(), place
+        assert not tensor.grad.index_select(place.axis, positions).any(), place
+        assert tensor.grad.any()
+
+
+@every_operation
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("network", ["mlp", "cnn", "residual", "dense_concat", "separable", "scaled"])
+def test_optimizer_state_follows_the_units(operation, network, optimizer):
+    """What survives keeps its state; a share of the fan-out scales the fan-in's; newborn units begin at zero."""
+    case = Case(operation, network, optimizer)
+    for layer in list(case.anatomy):
+        plan = case.plan(layer)
+        old = {
+            (place, key): (value.movedim(place.axis, 0)[place.positions(plan.units_before)].clone())
+            for place in plan.layer.places
+            for key, value in case.optimizer.state.get(case.anatomy.tensor(place.tensor), {}).items()
+            if value.dim()
+        }
+        counts = [state["step"].clone() for state in case.optimizer.state.values() if "step" in state]
+        apply(plan, case.optimizer)
+        assert counts == [state["step"] for state in case.optimizer.state.values() if "step" in state]
+        shares = torch.ones(plan.units_after) if plan.shares is None else plan.shares.float()
+        for (place, key), value in old.items():
+            after = next(p for p in plan.layer.places if (p.tensor, p.axis) == (place.tensor, place.axis))
+            state = case.optimizer.state[case.anatomy.tensor(place.tensor)][key]
+            found = state.movedim(after.axis, 0)[after.positions(plan.units_after)]
+            degree = 0 if place.role == "fan_out" else 2 if key.endswith("_sq") else 1
+            wanted = torch.stack([value[unit] if unit >= 0 else torch.zeros_like(value[0]) for unit in plan.sources])
+            scale = (shares**degree).view(-1, *(1,) * (wanted.dim() - 1))
+            torch.testing.assert_close(found, wanted * scale, msg=f"{place} {key}")
+
+
+@every_operation
+@every_network
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_undo_is_exact(operation, network, optimizer):
+    case = Case(operation, network, optimizer)
+    for layer in list(case.anatomy):
+        plan = case.plan(layer)
+        before = case.snapshot()
+        pointers = [parameter.data_ptr() for parameter in case.model.parameters()]
+        with pytest.raises(ZeroDivisionError), trial_surgery(plan, optimizers=case.optimizer):
+            call(case.model.eval(), case.inputs)
+            case.model.train()
+            raise ZeroDivisionError
+        assert_same(before, case.snapshot())
+        assert pointers == [parameter.data_ptr() for parameter in case.model.parameters()]
+
+
+@every_operation
+@pytest.mark.parametrize("network", ["mlp", "cnn", "tied"])
+def test_a_graph_from_before_does_not_break_the_next_step(operation, network):
+    case = Case(operation, network)
+    kept = loss(case.model, case.inputs)  # as a trainer does that logs it later
+    for plan in case.plans():
+        apply(plan, case.optimizer)
+    train(case.model, case.inputs, case.optimizer)
+    assert kept.grad_fn is not None and torch.isfinite(loss(case.model, case.inputs))
+
+
+@every_operation
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_proposing_changes_nothing(operation, network):
+    case = Case(operation, network)
+    before = case.snapshot()
+    for layer in case.anatomy:
+        assert case.plan(layer).sources == case.plan(layer).sources
+    assert_same(before, case.snapshot())
+
+
+@every_operation
+def test_is_plain_data_in_a_schedule(operation):
+    case = Case(operation, "mlp")
+    step = Step(Moment(1), "0", case.operation)
+    assert Schedule.from_data(Schedule((step,)).to_data()) == Schedule((step,))
+    assert repr(eval(repr(case.operation), dict(vars(__import__("ops"))))) == repr(case.operation)
+
+
+@pytest.mark.parametrize("grow", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("split", ["zero", "equal", "uneven", "signed"])
+@every_network
+def test_growth_leaves_the_function_unchanged(split, grow, network):
+    case = Case("zero_expand", network)
+    chosen = ZeroExpand(grow=grow) if split == "zero" else WeakExpand(grow=grow, split=split)
+    before = outputs(case.model, case.inputs)
+    for name in [name for name, layer in case.anatomy.items() if layer.exact]:
+        plan = operate(case.anatomy[name], chosen, case.optimizer)
+        assert plan.error == 0 and plan.units_after == plan.units_before + max(1, round(grow * plan.units_before))
+    assert difference(before, outputs(case.model, case.inputs)) < 1e-5

@@ -1,0 +1,212 @@
+"""The anatomy of any network: what it offers must be right, and what it cannot get right it must not offer."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from ops import Anatomy, Plan, SurgeryError, apply
+from ops.surgery import edited, silenced
+from tests.ops.networks import ADVERSARIAL, NETWORKS, build, cnn, cnn_plain, difference, liven, mlp_bn, outputs
+
+EXACT = 1e-9  # in double precision
+
+
+def some_of(units: int, count: int) -> list[int]:
+    return sorted(torch.randperm(units)[:count].tolist())
+
+
+def removal_error(anatomy, layer, inputs):
+    """A random half of the units goes; against the network in which nobody reads them."""
+    gone = some_of(layer.units, layer.units // 2)
+    kept = tuple(unit for unit in range(layer.units) if unit not in gone)
+    with silenced([(layer, gone)]):
+        wanted = outputs(anatomy.model, inputs)
+    with edited([(layer, kept, [1.0] * len(kept))]):
+        return difference(wanted, outputs(anatomy.model, inputs))
+
+
+def duplication_error(anatomy, layer, inputs):
+    """A shuffled third of the units is doubled at uneven shares; against the network itself."""
+    doubled = some_of(layer.units, max(1, layer.units // 3))[::-1]
+    shares = [0.3 if unit in doubled else 1.0 for unit in range(layer.units)] + [0.7] * len(doubled)
+    wanted = outputs(anatomy.model, inputs)
+    with edited([(layer, (*range(layer.units), *doubled), shares)]):
+        return difference(wanted, outputs(anatomy.model, inputs))
+
+
+def described(anatomy):
+    return {name: (layer.units, sorted(map(repr, layer.places))) for name, layer in anatomy.items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_finds_every_hidden_layer(name):
+    model, inputs = build(name)
+    anatomy = Anatomy(model, inputs)
+    assert {layer: anatomy[layer].units for layer in anatomy} == NETWORKS[name][2]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_edit_is_what_it_claims(name):
+    model, inputs = build(name, torch.float64)
+    anatomy = Anatomy(model, inputs)
+    for layer in anatomy.values():
+        if layer.exact:
+            assert removal_error(anatomy, layer, inputs) < EXACT, layer
+            assert duplication_error(anatomy, layer, inputs) < EXACT, layer
+        else:
+            assert layer.reason
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_is_never_wrong(name):
+    """Pinned with a reason, or right: on this input and on ten times it, which no dry run has seen."""
+    model, inputs = build(name, torch.float64)
+    anatomy = Anatomy(model, inputs)
+    assert all(anatomy.pinned.values()) and (len(anatomy) or anatomy.pinned)
+    for layer in anatomy.values():
+        for batch in (inputs, 10 * inputs):
+            if layer.exact:
+                assert removal_error(anatomy, layer, batch) < EXACT, layer
+                assert duplication_error(anatomy, layer, batch) < EXACT, layer
+
+
+@pytest.mark.parametrize("name", sorted(set(ADVERSARIAL) - {"permute_flatten", "masked"}))
+def test_says_why_a_layer_is_pinned(name):
+    model, inputs = build(name)
+    anatomy = Anatomy(model, inputs)
+    hidden = next(n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
+    assert hidden not in anatomy
+    with pytest.raises(SurgeryError, match=f"'{hidden}' cannot be operated on: .{{10}}"):
+        anatomy[hidden]
+
+
+def test_permute_then_flatten_is_read_right():
+    model, inputs = build("permute_flatten")
+    (run,) = Anatomy(model, inputs)["hidden"].readers[0].runs
+    assert (run.outer, run.inner) == (36, 1)
+
+
+def test_pinned_by_the_trace_alone():
+    """On an input of zeros without biases every dry run passes; the labels must know better."""
+    for name in ("flip", "slice_last", "swapped_halves", "sorted", "softmax", "constant_mask", "channel_shuffle"):
+        model, inputs = build(name)
+        assert "hidden" not in Anatomy(model, torch.zeros_like(inputs)), name
+
+
+@pytest.mark.parametrize("factory", [mlp_bn, cnn, cnn_plain])
+def test_removal_against_hooks(factory):
+    """Brute force, without the anatomy: a hook zeroes what the next weighted module is given of a unit."""
+    torch.manual_seed(3)
+    model = liven(factory()).double().eval()
+    inputs = torch.randn(4, 5, dtype=torch.float64) if factory is mlp_bn else torch.randn(4, 2, 8, 8).double()
+    anatomy = Anatomy(model, inputs)
+    weighted = [(n, m) for n, m in model.named_children() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    for (name, maker), (_, reader) in itertools.pairwise(weighted):
+        units = len(maker.weight)
+        gone = some_of(units, units // 2)
+
+        def silence(module, args, gone=gone, units=units):
+            x = args[0].clone()
+            spread = x.view(len(x), units, -1)  # flatten is channel first
+            spread[:, gone] = 0
+            return (x,)
+
+        hook = reader.register_forward_pre_hook(silence)
+        wanted = outputs(model, inputs)
+        hook.remove()
+        kept = tuple(unit for unit in range(units) if unit not in gone)
+        with edited([(anatomy[name], kept, [1.0] * len(kept))]):
+            assert difference(wanted, outputs(model, inputs)) < EXACT
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "layernorm"])
+def test_places_stay_true_through_a_sequence(name):
+    """After each operation the other layers' places are those of a fresh anatomy, and still right in numbers."""
+    model, inputs = build(name, torch.float64)
+    anatomy = Anatomy(model, inputs)
+    for round_number in range(2):
+        for layer in list(anatomy.values()):
+            order = [*range(layer.units), layer.units - 1, 0][round_number:]
+            shares = [0.5 if order.count(unit) == 2 else 1.0 for unit in order]
+            with silenced([(layer, [0])] if round_number and order.count(0) == 0 else []):
+                wanted = outputs(model, inputs)
+            apply(Plan(layer, "edit", tuple(order), shares=torch.tensor(shares, dtype=torch.float64)))
+            assert difference(wanted, outputs(model, inputs)) < EXACT, layer
+            assert described(anatomy) == described(Anatomy(model, inputs)), layer
+            for other in anatomy.values():
+                assert removal_error(anatomy, other, inputs) < EXACT, other
+
+
+def test_undo_restores_the_places_of_every_layer():
+    model, inputs = build("dense_concat")
+    anatomy = Anatomy(model, inputs)
+    before = described(anatomy)
+    with edited([(layer, (0, 0, 1), [0.5, 0.5, 1.0]) for layer in anatomy.values()]):
+        assert described(anatomy) != before
+        assert described(anatomy) == described(Anatomy(model, inputs))
+    assert described(anatomy) == before
+
+
+def test_follows_buffers_that_torch_replaces():
+    model, inputs = build("mlp_bn")
+    anatomy = Anatomy(model, inputs)
+    model.double()  # replaces running statistics by new tensors
+    layer = anatomy["0"]
+    assert removal_error(anatomy, layer, inputs.double()) < EXACT
+
+
+@pytest.mark.parametrize("name", ["mlp_bn", "cnn"])
+def test_leaves_the_model_as_it_was(name):
+    model, inputs = build(name)
+    model.train()
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    Anatomy(model, inputs)
+    assert [module.training for module in model.modules()] == modes
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_unknown_layers_are_named_in_one_sentence():
+    model, inputs = build("mlp")
+    anatomy = Anatomy(model, inputs)
+    with pytest.raises(SurgeryError, match="there is no layer 'nose'; this network has 0, 2"):
+        anatomy["nose"]
+    with pytest.raises(SurgeryError, match="'4' cannot be operated on: it is the network's output"):
+        anatomy["4"]
+    with pytest.raises(SurgeryError, match="holds no tensor"):
+        Anatomy(model, ())
+
+
+def test_between_names_the_operators():
+    model, inputs = build("cnn")
+    anatomy = Anatomy(model, inputs)
+    assert anatomy["8"].between[-1] == "relu" and "batch_norm" in anatomy["8"].between[0]
+    model, inputs = build("leaky")
+    assert Anatomy(model, inputs)["0"].between == ("leaky_relu(0.3)",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "densenet121", "mobilenet_v2"])
+def test_of_torchvision(name):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    if name == "vgg11_bn":  # as published its first dense layer alone takes seconds to initialize
+        features = models.vgg.make_layers(models.vgg.cfgs["A"], batch_norm=True)
+        classifier = (nn.Linear(512, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 5))
+        model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *classifier)
+    else:
+        model = getattr(models, name)(weights=None, num_classes=5)
+    liven(model).double().eval()
+    inputs = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    anatomy = Anatomy(model, inputs)
+    assert len(anatomy) == {"vgg11_bn": 9, "resnet18": 12, "densenet121": 120, "mobilenet_v2": 25}[name]
+    for layer in [list(anatomy.values())[i] for i in some_of(len(anatomy), 25)]:
+        assert removal_error(anatomy, layer, inputs) < EXACT, layer
+        assert duplication_error(anatomy, layer, inputs) < EXACT, layer

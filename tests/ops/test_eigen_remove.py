@@ -1,0 +1,100 @@
+"""EigenRemove and MinWeight (Graham 2019, Algorithm 2) against plain numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ops import Anatomy, EigenRemove, MinWeight, operate
+from ops.eigen_remove import truncated_hosvd
+from tests.ops.networks import NETWORKS, build, cnn
+
+
+def projected(matrix, size):
+    left = np.linalg.svd(matrix, full_matrices=False)[0][:, :size]
+    return left @ left.T
+
+
+def brute_force(tensor, rank):
+    """Both channel modes projected on the leading left singular vectors of their unfoldings."""
+    units, channels = tensor.shape[:2]
+    size = max(1, int(rank * min(units, channels)))
+    first = projected(tensor.reshape(units, -1), size)
+    second = projected(tensor.transpose(1, 0, 2).reshape(channels, -1), size)
+    return np.einsum("uv,cd,vdp->ucp", first, second, tensor)
+
+
+@pytest.mark.parametrize("shape", [(12, 8, 1), (8, 12, 1), (10, 6, 9), (6, 10, 4), (5, 1, 9), (1, 5, 1)])
+@pytest.mark.parametrize("rank", [0.01, 0.25, 0.5, 0.9, 1.0])
+def test_hosvd_against_numpy(shape, rank):
+    tensor = torch.randn(shape, dtype=torch.float64)
+    found = truncated_hosvd(tensor, rank)
+    wanted = tensor.numpy() if rank == 1 else brute_force(tensor.numpy(), rank)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-10)
+
+
+def test_hosvd_of_a_matrix_is_its_truncated_svd():
+    matrix = torch.randn(9, 7, dtype=torch.float64)
+    left, values, right = np.linalg.svd(matrix.numpy())
+    wanted = left[:, :3] * values[:3] @ right[:3]
+    np.testing.assert_allclose(truncated_hosvd(matrix[:, :, None], 3 / 7)[:, :, 0].numpy(), wanted, atol=1e-10)
+
+
+def test_hosvd_error_falls_with_the_rank():
+    tensor = torch.randn(12, 10, 9, dtype=torch.float64)
+    errors = [float((truncated_hosvd(tensor, k / 10) - tensor).norm()) for k in range(1, 11)]
+    assert errors == sorted(errors, reverse=True) and errors[0] > 1 and errors[-1] == 0
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("weights", ["original", "reduced"])
+def test_at_full_rank_it_is_min_weight(network, weights):
+    model, inputs = build(network)
+    for layer in Anatomy(model, inputs).values():
+        for keep in (0.25, 0.5, 0.8):
+            plan = EigenRemove(keep=keep, rank=1, weights=weights).propose(layer)
+            assert plan.sources == MinWeight(keep=keep).propose(layer).sources and not plan.replaced
+
+
+def test_min_weight_keeps_the_largest_outgoing_norms():
+    model, inputs = build("cnn")
+    anatomy = Anatomy(model, inputs)
+    norms = model[4].weight.detach().square().sum((0, 2, 3))
+    assert MinWeight(keep=0.5).propose(anatomy["0"]).sources == tuple(sorted(norms.argsort()[-3:].tolist()))
+    norms = model[8].weight.detach().view(8, 4, 4).square().sum((0, 2))  # a channel is four columns after flatten
+    assert MinWeight(keep=0.5).propose(anatomy["4"]).sources == tuple(sorted(norms.argsort()[-2:].tolist()))
+
+
+def test_original_weights_stay():
+    model, inputs = build("mlp")
+    fan_in, fan_out = model[0].weight.detach().clone(), model[2].weight.detach().clone()
+    plan = operate(Anatomy(model, inputs)["0"], EigenRemove(keep=0.5, rank=0.4))
+    kept = list(plan.sources)
+    assert torch.equal(model[0].weight, fan_in[kept]) and torch.equal(model[2].weight, fan_out[:, kept])
+
+
+def test_reduced_weights_are_the_truncated_svds():
+    model, inputs = build("mlp", torch.float64)
+    fan_in, fan_out = model[0].weight.detach()[:, :, None], model[2].weight.detach()[:, :, None]
+    wanted_in, wanted_out = brute_force(fan_in.numpy(), 0.4)[:, :, 0], brute_force(fan_out.numpy(), 0.4)[:, :, 0]
+    plan = operate(Anatomy(model, inputs)["0"], EigenRemove(keep=0.5, rank=0.4, weights="reduced"))
+    kept = list(plan.sources)
+    assert kept == sorted(np.linalg.norm(wanted_out, axis=0).argsort()[-4:].tolist())
+    np.testing.assert_allclose(model[0].weight.detach().numpy(), wanted_in[kept], atol=1e-10)
+    np.testing.assert_allclose(model[2].weight.detach().numpy(), wanted_out[:, kept], atol=1e-10)
+
+
+def test_reduced_convolution_through_flatten():
+    """The reader's four columns of a channel are its positions; the maker's kernel stays whole."""
+    torch.manual_seed(1)
+    model = cnn().double()
+    maker, reader = model[4].weight.detach().numpy(), model[8].weight.detach().numpy()
+    wanted_in = brute_force(maker.reshape(4, 6, 9), 0.5).reshape(maker.shape)
+    wanted_out = brute_force(reader.reshape(8, 4, 4).transpose(1, 0, 2), 0.5)
+    operation = EigenRemove(keep=0.5, rank=0.5, weights="reduced")
+    plan = operate(Anatomy(model, torch.randn(2, 2, 8, 8).double())["4"], operation)
+    kept = list(plan.sources)
+    np.testing.assert_allclose(model[4].weight.detach().numpy(), wanted_in[kept], atol=1e-10)
+    wanted = wanted_out[kept].transpose(1, 0, 2).reshape(8, 8)
+    np.testing.assert_allclose(model[8].weight.detach().numpy(), wanted, atol=1e-10)

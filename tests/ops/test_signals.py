@@ -1,0 +1,91 @@
+"""Signals: one forward pass sees what every reader is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ops import Anatomy, Signals, SurgeryError
+from ops.signals import MOST_SAMPLES
+from tests.ops.networks import NETWORKS, Net, build, outputs
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_reader_of_every_layer_is_seen(name):
+    model, inputs = build(name, batch=5)
+    anatomy, signals = Anatomy(model, inputs), Signals(model, inputs)
+    for layer in anatomy.values():
+        for place in layer.readers:
+            received = signals.received(layer, place)
+            assert received.shape[1] == layer.units and received.shape[0] % 5 == 0
+            assert received.dtype == torch.float64 and received.isfinite().all()
+
+
+def test_values_are_those_of_a_plain_forward_pass():
+    model, inputs = build("cnn", batch=3)
+    anatomy, signals = Anatomy(model, inputs), Signals(model, inputs)
+    model.eval()
+    flat = model[:8](inputs)  # [3, 4 channels × 2 × 2]
+    wanted = flat.view(3, 4, 4).transpose(1, 2).reshape(12, 4).sort(0).values
+    received = signals.received(anatomy["4"], anatomy["4"].readers[0])
+    torch.testing.assert_close(received.sort(0).values.float(), wanted)
+    torch.testing.assert_close(signals.fed(anatomy["8"], anatomy["8"].makers[0]).float(), flat)
+    assert torch.equal(signals.outputs, outputs(model, inputs)[0])
+
+
+def test_one_pass_in_evaluation_mode():
+    model, inputs = build("mlp_bn")
+    model.train()
+    calls, mean = [], model[1].running_mean.clone()
+    model.register_forward_hook(lambda *_: calls.append(model.training))
+    Signals(model, inputs)
+    assert calls == [False] and model.training and torch.equal(mean, model[1].running_mean)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_later_work_in_place_does_not_reach_what_was_seen():
+    net = Net(lambda m, x: (h := m.a(x), m.b(h), h.mul_(0))[1], a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    inputs = torch.randn(3, 4)
+    layer = Anatomy(net, inputs)["a"]
+    received = Signals(net, inputs).received(layer, layer.readers[0])
+    torch.testing.assert_close(received.float(), net.a(inputs))
+
+
+def test_a_module_that_is_called_twice_is_seen_twice():
+    net = Net(
+        lambda m, x: m.out(m.hidden(x).relu()) + m.out(m.hidden(-x).relu()),
+        hidden=nn.Linear(4, 6), out=nn.Linear(6, 2),
+    )  # fmt: skip
+    inputs = torch.randn(3, 4)
+    layer = Anatomy(net, inputs)["hidden"]
+    wanted = net.hidden(torch.cat([inputs, -inputs])).relu()
+    torch.testing.assert_close(Signals(net, inputs).received(layer, layer.readers[0]).float(), wanted)
+
+
+def test_many_positions_are_thinned_evenly():
+    model, _ = build("cnn_plain")
+    inputs = torch.randn(2 * MOST_SAMPLES // 9 + 1, 2, 8, 8)
+    layer = Anatomy(model, inputs[:2])["0"]
+    received = Signals(model, inputs).received(layer, layer.readers[0])
+    assert MOST_SAMPLES // 2 <= len(received) <= MOST_SAMPLES
+
+
+def test_loss_needs_targets():
+    model, inputs = build("mlp", batch=4)
+    targets = torch.tensor([0, 1, 2, 0])
+    wanted = nn.functional.cross_entropy(model(inputs), targets)
+    torch.testing.assert_close(Signals(model, inputs, targets).loss, wanted)
+    with pytest.raises(SurgeryError, match=r"give Signals\(model, inputs, targets\)"):
+        _ = Signals(model, inputs).loss
+
+
+def test_says_what_it_has_not_seen():
+    net = Net(
+        lambda m, x: nn.functional.linear(m.hidden(x).relu(), m.out.weight),
+        hidden=nn.Linear(4, 6), out=nn.Linear(6, 2),
+    )  # fmt: skip
+    inputs = torch.randn(3, 4)
+    layer = Anatomy(net, inputs)["hidden"]
+    with pytest.raises(SurgeryError, match=r"layer hidden: nothing was seen of what out\.weight is given"):
+        Signals(net, inputs).received(layer, layer.readers[0])

@@ -1,0 +1,123 @@
+"""Optuna's samples and lists as sources of cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import FixedTrial, TrialState
+
+from ops import Schedule
+from search_spaces import SPACES
+from study.config import Settings
+from study.errors import StudyError
+from study.search.sources import Listed, Sampled
+from study.training.run import Cell
+
+LAYERS = {"conv1": 32, "conv2": 64, "fc1": 96}
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**({"trials": 10, "generation": 4, "epochs": 6} | changes))
+
+
+def outcome(cell: Cell) -> dict[str, Any]:
+    """A result that depends on the cell alone."""
+    keep = cell.params.get("keep", cell.params.get("grow", 0.5))
+    return {"validation_accuracy": 1 - abs(keep - 0.6), "parameters": 1000 * keep, "flops": 1.0, "seconds": 1.0}
+
+
+def work_off(source: Sampled, backwards: bool = False, most: int = 10**6) -> list[Cell]:
+    """Runs cells as a cluster might: several at a time, ending in any order."""
+    seen: list[Cell] = []
+    while not source.finished and len(seen) < most:
+        running = []
+        while (cell := source.next()) is not None:
+            running.append(cell)
+        assert running
+        for cell in reversed(running) if backwards else running:
+            if len(seen) < most:
+                source.tell(cell, outcome(cell))
+                seen.append(cell)
+    return seen
+
+
+def test_what_is_sampled_does_not_depend_on_who_ends_first(tmp_path: Path) -> None:
+    forth = work_off(Sampled(settings(), LAYERS, tmp_path / "a.db"))
+    back = work_off(Sampled(settings(), LAYERS, tmp_path / "b.db"), backwards=True)
+    assert len(forth) == 10
+    assert {c.trial: c.params for c in forth} == {c.trial: c.params for c in back}
+    other = work_off(Sampled(settings(seed=1), LAYERS, tmp_path / "c.db"))
+    assert [c.params for c in other] != [c.params for c in forth]
+
+
+@pytest.mark.parametrize("after", [1, 4, 6, 9])
+def test_a_resumed_search_samples_as_an_uninterrupted_one(tmp_path: Path, after: int) -> None:
+    whole = work_off(Sampled(settings(), LAYERS, tmp_path / "a.db"))
+    first = work_off(Sampled(settings(), LAYERS, tmp_path / "b.db"), most=after)
+    known = {cell.trial: outcome(cell) for cell in first if cell.trial is not None}
+    resumed = Sampled(settings(), LAYERS, tmp_path / "b.db", known)
+    assert resumed.total == 10 - after
+    rest = work_off(resumed)
+    assert {c.trial: c.params for c in first + rest} == {c.trial: c.params for c in whole}
+    assert all(t.state == TrialState.COMPLETE for t in resumed.study.trials)
+
+
+def test_a_result_that_optuna_never_heard_of_is_not_run_again(tmp_path: Path) -> None:
+    """The ledger is written first; the driver may die before Optuna is told."""
+    dying = Sampled(settings(), LAYERS, tmp_path / "a.db")
+    cell = dying.next()
+    assert cell is not None and cell.trial is not None
+    resumed = Sampled(settings(), LAYERS, tmp_path / "a.db", {cell.trial: outcome(cell)})
+    assert resumed.study.trials[cell.trial].state == TrialState.COMPLETE
+    assert resumed.total == 9
+
+
+def test_a_failed_trial_counts_and_is_known_as_failed(tmp_path: Path) -> None:
+    source = Sampled(settings(trials=2), LAYERS, tmp_path / "a.db")
+    first, second = source.next(), source.next()
+    assert first is not None and second is not None
+    source.tell(first, {"failure": "the loss became nan"})
+    source.tell(second, outcome(second))
+    assert source.finished
+    assert [t.state for t in source.study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_several_objectives(tmp_path: Path) -> None:
+    source = Sampled(settings(objective=("accuracy", "parameters")), LAYERS, tmp_path / "a.db")
+    work_off(source)
+    assert all(len(trial.values) == 2 for trial in source.study.trials)
+    assert source.study.best_trials
+
+
+def test_an_unknown_space_is_named() -> None:
+    with pytest.raises(StudyError, match="no search space 'nonsense'; there are mixed"):
+        Sampled.check(settings(space="nonsense"))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_parameters_are_all_there_is_to_know(tmp_path: Path, space: str) -> None:
+    source = Sampled(settings(space=space, trials=25, generation=25), LAYERS, tmp_path / "a.db")
+    for cell in work_off(source):
+        layers = {name: type("L", (), {"units": units}) for name, units in LAYERS.items()}
+        decoded = SPACES[space](FixedTrial(dict(cell.params)), layers, 6)
+        assert decoded == Schedule.from_data(cell.schedule)
+        decoded.check(LAYERS, 6, 10)
+        assert decoded.steps
+
+
+def test_a_list_grows_as_cells_end() -> None:
+    follow = {"a": [Cell("restart", 1)], "b": []}
+    cells = [Cell("surgery", 1), Cell("surgery", 2)]
+    source = Listed(cells, lambda cell, result: follow[result["go"]], expected=2)
+    assert source.total == 4
+    first, second = source.next(), source.next()
+    assert source.next() is None and not source.finished
+    assert first is not None and second is not None
+    source.tell(first, {"go": "a"})
+    source.tell(second, {"failure": "lost"})
+    third = source.next()
+    assert third is not None and third.arm == "restart"
+    source.tell(third, {"go": "b"})
+    assert source.finished

@@ -1,0 +1,254 @@
+"""Whole trainings as functions of plain data: determinism, resumption, measuring, restarting."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ops import Anatomy, MinWeight, Moment, Schedule, Step, SurgeryError, WeakExpand, ZeroExpand, shapes
+from study import models
+from study.config import Settings
+from study.data import Dataset, Images, load
+from study.errors import Diverged, StudyError
+from study.training import checkpoint
+from study.training.run import Cell, make_optimizer, renew, run
+from study.training.theatre import Theatre, spikes
+from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
+
+CPU = torch.device("cpu")
+SETTINGS = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", 0.25)
+
+
+def schedule(*steps: tuple[str, str, Any]) -> list[dict[str, Any]]:
+    return Schedule(tuple(Step(Moment.parse(when), layer, op) for when, layer, op in steps)).to_data()
+
+
+SHRINK = schedule(("1ep", "conv2", MinWeight(0.5)), ("2ep", "fc1", WeakExpand(0.5)))
+
+
+class Stop(Callback):
+    """Ends training as a killed process would, after so many epochs."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+        if trainer.epoch == self.after:
+            raise KeyboardInterrupt
+
+
+def without_times(outcome: dict[str, Any]) -> dict[str, Any]:
+    """What must repeat exactly: everything but seconds."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if "seconds" not in k and k != "interruptibility"}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return strip(outcome)
+
+
+def test_the_same_cell_gives_the_same_outcome(digits: Dataset) -> None:
+    cell = Cell("surgery", 3, SHRINK, test=True)
+    first, second = run(cell, digits, SETTINGS, CPU), run(cell, digits, SETTINGS, CPU)
+    assert without_times(first) == without_times(second)
+    other = run(Cell("surgery", 4, SHRINK, test=True), digits, SETTINGS, CPU)
+    assert without_times(other) != without_times(first)
+
+
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, optimizer: str
+) -> None:
+    settings = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64, optimizer=optimizer)
+    cell = Cell("surgery", 0, SHRINK, test=True)
+    whole = run(cell, digits, settings, CPU)
+
+    told: list[float] = []
+
+    def die(epoch: dict[str, Any]) -> None:
+        told.append(epoch["epoch"])
+        if len(told) == after + 1:  # in the epoch after the last checkpoint
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cell, digits, settings, CPU, tell=die, saved=tmp_path / "cell.pt")
+    resumed: list[float] = []
+    torch.manual_seed(99)
+    outcome = run(cell, digits, settings, CPU, lambda e: resumed.append(e["epoch"]), saved=tmp_path / "cell.pt")
+    assert without_times(outcome) == without_times(whole)
+    assert resumed == [float(epoch) for epoch in range(after + 1, 4)]
+
+
+def test_a_checkpoint_describes_its_own_architecture(digits: Dataset, tmp_path: Path) -> None:
+    def trainer() -> Trainer:
+        torch.manual_seed(0)
+        model = models.build("small_cnn", digits.shape, 10)
+        theatre = Theatre(Schedule.from_data(SHRINK), digits.validation, digits.train)
+        return Trainer(model, make_optimizer(SETTINGS, model), digits, epochs=3, batch_size=64, seed=0, device=CPU,
+                       callbacks=[theatre])  # fmt: skip
+
+    trained = trainer()
+    trained.fit()
+    checkpoint.save(trained, tmp_path / "a.pt")
+    assert "conv2.weight" in torch.load(tmp_path / "a.pt", weights_only=True)["shapes"]
+    fresh = trainer()
+    checkpoint.load(fresh, tmp_path / "a.pt")
+    assert shapes(fresh.model) == shapes(trained.model) != shapes(trainer().model)
+    assert fresh.model.conv2.out_channels == 32
+    torch.testing.assert_close(fresh.model.state_dict(), trained.model.state_dict(), rtol=0, atol=0)
+    moments = [s["exp_avg"] for s in fresh.optimizer.state.values()]
+    assert [m.shape for m in moments] == [p.shape for p in fresh.model.parameters()]
+
+
+def test_a_broken_checkpoint_is_refused_in_one_sentence(digits: Dataset, tmp_path: Path) -> None:
+    model = models.build("mlp", digits.shape, 10)
+    trainer = Trainer(model, make_optimizer(SETTINGS, model), digits, epochs=1, batch_size=64, seed=0, device=CPU)
+    checkpoint.save(trainer, tmp_path / "a.pt")
+    other = models.build("small_cnn", digits.shape, 10)
+    elsewhere = Trainer(other, make_optimizer(SETTINGS, other), digits, epochs=1, batch_size=64, seed=0, device=CPU)
+    with pytest.raises(StudyError, match="is not a checkpoint of this network"):
+        checkpoint.load(elsewhere, tmp_path / "a.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:500])
+    with pytest.raises(StudyError, match=r"cut\.pt is not a checkpoint"):
+        checkpoint.load(trainer, tmp_path / "cut.pt")
+
+
+def test_the_theatre_measures_what_it_does(digits: Dataset) -> None:
+    outcome = run(Cell("surgery", 0, SHRINK, test=True), digits, SETTINGS, CPU)
+    json.dumps(outcome)  # plain data
+    removal, growth = outcome["operations"]
+    assert (removal["layer"], removal["units_before"], removal["units_after"]) == ("conv2", 64, 32)
+    assert removal["epoch"] == 1 and growth["epoch"] == 2
+    assert removal["spike_factor"] == pytest.approx(removal["loss_after"] / removal["loss_before"])
+    assert removal["spike_factor"] > 1.01
+    assert growth["spike_factor"] == pytest.approx(1, abs=1e-4)
+    assert growth["parameters_before"] == removal["parameters_after"]
+    assert growth["parameters_after"] == outcome["parameters"]
+    assert growth["loss_factor"] == pytest.approx(growth["training_loss_after"] / growth["training_loss_before"])
+    for record in (removal, growth):
+        assert record["interruptibility"] == pytest.approx(record["epoch_seconds"] / record["seconds"])
+    assert removal["epochs_to_recover"] in (None, 1, 2)
+    assert outcome["operation_seconds"] >= removal["seconds"] + growth["seconds"]
+
+
+def test_steps_can_fall_inside_an_epoch(digits: Dataset) -> None:
+    per_epoch = steps_per_epoch(len(digits.train), 64)
+    cell = Cell("surgery", 0, schedule((f"{per_epoch + 3}it", "fc1", MinWeight(0.25))))
+    (record,) = run(cell, digits, SETTINGS, CPU)["operations"]
+    assert record["iteration"] == per_epoch + 3
+    assert record["epoch"] == pytest.approx(1 + 3 / per_epoch)
+
+
+def test_operations_of_one_moment_count_as_one_spike() -> None:
+    records = [
+        {"iteration": 5, "epoch": 1.0, "loss_before": 0.5, "loss_after": 1.0, "seconds": 0.1},
+        {"iteration": 5, "epoch": 1.0, "loss_before": 1.0, "loss_after": 2.0, "seconds": 0.2},
+        {"iteration": 9, "epoch": 2.0, "loss_before": 0.4, "loss_after": 0.4, "seconds": 0.1},
+    ]
+    first, second = spikes(records)
+    assert first["factor"] == 4 and first["seconds"] == pytest.approx(0.3)
+    assert second["factor"] == 1
+
+
+def test_an_empty_schedule_trains_like_a_plain_loop(digits: Dataset) -> None:
+    """Against a loop written here by hand, without any of ours but the data order."""
+    outcome = run(Cell("original", 1), digits, SETTINGS, CPU)
+    torch.manual_seed(1)
+    model = models.build("small_cnn", digits.shape, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=SETTINGS.learning_rate)
+    x = torch.tensor(digits.train.pixels).float() / 127.5 - 1
+    y = torch.tensor(digits.train.labels)
+    for epoch in range(3):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(100_003 + epoch))
+        for index in order.split(64):
+            model.train()
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+            optimizer.step()
+    model.eval()
+    scores = model(torch.tensor(digits.validation.pixels).float() / 127.5 - 1)
+    truth = torch.tensor(digits.validation.labels)
+    assert outcome["validation_accuracy"] == pytest.approx((scores.argmax(1) == truth).double().mean().item())
+    assert outcome["validation_loss"] == pytest.approx(torch.nn.functional.cross_entropy(scores, truth).item(), rel=1e-4)
+
+
+def test_a_restart_has_the_sizes_of_surgery_and_fresh_weights(digits: Dataset) -> None:
+    surgery = run(Cell("surgery", 0, SHRINK), digits, SETTINGS, CPU)
+    restart = run(Cell("restart", 0, shapes=surgery["shapes"]), digits, SETTINGS, CPU)
+    assert restart["shapes"] == surgery["shapes"]
+    assert (restart["parameters"], restart["flops"]) == (surgery["parameters"], surgery["flops"])
+    torch.manual_seed(0)
+    model = models.build("small_cnn", digits.shape, 10)
+    renew(model, surgery["shapes"])
+    weight = model.conv2.weight
+    assert weight.shape == (32, 32, 3, 3)
+    bound = (1 / (32 * 9)) ** 0.5  # torch's default for this fan-in
+    assert weight.abs().max() <= bound and weight.std() > 0.4 * bound
+
+
+def test_a_diverging_training_says_when(digits: Dataset) -> None:
+    settings = Settings(epochs=2, optimizer="sgd", learning_rate=1e6, model="mlp")
+    with pytest.raises(Diverged, match=r"became (nan|inf) in epoch \d"):
+        run(Cell("original", 0), digits, settings, CPU)
+
+
+def test_an_unknown_layer_is_named(digits: Dataset) -> None:
+    with pytest.raises(SurgeryError, match="names the layer 'fc9'; this network has conv1, conv2, fc1"):
+        run(Cell("surgery", 0, schedule(("1ep", "fc9", MinWeight()))), digits, SETTINGS, CPU)
+
+
+def test_a_schedule_beyond_the_last_epoch_is_refused(digits: Dataset) -> None:
+    with pytest.raises(SurgeryError, match="3ep, but training ends after 3 epochs"):
+        run(Cell("surgery", 0, schedule(("3ep", "fc1", MinWeight()))), digits, SETTINGS, CPU)
+
+
+def test_a_cell_is_known_by_what_it_computes() -> None:
+    cell = Cell("search", 0, SHRINK, trial=4)
+    again = Cell("search", 0, copy.deepcopy(SHRINK), trial=7)
+    assert cell.key(SETTINGS) == again.key(SETTINGS)
+    assert cell.key(SETTINGS) != Cell("search", 1, SHRINK).key(SETTINGS)
+    assert cell.key(SETTINGS) != cell.key(Settings(epochs=4))
+    assert cell.key(SETTINGS) == cell.key(Settings.from_data(SETTINGS.to_data() | {"trials": 99}, "here"))
+
+
+def test_a_last_batch_of_one_image_is_left_out(digits: Dataset) -> None:
+    few = Dataset(Images(digits.train.pixels[:65], digits.train.labels[:65]), digits.validation, digits.test, digits.classes)
+    assert steps_per_epoch(65, 64) == 1 and steps_per_epoch(66, 64) == 2
+    run(Cell("original", 0), few, Settings(epochs=1, batch_size=64, model="small_cnn"), CPU)
+    with pytest.raises(StudyError, match="at least 2 are needed"):
+        steps_per_epoch(1, 64)
+
+
+def test_evaluation_leaves_the_mode_and_the_statistics_alone(digits: Dataset) -> None:
+    model = models.build("small_cnn", digits.shape, 10).train()
+    model.norm1.eval()
+    before = copy.deepcopy(model.state_dict())
+    evaluate(model, Batches(digits.validation, CPU), most=100)
+    assert model.training and not model.norm1.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_zero_expansion_and_the_function_of_vgg16() -> None:
+    model = models.build("vgg16", (3, 32, 32), 10).double().eval()
+    anatomy = Anatomy(model, torch.zeros(2, 3, 32, 32, dtype=torch.float64))
+    assert list(anatomy) == [*(f"conv{i}" for i in range(1, 12)), "fc1", "fc2", "fc3"]
+    assert anatomy.cost()[1] == pytest.approx(2 * 135e6, rel=0.01)  # 135 million multiply-adds an image
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = model(x)
+    from ops import operate
+
+    operate(anatomy["conv11"], ZeroExpand(0.25))
+    operate(anatomy["fc1"], WeakExpand(0.25))
+    torch.testing.assert_close(model(x), before)
