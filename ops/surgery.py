@@ -73,7 +73,8 @@ def apply(plan: Plan, optimizers: Optimizers = ()) -> Undo:
             if reader and plan.shares is not None:
                 data *= share
         if not reader and place.tensor in plan.newborn:
-            data = data.index_copy(place.axis, (index < 0).nonzero().squeeze(1).to(data.device), plan.newborn[place.tensor].to(data))
+            newborn = (index < 0).nonzero().squeeze(1).to(data.device)
+            data = data.index_copy(place.axis, newborn, plan.newborn[place.tensor].to(data))
         undo.extend(follow(known, tensor, remap))
         gradient = remap(tensor.grad, 1) if tensor.grad is not None else None
         undo.append(exchange(tensor, data.contiguous(), gradient))

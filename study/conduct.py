@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -145,19 +146,18 @@ def _compare(stage: _Stage) -> bool:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Surgery or starting over, on the test images", title_justify="left")
-    for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss spike", "operation / epoch"):
-        table.add_column(title, justify="left" if title == "arm" else "right", overflow="fold")
+    table = Table(title="Surgery or starting over, on the test images", title_justify="left", box=SIMPLE_HEAD)
+    for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss spike", "op / epoch"):
+        table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for row in rows:
-        trial = "" if row["trial"] is None else f" {row['trial']}"
-        name = row["label"] if row["arm"] == "original" else f"{row['arm']}{trial}: {row['label']}"
+        name = row["arm"] if row["trial"] is None else f"{row['arm']} {row['trial']}"
         spread, slack = row["accuracy_deviation"], row["seconds_deviation"]
         table.add_row(
             name,
             str(row["n"]),
             f"{100 * row['accuracy']:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else ""),
             f"{row['parameters']:,.0f}",
-            f"{row['seconds']:.2f}" + (f" ± {slack:.2f}" if slack is not None else ""),
+            f"{row['seconds']:.1f}" + (f" ± {slack:.1f}" if slack is not None else ""),
             "" if row["spike_factor"] is None else f"× {row['spike_factor']:.2f}",
             "" if row["operation_to_epoch"] is None else f"{row['operation_to_epoch']:.1%}",
         )

@@ -20,7 +20,8 @@ from study.training.run import Cell
 
 
 def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
-    """The best schedules of a search, at most ``settings.top``, that changed the network and differ from one another.
+    """The best schedules of a search, at most ``settings.top``, that changed the network: the best of every operation
+    first, since two that hardly differ answer one question twice.
 
     With one objective the best values, the smaller network where they are equal; with several the trials that no other
     trial dominates, the first objective deciding among them.
@@ -35,11 +36,9 @@ def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
     if len(settings.objective) > 1:
         able = [r for r in able if not any(_dominates(values[o.cell.name], values[r.cell.name]) for o in able)]
     able.sort(key=lambda record: (values[record.cell.name], -record.result["parameters"]), reverse=True)
-    chosen: list[Record] = []
-    for record in able:
-        if all(record.cell.schedule != other.cell.schedule for other in chosen):
-            chosen.append(record)
-    return chosen[: settings.top]
+    leading = {_operation(record): record for record in reversed(able)}
+    rest = [record for record in able if record is not leading[_operation(record)]]
+    return [record for record in able if record not in rest][: settings.top] + rest[: max(0, settings.top - len(leading))]
 
 
 def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) -> Listed:
@@ -49,12 +48,11 @@ def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) 
     """
     seeds = range(settings.seed + 1, settings.seed + 1 + settings.seeds)
     ended = {record.cell.name: record for record in done}
-    wanted = [Cell("original", seed, test=True) for seed in seeds]
-    wanted += [
-        Cell("surgery", seed, record.cell.schedule, trial=record.cell.trial, params=record.cell.params, test=True)
-        for seed in seeds
-        for record in chosen
-    ]
+    wanted = []
+    for seed in seeds:
+        wanted.append(Cell("original", seed, test=True))
+        for cell in (record.cell for record in chosen):
+            wanted.append(Cell("surgery", seed, cell.schedule, trial=cell.trial, params=cell.params, test=True))
 
     def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
         if cell.arm != "surgery":
@@ -76,7 +74,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
     A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of test accuracy (0 … 1) and seconds, mean
     parameters and FLOPs, median spike factor, median operation seconds / epoch seconds. A verdict: ``trial``, paired
-    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``p``, time ratio, ``sentence``.
+    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``p``, the ratios of training FLOPs
+    (which repeats on any machine) and of seconds (operations included), ``sentence``.
     """
     groups: dict[tuple[str, int | None], list[Record]] = {}
     for record in folder.records("original", "surgery", "restart"):
@@ -138,7 +137,10 @@ def _verdict(trial: int, surgery: Sequence[Record], restart: Sequence[Record]) -
     if not pairs:
         return None
     differences = [one["test_accuracy"] - other["test_accuracy"] for one, other in pairs]
-    ratio = statistics.fmean(one["seconds"] for one, _ in pairs) / statistics.fmean(other["seconds"] for _, other in pairs)
+    seconds, compute = (
+        statistics.fmean(one[key] for one, _ in pairs) / statistics.fmean(other[key] for _, other in pairs)
+        for key in ("seconds", "training_flops")
+    )
     mean, interval, p = paired(differences)
     ours, theirs = (statistics.fmean(pair[i]["test_accuracy"] for pair in pairs) for i in (0, 1))
     label = describe(surgery[0].cell.schedule)
@@ -154,11 +156,11 @@ def _verdict(trial: int, surgery: Sequence[Record], restart: Sequence[Record]) -
     sentence = (
         f"Surgery ({label}) ends at {ours:.2%} test accuracy, restarting the same architecture at {theirs:.2%} "
         f"(paired difference {100 * mean:+.2f} points{spread}, n = {len(pairs)} seeds), "
-        f"in {ratio:.2f} × the seconds: {finding}."
+        f"in {compute:.2f} × the compute and {seconds:.2f} × the seconds: {finding}."
     )
     return {
         "trial": trial, "label": label, "n": len(pairs), "surgery": ours, "restart": theirs, "difference": mean,
-        "interval": interval, "p": p, "time_ratio": ratio, "finding": finding, "sentence": sentence,
+        "interval": interval, "p": p, "compute_ratio": compute, "time_ratio": seconds, "finding": finding, "sentence": sentence,
     }  # fmt: skip
 
 
@@ -172,6 +174,10 @@ def paired(differences: Sequence[float]) -> tuple[float, list[float] | None, flo
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(0.95)
     return mean, [float(interval.low), float(interval.high)], float(test.pvalue)
+
+
+def _operation(record: Record) -> str:
+    return str(record.cell.schedule[0]["op"])
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:

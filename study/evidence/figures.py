@@ -7,6 +7,7 @@ those who cannot see it. A figure for which there is no data yet is left out. Co
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 import textwrap
@@ -32,7 +33,7 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": "#dddddd", "grid.linewidth": 0.6, "lines.linewidth": 1.8, "lines.markersize": 7,
     "legend.frameon": False, "legend.fontsize": 9, "figure.dpi": 100, "savefig.dpi": 150,
-    "svg.hashsalt": "network-surgery",
+    "svg.hashsalt": "network-surgery", "text.parse_math": False,
 }  # fmt: skip
 BLACK, GREY, BLUE, VERMILLION = "#000000", "#767676", "#0072B2", "#D55E00"
 COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00")
@@ -58,6 +59,13 @@ class Drawing:
     caption: str
     alt: str
 
+    def image(self, kind: str) -> bytes:
+        """The figure as a file of this kind (``png``, 150 dpi, or ``svg``); equal for equal figures."""
+        buffer = io.BytesIO()
+        with style.context(["default", STYLE]):
+            self.figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        return buffer.getvalue()
+
 
 def draw(results: Results) -> dict[str, Drawing]:
     """All figures for which ``results`` (see ``study.evidence.results``) holds data, by name, in reading order."""
@@ -70,11 +78,10 @@ def save(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
     """Writes ``NAME.png`` (150 dpi) and ``NAME.svg`` for each drawing into a folder, which is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with style.context(["default", STYLE]):
-        for name, drawing in drawings.items():
-            for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-                paths.append(folder / f"{name}.{suffix}")
-                drawing.figure.savefig(paths[-1], metadata=metadata)
+    for name, drawing in drawings.items():
+        for kind in ("png", "svg"):
+            paths.append(folder / f"{name}.{kind}")
+            paths[-1].write_bytes(drawing.image(kind))
     return paths
 
 
@@ -84,7 +91,7 @@ def accuracy(results: Results) -> Drawing | None:
     arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in ARMS}
     if not arms["surgery"]:
         return None
-    figure, axes = _axes()
+    figure, axes = _axes(height=4.8)
     ends, bounds = {}, []
     for arm, members in arms.items():
         if members:
@@ -93,15 +100,16 @@ def accuracy(results: Results) -> Drawing | None:
             mean, deviation = curves.mean(0), _deviation(curves)
             low, high = mean - deviation, np.minimum(mean + deviation, 1.0)
             ends[arm] = f"{mean[-1]:.2%}"
-            axes.plot(epochs, mean, label=f"{arm}: {ends[arm]} (n = {len(members)})", markersize=5, **ARMS[arm])
+            look = ARMS[arm] | {"markersize": 5, "markevery": math.ceil(len(epochs) / 15)}
+            axes.plot(epochs, mean, label=f"{arm}: {ends[arm]} (n = {len(members)})", **look)
             axes.fill_between(epochs, low, high, color=ARMS[arm]["color"], alpha=0.13, linewidth=0)
             bounds += [low.min(), high.max()]
     _accuracy_scale(axes, bounds)
     moments = _moments(arms["surgery"][0])
-    _mark_moments(axes, moments)
     axes.set(xlabel="epoch", ylabel="validation accuracy", xlim=(0, None))
+    _mark_moments(axes, moments)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    axes.legend(loc="lower right", title="at the last epoch")
+    figure.legend(loc="outside lower center", ncols=3, title="at the last epoch")
     when = ", ".join(f"{m['op']} at {m['epoch']:g}" for m in moments) or "none"
     return _drawing(
         figure, "Validation accuracy at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
@@ -128,7 +136,7 @@ def spike(results: Results) -> Drawing | None:
     axes.axvline(1, color=BLACK, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(groups)), [f"{name} (n = {len(factors)})" for name, factors in groups.items()])
     axes.set(xlabel="held-out loss after ÷ before the operation (log scale)", ylim=(len(groups) - 0.5, -0.5))
-    medians = [f"{name} ×{statistics.median(factors):.2f}" for name, factors in groups.items()]
+    medians = [f"{name} {_times(statistics.median(factors))}" for name, factors in groups.items()]
     extremes = f"least for {medians[0]}, most for {medians[-1]}" if len(medians) > 1 else medians[0]
     return _drawing(
         figure, f"Median jump of the held-out loss: {extremes}",
@@ -136,7 +144,7 @@ def spike(results: Results) -> Drawing | None:
         "×1 (dashed) leaves the loss where it was. Operations of the same moment follow one another, and each is "
         "measured against the loss right before it.",
         f"Strip chart of spike factors by operation. Medians: {', '.join(medians)}. "
-        f"Range ×{min(f for _, f in points):.3g} to ×{max(f for _, f in points):.3g}.",
+        f"Range {_times(min(f for _, f in points))} to {_times(max(f for _, f in points))}.",
     )  # fmt: skip
 
 
@@ -187,7 +195,7 @@ def search(results: Results) -> Drawing | None:
         across, up = zip(*members, strict=True)
         axes.scatter(across, up, s=44, alpha=0.8, label=name, rasterized=many, **marks[name])
     front = _front([point for members in points.values() for point in members])
-    look: Look = {"color": GREY, "linewidth": 1.2, "label": "no trial is smaller and better"}
+    look: Look = {"color": GREY, "linewidth": 1.2, "label": "no trial is both smaller and better"}
     axes.step(*zip(*front, strict=True), where="post", **look)
     sizes, values = [t["parameters"] for t in trials], [t["validation_accuracy"] for t in trials]
     originals = _finished(_cells(results, "original"))
@@ -195,15 +203,16 @@ def search(results: Results) -> Drawing | None:
         size, value = (statistics.fmean(c[key] for c in originals) for key in ("parameters", "validation_accuracy"))
         words = f"original, mean of n = {len(originals)}"
         axes.scatter(size, value, marker="*", s=210, color=BLACK, label=words, zorder=3)
-    _log_scale(axes.xaxis, [0.8 * min(sizes), 1.25 * max(sizes)], _count)
-    _accuracy_scale(axes, values)
+    everything = [*trials, *originals]
+    _log_scale(axes.xaxis, [t["parameters"] * pad for t in everything for pad in (0.8, 1.25)], count)
+    _accuracy_scale(axes, [t["validation_accuracy"] for t in everything])
     _ring(axes, [t for t in trials if t["trial"] in {c["trial"] for c in _cells(results, "surgery")}])
     axes.set(xlabel="parameters at the end (log scale)", ylabel="validation accuracy")
     figure.legend(loc="outside lower center", ncols=3)
     best = max(trials, key=lambda t: (t["validation_accuracy"], -t["parameters"]))
     found = f"{best['validation_accuracy']:.2%} at {best['parameters']:,} parameters, with {_name(best)}"
     return _drawing(
-        figure, f"The best of {len(trials)} trials: {found}",
+        figure, f"The best of {len(trials)} trial{'s' * (len(trials) > 1)}: {found}",
         "Each point is one trial of the search, one seed each. The line joins the trials that no other trial beats in "
         "both accuracy and size. The scale is stretched towards 100%.",
         f"Scatter of validation accuracy against parameters of {len(trials)} finished trials "
@@ -273,7 +282,7 @@ def timeline(results: Results) -> Drawing | None:
     labels = [f"#{trial['trial']}: {trial['validation_accuracy']:.2%}" for trial, _ in rows]
     axes.set_yticks(range(len(rows)), labels)
     epochs = max(len(trial["epochs"]) for trial, _ in rows)
-    axes.set(xlabel="epoch", ylabel="trial: validation accuracy", xlim=(0, epochs), ylim=(len(rows) - 0.5, -0.75))
+    axes.set(xlabel="epoch", ylabel="trial", xlim=(0, 1.03 * epochs), ylim=(len(rows) - 0.5, -0.75))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.grid(False, axis="y")
     firsts = [moments[0]["epoch"] for _, moments in rows if moments]
@@ -282,7 +291,8 @@ def timeline(results: Results) -> Drawing | None:
     told = [f"{label} ({words})" for label, words in zip(labels, said, strict=True)]
     return _drawing(
         figure, f"First operation of the {which}: epoch {statistics.median(firsts):g} of {epochs} (median)",
-        "One row a trial, the most accurate on top. The number is the operated layers' units after ÷ before.",
+        "One row a trial with its validation accuracy, the best on top. The number is the operated layers' units "
+        "after ÷ before.",
         f"Timeline of operations: {'; '.join(told)}.",
     )  # fmt: skip
 
@@ -399,11 +409,16 @@ def _share(value: float) -> str:
     return f"{100 * value:.3g}%" if value < 10 else f"{100 * value:,.0f}%"
 
 
-def _count(value: float) -> str:
-    """A number of parameters in few characters: 800, 20k, 1.5M."""
+def _times(value: float) -> str:
+    """A factor with two decimals, or three digits where it is large."""
+    return f"×{value:.2f}" if value < 100 else f"×{value:.3g}"
+
+
+def count(value: float) -> str:
+    """A count in few characters: 800, 20k, 1.5M."""
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
-            return f"{value / unit:g}{letter}"
+            return f"{value / unit:.4g}{letter}"
     return f"{value:g}"
 
 
@@ -413,10 +428,12 @@ def _axes(width: float = 7.5, height: float = 4.4) -> tuple[Figure, Axes]:
 
 
 def _mark_moments(axes: Axes, moments: Sequence[Mapping[str, Any]]) -> None:
-    """A vertical line at each moment; the first six are named."""
-    for index, moment in enumerate(moments):
+    """A vertical line at each moment, named where there is room."""
+    named = -math.inf
+    for moment in moments:
         axes.axvline(moment["epoch"], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        if index < 6:
+        if moment["epoch"] - named > 0.04 * axes.get_xlim()[1]:
+            named = moment["epoch"]
             look: Look = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 8.5, "color": "#444444"}
             look |= {"xycoords": axes.get_xaxis_transform(), "xytext": (-2, 4), "textcoords": "offset points"}
             axes.annotate(f"{moment['op']} ×{moment['kept']:.2f}", (moment["epoch"], 0), **look)
@@ -442,10 +459,10 @@ def _log_scale(axis: Axis, values: Iterable[float], words: Callable[[float], str
     """A logarithmic axis around positive values; ticks at 1, 2, 5 for few decades, at powers of ten for many."""
     values = list(values)
     low, high = min(values) / 1.15, max(values) * 1.15
-    steps = (1, 2, 5) if math.log10(high / low) < 3 else (1,)
+    decades = math.log10(high / low)
+    steps, stride = (1, 2, 5) if decades < 3 else (1,), math.ceil(decades / 9)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**power for power in powers for step in steps]
-    ticks = ticks[:: max(1, len(ticks) // 12)]
+    ticks = [step * 10.0**power for power in powers if power % stride == 0 for step in steps]
     name = "x" if axis is axis.axes.xaxis else "y"
     axis.axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import importlib.resources
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from study.evidence.comparison import describe
-from study.evidence.figures import Drawing, Results
+from study.evidence.figures import Drawing, Results, count
 
 MISSING = "–"
 
@@ -27,13 +26,13 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
 
     A study that still runs gets a report too: of the trials so far, with a note that the comparison is to come.
     """
+    layout = (importlib.resources.files("study.evidence") / "report.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    template = environment.from_string((importlib.resources.files("study.evidence") / "report.html.j2").read_text("utf-8"))
     comparison = results.get("comparison") or {}
     original = next((row for row in comparison.get("summary", ()) if row["arm"] == "original"), None)
     compared = {verdict["trial"] for verdict in comparison.get("verdicts", ())}
     settings = {name: _harmless(value) for name, value in results["settings"].items()}
-    page = template.render(
+    page = environment.from_string(layout).render(
         settings=settings,
         yaml="\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()),
         machine=results["machine"],
@@ -42,7 +41,7 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
         progress=_progress(results),
         rows=[_arm(row, original) for row in comparison.get("summary", ())],
         failures=[cell for cell in comparison.get("cells", ()) if "failure" in cell],
-        figures=[{"name": name, "source": _image(d), **_words(d)} for name, d in drawings.items()],
+        figures=[_figure(name, drawing) for name, drawing in drawings.items()],
         trials=[_trial(trial, compared) for trial in results["trials"]],
     )
     path.write_text(page, encoding="utf-8")
@@ -65,21 +64,20 @@ def _progress(results: Results) -> str:
 def _arm(row: Mapping[str, Any], original: Mapping[str, Any] | None) -> dict[str, Any]:
     """The closing table's cells of one arm; sizes also as multiples of the original's."""
 
-    def size(name: str) -> str:
-        times = "" if original in (None, row) else f" (×{row[name] / original[name]:.2f})"
-        return f"{row[name]:,.0f}{times}"
+    def times(name: str) -> str:
+        return "" if original is None or row is original else f" (×{row[name] / original[name]:.2f})"
 
     return {
         "arm": row["arm"] if row["trial"] is None else f"{row['arm']}, trial {row['trial']}",
         "label": row["label"],
         "numbers": [
             row["n"],
-            _around(100 * row["accuracy"], row["accuracy_deviation"], 100) + " %",
-            size("parameters"),
-            size("flops"),
+            _around(100 * row["accuracy"], row["accuracy_deviation"], 100) + "%",
+            f"{row['parameters']:,.0f}{times('parameters')}",
+            f"{count(row['flops'])}{times('flops')}",
             _around(row["seconds"], row["seconds_deviation"]),
-            MISSING if row["spike_factor"] is None else f"×{row['spike_factor']:.4g}",
-            MISSING if row["operation_to_epoch"] is None else f"{100 * row['operation_to_epoch']:.3g} %",
+            MISSING if row["spike_factor"] is None else f"×{row['spike_factor']:,.2f}",
+            MISSING if row["operation_to_epoch"] is None else f"{100 * row['operation_to_epoch']:.3g}%",
         ],
     }
 
@@ -92,14 +90,10 @@ def _trial(trial: Mapping[str, Any], compared: set[int]) -> dict[str, Any]:
     numbers = [
         f"{trial['validation_accuracy']:.2%}",
         f"{trial['parameters']:,}",
-        f"×{max(factors):.4g}" if factors else MISSING,
+        f"×{max(factors):,.2f}" if factors else MISSING,
         f"{trial['seconds']:.2f}",
     ]
     return entry | {"numbers": numbers, "failure": None}
-
-
-def _words(drawing: Drawing) -> dict[str, str]:
-    return {"title": drawing.title, "caption": drawing.caption, "alt": drawing.alt}
 
 
 def _around(mean: float, deviation: float | None, scale: float = 1) -> str:
@@ -111,8 +105,7 @@ def _harmless(value: Any) -> Any:
     return re.sub(r"://[^/@\s]+@", "://***@", value) if isinstance(value, str) else value
 
 
-def _image(drawing: Drawing) -> str:
-    """The figure as the address of an image that lies in the page itself."""
-    buffer = io.BytesIO()
-    drawing.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _figure(name: str, drawing: Drawing) -> dict[str, str]:
+    """A figure's words, and as ``source`` the address of an image that lies in the page itself."""
+    source = f"data:image/svg+xml;base64,{base64.b64encode(drawing.image('svg')).decode()}"
+    return {"name": name, "source": source, "caption": drawing.caption, "alt": drawing.alt}

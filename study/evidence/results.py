@@ -104,8 +104,9 @@ class Folder:
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         line = json.dumps({"cell": asdict(cell), "result": result})
-        with self._ledger.open("a") as ledger:
-            ledger.write(line + "\n")
+        with self._ledger.open("ab") as ledger:
+            # A line that a killed process left unfinished must not swallow this one.
+            ledger.write(b"\n" * (ledger.tell() > 0) + line.encode())
             ledger.flush()
             os.fsync(ledger.fileno())
 

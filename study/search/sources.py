@@ -38,7 +38,10 @@ class Source(Protocol):
 
 
 class Listed:
-    """The cells of a list; ``follow(cell, outcome)`` may add more, ``expected`` of them, as cells end well."""
+    """The cells of a list; ``follow(cell, outcome)`` may add more, ``expected`` of them, as cells end well.
+
+    What follows a cell comes next, so that the two are timed close to each other.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class Listed:
     def tell(self, cell: Cell, result: Result) -> None:
         self._running -= 1
         if "failure" not in result:
-            self._waiting.extend(self._follow(cell, result))
+            self._waiting.extendleft(self._follow(cell, result))
 
 
 class Sampled:

@@ -116,7 +116,13 @@ def _adaptors(source: Source, listeners: Sequence[Listener]) -> tuple[Any, Any]:
 
     cells: dict[str, Cell] = {}
 
-    class Ask(Searcher):
+    class Unsaved:
+        """Tune pickles what it is given to restore from it later, which we never do."""
+
+        def __reduce__(self) -> Any:
+            return (dict, ())
+
+    class Ask(Unsaved, Searcher):
         def suggest(self, trial_id: str) -> Any:
             if source.finished:
                 return Searcher.FINISHED
@@ -133,7 +139,7 @@ def _adaptors(source: Source, listeners: Sequence[Listener]) -> tuple[Any, Any]:
 
         def restore(self, checkpoint_path: str) -> None: ...
 
-    class Hear(Callback):
+    class Hear(Unsaved, Callback):
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             for listener in listeners:
                 listener.started(cells[trial.trial_id])

@@ -127,6 +127,7 @@ def run(
         "validation_loss": loss,
         "parameters": parameters,
         "flops": flops,
+        "training_flops": _training_flops(trainer, theatre, flops),
         "train_seconds": train_seconds,
         "operation_seconds": theatre.seconds,
         "seconds": train_seconds + theatre.seconds,
@@ -138,6 +139,16 @@ def run(
     if cell.test:
         outcome["test_loss"], outcome["test_accuracy"] = evaluate(model, Batches(data.test, device))
     return outcome
+
+
+def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
+    """FLOPs of all training steps: three forward passes' worth a sample (forward, and twice that backward), by the
+    network's size at the time. It repeats on any machine, where seconds do not; operations are not in it.
+    """
+    ends = [record["iteration"] for record in theatre.records] + [trainer.iteration]
+    sizes = [record["flops_before"] for record in theatre.records] + [flops]
+    steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    return 3 * trainer.batch_size * sum(count * size for count, size in zip(steps, sizes, strict=True))
 
 
 def check(settings: Settings, data: Dataset) -> dict[str, int]:

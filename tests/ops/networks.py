@@ -109,7 +109,7 @@ def tied() -> nn.Module:
     """One weight in two modules, both of them between the same two layers."""
     net = Net(
         lambda m, x: m.out(m.second(m.first(m.stem(x).relu()).relu()).relu()),
-        stem=nn.Linear(5, 6), first=nn.Linear(6, 6), second=nn.Linear(6, 6), out=nn.Linear(6, 3),
+        stem=nn.Linear(5, 6), first=nn.Linear(6, 6), second=nn.Linear(6, 6, bias=False), out=nn.Linear(6, 3),
     )  # fmt: skip
     net.second.weight = net.first.weight
     return net

@@ -1,0 +1,162 @@
+"""Which schedules are compared, with which trainings, and what is concluded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from study.config import Settings
+from study.errors import StudyError
+from study.evidence import comparison
+from study.evidence.results import Folder, Record
+from study.training.run import Cell
+
+STEP = {"when": "1ep", "layer": "fc1"}
+
+
+def outcome(accuracy: float, parameters: int = 100, seconds: float = 1.0, changed: bool = True) -> dict[str, Any]:
+    operation = {"units_before": 8, "units_after": 4 if changed else 8, "seconds": 0.1, "epoch_seconds": 1.0}
+    return {
+        "validation_accuracy": accuracy, "test_accuracy": accuracy, "parameters": parameters, "flops": 10,
+        "training_flops": 1000, "seconds": seconds, "operations": [operation], "spikes": [{"factor": 2.0}],
+        "shapes": {"w": [2]}, "epochs": [],
+    }  # fmt: skip
+
+
+def trial(number: int, op: str, accuracy: float, **changes: Any) -> Record:
+    cell = Cell("search", 0, [{**STEP, "op": op, "keep": 0.5}], trial=number)
+    return Record(cell, outcome(accuracy, **changes))
+
+
+def numbers(chosen: list[Record]) -> list[int | None]:
+    return [record.cell.trial for record in chosen]
+
+
+def test_the_best_of_every_operation_comes_first() -> None:
+    trials = [
+        trial(0, "min_weight", 0.97), trial(1, "min_weight", 0.99), trial(2, "pcns", 0.98),
+        trial(3, "pcns", 0.999, changed=False), Record(Cell("search", 0, trial=4), {"failure": "nan"}),
+        trial(5, "min_weight", 0.985),
+    ]  # fmt: skip
+    assert numbers(comparison.choose(trials, Settings(top=2))) == [1, 2]
+    assert numbers(comparison.choose(trials, Settings(top=3))) == [1, 2, 5]
+    assert numbers(comparison.choose(trials, Settings(top=9))) == [1, 2, 5, 0]
+
+
+def test_equal_accuracy_prefers_the_smaller_network() -> None:
+    trials = [trial(0, "pcns", 0.98, parameters=200), trial(1, "pcns", 0.98, parameters=50)]
+    assert numbers(comparison.choose(trials, Settings(top=1))) == [1]
+
+
+def test_several_objectives_choose_from_the_front() -> None:
+    settings = Settings(top=4, objective=("accuracy", "parameters"))
+    trials = [
+        trial(0, "a", 0.99, parameters=200), trial(1, "b", 0.98, parameters=300), trial(2, "c", 0.97, parameters=50)
+    ]  # fmt: skip
+    assert numbers(comparison.choose(trials, settings)) == [0, 2]
+
+
+def run_all(source: Any, accuracy: Any) -> list[Record]:
+    done = []
+    while not source.finished:
+        cell = source.next()
+        record = Record(cell, outcome(accuracy(cell)))
+        source.tell(cell, record.result)
+        done.append(record)
+    return done
+
+
+def test_every_arm_has_the_same_seeds_and_restarts_follow_their_surgery() -> None:
+    settings = Settings(top=2, seeds=3, seed=7)
+    chosen = [trial(1, "min_weight", 0.99), trial(2, "pcns", 0.98)]
+    source = comparison.cells(chosen, settings, [])
+    done = run_all(source, lambda cell: 0.9)
+    assert len(done) == source.total == 3 * (1 + 2 + 2)
+    seeds: dict[Any, list[int]] = {}
+    for record in done:
+        seeds.setdefault((record.cell.arm, record.cell.trial), []).append(record.cell.seed)
+    assert all(sorted(found) == [8, 9, 10] for found in seeds.values())  # not the search's own seed
+    assert all(record.cell.test for record in done)
+    restarts = [record.cell for record in done if record.cell.arm == "restart"]
+    assert all(cell.shapes == {"w": [2]} and not cell.schedule for cell in restarts)
+    order = [record.cell.name for record in done]
+    assert order.index("restart-001-seed-8") == order.index("surgery-001-seed-8") + 1
+
+
+def test_only_missing_trainings_are_run() -> None:
+    settings = Settings(top=1, seeds=2)
+    chosen = [trial(1, "min_weight", 0.99)]
+    everything = run_all(comparison.cells(chosen, settings, []), lambda cell: 0.9)
+    assert comparison.cells(chosen, settings, everything).finished
+    without = [record for record in everything if record.cell.name != "restart-001-seed-2"]
+    again = run_all(comparison.cells(chosen, settings, without), lambda cell: 0.9)
+    assert [record.cell.name for record in again] == ["restart-001-seed-2"]
+    more = run_all(comparison.cells(chosen, Settings(top=1, seeds=3), everything), lambda cell: 0.9)
+    assert {record.cell.seed for record in more} == {3}
+
+
+def test_paired_statistics_agree_with_scipy() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(0.95, 0.01, 8), rng.normal(0.94, 0.01, 8)
+    mean, interval, p = comparison.paired(list(one - other))
+    reference = stats.ttest_rel(one, other)
+    assert mean == pytest.approx(np.mean(one - other))
+    assert p == pytest.approx(reference.pvalue)
+    assert interval == pytest.approx(list(reference.confidence_interval(0.95)))
+    assert comparison.paired([0.1]) == (0.1, None, None)
+    assert comparison.paired([0.1, 0.1])[1] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "finding"),
+    [(0.02, 0.001, "surgery is better"), (-0.02, 0.001, "restarting is better"), (0.001, 0.02, "no difference was found")],
+)
+def test_the_verdict_says_what_the_interval_says(tmp_path: Path, gain: float, spread: float, finding: str) -> None:
+    settings = Settings(top=1, seeds=5)
+    folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
+    chosen = trial(1, "min_weight", 0.99)
+    folder.ended(chosen.cell, chosen.result)
+    noise = np.random.default_rng(1).normal(0, spread, 20)
+
+    def accuracy(cell: Cell) -> float:
+        return 0.9 + (gain if cell.arm == "surgery" else 0) + noise[2 * cell.seed + (cell.arm == "surgery")]
+
+    for record in run_all(comparison.cells([chosen], settings, []), accuracy):
+        folder.ended(record.cell, record.result)
+    rows, (verdict,) = comparison.summarize(folder)
+    assert [row["arm"] for row in rows] == ["original", "surgery", "restart"]
+    assert verdict["finding"] == finding and verdict["n"] == 5
+    assert finding in verdict["sentence"] and "min_weight keep 0.5 on fc1 at 1ep" in verdict["sentence"]
+    content = folder.write(rows, [verdict])
+    assert len(content["comparison"]["cells"]) == 15 and len(content["trials"]) == 1
+    assert "shapes" in content["trials"][0]
+
+
+def test_the_ledger_survives_a_line_cut_off(tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "s", Settings(), {"fc1": 8})
+    record = trial(1, "min_weight", 0.99)
+    folder.ended(record.cell, record.result)
+    with (tmp_path / "s" / "cells.jsonl").open("a") as ledger:
+        ledger.write('{"cell": {"arm": "sea')
+    reopened = Folder.open(tmp_path / "s")
+    (found,) = reopened.records()
+    assert found.cell == record.cell and found.result == record.result
+    later = trial(2, "pcns", 0.98)
+    reopened.ended(later.cell, later.result)
+    assert [r.cell.trial for r in reopened.records()] == [1, 2]
+
+
+def test_a_folder_is_neither_overwritten_nor_mistaken(tmp_path: Path) -> None:
+    Folder.make(tmp_path / "s", Settings(), {"fc1": 8})
+    with pytest.raises(StudyError, match="holds a study already; continue it with 'surgery resume"):
+        Folder.make(tmp_path / "s", Settings(), {"fc1": 8})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    with pytest.raises(StudyError, match="is not empty"):
+        Folder.make(tmp_path / "other", Settings(), {"fc1": 8})
+    with pytest.raises(StudyError, match="there is no study in"):
+        Folder.open(tmp_path / "other")

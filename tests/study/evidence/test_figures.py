@@ -1,0 +1,160 @@
+"""Figures: what is drawn comes from the results, and nothing that a study can look like stops them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from study.evidence import figures
+
+
+def operation(epoch: float, layer: str, factor: float, seconds: float = 0.01) -> dict[str, Any]:
+    """The record of one operation that takes 8 of 32 units."""
+    return {
+        "when": f"{epoch:g}ep", "epoch": epoch, "iteration": int(10 * epoch), "layer": layer,
+        "operation": "MinWeight(keep=0.75)", "units_before": 32, "units_after": 24, "loss_before": 0.5,
+        "loss_after": 0.5 * factor, "spike_factor": factor, "seconds": seconds, "epoch_seconds": 1.0,
+    }  # fmt: skip
+
+
+def cell(
+    arm: str, seed: int, accuracy: float, trial: int | None = None, op: str = "", epochs: int = 4
+) -> dict[str, Any]:
+    """A finished training; with an operation ``op`` on two layers at the first epoch."""
+    name = f"{arm}-{seed}" if trial is None else f"{arm}-{trial:03d}-{seed}"
+    steps: list[dict[str, Any]] = []
+    if op:
+        steps = [{"when": "1ep", "layer": layer, "op": op, "keep": 0.75} for layer in ("a", "b")]
+    operations = [operation(1.0, step["layer"], 2.0 + seed) for step in steps]
+    rising = [accuracy - 0.1 * (epochs - e) / epochs for e in range(1, epochs + 1)]
+    history = [{"epoch": e, "validation_accuracy": value} for e, value in enumerate(rising, 1)]
+    return {
+        "name": name, "arm": arm, "seed": seed, "trial": trial, "schedule": steps, "params": {},
+        "validation_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "parameters": 1000 + 100 * (trial or 0),
+        "flops": 5000, "seconds": 2.0, "epochs": history, "operations": operations,
+        "spikes": [{"epoch": 1.0, "factor": 3.0}] if op else [],
+    }  # fmt: skip
+
+
+def verdict(trial: int, n: int = 3) -> dict[str, Any]:
+    sentence = f"Surgery of trial {trial} is compared over {n} seeds: no difference was found."
+    return {"trial": trial, "n": n, "difference": 0.0125, "finding": "no difference was found", "sentence": sentence}
+
+
+def row(arm: str, trial: int | None = None, n: int = 3) -> dict[str, Any]:
+    return {
+        "arm": arm, "trial": trial, "label": f"the {arm}", "n": n, "accuracy": 0.9, "accuracy_deviation": 0.01,
+        "parameters": 900.0, "flops": 5000.0, "seconds": 2.0, "seconds_deviation": None, "spike_factor": None,
+        "operation_to_epoch": 0.01,
+    }  # fmt: skip
+
+
+def sample(trials: int = 4, seeds: int = 3, epochs: int = 4) -> dict[str, Any]:
+    """Results as ``Folder.write`` makes them: the last trial failed, trial 0 is compared over the seeds."""
+    found = [cell("search", 0, 0.9 + 0.01 * i, i, ("min_weight", "pcns")[i % 2], epochs) for i in range(trials)]
+    if found:
+        found[-1] = {key: found[-1][key] for key in ("name", "arm", "seed", "trial", "schedule", "params")}
+        found[-1]["failure"] = "the loss became nan"
+    cells = [cell("original", seed, 0.93, epochs=epochs) for seed in range(seeds)]
+    cells += [cell("restart", seed, 0.91 + 0.01 * seed, 0, epochs=epochs) for seed in range(seeds)]
+    cells += [cell("surgery", seed, 0.92 + 0.01 * seed, 0, "min_weight", epochs) for seed in range(seeds)]
+    summary = [row("original"), row("surgery", 0), row("restart", 0)] if seeds else []
+    settings = {"data": "digits", "model": "mlp", "epochs": epochs, "trials": trials, "space": "mixed", "seeds": 3}
+    return {
+        "format": 1,
+        "settings": settings,
+        "machine": {"python": "3.11", "torch": "2.0"},
+        "layers": {"a": 32, "b": 32},
+        "trials": found,
+        "comparison": {"summary": summary, "verdicts": [verdict(0, seeds)] if seeds else [], "cells": cells},
+    }
+
+
+def test_every_figure_is_drawn_with_data_labels_and_words() -> None:
+    drawings = figures.draw(sample())
+    assert drawings.keys() == figures.FIGURES.keys()
+    for name, drawing in drawings.items():
+        axes = drawing.figure.axes[0]
+        assert axes.has_data() and axes.get_xlabel()
+        assert axes.get_ylabel() or name == "spike"  # its rows carry names instead
+        assert drawing.title and drawing.caption and any(letter.isdigit() for letter in drawing.alt)
+
+
+def test_the_words_hold_the_numbers_of_the_results() -> None:
+    results = sample()
+    drawings = figures.draw(results)
+    surgery = [c for c in results["comparison"]["cells"] if c["arm"] == "surgery"]
+    mean = statistics.fmean(c["validation_accuracy"] for c in surgery)
+    assert f"surgery {mean:.2%} (n = 3)" in drawings["accuracy"].alt
+    mean = statistics.fmean(c["test_accuracy"] for c in surgery)
+    assert f"surgery of trial 0 {100 * mean:.2f} ± " in drawings["arms"].alt
+    assert "+1.25 points" in drawings["arms"].alt
+    assert "Best: trial 2, 92.00% at 1,200 parameters, with min_weight" in drawings["search"].alt
+    assert "3 finished trials (1 failed)" in drawings["search"].alt
+    factors = [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]  # two trials and three seeds, two layers each
+    assert f"min_weight ×{statistics.median(factors):.2f}" in drawings["spike"].alt
+    assert "min_weight 1%" in drawings["timing"].alt and "12 operations" in drawings["timing"].alt
+    assert "#2: 92.00% (min_weight at 1)" in drawings["timeline"].alt
+
+
+def test_points_lie_where_the_results_say() -> None:
+    drawings = figures.draw(sample())
+    dots = drawings["search"].figure.axes[0].collections
+    points = {(x, round(y, 6)) for drawn in dots for x, y in np.asarray(drawn.get_offsets())}
+    assert {(1000, 0.9), (1100, 0.91), (1200, 0.92)} <= points
+    lines = [np.asarray(line.get_ydata()) for line in drawings["arms"].figure.axes[0].lines]
+    np.testing.assert_allclose([line[0] - line[1] for line in lines if len(line) == 2], [0.01, 0.01, 0.01])
+
+
+def test_the_front_holds_exactly_the_points_that_none_beats() -> None:
+    points = [(1, 0.5), (2, 0.4), (2, 0.7), (3, 0.7), (4, 0.9), (1, 0.3)]
+    beaten = lambda p: any(o != p and o[0] <= p[0] and o[1] >= p[1] for o in points)  # noqa: E731
+    assert figures._front(points) == sorted(p for p in points if not beaten(p))
+
+
+@pytest.mark.parametrize(
+    ("trials", "seeds", "names"),
+    [(0, 0, set()), (1, 0, set()), (2, 0, {"search", "timeline", "spike", "timing"})],
+    ids=["nothing yet", "every trial failed", "no comparison yet"],
+)
+def test_figures_without_data_are_left_out(trials: int, seeds: int, names: set[str]) -> None:
+    assert figures.draw(sample(trials, seeds)).keys() == names
+
+
+def test_odd_studies_are_drawn(tmp_path: Path) -> None:
+    short = sample(trials=2, seeds=1, epochs=1)
+    wild = copy.deepcopy(sample())
+    for index, record in enumerate(wild["trials"][0]["operations"]):
+        record["spike_factor"] = (1e12, math.nan)[index]
+        record["epoch_seconds"], record["seconds"] = ((None, 1e-9), (1e3, 30.0))[index]
+    wild["trials"][1]["validation_accuracy"] = 1.0
+    wild["trials"][2]["validation_accuracy"] = 0.0
+    wild["trials"][1] |= {"operations": [], "schedule": []}
+    perfect = sample()
+    for member in perfect["comparison"]["cells"]:
+        member["test_accuracy"] = 1.0
+        for epoch in member["epochs"]:
+            epoch["validation_accuracy"] = 1.0
+    half = sample()
+    half["comparison"]["cells"] = [c for c in half["comparison"]["cells"] if c["arm"] != "restart"]
+    half["comparison"]["verdicts"] = []
+    failed = {"arm": "surgery", "seed": 9, "trial": 0, "schedule": [], "failure": "out of memory"}
+    half["comparison"]["cells"].append(failed)
+    for number, results in enumerate((short, wild, perfect, half)):
+        drawings = figures.draw(results)
+        assert drawings.keys() == figures.FIGURES.keys()
+        for path in figures.save(drawings, tmp_path / str(number)):
+            assert path.stat().st_size > 5000
+        assert "nan" not in " ".join(d.alt + d.title for d in drawings.values()).lower()
+
+
+def test_equal_figures_are_equal_files() -> None:
+    one, other = (figures.draw(sample())["search"] for _ in range(2))
+    assert one.image("svg") == other.image("svg")
+    assert one.image("png").startswith(b"\x89PNG")
