@@ -141,7 +141,7 @@ def test_the_ledger_survives_a_line_cut_off(tmp_path: Path) -> None:
     record = trial(1, "min_weight", 0.99)
     folder.ended(record.cell, record.result)
     with (tmp_path / "s" / "cells.jsonl").open("a") as ledger:
-        ledger.write('{"cell": {"arm": "sea')
+        ledger.write('\n{"cell": {"arm": "sea')
     reopened = Folder.open(tmp_path / "s")
     (found,) = reopened.records()
     assert found.cell == record.cell and found.result == record.result
