@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def truncated_hosvd(tensor: Tensor, rank: float) -> Tensor:
     ``tensor``: ``[units, channels, positions]``, float64. ``rank`` is the fraction of ``min(units, channels)`` that
     stays in each of the two modes, rounded down but at least 1; at 1 the tensor is returned whole.
     """
-    from tensorly import backend_context  # tensorly is needed here alone, and takes a second to import
+    from tensorly import backend_context
     from tensorly.base import unfold
     from tensorly.tenalg import multi_mode_dot
 
@@ -62,6 +63,7 @@ class EigenRemove(Operation):
         fraction(self, "keep", self.keep)
         fraction(self, "rank", self.rank)
         choice(self, "weights", self.weights, ("original", "reduced"))
+        import_module("tensorly")  # needed here alone; its second of importing is not the operation's
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         outgoing = {place: truncated_hosvd(layer.outgoing(place), self.rank) for place in layer.readers}

@@ -146,7 +146,7 @@ def ui(
         raise StudyError(f"{folder.path} has nothing tracked yet (no {folder.mlflow.name})")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    _console().print(f"MLflow shows {folder.path} at http://127.0.0.1:{port} until Ctrl-C", highlight=False)
+    _console().print(f"MLflow shows {folder.path} at http://127.0.0.1:{port}/#/experiments/1/runs until Ctrl-C", highlight=False)
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,19 +45,14 @@ def begin(settings: Settings, out: Path) -> tuple[Folder, data.Dataset]:
 
 
 def proceed(folder: Folder, dataset: data.Dataset, console: Console) -> bool:
-    """Runs what is missing of the search and the comparison, then the report. False where Ctrl-C ended it early."""
-    settings = folder.settings
+    """Runs what is missing of the search and the comparison, then the report. False where Ctrl-C ended it early.
+
+    Raises:
+        StudyError: the search has no schedule that could be compared.
+    """
     search = _search(folder)
-    with tuner.cluster(settings) as resources, tracking.Tracker(folder) as tracker:
-        stage = _Stage(folder, dataset, resources, tracker, console)
-        whole = stage.run("search", search, search.total)
-        if whole:
-            whole = _compare(stage)
-        write_report(folder, tracker)
-        if not whole:
-            tracker.interrupted()
-    _warn_of_lost(tracker, console)
-    return whole
+    with _stage(folder, dataset, console) as stage:
+        return stage.run("search", search) and _compare(stage)
 
 
 def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | None, seeds: int | None) -> bool:
@@ -65,14 +62,8 @@ def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | 
         StudyError: the search has no schedule that could be compared.
     """
     wanted = replace(folder.settings, top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
-    folder = Folder(folder.path, wanted, folder.layers, folder.identity)
-    with tuner.cluster(wanted) as resources, tracking.Tracker(folder) as tracker:
-        whole = _compare(_Stage(folder, dataset, resources, tracker, console))
-        write_report(folder, tracker)
-        if not whole:
-            tracker.interrupted()
-    _warn_of_lost(tracker, console)
-    return whole
+    with _stage(Folder(folder.path, wanted, folder.layers, folder.identity), dataset, console) as stage:
+        return _compare(stage)
 
 
 def write_report(folder: Folder, tracker: tracking.Tracker | None = None) -> dict[str, Any]:
@@ -115,20 +106,39 @@ def _search(folder: Folder) -> Source:
 
 @dataclass
 class _Stage:
+    """Where a study's cells are run, and who listens."""
+
     folder: Folder
     dataset: data.Dataset
     resources: dict[str, float]
     tracker: tracking.Tracker
     console: Console
 
-    def run(self, name: str, source: Source, total: int) -> bool:
-        if total == 0:
+    def run(self, name: str, source: Source) -> bool:
+        if source.total == 0:
             return True
-        with Display(self.console, name, total) as display:
-            return tuner.run_cells(
+        with Display(self.console, name, source.total) as display:
+            whole = tuner.run_cells(
                 source, self.dataset, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display],
             )  # fmt: skip
+        if not whole:
+            self.tracker.interrupted()
+        return whole
+
+
+@contextlib.contextmanager
+def _stage(folder: Folder, dataset: data.Dataset, console: Console) -> Iterator[_Stage]:
+    """The cluster and the tracker for the time of a ``with`` block; the report is written at its end, however it ends."""
+    with tuner.cluster(folder.settings) as resources, tracking.Tracker(folder) as tracker:
+        try:
+            yield _Stage(folder, dataset, resources, tracker, console)
+        finally:
+            write_report(folder, tracker)
+    if tracker.lost:
+        console.print(
+            f"{tracker.lost} records did not reach MLflow; the results in the study's folder are complete.", style="yellow"
+        )
 
 
 def _compare(stage: _Stage) -> bool:
@@ -142,12 +152,14 @@ def _compare(stage: _Stage) -> bool:
             + (f"; the first failure: {failures[0]}" if failures else "")
         )
     cells = comparison.cells(chosen, folder.settings, folder.records("original", "surgery", "restart"))
-    return stage.run("comparison", cells, cells.total)
+    return stage.run("comparison", cells)
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Surgery or starting over, on the test images", title_justify="left", box=SIMPLE_HEAD)
-    for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss spike", "op / epoch"):
+    table = Table(
+        title="Surgery or starting over, on the test images", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss spike", "op/epoch"):
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for row in rows:
         name = row["arm"] if row["trial"] is None else f"{row['arm']} {row['trial']}"
@@ -175,9 +187,3 @@ def _verdict(verdicts: list[dict[str, Any]]) -> str:
         return f"it depends: surgery is better for {better} schedules, restarting for {worse} (of {len(verdicts)})."
     return "no difference between surgery and restarting was found with these seeds."
 
-
-def _warn_of_lost(tracker: tracking.Tracker, console: Console) -> None:
-    if tracker.lost:
-        console.print(
-            f"{tracker.lost} records did not reach MLflow; the results in the study's folder are complete.", style="yellow"
-        )

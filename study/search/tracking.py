@@ -126,7 +126,11 @@ class Tracker:
             if rows:
                 columns = {key: [row[key] for row in rows] for key in rows[0]}
                 self._client.log_table(self._parent, columns, "summary.json")
+                self._client.log_text(self._parent, _markdown(rows), "summary.md")
             if verdicts:
+                best = {key: verdicts[0][key] for key in ("surgery", "restart", "difference", "compute_ratio", "time_ratio")}
+                for key, value in best.items():
+                    self._client.log_metric(self._parent, f"verdict/{key}", value)
                 self._client.set_tag(self._parent, "verdict", verdicts[0]["sentence"])
                 self._client.set_tag(self._parent, "mlflow.note.content", "\n\n".join(v["sentence"] for v in verdicts))
             for file in files:
@@ -168,7 +172,8 @@ class Tracker:
             self._experiment = experiment.experiment_id
         else:  # with a database of our own the artifacts lie beside it, with a server where the server keeps them
             place = None if self._folder.settings.tracking_uri else self._folder.artifacts.as_uri()
-            self._experiment = self._client.create_experiment(EXPERIMENT, artifact_location=place)
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # opens on runs, not on language-model traces
+            self._experiment = self._client.create_experiment(EXPERIMENT, artifact_location=place, tags=kind)
         self._parent = self._find(STUDY, self._folder.identity) or self._new_parent()
         self._client.update_run(self._parent, status="RUNNING")
 
@@ -223,6 +228,15 @@ class Tracker:
             self._client.log_batch(self._runs[name], metrics=[Metric(key, value, now, step) for key, value, step in metrics])
 
         self._jobs.put(write)
+
+
+def _markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The closing table for MLflow's preview, which shows Markdown."""
+    lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
+    for row in rows:
+        cells = ("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _permanent(error: Exception) -> bool:

@@ -27,6 +27,9 @@ OUTCOME = {"validation_accuracy": 0.9, "validation_loss": 0.4, "parameters": 10,
            "train_seconds": 1.5, "operation_seconds": 0.5, "spikes": [{"epoch": 1.0, "factor": 2.0}],
            "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
 
+VERDICT = {"sentence": "Surgery is fine.", "surgery": 0.9, "restart": 0.8, "difference": 0.1, "compute_ratio": 1.0,
+           "time_ratio": 1.0}  # fmt: skip
+
 
 def folder(path: Path, **changes: Any) -> Folder:
     return Folder.make(path / "study", Settings(**changes), {"fc1": 8})
@@ -56,7 +59,7 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
         failing = Cell("search", 0, trial=4)
         tracker.started(failing)
         tracker.ended(failing, {"failure": "the loss became nan"})
-        tracker.summary([{"arm": "original", "accuracy": 0.9}], [{"sentence": "Surgery is fine."}], [note])
+        tracker.summary([{"arm": "original", "accuracy": 0.9}], [VERDICT], [note])
     assert tracker.lost == 0
     found = runs(study)
     parent, child, failed = found["study: small_cnn on digits"], found["search-003 min_weight"], found["search-004"]
@@ -72,7 +75,8 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     assert failed.data.tags["failure"] == "the loss became nan"
     assert parent.data.tags["verdict"] == "Surgery is fine."
     names = {artifact.path for artifact in client(study).list_artifacts(parent.info.run_id)}
-    assert names == {"note.txt", "summary.json"}
+    assert names == {"note.txt", "summary.json", "summary.md"}
+    assert parent.data.metrics["verdict/difference"] == 0.1
     assert (tmp_path / "study" / "mlflow-artifacts").is_dir()
 
     again = Folder.open(tmp_path / "study")  # a resumed study goes on with the runs it had
