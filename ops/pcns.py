@@ -115,9 +115,7 @@ class PCNS(Operation):
         error = relative_error([emitted @ mixing.T - outputs], [outputs])
         newborn = {maker.tensor: solved[: fed.shape[1]].T}
         newborn.update({place.tensor: solved[-1] for place in bias})
-        return Plan(
-            layer, repr(self), (-1,) * count, newborn=newborn, mixing={reader.tensor: mixing}, error=error
-        )
+        return Plan(layer, repr(self), (-1,) * count, newborn=newborn, mixing={reader.tensor: mixing}, error=error)
 
     def _slope(self, layer: HiddenLayer) -> float:
         """The slope of the LeakyReLU behind this dense layer, 1 for nothing; refuses everything else."""
@@ -154,7 +152,7 @@ def relative_error(missed: list[Tensor], outputs: list[Tensor]) -> float:
     """The norm of what is missed over that of the outputs' deviation from their mean; 0 where nothing is missed."""
     lost = sum(float(each.square().sum()) for each in missed)
     spread = sum(float((each - each.mean(dim=0)).square().sum()) for each in outputs)
-    return (lost / spread) ** 0.5 if lost else 0.0
+    return (lost / spread) ** 0.5 if lost > 0 and spread > 0 else 0.0
 
 
 def _bias_of(layer: HiddenLayer, maker: Place) -> tuple[str, ...]:

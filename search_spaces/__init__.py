@@ -1,6 +1,6 @@
 """Which operations, how hard, when: what Optuna may choose.
 
-A space is a function ``suggest(trial, layers, epochs) -> Schedule``, define-by-run. ``layers`` maps each layer's name to
+A space is a function ``suggest(trial, layers, epochs) -> Schedule``, define-by-run. ``layers`` maps layers' names to
 something with ``.units``, such as an ``Anatomy``. The same function decodes a finished trial from its parameters:
 
 >>> from optuna.trial import FixedTrial

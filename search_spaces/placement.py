@@ -7,6 +7,7 @@ from typing import Protocol
 
 from optuna.trial import BaseTrial
 
+from ops.errors import SurgeryError
 from ops.operation import Operation
 from ops.schedule import Moment, Schedule, Step
 
@@ -45,7 +46,12 @@ def place(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int) -
 
     The first operation comes after 1 epoch at the earliest and leaves at least a third of training to recover in;
     repetitions that would fall beyond the end are left out.
+
+    Raises:
+        SurgeryError: there are fewer than 2 epochs, so that no epoch has an operation before it and training after it.
     """
+    if epochs < 2:
+        raise SurgeryError(f"operations come between epochs, so a search space needs at least 2 epochs, not {epochs}")
     where = chosen(layers, trial.suggest_categorical("layers", CHOICES))
     first = trial.suggest_int("first_epoch", 1, max(1, 2 * epochs // 3))
     times = trial.suggest_int("times", 1, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Data = Annotated[str | None, typer.Option(help="digits, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*.")]
+Data = Annotated[
+    str | None, typer.Option(help="digits, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*.")
+]
 Model = Annotated[str | None, typer.Option(help="small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY.")]
 Preset = Annotated[str, typer.Option(help="Named settings that the other options overlay.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, over the preset.")]
@@ -36,11 +39,19 @@ def study(
     data: Data = None,
     model: Model = None,
     trials: Annotated[int | None, typer.Option(help="How many schedules are searched.")] = None,
-    generation: Annotated[int | None, typer.Option(help="How many of them are sampled together and can run at once.")] = None,
+    generation: Annotated[
+        int | None, typer.Option(help="How many of them are sampled together and can run at once.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of every training.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the search; the comparison takes the following ones.")] = None,
-    space: Annotated[str | None, typer.Option(help="mixed, removal, expansion, eigen_remove, weak_expand or pcns.")] = None,
-    objective: Annotated[str | None, typer.Option(help="accuracy, or several: accuracy,parameters,flops,seconds.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the search; the comparison takes the following ones.")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="mixed, removal, expansion, eigen_remove, weak_expand or pcns.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="accuracy, or several: accuracy,parameters,flops,seconds.")
+    ] = None,
     top: Annotated[int | None, typer.Option(help="How many schedules are compared with restarting.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds of every arm of the comparison.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
@@ -50,7 +61,9 @@ def study(
     cpus_per_trial: Annotated[float | None, typer.Option(help="CPU cores of a training.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a training; a fraction shares one.")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT.")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="An MLflow server; by default a database in the folder.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="An MLflow server; by default a database in the folder.")
+    ] = None,
 ) -> None:
     """Search schedules of operations, then compare the best ones with restarting: the main job."""
     given = dict(locals())
@@ -146,12 +159,15 @@ def ui(
         raise StudyError(f"{folder.path} has nothing tracked yet (no {folder.mlflow.name})")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    _console().print(f"MLflow shows {folder.path} at http://127.0.0.1:{port}/#/experiments/1/runs until Ctrl-C", highlight=False)
+    _console().print(
+        f"MLflow shows {folder.path} at http://127.0.0.1:{port}/#/experiments/1/runs until Ctrl-C", highlight=False
+    )
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 def main() -> None:
     """The entry point: errors of input as one sentence with exit code 2, Ctrl-C as 130."""
+    sys.path.append(os.getcwd())  # so that --model MODULE:FACTORY finds what lies here, as it does for python -m
     try:
         app(standalone_mode=True)
     except (StudyError, Diverged) as error:

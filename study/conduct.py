@@ -1,4 +1,4 @@
-"""Conducts a study from its settings to its report: search, comparison, closing table. Each stage does what is missing."""
+"""Conducts a study from its settings to its report: search, comparison, closing table; each stage what is missing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def begin(settings: Settings, out: Path) -> tuple[Folder, data.Dataset]:
     tracking.check_server(settings.tracking_uri or "")
     dataset = data.load(settings.data, settings.validation)
     layers = run.check(settings, dataset)
-    Sampled.check(settings)
+    if not settings.schedules:
+        Sampled.check(settings, layers)
     for steps in settings.schedules:
         per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
         Schedule.from_data(steps).check(layers, settings.epochs, per_epoch)
@@ -129,7 +130,7 @@ class _Stage:
 
 @contextlib.contextmanager
 def _stage(folder: Folder, dataset: data.Dataset, console: Console) -> Iterator[_Stage]:
-    """The cluster and the tracker for the time of a ``with`` block; the report is written at its end, however it ends."""
+    """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
     with tuner.cluster(folder.settings) as resources, tracking.Tracker(folder) as tracker:
         try:
             yield _Stage(folder, dataset, resources, tracker, console)
@@ -137,7 +138,8 @@ def _stage(folder: Folder, dataset: data.Dataset, console: Console) -> Iterator[
             write_report(folder, tracker)
     if tracker.lost:
         console.print(
-            f"{tracker.lost} records did not reach MLflow; the results in the study's folder are complete.", style="yellow"
+            f"{tracker.lost} records did not reach MLflow; the results in the study's folder are complete.",
+            style="yellow",
         )
 
 
@@ -157,7 +159,10 @@ def _compare(stage: _Stage) -> bool:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
-        title="Surgery or starting over, on the test images", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title="Surgery or starting over, on the test images",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss spike", "op/epoch"):
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
@@ -186,4 +191,3 @@ def _verdict(verdicts: list[dict[str, Any]]) -> str:
     if better and worse:
         return f"it depends: surgery is better for {better} schedules, restarting for {worse} (of {len(verdicts)})."
     return "no difference between surgery and restarting was found with these seeds."
-

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from study.errors import StudyError
 
 #: What a study may optimize on validation, and in which direction.
 OBJECTIVES = {"accuracy": "max", "parameters": "min", "flops": "min", "seconds": "min"}
+DEVICES = ("auto", "cpu", "cuda")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class Settings:
     ``torchvision:NAME`` or ``MODULE:FACTORY``), ``validation`` (fraction of the training images).
     Recipe: ``epochs``, ``batch_size``, ``optimizer`` (``adam``, ``adamw`` or ``sgd`` with momentum 0.9),
     ``learning_rate``, ``weight_decay``.
-    Search: ``trials``, ``generation`` (how many are sampled together, and so can run at once), ``space``, ``objective``, ``seed``. Comparison: ``top`` schedules, ``seeds`` of every arm.
+    Search: ``trials``, ``generation`` (how many are sampled together, and so can run at once), ``space``, or
+    ``schedules`` to try instead of searching, ``objective``, ``seed``.
+    Comparison: ``top`` schedules, ``seeds`` of every arm.
     Measuring: ``held_out`` validation images for the loss around an operation, ``signal_images`` training images for
     operations that look at activations.
     Machine: ``device`` (``auto``, ``cpu``, ``cuda``), ``cpus_per_trial``, ``gpus_per_trial`` (a fraction shares a GPU),
@@ -55,19 +61,26 @@ class Settings:
     tracking_uri: str | None = None
 
     def __post_init__(self) -> None:
-        whole = ("epochs", "batch_size", "trials", "generation", "top", "seeds", "held_out", "signal_images")
-        for name in whole:
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(0 < self.validation < 1, "validation", self.validation, "between 0 and 1")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.cpus_per_trial > 0, "cpus_per_trial", self.cpus_per_trial, "above 0")
-        _require(self.gpus_per_trial >= 0, "gpus_per_trial", self.gpus_per_trial, "0 or more")
-        _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        _one_of("optimizer", self.optimizer, ("adam", "adamw", "sgd"))
-        _require(bool(self.objective), "objective", self.objective, f"some of {', '.join(OBJECTIVES)}")
-        for name in self.objective:
-            _one_of("objective", name, tuple(OBJECTIVES))
+        for name in ("epochs", "batch_size", "trials", "generation", "top", "seeds", "held_out", "signal_images"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
+        self._require("validation", 0 < self.validation < 1, "between 0 and 1")
+        self._require("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
+        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "0 or a number above")
+        self._require("cpus_per_trial", 0 < self.cpus_per_trial < math.inf, "a number above 0")
+        gpus = self.gpus_per_trial
+        self._require(
+            "gpus_per_trial", 0 <= gpus <= 1 or (gpus.is_integer() and gpus > 1), "from 0 to 1, or a whole number"
+        )
+        self._require("device", self.device in DEVICES, f"one of {', '.join(DEVICES)}")
+        self._require("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
+        chosen = set(self.objective)
+        different = chosen and chosen <= set(OBJECTIVES) and len(chosen) == len(self.objective)
+        self._require("objective", bool(different), f"one or several of {', '.join(OBJECTIVES)}, none of them twice")
+
+    def _require(self, name: str, holds: bool, right: str) -> None:
+        if not holds:
+            raise StudyError(f"{name} is {_shown(getattr(self, name))}, but it must be {right}")
 
     def to_data(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "objective": list(self.objective), "schedules": list(self.schedules)}
@@ -80,10 +93,13 @@ class Settings:
             StudyError: an unknown name, or a value of the wrong kind or out of range.
         """
         hints = get_type_hints(cls)
-        unknown = sorted(set(data) - set(hints))
+        unknown = [name for name in data if name not in hints]
         if unknown:
             raise StudyError(f"{where}: there is no setting {unknown[0]!r}; there are {', '.join(hints)}")
-        return cls(**{name: _cast(name, value, hints[name], where) for name, value in data.items()})
+        try:
+            return cls(**{name: _cast(name, value, hints[name]) for name, value in data.items()})
+        except StudyError as error:
+            raise StudyError(f"{where}: {error}") from None
 
 
 def presets() -> list[str]:
@@ -93,64 +109,102 @@ def presets() -> list[str]:
 
 
 def compose(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Settings:
-    """A preset, overlaid by a YAML file, overlaid by flags that are not None.
+    """A preset, overlaid by a YAML file, overlaid by flags that are not None. Relative paths are made absolute.
 
     Raises:
         StudyError: no such preset or file, or a setting that is unknown or out of range.
     """
     if preset not in presets():
         raise StudyError(f"there is no preset {preset!r}; there are {', '.join(presets())}")
-    text = (importlib.resources.files("study") / "presets" / f"{preset}.yaml").read_text()
-    data = _mapping(text, f"preset {preset}")
+    text = (importlib.resources.files("study") / "presets" / f"{preset}.yaml").read_bytes()
     where = f"preset {preset}"
+    data = _mapping(text, where)
     if config is not None:
-        if not config.is_file():
-            raise StudyError(f"there is no configuration file {config}")
-        data |= _mapping(config.read_text(), str(config))
+        try:
+            text = config.read_bytes()
+        except OSError as error:
+            raise StudyError(f"the configuration file {config} cannot be read: {error.strerror}") from None
         where = str(config)
+        data |= _mapping(text, where)
+    Settings.from_data(data, where)  # so that what is wrong here is not said of the command line
     given = {name: value for name, value in flags.items() if value is not None}
-    Settings.from_data(data, where)
-    return Settings.from_data(data | given, "the command line")
+    return _absolute(Settings.from_data(data | given, "the command line"))
 
 
-def _mapping(text: str, where: str) -> dict[str, Any]:
+def _mapping(text: bytes, where: str) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(text) or {}
+        data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise StudyError(f"{where} is not valid YAML: {str(error).splitlines()[0]}") from None
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise StudyError(f"{where} is not valid YAML{line}: {reason}") from None
+    if data is None:
+        return {}
     if not isinstance(data, dict):
         raise StudyError(f"{where} must hold lines of the form 'name: value'")
     return data
 
 
-def _cast(name: str, value: Any, hint: Any, where: str) -> Any:
+#: What a setting of each type is called.
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    str | None: "text",
+    tuple[str, ...]: "a list of names",
+    tuple[
+        Any, ...
+    ]: "a list of schedules, each a list of steps such as {when: 2ep, layer: fc1, op: min_weight, keep: 0.5}",
+}
+
+
+def _cast(name: str, value: Any, hint: Any) -> Any:
+    """The value as the type of its setting. Numbers may come as text: YAML reads 1e-3 as such."""
     try:
         if hint is int and not isinstance(value, bool) and float(value) == int(value):
             return int(value)
         if hint is float and not isinstance(value, bool):
             return float(value)
-        if hint == tuple[Any, ...] and isinstance(value, list):
-            return tuple(value)
-        if hint == tuple[str, ...]:
-            parts = value.split(",") if isinstance(value, str) else list(value)
-            return tuple(str(part).strip() for part in parts)
-        if hint is str and isinstance(value, (str, int, float)):
-            return str(value)
-        if hint == str | None and (value is None or isinstance(value, str)):
-            return value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    kind = {int: "a whole number", float: "a number", tuple[Any, ...]: "a list"}.get(hint, "text")
-    raise StudyError(f"{where}: {name} is {value!r}, but it must be {kind}")
+    if hint in (str, str | None) and isinstance(value, hint):
+        return value
+    if hint == tuple[str, ...] and isinstance(value, (str, list)):
+        names = value.split(",") if isinstance(value, str) else value
+        return tuple(str(part).strip() for part in names)
+    if hint == tuple[Any, ...] and _are_schedules(value):
+        return tuple(value)
+    raise StudyError(f"{name} is {_shown(value)}, but it must be {KINDS[hint]}")
 
 
-def _require(holds: bool, name: str, value: Any, right: str) -> None:
-    if not holds:
-        raise StudyError(f"{name} is {value!r}, but it must be {right}")
+def _are_schedules(value: Any) -> bool:
+    """Whether this is a list of lists of mappings; what is in them is checked by ``ops.Schedule``."""
+
+    def whole(entry: Any, kind: type) -> bool:
+        return isinstance(entry, list) and all(isinstance(part, kind) for part in entry)
+
+    return whole(value, list) and all(whole(steps, dict) for steps in value)
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise StudyError(f"{name} is {value!r}, but it must be one of {', '.join(allowed)}")
+def _shown(value: Any) -> str:
+    """A value as it is told in an error, in one short line."""
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else f"{text[:80]} …"
+
+
+def _absolute(settings: Settings) -> Settings:
+    """Settings whose paths hold anywhere: a study may resume from another folder, and Ray's workers have their own."""
+    kind, _, images = settings.data.partition(":")
+    network, _, factory = settings.model.rpartition(":")
+    return dataclasses.replace(
+        settings,
+        data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
+        model=f"{_full(network)}:{factory}" if network.endswith(".py") else settings.model,
+    )
+
+
+def _full(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))

@@ -6,6 +6,7 @@ studies fit in memory many times over (CIFAR-10 is 184 MB).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class Images:
     def take(self, index: NDArray[np.int64]) -> Images:
         return Images(self.pixels[index], self.labels[index])
 
+    def thinned(self, count: int) -> Images:
+        """About ``count`` of the images (all where there are fewer), evenly spread over the set."""
+        step = max(1, len(self) // count)
+        return Images(self.pixels[::step], self.labels[::step])
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -57,19 +63,22 @@ def load(name: str, validation: float) -> Dataset:
     ``validation`` is the fraction of the training images, by class, that schedules are chosen on.
 
     Raises:
-        StudyError: an unknown name, a missing folder, an empty class, classes or image sizes that do not agree, an
+        StudyError: an unknown name, a missing folder, an empty class, classes, sizes or colours that do not agree, an
             image that cannot be read.
     """
+    kind, _, path = name.partition(":")
     if name == "digits":
-        everything = _digits()
-        train, test = _split(everything, 0.2)
-        classes: tuple[str, ...] = tuple(str(digit) for digit in range(10))
-    elif name.startswith("folder:"):
-        train, test, classes = _folder(Path(name.removeprefix("folder:")).expanduser())
+        classes: Sequence[str] = [str(digit) for digit in range(10)]
+        train, test = _split(_digits(), 0.2, classes)
+    elif kind == "folder" and path:
+        try:
+            train, test, classes = _folder(Path(os.path.expanduser(path)))
+        except OSError as error:
+            raise StudyError(f"{error.filename or path} cannot be read: {error.strerror}") from None
     else:
         raise StudyError(f"there is no data {name!r}; give 'digits' or 'folder:PATH'")
-    train, chosen_on = _split(train, validation)
-    return Dataset(train, chosen_on, test, classes)
+    train, chosen_on = _split(train, validation, classes)
+    return Dataset(train, chosen_on, test, tuple(classes))
 
 
 def _digits() -> Images:
@@ -80,7 +89,7 @@ def _digits() -> Images:
     return Images(pixels, digits.target.astype(np.int64))
 
 
-def _split(images: Images, fraction: float) -> tuple[Images, Images]:
+def _split(images: Images, fraction: float, classes: Sequence[str]) -> tuple[Images, Images]:
     """Splits off a fraction of every class (at least one image of each), the same at every call."""
     generator = np.random.default_rng(SPLIT_SEED)
     away = np.zeros(len(images), dtype=bool)
@@ -88,57 +97,77 @@ def _split(images: Images, fraction: float) -> tuple[Images, Images]:
         members = np.flatnonzero(images.labels == label)
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         if count < 1:
-            raise StudyError(f"class {label} has {len(members)} training image; splitting off a part needs at least 2")
+            raise StudyError(
+                f"class {classes[label]!r} has 1 training image; splitting off some for validation needs 2"
+            )
         away[generator.permutation(members)[:count]] = True
     return images.take(np.flatnonzero(~away)), images.take(np.flatnonzero(away))
 
 
-def _folder(root: Path) -> tuple[Images, Images, tuple[str, ...]]:
+def _folder(root: Path) -> tuple[Images, Images, Sequence[str]]:
     for part in ("train", "test"):
         if not (root / part).is_dir():
             raise StudyError(f"there is no folder {root / part}; images must lie in {root}/train/CLASS and test/CLASS")
-    classes = tuple(sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir()))
+    classes, tested = ([entry.name for entry in _listed(root / part) if entry.is_dir()] for part in ("train", "test"))
+    for name in sorted(set(classes) ^ set(tested)):
+        has, lacks = ("train", "test") if name in classes else ("test", "train")
+        raise StudyError(f"{root / has} has a class {name!r} that {root / lacks} has not; both must have the same ones")
     if len(classes) < 2:
         raise StudyError(f"{root / 'train'} has {len(classes)} class folders; there must be at least 2")
-    strange = {entry.name for entry in (root / "test").iterdir() if entry.is_dir()} - set(classes)
-    if strange:
-        raise StudyError(f"{root / 'test'} has a class {min(strange)!r} that {root / 'train'} has not")
     train, test = (_read(root / part, classes) for part in ("train", "test"))
     if train.pixels.shape[1:] != test.pixels.shape[1:]:
-        raise StudyError(f"{root}: training images are {_size(train)}, test images {_size(test)}; they must agree")
+        sizes = " and test images ".join(_size(images.pixels.shape[1:]) for images in (train, test))
+        raise StudyError(f"{root}: training images are {sizes}; they must agree")
     return train, test, classes
 
 
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without what systems hide there (such as ._1.png and .ipynb_checkpoints)."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
 def _read(folder: Path, classes: Sequence[str]) -> Images:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in SUFFIXES)
+    members = [[path for path in _listed(folder / name) if path.suffix.lower() in SUFFIXES] for name in classes]
+    for name, found in zip(classes, members, strict=True):
         if not found:
             raise StudyError(f"the class folder {folder / name} holds no .png or .jpg image")
-        paths += found
-        labels += [label] * len(found)
+    paths = [path for found in members for path in found]
     first = _decode(paths[0])
+    pixels = np.empty((len(paths), *first.shape), dtype=np.uint8)
+
+    def fill(index: int) -> None:
+        image = _decode(paths[index])
+        if image.shape != first.shape:
+            sizes = f"{_size(image.shape)}, but {paths[0]} is {_size(first.shape)}"
+            raise StudyError(f"{paths[index]} is {sizes}; all images must agree")
+        pixels[index] = image
+
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        pixels = np.stack(list(pool.map(lambda path: _decode(path, first.shape, paths[0]), paths)))
-    return Images(pixels, np.array(labels, dtype=np.int64))
+        for _ in pool.map(fill, range(len(paths))):
+            pass
+    labels = np.repeat(np.arange(len(classes)), [len(found) for found in members])
+    return Images(pixels, labels.astype(np.int64))
 
 
-def _decode(path: Path, shape: tuple[int, ...] | None = None, like: Path | None = None) -> NDArray[np.uint8]:
+def _decode(path: Path) -> NDArray[np.uint8]:
+    """The image as ``[channels, height, width]``: one channel where it is grey, else red, green and blue.
+
+    Raises:
+        StudyError: it cannot be read, or has more than 8 bits a channel (which Pillow would clip).
+    """
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            image = picture.convert("L" if picture.mode in ("1", "L", "I", "I;16") else "RGB")
-            pixels = np.asarray(image, dtype=np.uint8)
-    except OSError:
-        raise StudyError(f"{path} cannot be read as an image") from None
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if shape is not None and pixels.shape != shape:
-        raise StudyError(f"{path} is {pixels.shape} (channels, height, width), but {like} is {shape}; they must agree")
-    return pixels
+            mode = picture.mode
+            pixels = np.asarray(picture.convert("L" if mode in ("1", "L") else "RGB"), dtype=np.uint8)
+    except Exception as error:  # a broken image may fail in any way
+        raise StudyError(f"{path} cannot be read as an image ({type(error).__name__})") from None
+    if mode.startswith(("I", "F")):
+        raise StudyError(f"{path} has more than 8 bits a channel; convert it to 8")
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _size(images: Images) -> str:
-    channels, height, width = images.pixels.shape[1:]
-    return f"{channels} × {height} × {width}"
+def _size(shape: Sequence[int]) -> str:
+    channels, height, width = shape
+    return f"{height} × {width} and {'grey' if channels == 1 else 'coloured'}"

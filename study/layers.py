@@ -35,8 +35,8 @@ def table(settings: Settings, epochs: int) -> list[Table]:
             seed=settings.seed, device=device,
         ).fit()  # fmt: skip
     anatomy = Anatomy(model, torch.zeros(2, *dataset.shape))
-    shown = dataset.train.take(slice(0, None, max(1, len(dataset.train) // settings.signal_images)))
-    signals = Signals(model, Batches(shown, device).take(slice(None))[0])
+    shown = Batches(dataset.train.thinned(settings.signal_images), device)
+    signals = Signals(model, shown.take(slice(None))[0])
     total, flops = anatomy.cost()
     trained = f"after {epochs} epochs" if epochs else "untrained"
     found = Table(
@@ -51,7 +51,9 @@ def table(settings: Settings, epochs: int) -> list[Table]:
             name, f"{layer.units:,}", "exact" if layer.exact else f"inexact: {layer.reason}",
             f"{(halved[0] - total) / total:+.1%}", f"{(halved[1] - flops) / flops:+.1%}", *_needed(layer, signals),
         )  # fmt: skip
-    found.caption = "parameters and FLOPs: what halving the layer would change; last columns: units needed for that variance"
+    found.caption = (
+        "parameters and FLOPs: what halving the layer would change; last columns: units needed for that variance"
+    )
     if not anatomy.pinned:
         return [found]
     pinned = Table(title="Not operated on", title_justify="left")

@@ -54,25 +54,28 @@ def vgg16(shape: Shape, classes: int) -> nn.Module:
     """The thesis's network (Graham 2019, 4.2, and its published code): 11 convolutions, 4 dense layers.
 
     3 × 3 convolutions of 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512 channels with BatchNorm and ReLU, pooling
-    after the 1st, 3rd, 5th and 8th; dense 2048, 2048, 1000 with ReLU, then BatchNorm. Images of 32 × 32.
+    after the 1st, 3rd, 5th and 8th; dense 2048, 2048, 1000 with ReLU, then BatchNorm. Images of 32 × 32; 16 × 16 at
+    least.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    before, size = shape[0], shape[1]
-    for number, width in enumerate((64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512), 1):
-        layers[f"conv{number}"] = nn.Conv2d(before, width, 3, padding=1)
-        layers[f"conv{number}_norm"] = nn.BatchNorm2d(width)
+    before, height, width = shape
+    positions = (height // 16) * (width // 16)
+    if not positions:
+        raise StudyError("it needs images of at least 16 × 16")
+    for number, channels in enumerate((64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512), 1):
+        layers[f"conv{number}"] = nn.Conv2d(before, channels, 3, padding=1)
+        layers[f"conv{number}_norm"] = nn.BatchNorm2d(channels)
         layers[f"conv{number}_relu"] = nn.ReLU(inplace=True)
         if number in (1, 3, 5, 8):
             layers[f"pool{number}"] = nn.MaxPool2d(2)
-            size //= 2
-        before = width
+        before = channels
     layers["flatten"] = nn.Flatten()
-    before *= size * size
-    for number, width in enumerate((2048, 2048, 1000), 1):
-        layers[f"fc{number}"] = nn.Linear(before, width)
+    before *= positions
+    for number, units in enumerate((2048, 2048, 1000), 1):
+        layers[f"fc{number}"] = nn.Linear(before, units)
         layers[f"fc{number}_relu"] = nn.ReLU(inplace=True)
-        layers[f"fc{number}_norm"] = nn.BatchNorm1d(width)
-        before = width
+        layers[f"fc{number}_norm"] = nn.BatchNorm1d(units)
+        before = units
     layers["fc4"] = nn.Linear(before, classes)
     return nn.Sequential(layers)
 
@@ -83,8 +86,8 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {"small_cnn": small_cnn, 
 def build(name: str, shape: Shape, classes: int) -> nn.Module:
     """A fresh network for images of ``shape`` (channels, height, width).
 
-    ``name``: one of ``MODELS``; ``torchvision:NAME`` (made with ``num_classes``); or ``MODULE:FACTORY``, where MODULE is
-    an importable module or a .py file and FACTORY takes ``(shape, classes)`` and returns an ``nn.Module``.
+    ``name``: one of ``MODELS``; ``torchvision:NAME`` (made with ``num_classes``); or ``MODULE:FACTORY``, where MODULE
+    is an importable module or a .py file and FACTORY takes ``(shape, classes)`` and returns an ``nn.Module``.
 
     Raises:
         StudyError: no such network, or a factory that fails or returns something else.
@@ -101,33 +104,41 @@ def build(name: str, shape: Shape, classes: int) -> nn.Module:
         )
     try:
         model = factory(shape, classes)
-        if isinstance(model, nn.Module):
-            _try(model, shape, classes)
-            return model
-    except StudyError:
-        raise
+        made = _scores(model, shape) if isinstance(model, nn.Module) else None
     except Exception as error:  # anyone's factory may fail in any way
-        raise StudyError(
-            f"model {name!r} failed on images of shape {shape}: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
-    raise StudyError(f"model {name!r} made {type(model).__name__}, not a torch.nn.Module")
+        size = " × ".join(map(str, shape))
+        raise StudyError(f"model {name!r} failed on images of {size}: {_reason(error)}") from error
+    if made is None:
+        raise StudyError(f"model {name!r} made a {type(model).__name__}, not a torch.nn.Module")
+    wrong = [found for found in made if found != (2, classes)]
+    if wrong:
+        raise StudyError(f"model {name!r} must return scores of shape (2, {classes}) for 2 images, not {wrong[0]}")
+    return model
 
 
-def _try(model: nn.Module, shape: Shape, classes: int) -> None:
+def _scores(model: nn.Module, shape: Shape) -> list[tuple[int, ...] | str]:
+    """The shape (or else the type) of what the model returns for two images, in evaluation and in training.
+
+    Leaves the model and the random state as they were.
+    """
     from ops.anatomy import evaluating
 
-    with evaluating(model), torch.no_grad():
-        output = model(torch.zeros(2, *shape))
-    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if found != (2, classes):
-        raise StudyError(f"the model must return scores [batch, {classes}], but for a batch of 2 it returned {found}")
+    found: list[tuple[int, ...] | str] = []
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for training in (False, True):
+            output = model.train(training)(torch.zeros(2, *shape))
+            found.append(tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__)
+        for name, buffer in model.named_buffers():  # training moves running statistics
+            buffer.copy_(before[name])
+    return found
 
 
 def _torchvision(name: str) -> Callable[[Shape, int], nn.Module]:
     import torchvision
 
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise StudyError(f"torchvision has no classification model {name!r}")
+        raise StudyError(f"torchvision has no classification model {name!r}; give one such as 'resnet18'")
     return lambda shape, classes: torchvision.models.get_model(name, weights=None, num_classes=classes)
 
 
@@ -142,5 +153,10 @@ def _theirs(name: str) -> Callable[[Shape, int], nn.Module]:
         else:
             module = importlib.import_module(module_name)
         return getattr(module, attribute)
-    except Exception as error:  # importing anyone's module may fail in any way
-        raise StudyError(f"model {name!r} cannot be loaded: {(str(error).splitlines() or [''])[0]}") from error
+    except (Exception, SystemExit) as error:  # importing anyone's module may fail in any way, or end the program
+        raise StudyError(f"model {name!r} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

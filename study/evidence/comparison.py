@@ -32,13 +32,17 @@ def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
         for record in trials
         if not record.failed
     }
-    able = [r for r in trials if not r.failed and any(o["units_before"] != o["units_after"] for o in r.result["operations"])]
+    able = [
+        r for r in trials if not r.failed and any(o["units_before"] != o["units_after"] for o in r.result["operations"])
+    ]
     if len(settings.objective) > 1:
         able = [r for r in able if not any(_dominates(values[o.cell.name], values[r.cell.name]) for o in able)]
     able.sort(key=lambda record: (values[record.cell.name], -record.result["parameters"]), reverse=True)
     leading = {_operation(record): record for record in reversed(able)}
     rest = [record for record in able if record is not leading[_operation(record)]]
-    return [record for record in able if record not in rest][: settings.top] + rest[: max(0, settings.top - len(leading))]
+    return [record for record in able if record not in rest][: settings.top] + rest[
+        : max(0, settings.top - len(leading))
+    ]
 
 
 def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) -> Listed:
@@ -57,9 +61,7 @@ def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) 
     def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
         if cell.arm != "surgery":
             return []
-        restart = Cell(
-            "restart", cell.seed, shapes=outcome["shapes"], trial=cell.trial, params=cell.params, test=True
-        )
+        restart = Cell("restart", cell.seed, shapes=outcome["shapes"], trial=cell.trial, params=cell.params, test=True)
         return [] if restart.name in ended else [restart]
 
     missing = [cell for cell in wanted if cell.name not in ended]
@@ -74,8 +76,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
     A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of test accuracy (0 … 1) and seconds, mean
     parameters and FLOPs, median spike factor, median operation seconds / epoch seconds. A verdict: ``trial``, paired
-    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``p``, the ratios of training FLOPs
-    (which repeats on any machine) and of seconds (operations included), ``sentence``.
+    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``p``, the ratios of training
+    FLOPs (which repeats on any machine) and of seconds (operations included), ``sentence``.
     """
     groups: dict[tuple[str, int | None], list[Record]] = {}
     for record in folder.records("original", "surgery", "restart"):
@@ -86,7 +88,9 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
     order = [("original", None), *((arm, trial) for trial in trials for arm in ("surgery", "restart"))]
     rows = [_row(*key, groups[key]) for key in order if key in groups]
-    verdicts = [_verdict(trial, groups.get(("surgery", trial), []), groups.get(("restart", trial), [])) for trial in trials]
+    verdicts = [
+        _verdict(trial, groups.get(("surgery", trial), []), groups.get(("restart", trial), [])) for trial in trials
+    ]
     return rows, [verdict for verdict in verdicts if verdict is not None]
 
 
@@ -160,7 +164,8 @@ def _verdict(trial: int, surgery: Sequence[Record], restart: Sequence[Record]) -
     )
     return {
         "trial": trial, "label": label, "n": len(pairs), "surgery": ours, "restart": theirs, "difference": mean,
-        "interval": interval, "p": p, "compute_ratio": compute, "time_ratio": seconds, "finding": finding, "sentence": sentence,
+        "interval": interval, "p": p, "compute_ratio": compute, "time_ratio": seconds, "finding": finding,
+        "sentence": sentence,
     }  # fmt: skip
 
 

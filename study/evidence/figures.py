@@ -1,70 +1,51 @@
 """The figures of a study, drawn from the content of ``results.json`` alone.
 
 ``draw`` returns each figure with a title that says its finding, a caption that says how to read it and a text for
-those who cannot see it. A figure for which there is no data yet is left out. Colours are those of M. Okabe and K. Ito,
-"Color Universal Design" (2008); every colour comes with its own marker or line style, for print in grey.
+those who cannot see it. A figure for which there is no data yet is left out.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-Results = Mapping[str, Any]
-Look = dict[str, Any]
+from study.evidence.drawing import (
+    ARMS,
+    BLACK,
+    COLOURS,
+    GREY,
+    MARKERS,
+    STYLE,
+    Drawing,
+    Look,
+    accuracy_scale,
+    around,
+    as_percent,
+    count,
+    log_scale,
+    new_axes,
+    percent,
+    times,
+    titled,
+)
 
-STYLE = {
-    "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": "#dddddd", "grid.linewidth": 0.6, "lines.linewidth": 1.8, "lines.markersize": 7,
-    "legend.frameon": False, "legend.fontsize": 9, "figure.dpi": 100, "savefig.dpi": 150,
-    "svg.hashsalt": "network-surgery", "text.parse_math": False,
-}  # fmt: skip
-BLACK, GREY, BLUE, VERMILLION = "#000000", "#767676", "#0072B2", "#D55E00"
-COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-ARMS: dict[str, Look] = {
-    "original": {"color": BLACK, "linestyle": ":", "marker": "o"},
-    "surgery": {"color": BLUE, "linestyle": "-", "marker": "s"},
-    "restart": {"color": VERMILLION, "linestyle": "--", "marker": "^"},
-}
+Results = Mapping[str, Any]
+
 NOTHING = "no operation"
 #: Above so many points a figure's points are stored as pixels, to keep the report small.
 MANY = 600
 #: How many trials the timeline shows.
 ROWS = 10
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with its finding (title), how to read it (caption), and what it shows in words and numbers (alt)."""
-
-    figure: Figure
-    title: str
-    caption: str
-    alt: str
-
-    def image(self, kind: str) -> bytes:
-        """The figure as a file of this kind (``png``, 150 dpi, or ``svg``); equal for equal figures."""
-        buffer = io.BytesIO()
-        with style.context(["default", STYLE]):
-            self.figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-        return buffer.getvalue()
 
 
 def draw(results: Results) -> dict[str, Drawing]:
@@ -91,7 +72,7 @@ def accuracy(results: Results) -> Drawing | None:
     arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in ARMS}
     if not arms["surgery"]:
         return None
-    figure, axes = _axes(height=4.8)
+    figure, axes = new_axes(height=4.8)
     ends, bounds = {}, []
     for arm, members in arms.items():
         if members:
@@ -104,14 +85,14 @@ def accuracy(results: Results) -> Drawing | None:
             axes.plot(epochs, mean, label=f"{arm}: {ends[arm]} (n = {len(members)})", **look)
             axes.fill_between(epochs, low, high, color=ARMS[arm]["color"], alpha=0.13, linewidth=0)
             bounds += [low.min(), high.max()]
-    _accuracy_scale(axes, bounds)
+    accuracy_scale(axes, bounds)
     moments = _moments(arms["surgery"][0])
     axes.set(xlabel="epoch", ylabel="validation accuracy", xlim=(0, None))
     _mark_moments(axes, moments)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     figure.legend(loc="outside lower center", ncols=3, title="at the last epoch")
     when = ", ".join(f"{m['op']} at {m['epoch']:g}" for m in moments) or "none"
-    return _drawing(
+    return titled(
         figure, "Validation accuracy at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
         f"Mean over seeds, band: ± one standard deviation; schedule of trial {trial}. A dashed vertical line is an "
         "operation, with the units of its layers after ÷ before. The scale is stretched towards 100%.",
@@ -126,25 +107,25 @@ def spike(results: Results) -> Drawing | None:
     if not points:
         return None
     groups = _grouped(points, statistics.median)
-    figure, axes = _axes(height=1.6 + 0.5 * len(groups))
+    figure, axes = new_axes(height=1.6 + 0.5 * len(groups))
     marks, jitter = _marks(results), np.random.default_rng(0)
     for row, (name, factors) in enumerate(groups.items()):
         spread = row + jitter.uniform(-0.22, 0.22, len(factors))
         axes.scatter(factors, spread, s=26, alpha=0.6, zorder=3, rasterized=len(points) > MANY, **marks[name])
         axes.plot([statistics.median(factors)] * 2, [row - 0.4, row + 0.4], color=BLACK, linewidth=2.4)
-    _log_scale(axes.xaxis, [*(factor for _, factor in points), 0.8, 1.25], lambda value: f"×{value:g}")
+    log_scale(axes.xaxis, [*(factor for _, factor in points), 0.8, 1.25], lambda value: f"×{value:g}")
     axes.axvline(1, color=BLACK, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(groups)), [f"{name} (n = {len(factors)})" for name, factors in groups.items()])
     axes.set(xlabel="held-out loss after ÷ before the operation (log scale)", ylim=(len(groups) - 0.5, -0.5))
-    medians = [f"{name} {_times(statistics.median(factors))}" for name, factors in groups.items()]
+    medians = [f"{name} {times(statistics.median(factors))}" for name, factors in groups.items()]
     extremes = f"least for {medians[0]}, most for {medians[-1]}" if len(medians) > 1 else medians[0]
-    return _drawing(
+    return titled(
         figure, f"Median jump of the held-out loss: {extremes}",
         "Each point is one operation on one layer, in the search or in the comparison; the bar is the median. "
         "×1 (dashed) leaves the loss where it was. Operations of the same moment follow one another, and each is "
         "measured against the loss right before it.",
         f"Strip chart of spike factors by operation. Medians: {', '.join(medians)}. "
-        f"Range {_times(min(f for _, f in points))} to {_times(max(f for _, f in points))}.",
+        f"Range {times(min(f for _, f in points))} to {times(max(f for _, f in points))}.",
     )  # fmt: skip
 
 
@@ -158,24 +139,24 @@ def timing(results: Results) -> Drawing | None:
         return statistics.median(o["seconds"] / o["epoch_seconds"] for o in group)
 
     groups = _grouped(((o["op"], o) for o in operations), share)
-    shares = {name: f"{name} {_share(share(group))}" for name, group in groups.items()}
-    figure, axes = _axes(height=4.8)
+    shares = {name: f"{name} {percent(share(group))}" for name, group in groups.items()}
+    figure, axes = new_axes(height=4.8)
     marks = _marks(results)
     for name, group in groups.items():
         across, up = ([o[key] for o in group] for key in ("epoch_seconds", "seconds"))
         axes.scatter(across, up, s=34, alpha=0.7, label=shares[name], rasterized=len(operations) > MANY, **marks[name])
     epochs = [o["epoch_seconds"] for o in operations]
-    _log_scale(axes.xaxis, [min(epochs) / 1.3, max(epochs) * 1.3], lambda value: f"{value:g}")
+    log_scale(axes.xaxis, [min(epochs) / 1.3, max(epochs) * 1.3], lambda value: f"{value:g}")
     low, high = axes.get_xlim()
-    _log_scale(axes.yaxis, [*(o["seconds"] for o in operations), low / 200, high], lambda value: f"{value:g}")
+    log_scale(axes.yaxis, [*(o["seconds"] for o in operations), low / 200, high], lambda value: f"{value:g}")
     for ratio, line, words in ((1, "-", "as long"), (0.1, "--", "a tenth"), (0.01, ":", "a hundredth")):
         axes.plot([low, high], [low * ratio, high * ratio], color=GREY, linewidth=1, linestyle=line)
         axes.annotate(words, (high, high * ratio), (4, 0), textcoords="offset points", color=GREY, va="center")
     axes.set(xlabel="seconds of the epoch (log scale)", ylabel="seconds of the operation (log scale)", xlim=(low, high))
     figure.legend(loc="outside lower center", ncols=3, title="median share of an epoch")
     slowest = list(shares.values())[-1]
-    return _drawing(
-        figure, f"An operation takes {_share(share(operations))} of an epoch (median); the slowest, {slowest}",
+    return titled(
+        figure, f"An operation takes {percent(share(operations))} of an epoch (median); the slowest, {slowest}",
         "Each point is one operation on one layer. Lines: the operation takes as long as its epoch, a tenth, a "
         "hundredth of it; far below, training hardly notices the interruption.",
         f"Scatter of operation seconds against epoch seconds. Median shares of an epoch: {', '.join(shares.values())}. "
@@ -188,7 +169,7 @@ def search(results: Results) -> Drawing | None:
     trials = _finished(results["trials"])
     if not trials:
         return None
-    figure, axes = _axes(height=5)
+    figure, axes = new_axes(height=5)
     marks, many = _marks(results), len(trials) > MANY
     points = _grouped(((_name(t), (t["parameters"], t["validation_accuracy"])) for t in trials), lambda _: 0)
     for name, members in points.items():
@@ -204,14 +185,14 @@ def search(results: Results) -> Drawing | None:
         words = f"original, mean of n = {len(originals)}"
         axes.scatter(size, value, marker="*", s=210, color=BLACK, label=words, zorder=3)
     everything = [*trials, *originals]
-    _log_scale(axes.xaxis, [t["parameters"] * pad for t in everything for pad in (0.8, 1.25)], count)
-    _accuracy_scale(axes, [t["validation_accuracy"] for t in everything])
+    log_scale(axes.xaxis, [t["parameters"] * pad for t in everything for pad in (0.8, 1.25)], count)
+    accuracy_scale(axes, [t["validation_accuracy"] for t in everything])
     _ring(axes, [t for t in trials if t["trial"] in {c["trial"] for c in _cells(results, "surgery")}])
     axes.set(xlabel="parameters at the end (log scale)", ylabel="validation accuracy")
     figure.legend(loc="outside lower center", ncols=3)
     best = max(trials, key=lambda t: (t["validation_accuracy"], -t["parameters"]))
     found = f"{best['validation_accuracy']:.2%} at {best['parameters']:,} parameters, with {_name(best)}"
-    return _drawing(
+    return titled(
         figure, f"The best of {len(trials)} trial{'s' * (len(trials) > 1)}: {found}",
         "Each point is one trial of the search, one seed each. The line joins the trials that no other trial beats in "
         "both accuracy and size. The scale is stretched towards 100%.",
@@ -230,7 +211,7 @@ def arms(results: Results) -> Drawing | None:
     groups = {key: seeds for key, seeds in found.items() if seeds}
     if not groups:
         return None
-    figure, axes = _axes(width=max(7.5, 2.2 + 1.2 * len(groups)))
+    figure, axes = new_axes(width=max(7.5, 2.2 + 1.2 * len(groups)))
     seeds_of = sorted({c["seed"] for c in cells})
     shift = {seed: 0.12 * (i / max(1, len(seeds_of) - 1) - 0.5) for i, seed in enumerate(seeds_of)}
     place = {key: i + (0.5 + 0.5 * trials.index(key[1]) if key[1] in trials else 0) for i, key in enumerate(groups)}
@@ -240,20 +221,20 @@ def arms(results: Results) -> Drawing | None:
         at, look = place[arm, trial], {key: ARMS[arm][key] for key in ("color", "marker")}
         axes.scatter([at + shift[seed] for seed in seeds], list(seeds.values()), s=34, alpha=0.75, zorder=3, **look)
         axes.errorbar(at + 0.26, mean, half, markersize=8, capsize=4, zorder=4, **look)
-        words.append(f"{arm}{'' if trial is None else f' of trial {trial}'} {_around(mean, half)}")
+        words.append(f"{arm}{'' if trial is None else f' of trial {trial}'} {around(mean, half)}")
         other = groups.get(("restart", trial), {}) if arm == "surgery" else {}
         for seed in seeds.keys() & other.keys():
             ends = at + shift[seed], place["restart", trial] + shift[seed]
             axes.plot(ends, (seeds[seed], other[seed]), color=GREY, linewidth=0.8, zorder=2)
     axes.set_xticks([*place.values()], [arm if trial is None else f"{arm}\ntrial {trial}" for arm, trial in groups])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    axes.yaxis.set_major_formatter(as_percent)
     axes.set(xlabel="arm, and the trial whose schedule it is about", ylabel="test accuracy")
     axes.grid(False, axis="x")
     verdicts = [
         f"Trial {v['trial']}: {v['finding']} (surgery − restart {100 * v['difference']:+.2f} points, n = {v['n']})"
         for v in _comparison(results, "verdicts")
     ]
-    return _drawing(
+    return titled(
         figure, "\n".join(verdicts[:2]) or "Test accuracy of every seed",
         "Small points are seeds, a line joins surgery and restart of the same seed; the large point is the mean with "
         "its 95% interval (Student's t). Points are shifted sideways so that equal ones can be told apart.",
@@ -267,7 +248,7 @@ def timeline(results: Results) -> Drawing | None:
     rows = [(trial, _moments(trial)) for trial in trials]
     if not any(moments for _, moments in rows):
         return None
-    figure, axes = _axes(height=1.9 + 0.42 * len(rows))
+    figure, axes = new_axes(height=1.9 + 0.42 * len(rows))
     marks = _marks(results)
     for row, (_, moments) in enumerate(rows):
         axes.axhline(row, color="#bbbbbb", linewidth=0.8, zorder=0)
@@ -289,7 +270,7 @@ def timeline(results: Results) -> Drawing | None:
     which = f"{len(rows)} most accurate trials" if len(rows) > 1 else "only finished trial"
     said = [", ".join(f"{m['op']} at {m['epoch']:g}" for m in moments) or NOTHING for _, moments in rows]
     told = [f"{label} ({words})" for label, words in zip(labels, said, strict=True)]
-    return _drawing(
+    return titled(
         figure, f"First operation of the {which}: epoch {statistics.median(firsts):g} of {epochs} (median)",
         "One row a trial with its validation accuracy, the best on top. The number is the operated layers' units "
         "after ÷ before.",
@@ -400,33 +381,6 @@ def _interval(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), float(half)
 
 
-def _around(mean: float, half: float | None) -> str:
-    return f"{mean:.2%}" if half is None else f"{100 * mean:.2f} ± {100 * half:.2f}%"
-
-
-def _share(value: float) -> str:
-    """A fraction as a percentage with three digits at most."""
-    return f"{100 * value:.3g}%" if value < 10 else f"{100 * value:,.0f}%"
-
-
-def _times(value: float) -> str:
-    """A factor with two decimals, or three digits where it is large."""
-    return f"×{value:.2f}" if value < 100 else f"×{value:.3g}"
-
-
-def count(value: float) -> str:
-    """A count in few characters: 800, 20k, 1.5M."""
-    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.4g}{letter}"
-    return f"{value:g}"
-
-
-def _axes(width: float = 7.5, height: float = 4.4) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
 def _mark_moments(axes: Axes, moments: Sequence[Mapping[str, Any]]) -> None:
     """A vertical line at each moment, named where there is room."""
     named = -math.inf
@@ -446,42 +400,3 @@ def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]]) -> None:
         at = (trial["parameters"], trial["validation_accuracy"])
         axes.scatter(*at, s=170, label="compared with restarting" if trial is trials[0] else None, **look)
         axes.annotate(f"#{trial['trial']}", at, (0, 10), textcoords="offset points", ha="center", fontsize=9)
-
-
-def _drawing(figure: Figure, title: str, caption: str, alt: str) -> Drawing:
-    letters = int(11 * figure.get_figwidth())
-    lines = [textwrap.fill(line, letters) for line in title.splitlines()]
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, fontweight="bold")
-    return Drawing(figure, title.replace("\n", "; "), caption, alt)
-
-
-def _log_scale(axis: Axis, values: Iterable[float], words: Callable[[float], str]) -> None:
-    """A logarithmic axis around positive values; ticks at 1, 2, 5 for few decades, at powers of ten for many."""
-    values = list(values)
-    low, high = min(values) / 1.15, max(values) * 1.15
-    decades = math.log10(high / low)
-    steps, stride = (1, 2, 5) if decades < 3 else (1,), math.ceil(decades / 9)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**power for power in powers if power % stride == 0 for step in steps]
-    name = "x" if axis is axis.axes.xaxis else "y"
-    axis.axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
-    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
-
-
-def _accuracy_scale(axes: Axes, values: Iterable[float]) -> None:
-    """A y-axis for accuracies (0 … 1) on which halving the error is about the same distance anywhere; ends at 100%."""
-    floor = 0.004  # where the stretching levels off, so that 100% has a place
-    values = list(values)
-    low, high = max(0.0, min(values)), min(1.0, max(values))
-    pad = 0.06 * math.log((1 + floor - low) / (1 + floor - high)) + 0.02
-    low = max(0.0, 1 + floor - (1 + floor - low) * math.exp(pad))
-    high = min(1.0, 1 + floor - (1 + floor - high) * math.exp(-pad))
-    stretch = (lambda a: -np.log(np.maximum(1 + floor - a, 1e-9)), lambda b: 1 + floor - np.exp(-b))
-    axes.set_yscale("function", functions=stretch)
-    axes.set_ylim(low, high)
-    usual = [tick for tick in (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1) if low <= tick <= high]
-    axes.yaxis.set_major_locator(FixedLocator(usual if len(usual) > 3 else MaxNLocator(6).tick_values(low, high)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))

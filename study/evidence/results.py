@@ -65,7 +65,8 @@ class Folder:
             raise StudyError(f"{path} cannot be made: {error.strerror}") from None
         identity = uuid.uuid4().hex
         content = {
-            "format": FORMAT, "identity": identity, "settings": settings.to_data(), "layers": layers, "machine": machine()
+            "format": FORMAT, "identity": identity, "settings": settings.to_data(), "layers": layers,
+            "machine": machine(),
         }  # fmt: skip
         (path / "study.json").write_text(json.dumps(content, indent=2) + "\n")
         return cls(path.resolve(), settings, layers, identity)
@@ -96,7 +97,9 @@ class Folder:
                 record = Record(Cell(**entry["cell"]), entry["result"])
                 if not arms or record.cell.arm in arms:
                     found[record.cell.name] = record
-        return sorted(found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed))
+        return sorted(
+            found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed)
+        )
 
     def started(self, cell: Cell) -> None: ...
 

@@ -1,1 +1,1 @@
-"""The search: what to try (Optuna, ``sampler``), where it runs (Ray, ``tuner``), what is recorded (MLflow, ``tracking``)."""
+"""What is tried (``sources``: Optuna), where it runs (``tuner``, ``trial``: Ray), what is kept (``tracking``: MLflow)."""

@@ -13,12 +13,15 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FixedTrial, TrialState
 
 from search_spaces import SPACES
 from study.config import OBJECTIVES, Settings
 from study.errors import StudyError
 from study.training.run import Cell
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 Result = dict[str, Any]
 
@@ -84,9 +87,8 @@ class Sampled:
 
         A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
         """
-        self.check(settings)
         self._settings = settings
-        self._layers = {name: SimpleNamespace(units=units) for name, units in layers.items()}
+        self._layers = _sized(layers)
         self.study = open_study(settings, storage)
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
@@ -99,10 +101,11 @@ class Sampled:
         self.total = self.missing
 
     @staticmethod
-    def check(settings: Settings) -> None:
-        """Raises StudyError where the settings name no search space."""
+    def check(settings: Settings, layers: Mapping[str, int]) -> None:
+        """Raises StudyError or SurgeryError where the search space is unknown or cannot sample for these settings."""
         if settings.space not in SPACES:
             raise StudyError(f"there is no search space {settings.space!r}; there are {', '.join(SPACES)}")
+        SPACES[settings.space](optuna.create_study().ask(), _sized(layers), settings.epochs)
 
     @property
     def missing(self) -> int:
@@ -144,10 +147,14 @@ class Sampled:
             self.study.tell(number, [objective(result, name) for name in self._settings.objective])
 
 
+def _sized(layers: Mapping[str, int]) -> dict[str, SimpleNamespace]:
+    return {name: SimpleNamespace(units=units) for name, units in layers.items()}
+
+
 def open_study(settings: Settings, storage: Path) -> optuna.Study:
     """The Optuna study in this database file, made if there is none."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    directions = ["maximize" if OBJECTIVES[name] == "max" else "minimize" for name in settings.objective]
+    up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+    directions = [up if OBJECTIVES[name] == "max" else down for name in settings.objective]
     return optuna.create_study(
         storage=f"sqlite:///{storage}", study_name="search", directions=directions, load_if_exists=True
     )

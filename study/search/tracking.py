@@ -52,7 +52,7 @@ def check_server(uri: str) -> None:
 
 
 class Tracker:
-    """Writes a study to MLflow. Use it as a context manager around the study; ``lost`` counts what never got through."""
+    """Writes a study to MLflow, as a context manager around the study; ``lost`` counts what never got through."""
 
     def __init__(self, folder: Folder) -> None:
         for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
@@ -117,9 +117,11 @@ class Tracker:
     def interrupted(self) -> None:
         """The study ends before it is whole; its unfinished runs say so."""
         self._status = "KILLED"
-        self._jobs.put(lambda: [self._client.set_terminated(run, "KILLED") for run in self._open_runs()] and None)
+        self._jobs.put(self._kill)
 
-    def summary(self, rows: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], files: Sequence[Path]) -> None:
+    def summary(
+        self, rows: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], files: Sequence[Path]
+    ) -> None:
         """The closing table, the verdict and the files (figures, report, results) on the parent run."""
 
         def write() -> None:
@@ -128,7 +130,9 @@ class Tracker:
                 self._client.log_table(self._parent, columns, "summary.json")
                 self._client.log_text(self._parent, _markdown(rows), "summary.md")
             if verdicts:
-                best = {key: verdicts[0][key] for key in ("surgery", "restart", "difference", "compute_ratio", "time_ratio")}
+                best = {
+                    key: verdicts[0][key] for key in ("surgery", "restart", "difference", "compute_ratio", "time_ratio")
+                }
                 for key, value in best.items():
                     self._client.log_metric(self._parent, f"verdict/{key}", value)
                 self._client.set_tag(self._parent, "verdict", verdicts[0]["sentence"])
@@ -199,7 +203,9 @@ class Tracker:
             CELL: f"{self._folder.identity}/{cell.name}", "mlflow.parentRunId": self._parent, "arm": cell.arm,
             "operation": operation,
         }  # fmt: skip
-        run = self._client.create_run(self._experiment, run_name=f"{cell.name} {cell.params.get('op', '')}".strip(), tags=tags)
+        run = self._client.create_run(
+            self._experiment, run_name=f"{cell.name} {cell.params.get('op', '')}".strip(), tags=tags
+        )
         about = {"arm": cell.arm, "seed": cell.seed, "schedule": list(cell.schedule), **cell.params}
         self._parameters(run.info.run_id, about if cell.trial is None else {"trial": cell.trial, **about})
         return run.info.run_id
@@ -210,9 +216,10 @@ class Tracker:
         found = self._client.search_runs([self._experiment], f"tags.`{tag}` = '{value}'", max_results=1)
         return found[0].info.run_id if found else None
 
-    def _open_runs(self) -> list[str]:
+    def _kill(self) -> None:
         query = f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"
-        return [run.info.run_id for run in self._client.search_runs([self._experiment], query, max_results=1000)]
+        for run in self._client.search_runs([self._experiment], query, max_results=1000):
+            self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _parameters(self, run: str, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -225,7 +232,9 @@ class Tracker:
         def write() -> None:
             from mlflow.entities import Metric
 
-            self._client.log_batch(self._runs[name], metrics=[Metric(key, value, now, step) for key, value, step in metrics])
+            self._client.log_batch(
+                self._runs[name], metrics=[Metric(key, value, now, step) for key, value, step in metrics]
+            )
 
         self._jobs.put(write)
 
@@ -234,7 +243,10 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The closing table for MLflow's preview, which shows Markdown."""
     lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
     for row in rows:
-        cells = ("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        cells = (
+            "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+            for value in row.values()
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -21,7 +21,7 @@ from study.training.run import Cell, run
 
 
 def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, checkpoints: str) -> None:
-    """Runs ``config["cell"]`` (JSON). ``arrays`` are views of shared memory; ``checkpoints`` a folder all nodes may see."""
+    """Runs ``config["cell"]`` (JSON). ``arrays``: views of shared memory; ``checkpoints``: a folder for all nodes."""
     cell = Cell(**json.loads(config["cell"]))
     device = pick_device(settings.device)
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))

@@ -51,10 +51,12 @@ def cluster(settings: Settings) -> Iterator[dict[str, float]]:
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     import ray
 
+    for name in ("ray.tune", "ray.air"):  # what goes wrong in a trial is told by its result, not by a traceback
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise StudyError(f"there is no Ray cluster at {settings.address!r}: {reason}") from None

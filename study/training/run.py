@@ -105,9 +105,8 @@ def run(
         renew(model, cell.shapes)
     model.to(device)
     schedule = Schedule.from_data(cell.schedule)
-    held_out = data.validation.take(slice(0, None, max(1, len(data.validation) // settings.held_out)))
-    shown = data.train.take(slice(0, None, max(1, len(data.train) // settings.signal_images)))
-    theatre = Theatre(schedule, held_out, shown)
+    held_out = data.validation.thinned(settings.held_out)
+    theatre = Theatre(schedule, held_out, data.train.thinned(settings.signal_images))
     trainer = Trainer(
         model, make_optimizer(settings, model), data, epochs=settings.epochs, batch_size=settings.batch_size,
         seed=cell.seed, device=device, callbacks=[theatre, Teller(tell, theatre)],

@@ -155,9 +155,7 @@ def tuple_in() -> nn.Module:
 
 def _dense_between(function: Callable[[Any, Tensor], Tensor], units: int = 8, read: int = 8) -> nn.Module:
     """Linear(5, units) → ReLU → something unusual → Linear(read, 3)."""
-    return Net(
-        lambda m, x: m.out(function(m, m.hidden(x).relu())), hidden=nn.Linear(5, units), out=nn.Linear(read, 3)
-    )
+    return Net(lambda m, x: m.out(function(m, m.hidden(x).relu())), hidden=nn.Linear(5, units), out=nn.Linear(read, 3))
 
 
 def _conv_between(function: Callable[[Any, Tensor], Tensor], read: int) -> nn.Module:

@@ -113,7 +113,11 @@ def test_paired_statistics_agree_with_scipy() -> None:
 
 @pytest.mark.parametrize(
     ("gain", "spread", "finding"),
-    [(0.02, 0.001, "surgery is better"), (-0.02, 0.001, "restarting is better"), (0.001, 0.02, "no difference was found")],
+    [
+        (0.02, 0.001, "surgery is better"),
+        (-0.02, 0.001, "restarting is better"),
+        (0.001, 0.02, "no difference was found"),
+    ],
 )
 def test_the_verdict_says_what_the_interval_says(tmp_path: Path, gain: float, spread: float, finding: str) -> None:
     settings = Settings(top=1, seeds=5)

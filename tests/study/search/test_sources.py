@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from optuna.trial import FixedTrial, TrialState
 
-from ops import Schedule
+from ops import Schedule, SurgeryError
 from search_spaces import SPACES
 from study.config import Settings
 from study.errors import StudyError
@@ -93,7 +93,9 @@ def test_several_objectives(tmp_path: Path) -> None:
 
 def test_an_unknown_space_is_named() -> None:
     with pytest.raises(StudyError, match="no search space 'nonsense'; there are mixed"):
-        Sampled.check(settings(space="nonsense"))
+        Sampled.check(settings(space="nonsense"), LAYERS)
+    with pytest.raises(SurgeryError, match="needs at least 2 epochs"):
+        Sampled.check(settings(epochs=1), LAYERS)
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -181,7 +181,9 @@ def test_an_empty_schedule_trains_like_a_plain_loop(digits: Dataset) -> None:
     scores = model(torch.tensor(digits.validation.pixels).float() / 127.5 - 1)
     truth = torch.tensor(digits.validation.labels)
     assert outcome["validation_accuracy"] == pytest.approx((scores.argmax(1) == truth).double().mean().item())
-    assert outcome["validation_loss"] == pytest.approx(torch.nn.functional.cross_entropy(scores, truth).item(), rel=1e-4)
+    assert outcome["validation_loss"] == pytest.approx(
+        torch.nn.functional.cross_entropy(scores, truth).item(), rel=1e-4
+    )
 
 
 def test_a_restart_has_the_sizes_of_surgery_and_fresh_weights(digits: Dataset) -> None:
@@ -224,7 +226,9 @@ def test_a_cell_is_known_by_what_it_computes() -> None:
 
 
 def test_a_last_batch_of_one_image_is_left_out(digits: Dataset) -> None:
-    few = Dataset(Images(digits.train.pixels[:65], digits.train.labels[:65]), digits.validation, digits.test, digits.classes)
+    few = Dataset(
+        Images(digits.train.pixels[:65], digits.train.labels[:65]), digits.validation, digits.test, digits.classes
+    )
     assert steps_per_epoch(65, 64) == 1 and steps_per_epoch(66, 64) == 2
     run(Cell("original", 0), few, Settings(epochs=1, batch_size=64, model="small_cnn"), CPU)
     with pytest.raises(StudyError, match="at least 2 are needed"):

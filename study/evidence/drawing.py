@@ -1,0 +1,130 @@
+"""What every figure shares: the style, axes and scales, titles, and how numbers are worded.
+
+Colours are those of M. Okabe and K. Ito, "Color Universal Design" (2008); every colour comes with its own marker or
+line style, for print in grey.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+Look = dict[str, Any]
+
+STYLE = {
+    "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#dddddd", "grid.linewidth": 0.6, "lines.linewidth": 1.8, "lines.markersize": 7,
+    "legend.frameon": False, "legend.fontsize": 9, "figure.dpi": 100, "savefig.dpi": 150,
+    "svg.hashsalt": "network-surgery", "text.parse_math": False,
+}  # fmt: skip
+BLACK, GREY, BLUE, VERMILLION = "#000000", "#767676", "#0072B2", "#D55E00"
+COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+ARMS: dict[str, Look] = {
+    "original": {"color": BLACK, "linestyle": ":", "marker": "o"},
+    "surgery": {"color": BLUE, "linestyle": "-", "marker": "s"},
+    "restart": {"color": VERMILLION, "linestyle": "--", "marker": "^"},
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its finding (title), how to read it (caption), and what it shows in words and numbers (alt)."""
+
+    figure: Figure
+    title: str
+    caption: str
+    alt: str
+
+    def image(self, kind: str) -> bytes:
+        """The figure as a file of this kind (``png``, 150 dpi, or ``svg``); equal for equal figures."""
+        buffer = io.BytesIO()
+        with style.context(["default", STYLE]):
+            self.figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        return buffer.getvalue()
+
+
+def new_axes(width: float = 7.5, height: float = 4.4) -> tuple[Figure, Axes]:
+    """A figure of this size in inches with one set of axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def titled(figure: Figure, title: str, caption: str, alt: str) -> Drawing:
+    """A finished figure with its words; the title is broken to the figure's width."""
+    letters = int(11 * figure.get_figwidth())
+    lines = [textwrap.fill(line, letters) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return Drawing(figure, title.replace("\n", "; "), caption, alt)
+
+
+def log_scale(axis: Axis, values: Iterable[float], words: Callable[[float], str]) -> None:
+    """A logarithmic axis around positive values; ticks at 1, 2, 5 for few decades, at powers of ten for many."""
+    values = list(values)
+    low, high = min(values) / 1.15, max(values) * 1.15
+    decades = math.log10(high / low)
+    steps, stride = (1, 2, 5) if decades < 3 else (1,), math.ceil(decades / 9)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers if power % stride == 0 for step in steps]
+    name = "x" if axis is axis.axes.xaxis else "y"
+    axis.axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
+
+
+def accuracy_scale(axes: Axes, values: Iterable[float]) -> None:
+    """A y-axis for accuracies (0 … 1) on which halving the error is about the same distance anywhere; ends at 100%."""
+    floor = 0.004  # where the stretching levels off, so that 100% has a place
+    values = list(values)
+    low, high = max(0.0, min(values)), min(1.0, max(values))
+    pad = 0.06 * math.log((1 + floor - low) / (1 + floor - high)) + 0.02
+    low = max(0.0, 1 + floor - (1 + floor - low) * math.exp(pad))
+    high = min(1.0, 1 + floor - (1 + floor - high) * math.exp(-pad))
+    stretch = (lambda a: -np.log(np.maximum(1 + floor - a, 1e-9)), lambda b: 1 + floor - np.exp(-b))
+    axes.set_yscale("function", functions=stretch)
+    axes.set_ylim(low, high)
+    usual = [tick for tick in (0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1) if low <= tick <= high]
+    axes.yaxis.set_major_locator(FixedLocator(usual if len(usual) > 3 else MaxNLocator(6).tick_values(low, high)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(as_percent)
+
+
+def as_percent(value: float, position: float) -> str:
+    """The label of a tick at a fraction; matplotlib passes the tick's position too."""
+    return f"{100 * value:.4g}%"
+
+
+def around(mean: float, half: float | None) -> str:
+    """An accuracy with half of its interval, where it has one."""
+    return f"{mean:.2%}" if half is None else f"{100 * mean:.2f} ± {100 * half:.2f}%"
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage with three digits at most."""
+    return f"{100 * value:.3g}%" if value < 10 else f"{100 * value:,.0f}%"
+
+
+def times(value: float) -> str:
+    """A factor with two decimals, or three digits where it is large."""
+    return f"×{value:.2f}" if value < 100 else f"×{value:.3g}"
+
+
+def count(value: float) -> str:
+    """A count in few characters: 800, 20k, 1.5M."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.4g}{letter}"
+    return f"{value:g}"

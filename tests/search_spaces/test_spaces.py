@@ -1,0 +1,117 @@
+"""Search spaces: whatever is drawn can be carried out, and its parameters say all there is to know."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import FixedTrial
+
+from ops import OPERATIONS, Schedule, SurgeryError
+from search_spaces import SPACES, expansion, removal
+from search_spaces.placement import CHOICES, chosen
+
+LAYERS = {
+    "one layer": {"only": SimpleNamespace(units=1)},
+    "three layers": {name: SimpleNamespace(units=units) for name, units in (("a", 8), ("b", 32), ("c", 32))},
+    "twenty layers": {f"block.{i}.conv": SimpleNamespace(units=4 * i + 2) for i in range(20)},
+}
+EVERY_SPACE = pytest.mark.parametrize("space", SPACES)
+
+
+def drawn(
+    space: str, layers: dict[str, SimpleNamespace], epochs: int, count: int = 40
+) -> list[optuna.trial.FrozenTrial]:
+    """Trials sampled at random from a space, each with its schedule as plain data."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=epochs))
+    for _ in range(count):
+        trial = study.ask()
+        trial.set_user_attr("schedule", SPACES[space](trial, layers, epochs).to_data())
+        study.tell(trial, 0.0)
+    return study.trials
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@EVERY_SPACE
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("epochs", [2, 3, 10, 100])
+def test_every_schedule_can_be_carried_out(space: str, layers: str, epochs: int) -> None:
+    for trial in drawn(space, LAYERS[layers], epochs):
+        schedule = Schedule.from_data(trial.user_attrs["schedule"])
+        assert schedule.steps
+        schedule.check(LAYERS[layers], epochs, per_epoch=1)
+        first = min(step.when.count for step in schedule.steps)
+        assert 1 <= first <= max(1, 2 * epochs / 3)
+
+
+@EVERY_SPACE
+@pytest.mark.parametrize("layers", LAYERS)
+def test_the_parameters_decode_to_the_same_schedule(space: str, layers: str) -> None:
+    for trial in drawn(space, LAYERS[layers], 10):
+        params = json.loads(json.dumps(trial.params))
+        decoded = SPACES[space](FixedTrial(params), LAYERS[layers], 10)
+        assert decoded.to_data() == trial.user_attrs["schedule"]
+
+
+@EVERY_SPACE
+def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
+    for trial in drawn(space, LAYERS["three layers"], 10):
+        assert all(name.isidentifier() for name in trial.params)
+        assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
+        assert {"layers", "first_epoch", "times"} <= trial.params.keys()
+        assert ("every" in trial.params) == (trial.params["times"] > 1)
+
+
+@EVERY_SPACE
+def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> None:
+    for trial in drawn(space, LAYERS["three layers"], 10):
+        for step in trial.user_attrs["schedule"]:
+            default = OPERATIONS[step["op"]]()
+            hyperparameters = {key: value for key, value in step.items() if key not in ("when", "layer", "op")}
+            for name, value in hyperparameters.items():
+                assert value == trial.params.get(name, getattr(default, name))
+
+
+@pytest.mark.parametrize(
+    ("space", "operations"),
+    [
+        ("mixed", set(OPERATIONS)),
+        ("removal", set(removal.NAMES)),
+        ("expansion", set(expansion.NAMES)),
+        ("eigen_remove", {"eigen_remove"}),
+        ("weak_expand", {"weak_expand"}),
+        ("pcns", {"pcns"}),
+    ],
+)
+def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: set[str]) -> None:
+    found = {step["op"] for trial in drawn(space, LAYERS["one layer"], 5, 60) for step in trial.user_attrs["schedule"]}
+    assert found == operations
+
+
+@EVERY_SPACE
+@pytest.mark.parametrize("epochs", [1, 0])
+def test_there_is_no_moment_for_an_operation_in_a_single_epoch(space: str, epochs: int) -> None:
+    with pytest.raises(SurgeryError, match=f"needs at least 2 epochs, not {epochs}"):
+        drawn(space, LAYERS["one layer"], epochs, 1)
+
+
+@pytest.mark.parametrize("module", [removal, expansion])
+def test_an_operation_of_another_space(module: object) -> None:
+    params = {"keep": 0.5, "grow": 0.5}
+    with pytest.raises(SurgeryError, match=r"there is no \w+ 'pcns'; there are"):
+        module.operation(FixedTrial(params), "pcns")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [("all", ["a", "b", "c"]), ("first_half", ["a", "b"]), ("last_half", ["b", "c"]), ("widest", ["b"])],
+)
+def test_which_layers_a_choice_means(choice: str, names: list[str]) -> None:
+    assert choice in CHOICES and list(chosen(LAYERS["three layers"], choice)) == names
+    assert list(chosen(LAYERS["one layer"], choice)) == ["only"]

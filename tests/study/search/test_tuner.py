@@ -1,0 +1,192 @@
+"""Cells on Ray: parallel, quiet, robust; nothing is left running. One local cluster serves the whole file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ops import MinWeight, Moment, Schedule, Step
+from study.config import Settings
+from study.data import Dataset, load
+from study.errors import StudyError
+from study.search import tuner
+from study.search.sources import Listed
+from study.training.run import Cell
+
+pytestmark = pytest.mark.slow
+SETTINGS = Settings(model="mlp", epochs=3, device="cpu", held_out=64, signal_images=64)
+SHRINK = Schedule((Step(Moment(1), "fc1", MinWeight(0.5)),)).to_data()
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", 0.25)
+
+
+@pytest.fixture(scope="module")
+def resources() -> Iterator[dict[str, float]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        with tuner.cluster(SETTINGS) as found:
+            yield found
+
+
+class Notes:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str]] = []
+        self.epochs: dict[str, list[float]] = {}
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def started(self, cell: Cell) -> None:
+        self.heard.append(("started", cell.name))
+
+    def epoch(self, cell: Cell, record: dict[str, Any]) -> None:
+        self.epochs.setdefault(cell.name, []).append(record["epoch"])
+
+    def ended(self, cell: Cell, result: dict[str, Any]) -> None:
+        self.heard.append(("ended", cell.name))
+        self.results[cell.name] = result
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of this file's own cluster that train."""
+    return [p for p in psutil.Process().children(recursive=True) if "ray::ImplicitFunc" in " ".join(p.cmdline())]
+
+
+def test_cells_run_and_a_failure_does_not_end_the_study(
+    digits: Dataset, resources: dict[str, float], tmp_path: Path
+) -> None:
+    bad = [{"when": "1ep", "layer": "fc9", "op": "min_weight", "keep": 0.5}]
+    cells = [Cell("original", 1, test=True), Cell("surgery", 1, bad, trial=0), Cell("surgery", 2, SHRINK, trial=1)]
+
+    def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
+        return [Cell("restart", 2, shapes=outcome["shapes"], trial=1)] if cell.arm == "surgery" else []
+
+    notes = Notes()
+    source = Listed(cells, follow, expected=1)
+    assert tuner.run_cells(source, digits, SETTINGS, resources, tmp_path, [notes])
+    assert set(notes.results) == {"original-seed-1", "surgery-000-seed-1", "surgery-001-seed-2", "restart-001-seed-2"}
+    assert "names the layer 'fc9'; this network has fc1, fc2" in notes.results["surgery-000-seed-1"]["failure"]
+    surgery, restart = notes.results["surgery-001-seed-2"], notes.results["restart-001-seed-2"]
+    assert surgery["parameters"] == restart["parameters"] < notes.results["original-seed-1"]["parameters"]
+    assert notes.epochs["surgery-001-seed-2"] == [1.0, 2.0, 3.0]
+    assert surgery["device"] == "cpu"
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_ray_computes_what_a_plain_call_computes(digits: Dataset, resources: dict[str, float], tmp_path: Path) -> None:
+    import torch
+
+    from study.training.run import run
+
+    notes = Notes()
+    cell = Cell("surgery", 5, SHRINK, trial=3, test=True)
+    tuner.run_cells(Listed([cell]), digits, SETTINGS, resources, tmp_path, [notes])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plain = run(cell, digits, SETTINGS, torch.device("cpu"))
+    torch.set_num_threads(threads)
+    for key in ("test_accuracy", "test_loss", "validation_loss", "parameters", "shapes"):
+        assert notes.results[cell.name][key] == plain[key]
+
+
+def test_a_lost_worker_resumes_from_its_last_epoch(
+    digits: Dataset, resources: dict[str, float], tmp_path: Path
+) -> None:
+    settings = Settings(model="mlp", epochs=40, device="cpu", held_out=64, signal_images=64)
+    cell = Cell("surgery", 1, SHRINK, trial=0, test=True)
+    plain = Notes()
+    tuner.run_cells(Listed([cell]), digits, settings, resources, tmp_path / "a", [plain])
+
+    class Killer(Notes):
+        killed = False
+
+        def epoch(self, cell: Cell, record: dict[str, Any]) -> None:
+            super().epoch(cell, record)
+            if record["epoch"] >= 10 and not self.killed:
+                self.killed = True
+                for worker in workers():
+                    worker.send_signal(signal.SIGKILL)
+
+    notes = Killer()
+    tuner.run_cells(Listed([cell]), digits, settings, resources, tmp_path / "b", [notes])
+    assert notes.killed
+    told = notes.epochs[cell.name]
+    assert told.count(1.0) == 1 and told[-1] == 40.0  # it did not start again
+    assert notes.results[cell.name]["test_loss"] == plain.results[cell.name]["test_loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"device": "cuda"}, "device is 'cuda', but this Ray cluster has no GPU"),
+        ({"cpus_per_trial": 64}, "cpus_per_trial is 64, but this Ray cluster has 2 CPUs"),
+    ],
+)
+def test_what_no_node_can_give_is_said_at_once(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StudyError, match=sentence):
+        tuner.trial_resources(Settings(**changes), {"CPU": 2.0})
+
+
+def test_a_fraction_of_a_gpu_shares_it() -> None:
+    settings = Settings(gpus_per_trial=0.25)
+    assert tuner.trial_resources(settings, {"CPU": 16, "GPU": 1}) == {"cpu": 1, "gpu": 0.25}
+    assert tuner.trial_resources(settings, {"CPU": 16}) == {"cpu": 1}
+    assert tuner.trial_resources(Settings(device="cpu"), {"CPU": 16, "GPU": 1}) == {"cpu": 1}
+
+
+def surgery(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "study", *arguments], cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def comparable(folder: Path) -> list[Any]:
+    results = json.loads((folder / "results.json").read_text())
+    cells = results["trials"] + results["comparison"]["cells"]
+    keys = ("name", "params", "schedule", "validation_loss", "test_accuracy", "parameters", "flops", "training_flops")
+    return [[cell.get(key) for key in keys] for cell in cells]
+
+
+@pytest.mark.timeout(600)
+def test_the_main_job_interrupted_resumed_and_repeated(tmp_path: Path) -> None:
+    """The smallest main job: once whole, once stopped by Ctrl-C and resumed; both give the same."""
+    small = ("--preset", "smoke", "--epochs", "6")
+    whole = surgery("study", *small, "--out", "whole", cwd=tmp_path)
+    text, _ = whole.communicate(timeout=280)
+    assert whole.returncode == 0, text
+    assert "Verdict:" in text and "surgery ui whole" in text and "Traceback" not in text
+    for name in ("report.html", "results.json", "mlflow.db", "figures/arms.png"):
+        assert (tmp_path / "whole" / name).exists()
+
+    broken = surgery("study", *small, "--out", "broken", cwd=tmp_path)
+    ledger = tmp_path / "broken" / "cells.jsonl"
+    while broken.poll() is None and not ledger.exists():
+        time.sleep(0.05)
+    broken.send_signal(signal.SIGINT)
+    text, _ = broken.communicate(timeout=120)
+    assert broken.returncode == 130, text
+    assert "Go on with: surgery resume broken" in text and "Traceback" not in text
+
+    resumed = surgery("resume", "broken", cwd=tmp_path)
+    text, _ = resumed.communicate(timeout=280)
+    assert resumed.returncode == 0, text
+    assert comparable(tmp_path / "broken") == comparable(tmp_path / "whole")
+
+    again = surgery("resume", "broken", cwd=tmp_path)  # nothing is missing, so nothing is run
+    text, _ = again.communicate(timeout=120)
+    assert again.returncode == 0 and "trainings" not in text

@@ -1,0 +1,194 @@
+"""The command line: it starts light, and answers bad input with one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from study.cli import main
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command runs in an empty folder, on a wide terminal, and leaves the path of modules as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+class Surgery:
+    """Runs a command line in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """The exit code, standard output and standard error."""
+        self._monkeypatch.setattr(sys, "argv", ["surgery", *arguments])
+        try:
+            main()
+            code: object = 0
+        except SystemExit as end:
+            code = end.code or 0
+        assert isinstance(code, int)
+        return code, *self._capsys.readouterr()
+
+    def refused(self, *arguments: str) -> str:
+        """The one sentence with which a command line is refused; nothing else is written anywhere."""
+        before = sorted(Path.cwd().rglob("*"))
+        code, out, err = self(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("surgery: ") and err.count("\n") == 1 and err.endswith("\n")
+        assert "Traceback" not in err and sorted(Path.cwd().rglob("*")) == before
+        return err.removeprefix("surgery: ").strip()
+
+
+@pytest.fixture
+def surgery(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Surgery:
+    return Surgery(monkeypatch, capsys)
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    heavy = "torch", "ray", "mlflow", "optuna", "matplotlib", "scipy", "sklearn", "numpy", "yaml"
+    code = f"import sys, study.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    root = Path(__file__).parents[2]
+    answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_help_names_every_command(surgery: Surgery) -> None:
+    code, out, _ = surgery("--help")
+    assert code == 0
+    assert all(f" {name} " in out for name in ("study", "resume", "compare", "report", "layers", "ui"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nothing"],
+        ["study", "--nothing"],
+        ["study", "--trials", "x"],
+        ["study", "extra"],
+        ["operate"],
+        ["ui", "--port", "0"],
+    ],
+)
+def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None:
+    code, _, err = surgery(*arguments)
+    assert code == 2 and "Error" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--preset", "digit"], "there is no preset 'digit'; there are digits"),
+        (["--model", "nope"], "there is no model 'nope'; give one of small_cnn, mlp, vgg16"),
+        (["--model", "torchvision:nope"], "torchvision has no classification model 'nope'"),
+        (["--model", "vgg16"], "model 'vgg16' failed on images of 1 × 8 × 8: it needs images of at least 16 × 16"),
+        (["--data", "mnist"], "there is no data 'mnist'; give 'digits' or 'folder:PATH'"),
+        (["--data", "folder:none"], "none/train; images must lie in"),
+        (["--space", "nope"], "there is no search space 'nope'; there are mixed"),
+        (
+            ["--objective", "speed"],
+            "the command line: objective is ['speed'], but it must be one or several of accuracy",
+        ),
+        (["--device", "gpu"], "the command line: device is 'gpu', but it must be one of auto, cpu, cuda"),
+        (["--optimizer", "lion"], "the command line: optimizer is 'lion', but it must be one of adam, adamw, sgd"),
+        (["--trials", "0"], "the command line: trials is 0, but it must be at least 1"),
+        (["--learning-rate", "nan"], "the command line: learning_rate is nan, but it must be a number above 0"),
+        (["--batch-size", "-1"], "the command line: batch_size is -1, but it must be at least 1"),
+        (["--epochs", "1"], "a search space needs at least 2 epochs, not 1"),
+        (["--config", "none.yaml"], "the configuration file none.yaml cannot be read: No such file or directory"),
+        (["--tracking-uri", "http://127.0.0.1:9"], "there is no MLflow server at http://127.0.0.1:9 (ConnectionError)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_settings_are_refused_before_anything_is_made(surgery: Surgery, flags: list[str], sentence: str) -> None:
+    assert sentence in surgery.refused("study", *flags, "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        ("{when: 1ep, layer: fc1, op: min_weight, keep: 1.5}", "MinWeight: keep is 1.5, but it must lie above 0"),
+        ("{when: 1ep, layer: fc1, op: cut}", "there is no operation 'cut'; there are eigen_remove"),
+        ("{when: 1ep, layer: fc9, op: min_weight}", "names the layer 'fc9'; this network has fc1, fc2"),
+        ("{when: 1ep, layer: fc1, op: min_weight, share: 1}", "min_weight has no share; it has keep"),
+        ("{when: 3 epochs, layer: fc1, op: min_weight}", "'3 epochs' is not a moment of training; write it like '3ep'"),
+        ("{when: 4ep, layer: fc1, op: min_weight}", "a step at 4ep, but training ends after 4 epochs"),
+        ("{layer: fc1, op: min_weight}", "a step of the schedule lacks when"),
+        ("[when, layer]", "mine.yaml: schedules is [[['when', 'layer']]], but it must be a list of schedules"),
+    ],
+)
+def test_wrong_schedules_are_refused_before_anything_is_made(surgery: Surgery, step: str, sentence: str) -> None:
+    Path("mine.yaml").write_text(f"schedules:\n- - {step}\n")
+    assert sentence in surgery.refused("study", "--preset", "smoke", "--config", "mine.yaml", "--out", "out")
+
+
+@pytest.mark.parametrize("command", ["resume", "compare", "report", "ui"])
+def test_a_folder_without_a_study(surgery: Surgery, command: str) -> None:
+    assert surgery.refused(command, "none") == "there is no study in none (it has no study.json)"
+    Path("broken").mkdir()
+    Path("broken/study.json").write_text('{"format": 1, "sett')
+    assert "broken/study.json cannot be read" in surgery.refused(command, "broken")
+
+
+def test_no_study_to_show(surgery: Surgery) -> None:
+    assert surgery.refused("ui") == "there is no study under runs/; give the study's folder"
+
+
+def test_a_folder_that_is_taken(surgery: Surgery) -> None:
+    Path("out").mkdir()
+    Path("out/precious.txt").write_text("mine")
+    assert surgery.refused("study", "--out", "out") == "out is not empty; choose another --out"
+    Path("out/study.json").write_text("{}")
+    assert "continue it with 'surgery resume out'" in surgery.refused("study", "--out", "out")
+
+
+def test_a_folder_that_cannot_be_made(surgery: Surgery) -> None:
+    assert surgery.refused("study", "--out", "/proc/none/out").startswith("/proc/none/out cannot be made: ")
+
+
+def test_a_gpu_that_is_not_there(surgery: Surgery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.search.tuner.cluster", lambda settings: contextlib.nullcontext({"CPU": 2.0}))
+    code, _, err = surgery("study", "--preset", "smoke", "--device", "cuda", "--out", "out")
+    assert code == 2 and err.startswith("surgery: device is 'cuda', but ") and err.count("\n") == 1
+
+
+def test_the_layers_of_a_network(surgery: Surgery) -> None:
+    code, out, err = surgery("layers", "--preset", "smoke")
+    assert (code, err) == (0, "")
+    for word in ("mlp on digits, untrained", "fc1", "fc2", "128", "64", "for 99.0%"):
+        assert word in out
+    assert "fc3" not in out.split("Not operated on")[0]
+
+
+def test_layers_after_training_and_a_model_of_this_folder(surgery: Surgery) -> None:
+    Path("net_of_this_test.py").write_text(
+        "from torch import nn\n"
+        "def make(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 17), nn.ReLU(), nn.Linear(17, classes))\n"
+    )
+    for model in ("net_of_this_test:make", "net_of_this_test.py:make"):
+        code, out, err = surgery("layers", "--model", model, "--epochs", "1")
+        assert (code, err) == (0, "") and "after 1 epochs" in out and "17" in out
+
+
+def test_the_layers_of_a_residual_network_on_a_folder_of_images(surgery: Surgery) -> None:
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (Path("images") / part / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(Path("images") / part / name / f"{i}.png")
+    code, out, err = surgery("layers", "--data", "folder:images", "--model", "torchvision:resnet18")
+    assert (code, err) == (0, "")
+    for word in ("torchvision:resnet18 on", "layer1.0.conv1", "layer4.1.conv1", "512"):
+        assert word in out

@@ -1,0 +1,198 @@
+"""Settings: where a value comes from, and one clear sentence for every value that cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.config import Settings, compose, presets
+from study.errors import StudyError
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(config: Path | None = None, preset: str = "digits", **flags: Any) -> str:
+    """The one sentence with which these settings are refused."""
+    with pytest.raises(StudyError) as caught:
+        compose(preset, config, flags)
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_loads(preset: str) -> None:
+    assert isinstance(compose(preset, None, {}), Settings)
+
+
+def test_a_flag_beats_the_file_which_beats_the_preset(tmp_path: Path) -> None:
+    config = written(tmp_path, "epochs: 7\ntrials: 9\n")
+    assert compose("smoke", None, {}).epochs == 4
+    composed = compose("smoke", config, {"trials": 11, "seeds": None})
+    assert (composed.epochs, composed.trials, composed.seeds, composed.batch_size) == (7, 11, 2, 32)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_an_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
+    assert compose("smoke", written(tmp_path, text), {}) == compose("smoke", None, {})
+
+
+def test_settings_survive_json() -> None:
+    steps = [{"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}]
+    for settings in (Settings(), Settings(objective=("flops", "accuracy"), schedules=(steps, steps), address="auto")):
+        assert Settings.from_data(json.loads(json.dumps(settings.to_data())), "here") == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "value"),
+    [
+        ("learning_rate: 1e-3", "learning_rate", 0.001),  # text, as PyYAML reads it
+        ("epochs: 5.0", "epochs", 5),
+        ("gpus_per_trial: 2", "gpus_per_trial", 2.0),
+        ("objective: accuracy", "objective", ("accuracy",)),
+        ("objective: [flops, accuracy]", "objective", ("flops", "accuracy")),
+        ("tracking_uri: null", "tracking_uri", None),
+    ],
+)
+def test_what_yaml_may_say(tmp_path: Path, text: str, setting: str, value: Any) -> None:
+    found = getattr(compose("digits", written(tmp_path, text), {}), setting)
+    assert found == value and type(found) is type(value)
+
+
+def test_objectives_on_the_command_line_are_separated_by_commas() -> None:
+    assert compose("digits", None, {"objective": "accuracy, parameters"}).objective == ("accuracy", "parameters")
+
+
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    composed = compose("digits", None, {"data": "folder:my images", "model": "nets/mine.py:make"})
+    assert composed.data == f"folder:{tmp_path}/my images"
+    assert composed.model == f"{tmp_path}/nets/mine.py:make"
+    assert compose("digits", None, {"model": "package.module:make"}).model == "package.module:make"
+
+
+LONGER = "must be at least 1"
+BAD_VALUES = [
+    ("epochs", "0", LONGER),
+    ("epochs", "-3", LONGER),
+    ("epochs", "2.5", "must be a whole number"),
+    ("epochs", "many", "must be a whole number"),
+    ("epochs", "true", "must be a whole number"),
+    ("epochs", "[1, 2]", "must be a whole number"),
+    ("epochs", "{a: 1}", "must be a whole number"),
+    ("epochs", "null", "must be a whole number"),
+    ("epochs", ".nan", "must be a whole number"),
+    ("epochs", ".inf", "must be a whole number"),
+    ("epochs", "2024-01-01", "must be a whole number"),
+    ("trials", "0", LONGER),
+    ("generation", "0", LONGER),
+    ("top", "-1", LONGER),
+    ("seeds", "0", LONGER),
+    ("batch_size", "0", LONGER),
+    ("held_out", "0", LONGER),
+    ("signal_images", "0", LONGER),
+    ("seed", "-1", "must be from 0 to"),
+    ("seed", "4294967296", "must be from 0 to"),
+    ("validation", ".nan", "must be between 0 and 1"),
+    ("validation", "0", "must be between 0 and 1"),
+    ("validation", "1.0", "must be between 0 and 1"),
+    ("validation", "-.inf", "must be between 0 and 1"),
+    ("learning_rate", ".nan", "must be a number above 0"),
+    ("learning_rate", ".inf", "must be a number above 0"),
+    ("learning_rate", "0", "must be a number above 0"),
+    ("learning_rate", "[0.1]", "must be a number"),
+    ("learning_rate", "yes", "must be a number"),
+    ("learning_rate", "fast", "must be a number"),
+    ("weight_decay", "-1", "must be 0 or a number above"),
+    ("weight_decay", ".nan", "must be 0 or a number above"),
+    ("cpus_per_trial", "0", "must be a number above 0"),
+    ("cpus_per_trial", ".nan", "must be a number above 0"),
+    ("gpus_per_trial", "-1", "must be from 0 to 1, or a whole number"),
+    ("gpus_per_trial", "1.5", "must be from 0 to 1, or a whole number"),
+    ("gpus_per_trial", ".inf", "must be from 0 to 1, or a whole number"),
+    ("device", "gpu", "must be one of auto, cpu, cuda"),
+    ("optimizer", "Adam", "must be one of adam, adamw, sgd"),
+    ("model", "5", "must be text"),
+    ("model", "null", "must be text"),
+    ("data", "true", "must be text"),
+    ("tracking_uri", "5", "must be text"),
+    ("objective", "[]", "must be one or several of accuracy, parameters, flops, seconds"),
+    ("objective", "''", "must be one or several of"),
+    ("objective", "speed", "must be one or several of"),
+    ("objective", "[accuracy, accuracy]", "none of them twice"),
+    ("objective", "'accuracy,accuracy'", "none of them twice"),
+    ("objective", "[1]", "must be one or several of"),
+    ("objective", "7", "must be a list of names"),
+    ("objective", "{accuracy: 1}", "must be a list of names"),
+    ("schedules", "mine", "must be a list of schedules"),
+    ("schedules", "{a: 1}", "must be a list of schedules"),
+    ("schedules", "[{when: 2ep, layer: fc1, op: min_weight}]", "must be a list of schedules"),
+    ("schedules", "[[when, layer, op]]", "must be a list of schedules"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "right"), BAD_VALUES, ids=[f"{n}={v}" for n, v, _ in BAD_VALUES])
+def test_a_wrong_value_in_a_file(tmp_path: Path, name: str, value: str, right: str) -> None:
+    config = written(tmp_path, f"{name}: {value}\n")
+    message = refusal(config)
+    assert message.startswith(f"{config}: {name} is ") and right in message
+    assert refusal(config, **{name: "5"}) == message  # a flag does not hide what is wrong in the file
+
+
+@pytest.mark.parametrize(
+    ("flags", "right"),
+    [
+        ({"epochs": 0}, LONGER),
+        ({"seed": -1}, "must be from 0 to"),
+        ({"learning_rate": float("nan")}, "must be a number above 0"),
+        ({"gpus_per_trial": 1.5}, "must be from 0 to 1, or a whole number"),
+        ({"objective": ""}, "must be one or several of"),
+        ({"objective": "accuracy,"}, "must be one or several of"),
+        ({"device": "tpu"}, "must be one of auto, cpu, cuda"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_on_the_command_line(flags: dict[str, Any], right: str) -> None:
+    message = refusal(**flags)
+    assert message.startswith(f"the command line: {next(iter(flags))} is ") and right in message
+
+
+@pytest.mark.parametrize("name", ["epoch", "1", "null", "Epochs", "to_data"])
+def test_an_unknown_setting(tmp_path: Path, name: str) -> None:
+    message = refusal(written(tmp_path, f"{name}: 3\n"))
+    assert "mine.yaml: there is no setting" in message and "there are data, model," in message
+
+
+@pytest.mark.parametrize("preset", ["digit", "", "../digits", "digits.yaml"])
+def test_an_unknown_preset(preset: str) -> None:
+    assert refusal(preset=preset) == f"there is no preset {preset!r}; there are {', '.join(presets())}"
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "no.yaml").endswith("no.yaml cannot be read: No such file or directory")
+    assert refusal(tmp_path).endswith("cannot be read: Is a directory")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1, 2", "a: 1\n  b: 2\n", "a: b: c", "\tepochs: 3", "epochs: *none", "!!python/x 1"]
+)
+def test_broken_yaml(tmp_path: Path, text: str) -> None:
+    assert "mine.yaml is not valid YAML at line " in refusal(written(tmp_path, text))
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_bytes(b"\x89PNG\r\n\x00\xff")
+    assert "is not valid YAML" in refusal(config)
+
+
+@pytest.mark.parametrize("text", ["- epochs: 3", "epochs", "3", "false", "[]", "0"])
+def test_yaml_that_is_no_mapping(tmp_path: Path, text: str) -> None:
+    assert "must hold lines of the form 'name: value'" in refusal(written(tmp_path, text))
