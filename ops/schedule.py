@@ -96,11 +96,13 @@ def _step(entry: dict[str, Any]) -> Step:
     missing = {"when", "layer", "op"} - set(entry)
     if missing:
         raise SurgeryError(f"a step of the schedule lacks {', '.join(sorted(missing))}: {entry}")
-    when, layer, name = Moment.parse(entry.pop("when")), entry.pop("layer"), entry.pop("op")
+    # A layer called 0 or 1.5 is a number in YAML.
+    when, layer, name = Moment.parse(entry.pop("when")), str(entry.pop("layer")), str(entry.pop("op"))
     if name not in OPERATIONS:
         raise SurgeryError(f"there is no operation {name!r}; there are {', '.join(OPERATIONS)}")
     kind = OPERATIONS[name]
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if set(entry) - known:
-        raise SurgeryError(f"{name} has no {', '.join(sorted(set(entry) - known))}; it has {', '.join(sorted(known))}")
+    unknown = sorted(str(key) for key in set(entry) - known)
+    if unknown:
+        raise SurgeryError(f"{name} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     return Step(when, layer, kind(**entry))

@@ -75,14 +75,14 @@ def study(
     from study import conduct
 
     console = _console()
-    folder, dataset = conduct.begin(settings, place)
-    images = f"{len(dataset.train):,} + {len(dataset.validation):,} + {len(dataset.test):,} images"
-    console.print(
-        f"{settings.model} on {settings.data}: {images} (train, validation, test), {len(dataset.classes)} classes; "
-        f"{len(folder.layers)} layers to operate on; results go to {place}",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
-    _carry_on(place, console, lambda: conduct.proceed(folder, dataset, console))
+    with conduct.begin(settings, place) as (folder, dataset):
+        images = f"{len(dataset.train):,} + {len(dataset.validation):,} + {len(dataset.test):,} images"
+        console.print(
+            f"{settings.model} on {settings.data}: {images} (train, validation, test), {len(dataset.classes)} classes; "
+            f"{len(folder.layers)} layers to operate on; results go to {place}",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        _carry_on(place, console, lambda: conduct.proceed(folder, dataset, console))
 
 
 @app.command()

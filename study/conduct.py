@@ -28,11 +28,12 @@ from study.training.trainer import steps_per_epoch
 __all__ = ["begin", "compare", "proceed", "show", "write_report"]
 
 
-def begin(settings: Settings, out: Path) -> tuple[Folder, data.Dataset]:
-    """Loads the data, builds the network once, and makes the study's folder.
+@contextlib.contextmanager
+def begin(settings: Settings, out: Path) -> Iterator[tuple[Folder, data.Dataset]]:
+    """Loads the data, builds the network once, joins the cluster for the time of a ``with`` block, makes the folder.
 
     Raises:
-        StudyError: whatever a user can put right, before anything is computed.
+        StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
     """
     tracking.check_server(settings.tracking_uri or "")
     dataset = data.load(settings.data, settings.validation)
@@ -42,7 +43,10 @@ def begin(settings: Settings, out: Path) -> tuple[Folder, data.Dataset]:
     for steps in settings.schedules:
         per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
         Schedule.from_data(steps).check(layers, settings.epochs, per_epoch)
-    return Folder.make(out, settings, layers), dataset
+    Folder.check(out)
+    with tuner.cluster(settings) as resources:
+        tuner.trial_resources(settings, resources)
+        yield Folder.make(out, settings, layers), dataset
 
 
 def proceed(folder: Folder, dataset: data.Dataset, console: Console) -> bool:

@@ -181,12 +181,12 @@ def _cast(name: str, value: Any, hint: Any) -> Any:
 
 
 def _are_schedules(value: Any) -> bool:
-    """Whether this is a list of lists of mappings; what is in them is checked by ``ops.Schedule``."""
+    """Whether this is a list of non-empty lists of mappings; what is in them is checked by ``ops.Schedule``."""
 
     def whole(entry: Any, kind: type) -> bool:
         return isinstance(entry, list) and all(isinstance(part, kind) for part in entry)
 
-    return whole(value, list) and all(whole(steps, dict) for steps in value)
+    return whole(value, list) and all(steps and whole(steps, dict) for steps in value)
 
 
 def _shown(value: Any) -> str:

@@ -38,7 +38,7 @@ def table(settings: Settings, epochs: int) -> list[Table]:
     shown = Batches(dataset.train.thinned(settings.signal_images), device)
     signals = Signals(model, shown.take(slice(None))[0])
     total, flops = anatomy.cost()
-    trained = f"after {epochs} epochs" if epochs else "untrained"
+    trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else "untrained"
     found = Table(
         title=f"{settings.model} on {settings.data}, {trained}: {total:,} parameters, {flops:,} FLOPs an image",
         title_justify="left",

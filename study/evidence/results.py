@@ -52,13 +52,20 @@ class Folder:
     report = property(lambda self: self.path / "report.html")
     _ledger = property(lambda self: self.path / "cells.jsonl")
 
-    @classmethod
-    def make(cls, path: Path, settings: Settings, layers: dict[str, int]) -> Folder:
-        """A new study in an empty or missing folder. Raises StudyError where something lies there already."""
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raises StudyError where something lies already, so that no study can be made there."""
         if (path / "study.json").exists():
             raise StudyError(f"{path} holds a study already; continue it with 'surgery resume {path}' or choose --out")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise StudyError(f"{path} is a file; choose another --out")
+        if path.exists() and any(path.iterdir()):
             raise StudyError(f"{path} is not empty; choose another --out")
+
+    @classmethod
+    def make(cls, path: Path, settings: Settings, layers: dict[str, int]) -> Folder:
+        """A new study in an empty or missing folder. Raises StudyError as ``check``, or where it cannot be written."""
+        cls.check(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -78,12 +85,15 @@ class Folder:
             content = json.loads((path / "study.json").read_text())
         except FileNotFoundError:
             raise StudyError(f"there is no study in {path} (it has no study.json)") from None
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise StudyError(f"{path / 'study.json'} cannot be read: {error}") from None
-        if content.get("format") != FORMAT:
-            raise StudyError(f"{path} has the format {content.get('format')}, this version reads {FORMAT}")
-        settings = Settings.from_data(content["settings"], str(path / "study.json"))
-        return cls(path.resolve(), settings, content["layers"], content["identity"])
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise StudyError(f"{path / 'study.json'} is not of the format {FORMAT} that this version reads")
+        try:
+            settings, layers, identity = content["settings"], content["layers"], content["identity"]
+        except KeyError as error:
+            raise StudyError(f"{path / 'study.json'} is damaged: it lacks {error}") from None
+        return cls(path.resolve(), Settings.from_data(settings, str(path / "study.json")), layers, identity)
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""

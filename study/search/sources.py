@@ -164,7 +164,7 @@ def _sampler(settings: Settings, drawn: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
-            seed=settings.seed * 100_003 + drawn, multivariate=True, group=True, constant_liar=True,
+            seed=(settings.seed * 100_003 + drawn) % 2**32, multivariate=True, group=True, constant_liar=True,
             n_startup_trials=max(4, settings.trials // 3),
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -55,6 +56,7 @@ def cluster(settings: Settings) -> Iterator[dict[str, float]]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     ours = not ray.is_initialized()
     if ours:
+        _reach(settings.address)
         try:
             ray.init(settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
@@ -65,6 +67,19 @@ def cluster(settings: Settings) -> Iterator[dict[str, float]]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Raises StudyError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or address is None or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"there is no Ray cluster at {address} ({error}); give HOST:PORT of its head, or auto"
+        ) from None
 
 
 def run_cells(

@@ -159,6 +159,13 @@ def test_a_gpu_that_is_not_there(surgery: Surgery, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("study.search.tuner.cluster", lambda settings: contextlib.nullcontext({"CPU": 2.0}))
     code, _, err = surgery("study", "--preset", "smoke", "--device", "cuda", "--out", "out")
     assert code == 2 and err.startswith("surgery: device is 'cuda', but ") and err.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_a_cluster_that_is_not_there(surgery: Surgery) -> None:
+    said = surgery.refused("study", "--preset", "smoke", "--address", "127.0.0.1:1", "--out", "out")
+    assert said.startswith("there is no Ray cluster at 127.0.0.1:1 (")
+    assert "HOST:PORT" in surgery.refused("study", "--preset", "smoke", "--address", "127.0.0.1:head", "--out", "out")
 
 
 def test_the_layers_of_a_network(surgery: Surgery) -> None:
@@ -177,7 +184,7 @@ def test_layers_after_training_and_a_model_of_this_folder(surgery: Surgery) -> N
     )
     for model in ("net_of_this_test:make", "net_of_this_test.py:make"):
         code, out, err = surgery("layers", "--model", model, "--epochs", "1")
-        assert (code, err) == (0, "") and "after 1 epochs" in out and "17" in out
+        assert (code, err) == (0, "") and "trained for 1 epoch" in out and "17" in out
 
 
 def test_the_layers_of_a_residual_network_on_a_folder_of_images(surgery: Surgery) -> None:
