@@ -1,1 +1,1 @@
-"""What is tried (``sources``: Optuna), where it runs (``tuner``, ``trial``: Ray), what is kept (``tracking``: MLflow)."""
+"""What is tried (``sources``), where it runs (``tuner``, ``trial``: Ray), and its record (``tracking``: MLflow)."""

@@ -32,6 +32,7 @@ class Theatre(Callback):
         self.discovery_seconds = 0.0
         self._done = 0
         self._anatomy: Anatomy | None = None
+        self._due: list[tuple[int, Step]] = []
         self._last_loss: Tensor | None = None
         self._unmeasured: list[dict[str, Any]] = []
 
@@ -46,9 +47,10 @@ class Theatre(Callback):
         if self._anatomy is None:
             self._anatomy = self._discover(trainer)
             self.schedule.check(self._anatomy, trainer.epochs, trainer.per_epoch)
-        steps = sorted(self.schedule.steps, key=lambda step: step.when.iteration(trainer.per_epoch))
-        while self._done < len(steps) and steps[self._done].when.iteration(trainer.per_epoch) <= trainer.iteration:
-            self._operate(trainer, self._anatomy, steps[self._done])
+            due = [(step.when.iteration(trainer.per_epoch), step) for step in self.schedule.steps]
+            self._due = sorted(due, key=lambda entry: entry[0])  # steps of one moment keep their order
+        while self._done < len(self._due) and self._due[self._done][0] <= trainer.iteration:
+            self._operate(trainer, self._anatomy, self._due[self._done][1])
             self._done += 1
 
     def after_step(self, trainer: Trainer, loss: Tensor) -> None:
