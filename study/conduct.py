@@ -96,7 +96,7 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
     path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
     console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
     console.print(f"Results  {path / folder.results.name}", highlight=False, soft_wrap=True)
-    console.print(f"MLflow   surgery ui {path}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow   {folder.settings.tracking_uri or f'surgery ui {path}'}", highlight=False, soft_wrap=True)
 
 
 def _search(folder: Folder) -> Source:

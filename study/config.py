@@ -50,7 +50,7 @@ class Settings:
     schedules: tuple[Any, ...] = ()
     objective: tuple[str, ...] = ("accuracy",)
     seed: int = 0
-    top: int = 2
+    top: int = 3
     seeds: int = 5
     held_out: int = 512
     signal_images: int = 512
