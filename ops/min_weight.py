@@ -25,7 +25,7 @@ def strongest(scores: Tensor, count: int) -> tuple[int, ...]:
 class MinWeight(Operation):
     """Keeps the units with the largest L2 norm of outgoing weights.
 
-    ``keep``: the fraction of units that stays, above 0 and at most 1 (at least one unit stays).
+    ``keep``: the fraction of units that stays, above 0 and at most 1 (at least two units stay).
     """
 
     keep: float = 0.5

@@ -47,5 +47,8 @@ def choice(operation: Operation, field: str, value: str, allowed: tuple[str, ...
 
 
 def kept(layer: HiddenLayer, keep: float) -> int:
-    """How many units a fraction of the layer is: the nearest whole number, at least one."""
-    return max(1, round(keep * layer.units))
+    """How many units a fraction of the layer is: the nearest whole number, at least two.
+
+    Two, because a layer of a single unit cannot be told from a broadcast dimension, so no anatomy would find it again.
+    """
+    return min(layer.units, max(2, round(keep * layer.units)))

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from ops.errors import SurgeryError
 
 #: State tensors that are quadratic in the gradient; all others are linear in it.
-SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
+SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta"})
 
 Remap = Callable[[Tensor, int], Tensor]
 Undo = Callable[[], None]
@@ -61,7 +61,8 @@ def follow(optimizers: tuple[Optimizer, ...], parameter: Tensor, remap: Remap) -
         state = optimizer.state.get(parameter, {})
         for key, value in list(state.items()):
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0:
-                state[key] = remap(value, 2 if key in SQUARED else 1)
+                moved = remap(value, 2 if key in SQUARED else 1)
+                state[key] = moved.abs() if key == "exp_inf" else moved  # Adamax's largest absolute gradient
                 undo.append(partial(state.__setitem__, key, value))
     return undo
 

@@ -74,7 +74,7 @@ class PCNS(Operation):
         together = torch.cat(list(outputs.values()))
         if not torch.isfinite(together).all():
             raise SurgeryError(f"{self!r} on {layer.name}: the layer's outputs are not finite")
-        count = components_needed(together, self.variance_threshold) + 1
+        count = max(components_needed(together, self.variance_threshold), 1) + 1
         if count >= layer.units:
             return Plan(layer, repr(self), tuple(range(layer.units)), error=0.0)
         if self.basis == "eigen":
@@ -100,7 +100,7 @@ class PCNS(Operation):
         mean = outputs.mean(dim=1, keepdim=True)
         left, values, right = torch.linalg.svd((outputs - mean).T, full_matrices=False)
         # Emitted at the size of the old outputs: an eigenvector of unit length would be a tiny signal on every sample.
-        size = outputs.square().mean().sqrt() * outputs.shape[0] ** 0.5
+        size = outputs.square().sum().div(layer.units).sqrt().clamp(min=1e-12)
         vectors = right[: count - 1].T * size
         weights = left[:, : count - 1] * values[: count - 1] / size
         sign = torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)  # mostly positive: where LeakyReLU's inverse is tame

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ops.anatomy import HiddenLayer, Place, call, evaluating
 from ops.errors import SurgeryError
 
-#: Rows that an operation works on at most; more positions than this are thinned evenly.
+#: Rows that an operation works on at most; of more positions a random part is taken.
 MOST_SAMPLES = 8192
 
 
@@ -45,14 +45,14 @@ class Signals:
         return nn.functional.cross_entropy(self.outputs, self.targets)
 
     def received(self, layer: HiddenLayer, place: Place) -> Tensor:
-        """What a reader receives from each unit: ``[samples × positions, units]`` in float64, thinned evenly."""
+        """What a reader receives from each unit: ``[samples × positions, units]`` in float64, thinned."""
         axis = -1 if isinstance(layer.anatomy.owner(place.tensor), nn.Linear) else 1
         positions = place.positions(layer.units)
         by_unit = [x.movedim(axis, 0)[positions.to(x.device)] for x in self._inputs_of(layer, place)]
         return _thin(torch.cat([each.reshape(layer.units, -1).T for each in by_unit]))
 
     def fed(self, layer: HiddenLayer, place: Place) -> Tensor:
-        """What a dense maker is fed: ``[samples, inputs]`` in float64, thinned evenly like ``received``."""
+        """What a dense maker is fed: ``[samples, inputs]`` in float64, thinned like ``received``."""
         return _thin(torch.cat([x.reshape(-1, x.shape[-1]) for x in self._inputs_of(layer, place)]))
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -71,5 +71,10 @@ class Signals:
 
 
 def _thin(rows: Tensor) -> Tensor:
-    step = -(-rows.shape[0] // MOST_SAMPLES)
-    return rows[::step].to(torch.float64)
+    """At most ``MOST_SAMPLES`` of the rows, the same for every tensor of so many; an even stride would meet one column
+    of every image.
+    """
+    if len(rows) > MOST_SAMPLES:
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:MOST_SAMPLES]
+        rows = rows[chosen.to(rows.device)]
+    return rows.to(torch.float64)

@@ -153,9 +153,10 @@ def ui(
     from study.search.tracking import default_uri
 
     folder = Folder.open(study or _newest())
-    if folder.settings.tracking_uri:
-        raise StudyError(f"this study was tracked at {folder.settings.tracking_uri}; open that address in a browser")
-    if not folder.mlflow.exists():
+    elsewhere = folder.settings.tracking_uri
+    if elsewhere and elsewhere.startswith("http"):
+        raise StudyError(f"this study was tracked at {elsewhere}; open that address in a browser")
+    if not elsewhere and not folder.mlflow.exists():
         raise StudyError(f"{folder.path} has nothing tracked yet (no {folder.mlflow.name})")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

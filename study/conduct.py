@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def begin(settings: Settings, out: Path) -> Iterator[tuple[Folder, data.Dataset]
     Raises:
         StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
     """
-    tracking.check_server(settings.tracking_uri or "")
+    tracking.check_server(settings.tracking_uri)
     dataset = data.load(settings.data, settings.validation)
     layers = run.check(settings, dataset)
     if not settings.schedules:
@@ -66,8 +66,8 @@ def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | 
     Raises:
         StudyError: the search has no schedule that could be compared.
     """
-    wanted = replace(folder.settings, top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
-    with _stage(Folder(folder.path, wanted, folder.layers, folder.identity), dataset, console) as stage:
+    wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
+    with _stage(wanted, dataset, console) as stage:
         return _compare(stage)
 
 
@@ -142,9 +142,9 @@ def _stage(folder: Folder, dataset: data.Dataset, console: Console) -> Iterator[
             write_report(folder, tracker)
     if tracker.lost:
         console.print(
-            f"{tracker.lost} records did not reach MLflow; the results in the study's folder are complete.",
-            style="yellow",
-        )
+            f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete.",
+            style="yellow", markup=False,
+        )  # fmt: skip
 
 
 def _compare(stage: _Stage) -> bool:

@@ -203,7 +203,14 @@ def _absolute(settings: Settings) -> Settings:
         settings,
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
         model=f"{_full(network)}:{factory}" if network.endswith(".py") else settings.model,
+        tracking_uri=_full_uri(settings.tracking_uri),
     )
+
+
+def _full_uri(uri: str | None) -> str | None:
+    if uri is None or not uri.startswith("sqlite:///"):
+        return uri
+    return f"sqlite:///{_full(uri.removeprefix('sqlite:///'))}"
 
 
 def _full(path: str) -> str:

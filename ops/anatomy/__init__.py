@@ -255,7 +255,10 @@ def _faults(anatomy: Anatomy, layers: list[HiddenLayer], example: Any) -> list[t
 
 
 def _problem(anatomy: Anatomy, layers: list[HiddenLayer], example: Any) -> str | None:
-    """One unit of each layer goes and two are doubled: that must equal the network with that unit unread."""
+    """One unit of each layer goes and a quarter are doubled: that must equal the network with that unit unread.
+
+    A quarter, so that a dependence on the layer's size shows far above rounding.
+    """
     from ops.surgery import edited, silenced
 
     gone = {layer: (7 * number + 1) % layer.units if layer.units > 2 else -1 for number, layer in enumerate(layers)}
@@ -264,8 +267,8 @@ def _problem(anatomy: Anatomy, layers: list[HiddenLayer], example: Any) -> str |
     edits = []
     for layer, unit in gone.items():
         kept = [u for u in range(layer.units) if u != unit]
-        doubled = kept[:2]
-        shares = [0.5 if u in doubled else 1.0 for u in kept] + [0.5] * len(doubled)
+        doubled = kept[: max(2, len(kept) // 4)]
+        shares = [0.5] * len(doubled) + [1.0] * (len(kept) - len(doubled)) + [0.5] * len(doubled)
         edits.append((layer, (*kept, *doubled), shares))
     try:
         with edited(edits):

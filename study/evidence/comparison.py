@@ -51,7 +51,7 @@ def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) 
     The comparison's seeds are not the search's, so that luck in the search is not counted for surgery.
     """
     seeds = range(settings.seed + 1, settings.seed + 1 + settings.seeds)
-    ended = {record.cell.name: record for record in done}
+    ended = {record.cell.name: record for record in done if not record.result.get("lost")}  # those are tried again
     wanted = []
     for seed in seeds:
         wanted.append(Cell("original", seed, test=True))
@@ -76,22 +76,33 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
     A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of test accuracy (0 … 1) and seconds, mean
     parameters and FLOPs, median spike factor, median operation seconds / epoch seconds. A verdict: ``trial``, paired
-    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``p``, the ratios of training
-    FLOPs (which repeats on any machine) and of seconds (operations included), ``sentence``.
+    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``failed`` seeds, ``p`` and
+    ``p_adjusted`` (Holm over the schedules), the ratios of training FLOPs (which repeats on any machine) and of seconds
+    (operations included), ``finding``, ``sentence``. Surgery and restart are averaged over the seeds that both have.
     """
-    groups: dict[tuple[str, int | None], list[Record]] = {}
+    groups: dict[tuple[str, int | None], dict[int, Record]] = {}
+    failed: dict[int | None, set[int]] = {}
     for record in folder.records("original", "surgery", "restart"):
-        if not record.failed:
-            groups.setdefault((record.cell.arm, record.cell.trial), []).append(record)
+        if record.failed:
+            failed.setdefault(record.cell.trial, set()).add(record.cell.seed)
+        else:
+            groups.setdefault((record.cell.arm, record.cell.trial), {})[record.cell.seed] = record
     trials = list(dict.fromkeys(trial for arm, trial in groups if trial is not None))
     ranked = [r.cell.trial for r in choose(folder.records("search"), folder.settings)]
     trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
-    order = [("original", None), *((arm, trial) for trial in trials for arm in ("surgery", "restart"))]
-    rows = [_row(*key, groups[key]) for key in order if key in groups]
-    verdicts = [
-        _verdict(trial, groups.get(("surgery", trial), []), groups.get(("restart", trial), [])) for trial in trials
-    ]
-    return rows, [verdict for verdict in verdicts if verdict is not None]
+    rows = [_row("original", None, list(groups["original", None].values()))] if ("original", None) in groups else []
+    verdicts = []
+    for trial in trials:
+        surgery, restart = groups.get(("surgery", trial), {}), groups.get(("restart", trial), {})
+        seeds = sorted(set(surgery) & set(restart))
+        for arm, members in (("surgery", surgery), ("restart", restart)):
+            records = [members[seed] for seed in seeds] or list(members.values())
+            rows += [_row(arm, trial, records)] if records else []
+        if seeds:
+            pairs = [(surgery[seed].result, restart[seed].result) for seed in seeds]
+            verdicts.append(_verdict(trial, surgery[seeds[0]], pairs, len(failed.get(trial, ()))))
+    _decide(verdicts)
+    return rows, verdicts
 
 
 def describe(schedule: Sequence[Any]) -> str:
@@ -135,47 +146,65 @@ def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, An
     }
 
 
-def _verdict(trial: int, surgery: Sequence[Record], restart: Sequence[Record]) -> dict[str, Any] | None:
-    restarted = {record.cell.seed: record.result for record in restart}
-    pairs = [(r.result, restarted[r.cell.seed]) for r in surgery if r.cell.seed in restarted]
-    if not pairs:
-        return None
-    differences = [one["test_accuracy"] - other["test_accuracy"] for one, other in pairs]
+def _verdict(trial: int, example: Record, pairs: Sequence[tuple[Any, Any]], failed: int) -> dict[str, Any]:
+    """The numbers of one schedule; ``_decide`` adds what they mean beside the others."""
     seconds, compute = (
         statistics.fmean(one[key] for one, _ in pairs) / statistics.fmean(other[key] for _, other in pairs)
         for key in ("seconds", "training_flops")
     )
-    mean, interval, p = paired(differences)
+    mean, interval, p = paired([one["test_accuracy"] - other["test_accuracy"] for one, other in pairs])
     ours, theirs = (statistics.fmean(pair[i]["test_accuracy"] for pair in pairs) for i in (0, 1))
-    label = describe(surgery[0].cell.schedule)
-    if interval is None:
-        finding = "one seed shows no spread, so nothing can be said; use --seeds 5"
-    elif interval[0] > 0:
-        finding = "surgery is better"
-    elif interval[1] < 0:
-        finding = "restarting is better"
-    else:
-        finding = "no difference was found"
-    spread = f", 95 % interval {100 * interval[0]:+.2f} … {100 * interval[1]:+.2f}" if interval else ""
-    sentence = (
-        f"Surgery ({label}) ends at {ours:.2%} test accuracy, restarting the same architecture at {theirs:.2%} "
-        f"(paired difference {100 * mean:+.2f} points{spread}, n = {len(pairs)} seeds), "
-        f"in {compute:.2f} × the compute and {seconds:.2f} × the seconds: {finding}."
-    )
     return {
-        "trial": trial, "label": label, "n": len(pairs), "surgery": ours, "restart": theirs, "difference": mean,
-        "interval": interval, "p": p, "compute_ratio": compute, "time_ratio": seconds, "finding": finding,
-        "sentence": sentence,
+        "trial": trial, "label": describe(example.cell.schedule), "n": len(pairs), "failed": failed, "surgery": ours,
+        "restart": theirs, "difference": mean, "interval": interval, "p": p, "compute_ratio": compute,
+        "time_ratio": seconds,
     }  # fmt: skip
 
 
+def _decide(verdicts: Sequence[dict[str, Any]]) -> None:
+    """Adds ``p_adjusted`` (Holm, over all schedules compared), ``finding`` and ``sentence`` to each verdict."""
+    adjusted = holm([verdict["p"] for verdict in verdicts])
+    for verdict, p in zip(verdicts, adjusted, strict=True):
+        verdict["p_adjusted"] = p
+        if p is None:
+            verdict["finding"] = "nothing can be said without a spread between seeds"
+        elif p < 0.05:
+            verdict["finding"] = "surgery is better" if verdict["difference"] > 0 else "restarting is better"
+        else:
+            verdict["finding"] = "no difference was found"
+        spread = ""
+        if verdict["interval"]:
+            low, high = (100 * bound for bound in verdict["interval"])
+            spread = f", 95 % interval {low:+.2f} … {high:+.2f}, p = {p:.2g} after Holm"
+        lost = f"; {verdict['failed']} more failed in one arm" if verdict["failed"] else ""
+        verdict["sentence"] = (
+            f"Surgery ({verdict['label']}) ends at {verdict['surgery']:.2%} test accuracy, restarting the same "
+            f"architecture at {verdict['restart']:.2%} (paired difference {100 * verdict['difference']:+.2f} "
+            f"points{spread}, n = {verdict['n']} seeds{lost}), in {verdict['compute_ratio']:.2f} × the compute and "
+            f"{verdict['time_ratio']:.2f} × the seconds: {verdict['finding']}."
+        )
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjustment of p-values that belong to one family; None (no test) stays None.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    tested = sorted((p, i) for i, p in enumerate(values) if p is not None)
+    adjusted: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - rank) * p))
+        adjusted[i] = highest
+    return adjusted
+
+
 def paired(differences: Sequence[float]) -> tuple[float, list[float] | None, float | None]:
-    """Mean of paired differences, its 95 % interval and p-value by Student's t; None where they cannot be had."""
+    """Mean of paired differences, its 95 % interval and p-value by Student's t; None where nothing varies."""
     mean = statistics.fmean(differences)
-    if len(differences) < 2:
+    if len(differences) < 2 or statistics.stdev(differences) < 1e-12:
         return mean, None, None
-    if statistics.stdev(differences) == 0:
-        return mean, [mean, mean], None
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(0.95)
     return mean, [float(interval.low), float(interval.high)], float(test.pvalue)

@@ -49,7 +49,8 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
 
 def _progress(results: Results) -> str:
     """How far the search is, and its best trial, in one sentence."""
-    trials, wanted = results["trials"], results["settings"]["trials"]
+    settings = results["settings"]
+    trials, wanted = results["trials"], len(settings.get("schedules", ())) or settings["trials"]
     finished = [trial for trial in trials if "failure" not in trial]
     text = f"{len(trials)} of {wanted} trials have ended, {len(trials) - len(finished)} of them failed."
     if not finished:

@@ -11,7 +11,7 @@ import os
 import platform
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Folder:
             "format": FORMAT, "identity": identity, "settings": settings.to_data(), "layers": layers,
             "machine": machine(),
         }  # fmt: skip
-        (path / "study.json").write_text(json.dumps(content, indent=2) + "\n")
+        _write(path / "study.json", content)
         return cls(path.resolve(), settings, layers, identity)
 
     @classmethod
@@ -94,6 +94,13 @@ class Folder:
         except KeyError as error:
             raise StudyError(f"{path / 'study.json'} is damaged: it lacks {error}") from None
         return cls(path.resolve(), Settings.from_data(settings, str(path / "study.json")), layers, identity)
+
+    def changed(self, **settings: Any) -> Folder:
+        """The same study with other settings of its comparison, kept for when it is resumed or reported."""
+        content = json.loads((self.path / "study.json").read_text())
+        content["settings"] |= settings
+        _write(self.path / "study.json", content)
+        return Folder(self.path, replace(self.settings, **settings), self.layers, self.identity)
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""
@@ -138,13 +145,20 @@ class Folder:
                 "cells": [_flat(record) for record in self.records("original", "surgery", "restart")],
             },
         }
-        self.results.write_text(json.dumps(content, indent=1) + "\n")
+        _write(self.results, content)
         return content
 
 
 def _flat(record: Record) -> dict[str, Any]:
     cell = {key: value for key, value in asdict(record.cell).items() if key not in ("shapes", "test")}
     return {"name": record.cell.name, **cell, **record.result}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """JSON that is whole or not there."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
 
 
 def machine() -> dict[str, str]:

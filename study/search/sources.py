@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import BaseTrial, FixedTrial, TrialState
+from optuna.trial import BaseTrial, TrialState
 
 from search_spaces import SPACES
 from study.config import OBJECTIVES, Settings
@@ -43,7 +43,7 @@ class Source(Protocol):
 class Listed:
     """The cells of a list; ``follow(cell, outcome)`` may add more, ``expected`` of them, as cells end well.
 
-    What follows a cell comes next, so that the two are timed close to each other.
+    What follows a cell goes before what still waits, so that the two are timed close to each other.
     """
 
     def __init__(
@@ -93,11 +93,10 @@ class Sampled:
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-            cell = self._cell(trial.number, FixedTrial(trial.params))
             if known and trial.number in known:  # it ended, but the driver died before Optuna heard of it
                 self._record(trial.number, known[trial.number])
-            else:
-                self._drawn.append(cell)
+            else:  # it keeps the parameters that it has; one cut off while it was drawn gets the others now
+                self._drawn.append(self._cell(trial.number, optuna.Trial(self.study, trial._trial_id)))
         self.total = self.missing
 
     @staticmethod

@@ -36,23 +36,38 @@ def default_uri(folder: Folder) -> str:
     return folder.settings.tracking_uri or f"sqlite:///{folder.mlflow}"
 
 
-def check_server(uri: str) -> None:
-    """Raises StudyError where an MLflow server is named that does not answer."""
-    if not uri.startswith(("http://", "https://")):
+def check_server(uri: str | None) -> None:
+    """Raises StudyError where tracking is to go somewhere that does not answer or is no place for it."""
+    if uri is None:
         return
-    import requests
+    if uri.startswith(("http://", "https://")):
+        import requests
 
-    try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=5)
-        reason = "" if answer.ok else f"it answers {answer.status_code}"
-    except requests.RequestException as error:
-        reason = type(error).__name__
+        try:
+            answer = requests.get(f"{uri.rstrip('/')}/health", timeout=5)
+            reason = "" if answer.ok else f"it answers {answer.status_code}"
+        except requests.RequestException as error:
+            reason = type(error).__name__
+    else:
+        import mlflow
+
+        try:
+            mlflow.MlflowClient(uri).search_experiments(max_results=1)
+            reason = ""
+        except Exception as error:  # whatever MLflow and its stores make of a URI
+            reason = str(error).splitlines()[0]
     if reason:
-        raise StudyError(f"there is no MLflow server at {uri} ({reason}); start one, or leave out --tracking-uri")
+        raise StudyError(
+            f"nothing can be tracked at {uri} ({reason}); give the address of an MLflow server or "
+            "sqlite:////PATH/mlflow.db, or leave out --tracking-uri"
+        )
 
 
 class Tracker:
-    """Writes a study to MLflow, as a context manager around the study; ``lost`` counts what never got through."""
+    """Writes a study to MLflow, as a context manager around the study; ``lost`` counts what never got through.
+
+    ``reason`` is what the first failure said.
+    """
 
     def __init__(self, folder: Folder) -> None:
         for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
@@ -64,7 +79,7 @@ class Tracker:
         self._client: Any = None
         self._experiment = self._parent = ""
         self._status = "FINISHED"
-        self.lost = 0
+        self.lost, self.reason = 0, ""
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     def __enter__(self) -> Tracker:
@@ -127,7 +142,7 @@ class Tracker:
         def write() -> None:
             if rows:
                 columns = {key: [row[key] for row in rows] for key in rows[0]}
-                self._client.log_table(self._parent, columns, "summary.json")
+                self._client.log_dict(self._parent, columns, "summary.json")
                 self._client.log_text(self._parent, _markdown(rows), "summary.md")
             if verdicts:
                 best = {
@@ -156,6 +171,7 @@ class Tracker:
                         job()
                     break
                 except Exception as error:  # whatever a tracking server does, the study goes on
+                    self.reason = self.reason or (str(error).splitlines() or [type(error).__name__])[0]
                     if _permanent(error):
                         self.lost += 1
                         break

@@ -27,7 +27,7 @@ def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, ch
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    saved = Path(checkpoints) / f"{cell.key(settings)}.pt"
+    saved = Path(checkpoints) / f"{cell.name}-{cell.key(settings)}.pt"
     try:
         outcome = run(cell, dataset_of(arrays), settings, device, lambda epoch: tune.report(_told(epoch)), saved)
     except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:

@@ -1,8 +1,9 @@
-"""The one place that talks to Ray: starts or joins a cluster, and runs the cells of a source as Tune trials.
+"""The one place that talks to Ray (with ``trial``, which runs in its workers).
 
-Tune asks the source for cells through a searcher and the listeners hear of every start, epoch and end through a
-callback on the driver. Ray's own checkpoints and restores are not used: a cell keeps its checkpoint under the study's
-folder, by what it computes, so that a lost node, a killed driver and Ctrl-C all resume in the same way.
+It starts or joins a cluster and runs the cells of a source as Tune trials. Tune asks the source for cells through a
+searcher, and the listeners hear of every start, epoch and end through a callback on the driver. Ray's own checkpoints
+and restores are not used: a cell keeps its checkpoint under the study's folder, by what it computes, so that a lost
+node, a killed driver and Ctrl-C all resume in the same way.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,9 +95,10 @@ def run_cells(
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
     searcher, callback = _adaptors(source, listeners)
-    function = tune.with_parameters(
-        trial, arrays=arrays_of(data), settings=settings, checkpoints=str(out / "checkpoints")
-    )
+    where = (
+        settings if "gpu" in share else replace(settings, device="cpu")
+    )  # no trial takes a GPU that it did not ask for
+    function = tune.with_parameters(trial, arrays=arrays_of(data), settings=where, checkpoints=str(out / "checkpoints"))
     with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(function, share),
@@ -132,6 +134,7 @@ def _adaptors(source: Source, listeners: Sequence[Listener]) -> tuple[Any, Any]:
     from ray.tune.search import Searcher
 
     cells: dict[str, Cell] = {}
+    ended: set[str] = set()
 
     class Unsaved:
         """Tune pickles what it is given to restore from it later, which we never do."""
@@ -172,12 +175,15 @@ def _adaptors(source: Source, listeners: Sequence[Listener]) -> tuple[Any, Any]:
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             error = trial.get_error()
             reason = str(getattr(error, "cause", None) or error or "the trial's process was lost")
-            self._end(trial, {"failure": reason.strip().splitlines()[-1]})
+            self._end(trial, {"failure": reason.strip().splitlines()[-1], "lost": True})
 
         def _end(self, trial: Any, outcome: dict[str, Any]) -> None:
+            if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has told its outcome
+                return
+            ended.add(trial.trial_id)
             cell = cells[trial.trial_id]
-            source.tell(cell, outcome)
-            for listener in listeners:
+            for listener in listeners:  # the ledger first: what it holds is never run again
                 listener.ended(cell, outcome)
+            source.tell(cell, outcome)
 
     return Ask(metric="told", mode="max"), Hear()

@@ -37,7 +37,10 @@ def save(trainer: Trainer, path: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    torch.save(content, part)
+    with part.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 
@@ -49,11 +52,14 @@ def load(trainer: Trainer, path: Path) -> None:
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location=trainer.device, weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way
+        raise StudyError(f"{path} is not a checkpoint: {(str(error).splitlines() or ['it is empty'])[0]}") from error
+    try:
         if content["format"] != FORMAT:
             raise StudyError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
         resize(trainer.model, content["shapes"])
         trainer.model.load_state_dict(content["weights"])
-    except (SurgeryError, KeyError, RuntimeError, EOFError, OSError) as error:
+    except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
     trainer.optimizer.load_state_dict(content["optimizer"])
     trainer.epoch, trainer.iteration, trainer.history = content["epoch"], content["iteration"], content["history"]

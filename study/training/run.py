@@ -17,13 +17,14 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ops import Anatomy, Schedule, resize, shapes
+from ops import Anatomy, Schedule, shapes
 from ops.anatomy import count
 from study import models
 from study.config import Settings
 from study.data import Dataset
 from study.errors import StudyError
 from study.training import checkpoint
+from study.training.restart import renew
 from study.training.theatre import Theatre, parameters_of, spikes
 from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
 
@@ -102,7 +103,7 @@ def run(
     torch.manual_seed(cell.seed)
     model = models.build(settings.model, data.shape, len(data.classes))
     if cell.shapes is not None:
-        renew(model, cell.shapes)
+        renew(model, cell.shapes, cell.seed)
     model.to(device)
     schedule = Schedule.from_data(cell.schedule)
     held_out = data.validation.thinned(settings.held_out)
@@ -114,7 +115,11 @@ def run(
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
         if saved.exists():
-            checkpoint.load(trainer, saved)
+            try:
+                checkpoint.load(trainer, saved)
+            except StudyError:  # damaged: the run starts over, with a network that loading has not touched
+                saved.unlink()
+                return run(cell, data, settings, device, tell, saved)
     trainer.fit()
     example = Batches(held_out, device).take(slice(0, 2))[0]
     parameters, flops = count(model, example)
@@ -158,7 +163,7 @@ def check(settings: Settings, data: Dataset) -> dict[str, int]:
     """
     steps_per_epoch(len(data.train), settings.batch_size)
     model = models.build(settings.model, data.shape, len(data.classes))
-    anatomy = Anatomy(model, torch.zeros(2, *data.shape))
+    anatomy = Anatomy(model, Batches(data.train, torch.device("cpu")).take(slice(0, 2))[0])
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
         raise StudyError(f"model {settings.model!r} has no layer that can be operated on ({reasons})")
@@ -171,25 +176,3 @@ def make_optimizer(settings: Settings, model: nn.Module) -> Optimizer:
         return SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
     kind = AdamW if settings.optimizer == "adamw" else Adam
     return kind(model.parameters(), lr=rate, weight_decay=decay)
-
-
-def renew(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> None:
-    """Gives a fresh network other sizes, with fresh weights at those sizes.
-
-    A module with a changed parameter draws its weights anew by its own ``reset_parameters``; a changed parameter of a
-    module that has none draws from a normal distribution with the mean and deviation that it had.
-    """
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    resize(model, wanted)
-    for module in model.modules():
-        own = {name: p for name, p in module.named_parameters(recurse=False)}
-        names = {id(p): name for name, p in model.named_parameters()}
-        changed = [p for p in own.values() if p.shape != before[names[id(p)]].shape]
-        if not changed:
-            continue
-        if callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
-            continue
-        for parameter in changed:
-            old = before[names[id(parameter)]]
-            nn.init.normal_(parameter, float(old.mean()), float(old.std()) if old.numel() > 1 else 0.0)

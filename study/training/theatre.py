@@ -2,8 +2,9 @@
 
 Around each operation: the loss on one fixed held-out batch before and after (the spike factor is after / before), the
 thesis's loss factor (training loss of the first batch after / of the last batch before), the seconds of the operation
-and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back, units, parameters and
-FLOPs before and after. The anatomy is taken once, before the first step, and its seconds are booked apart.
+and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back where it was before the
+first operation of that moment, units, parameters and FLOPs before and after. The anatomy is taken once, before the
+first step, and its seconds are booked apart.
 """
 
 from __future__ import annotations
@@ -42,15 +43,17 @@ class Theatre(Callback):
         return self.discovery_seconds + sum(record["seconds"] for record in self.records)
 
     def before_step(self, trainer: Trainer) -> None:
-        if not self.schedule.steps:
+        if self._done == len(self.schedule.steps):
             return
         if self._anatomy is None:
-            self._anatomy = self._discover(trainer)
+            with trainer.off_the_clock():
+                self._anatomy = self._discover(trainer)
             self.schedule.check(self._anatomy, trainer.epochs, trainer.per_epoch)
             due = [(step.when.iteration(trainer.per_epoch), step) for step in self.schedule.steps]
             self._due = sorted(due, key=lambda entry: entry[0])  # steps of one moment keep their order
         while self._done < len(self._due) and self._due[self._done][0] <= trainer.iteration:
-            self._operate(trainer, self._anatomy, self._due[self._done][1])
+            with trainer.off_the_clock():
+                self._operate(trainer, self._anatomy, self._due[self._done][1])
             self._done += 1
 
     def after_step(self, trainer: Trainer, loss: Tensor) -> None:
@@ -65,7 +68,10 @@ class Theatre(Callback):
         waiting = [r for r in self.records if r["epochs_to_recover"] is None]
         loss = self._loss(trainer) if waiting else math.nan
         for operation in waiting:
-            if loss <= operation["loss_before"]:
+            moment = [r for r in self.records if r["iteration"] == operation["iteration"]]
+            if moment[-1]["loss_after"] <= moment[0]["loss_before"] * (1 + 1e-4):  # nothing to recover from
+                operation["epochs_to_recover"] = 0
+            elif loss <= moment[0]["loss_before"]:
                 operation["epochs_to_recover"] = trainer.epoch - math.floor(operation["epoch"])
         for operation in self.records:
             if operation["epoch_seconds"] is None:  # the epoch that this operation opened or interrupted

@@ -107,7 +107,7 @@ def test_every_command_is_shell(config: dict[str, Any]) -> None:
 def test_what_is_installed_is_what_was_copied(config: dict[str, Any]) -> None:
     (target,) = config["file_mounts"]
     assert config["file_mounts"][target] == "."
-    assert any(f"pip install --quiet {target}" in command for command in config["setup_commands"])
+    assert any("pip install" in command and target in command for command in config["setup_commands"])
 
 
 def test_the_dashboard_is_not_open_to_the_world(config: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None
         (["--batch-size", "-1"], "the command line: batch_size is -1, but it must be at least 1"),
         (["--epochs", "1"], "a search space needs at least 2 epochs, not 1"),
         (["--config", "none.yaml"], "the configuration file none.yaml cannot be read: No such file or directory"),
-        (["--tracking-uri", "http://127.0.0.1:9"], "there is no MLflow server at http://127.0.0.1:9 (ConnectionError)"),
+        (["--tracking-uri", "http://127.0.0.1:9"], "nothing can be tracked at http://127.0.0.1:9 (ConnectionError)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -108,7 +108,37 @@ def test_paired_statistics_agree_with_scipy() -> None:
     assert p == pytest.approx(reference.pvalue)
     assert interval == pytest.approx(list(reference.confidence_interval(0.95)))
     assert comparison.paired([0.1]) == (0.1, None, None)
-    assert comparison.paired([0.1, 0.1])[1] == [0.1, 0.1]
+    assert comparison.paired([0.1, 0.1])[1:] == (None, None)
+
+
+def test_holm_agrees_with_its_definition() -> None:
+    assert comparison.holm([0.02, None, 0.02]) == [0.04, None, 0.04]
+    assert comparison.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert comparison.holm([]) == []
+
+
+def test_arms_are_averaged_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "s", Settings(top=1), {"fc1": 8})
+    chosen = trial(1, "min_weight", 0.99)
+    folder.ended(chosen.cell, chosen.result)
+    for seed, accuracy in ((1, 0.9), (2, 0.8), (3, 0.1)):
+        folder.ended(Cell("surgery", seed, chosen.cell.schedule, trial=1), outcome(accuracy))
+        result = {"failure": "the loss became nan"} if seed == 3 else outcome(accuracy)
+        folder.ended(Cell("restart", seed, trial=1), result)
+    (surgery, restart), (verdict,) = comparison.summarize(folder)
+    assert surgery["n"] == restart["n"] == 2 and surgery["accuracy"] == pytest.approx(0.85)
+    assert "1 more failed in one arm" in verdict["sentence"] and "nothing can be said" in verdict["finding"]
+
+
+def test_what_a_lost_process_left_is_tried_again_and_what_diverged_is_not() -> None:
+    settings = Settings(top=1, seeds=1)
+    chosen = [trial(1, "min_weight", 0.99)]
+    done = [
+        Record(Cell("original", 1, test=True), {"failure": "the trial's process was lost", "lost": True}),
+        Record(Cell("surgery", 1, chosen[0].cell.schedule, trial=1, test=True), {"failure": "the loss became nan"}),
+    ]
+    again = comparison.cells(chosen, settings, done)
+    assert again.total == 1 and (cell := again.next()) is not None and cell.arm == "original"
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_a_server_that_is_away_neither_holds_up_nor_ends_a_study(
         held_up = time.monotonic() - start
     assert held_up < 1
     assert tracker.lost > 0
-    with pytest.raises(StudyError, match=f"no MLflow server at http://127.0.0.1:{port}"):
+    with pytest.raises(StudyError, match=f"nothing can be tracked at http://127.0.0.1:{port}"):
         check_server(f"http://127.0.0.1:{port}")
 
 

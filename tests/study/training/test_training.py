@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from ops import Anatomy, MinWeight, Moment, Schedule, Step, SurgeryError, WeakExpand, ZeroExpand, shapes
+from ops import Anatomy, MinWeight, Moment, Schedule, Step, SurgeryError, WeakExpand, ZeroExpand, operate, shapes
 from study import models
 from study.config import Settings
 from study.data import Dataset, Images, load
 from study.errors import Diverged, StudyError
 from study.training import checkpoint
-from study.training.run import Cell, make_optimizer, renew, run
+from study.training.restart import fan_power, renew
+from study.training.run import Cell, make_optimizer, run
 from study.training.theatre import Theatre, spikes
 from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
 
@@ -193,11 +194,40 @@ def test_a_restart_has_the_sizes_of_surgery_and_fresh_weights(digits: Dataset) -
     assert (restart["parameters"], restart["flops"]) == (surgery["parameters"], surgery["flops"])
     torch.manual_seed(0)
     model = models.build("small_cnn", digits.shape, 10)
-    renew(model, surgery["shapes"])
+    renew(model, surgery["shapes"], 0)
     weight = model.conv2.weight
     assert weight.shape == (32, 32, 3, 3)
     bound = (1 / (32 * 9)) ** 0.5  # torch's default for this fan-in
     assert weight.abs().max() <= bound and weight.std() > 0.4 * bound
+
+
+def test_a_restart_is_initialized_as_its_factory_does() -> None:
+    """At half the width, the deviations are those of the factory's rule, not of torch's default."""
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None)
+    assert fan_power([p for p in model.parameters() if p.dim() > 1]) == 1
+    assert fan_power([p for p in models.build("mlp", (1, 8, 8), 10).parameters() if p.dim() > 1]) == 0
+    assert fan_power([torch.randn(40, 30) * 0.01, torch.randn(300, 40) * 0.01, torch.randn(5, 300) * 0.01]) is None
+    before = model.layer1[0].conv1.weight.std().item()
+    operate(Anatomy(model, torch.randn(2, 3, 32, 32))["layer1.0.conv1"], MinWeight(0.5))
+    halved = shapes(model)
+    fresh = torchvision.models.resnet18(weights=None)
+    renew(fresh, halved, 1)
+    assert shapes(fresh) == halved
+    assert fresh.layer1[0].conv1.weight.std().item() == pytest.approx(
+        before * 2**0.5, rel=0.05
+    )  # its fan-out is halved
+    assert float(fresh.layer1[0].bn1.running_var.min()) == 1 and float(fresh.layer1[0].bn1.bias.abs().max()) == 0
+
+
+def test_a_damaged_checkpoint_of_ones_own_starts_the_run_over(digits: Dataset, tmp_path: Path) -> None:
+    cell = Cell("surgery", 0, SHRINK)
+    whole = run(cell, digits, SETTINGS, CPU)
+    for content in (b"", b"not a checkpoint"):
+        (tmp_path / "cell.pt").write_bytes(content)
+        assert without_times(run(cell, digits, SETTINGS, CPU, saved=tmp_path / "cell.pt")) == without_times(whole)
 
 
 def test_a_diverging_training_says_when(digits: Dataset) -> None:
@@ -251,8 +281,6 @@ def test_zero_expansion_and_the_function_of_vgg16() -> None:
     assert anatomy.cost()[1] == pytest.approx(2 * 135e6, rel=0.01)  # 135 million multiply-adds an image
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     before = model(x)
-    from ops import operate
-
     operate(anatomy["conv11"], ZeroExpand(0.25))
     operate(anatomy["fc1"], WeakExpand(0.25))
     torch.testing.assert_close(model(x), before)

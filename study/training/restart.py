@@ -1,0 +1,60 @@
+"""A fresh network of other sizes: the architecture that surgery ended with, initialized as its factory would have.
+
+A factory makes one size only, so what a network of another size would start with is drawn from what it made: every
+entry of a changed tensor is one of the fresh tensor's entries at random, and weights are rescaled where the factory's
+initialization depends on the fan. Whether it does (by fan-in, as torch's own default and LeCun's and Kaiming's forms;
+by fan-out, as torchvision's ResNets; not at all, as a fixed deviation) shows in the fresh network itself: of the three
+the one by which its weights' deviations vary least from layer to layer. What surgery left at its size stays as made.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ops import resize
+from ops.anatomy.trace import tensors_of
+
+
+def renew(model: nn.Module, wanted: Mapping[str, Sequence[int]], seed: int) -> None:
+    """Gives a freshly made network other sizes, with fresh values at those sizes. ``seed`` fixes the draw.
+
+    Raises:
+        SurgeryError: the shapes are of another network.
+    """
+    fresh = {name: tensor.detach().clone() for name, tensor in tensors_of(model)}
+    resize(model, wanted)
+    power = fan_power([tensor for tensor in fresh.values() if tensor.dim() > 1])
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in tensors_of(model):
+        old = fresh[name]
+        if tensor.shape == old.shape:
+            continue
+        drawn = torch.randint(old.numel(), (tensor.numel(),), generator=generator)
+        values = old.flatten()[drawn.to(old.device)].view(tensor.shape)
+        if tensor.dim() > 1 and power is not None:
+            values = values * (fan(old, power) / fan(tensor, power)) ** 0.5
+        tensor.data.copy_(values)
+
+
+def fan(weight: Tensor, axis: int) -> int:
+    """Fan-in (axis 0: what one output reads) or fan-out (axis 1: what reads one input) of ``[out, in, *kernel]``."""
+    return weight.numel() // weight.shape[axis]
+
+
+def fan_power(weights: Sequence[Tensor]) -> int | None:
+    """Which fan the deviations of fresh weights follow: 0 fan-in, 1 fan-out, None neither (a fixed deviation)."""
+    weights = [
+        weight.detach().double() for weight in weights if weight.numel() > 1 and float(weight.detach().std()) > 0
+    ]
+    if not weights:
+        return None
+
+    def variation(axis: int | None) -> float:
+        scaled = [float(w.std()) * (1.0 if axis is None else fan(w, axis) ** 0.5) for w in weights]
+        return statistics.pstdev(scaled) / statistics.fmean(scaled)
+
+    return min((0, 1, None), key=variation)
