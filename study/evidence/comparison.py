@@ -106,16 +106,19 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
 
 def describe(schedule: Sequence[Any]) -> str:
-    """A schedule in a few words: the operation with its main hyperparameters, how many layers, when."""
-    if not schedule:
-        return "no operation"
-    first = schedule[0]
-    numbers = [f"{key} {first[key]:.2g}" for key in ("keep", "grow", "rank", "variance_threshold") if key in first]
-    words = [str(first[key]) for key in ("split", "basis", "weights") if key in first]
-    layers = list(dict.fromkeys(step["layer"] for step in schedule))
-    moments = list(dict.fromkeys(step["when"] for step in schedule))
-    where = layers[0] if len(layers) == 1 else f"{len(layers)} layers"
-    return f"{first['op']} {', '.join(numbers + words)} on {where} at {', '.join(moments)}"
+    """A schedule in a few words: each operation with its main hyperparameters, on which layers, when."""
+    groups: dict[str, list[Any]] = {}
+    for step in schedule:
+        numbers = [f"{key} {step[key]:.2g}" for key in ("keep", "grow", "rank", "variance_threshold") if key in step]
+        words = [str(step[key]) for key in ("split", "basis", "weights") if key in step]
+        groups.setdefault(f"{step['op']} {', '.join(numbers + words)}", []).append(step)
+    parts = []
+    for operation, steps in groups.items():
+        layers = list(dict.fromkeys(step["layer"] for step in steps))
+        moments = list(dict.fromkeys(step["when"] for step in steps))
+        where = layers[0] if len(layers) == 1 else f"{len(layers)} layers"
+        parts.append(f"{operation} on {where} at {', '.join(moments)}")
+    return ", then ".join(parts) or "no operation"
 
 
 def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, Any]:

@@ -194,3 +194,14 @@ def test_a_folder_is_neither_overwritten_nor_mistaken(tmp_path: Path) -> None:
         Folder.make(tmp_path / "other", Settings(), {"fc1": 8})
     with pytest.raises(StudyError, match="there is no study in"):
         Folder.open(tmp_path / "other")
+
+
+def test_a_schedule_in_words() -> None:
+    shrink = {"op": "eigen_remove", "keep": 0.5, "rank": 0.125, "weights": "original"}
+    steps = [{"when": "4ep", "layer": layer, **shrink} for layer in ("conv1", "conv2")]
+    steps.append({"when": "8ep", "layer": "fc1", "op": "pcns", "variance_threshold": 0.01, "basis": "pivoted"})
+    assert comparison.describe(steps) == (
+        "eigen_remove keep 0.5, rank 0.12, original on 2 layers at 4ep, then "
+        "pcns variance_threshold 0.01, pivoted on fc1 at 8ep"
+    )
+    assert comparison.describe([]) == "no operation"
