@@ -135,7 +135,7 @@ class _Stage:
 @contextlib.contextmanager
 def _stage(folder: Folder, dataset: data.Dataset, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
-    with tuner.cluster(folder.settings) as resources, tracking.Tracker(folder) as tracker:
+    with folder.locked(), tuner.cluster(folder.settings) as resources, tracking.Tracker(folder) as tracker:
         try:
             yield _Stage(folder, dataset, resources, tracker, console)
         finally:

@@ -235,7 +235,7 @@ def arms(results: Results) -> Drawing | None:
         for v in _comparison(results, "verdicts")
     ]
     return titled(
-        figure, "\n".join(verdicts[:2]) or "Test accuracy of every seed",
+        figure, "\n".join(verdicts[:3]) or "Test accuracy of every seed",
         "Small points are seeds, a line joins surgery and restart of the same seed; the large point is the mean with "
         "its 95% interval (Student's t). Points are shifted sideways so that equal ones can be told apart.",
         f"Dot chart of test accuracy, mean ± half of its 95% interval: {'; '.join(words)}. {'. '.join(verdicts)}",

@@ -6,11 +6,13 @@ lost. Everything else that a study shows is computed from it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -94,6 +96,16 @@ class Folder:
         except KeyError as error:
             raise StudyError(f"{path / 'study.json'} is damaged: it lacks {error}") from None
         return cls(path.resolve(), Settings.from_data(settings, str(path / "study.json")), layers, identity)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from running this study in a ``with`` block. Raises StudyError where one is."""
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StudyError(f"{self.path} is being run by another process; wait for it, or stop it") from None
+            yield
 
     def changed(self, **settings: Any) -> Folder:
         """The same study with other settings of its comparison, kept for when it is resumed or reported."""

@@ -184,6 +184,18 @@ def test_the_ledger_survives_a_line_cut_off(tmp_path: Path) -> None:
     assert [r.cell.trial for r in reopened.records()] == [1, 2]
 
 
+def test_one_process_at_a_time_runs_a_study(tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "s", Settings(), {"fc1": 8})
+    with (
+        folder.locked(),
+        pytest.raises(StudyError, match="is being run by another process"),
+        Folder.open(tmp_path / "s").locked(),
+    ):
+        pass
+    with folder.locked():
+        pass
+
+
 def test_a_folder_is_neither_overwritten_nor_mistaken(tmp_path: Path) -> None:
     Folder.make(tmp_path / "s", Settings(), {"fc1": 8})
     with pytest.raises(StudyError, match="holds a study already; continue it with 'surgery resume"):
