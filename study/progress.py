@@ -19,7 +19,7 @@ class Display:
         self._console, self._stage, self._total = console, stage, total
         self._ended = self._failed = 0
         self._best: tuple[float, str] | None = None
-        self._running: dict[str, None] = {}  # in the order of their starts
+        self._running: set[str] = set()
         self._start = time.monotonic()
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -46,14 +46,14 @@ class Display:
         self._console.print(f"{self._stage}: {self._ended} of {self._total} trainings{failed}{best}, {self._elapsed()}")
 
     def started(self, cell: Cell) -> None:
-        self._running[cell.name] = None
+        self._running.add(cell.name)
         self._show()
 
     def epoch(self, cell: Cell, record: dict[str, Any]) -> None: ...
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         self._ended += 1
-        self._running.pop(cell.name, None)
+        self._running.discard(cell.name)
         if "failure" in result:
             self._failed += 1
             self._console.print(f"  {cell.name} failed: {result['failure']}", style="red", markup=False)
@@ -75,9 +75,9 @@ class Display:
             seconds = (time.monotonic() - self._start) / self._ended * max(self._total - self._ended, 0)
             left = f"about {_clock(seconds)} left"
         best = self._note_of_best() if self._best else ""
-        running = f"running {', '.join(self._running)}" if self._running else ""
-        note = " · ".join(part for part in (left, best, running) if part)
-        self._progress.update(self._task, completed=self._ended, note=note or "starting")
+        running = f"{len(self._running)} running" if self._running else "starting"
+        note = " · ".join(part for part in (left, running, best) if part)
+        self._progress.update(self._task, completed=self._ended, note=note)
 
     def _note_of_best(self) -> str:
         assert self._best is not None
