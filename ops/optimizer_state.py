@@ -51,7 +51,7 @@ def check(optimizers: tuple[Optimizer, ...], tensors: Mapping[str, Tensor]) -> N
 
 
 def follow(optimizers: tuple[Optimizer, ...], parameter: Tensor, remap: Remap) -> list[Undo]:
-    """Maps the gradient and every optimizer's state of a parameter, *before* its data is exchanged.
+    """Maps every optimizer's state of a parameter, *before* its data is exchanged.
 
     ``remap(tensor, degree)`` rebuilds a tensor of the parameter's shape whose entries are of this degree in the
     gradient. Returns what undoes it.

@@ -186,6 +186,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _verdict(verdicts: list[dict[str, Any]]) -> str:
+    if all(verdict["p_adjusted"] is None for verdict in verdicts):
+        return f"{verdicts[0]['finding']}."
     better = sum(verdict["finding"] == "surgery is better" for verdict in verdicts)
     worse = sum(verdict["finding"] == "restarting is better" for verdict in verdicts)
     if better and not worse:

@@ -120,7 +120,7 @@ class Tracker:
             names = ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss", "parameters", "flops")
             seconds = ("seconds", "train_seconds", "operation_seconds")
             metrics = [(f"final/{key}", float(result[key]), 0) for key in (*names, *seconds) if key in result]
-            metrics += [("spike/factor", event["factor"], int(event["epoch"])) for event in result["spikes"]]
+            metrics += [("spike/factor", event["factor"], int(event["epoch"]) + 1) for event in result["spikes"]]
             for operation in result["operations"]:  # known only at the end of training
                 if operation["epochs_to_recover"] is not None:
                     name = f"operation/epochs_to_recover/{operation['layer']}"

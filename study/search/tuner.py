@@ -95,9 +95,8 @@ def run_cells(
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
     searcher, callback = _adaptors(source, listeners)
-    where = (
-        settings if "gpu" in share else replace(settings, device="cpu")
-    )  # no trial takes a GPU that it did not ask for
+    # No trial takes a GPU that it did not ask for.
+    where = settings if "gpu" in share else replace(settings, device="cpu")
     function = tune.with_parameters(trial, arrays=arrays_of(data), settings=where, checkpoints=str(out / "checkpoints"))
     with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         tuner = tune.Tuner(
