@@ -15,7 +15,7 @@ from ops.errors import SurgeryError
 from ops.optimizer_state import exchange
 
 
-def sizes(module: nn.Module) -> dict[str, object]:
+def sizes(module: nn.Module) -> Mapping[str, object]:
     """The size attributes that this module's tensors imply, by attribute name."""
     if isinstance(module, nn.Linear):
         return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
@@ -23,8 +23,7 @@ def sizes(module: nn.Module) -> dict[str, object]:
         rows, columns = module.weight.shape[:2]
         if module.transposed:
             return {"in_channels": rows, "out_channels": columns * module.groups}
-        groups = rows if module.groups > 1 and module.groups == module.out_channels and columns == 1 else module.groups
-        return {"in_channels": columns * groups, "out_channels": rows, "groups": groups}
+        return {"in_channels": columns * module.groups, "out_channels": rows}
     if isinstance(module, _NormBase):
         known = module.weight if module.weight is not None else module.running_mean
         return {} if known is None else {"num_features": len(known)}
@@ -34,6 +33,13 @@ def sizes(module: nn.Module) -> dict[str, object]:
         return {"num_channels": len(module.weight)}
     if isinstance(module, nn.Embedding):
         return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+    if isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        rows, columns = module.weight_ih_l0.shape
+        found = {"input_size": columns, "hidden_size": rows // gates}
+        return found | ({"proj_size": module.weight_hr_l0.shape[0]} if module.proj_size else {})
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": len(module.weight)}
     return {}

@@ -121,7 +121,7 @@ class PCNS(Operation):
         """The slope of the LeakyReLU behind this dense layer, 1 for nothing; refuses everything else."""
         leaky = re.fullmatch(r"leaky_relu\((.*)\)", " ".join(layer.between))
         dense = [layer.anatomy.tensor(p.tensor).dim() for p in (*layer.makers, *layer.readers)] == [2, 2]
-        plain = len(layer.vectors) <= 1 and all(run.inner == 1 for p in layer.readers for run in p.runs)
+        plain = len(layer.vectors) <= 1 and all(place.positions.shape[1] == 1 for place in layer.readers)
         if not (dense and plain and (leaky or not layer.between)):
             raise SurgeryError(
                 f"{self!r} on {layer.name}: the eigen basis needs a dense layer with LeakyReLU or nothing between it "

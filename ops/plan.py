@@ -26,6 +26,8 @@ class Plan:
             multiplied by it (instead of gathered and shared).
         constants: for readers, the constant part ``[old]`` of each old unit's output that goes into the next bias.
         error: predicted relative error of what the readers receive (0 exact), None where nothing is predicted.
+        measured: relative difference of the network's output from what the plan says, in double precision, once
+            ``verification.measure`` has tried it; rounding where the layer is exact.
     """
 
     layer: HiddenLayer = field(repr=False)
@@ -37,6 +39,7 @@ class Plan:
     mixing: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     error: float | None = None
+    measured: float | None = field(default=None, init=False)
     units_before: int = field(init=False)
     parameters_before: int = field(init=False)
     parameters_after: int = field(init=False)
@@ -76,5 +79,6 @@ class Plan:
         if self.error is not None:
             lines.append(f"predicted relative error {self.error:.2g}")
         if not self.layer.exact:
-            lines.append(f"inexact: {self.layer.reason}")
+            size = "" if self.measured is None else f", which changes the output by {self.measured:.2g} of its size"
+            lines.append(f"inexact: {self.layer.reason}{size}")
         return "\n".join(lines)

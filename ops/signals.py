@@ -47,7 +47,7 @@ class Signals:
     def received(self, layer: HiddenLayer, place: Place) -> Tensor:
         """What a reader receives from each unit: ``[samples × positions, units]`` in float64, thinned."""
         axis = -1 if isinstance(layer.anatomy.owner(place.tensor), nn.Linear) else 1
-        positions = place.positions(layer.units)
+        positions = place.positions
         by_unit = [x.movedim(axis, 0)[positions.to(x.device)] for x in self._inputs_of(layer, place)]
         return _thin(torch.cat([each.reshape(layer.units, -1).T for each in by_unit]))
 

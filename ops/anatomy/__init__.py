@@ -1,28 +1,51 @@
 """Anatomy: every hidden layer of any network, found by running it once.
 
-Integer labels travel beside the tensors through one forward pass (``trace``, ``rules``, ``labels``); the classes of
-labels are the units, and the layers follow (``layers``). What the trace proposes is then tried: all layers are edited
-at once, in place and undone, and the output is compared with what it must be. A layer that fails (a hard-coded size in
-a ``view``, say) is pinned with the reason instead of being offered.
+What each axis of each tensor stands for is found by watching one forward pass (``trace``, ``rules``, ``products``,
+``axes``); the sets of units on them are the layers (``layers``). What the trace proposes is then tried, in place and
+undone (``rehearsal``, ``rebuild``), before it is offered.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ops.anatomy.labels import FAN_IN, FAN_OUT
-from ops.anatomy.layers import HiddenLayer, Place, Run
-from ops.anatomy.trace import Trace, flat_tensors, tensors_of
+from ops.anatomy import axes
+from ops.anatomy.axes import Axis, Factor
+from ops.anatomy.calls import FAN_IN, FAN_OUT
+from ops.anatomy.layers import HiddenLayer, Place
+from ops.anatomy.rebuild import Undo
+from ops.anatomy.rehearsal import faults, lively
+from ops.anatomy.trace import Trace, call, evaluating, flat_tensors, plainly, tensors_of
 from ops.errors import SurgeryError
 
-__all__ = ["Anatomy", "HiddenLayer", "Place", "Run", "call", "count", "evaluating"]
+__all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
+
+
+@dataclass(frozen=True, eq=False)
+class Number:
+    """A size that a module keeps as an attribute (``position``: in a tuple), and the axis whose size it is."""
+
+    module: str
+    attribute: str
+    position: int | None
+    axis: Axis
+
+    def set(self, model: nn.Module) -> Undo:
+        """Writes the size down in a model; returns what undoes it."""
+        module = model.get_submodule(self.module)
+        old = getattr(module, self.attribute)
+        new = axes.size(self.axis)
+        if self.position is not None:
+            new = type(old)(new if at == self.position else each for at, each in enumerate(old))
+        setattr(module, self.attribute, new)
+        return [partial(setattr, module, self.attribute, old)]
 
 
 class Anatomy(Mapping[str, HiddenLayer]):
@@ -30,6 +53,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     ``example_input`` is what the model takes: a tensor, a tuple of arguments or a dict of keyword arguments; a batch of
     two small samples is enough. The model is run in evaluation mode without gradients and left in the mode it was in.
+    A layer is named after the module that makes its units. Where the positions of one axis belong to several layers,
+    the name says which: ``attention.value`` (the width of each head), ``attention.value:heads``, ``conv2:groups``.
     ``pinned`` says of every other place where units are made why they cannot be operated on.
 
     >>> import torch
@@ -38,35 +63,29 @@ class Anatomy(Mapping[str, HiddenLayer]):
     Anatomy(0: 8 units)
 
     Raises:
-        SurgeryError: no such layer (on look-up).
+        SurgeryError: the example input holds no tensor; on look-up, no such layer.
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         self.model = model
+        self.example_input = example_input
         self.pinned: dict[str, str] = {}
-        with evaluating(model), torch.no_grad():
-            trace = Trace(model, _batch(example_input))
-            with trace:
-                output = call(model, example_input)
-            for tensor in flat_tensors(output):
-                trace.labels.freeze(trace.ids(tensor), "it is the network's output")
-        for name, module in model.named_modules():
-            if is_parametrized(module):
-                self.pinned[name] = "its weights are parametrized (weight_norm or the like)"
-        self.chains, self.sinks, self.calls = trace.chains, trace.sinks, trace.calls
-        self._holders = _holders(model)
-        self._layers = self._gather(trace)
-        self._parameters = dict(model.named_parameters())
-        self._sharing: dict[tuple[str, int], list[tuple[HiddenLayer, int]]] = {}
-        for layer in self._layers.values():
-            for index, place in enumerate(layer.places):
-                self._sharing.setdefault((place.tensor, place.axis), []).append((layer, index))
-        with evaluating(model), torch.no_grad():
-            for exact in (True, False):
-                together = [layer for layer in self._layers.values() if layer.exact is exact]
-                for layer, reason in _faults(self, together, example_input):
-                    self.pinned[layer.name] = reason
-                    del self._layers[layer.name]
+        self._owners = _owners(model)
+        self._batch = _batch(example_input)
+        self._parameters = {name for name, _ in model.named_parameters()}
+        with torch.no_grad(), lively(model, example_input) as shown:
+            trace = Trace(model, self._batch)
+            with plainly(model):
+                output = trace.run(shown)
+            self.chains, self.sinks, self.calls = trace.chains, trace.sinks, trace.calls
+            self.products = [axes.product(*each) for each in trace.products]
+            self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
+            self._layers = self._gather(trace)
+            self.written = self._numbers(trace)
+            for layer, reason in faults(self, shown, output):
+                self.pinned[layer.name] = reason
+                del self._layers[layer.name]
+        self._explain()
 
     def __getitem__(self, name: str) -> HiddenLayer:
         try:
@@ -93,112 +112,120 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer of the model by its name, as it is now."""
-        return getattr(self.owner(name), name.rpartition(".")[2])
+        found: Tensor = getattr(self.owner(name), name.rpartition(".")[2])
+        return found
 
-    def cost(self, sizes: Mapping[str, int] = {}) -> tuple[int, int]:
-        """Parameters and FLOPs (two per multiply-add) of one sample, with some tensors' sizes replaced."""
-        numbers = {name: sizes.get(name, tensor.numel()) for name, tensor in self._parameters.items()}
-        return sum(numbers.values()), round(2 * sum(numbers.get(n, 0) * times for n, times in self.calls.items()))
+    def cost(self) -> tuple[int, int]:
+        """Parameters and FLOPs (two per multiply-add of convolutions and products) of one sample."""
+        numbers = {
+            name: axes.size(axes.Product(self.expressions[name]))
+            if name in self.expressions
+            else self.tensor(name).numel()
+            for name in self._parameters
+        }
+        terms = sum(numbers.get(name, 0) * times for name, times in self.calls.items())
+        terms += sum(axes.size(each) for each in self.products) / self._batch
+        return sum(numbers.values()), round(2 * terms)
 
     def owner(self, name: str) -> nn.Module:
         """The module that holds a tensor (the first one, where it is tied)."""
-        return self._holders[name][0]
+        return self.model.get_submodule(self._owners[name][0])
 
-    def holders(self, layer: HiddenLayer) -> list[nn.Module]:
-        """Every module that holds a tensor of this layer."""
-        return list(dict.fromkeys(module for place in layer.places for module in self._holders[place.tensor]))
-
-    def neighbours(self, layer: HiddenLayer) -> list[HiddenLayer]:
-        """This layer and the others that own positions on an axis where it does: they move when it is resized."""
-        return list(dict.fromkeys(n for p in layer.places for n, _ in self._sharing[p.tensor, p.axis]))
-
-    def resized(self, layer: HiddenLayer, units: int) -> None:
-        """Keeps every layer's places true after ``layer`` has got ``units`` units."""
-        before = layer.units
-        for index, place in enumerate(layer.places):
-            runs, shift = [], 0
-            for run in place.runs:
-                runs.append(Run(run.start + shift, run.outer, run.inner))
-                change = run.length(units) - run.length(before)
-                for other, theirs in self._sharing[place.tensor, place.axis]:
-                    if other is not layer:
-                        other.places[theirs] = other.places[theirs].moved(change, run.start + shift)
-                shift += change
-            layer.places[index] = replace(place, size=place.size + shift, runs=tuple(runs))
-        layer.units = units
+    def holders(self, layer: HiddenLayer) -> list[str]:
+        """The names of every module that holds a tensor of this layer."""
+        return list(dict.fromkeys(module for place in layer.places for module in self._owners[place.tensor]))
 
     def _gather(self, trace: Trace) -> dict[str, HiddenLayer]:
-        """The label classes as layers; what cannot be one goes to ``pinned``."""
-        roots = {key: trace.labels.roots(*key) for key in trace.labels.axes}
-        positions: dict[int, list[tuple[tuple[str, int], int]]] = {}
-        for key, theirs in roots.items():
-            for position, root in enumerate(theirs):
-                positions.setdefault(root, []).append((key, position))
+        """The sets of units as layers; what cannot be one goes to ``pinned``."""
+        places: dict[Factor, list[Place]] = {}
+        obstacles: dict[Factor, str] = {}
+        for name, expressions in self.expressions.items():
+            for axis, expression in enumerate(expressions):
+                uses = trace.uses.get((name, axis), [])
+                for factor in dict.fromkeys(axes.factors(expression)):
+                    mine = {(u.role, u.fill, u.across) for u in uses if factor in axes.factors(u.part)}
+                    roles = {role for role, _, _ in mine}
+                    if len(roles) == 1 and not axes.crosses(expression, factor):
+                        role, fill, across = sorted(mine, key=repr)[0]
+                        places.setdefault(factor, []).append(Place(name, axis, role, expression, factor, fill, across))
+                    else:
+                        obstacles.setdefault(
+                            factor,
+                            f"{name} both makes and reads its units on one axis"
+                            if roles
+                            else f"how {name} meets its units is not known",
+                        )
         layers: dict[str, HiddenLayer] = {}
-        taken: set[int] = set()
-        for (name, axis), use in trace.uses.items():
-            if FAN_IN not in use.roles:
+        seen: set[Factor] = set()
+        for (name, axis), uses in trace.uses.items():
+            if not any(use.role == FAN_IN for use in uses):
                 continue
-            title = name.rpartition(".")[0] or name
-            units = roots[name, axis]
-            if taken & set(units):
-                if not taken >= set(units):
-                    self.pinned[title] = "its units are joined with only some of another layer's"
-                continue
-            reason = _obstacle(units, trace)
-            places: list[Place] = []
-            if reason is None:
-                owned: dict[tuple[str, int], dict[int, int]] = {}
-                for unit, root in enumerate(units):
-                    for key, position in positions[root]:
-                        owned.setdefault(key, {})[position] = unit
-                for key, unit_at in owned.items():
-                    found = trace.uses[key]
-                    runs = _runs(unit_at, len(units))
-                    if runs is None:
-                        reason = f"{key[0]} meets its units in another order or only in part"
-                        break
-                    if len(found.roles) > 1:
-                        reason = f"{key[0]} both makes and reads its units on one axis"
-                        break
-                    (role,) = found.roles
-                    places.append(Place(*key, len(roots[key]), role, runs, found.fill, found.across))
-                if reason is None and not any(place.role == FAN_OUT for place in places):
-                    reason = "nothing that is known reads its units"
-            if reason is not None:
-                self.pinned[title] = reason
-                continue
-            taken |= set(units)
-            blurs = [trace.labels.inexact[root] for root in units if root in trace.labels.inexact]
-            layers[title] = HiddenLayer(self, title, len(units), places, blurs[0] if blurs else None)
+            here = list(dict.fromkeys(axes.factors(self.expressions[name][axis])))
+            reasons: dict[str, str] = {}
+            for factor in here:
+                makes = any(use.role == FAN_IN and factor in axes.factors(use.part) for use in uses)
+                if factor in seen or not makes:
+                    continue
+                title = self._title(name, factor.kind if len(here) > 1 else "", layers)
+                reason = factor.frozen or obstacles.get(factor)
+                if reason is None and factor.size < 2:
+                    reason = "it has a single unit"
+                if reason is None and not any(place.role == FAN_OUT for place in places[factor]):
+                    reason = "no weight that is known reads its units"
+                if reason is None:
+                    seen.add(factor)
+                    layers[title] = HiddenLayer(self, title, factor, places[factor])
+                else:
+                    reasons.setdefault(title, reason)
+            if not seen & set(here):
+                self.pinned.update((title, reason) for title, reason in reasons.items() if title not in layers)
         return layers
 
+    def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
+        """A layer's name: the module that makes its units, or the parameter where that name is taken."""
+        suffix = f":{kind}" if kind else ""
+        names = [maker.rpartition(".")[0] or maker, maker]
+        names += [f"{names[0]}[{number}]" for number in range(1, len(taken) + 2)]
+        return next(name + suffix for name in names if name + suffix not in taken)
 
-def call(model: nn.Module, example: Any) -> Any:
-    """Runs a model on a tensor, a tuple of arguments or a dict of keyword arguments."""
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+    def _numbers(self, trace: Trace) -> list[Number]:
+        """The sizes of layers that modules keep as attributes, unless one number could be the size of two things."""
+        names = {module: name for name, module in self.model.named_modules()}
+        offered = {layer.factor for layer in self._layers.values()}
+        found = []
+        for (module, attribute, position), written in trace.written.items():
+            expressions = set(map(axes.canonical, written))
+            if len(expressions) == 1 and module in names:
+                (expression,) = expressions
+                if offered & set(axes.factors(expression)):
+                    found.append(Number(names[module], attribute, position, expression))
+        return found
+
+    def _explain(self) -> None:
+        """Says of every other weight why it makes no layer."""
+        known = {place.tensor for layer in self.values() for place in layer.makers}
+        for name in sorted(self._parameters - known):
+            title, owner = name.rpartition(".")[0] or name, self.owner(name)
+            if self.tensor(name).dim() < 2 or title in self.pinned or name in self.pinned or title in self:
+                continue
+            if is_parametrized(owner) or ".parametrizations." in name:
+                self.pinned[title.partition(".parametrizations.")[0]] = "its weights are parametrized (weight_norm)"
+            elif name in self.expressions:
+                frozen = [factor.frozen for axis in self.expressions[name] for factor in axes.factors(axis)]
+                self.pinned[title] = next(filter(None, frozen), "its weight is not used as one")
+            else:
+                self.pinned[title] = "the forward pass does not use it"
 
 
 def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
     """Parameters, and FLOPs per sample (two per multiply-add of convolutions and products), from one forward pass."""
-    with evaluating(model), torch.no_grad(), Trace(model, _batch(example_input)) as trace:
-        call(model, example_input)
+    trace = Trace(model, _batch(example_input))
+    with plainly(model):
+        trace.run(example_input)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return sum(sizes.values()), round(2 * sum(sizes[name] * n for name, n in trace.calls.items()))
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    terms = sum(sizes.get(name, 0) * times for name, times in trace.calls.items())
+    terms += sum(axes.size(axes.product(*each)) for each in trace.products) / trace.batch
+    return sum(sizes.values()), round(2 * terms)
 
 
 def _batch(example: Any) -> int:
@@ -208,79 +235,11 @@ def _batch(example: Any) -> int:
     return tensors[0].size(0) if tensors[0].dim() else 1
 
 
-def _holders(model: nn.Module) -> dict[str, list[nn.Module]]:
+def _owners(model: nn.Module) -> dict[str, list[str]]:
+    """The names of the modules that hold each tensor, by the tensor's first name."""
     names = {id(tensor): name for name, tensor in tensors_of(model)}
-    held: dict[str, list[nn.Module]] = {name: [] for name in names.values()}
-    for module in model.modules():
+    held: dict[str, list[str]] = {name: [] for name in names.values()}
+    for path, module in model.named_modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            held[names[id(tensor)]].append(module)
+            held[names[id(tensor)]].append(path)
     return held
-
-
-def _obstacle(units: Sequence[int], trace: Trace) -> str | None:
-    frozen = [trace.labels.frozen[root] for root in units if root in trace.labels.frozen]
-    if frozen:
-        return frozen[0]
-    if len(set(units)) < len(units):
-        return "its units are tied to one another"
-    return None
-
-
-def _runs(unit_at: Mapping[int, int], units: int) -> tuple[Run, ...] | None:
-    """Reads an axis by its owned ``position → unit``; None where the units stand in another order or incompletely."""
-    positions = torch.tensor(sorted(unit_at))
-    numbers = torch.tensor([unit_at[position] for position in positions.tolist()])
-    gaps = (positions.diff() > 1).nonzero().squeeze(1) + 1
-    runs = []
-    for block, at in zip(numbers.tensor_split(gaps), positions.tensor_split(gaps), strict=True):
-        inner = int((block != block[0]).nonzero()[0]) if (block != block[0]).any() else len(block)
-        outer, rest = divmod(len(block), units * inner)
-        if rest or not torch.equal(block, torch.arange(units).repeat_interleave(inner).repeat(outer)):
-            return None
-        runs.append(Run(int(at[0]), outer, inner))
-    return tuple(runs)
-
-
-def _faults(anatomy: Anatomy, layers: list[HiddenLayer], example: Any) -> list[tuple[HiddenLayer, str]]:
-    """Tries an edit of all the layers at once; where it fails, halves them until the culprits stand alone."""
-    if not layers:
-        return []
-    problem = _problem(anatomy, layers, example)
-    if problem is None:
-        return []
-    if len(layers) == 1:
-        return [(layers[0], problem)]
-    half = len(layers) // 2
-    return _faults(anatomy, layers[:half], example) + _faults(anatomy, layers[half:], example)
-
-
-def _problem(anatomy: Anatomy, layers: list[HiddenLayer], example: Any) -> str | None:
-    """One unit of each layer goes and a quarter are doubled: that must equal the network with that unit unread.
-
-    A quarter, so that a dependence on the layer's size shows far above rounding.
-    """
-    from ops.surgery import edited, silenced
-
-    gone = {layer: (7 * number + 1) % layer.units if layer.units > 2 else -1 for number, layer in enumerate(layers)}
-    with silenced([(layer, [unit]) for layer, unit in gone.items() if unit >= 0]):
-        wanted = flat_tensors(call(anatomy.model, example))
-    edits = []
-    for layer, unit in gone.items():
-        kept = [u for u in range(layer.units) if u != unit]
-        doubled = kept[: max(2, len(kept) // 4)]
-        shares = [0.5] * len(doubled) + [1.0] * (len(kept) - len(doubled)) + [0.5] * len(doubled)
-        edits.append((layer, (*kept, *doubled), shares))
-    try:
-        with edited(edits):
-            found = flat_tensors(call(anatomy.model, example))
-    except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
-        return f"the network does not run at another size ({str(error).splitlines()[0][:120]})"
-    exact = all(layer.exact for layer in layers)
-    for one, other in zip(wanted, found, strict=True):
-        if one.shape != other.shape:
-            return "the output changes its shape with the layer"
-        if exact and one.is_floating_point():
-            tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2
-            if not (one - other).abs().max() <= tolerance * one.abs().max().clamp(min=1e-6):
-                return "the network uses its units by position, so an edit would change what it computes"
-    return None

@@ -1,448 +1,605 @@
-"""What each aten operator does to unit labels.
+"""What each aten operator does to axes.
 
-A rule is a function ``(trace, func, args, kwargs, out) -> label tensor`` for the (first) output, or ``None`` when the
-output carries no units. There are few kinds: products read units and make new ones; element-wise work unites its
-operands; views are the same call on the labels; reductions and windows need labels that are constant where they
-reduce; norms pass labels and attach their parameters. ``RULES`` is the whole table; whatever is not in it freezes.
+A rule is a function ``(trace, call) -> axes of each output``; where it cannot follow, ``None`` or the reason. There
+are few kinds: products read units and make new ones (``products``); element-wise work unites its operands; views carry
+their axes along; reductions end them; norms pass them and attach their parameters. ``RULES`` is the whole table;
+whatever is not in it freezes what it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ops.anatomy.labels import FAN_IN, FAN_OUT, VECTOR, compact, none_like, varying
+from ops.anatomy import products
+from ops.anatomy.axes import (
+    ONE,
+    Axis,
+    Factor,
+    Fixed,
+    blur,
+    canonical,
+    freeze,
+    is_fixed,
+    product,
+    section,
+    size,
+    split,
+    total,
+    unite,
+)  # fmt: skip
+from ops.anatomy.calls import Axes, Call, Twin, tensors_in
 
 if TYPE_CHECKING:
-    from ops.anatomy.trace import Trace, View
+    from ops.anatomy.trace import Trace
 
-Rule = Callable[["Trace", Any, tuple[Any, ...], dict[str, Any], Any], Tensor | None]
+Rule = Callable[["Trace", Call], "Axes | list[Axes] | str | None"]
 
 
 def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Labels the outputs of one operator call."""
-    inputs = _tensors(args) + _tensors(kwargs.values())
-    outputs = _tensors([out])
-    if not inputs or not outputs:
-        if inputs:  # a value leaves the tensors, and anything may depend on it
-            _freeze(trace, inputs, f"{_name(func)} hands its values to Python")
+    """Gives the outputs of one operator call their twins."""
+    call = Call(func, args, kwargs, tensors_in([*args, *kwargs.values()]), tensors_in([out]))
+    twins = [trace.twin(tensor) for tensor in call.inputs]
+    plain = all(twin.source is None and all(map(is_fixed, twin.axes)) for twin in twins)
+    if not call.inputs and call.name in _BLANK:  # as long as what it will meet
+        for tensor in call.outputs:
+            trace.mark(tensor, Twin(tuple(Factor(n) if n > 1 else ONE for n in tensor.shape)))
+    if not call.outputs and not plain:  # a value leaves the tensors, and anything may depend on it
+        trace.refuse(call.inputs, f"{call.name} hands its values to Python")
+    live = any(twin.live for twin in twins)
+    if plain:
+        for tensor in call.outputs if live else ():
+            trace.mark(tensor, Twin(_constant(tensor), live=True))
+    if plain or not call.outputs:
         return
-    if all(trace.view(t) is not None for t in inputs) and trace.view(outputs[0]) is not None:
-        return  # a view of a parameter is known by its storage
-    known = [t for t in inputs if id(t) in trace._twins]
-    if not known and all(trace.view(t) is None for t in inputs):
-        return  # constants among themselves
-    rule = RULES.get(func.overloadpacket.__name__)
+    rule = RULES.get(func.overloadpacket.__name__) or RULES.get(call.name)
     if rule is None and torch.Tag.pointwise in func.tags:
         rule = _pointwise
-    ids = rule(trace, func, args, kwargs, out) if rule else _unknown(trace, func, inputs)
-    made = trace.history(outputs[0]) if rule in (_convolution, _matmul, _addmm, _linear, _embedding) else None
-    history = made or _extend(trace, func, args, known)
-    several = isinstance(out, (list, tuple)) and rule in (_split, _unbind)
-    for position, tensor in enumerate(outputs):
-        mine = ids[position] if several and isinstance(ids, (list, tuple)) else ids
-        if not isinstance(mine, Tensor) or mine.shape != tensor.shape:
-            mine = none_like(tensor)
-        trace.mark(tensor, compact(mine), history)
-
-
-# -- products: read units, make units ----------------------------------------------------------------------------------
-
-
-def _convolution(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Tensor | None:
-    x, weight, bias, _, _, _, transposed, _, groups = args[:9]
-    view = trace.view(weight)
-    if view is None or view.dims is None or x.dim() != weight.dim():
-        return _unknown(trace, func, [x, weight])
-    ids = trace.ids(x)
-    if set(varying(ids)) - {1}:
-        return _unknown(trace, func, [x], "a convolution reads units that differ along space")
-    channels = ids[(0, slice(None)) + (0,) * (x.dim() - 2)]
-    trace.calls[view.name] = trace.calls.get(view.name, 0.0) + (
-        (x if transposed else out).numel() / ((x if transposed else out).size(1) * trace.batch)
-    )
-    rows, columns = (1, 0) if transposed else (0, 1)
-    if groups == 1:
-        _read(trace, view, columns, channels, across=rows, history=trace.history(x))
-        made = _make(trace, view, rows, across=columns)
-    elif groups == x.size(1) == out.size(1):  # depth-wise: one kernel for each unit
-        made = None
-        if (nodes := trace.nodes(view, 0)) is not None:
-            trace.labels.unite(channels, nodes)
-            trace.note(view, 0, VECTOR)
-        made = channels
+    found = rule(trace, call) if rule else None
+    if found is None or isinstance(found, str):
+        trace.refuse(call.inputs, found or f"the operator {call.name} is not known to keep its units apart")
+        found = [_constant(tensor) for tensor in call.outputs]
+    each = found if isinstance(found, list) else [found] * len(call.outputs)
+    if rule in _KEEPING and twins[0].source is not None:  # a view or copy of a parameter is that parameter still
+        twin = replace(twins[0], origins=_origins(call, twins[0], rule))
+    elif call.chain is not None:
+        twin = Twin((), live=live, maker=call.maker, chain=call.chain)
     else:
-        trace.freeze_parameter(view.name, f"{view.name} belongs to a grouped convolution")
-        return _unknown(trace, func, [x], f"the grouped convolution {view.name} reads it")
-    if made is None:
-        return None
-    shaped = made.view(1, -1, *(1,) * (out.dim() - 2))
-    _bias(trace, bias, made)
-    trace.mark(out, shaped.expand(out.shape), (view.name, () if groups == 1 else ("depthwise",)))
-    _sink(trace, view.name, bias)
-    return shaped.expand(out.shape)
+        maker, chain = _history(trace, call)
+        twin = Twin((), live=live, maker=maker, chain=chain)
+    for tensor, axes in zip(call.outputs, each, strict=False):
+        fits = tuple(map(size, axes)) == tuple(tensor.shape)
+        trace.mark(tensor, replace(twin, axes=axes if fits else _constant(tensor)))
 
 
-def _linear(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Tensor | None:
-    return _product(trace, func, args[0], args[1], 0, args[2] if len(args) > 2 else None, out)
+def _constant(tensor: Tensor) -> Axes:
+    return tuple(Fixed(n) for n in tensor.shape)
 
 
-def _matmul(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Tensor | None:
-    return _product(trace, func, args[0], args[1], 1, None, out)
+# -- element-wise work: what meets is one unit -----------------------------------------------------------------------
 
 
-def _addmm(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Tensor | None:
-    if trace.view(args[0]) is None or kwargs:
-        return _unknown(trace, func, list(args[:3]))
-    return _product(trace, func, args[1], args[2], 1, args[0], out)
+def _pointwise(trace: Trace, call: Call) -> Axes | None:
+    fill = float(call.name in ("mul", "div"))
+    axes = _broadcast(trace, call.inputs, call.out.dim())
+    for tensor in call.inputs:
+        trace.attach(tensor, fill)
+    if call.name == "add" and not call.kwargs.get("alpha"):
+        _add_bias(trace, call)
+    return axes
 
 
-def _product(
-    trace: Trace, func: Any, x: Tensor, weight: Tensor, rows: int, bias: Tensor | None, out: Tensor
-) -> Tensor | None:
-    """``x [..., K]`` times a weight that makes its dimension ``rows`` and reads the other one."""
-    view = trace.view(weight)
-    if view is None or view.dims is None or weight.dim() != 2 or trace.view(x) is not None:
-        return _unknown(trace, func, [x, weight] + ([bias] if bias is not None else []))
-    ids = trace.ids(x)
-    last = x.dim() - 1
-    if set(varying(ids)) - {last}:
-        return _unknown(trace, func, [x], "a product reads units that differ along another axis")
-    trace.calls[view.name] = trace.calls.get(view.name, 0.0) + x.numel() / (x.size(-1) * trace.batch)
-    made_on, read_on = (None if dim is None else dim[0] for dim in (view.dims[rows], view.dims[1 - rows]))
-    _read(trace, view, 1 - rows, ids[(0,) * last], across=made_on, history=trace.history(x))
-    made = _make(trace, view, rows, across=read_on)
-    if made is None:
-        return None
-    _bias(trace, bias, made)
-    trace.mark(out, made.expand(out.shape), (view.name, ()))
-    _sink(trace, view.name, bias)
-    return made.expand(out.shape)
-
-
-def _embedding(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Tensor | None:
-    view = trace.view(args[0])
-    if view is None or view.dims is None:
-        return _unknown(trace, func, [args[0]])
-    made = _make(trace, view, 1, across=0)
-    if made is None:
-        return None
-    trace.mark(out, made.expand(out.shape), (view.name, ()))
-    return made.expand(out.shape)
-
-
-def _read(trace: Trace, view: View, dim: int, ids: Tensor, across: int | None, history: Any) -> None:
-    nodes = trace.nodes(view, dim)
-    if nodes is None:  # one column
-        trace.labels.freeze(ids, f"{view.name} reads it as a single unit")
-        return
-    trace.labels.unite(ids, nodes)
-    trace.note(view, dim, FAN_OUT).across = across
-    maker, chain = history
-    trace.chains[view.name] = chain if maker is not None else ("?",)
-
-
-def _make(trace: Trace, view: View, dim: int, across: int | None) -> Tensor | None:
-    nodes = trace.nodes(view, dim)
-    if nodes is not None:
-        trace.note(view, dim, FAN_IN).across = across
-    return nodes
-
-
-def _bias(trace: Trace, bias: Tensor | None, made: Tensor) -> None:
-    if bias is None:
-        return
-    view = trace.view(bias)
-    nodes = trace.nodes(view, 0) if view is not None else None
-    if view is None or nodes is None or len(nodes) != len(made):
-        _freeze(trace, [bias], "a bias that is computed reads it")
-        trace.labels.freeze(made, "its bias is computed, not a parameter")
-        return
-    trace.labels.unite(made, nodes)
-    trace.note(view, 0, VECTOR)
-
-
-def _sink(trace: Trace, maker: str | None, bias: Tensor | None, sign: float = 1.0) -> None:
-    """The first vector that is added to what ``maker`` makes: where a constant can go."""
-    view = None if bias is None else trace.view(bias)
-    if maker is not None and view is not None and trace.shape(view.name) == (bias.numel(),):  # type: ignore[union-attr]
-        trace.sinks.setdefault(maker, (view.name, sign))
-
-
-# -- element-wise work: what meets is one unit -------------------------------------------------------------------------
-
-
-def _pointwise(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> Tensor | None:
-    operands = _tensors(args) + _tensors(kwargs.values())
-    shape = _tensors([out])[0].shape
-    activations = [t for t in operands if trace.view(t) is None]
-    twins = [compact(_aligned(trace.ids(t), len(shape))) for t in activations]
-    live = [i for i, ids in enumerate(twins) if varying(ids) and not trace.labels.all_frozen(ids)]
-    if not live:
-        for tensor in operands:
-            if (view := trace.view(tensor)) is not None:
-                trace.freeze_parameter(view.name, f"{_name(func)} uses it where there are no units")
-        return None
-    first = max(live, key=lambda i: len(varying(twins[i])))
-    main = twins[first]
-    for i, ids in enumerate(twins):
-        if i != first:
-            _meet(trace, func, main, ids)
-    maker, chain = trace.history(activations[first])
-    for tensor in operands:
-        if (view := trace.view(tensor)) is not None:
-            attached = _attach(trace, main, tensor, view, fill=float(_name(func) in ("mul", "div")))
-            if attached and _name(func) == "add" and not kwargs and chain == ():
-                _sink(trace, maker, tensor)
-    return main.expand(shape)
-
-
-def _meet(trace: Trace, func: Any, main: Tensor, ids: Tensor) -> None:
-    covers = all(ids.size(dim) > 1 for dim in varying(main))
-    covered = all(main.size(dim) > 1 for dim in varying(ids))
-    if covers and covered:
-        trace.labels.unite(main, ids)
-    elif not covers:  # broadcast over the units: a gate or a scale that is one for all
-        trace.labels.freeze(ids, f"{_name(func)} broadcasts it over other units")
-        if not covered:
-            trace.labels.freeze(main, f"{_name(func)} crosses it with other units")
-    else:
-        trace.labels.freeze(main, f"{_name(func)} broadcasts it over other units")
-        trace.labels.freeze(ids, f"{_name(func)} crosses it with other units")
-
-
-def _attach(trace: Trace, main: Tensor, tensor: Tensor, view: View, fill: float) -> bool:
-    """A parameter that acts on each unit by itself becomes one of its vectors."""
-    offset = main.dim() - tensor.dim()
-    shared = [d for d in range(tensor.dim()) if tensor.size(d) > 1 and d + offset in varying(main)]
-    if view.dims is None or (len(varying(main)) > 1 and shared):
-        trace.labels.freeze(main, f"{view.name} acts on it along several axes")
-        trace.freeze_parameter(view.name, "it acts on units along several axes")
-        return False
-    for dim in shared:
-        nodes = trace.nodes(view, dim)
-        if nodes is None:
-            trace.labels.freeze(main, f"{view.name} is spread over it")
-            continue
-        trace.labels.unite(_along(main, dim + offset), nodes)
-        trace.note(view, dim, VECTOR, fill)
-    return bool(shared)
-
-
-def _aligned(ids: Tensor, dims: int) -> Tensor:
-    return ids.view((1,) * (dims - ids.dim()) + tuple(ids.shape)) if ids.dim() < dims else ids
-
-
-def _along(ids: Tensor, dim: int) -> Tensor:
-    """The labels along one dimension, taken where all others are 0."""
-    return ids[tuple(slice(None) if d == dim else 0 for d in range(ids.dim()))]
-
-
-# -- norms ------------------------------------------------------------------------------------------------------------
-
-
-def _batch_norm(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> Tensor | None:
-    x, weight, bias, mean, variance = args[:5]
-    ids = trace.ids(x)
-    if set(varying(ids)) - {1} or isinstance(mean, bool):
-        return _unknown(trace, func, _tensors(args))
-    channels = _along(ids, 1)
-    for tensor, fill in ((weight, 1.0), (bias, 0.0), (mean, 0.0), (variance, 1.0)):
-        _vector(trace, tensor, channels, fill)
-    maker, chain = trace.history(x)
-    if chain == ():
-        _sink(trace, maker, mean, sign=-1.0)
-    return ids
-
-
-def _layer_norm(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> Tensor | None:
-    x, normalized, weight, bias = args[:4]
-    ids = trace.ids(x)
-    dims = range(x.dim() - len(normalized), x.dim())
-    across = [dim for dim in varying(ids) if dim in dims]
-    if across and len(normalized) > 1:
-        return _unknown(trace, func, [x], "a layer norm couples it with other axes")
-    if across:
-        trace.labels.blur(ids, "LayerNorm over its units")
-        for tensor, fill in ((weight, 1.0), (bias, 0.0)):
-            _vector(trace, tensor, _along(ids, across[0]), fill)
-    return ids
-
-
-def _group_norm(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> Tensor | None:
-    x, weight, bias = args[:3]
-    ids = trace.ids(x)
-    if set(varying(ids)) - {1}:
-        return _unknown(trace, func, [x])
-    trace.labels.blur(ids, "GroupNorm over its units")
-    for tensor, fill in ((weight, 1.0), (bias, 0.0)):
-        _vector(trace, tensor, _along(ids, 1), fill)
-    return ids
-
-
-def _vector(trace: Trace, tensor: Tensor | None, units: Tensor, fill: float) -> None:
-    if tensor is None:
-        return
-    view = trace.view(tensor)
-    nodes = trace.nodes(view, 0) if view is not None else None
-    if view is None or nodes is None or len(nodes) != len(units):
-        trace.labels.freeze(units, "a norm with computed or single parameters acts on it")
-        return
-    trace.labels.unite(units, nodes)
-    trace.note(view, 0, VECTOR, fill)
-
-
-# -- views, joins, reductions, windows ---------------------------------------------------------------------------------
-
-
-def _view(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Tensor | None:
-    """The same call on the labels."""
-    if trace.view(args[0]) is not None:
-        return _unknown(trace, func, [args[0]])
-    ids = trace.ids(args[0])
-    if func.overloadpacket.__name__ in ("view", "_unsafe_view", "reshape", "_reshape_alias"):
-        return ids.reshape(out.shape)
-    return func(ids, *args[1:], **kwargs)
-
-
-def _same(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> Tensor | None:
-    if trace.view(args[0]) is not None:
-        return _unknown(trace, func, [args[0]])
-    return trace.ids(args[0])
-
-
-def _cat(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Tensor | None:
-    tensors, dim = args[0], (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
-    if any(trace.view(t) is not None for t in tensors):
-        return _unknown(trace, func, list(tensors))
-    tensors = [t for t in tensors if t.dim() == out.dim()]
-    twins = [compact(trace.ids(t)) for t in tensors]
-    for other in range(out.dim()):
-        if other != dim and all(other not in varying(ids) for ids in twins):
-            twins = [ids.narrow(other, 0, 1) for ids in twins]
-    if not all(t.dim() == out.dim() for t in twins):
-        return _unknown(trace, func, list(tensors))
-    return torch.cat(twins, dim).expand(out.shape)
-
-
-def _split(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> Any:
-    """Cuts along an axis: fine in space, a hard-coded choice of units along the units."""
-    x = args[0]
-    dim = _slice_dim(func, args, kwargs) % x.dim()
-    whole = isinstance(out, Tensor) and out.shape == x.shape
-    if trace.view(x) is not None or (dim in varying(trace.ids(x)) and not whole):
-        return _unknown(trace, func, [x], f"{_name(func)} picks some of its units by position")
-    return func(trace.ids(x), *args[1:], **kwargs)
-
-
-_unbind = _split
-
-
-def _slice_dim(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    position = {"slice": 1, "select": 1, "unbind": 1, "split": 2, "split_with_sizes": 2}[func.overloadpacket.__name__]
-    return args[position] if len(args) > position else kwargs.get("dim", 0)
-
-
-def _reduction(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Tensor | None:
-    x, dims = args[0], args[1] if len(args) > 1 else kwargs.get("dim")
-    if trace.view(x) is not None:
-        return _unknown(trace, func, [x])
-    first = _tensors([out])[0]
-    listed = [dims] if isinstance(dims, int) else list(dims or range(x.dim()))
-    listed = [dim % max(x.dim(), 1) for dim in listed]
-    ids = trace.ids(x)
-    if set(listed) & set(varying(ids)):
-        return _unknown(trace, func, [x], f"{_name(func)} reduces over its units")
-    for dim in listed:
-        ids = ids.narrow(dim, 0, 1)
-    return ids.reshape(first.shape) if ids.numel() == first.numel() else None
-
-
-def _softmax(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Tensor | None:
-    ids = trace.ids(args[0])
-    if args[1] % max(args[0].dim(), 1) in varying(ids):
-        return _unknown(trace, func, [args[0]], "a softmax runs over its units")
-    return ids
-
-
-def _window(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> Tensor | None:
-    """Pooling, resizing and padding in space: the labels must not vary where the window moves."""
-    x, first = args[0], _tensors([out])[0]
-    ids = trace.ids(x)
-    spatial = [d for d in range(x.dim()) if x.size(d) != first.size(d) or d >= min(2, x.dim() - 1)]
-    if trace.view(x) is not None or x.dim() != first.dim() or set(spatial) & set(varying(ids)):
-        return _unknown(trace, func, [x], f"{_name(func)} runs over its units")
-    for dim in spatial:
-        ids = ids.narrow(dim, 0, 1)
-    return ids.expand(first.shape)
-
-
-# -- the unknown -------------------------------------------------------------------------------------------------------
-
-
-def _unknown(trace: Trace, func: Any, inputs: list[Tensor], reason: str | None = None) -> Tensor | None:
-    _freeze(trace, inputs, reason or f"the operator {_name(func)} is not known to keep its units apart")
-    return None
-
-
-def _freeze(trace: Trace, tensors: list[Tensor], reason: str) -> None:
+def _broadcast(trace: Trace, tensors: Sequence[Tensor], dims: int) -> Axes:
+    """Unites the operands dimension by dimension, aligned on the right; returns the axes of the result."""
+    found: list[Axis] = [ONE] * dims
     for tensor in tensors:
-        view = trace.view(tensor)
-        if view is not None:
-            trace.freeze_parameter(view.name, reason)
-        else:
-            trace.labels.freeze(trace.ids(tensor), reason)
+        twin = trace.twin(tensor)
+        for dim, axis in enumerate(twin.axes, start=dims - len(twin.axes)):
+            if size(axis) == 1:
+                continue
+            if size(found[dim]) == 1:
+                found[dim] = axis
+            else:
+                unite(found[dim], axis)
+    return tuple(canonical(axis) for axis in found)
 
 
-def _extend(trace: Trace, func: Any, args: tuple[Any, ...], known: list[Tensor]) -> tuple[str | None, tuple[str, ...]]:
-    """The operators passed since the units were made; operators that join two activations end the account."""
-    if len(known) != 1:
-        return (None, ("?",))
-    maker, chain = trace.history(known[0])
-    name = _name(func)
-    if name in ("clone", "detach", "alias", "_to_copy"):
-        return (maker, chain)
-    numbers = [a for a in args[1:] if isinstance(a, (int, float)) and not isinstance(a, bool)]
-    if name in ("leaky_relu", "elu", "hardtanh"):
-        name += "(" + ", ".join(f"{n:g}" for n in numbers or [0.01]) + ")"
-    return (maker, (*chain, name))
+def _add_bias(trace: Trace, call: Call) -> None:
+    """A vector added to what a weight has just made is its bias: a constant can go there."""
+    twins = [trace.twin(tensor) for tensor in call.inputs]
+    for twin, other in ((twins[0], twins[-1]), (twins[-1], twins[0])):
+        if twin.chain == () and other.source is not None:
+            trace.sink(twin.maker, other)
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found.extend(_tensors(value))
+# -- norms -------------------------------------------------------------------------------------------------------------
+
+
+def _batch_norm(trace: Trace, call: Call) -> Axes | None:
+    x, weight, bias, mean, variance = (*call.args[:3], *(call.args[3:5] if len(call.args) > 4 else (None, None)))
+    mean, variance = (t if isinstance(t, Tensor) else None for t in (mean, variance))
+    twin = trace.twin(x)
+    for tensor, fill in ((weight, 1.0), (bias, 0.0), (mean, 0.0), (variance, 1.0)):
+        if tensor is not None:
+            unite(twin.axes[1], trace.twin(tensor).axes[0])
+            trace.attach(tensor, fill)
+    if twin.chain == () and mean is not None:
+        trace.sink(twin.maker, trace.twin(mean), sign=-1.0)
+    return twin.axes
+
+
+def _layer_norm(trace: Trace, call: Call) -> Axes | None:
+    x, shape, weight = call.args[:3]
+    bias = call.args[3] if isinstance(call.args[3], Tensor) else None  # RMSNorm has none
+    axes = trace.twin(x).axes
+    for axis in axes[len(axes) - len(shape) :]:
+        blur(axis, "LayerNorm over its units")
+    trace.write_down(axes[len(axes) - len(shape) :])
+    for tensor, fill in ((weight, 1.0), (bias, 0.0)):
+        if tensor is not None:
+            _broadcast(trace, [x, tensor], x.dim())
+            trace.attach(tensor, fill)
+    return axes
+
+
+def _group_norm(trace: Trace, call: Call) -> Axes | None:
+    x, weight, bias, _, channels, _, groups = call.args[:7]
+    axes = trace.twin(x).axes
+    inner = axes[1]
+    if groups > 1:
+        outer, inner = split(axes[1], (groups, channels // groups))
+        products.named(outer, "groups")
+        trace.write_number("num_groups", outer)
+    if size(inner) > 1:
+        blur(inner, "GroupNorm over its units")
+    for tensor, fill in ((weight, 1.0), (bias, 0.0)):
+        if tensor is not None:
+            unite(axes[1], trace.twin(tensor).axes[0])
+            trace.attach(tensor, fill)
+    return tuple(map(canonical, axes))
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+
+
+def _reshape(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    found: list[Axis] = []
+    for before, after in _regroup([size(a) for a in axes], list(call.out.shape)):
+        whole = product(*axes[before])
+        found += [whole] if len(after) == 1 else split(whole, after)
+    trace.write_down(found)
+    return tuple(canonical(axis) for axis in found)
+
+
+def _regroup(old: list[int], new: list[int]) -> list[tuple[slice, list[int]]]:
+    """The smallest runs of dimensions that hold the same positions before and after a reshape."""
+    groups, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        first, last = i, j
+        left = right = 1
+        if i < len(old):
+            left, i = old[i], i + 1
+        if j < len(new):
+            right, j = new[j], j + 1
+        while left != right:
+            if left < right and i < len(old):
+                left, i = left * old[i], i + 1
+            elif j < len(new):
+                right, j = right * new[j], j + 1
+            else:
+                break
+        groups.append((slice(first, i), new[last:j]))
+    return groups
+
+
+def _permute(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    return tuple(axes[dim] for dim in _order(call))
+
+
+def _order(call: Call) -> list[int]:
+    """Which old dimension each new one is."""
+    x, name = call.args[0], call.name
+    dims = list(range(x.dim()))
+    if name == "permute":
+        return [dim % x.dim() for dim in call.args[1]]
+    if name == "t":
+        return dims[::-1]
+    one, other = call.args[1] % max(x.dim(), 1), call.args[2] % max(x.dim(), 1)
+    dims[one], dims[other] = dims[other], dims[one]
+    return dims
+
+
+def _same(trace: Trace, call: Call) -> Axes | None:
+    return trace.twin(call.args[0]).axes
+
+
+def _restride(trace: Trace, call: Call) -> Axes | None:
+    """``as_strided`` only where it changes nothing but the strides of dimensions of size one."""
+    x, out = call.args[0], call.out
+    moved = x.shape != out.shape or any(
+        n > 1 and a != b for n, a, b in zip(x.shape, call.get(2, "stride"), call.args[0].stride(), strict=False)
+    )
+    return None if moved or call.get(3, "storage_offset") else trace.twin(x).axes
+
+
+def _complex(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    if call.name == "view_as_real":
+        return (*axes, Fixed(2))
+    freeze(axes[-1], "its real and imaginary parts are told apart")
+    return axes[:-1]
+
+
+def _like(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    if tuple(map(size, axes)) == tuple(call.out.shape):
+        return axes
+    return tuple(Factor(n) if n > 1 else ONE for n in call.out.shape)  # new_zeros and its like
+
+
+def _expand(trace: Trace, call: Call) -> Axes | None:
+    x = call.args[0]
+    axes = (ONE,) * (call.out.dim() - x.dim()) + trace.twin(x).axes
+    found = tuple(
+        axis if size(axis) == n else Factor(n)  # as long as it is asked to be
+        for axis, n in zip(axes, call.out.shape, strict=True)
+    )
+    trace.write_down(found)
     return found
 
 
-def _name(func: Any) -> str:
-    return func.overloadpacket.__name__.rstrip("_") or func.overloadpacket.__name__
+def _repeat(trace: Trace, call: Call) -> Axes | None:
+    x = call.args[0]
+    trace.attach(x)
+    axes = (ONE,) * (call.out.dim() - x.dim()) + trace.twin(x).axes
+    return tuple(product(Fixed(n), axis) for n, axis in zip(call.args[1], axes, strict=True))
+
+
+def _narrow(trace: Trace, call: Call) -> Axes | None:
+    """``slice``: a part of one dimension."""
+    x = call.args[0]
+    dim = call.get(1, "dim", 0) % x.dim()
+    start, stop, step = call.get(2, "start", 0) or 0, call.get(3, "end"), call.get(4, "step", 1)
+    length = x.size(dim)
+    start = min(max(start + length if start < 0 else start, 0), length)
+    stop = length if stop is None else min(max(stop + length if stop < 0 else stop, start), length)
+    axes = list(trace.twin(x).axes)
+    if step != 1 and not is_fixed(axes[dim]):
+        if start >= step or length % step or stop <= length - step:
+            return None
+        outer, inner = split(axes[dim], (length // step, step))
+        freeze(inner, "its units are picked by position")
+        axes[dim] = outer
+    elif step == 1:
+        axes[dim] = section(axes[dim], start, stop)
+        trace.write_down([axes[dim]])
+    else:
+        axes[dim] = Fixed(call.out.size(dim))
+    return tuple(axes)
+
+
+def _select(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    freeze(axes.pop(call.args[1] % len(axes)), "one of its units is picked by position")
+    return tuple(axes)
+
+
+def _unbind(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    freeze(axes.pop(call.get(1, "dim", 0) % len(axes)), "its units are told apart by position")
+    return tuple(axes)
+
+
+def _split(trace: Trace, call: Call) -> list[Axes] | None:
+    x = call.args[0]
+    dim = call.get(2, "dim", 0) % x.dim()
+    axes, found, at = list(trace.twin(x).axes), [], 0
+    for tensor in call.outputs:
+        piece = section(axes[dim], at, at + tensor.size(dim))
+        at += tensor.size(dim)
+        found.append((*axes[:dim], piece, *axes[dim + 1 :]))
+    trace.write_down([each[dim] for each in found])
+    return [tuple(map(canonical, each)) for each in found]
+
+
+def _squeeze(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    return tuple(axes[dim] for dim in _unsqueezed(call))
+
+
+def _unsqueezed(call: Call) -> list[int]:
+    """Which dimensions a squeeze leaves."""
+    x = call.args[0]
+    if len(call.args) > 1:
+        given = call.args[1] if isinstance(call.args[1], (list, tuple)) else [call.args[1]]
+        gone = {dim % max(x.dim(), 1) for dim in given}
+    else:
+        gone = set(range(x.dim()))
+    return [dim for dim in range(x.dim()) if not (dim in gone and x.size(dim) == 1)]
+
+
+def _unsqueeze(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    axes.insert(call.args[1] % (len(axes) + 1), ONE)
+    return tuple(axes)
+
+
+def _origins(call: Call, twin: Twin, rule: Rule) -> tuple[int | None, ...]:
+    """Along which axis of the parameter each dimension of a view of it runs."""
+    old = list(twin.origins)
+    if rule is _permute:
+        return tuple(old[dim] for dim in _order(call))
+    if rule is _squeeze:
+        return tuple(old[dim] for dim in _unsqueezed(call))
+    if rule is _select:
+        old.pop(call.args[1] % len(old))
+    elif rule is _unbind:
+        old.pop(call.get(1, "dim", 0) % len(old))
+    elif rule is _unsqueeze:
+        old.insert(call.args[1] % (len(old) + 1), None)
+    elif rule is _expand:
+        old = [None] * (call.out.dim() - len(old)) + old
+    elif rule is _reshape:
+        new: list[int | None] = []
+        for before, after in _regroup([size(a) for a in twin.axes], list(call.out.shape)):
+            axes = {o for o, a in zip(old[before], twin.axes[before], strict=True) if size(a) > 1}
+            new += [axes.copy().pop() if len(axes) == 1 else None] * len(after)
+        old = new
+    return tuple(old)
+
+
+def _cat(trace: Trace, call: Call) -> Axes | None:
+    tensors = [t for t in call.args[0] if t.dim() == call.out.dim()]
+    dim = call.get(1, "dim", 0) % call.out.dim()
+    for tensor in tensors:
+        trace.attach(tensor)
+    twins = [trace.twin(tensor) for tensor in tensors]
+    for twin in twins[1:]:
+        for other in range(call.out.dim()):
+            if other != dim:
+                unite(twins[0].axes[other], twin.axes[other])
+    axes = list(map(canonical, twins[0].axes))
+    axes[dim] = total(*(twin.axes[dim] for twin in twins))
+    return tuple(axes)
+
+
+def _stack(trace: Trace, call: Call) -> Axes | None:
+    tensors, dim = call.args[0], call.get(1, "dim", 0) % call.out.dim()
+    axes = list(_broadcast(trace, tensors, tensors[0].dim()))
+    for tensor in tensors:
+        trace.attach(tensor)
+    axes.insert(dim, Fixed(len(tensors)))
+    return tuple(axes)
+
+
+def _flip(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    dims = call.get(2, "dims") if call.name == "roll" else call.args[1]
+    for dim in dims or range(len(axes)):
+        freeze(axes[dim], f"{call.name} puts its units in another order")
+    return axes
+
+
+def _pad(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    amounts = call.args[1]
+    for number in range(len(amounts) // 2):
+        before, after = amounts[2 * number : 2 * number + 2]
+        dim = len(axes) - 1 - number
+        if before < 0 or after < 0 or (call.name != "constant_pad_nd" and (before or after)):
+            freeze(axes[dim], f"{call.name} runs over its units")
+            axes[dim] = Fixed(call.out.size(dim))
+        else:
+            axes[dim] = total(Fixed(before), axes[dim], Fixed(after))
+    return tuple(axes)
+
+
+def _index(trace: Trace, call: Call) -> Axes | None:
+    """Fancy indexing of one dimension by constants."""
+    x, indices = call.args[0], call.args[1]
+    axes = list(trace.twin(x).axes)
+    if call.name == "index_select":
+        dim, at = call.args[1] % x.dim(), call.args[2]
+    else:
+        given = [number for number, each in enumerate(indices) if each is not None]
+        if len(given) != 1:
+            return None
+        dim, at = given[0], indices[given[0]]
+    if not all(map(is_fixed, trace.twin(at).axes)) or at.dtype == torch.bool:
+        return None
+    freeze(axes[dim], "its units are picked by position")
+    return tuple(axes[:dim]) + tuple(trace.twin(at).axes) + tuple(axes[dim + 1 :])
+
+
+def _pixel_shuffle(trace: Trace, call: Call) -> Axes | None:
+    """Channels that become positions in space, or the reverse: ``[…, C·r², H, W] ↔ […, C, H·r, W·r]``."""
+    axes = list(trace.twin(call.args[0]).axes)
+    times = call.args[1] ** 2
+    for axis in axes[-2:]:
+        freeze(axis, f"{call.name} runs over its units")
+    if call.name == "pixel_shuffle":
+        axes[-3], inner = split(axes[-3], (size(axes[-3]) // times, times))
+        freeze(inner, "pixel_shuffle spreads it over space")
+    else:
+        axes[-3] = product(axes[-3], Fixed(times))
+    return (*axes[:-2], Fixed(call.out.size(-2)), Fixed(call.out.size(-1)))
+
+
+def _channel_shuffle(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    outer, inner = split(axes[1], (call.args[1], size(axes[1]) // call.args[1]))
+    axes[1] = product(inner, outer)
+    return tuple(axes)
+
+
+def _im2col(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    if len(axes) != 4:
+        return None
+    for axis in axes[2:]:
+        freeze(axis, "im2col runs over its units")
+    return axes[0], product(axes[1], Fixed(math.prod(call.args[1]))), Fixed(call.out.size(2))
+
+
+def _unfold(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    dim = call.args[1] % len(axes)
+    freeze(axes[dim], "unfold runs over its units")
+    axes[dim] = Fixed(call.out.size(dim))
+    return (*axes, Fixed(call.args[2]))
+
+
+# -- reductions, windows -----------------------------------------------------------------------------------------------
+
+
+def _reduction(trace: Trace, call: Call) -> Axes | None:
+    x = call.args[0]
+    axes = trace.twin(x).axes
+    position = 2 if call.name in ("linalg_vector_norm", "norm") else 1
+    dims = call.get(position, "dim")
+    listed = [dims] if isinstance(dims, int) else list(dims) if isinstance(dims, (list, tuple)) else []
+    gone = {dim % max(x.dim(), 1) for dim in listed} or set(range(x.dim()))
+    for dim in gone:
+        if call.name in ("argmax", "argmin"):
+            freeze(axes[dim], f"{call.name} numbers its units")
+        blur(axes[dim], f"{call.name} over its units")
+    if call.out.dim() == x.dim():
+        return tuple(ONE if dim in gone else axis for dim, axis in enumerate(axes))
+    return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)
+
+
+def _softmax(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    if axes:
+        blur(axes[call.args[1]], "softmax over its units")
+    return axes
+
+
+def _cumulative(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    freeze(axes[call.get(1, "dim")], f"{call.name} depends on the order of its units")
+    return axes
+
+
+def _window(trace: Trace, call: Call) -> Axes | None:
+    """Pooling and resizing in space: no units may stand where the window moves."""
+    x, out = call.args[0], call.out
+    axes = trace.twin(x).axes
+    if x.dim() != out.dim():
+        return None
+    spatial = [dim for dim in range(x.dim()) if x.size(dim) != out.size(dim) or dim >= min(2, x.dim() - 1)]
+    for dim in spatial:
+        freeze(axes[dim], f"{call.name} runs over its units")
+    return tuple(Fixed(out.size(dim)) if dim in spatial else axis for dim, axis in enumerate(axes))
+
+
+def _roi_align(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    return Fixed(call.out.size(0)), axes[1], Fixed(call.out.size(2)), Fixed(call.out.size(3))
+
+
+def _glu(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    dim = call.get(1, "dim", -1)
+    outer, axes[dim] = split(axes[dim], (2, size(axes[dim]) // 2))
+    freeze(outer, "a gated unit tells its halves apart")
+    return tuple(axes)
+
+
+def _lstm_cell(trace: Trace, call: Call) -> Axes | list[Axes] | None:
+    """The fused cells of a GPU: gates ``[batch, 4 or 3 × hidden]`` to states ``[batch, hidden]``."""
+    hidden = call.out.size(1)
+    state = trace.twin(call.args[2])
+    for gates in call.args[:2]:
+        outer, inner = split(trace.twin(gates).axes[1], (gates.size(1) // hidden, hidden))
+        freeze(outer, "a recurrent cell tells its gates apart")
+        unite(inner, state.axes[1])
+    for bias in call.args[3:5]:
+        if isinstance(bias, Tensor):
+            unite(trace.twin(call.args[0]).axes[1], trace.twin(bias).axes[0])
+            trace.attach(bias)
+    axes = tuple(map(canonical, state.axes))
+    return [axes if tensor.size(1) == hidden else _constant(tensor) for tensor in call.outputs]
+
+
+# -- bookkeeping -------------------------------------------------------------------------------------------------------
+
+
+def _history(trace: Trace, call: Call) -> tuple[str | None, tuple[str, ...]]:
+    """The operators passed since the units were made; operators that join two activations end the account."""
+    known = [twin for twin in map(trace.twin, call.inputs) if twin.live and twin.source is None]
+    if len(known) != 1:
+        return None, ("?",)
+    if call.name in ("clone", "detach", "alias", "_to_copy"):
+        return known[0].maker, known[0].chain
+    name = call.name
+    numbers = [a for a in call.args[1:] if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    if name in ("leaky_relu", "elu", "hardtanh"):
+        name += "(" + ", ".join(f"{n:g}" for n in numbers or [0.01]) + ")"
+    return known[0].maker, (*known[0].chain, name)
+
+
+_BLANK = {"zeros", "ones", "full", "empty", "scalar_tensor", "empty_strided"}
 
 
 _KINDS: dict[Rule, str] = {
-    _convolution: "convolution",
-    _linear: "linear",
-    _matmul: "mm",
-    _addmm: "addmm",
-    _embedding: "embedding",
-    _pointwise: "prelu _prelu_kernel",
-    _batch_norm: "native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit",
-    _layer_norm: "native_layer_norm",
+    products.convolution: "convolution",
+    products.linear: "linear",
+    products.matmul: "mm bmm mv dot",
+    products.addmm: "addmm baddbmm addmv",
+    products.embedding: "embedding",
+    products.attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
+    " _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
+    _pointwise: "prelu _prelu_kernel copy masked_fill where fill zero hardswish log_sigmoid_forward rsub"
+    " rrelu_with_noise",
+    _batch_norm: "native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training"
+    " _native_batch_norm_legit _batch_norm_with_update miopen_batch_norm",
+    _layer_norm: "native_layer_norm _fused_rms_norm",
     _group_norm: "native_group_norm",
-    _view: "view _unsafe_view _reshape_alias permute transpose t unsqueeze squeeze expand",
+    _reshape: "view _unsafe_view _reshape_alias _reshape_copy",
+    _permute: "permute transpose t",
     _same: "clone detach alias _to_copy native_dropout contiguous lift_fresh",
+    _restride: "as_strided",
+    _complex: "view_as_complex view_as_real",
+    _like: "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty",
+    _expand: "expand",
+    _repeat: "repeat",
+    _narrow: "slice",
+    _select: "select",
+    _unbind: "unbind",
+    _split: "split split_with_sizes unsafe_split unsafe_split_with_sizes",
+    _squeeze: "squeeze",
+    _unsqueeze: "unsqueeze",
     _cat: "cat",
-    _split: "slice select split split_with_sizes unbind",
-    _reduction: "mean sum amax amin var std",
+    _stack: "stack",
+    _flip: "flip roll",
+    _pad: "constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"
+    " reflection_pad3d replication_pad3d",
+    _index: "index index_select",
+    _pixel_shuffle: "pixel_shuffle pixel_unshuffle",
+    _channel_shuffle: "channel_shuffle native_channel_shuffle",
+    _im2col: "im2col",
+    _unfold: "unfold",
+    _reduction: "mean sum amax amin var std var_mean std_mean max min prod logsumexp linalg_vector_norm norm all any"
+    " argmax argmin",
     _softmax: "_softmax _log_softmax",
+    _cumulative: "cumsum cumprod logcumsumexp",
     _window: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d max_pool1d avg_pool1d"
-    " mean_pool constant_pad_nd reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d"
-    " mkldnn_max_pool2d avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d",
+    " mkldnn_max_pool2d avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d upsample_nearest1d"
+    " upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d"
+    " upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d grid_sampler_2d"
+    " adaptive_max_pool3d max_unpool2d",
+    _roi_align: "roi_align",
+    _glu: "glu",
+    _lstm_cell: "_thnn_fused_lstm_cell _thnn_fused_gru_cell",
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _KINDS.items() for name in names.split()}
+#: Rules under which a parameter stays that parameter.
+_KEEPING = {_reshape, _permute, _same, _expand, _narrow, _select, _unbind, _split, _squeeze, _unsqueeze}

@@ -1,14 +1,15 @@
-"""One forward pass, watched from below: every aten call also runs on the labels.
+"""One forward pass, watched from below: every aten call also runs on the axes.
 
 ``Trace`` is a dispatch mode. It sees each operator of the forward pass with its tensors, asks ``rules`` what the
-operator does to unit labels, and records where units are made, kept and read. What no rule knows freezes its inputs:
-an unknown operator costs a layer, never a wrong cut.
+operator does to axes, and records where units are made, kept and read. What no rule knows freezes its inputs: an
+unknown operator costs a layer, never a wrong cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,48 +17,39 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ops.anatomy.labels import Labels, none_like
+from ops.anatomy.axes import Axis, Factor, Fixed, freeze, is_fixed, size
+from ops.anatomy.calls import VECTOR, Twin, Use
 from ops.anatomy.rules import apply_rule
 
 
-@dataclass
-class Use:
-    """How one axis of one tensor meets the units: made by it, carried along it, read by it."""
-
-    roles: set[str] = field(default_factory=set)
-    fill: float = 0.0  # what a newborn unit gets in a per-unit vector
-    across: int | None = None  # of a weight: the other axis of the product
-
-
-@dataclass(frozen=True)
-class View:
-    """A parameter or buffer, or a view of one: for each dimension the tensor's axis and the positions on it."""
-
-    name: str
-    dims: tuple[tuple[int, Tensor] | None, ...] | None  # None: the view mixes axes and cannot be read
-
-
 class Trace(TorchDispatchMode):
-    """Carries labels through one forward pass of ``model``.
+    """Carries axes through one forward pass of ``model``.
 
-    Attributes: ``labels``; ``uses`` ``(tensor, axis) → Use``; ``calls`` weight → how often each of its elements is
-    used per sample (for FLOPs); ``sinks`` weight → the bias that what it makes meets first, with the sign in which a
-    constant enters it; ``chains`` weight → operators between the units' birth and this reader.
+    Attributes: ``axes`` the axes of every parameter and buffer that was met; ``uses`` ``(tensor, axis) → Use``s;
+    ``calls`` weight → how often each of its elements is used per sample (for FLOPs); ``products`` the axes of every
+    product of two activations; ``sinks`` weight → the bias that what it makes meets first, with the sign in which a
+    constant enters it; ``chains`` weight → operators between the units' birth and this reader; ``written`` numbers
+    that modules keep as attributes and that were found to be the size of an axis.
     """
 
     def __init__(self, model: nn.Module, batch: int) -> None:
         super().__init__()
-        self.labels = Labels()
+        self.model = model
         self.batch = max(batch, 1)
-        self.uses: dict[tuple[str, int], Use] = {}
+        self.axes: dict[str, tuple[Axis, ...]] = {}
+        self.uses: dict[tuple[str, int], list[Use]] = {}
         self.calls: dict[str, float] = {}
+        self.products: list[tuple[Axis, ...]] = []
         self.sinks: dict[str, tuple[str, float]] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
-        self._named = {t.untyped_storage().data_ptr(): (n, t) for n, t in reversed(list(tensors_of(model)))}
-        self._shapes = {name: tensor.shape for name, tensor in self._named.values()}
-        self._twins: dict[int, Tensor] = {}
+        self.written: dict[tuple[nn.Module, str, int | None], list[Axis]] = {}
+        self._named: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, tensor in tensors_of(model):
+            self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+        self._tensors = dict(tensors_of(model))
+        self._twins: dict[int, Twin] = {}
         self._alive: dict[int, Tensor] = {}  # keeps ids unique while the trace lasts
-        self._history: dict[int, tuple[str | None, tuple[str, ...]]] = {}
+        self._modules: list[nn.Module] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,51 +57,134 @@ class Trace(TorchDispatchMode):
         apply_rule(self, func, args, kwargs, out)
         return out
 
-    # -- what is known of a tensor ---------------------------------------------------------------------------------
+    def run(self, example: Any) -> list[Tensor]:
+        """Runs the model once; returns the tensors of its output, whose axes are then frozen."""
+        hooks = [
+            nn.modules.module.register_module_forward_pre_hook(self._enter),
+            nn.modules.module.register_module_forward_hook(
+                lambda module, args, out: self._modules.pop() and None, always_call=True
+            ),
+        ]
+        try:
+            for tensor in flat_tensors(example):
+                self.mark(tensor, Twin(tuple(Fixed(n) for n in tensor.shape), live=True))
+            with self:
+                output = flat_tensors(call(self.model, example))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for tensor in output:
+            for axis in self.twin(tensor).axes:
+                freeze(axis, "it is the network's output")
+        return output
 
-    def view(self, tensor: Tensor) -> View | None:
-        """The parameter that this tensor is or shows, or None."""
-        if id(tensor) in self._twins or tensor.numel() == 0:
-            return None
-        found = self._named.get(tensor.untyped_storage().data_ptr())
-        return None if found is None else View(found[0], _dims(tensor, found[1]))
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._modules.append(module)
+        if isinstance(module, nn.MultiheadAttention):  # its forward pass computes heads from the width of its input
+            names = {id(tensor): name for name, tensor in self._tensors.items()}
+            for parameter in module.parameters():
+                self.freeze_parameter(names[id(parameter)], "nn.MultiheadAttention takes its heads from its input")
 
-    def ids(self, tensor: Tensor) -> Tensor:
-        """The label twin of an activation; no unit for anything else."""
-        twin = self._twins.get(id(tensor))
-        return none_like(tensor) if twin is None else twin
+    # -- what is known of a tensor -----------------------------------------------------------------------------------
 
-    def mark(self, tensor: Tensor, ids: Tensor, history: tuple[str | None, tuple[str, ...]] = (None, ())) -> None:
-        self._twins[id(tensor)] = ids
+    def twin(self, tensor: Tensor) -> Twin:
+        """What is known of a tensor; of one that was never met, that it is constant."""
+        found = self._twins.get(id(tensor))
+        if found is None:
+            found = self._parameter(tensor) or Twin(tuple(Fixed(n) for n in tensor.shape))
+        return found
+
+    def mark(self, tensor: Tensor, twin: Twin) -> None:
+        self._twins[id(tensor)] = twin
         self._alive[id(tensor)] = tensor
-        self._history[id(tensor)] = history
 
-    def history(self, tensor: Tensor) -> tuple[str | None, tuple[str, ...]]:
-        """The weight that made this activation and the operators since."""
-        return self._history.get(id(tensor), (None, ("?",)))
-
-    # -- what is learnt ----------------------------------------------------------------------------------------------
-
-    def nodes(self, view: View, dim: int) -> Tensor | None:
-        """The nodes along one dimension of a view, or None where it shows no axis."""
-        place = view.dims[dim] if view.dims is not None else None
-        if place is None:
+    def _parameter(self, tensor: Tensor) -> Twin | None:
+        known = self._named.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+        if known is None:
             return None
-        axis, positions = place
-        return self.labels.nodes(view.name, axis, self.shape(view.name)[axis])[positions]
+        for name, base in known:
+            if base is tensor or (
+                base.data_ptr() == tensor.data_ptr() and base.shape == tensor.shape and base.stride() == tensor.stride()
+            ):
+                twin = Twin(self.axes_of(name), name, tuple(range(tensor.dim())))
+                self.mark(tensor, twin)
+                return twin
+        for name, _ in known:
+            self.freeze_parameter(name, "a view of it is kept outside of the module")
+        return None
 
-    def note(self, view: View, dim: int, role: str, fill: float = 0.0) -> Use:
-        assert view.dims is not None and view.dims[dim] is not None
-        use = self.uses.setdefault((view.name, view.dims[dim][0]), Use(fill=fill))  # type: ignore[index]
-        use.roles.add(role)
-        return use
-
-    def freeze_parameter(self, name: str, reason: str) -> None:
-        for axis, size in enumerate(self.shape(name)):
-            self.labels.freeze(self.labels.nodes(name, axis, size), reason)
+    def axes_of(self, name: str) -> tuple[Axis, ...]:
+        if name not in self.axes:
+            self.axes[name] = tuple(Factor(n) for n in self._tensors[name].shape)
+        return self.axes[name]
 
     def shape(self, name: str) -> torch.Size:
-        return self._shapes[name]
+        return self._tensors[name].shape
+
+    # -- what is learnt ------------------------------------------------------------------------------------------------
+
+    def use(
+        self, twin: Twin, dim: int, role: str, fill: float = 0.0, part: Axis | None = None, across: int | None = None
+    ) -> None:
+        """Notes how the units on one dimension of a parameter (or a view of one) are met."""
+        assert twin.source is not None
+        origin = twin.origins[dim]
+        if origin is None:
+            freeze(twin.axes[dim], f"{twin.source} is used in a shape that mixes its axes")
+            return
+        use = Use(twin.axes[dim] if part is None else part, role, fill, across)
+        known = self.uses.setdefault((twin.source, origin), [])
+        if use not in known:
+            known.append(use)
+
+    def attach(self, tensor: Tensor, fill: float = 0.0) -> None:
+        """A parameter that acts on each unit by itself has an entry or a slice for each of them."""
+        twin = self.twin(tensor)
+        for dim, axis in enumerate(twin.axes if twin.source is not None else ()):
+            if size(axis) > 1:
+                self.use(twin, dim, VECTOR, fill)
+
+    def sink(self, maker: str | None, bias: Twin, sign: float = 1.0) -> None:
+        """The first vector that is added to what ``maker`` makes: where a constant can go."""
+        if maker is None or bias.source is None:
+            return
+        if math.prod(map(size, bias.axes)) == self.shape(bias.source).numel():
+            self.sinks.setdefault(maker, (bias.source, sign))
+
+    def count(self, weight: str, times: float) -> None:
+        """Each element of a weight is used so many times for the whole batch."""
+        self.calls[weight] = self.calls.get(weight, 0.0) + times / self.batch
+
+    def refuse(self, tensors: Iterable[Tensor], reason: str) -> None:
+        """Freezes everything on these tensors."""
+        for tensor in tensors:
+            for axis in self.twin(tensor).axes:
+                freeze(axis, reason)
+
+    def freeze_parameter(self, name: str, reason: str) -> None:
+        for axis in self.axes_of(name):
+            freeze(axis, reason)
+
+    def write_number(self, attribute: str, axis: Axis) -> None:
+        """The module that is running keeps the size of this axis as an attribute."""
+        module = self._modules[-1] if self._modules else None
+        if module is not None and getattr(module, attribute, None) == size(axis):
+            self.written.setdefault((module, attribute, None), []).append(axis)
+
+    def write_down(self, axes: Sequence[Axis]) -> None:
+        """Notes which numbers of the module that is running are the size of one of these axes."""
+        wanted = {size(axis): axis for axis in axes if not is_fixed(axis)}
+        if not wanted or not self._modules:
+            return
+        module = self._modules[-1]
+        for name, value in vars(module).items():
+            if isinstance(value, int):
+                if not isinstance(value, bool) and value in wanted:
+                    self.written.setdefault((module, name, None), []).append(wanted[value])
+            elif isinstance(value, (tuple, list)):
+                for position, number in enumerate(value):
+                    if isinstance(number, int) and number > 1 and number in wanted:
+                        self.written.setdefault((module, name, position), []).append(wanted[number])
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -119,24 +194,57 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def flat_tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Every tensor in nested containers, mappings and objects, in order."""
+    found: list[Tensor] = []
+    waiting, seen = [tree], set()
+    while waiting:
+        for leaf in _pytree.tree_leaves(waiting.pop(0)):
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
+                seen.add(id(leaf))
+                inside = leaf if isinstance(leaf, Mapping) else getattr(leaf, "__dict__", {})
+                waiting.append(list(inside.values()))
+    return found
 
 
-def _dims(view: Tensor, base: Tensor) -> tuple[tuple[int, Tensor] | None, ...] | None:
-    """Reads a view by its strides and offset: which axis of ``base`` each dimension walks, and from where."""
-    offset, steps = int(view.storage_offset() - base.storage_offset()), base.stride()
-    axes = sorted((a for a in range(base.dim()) if base.size(a) > 1), key=lambda a: steps[a], reverse=True)
-    start = {}
-    for axis in axes:
-        start[axis], offset = divmod(offset, steps[axis])
-    dims: list[tuple[int, Tensor] | None] = []
-    for dim in range(view.dim()):
-        size, stride = view.size(dim), view.stride(dim)
-        if size == 1 or stride == 0:
-            dims.append(None)
-            continue
-        walked = next((a for a in axes if steps[a] == stride), None)
-        if walked is None or start[walked] < 0 or start[walked] + size > base.size(walked):
-            return None
-        dims.append((walked, torch.arange(start[walked], start[walked] + size)))
-    return tuple(dims)
+def call(model: nn.Module, example: Any) -> Any:
+    """Runs a model on a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def plainly(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, no compiled code and no fused attention or recurrent kernels, for a while.
+
+    The random numbers of the CPU are the same each time, so that two passes can be compared.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.manual_seed(0)
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        if recurrent:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield

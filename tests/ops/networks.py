@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ops.anatomy import call
+from ops.anatomy import HiddenLayer, call, rebuild
+from ops.anatomy.rebuild import Edit
 from ops.anatomy.trace import flat_tensors
 
 
@@ -116,7 +119,7 @@ def tied() -> nn.Module:
 
 
 def unflattened() -> nn.Module:
-    """A generator; its dense layer makes each channel by four rows, which costs that layer."""
+    """A generator; its dense layer makes each channel by four rows."""
     return nn.Sequential(
         nn.Linear(5, 24), nn.ReLU(), nn.Unflatten(1, (6, 2, 2)), nn.BatchNorm2d(6),
         nn.ConvTranspose2d(6, 4, 2, stride=2), nn.ReLU(), nn.Conv2d(4, 2, 3),
@@ -214,40 +217,40 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, int]]] = {
     "leaky": (leaky, FLAT, {"0": 12, "2": 10}),
     "layernorm": (layernorm, FLAT, {"0": 8, "3": 6}),
     "tied": (tied, FLAT, {"stem": 6}),
-    "unflattened": (unflattened, FLAT, {"4": 4}),
+    "unflattened": (unflattened, FLAT, {"0": 6, "4": 4}),
     "scaled": (scaled, IMAGE, {"first": 6}),
     "frozen": (frozen, FLAT, {"0": 8, "3": 6}),
     "dict_io": (dict_io, {"left": (2, 5), "right": (2, 4)}, {"left": 6}),
     "tuple_in": (tuple_in, ((2, 5), (2, 4)), {"first": 6, "second": 5}),
 }
 
-#: Networks that use units by position, by number or by an operator that nobody knows.
-ADVERSARIAL: dict[str, tuple[Callable[[], nn.Module], Any]] = {
-    "permute_flatten": (lambda: _conv_between(lambda m, h: h.permute(0, 2, 3, 1), 288), IMAGE),
-    "flip": (lambda: _dense_between(lambda m, h: h.flip(1)), FLAT),
-    "flip_sum": (lambda: _dense_between(lambda m, h: h + h.flip(1)), FLAT),
-    "mean_gate": (lambda: _conv_between(lambda m, h: h * h.mean(1, keepdim=True).sigmoid(), 288), IMAGE),
-    "slice": (lambda: _dense_between(lambda m, h: h[:, :3], read=3), FLAT),
-    "slice_last": (lambda: _dense_between(lambda m, h: h * h[:, -1:]), FLAT),
-    "glu": (lambda: _dense_between(lambda m, h: F.glu(h, 1), read=4), FLAT),
-    "chunk": (lambda: _dense_between(lambda m, h: h.chunk(2, 1)[0] * h.chunk(2, 1)[1], read=4), FLAT),
-    "hard_view": (lambda: _dense_between(lambda m, h: h.view(2, 4, 2).sum(2), read=4), FLAT),
-    "hard_split": (lambda: _dense_between(lambda m, h: h.split(8, 1)[0]), FLAT),
-    "swapped_halves": (lambda: _dense_between(lambda m, h: torch.cat(h.chunk(2, 1)[::-1], 1)), FLAT),
-    "width_scale": (lambda: _dense_between(lambda m, h: h / h.shape[1]), FLAT),
-    "outer_product": (lambda: _dense_between(lambda m, h: (h[:, :, None] * h[:, None]).sum(1)), FLAT),
-    "softmax": (lambda: _dense_between(lambda m, h: h.softmax(1)), FLAT),
-    "cumulative": (lambda: _dense_between(lambda m, h: h.cumsum(1)), FLAT),
-    "sorted": (lambda: _dense_between(lambda m, h: h.sort(1).values), FLAT),
-    "custom_function": (lambda: _dense_between(lambda m, h: _Cube.apply(h)), FLAT),
-    "constant_mask": (lambda: _dense_between(lambda m, h: h * torch.arange(8.0).to(h)), FLAT),
-    "python_value": (lambda: _dense_between(lambda m, h: h * float(h[0, 3])), FLAT),
-    "masked": (masked, FLAT),
-    "channel_shuffle": (lambda: _conv_between(_shuffle, 288), IMAGE),
-    "grouped": (grouped, IMAGE),
-    "group_norm": (group_norm, IMAGE),
-    "weight_norm": (weight_norm, FLAT),
-    "autoencoder": (autoencoder, FLAT),
+#: Networks that use units by position, by number or in unusual ways, and what can be offered of them.
+ADVERSARIAL: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, int]]] = {
+    "permute_flatten": (lambda: _conv_between(lambda m, h: h.permute(0, 2, 3, 1), 288), IMAGE, {"hidden": 8}),
+    "flip": (lambda: _dense_between(lambda m, h: h.flip(1)), FLAT, {}),
+    "flip_sum": (lambda: _dense_between(lambda m, h: h + h.flip(1)), FLAT, {}),
+    "mean_gate": (lambda: _conv_between(lambda m, h: h * h.mean(1, keepdim=True).sigmoid(), 288), IMAGE, {"hidden": 8}),
+    "slice": (lambda: _dense_between(lambda m, h: h[:, :3], read=3), FLAT, {}),
+    "slice_last": (lambda: _dense_between(lambda m, h: h * h[:, -1:]), FLAT, {"hidden": 7}),
+    "glu": (lambda: _dense_between(lambda m, h: F.glu(h, 1), read=4), FLAT, {"hidden": 4}),
+    "chunk": (lambda: _dense_between(lambda m, h: h.chunk(2, 1)[0] * h.chunk(2, 1)[1], read=4), FLAT, {"hidden": 4}),
+    "hard_view": (lambda: _dense_between(lambda m, h: h.view(2, 4, 2).sum(2), read=4), FLAT, {}),
+    "hard_split": (lambda: _dense_between(lambda m, h: h.split(8, 1)[0]), FLAT, {}),
+    "swapped_halves": (lambda: _dense_between(lambda m, h: torch.cat(h.chunk(2, 1)[::-1], 1)), FLAT, {"hidden": 4}),
+    "width_scale": (lambda: _dense_between(lambda m, h: h / h.shape[1]), FLAT, {}),
+    "outer_product": (lambda: _dense_between(lambda m, h: (h[:, :, None] * h[:, None]).sum(1)), FLAT, {"hidden": 8}),
+    "softmax": (lambda: _dense_between(lambda m, h: h.softmax(1)), FLAT, {"hidden": 8}),
+    "cumulative": (lambda: _dense_between(lambda m, h: h.cumsum(1)), FLAT, {}),
+    "sorted": (lambda: _dense_between(lambda m, h: h.sort(1).values), FLAT, {}),
+    "custom_function": (lambda: _dense_between(lambda m, h: _Cube.apply(h)), FLAT, {}),
+    "constant_mask": (lambda: _dense_between(lambda m, h: h * torch.arange(8.0).to(h)), FLAT, {}),
+    "python_value": (lambda: _dense_between(lambda m, h: h * float(h[0, 3])), FLAT, {}),
+    "masked": (masked, FLAT, {}),
+    "channel_shuffle": (lambda: _conv_between(_shuffle, 288), IMAGE, {}),
+    "grouped": (grouped, IMAGE, {"0:groups": 2, "0": 4, "1": 3}),
+    "group_norm": (group_norm, IMAGE, {"0:groups": 2, "0": 4}),
+    "weight_norm": (weight_norm, FLAT, {}),
+    "autoencoder": (autoencoder, FLAT, {}),
 }  # fmt: skip
 
 
@@ -305,3 +308,30 @@ def difference(one: list[Tensor], other: list[Tensor]) -> float:
     """The largest difference, relative to the largest value."""
     assert [t.shape for t in one] == [t.shape for t in other]
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in zip(one, other, strict=True))
+
+
+@contextlib.contextmanager
+def edited(edits: Sequence[tuple[HiddenLayer, Sequence[int], Sequence[float]]]) -> Iterator[None]:
+    """Several layers at once with these sources and shares, for the time of a ``with`` block."""
+    anatomy = edits[0][0].anatomy
+    changes = [Edit(e, torch.tensor(s), torch.tensor(w, dtype=torch.float64)) for e, s, w in edits]
+    with torch.no_grad(), rebuild.edited(anatomy, changes):
+        yield
+
+
+@contextlib.contextmanager
+def silenced(layers: Sequence[tuple[HiddenLayer, Sequence[int]]]) -> Iterator[None]:
+    """These units' fan-out is zero for the time of a ``with`` block: what their removal must be equal to."""
+    undo: list[Callable[[], object]] = []
+    try:
+        for layer, units in layers:
+            for place in layer.readers:
+                tensor = layer.anatomy.tensor(place.tensor)
+                columns = place.positions[list(units)].flatten()
+                weights = tensor.data.index_select(place.axis, columns)
+                undo.append(partial(tensor.data.index_copy_, place.axis, columns, weights))
+                tensor.data.index_fill_(place.axis, columns, 0.0)
+        yield
+    finally:
+        for step in reversed(undo):
+            step()

@@ -146,7 +146,7 @@ def assert_dead(plan):
     layer = plan.layer
     for place in (*layer.makers, *layer.readers):
         tensor = layer.anatomy.tensor(place.tensor)
-        positions = place.positions(layer.units)[newborn].flatten()
+        positions = place.positions[newborn].flatten()
         assert not tensor.index_select(place.axis, positions).any(), place
         assert not tensor.grad.index_select(place.axis, positions).any(), place
         assert tensor.grad.any()
@@ -161,7 +161,7 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
     for layer in list(case.anatomy):
         plan = case.plan(layer)
         old = {
-            (place, key): (value.movedim(place.axis, 0)[place.positions(plan.units_before)].clone())
+            (place, key): (value.movedim(place.axis, 0)[place.positions].clone())
             for place in plan.layer.places
             for key, value in case.optimizer.state.get(case.anatomy.tensor(place.tensor), {}).items()
             if value.dim()
@@ -173,7 +173,7 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
         for (place, key), value in old.items():
             after = next(p for p in plan.layer.places if (p.tensor, p.axis) == (place.tensor, place.axis))
             state = case.optimizer.state[case.anatomy.tensor(place.tensor)][key]
-            found = state.movedim(after.axis, 0)[after.positions(plan.units_after)]
+            found = state.movedim(after.axis, 0)[after.positions]
             degree = 0 if place.role == "fan_out" else 2 if key.endswith("_sq") else 1
             wanted = torch.stack([value[unit] if unit >= 0 else torch.zeros_like(value[0]) for unit in plan.sources])
             scale = (shares**degree).view(-1, *(1,) * (wanted.dim() - 1))

@@ -1,0 +1,81 @@
+"""One call of an operator, and what is known of the tensors that it meets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ops.anatomy.axes import Axis
+
+Axes = tuple[Axis, ...]
+FAN_IN, VECTOR, FAN_OUT = "fan_in", "vector", "fan_out"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What is known of a tensor: its axes, and where it comes from.
+
+    ``source`` is the parameter or buffer that it is, or shows unchanged; ``origins`` then tells for each dimension
+    which axis of the source it runs along. ``live``: it depends on the network's input. ``maker`` and ``chain``: the
+    weight that made these units and the operators since.
+    """
+
+    axes: Axes
+    source: str | None = None
+    origins: tuple[int | None, ...] = ()
+    live: bool = False
+    maker: str | None = None
+    chain: tuple[str, ...] = ("?",)
+
+
+@dataclass(frozen=True)
+class Use:
+    """How the units on (a part of) one axis of one tensor are met: made there, carried along, or read.
+
+    ``fill`` is what a newborn unit gets in a per-unit vector, ``across`` the other axis of a weight's product.
+    """
+
+    part: Axis
+    role: str
+    fill: float = 0.0
+    across: int | None = None
+
+
+@dataclass
+class Call:
+    """One call of an operator. ``maker`` and ``chain`` are what a rule says of the history of its output."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    maker: str | None = None
+    chain: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The operator's name, without the mark of those that work in place."""
+        name: str = self.func.overloadpacket.__name__
+        return name.rstrip("_") or name
+
+    @property
+    def out(self) -> Tensor:
+        return self.outputs[0]
+
+    def get(self, position: int, name: str, default: Any = None) -> Any:
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operator's arguments or results, in order."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(tensors_in(value))
+    return found

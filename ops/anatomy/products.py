@@ -1,0 +1,163 @@
+"""Rules of the operators that read units and make new ones: convolutions, products of matrices, embeddings, attention.
+
+In a product with a parameter, what is summed over reads units and the parameter's other axis makes them. In a product
+of two activations (attention) nothing is made: the units that are summed over meet, the others go on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ops.anatomy.axes import Axis, Fixed, blur, canonical, factors, freeze, is_fixed, product, size, split, unite
+from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twin
+
+if TYPE_CHECKING:
+    from ops.anatomy.trace import Trace
+
+
+def convolution(trace: Trace, call: Call) -> Axes | str | None:
+    x, weight, bias, _, _, _, transposed, _, groups = call.args[:9]
+    given, kernel = trace.twin(x), trace.twin(weight)
+    if kernel.source is None or x.dim() != weight.dim():
+        return "a weight that is computed meets it"
+    for axis in given.axes[2:]:
+        freeze(axis, "a convolution runs over them")
+    rows, columns = (1, 0) if transposed else (0, 1)
+    made, read = kernel.axes[rows], kernel.axes[columns]
+    if groups == 1:
+        trace.use(kernel, columns, FAN_OUT, across=rows)
+        trace.use(kernel, rows, FAN_IN, across=columns)
+    else:  # the axis of the weight that is as long as all groups together is groups × units in a group
+        group, inner = split(kernel.axes[0], (groups, weight.size(0) // groups))
+        named(group, "groups")
+        trace.write_number("groups", group)
+        trace.use(kernel, 0, VECTOR, part=group)
+        trace.use(kernel, 0, FAN_OUT if transposed else FAN_IN, part=inner, across=1)
+        trace.use(kernel, 1, FAN_IN if transposed else FAN_OUT, across=0)
+        made, read = (
+            product(group, kernel.axes[1] if transposed else inner),
+            product(group, inner if transposed else read),
+        )
+    unite(given.axes[1], read)
+    _passed(trace, kernel, given)
+    where = x if transposed else call.out
+    trace.count(kernel.source, where.numel() / where.size(1))
+    call.maker, call.chain = kernel.source, () if groups == 1 or size(made) > groups else ("depthwise",)
+    made = canonical(made)
+    if bias is not None:
+        unite(made, trace.twin(bias).axes[0])
+        trace.attach(bias)
+        trace.sink(kernel.source, trace.twin(bias))
+    return (given.axes[0], made, *(Fixed(n) for n in call.out.shape[2:]))
+
+
+def linear(trace: Trace, call: Call) -> Axes | str | None:
+    x, weight = trace.twin(call.args[0]), trace.twin(call.args[1])
+    return _multiply(trace, call, x, weight, len(weight.axes) - 1, call.get(2, "bias"))
+
+
+def matmul(trace: Trace, call: Call) -> Axes | str | None:
+    one, other = map(trace.twin, call.args[:2])
+    return _multiply(trace, call, one, other, max(len(other.axes) - 2, 0))
+
+
+def addmm(trace: Trace, call: Call) -> Axes | str | None:
+    if call.kwargs:  # scaled by alpha and beta
+        return None
+    one, other = map(trace.twin, call.args[1:3])
+    return _multiply(trace, call, one, other, max(len(other.axes) - 2, 0), call.args[0])
+
+
+def _multiply(
+    trace: Trace, call: Call, one: Twin, other: Twin, read: int, added: Tensor | None = None
+) -> Axes | str | None:
+    """``[…, n, k]`` times ``other`` with its dimension ``read`` summed over; the leading dimensions of both are one."""
+    weight = one if one.source is not None else other if other.source is not None else None
+    if one.source is not None and other.source is not None:
+        return "it is multiplied by another parameter"
+    if weight is None and not all(twin.live or all(map(is_fixed, twin.axes)) for twin in (one, other)):
+        return "a weight that is computed meets it"
+    last = len(one.axes) - 1
+    kept = [dim for dim in range(len(other.axes)) if dim != read]
+    made = kept[-1] if kept else None
+    both = kept[:-1]  # of a product in batches
+    unite(one.axes[last], other.axes[read])
+    for dim in both:
+        if size(one.axes[dim]) == size(other.axes[dim]):
+            unite(one.axes[dim], other.axes[dim])
+    terms = call.out.numel() * size(one.axes[last])
+    if weight is None:
+        for dim in both:
+            named(one.axes[dim], "heads")
+        trace.products.append((*one.axes, *(() if made is None else (other.axes[made],))))
+    else:
+        summed, free = (last, last - 1) if weight is one else (read, made)
+        _read_and_make(trace, weight, summed, free, both)
+        _passed(trace, weight, other if weight is one else one)
+        assert weight.source is not None
+        trace.count(weight.source, terms / max(trace.shape(weight.source).numel(), 1))
+        call.maker, call.chain = weight.source, ()
+    axes = tuple(map(canonical, (*one.axes[:last], *(() if made is None else (other.axes[made],)))))
+    if added is not None:
+        bias = trace.twin(added)
+        for axis, mine in zip(reversed(axes), reversed(bias.axes), strict=False):
+            if size(mine) > 1:
+                unite(axis, mine)
+        trace.attach(added)
+        if weight is not None:
+            trace.sink(weight.source, bias)
+    return tuple(map(canonical, axes))
+
+
+def _read_and_make(trace: Trace, weight: Twin, summed: int, free: int | None, both: list[int]) -> None:
+    across = None if free is None or free < 0 else weight.origins[free]
+    if size(weight.axes[summed]) > 1:
+        trace.use(weight, summed, FAN_OUT, across=across)
+    if free is not None and free >= 0 and size(weight.axes[free]) > 1:
+        trace.use(weight, free, FAN_IN, across=weight.origins[summed])
+    for dim in both:
+        if weight.origins[dim] is not None and size(weight.axes[dim]) > 1:
+            trace.use(weight, dim, VECTOR)
+
+
+def embedding(trace: Trace, call: Call) -> Axes | str | None:
+    weight, indices = trace.twin(call.args[0]), trace.twin(call.args[1])
+    if weight.source is None or not all(map(is_fixed, indices.axes)):
+        return None
+    trace.use(weight, 1, FAN_IN, across=0)
+    call.maker, call.chain = weight.source, ()
+    return (*indices.axes, weight.axes[1])
+
+
+def attention(trace: Trace, call: Call) -> list[Axes] | None:
+    """``softmax(q kᵀ · scale) v`` in one operator; q, k and v are ``[batch, heads, tokens, width]``."""
+    q, k, v = (trace.twin(tensor).axes for tensor in call.args[:3])
+    for dim in range(len(q) - 2):
+        named(q[dim], "heads")
+        unite(k[dim], v[dim])
+        unite(q[dim], product(k[dim], Fixed(size(q[dim]) // size(k[dim]))))  # several query heads may share keys
+    unite(k[-2], v[-2])
+    unite(q[-1], k[-1])
+    if call.kwargs.get("scale") is None:
+        blur(q[-1], "attention is scaled by its width")
+    for mask in call.inputs[3:]:
+        trace.attach(mask)
+        for mine, axis in zip(reversed(trace.twin(mask).axes), (k[-2], *reversed(q[:-1])), strict=False):
+            if size(mine) > 1:
+                unite(mine, axis)
+    trace.products += [(*q, k[-2]), (*q[:-1], k[-2], v[-1])]
+    return [tuple(map(canonical, (*q[:-1], v[-1])))]
+
+
+def named(axis: Axis, kind: str) -> None:
+    """Gives the units on an axis a name of their kind."""
+    for factor in factors(axis):
+        factor.kind = factor.kind or kind
+
+
+def _passed(trace: Trace, weight: Twin, given: Twin) -> None:
+    """Notes the operators between the units' birth and this reader."""
+    if weight.source is not None:
+        trace.chains[weight.source] = given.chain if given.maker is not None else ("?",)

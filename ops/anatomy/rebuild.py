@@ -1,0 +1,144 @@
+"""Tensors at another size: where each entry of the rebuilt tensor comes from, for any number of layers at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ops.anatomy import axes
+from ops.anatomy.calls import FAN_OUT
+from ops.module_sizes import fit
+from ops.optimizer_state import exchange
+
+if TYPE_CHECKING:
+    from ops.anatomy import Anatomy
+    from ops.anatomy.layers import HiddenLayer, Place
+
+Undo = list[Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """New units of a layer: the old one that each continues (−1: none), shape ``[new]``, and its fan-out's factor."""
+
+    layer: HiddenLayer
+    sources: Tensor
+    shares: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """How one axis of one tensor is rebuilt: the old position of each new one (−1: newborn), and its factors.
+
+    ``read`` multiplies the values (the share of a unit's fan-out), ``made`` is what their gradient is multiplied by.
+    """
+
+    places: tuple[Place, ...]
+    index: Tensor
+    read: Tensor | None
+    made: Tensor | None
+
+    @property
+    def axis(self) -> int:
+        return self.places[0].axis
+
+    def values(self, old: Tensor) -> Tensor:
+        """A parameter's or buffer's values, rebuilt."""
+        return _times(self._gather(old, self.places[0].fill), self.axis, self.read)
+
+    def state(self, old: Tensor, degree: int) -> Tensor:
+        """What is of this degree in the gradient of a parameter, rebuilt."""
+        new = self._gather(old, 0.0)
+        return new if self.made is None else _times(new, self.axis, self.made**degree)
+
+    def _gather(self, old: Tensor, fill: float) -> Tensor:
+        new = _taken(old, self.axis, self.index.clamp(min=0))
+        newborn = (self.index < 0).nonzero().squeeze(1).to(old.device)
+        return new.index_fill_(self.axis, newborn, fill) if len(newborn) else new
+
+
+def moves(edits: Sequence[Edit]) -> dict[str, list[Move]]:
+    """By tensor, what happens to each of its axes."""
+    places: dict[tuple[str, int], list[Place]] = {}
+    for edit in edits:
+        for place in edit.layer.places:
+            places.setdefault((place.tensor, place.axis), []).append(place)
+    sources = {edit.layer.factor: edit.sources for edit in edits}
+    shares = {edit.layer.factor: edit.shares for edit in edits if edit.shares is not None}
+    found: dict[str, list[Move]] = {}
+    for (name, _), here in places.items():
+        expression = here[0].expression
+        read, made = (
+            {p.factor: shares[p.factor] for p in here if p.factor in shares and (p.role == FAN_OUT) is reads}
+            for reads in (True, False)
+        )
+        found.setdefault(name, []).append(
+            Move(
+                tuple(here),
+                axes.index(expression, sources),
+                axes.spread(expression, read, sources) if read else None,
+                axes.spread(expression, made, sources) if made else None,
+            )
+        )
+    return found
+
+
+@contextlib.contextmanager
+def edited(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
+    """The network with several layers changed at once, for the time of a ``with`` block."""
+    undo: Undo = []
+    try:
+        for name, steps in moves(edits).items():
+            tensor = anatomy.tensor(name)
+            data = tensor.data
+            for step in steps:
+                data = step.values(data)
+            undo.append(exchange(tensor, data, None))
+        undo.extend(resize(edits))
+        undo.extend(write_down(anatomy, anatomy.model, [edit.layer for edit in edits]))
+        yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+def resize(edits: Iterable[Edit]) -> Undo:
+    """Tells the layers how many units they have now."""
+    undo: Undo = []
+    for edit in edits:
+        undo.append(partial(setattr, edit.layer.factor, "size", edit.layer.factor.size))
+        edit.layer.factor.size = len(edit.sources)
+    return undo
+
+
+def write_down(anatomy: Anatomy, model: nn.Module, layers: Sequence[HiddenLayer]) -> Undo:
+    """Sets the sizes that a model's modules keep as attributes to what these layers have become."""
+    undo: Undo = []
+    changed = {layer.factor for layer in layers}
+    for number in anatomy.written:
+        if changed & set(axes.factors(number.axis)):
+            undo.extend(number.set(model))
+    modules = dict(model.named_modules())
+    undo.extend(fit(modules[name] for name in {name for layer in layers for name in anatomy.holders(layer)}))
+    return undo
+
+
+def _taken(old: Tensor, axis: int, index: Tensor) -> Tensor:
+    """``old.index_select(axis, index)``; a few runs of neighbouring positions are copied whole."""
+    starts = [0, *((index.diff() != 1).nonzero().squeeze(1) + 1).tolist()]
+    if len(starts) > 16:
+        return old.index_select(axis, index.to(old.device))
+    stops = [*starts[1:], len(index)]
+    return torch.cat([old.narrow(axis, int(index[a]), b - a) for a, b in zip(starts, stops, strict=True)], axis)
+
+
+def _times(tensor: Tensor, axis: int, factor: Tensor | None) -> Tensor:
+    if factor is None:
+        return tensor
+    return tensor.mul_(factor.to(tensor).view([-1 if a == axis else 1 for a in range(tensor.dim())]))

@@ -1,0 +1,205 @@
+"""The rehearsal: what the trace proposes is tried before it is offered.
+
+All layers are changed at once, in place and undone: an eighth of the units of each is doubled at uneven shares and all
+are put in another order, which must not change the output at all. A layer that fails (a hard-coded size, a unit used
+by its position) is pinned with the reason instead of being offered. Layers that a norm couples are only put in another
+order there, and run once more at about half their size. A network in which everything is right costs one or two passes.
+
+Doubling with any shares is enough to know that removal is right, too: a copy with the share 0 is a unit that nobody
+reads, and if adding one changes nothing then taking one away changes nothing.
+
+A network shows little of itself where its input is constant, a scale is zero or a bias is not yet trained; for the time
+of the discovery, such inputs and the vectors among its parameters are random (``lively``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from ops.anatomy.rebuild import Edit, Undo, edited
+from ops.anatomy.trace import call, flat_tensors, plainly
+from ops.optimizer_state import exchange
+
+if TYPE_CHECKING:
+    from ops.anatomy import Anatomy
+    from ops.anatomy.layers import HiddenLayer
+
+
+@contextlib.contextmanager
+def lively(model: nn.Module, example: Any) -> Iterator[Any]:
+    """Random vectors (norms, biases, layer scales) and no weight of zeros, for a while; yields the input to show."""
+    random = torch.Generator().manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=random, dtype=torch.float32).to(like)
+
+    undo: Undo = []
+    try:
+        for name, tensor in model.named_parameters():
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            if tensor.numel() == max(tensor.shape, default=1):
+                data = 0.5 * noise(tensor) if name.endswith("bias") else 0.7 + 0.6 * noise(tensor).sigmoid()
+            elif not tensor.any():
+                data = noise(tensor) / math.sqrt(tensor.numel() / tensor.shape[0])
+            else:
+                continue
+            undo.append(exchange(tensor, data, tensor.grad))
+        yield _pytree.tree_map(
+            lambda x: (
+                noise(x)
+                if isinstance(x, Tensor) and x.is_floating_point() and x.numel() and bool((x == x.flatten()[0]).all())
+                else x
+            ),
+            example,
+        )
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong, and in which module if the network did not run."""
+
+    reason: str
+    module: str | None = None
+
+
+Trial = Callable[[Sequence["HiddenLayer"]], Problem | None]
+
+
+def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[HiddenLayer, str]]:
+    """The layers that cannot be operated on, with the reason; ``output`` is the network's, unchanged."""
+
+    def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
+        return _problem(anatomy, [_reordered(layer) for layer in layers], example, output, equal=True)
+
+    def halved(layers: Sequence[HiddenLayer]) -> Problem | None:
+        return _problem(anatomy, [_halved(layer) for layer in layers], example, output, equal=False)
+
+    found = _isolate(list(anatomy.values()), reordered)
+    failed = {layer for layer, _ in found}
+    return found + _isolate([each for each in anatomy.values() if not each.exact and each not in failed], halved)
+
+
+def _reordered(layer: HiddenLayer) -> Edit:
+    """The units rotated by a third and, where that is exact, some of them doubled; an odd number comes out."""
+    units = layer.units
+    order = torch.arange(units).roll(1 + units // 3)
+    if not layer.exact:
+        return Edit(layer, order)
+    doubled = max(1, units // 8)
+    doubled += (units + doubled + 1) % 2
+    shares = torch.ones(units + doubled, dtype=torch.float64)
+    shares[:doubled], shares[units:] = 0.3, 0.7
+    return Edit(layer, torch.cat([order, order[:doubled]]), shares)
+
+
+def _halved(layer: HiddenLayer) -> Edit:
+    return Edit(layer, torch.arange(max(1, (layer.units // 2 - 1) | 1)))
+
+
+def _problem(anatomy: Anatomy, edits: list[Edit], example: Any, output: list[Tensor], *, equal: bool) -> Problem | None:
+    """What goes wrong with these edits: the network no longer runs, or no longer computes the same."""
+    if not edits:
+        return None
+    running: list[nn.Module] = []
+    hooks = [
+        nn.modules.module.register_module_forward_pre_hook(lambda module, args: running.append(module)),
+        nn.modules.module.register_module_forward_hook(lambda module, args, out: running.pop() and None),
+    ]
+    try:
+        with edited(anatomy, edits), plainly(anatomy.model):
+            found = flat_tensors(call(anatomy.model, example))
+    except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
+        names = {module: name for name, module in anatomy.model.named_modules()}
+        where = [names[module] for module in running if module in names and any(True for _ in module.children())]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        return Problem(f"the network does not run at another size ({lines[0][:120]})", where[-1] if where else None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in output]:
+        return Problem("the output changes its shape with the layer")
+    for one, other in zip(output, found, strict=True):
+        if equal and one.is_floating_point() and one.numel():
+            if not torch.isfinite(one).all():
+                return Problem("the network's output is not finite, so nothing can be told from it")
+            tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2
+            if not (one - other).abs().max() <= tolerance * one.abs().max().clamp(min=1e-6):
+                return Problem("the network uses its units by position or number, so an edit would change its output")
+    return None
+
+
+def _isolate(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLayer, str]]:
+    """The layers that fail a trial.
+
+    Where the network stops running, those met in the module where it does are under suspicion; they are left out kind
+    by kind (the same place in modules of one class), in the whole network, until it runs past that point.
+    """
+    remaining, found = list(layers), []
+    problem = trial(remaining)
+    while problem is not None:
+        for kind in _suspects(remaining, problem.module):
+            rest = [layer for layer in remaining if _kind(layer) != kind]
+            after = trial(rest)
+            if after is None or after.module is None or after != problem:
+                break
+        else:
+            return found + _divided(remaining, trial)
+        found += [(layer, problem.reason) for layer in remaining if _kind(layer) == kind]
+        remaining, problem = rest, after
+        if problem is not None and problem.module is None:
+            return found + _divided(remaining, trial)
+    return found
+
+
+def _suspects(layers: Sequence[HiddenLayer], module: str | None) -> list[tuple[object, ...]]:
+    """The kinds of layers that a module meets: heads and groups first, then the most local ones."""
+    met = {
+        _kind(layer): (not layer.factor.kind, len(layer.places))
+        for layer in reversed(layers)
+        if module is not None and any(place.tensor.startswith(f"{module}." if module else "") for place in layer.places)
+    }
+    return sorted(met, key=lambda kind: met[kind])
+
+
+def _divided(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLayer, str]]:
+    """The layers that fail, kind by kind and then by halving."""
+    found: list[tuple[HiddenLayer, str]] = []
+    kinds: dict[object, list[HiddenLayer]] = {}
+    for layer in layers:
+        kinds.setdefault(_kind(layer), []).append(layer)
+    for group in kinds.values() if len(kinds) > 1 else ():
+        problem = trial(group)
+        if problem is not None and trial(group[:1]) is not None:  # one cannot, so none of its kind is offered
+            found.extend((layer, problem.reason) for layer in group)
+    failed = {layer for layer, _ in found}
+    return found + _halves([layer for layer in layers if layer not in failed], trial)
+
+
+def _halves(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLayer, str]]:
+    """The culprits among several layers, by halving."""
+    problem = trial(layers) if layers else None
+    if problem is None:
+        return []
+    if len(layers) == 1:
+        return [(layers[0], problem.reason)]
+    half = len(layers) // 2
+    return _halves(layers[:half], trial) + _halves(layers[half:], trial)
+
+
+def _kind(layer: HiddenLayer) -> tuple[object, ...]:
+    """Layers are alike where the same attribute of modules of one class makes them."""
+    name, _, attribute = layer.makers[0].tensor.rpartition(".")
+    path, _, leaf = name.rpartition(".")
+    return type(layer.anatomy.model.get_submodule(path)), leaf, attribute, layer.factor.kind
