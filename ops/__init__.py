@@ -10,10 +10,10 @@
 """
 
 from ops.anatomy import Anatomy, HiddenLayer
+from ops.architecture import adopt, describe, load, save
 from ops.eigen_remove import EigenRemove
 from ops.errors import SurgeryError
 from ops.min_weight import MinWeight
-from ops.module_sizes import resize, shapes
 from ops.operation import Operation
 from ops.pcns import PCNS
 from ops.plan import Plan
@@ -21,6 +21,7 @@ from ops.random_remove import RandomRemove
 from ops.schedule import Moment, Schedule, Step
 from ops.signals import Signals
 from ops.surgery import apply, operate, trial_surgery
+from ops.verification import measure
 from ops.weak_expand import WeakExpand
 from ops.zero_expand import ZeroExpand
 
@@ -35,6 +36,6 @@ OPERATIONS: dict[str, type[Operation]] = {
 
 __all__ = [
     "OPERATIONS", "PCNS", "Anatomy", "EigenRemove", "HiddenLayer", "MinWeight", "Moment", "Operation", "Plan",
-    "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "apply", "operate",
-    "resize", "shapes", "trial_surgery",
+    "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply",
+    "describe", "load", "measure", "operate", "save", "trial_surgery",
 ]  # fmt: skip

@@ -287,6 +287,8 @@ def _unite_products(one: list[Axis], other: list[Axis], why: str) -> None:
             one.extend(left.parts if isinstance(left, Product) else (left,))
             other.extend(right.parts if isinstance(right, Product) else (right,))
             continue
+        small: Axis
+        large: Axis
         small, large, rest = (left, right, other) if size(left) <= size(right) else (right, left, one)
         if size(small) != size(large):
             halves = _halve(large, size(small), why)
@@ -310,7 +312,7 @@ def _halve(axis: Axis, inner: int, why: str) -> tuple[Axis, Axis] | None:
         _bind(axis, product(*halves), why)
         return halves
     piece: Axis = Factor(inner)  # a concatenation of equal pieces
-    remaining = axis
+    remaining: Axis = axis
     for left in range(outer, 1, -1):
         cut = _cut(remaining, inner)
         if cut is None:
@@ -329,6 +331,8 @@ def _unite_sums(one: list[Axis], other: list[Axis], why: str) -> None:
         if isinstance(left, Sum) or isinstance(right, Sum):  # refined meanwhile
             one[:0], other[:0] = _terms(left), _terms(right)
             continue
+        small: Axis
+        large: Axis
         small, large, rest = (left, right, other) if size(left) <= size(right) else (right, left, one)
         if size(small) != size(large):
             cut = _cut(large, size(small))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ops.anatomy import axes
 from ops.anatomy.calls import FAN_OUT
-from ops.module_sizes import fit
+from ops.architecture import fit
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def edited(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
         undo.extend(write_down(anatomy, anatomy.model, [edit.layer for edit in edits]))
         yield
     finally:
-        for step in reversed(undo):
-            step()
+        for back in reversed(undo):
+            back()
 
 
 def resize(edits: Iterable[Edit]) -> Undo:

@@ -115,7 +115,7 @@ def _problem(anatomy: Anatomy, edits: list[Edit], example: Any, output: list[Ten
     running: list[nn.Module] = []
     hooks = [
         nn.modules.module.register_module_forward_pre_hook(lambda module, args: running.append(module)),
-        nn.modules.module.register_module_forward_hook(lambda module, args, out: running.pop() and None),
+        nn.modules.module.register_module_forward_hook(lambda module, args, out: running.__delitem__(-1)),
     ]
     try:
         with edited(anatomy, edits), plainly(anatomy.model):
@@ -146,7 +146,8 @@ def _isolate(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLa
     Where the network stops running, those met in the module where it does are under suspicion; they are left out kind
     by kind (the same place in modules of one class), in the whole network, until it runs past that point.
     """
-    remaining, found = list(layers), []
+    remaining = list(layers)
+    found: list[tuple[HiddenLayer, str]] = []
     problem = trial(remaining)
     while problem is not None:
         for kind in _suspects(remaining, problem.module):

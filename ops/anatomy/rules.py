@@ -345,7 +345,7 @@ def _origins(call: Call, twin: Twin, rule: Rule) -> tuple[int | None, ...]:
     elif rule is _unsqueeze:
         old.insert(call.args[1] % (len(old) + 1), None)
     elif rule is _expand:
-        old = [None] * (call.out.dim() - len(old)) + old
+        old = [*(None for _ in range(call.out.dim() - len(old))), *old]
     elif rule is _reshape:
         new: list[int | None] = []
         for before, after in _regroup([size(a) for a in twin.axes], list(call.out.shape)):

@@ -62,7 +62,7 @@ class Trace(TorchDispatchMode):
         hooks = [
             nn.modules.module.register_module_forward_pre_hook(self._enter),
             nn.modules.module.register_module_forward_hook(
-                lambda module, args, out: self._modules.pop() and None, always_call=True
+                lambda module, args, out: self._modules.__delitem__(-1), always_call=True
             ),
         ]
         try:

@@ -61,7 +61,9 @@ def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) 
     def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
         if cell.arm != "surgery":
             return []
-        restart = Cell("restart", cell.seed, shapes=outcome["shapes"], trial=cell.trial, params=cell.params, test=True)
+        restart = Cell(
+            "restart", cell.seed, architecture=outcome["architecture"], trial=cell.trial, params=cell.params, test=True
+        )
         return [] if restart.name in ended else [restart]
 
     missing = [cell for cell in wanted if cell.name not in ended]

@@ -162,7 +162,7 @@ class Folder:
 
 
 def _flat(record: Record) -> dict[str, Any]:
-    cell = {key: value for key, value in asdict(record.cell).items() if key not in ("shapes", "test")}
+    cell = {key: value for key, value in asdict(record.cell).items() if key not in ("architecture", "test")}
     return {"name": record.cell.name, **cell, **record.result}
 
 

@@ -1,6 +1,6 @@
 """Checkpoints that describe their own architecture and load without pickle (``weights_only=True``).
 
-A checkpoint holds the shape of every tensor, the weights, the optimizer's state, the random state, the position in
+A checkpoint holds the architecture, the weights, the optimizer's state, the random state, the position in
 training and the callbacks' states (the theatre's: how far the schedule is, and its records). A run that resumes from
 one equals an uninterrupted run bit for bit on a CPU.
 """
@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from ops import SurgeryError, resize, shapes
+from ops import SurgeryError, adopt, describe
 from study.errors import StudyError
 from study.training.trainer import Callback, Trainer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(trainer: Trainer, path: Path) -> None:
@@ -25,7 +25,7 @@ def save(trainer: Trainer, path: Path) -> None:
     cuda = torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None
     content = {
         "format": FORMAT,
-        "shapes": shapes(trainer.model),
+        "architecture": describe(trainer.model),
         "weights": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "random": torch.get_rng_state(),
@@ -57,7 +57,7 @@ def load(trainer: Trainer, path: Path) -> None:
     try:
         if content["format"] != FORMAT:
             raise StudyError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
-        resize(trainer.model, content["shapes"])
+        adopt(trainer.model, content["architecture"])
         trainer.model.load_state_dict(content["weights"])
     except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error

@@ -10,23 +10,24 @@ the one by which its weights' deviations vary least from layer to layer. What su
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ops import resize
+from ops import adopt
 from ops.anatomy.trace import tensors_of
+from ops.architecture import Description
 
 
-def renew(model: nn.Module, wanted: Mapping[str, Sequence[int]], seed: int) -> None:
+def renew(model: nn.Module, wanted: Description, seed: int) -> None:
     """Gives a freshly made network other sizes, with fresh values at those sizes. ``seed`` fixes the draw.
 
     Raises:
-        SurgeryError: the shapes are of another network.
+        SurgeryError: the architecture is of another network.
     """
     fresh = {name: tensor.detach().clone() for name, tensor in tensors_of(model)}
-    resize(model, wanted)
+    adopt(model, wanted)
     power = fan_power([tensor for tensor in fresh.values() if tensor.dim() > 1])
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in tensors_of(model):

@@ -1,7 +1,7 @@
 """One whole training as a function of plain data: a *cell* of a study goes in, its outcome comes out.
 
 A cell says which arm it belongs to and everything that decides its result: the seed, the schedule (surgery), or the
-shapes of another network's tensors (restart: the same factory, the changed tensors freshly initialized).
+architecture of another network (restart: the same factory, the changed tensors freshly initialized).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ops import Anatomy, Schedule, shapes
+from ops import Anatomy, Schedule, describe
 from ops.anatomy import count
+from ops.architecture import Description
 from study import models
 from study.config import Settings
 from study.data import Dataset
@@ -40,7 +41,7 @@ class Cell:
     arm: str
     seed: int
     schedule: Sequence[Mapping[str, Any]] = ()
-    shapes: Mapping[str, Sequence[int]] | None = None
+    architecture: Description | None = None
     trial: int | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     test: bool = False
@@ -102,8 +103,8 @@ def run(
     """
     torch.manual_seed(cell.seed)
     model = models.build(settings.model, data.shape, len(data.classes))
-    if cell.shapes is not None:
-        renew(model, cell.shapes, cell.seed)
+    if cell.architecture is not None:
+        renew(model, cell.architecture, cell.seed)
     model.to(device)
     schedule = Schedule.from_data(cell.schedule)
     held_out = data.validation.thinned(settings.held_out)
@@ -137,7 +138,7 @@ def run(
         "spikes": spikes(theatre.records),
         "epochs": trainer.history,
         "operations": theatre.records,
-        "shapes": shapes(model),
+        "architecture": describe(model),
     }
     if cell.test:
         outcome["test_loss"], outcome["test_accuracy"] = evaluate(model, Batches(data.test, device))

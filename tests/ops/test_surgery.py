@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -19,13 +20,15 @@ from ops import (
     SurgeryError,
     WeakExpand,
     ZeroExpand,
+    adopt,
     apply,
+    describe,
+    load,
     operate,
-    resize,
-    shapes,
+    save,
     trial_surgery,
 )  # fmt: skip
-from tests.ops.networks import NETWORKS, build, difference, outputs, train
+from tests.ops.networks import ADVERSARIAL, NETWORKS, build, difference, outputs, train
 
 
 def unchanged(model, before):
@@ -109,12 +112,12 @@ def test_hooks_and_ties_stay():
 
 
 def test_a_fresh_network_takes_the_architecture():
-    for name in NETWORKS:
+    for name in (*NETWORKS, *ADVERSARIAL):
         model, inputs = build(name)
         for number, layer in enumerate(Anatomy(model, inputs).values()):
             operate(layer, MinWeight(keep=0.5) if number % 2 else WeakExpand(grow=0.5))
         fresh, _ = build(name)
-        resize(fresh, shapes(model))
+        adopt(fresh, json.loads(json.dumps(describe(model))))
         fresh.load_state_dict(model.state_dict())
         assert difference(outputs(model, inputs), outputs(fresh, inputs)) == 0, name
         assert repr(fresh) == repr(model), name
@@ -123,9 +126,10 @@ def test_a_fresh_network_takes_the_architecture():
 def test_another_networks_architecture_is_refused():
     model, _ = build("mlp")
     with pytest.raises(SurgeryError, match=r"of another network: 1\.bias, .* is on one side only"):
-        resize(model, shapes(build("mlp_bn")[0]))
+        adopt(model, describe(build("mlp_bn")[0]))
     with pytest.raises(SurgeryError, match=r"0\.weight has the shape \(8, 5\), the architecture says \(8,\)"):
-        resize(model, {**shapes(model), "0.weight": [8]})
+        wrong = describe(model)
+        adopt(model, {**wrong, "shapes": {**wrong["shapes"], "0.weight": [8]}})
 
 
 def test_a_plan_prints_as_a_table():
@@ -144,3 +148,32 @@ def test_half_precision_and_scalars_in_state():
     operate(Anatomy(model, inputs)["0"], WeakExpand(grow=1.0), optimizer)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}
     train(model, inputs, optimizer)
+
+
+@pytest.mark.parametrize("name", ["cnn", "separable", "tied", "grouped", "glu"])
+def test_an_altered_network_is_saved_without_pickle(name, tmp_path):
+    model, inputs = build(name)
+    for number, layer in enumerate(Anatomy(model, inputs).values()):
+        operate(layer, MinWeight(keep=0.5) if number % 2 else WeakExpand(grow=0.5))
+    save(model, tmp_path / "net.pt")
+    torch.load(tmp_path / "net.pt", weights_only=True)
+    again = load(lambda: build(name)[0], tmp_path / "net.pt")
+    assert difference(outputs(model, inputs), outputs(again, inputs)) == 0
+    assert repr(again) == repr(model)
+    assert len(list(again.parameters())) == len(list(model.parameters()))
+    assert Anatomy(again, inputs).keys() == Anatomy(model, inputs).keys()
+
+
+def test_what_is_not_a_saved_network_is_refused_in_one_sentence(tmp_path):
+    save(build("mlp")[0], tmp_path / "net.pt")
+    (tmp_path / "broken.pt").write_bytes((tmp_path / "net.pt").read_bytes()[:100])
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    for file, message in [
+        ("net.pt", "not of the network that the factory makes: the architecture is of another network"),
+        ("none.pt", "does not exist"),
+        ("broken.pt", "is not a saved network"),
+        ("other.pt", "is not a network that ops.save wrote"),
+    ]:
+        with pytest.raises(SurgeryError, match=message) as raised:
+            load(lambda: build("cnn")[0], tmp_path / file)
+        assert "\n" not in str(raised.value)

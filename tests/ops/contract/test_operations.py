@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ops import OPERATIONS, PCNS, Anatomy, Signals, Step, WeakExpand, ZeroExpand, apply, operate, trial_surgery
 from ops.anatomy import call
-from ops.module_sizes import sizes
+from ops.architecture import sizes
 from ops.schedule import Moment, Schedule
 from tests.ops.networks import NETWORKS, build, difference, loss, outputs, train
 

@@ -23,7 +23,7 @@ def outcome(accuracy: float, parameters: int = 100, seconds: float = 1.0, change
     return {
         "validation_accuracy": accuracy, "test_accuracy": accuracy, "parameters": parameters, "flops": 10,
         "training_flops": 1000, "seconds": seconds, "operations": [operation], "spikes": [{"factor": 2.0}],
-        "shapes": {"w": [2]}, "epochs": [],
+        "architecture": {"w": [2]}, "epochs": [],
     }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_every_arm_has_the_same_seeds_and_restarts_follow_their_surgery() -> Non
     assert all(sorted(found) == [8, 9, 10] for found in seeds.values())  # not the search's own seed
     assert all(record.cell.test for record in done)
     restarts = [record.cell for record in done if record.cell.arm == "restart"]
-    assert all(cell.shapes == {"w": [2]} and not cell.schedule for cell in restarts)
+    assert all(cell.architecture == {"w": [2]} and not cell.schedule for cell in restarts)
     order = [record.cell.name for record in done]
     assert order.index("restart-001-seed-8") == order.index("surgery-001-seed-8") + 1
 
@@ -167,7 +167,7 @@ def test_the_verdict_says_what_the_interval_says(tmp_path: Path, gain: float, sp
     assert finding in verdict["sentence"] and "min_weight keep 0.5 on fc1 at 1ep" in verdict["sentence"]
     content = folder.write(rows, [verdict])
     assert len(content["comparison"]["cells"]) == 15 and len(content["trials"]) == 1
-    assert "shapes" in content["trials"][0]
+    assert "architecture" in content["trials"][0]
 
 
 def test_the_ledger_survives_a_line_cut_off(tmp_path: Path) -> None:

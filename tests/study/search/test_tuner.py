@@ -72,7 +72,7 @@ def test_cells_run_and_a_failure_does_not_end_the_study(
     cells = [Cell("original", 1, test=True), Cell("surgery", 1, bad, trial=0), Cell("surgery", 2, SHRINK, trial=1)]
 
     def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
-        return [Cell("restart", 2, shapes=outcome["shapes"], trial=1)] if cell.arm == "surgery" else []
+        return [Cell("restart", 2, architecture=outcome["architecture"], trial=1)] if cell.arm == "surgery" else []
 
     notes = Notes()
     source = Listed(cells, follow, expected=1)
@@ -98,7 +98,7 @@ def test_ray_computes_what_a_plain_call_computes(digits: Dataset, resources: dic
     torch.set_num_threads(1)
     plain = run(cell, digits, SETTINGS, torch.device("cpu"))
     torch.set_num_threads(threads)
-    for key in ("test_accuracy", "test_loss", "validation_loss", "parameters", "shapes"):
+    for key in ("test_accuracy", "test_loss", "validation_loss", "parameters", "architecture"):
         assert notes.results[cell.name][key] == plain[key]
 
 

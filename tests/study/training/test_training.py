@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ops import Anatomy, MinWeight, Moment, Schedule, Step, SurgeryError, WeakExpand, ZeroExpand, operate, shapes
+from ops import Anatomy, MinWeight, Moment, Schedule, Step, SurgeryError, WeakExpand, ZeroExpand, describe, operate
 from study import models
 from study.config import Settings
 from study.data import Dataset, Images, load
@@ -103,10 +103,10 @@ def test_a_checkpoint_describes_its_own_architecture(digits: Dataset, tmp_path: 
     trained = trainer()
     trained.fit()
     checkpoint.save(trained, tmp_path / "a.pt")
-    assert "conv2.weight" in torch.load(tmp_path / "a.pt", weights_only=True)["shapes"]
+    assert "conv2.weight" in torch.load(tmp_path / "a.pt", weights_only=True)["architecture"]["shapes"]
     fresh = trainer()
     checkpoint.load(fresh, tmp_path / "a.pt")
-    assert shapes(fresh.model) == shapes(trained.model) != shapes(trainer().model)
+    assert describe(fresh.model) == describe(trained.model) != describe(trainer().model)
     assert fresh.model.conv2.out_channels == 32
     torch.testing.assert_close(fresh.model.state_dict(), trained.model.state_dict(), rtol=0, atol=0)
     moments = [s["exp_avg"] for s in fresh.optimizer.state.values()]
@@ -189,12 +189,12 @@ def test_an_empty_schedule_trains_like_a_plain_loop(digits: Dataset) -> None:
 
 def test_a_restart_has_the_sizes_of_surgery_and_fresh_weights(digits: Dataset) -> None:
     surgery = run(Cell("surgery", 0, SHRINK), digits, SETTINGS, CPU)
-    restart = run(Cell("restart", 0, shapes=surgery["shapes"]), digits, SETTINGS, CPU)
-    assert restart["shapes"] == surgery["shapes"]
+    restart = run(Cell("restart", 0, architecture=surgery["architecture"]), digits, SETTINGS, CPU)
+    assert restart["architecture"] == surgery["architecture"]
     assert (restart["parameters"], restart["flops"]) == (surgery["parameters"], surgery["flops"])
     torch.manual_seed(0)
     model = models.build("small_cnn", digits.shape, 10)
-    renew(model, surgery["shapes"], 0)
+    renew(model, surgery["architecture"], 0)
     weight = model.conv2.weight
     assert weight.shape == (32, 32, 3, 3)
     bound = (1 / (32 * 9)) ** 0.5  # torch's default for this fan-in
@@ -212,10 +212,10 @@ def test_a_restart_is_initialized_as_its_factory_does() -> None:
     assert fan_power([torch.randn(40, 30) * 0.01, torch.randn(300, 40) * 0.01, torch.randn(5, 300) * 0.01]) is None
     before = model.layer1[0].conv1.weight.std().item()
     operate(Anatomy(model, torch.randn(2, 3, 32, 32))["layer1.0.conv1"], MinWeight(0.5))
-    halved = shapes(model)
+    halved = describe(model)
     fresh = torchvision.models.resnet18(weights=None)
     renew(fresh, halved, 1)
-    assert shapes(fresh) == halved
+    assert describe(fresh) == halved
     assert fresh.layer1[0].conv1.weight.std().item() == pytest.approx(
         before * 2**0.5, rel=0.05
     )  # its fan-out is halved

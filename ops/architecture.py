@@ -1,0 +1,154 @@
+"""The architecture of an altered network: sizes that follow the weights, and files that describe themselves.
+
+Modules write sizes down beside their weights; after surgery those numbers follow the weights (``fit``). A network's
+sizes as plain data (``describe``) let a freshly made one take them (``adopt``), so an altered network is stored without
+pickle: its description and its weights (``save``, ``load``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from ops.anatomy.trace import tensors_of
+from ops.errors import SurgeryError
+from ops.optimizer_state import exchange
+from ops.wrappers import inner
+
+FORMAT = 1
+Description = Mapping[str, Mapping[str, Any]]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def sizes(module: nn.Module) -> Mapping[str, object]:
+    """The size attributes that this module's tensors imply, by attribute name."""
+    if isinstance(module, nn.Linear):
+        return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
+    if isinstance(module, _ConvNd):
+        rows, columns = module.weight.shape[:2]
+        if module.transposed:
+            return {"in_channels": rows, "out_channels": columns * module.groups}
+        return {"in_channels": columns * module.groups, "out_channels": rows}
+    if isinstance(module, _NormBase):
+        known = module.weight if module.weight is not None else module.running_mean
+        return {} if known is None else {"num_features": len(known)}
+    if isinstance(module, nn.LayerNorm) and module.weight is not None:
+        return {"normalized_shape": tuple(module.weight.shape)}
+    if isinstance(module, nn.GroupNorm) and module.weight is not None:
+        return {"num_channels": len(module.weight)}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+    if isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        rows, columns = cast(Tensor, module.weight_ih_l0).shape
+        found = {"input_size": columns, "hidden_size": rows // gates}
+        return found | ({"proj_size": cast(Tensor, module.weight_hr_l0).shape[0]} if module.proj_size else {})
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": len(module.weight)}
+    return {}
+
+
+def fit(modules: Iterable[nn.Module]) -> list[Callable[[], None]]:
+    """Sets these modules' size attributes from their tensors; returns what undoes it."""
+    undo: list[Callable[[], None]] = []
+    for module in modules:
+        for name, value in sizes(module).items():
+            old = getattr(module, name)
+            if old != value:
+                setattr(module, name, value)
+                undo.append(partial(setattr, module, name, old))
+    return undo
+
+
+def describe(model: nn.Module) -> Description:
+    """A network's architecture as plain data: every tensor's shape, and the numbers that its modules keep.
+
+    ``{"shapes": {tensor: [sizes]}, "numbers": {module: {attribute: whole number or list of them}}}``; the numbers are
+    those that do not follow from the shapes (the groups of a convolution, an attention's number of heads).
+    """
+    numbers = {name: found for name, module in model.named_modules() if (found := _numbers(module))}
+    return {"shapes": {name: list(tensor.shape) for name, tensor in tensors_of(model)}, "numbers": numbers}
+
+
+def adopt(model: nn.Module, description: Description) -> None:
+    """Gives a freshly made network the architecture that surgery gave another one; changed tensors become zeros.
+
+    Raises:
+        SurgeryError: the description is of another network: a tensor is missing on one side or has another number of
+            axes, or there is no such module. The network has not been changed.
+    """
+    tensors, modules, wanted = dict(tensors_of(model)), dict(model.named_modules()), description["shapes"]
+    if odd := sorted(set(tensors) ^ set(wanted)) or sorted(set(description["numbers"]) - set(modules)):
+        raise SurgeryError(f"the architecture is of another network: {', '.join(odd[:3])} is on one side only")
+    for name, shape in wanted.items():
+        if tensors[name].dim() != len(shape):
+            raise SurgeryError(
+                f"{name} has the shape {tuple(tensors[name].shape)}, the architecture says {tuple(shape)}"
+            )
+    for name, shape in wanted.items():
+        tensor = tensors[name]
+        if list(tensor.shape) != list(shape):
+            exchange(tensor, torch.zeros(tuple(shape), dtype=tensor.dtype, device=tensor.device))
+    for name, numbers in description["numbers"].items():
+        mine = _numbers(modules[name])
+        for attribute, value in numbers.items():
+            if attribute in mine and mine[attribute] != value:
+                old = getattr(modules[name], attribute)
+                setattr(modules[name], attribute, type(old)(value))
+    fit(model.modules())
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Writes a network with its architecture and weights to a file that holds no code (see ``load``)."""
+    model = inner(model)
+    torch.save({"format": FORMAT, "architecture": describe(model), "weights": model.state_dict()}, path)
+
+
+def load(factory: Callable[[], Model], path: str | Path, device: torch.device | str = "cpu") -> Model:
+    """A network that ``save`` wrote: what ``factory`` makes, at the sizes and with the weights of the file.
+
+    ``factory`` makes the network as it was before any surgery; nothing in the file is executed.
+
+    Raises:
+        SurgeryError: the file is not one that ``save`` wrote, or of another network than the factory's.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise SurgeryError(f"{path} does not exist") from None
+    except Exception as error:  # a damaged file can fail in any way
+        raise SurgeryError(
+            f"{path} is not a saved network: {(str(error).splitlines() or ['it is empty'])[0]}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SurgeryError(f"{path} is not a network that ops.save wrote in the format {FORMAT}")
+    model = factory().to(device)
+    try:
+        adopt(model, content["architecture"])
+        model.load_state_dict(content["weights"])
+    except (SurgeryError, RuntimeError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise SurgeryError(f"{path} is not of the network that the factory makes: {reason}") from error
+    return model
+
+
+def _numbers(module: nn.Module) -> dict[str, int | list[int]]:
+    """The whole numbers, and lists of them, that a module keeps as attributes and its tensors do not imply."""
+    found: dict[str, int | list[int]] = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or name in sizes(module) or isinstance(value, bool):
+            continue
+        if isinstance(value, int):
+            found[name] = value
+        elif isinstance(value, (tuple, list)) and value and all(type(each) is int for each in value):
+            found[name] = list(value)
+    return found
