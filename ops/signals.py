@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ops.anatomy import HiddenLayer, Place, call, evaluating
+from ops.anatomy import HiddenLayer, Place
+from ops.anatomy.trace import Trace, plainly
 from ops.errors import SurgeryError
+from ops.wrappers import inner
 
 #: Rows that an operation works on at most; of more positions a random part is taken.
 MOST_SAMPLES = 8192
 
 
 class Signals:
-    """The inputs of every module with parameters, for one batch, in evaluation mode.
+    """What every weight was multiplied with, for one batch, in evaluation mode.
 
     ``inputs`` is what the model takes (a batch of a few times as many samples as the widest layer has units);
     ``targets`` are class numbers ``[batch]`` for operations that look at the loss. The values belong to the network as
@@ -24,18 +27,12 @@ class Signals:
 
     def __init__(self, model: nn.Module, inputs: Any, targets: Tensor | None = None) -> None:
         self.targets = targets
-        self._seen: dict[int, list[Tensor]] = {}  # every call of a module
-        hooks = [
-            module.register_forward_pre_hook(self._remember)
-            for module in model.modules()
-            if any(True for _ in module.parameters(recurse=False))
-        ]
-        try:
-            with evaluating(model), torch.no_grad():
-                self.outputs = call(model, inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        model = inner(model)
+        trace = Trace(model, 1, remember=True)
+        with plainly(model):
+            trace.run(inputs)
+        self.outputs = trace.output
+        self._seen = trace.seen
 
     @property
     def loss(self) -> Tensor:
@@ -45,29 +42,35 @@ class Signals:
         return nn.functional.cross_entropy(self.outputs, self.targets)
 
     def received(self, layer: HiddenLayer, place: Place) -> Tensor:
-        """What a reader receives from each unit: ``[samples × positions, units]`` in float64, thinned."""
-        axis = -1 if isinstance(layer.anatomy.owner(place.tensor), nn.Linear) else 1
-        positions = place.positions
-        by_unit = [x.movedim(axis, 0)[positions.to(x.device)] for x in self._inputs_of(layer, place)]
-        return _thin(torch.cat([each.reshape(layer.units, -1).T for each in by_unit]))
+        """What a reader receives from each unit: ``[samples × positions, units]`` in float64, thinned.
+
+        Raises SurgeryError where the batch did not meet the reader as the anatomy did.
+        """
+        return _thin(torch.cat([x.movedim(0, -1).flatten(0, -2) for x in self._by_unit(layer, place)]))
 
     def fed(self, layer: HiddenLayer, place: Place) -> Tensor:
         """What a dense maker is fed: ``[samples, inputs]`` in float64, thinned like ``received``."""
         return _thin(torch.cat([x.reshape(-1, x.shape[-1]) for x in self._inputs_of(layer, place)]))
 
-    def _remember(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
-            self._seen.setdefault(id(module), []).append(args[0].detach().clone())  # what follows may work in place
+    def _by_unit(self, layer: HiddenLayer, place: Place) -> Iterator[Tensor]:
+        """``[units, positions of a unit, …]``; each group of a grouped convolution reads its own part."""
+        for x in self._inputs_of(layer, place):
+            groups, rest = divmod(x.shape[-1], place.size)
+            if rest:
+                raise SurgeryError(
+                    f"layer {layer.name}: {place.tensor} reads {place.size} positions, but was given {x.shape[-1]}"
+                )
+            starts = torch.arange(groups).view(1, -1, 1) * place.size
+            positions = (starts + place.positions.unsqueeze(1)).flatten(1)
+            yield x.movedim(-1, 0)[positions.to(x.device)]
 
     def _inputs_of(self, layer: HiddenLayer, place: Place) -> list[Tensor]:
         layer.tensor(place)  # complains of an anatomy that is out of date
-        module = layer.anatomy.owner(place.tensor)
-        if id(module) not in self._seen:
+        if place.tensor not in self._seen:
             raise SurgeryError(
-                f"layer {layer.name}: nothing was seen of what {place.tensor} is given; signals need the same model, "
-                "and weights that modules of their own apply"
+                f"layer {layer.name}: nothing was seen of what {place.tensor} is given; signals need the same model"
             )
-        return self._seen[id(module)]
+        return self._seen[place.tensor]
 
 
 def _thin(rows: Tensor) -> Tensor:

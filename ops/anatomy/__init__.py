@@ -24,6 +24,7 @@ from ops.anatomy.rebuild import Undo
 from ops.anatomy.rehearsal import faults, lively
 from ops.anatomy.trace import Trace, call, evaluating, flat_tensors, plainly, tensors_of
 from ops.errors import SurgeryError
+from ops.wrappers import inner
 
 __all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
 
@@ -67,7 +68,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
-        self.model = model
+        self.model = model = inner(model)
         self.example_input = example_input
         self.pinned: dict[str, str] = {}
         self._owners = _owners(model)
@@ -77,13 +78,15 @@ class Anatomy(Mapping[str, HiddenLayer]):
             trace = Trace(model, self._batch)
             with plainly(model):
                 output = trace.run(shown)
+            if trace.missed:  # some networks have branches that only training takes
+                self._trace_training(trace, shown)
             self.chains, self.sinks, self.calls = trace.chains, trace.sinks, trace.calls
             self.products = [axes.product(*each) for each in trace.products]
             self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
             self._layers = self._gather(trace)
             self.written = self._numbers(trace)
             for layer, reason in faults(self, shown, output):
-                self.pinned[layer.name] = reason
+                self.pinned[layer.name] = layer.factor.frozen = reason
                 del self._layers[layer.name]
         self._explain()
 
@@ -180,6 +183,26 @@ class Anatomy(Mapping[str, HiddenLayer]):
             if not seen & set(here):
                 self.pinned.update((title, reason) for title, reason in reasons.items() if title not in layers)
         return layers
+
+    def _trace_training(self, trace: Trace, shown: Any) -> None:
+        """Follows the network in training mode, too; weights that are still not met may cost every layer."""
+        problem = ""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        try:
+            with plainly(self.model, training=True):
+                trace.run(shown)
+        except Exception as error:  # whatever the foreign forward pass raises
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        if trace.missed and (trace.steered or problem):
+            reason = (
+                f"the example input does not meet {trace.missed[0]}, and in training mode it fails ({problem[:80]})"
+                if problem
+                else f"the network chooses by its data whether {trace.missed[0]} is used; give an example that meets it"
+            )
+            for name in trace.axes:
+                trace.freeze_parameter(name, reason)
 
     def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
         """A layer's name: the module that makes its units, or the parameter where that name is taken."""

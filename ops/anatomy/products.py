@@ -41,7 +41,7 @@ def convolution(trace: Trace, call: Call) -> Axes | str | None:
             product(group, inner if transposed else read),
         )
     unite(given.axes[1], read)
-    _passed(trace, kernel, given)
+    trace.passed(kernel, x, 1)
     where = x if transposed else call.out
     trace.count(kernel.source, where.numel() / where.size(1))
     call.maker, call.chain = kernel.source, () if groups == 1 or size(made) > groups else ("depthwise",)
@@ -54,26 +54,26 @@ def convolution(trace: Trace, call: Call) -> Axes | str | None:
 
 
 def linear(trace: Trace, call: Call) -> Axes | str | None:
-    x, weight = trace.twin(call.args[0]), trace.twin(call.args[1])
-    return _multiply(trace, call, x, weight, len(weight.axes) - 1, call.get(2, "bias"))
+    return _multiply(trace, call, call.args[0], call.args[1], 1, call.get(2, "bias"))
 
 
 def matmul(trace: Trace, call: Call) -> Axes | str | None:
-    one, other = map(trace.twin, call.args[:2])
-    return _multiply(trace, call, one, other, max(len(other.axes) - 2, 0))
+    one, other = call.args[:2]
+    return _multiply(trace, call, one, other, max(other.dim() - 2, 0))
 
 
 def addmm(trace: Trace, call: Call) -> Axes | str | None:
     if call.kwargs:  # scaled by alpha and beta
         return None
-    one, other = map(trace.twin, call.args[1:3])
-    return _multiply(trace, call, one, other, max(len(other.axes) - 2, 0), call.args[0])
+    added, one, other = call.args[:3]
+    return _multiply(trace, call, one, other, max(other.dim() - 2, 0), added)
 
 
 def _multiply(
-    trace: Trace, call: Call, one: Twin, other: Twin, read: int, added: Tensor | None = None
+    trace: Trace, call: Call, left: Tensor, right: Tensor, read: int, added: Tensor | None = None
 ) -> Axes | str | None:
-    """``[…, n, k]`` times ``other`` with its dimension ``read`` summed over; the leading dimensions of both are one."""
+    """``[…, n, k]`` times ``right`` with its dimension ``read`` summed over; the leading dimensions of both are one."""
+    one, other = trace.constant(left), trace.constant(right)
     weight = one if one.source is not None else other if other.source is not None else None
     if one.source is not None and other.source is not None:
         return "it is multiplied by another parameter"
@@ -95,7 +95,10 @@ def _multiply(
     else:
         summed, free = (last, last - 1) if weight is one else (read, made)
         _read_and_make(trace, weight, summed, free, both)
-        _passed(trace, weight, other if weight is one else one)
+        if weight is one:
+            trace.passed(weight, right, read)
+        else:
+            trace.passed(weight, left, last)
         assert weight.source is not None
         trace.count(weight.source, terms / max(trace.shape(weight.source).numel(), 1))
         call.maker, call.chain = weight.source, ()
@@ -123,7 +126,7 @@ def _read_and_make(trace: Trace, weight: Twin, summed: int, free: int | None, bo
 
 
 def embedding(trace: Trace, call: Call) -> Axes | str | None:
-    weight, indices = trace.twin(call.args[0]), trace.twin(call.args[1])
+    weight, indices = trace.twin(call.args[0]), trace.constant(call.args[1])
     if weight.source is None or not all(map(is_fixed, indices.axes)):
         return None
     trace.use(weight, 1, FAN_IN, across=0)
@@ -155,9 +158,3 @@ def named(axis: Axis, kind: str) -> None:
     """Gives the units on an axis a name of their kind."""
     for factor in factors(axis):
         factor.kind = factor.kind or kind
-
-
-def _passed(trace: Trace, weight: Twin, given: Twin) -> None:
-    """Notes the operators between the units' birth and this reader."""
-    if weight.source is not None:
-        trace.chains[weight.source] = given.chain if given.maker is not None else ("?",)

@@ -1,9 +1,10 @@
 """The rehearsal: what the trace proposes is tried before it is offered.
 
-All layers are changed at once, in place and undone: an eighth of the units of each is doubled at uneven shares and all
-are put in another order, which must not change the output at all. A layer that fails (a hard-coded size, a unit used
-by its position) is pinned with the reason instead of being offered. Layers that a norm couples are only put in another
-order there, and run once more at about half their size. A network in which everything is right costs one or two passes.
+All layers are changed at once, in place and undone: about an eighth of the units of each is doubled at uneven shares
+and all are put in another order, which must not change the output at all. A layer that fails (a hard-coded size, a
+unit used by its position) is pinned with the reason instead of being offered. Layers that a norm couples are only put
+in another order there, and run once more at about half their size. A network in which everything is right costs one or
+two passes.
 
 Doubling with any shares is enough to know that removal is right, too: a copy with the share 0 is a unit that nobody
 reads, and if adding one changes nothing then taking one away changes nothing.
@@ -81,7 +82,8 @@ def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[H
     """The layers that cannot be operated on, with the reason; ``output`` is the network's, unchanged."""
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
-        return _problem(anatomy, [_reordered(layer) for layer in layers], example, output, equal=True)
+        edits = [_reordered(layer, number) for number, layer in enumerate(layers)]
+        return _problem(anatomy, edits, example, output, equal=True)
 
     def halved(layers: Sequence[HiddenLayer]) -> Problem | None:
         return _problem(anatomy, [_halved(layer) for layer in layers], example, output, equal=False)
@@ -91,17 +93,20 @@ def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[H
     return found + _isolate([each for each in anatomy.values() if not each.exact and each not in failed], halved)
 
 
-def _reordered(layer: HiddenLayer) -> Edit:
-    """The units rotated by a third and, where that is exact, some of them doubled; an odd number comes out."""
-    units = layer.units
-    order = torch.arange(units).roll(1 + units // 3)
+def _reordered(layer: HiddenLayer, number: int) -> Edit:
+    """The units rotated by a third and, where that is exact, some of them doubled at uneven shares.
+
+    A prime number comes out, and another one for the next layer of this size, so that nothing divides by luck.
+    """
+    order = torch.arange(layer.units).roll(1 + layer.units // 3)
     if not layer.exact:
         return Edit(layer, order)
-    doubled = max(1, units // 8)
-    doubled += (units + doubled + 1) % 2
-    shares = torch.ones(units + doubled, dtype=torch.float64)
-    shares[:doubled], shares[units:] = 0.3, 0.7
-    return Edit(layer, torch.cat([order, order[:doubled]]), shares)
+    wanted = max(5, layer.units + 1 + layer.units // 8) + 2 * (number % 3)
+    while any(wanted % divisor == 0 for divisor in range(2, math.isqrt(wanted) + 1)):
+        wanted += 1
+    sources = order[torch.arange(wanted) % layer.units]
+    weights = 1.0 + (torch.arange(wanted) // layer.units).to(torch.float64)
+    return Edit(layer, sources, weights / torch.zeros(layer.units).to(weights).index_add(0, sources, weights)[sources])
 
 
 def _halved(layer: HiddenLayer) -> Edit:

@@ -49,9 +49,10 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     if not call.inputs and call.name in _BLANK:  # as long as what it will meet
         for tensor in call.outputs:
             trace.mark(tensor, Twin(tuple(Factor(n) if n > 1 else ONE for n in tensor.shape)))
-    if not call.outputs and not plain:  # a value leaves the tensors, and anything may depend on it
-        trace.refuse(call.inputs, f"{call.name} hands its values to Python")
     live = any(twin.live for twin in twins)
+    if not call.outputs and call.inputs:  # a value leaves the tensors, and anything may depend on it
+        trace.refuse(call.inputs, f"{call.name} hands its values to Python")
+        trace.steered |= live
     if plain:
         for tensor in call.outputs if live else ():
             trace.mark(tensor, Twin(_constant(tensor), live=True))
@@ -301,6 +302,13 @@ def _split(trace: Trace, call: Call) -> list[Axes] | None:
     x = call.args[0]
     dim = call.get(2, "dim", 0) % x.dim()
     axes, found, at = list(trace.twin(x).axes), [], 0
+    lengths = {tensor.size(dim) for tensor in call.outputs}
+    if not isinstance(call.args[1], (list, tuple)) and len(lengths) == 1 and len(call.outputs) > 1:  # equal pieces
+        outer, piece = split(axes[dim], (len(call.outputs), lengths.pop()))
+        freeze(outer, "its parts are told apart by position")
+        axes[dim] = piece
+        trace.write_down([piece])
+        return [tuple(map(canonical, axes))] * len(call.outputs)
     for tensor in call.outputs:
         piece = section(axes[dim], at, at + tensor.size(dim))
         at += tensor.size(dim)
@@ -412,10 +420,11 @@ def _index(trace: Trace, call: Call) -> Axes | None:
         if len(given) != 1:
             return None
         dim, at = given[0], indices[given[0]]
-    if not all(map(is_fixed, trace.twin(at).axes)) or at.dtype == torch.bool:
+    chosen = trace.constant(at).axes
+    if not all(map(is_fixed, chosen)) or at.dtype == torch.bool:
         return None
     freeze(axes[dim], "its units are picked by position")
-    return tuple(axes[:dim]) + tuple(trace.twin(at).axes) + tuple(axes[dim + 1 :])
+    return (*axes[:dim], *chosen, *axes[dim + 1 :])
 
 
 def _pixel_shuffle(trace: Trace, call: Call) -> Axes | None:
@@ -565,7 +574,7 @@ _KINDS: dict[Rule, str] = {
     _group_norm: "native_group_norm",
     _reshape: "view _unsafe_view _reshape_alias _reshape_copy",
     _permute: "permute transpose t",
-    _same: "clone detach alias _to_copy native_dropout contiguous lift_fresh",
+    _same: "clone detach alias _to_copy native_dropout contiguous lift_fresh bernoulli uniform normal exponential",
     _restride: "as_strided",
     _complex: "view_as_complex view_as_real",
     _like: "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty",

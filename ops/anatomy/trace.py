@@ -29,12 +29,16 @@ class Trace(TorchDispatchMode):
     ``calls`` weight → how often each of its elements is used per sample (for FLOPs); ``products`` the axes of every
     product of two activations; ``sinks`` weight → the bias that what it makes meets first, with the sign in which a
     constant enters it; ``chains`` weight → operators between the units' birth and this reader; ``written`` numbers
-    that modules keep as attributes and that were found to be the size of an axis.
+    that modules keep as attributes and that were found to be the size of an axis; ``seen``, if it is to
+    ``remember``, weight → copies of what it was multiplied with, the dimension that is summed over last.
     """
 
-    def __init__(self, model: nn.Module, batch: int) -> None:
+    def __init__(self, model: nn.Module, batch: int, remember: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.remember = remember
+        self.seen: dict[str, list[Tensor]] = {}
+        self.output: Any = None
         self.batch = max(batch, 1)
         self.axes: dict[str, tuple[Axis, ...]] = {}
         self.uses: dict[tuple[str, int], list[Use]] = {}
@@ -47,9 +51,11 @@ class Trace(TorchDispatchMode):
         for name, tensor in tensors_of(model):
             self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
         self._tensors = dict(tensors_of(model))
+        self._buffers = {name for name, _ in model.named_buffers()}
         self._twins: dict[int, Twin] = {}
         self._alive: dict[int, Tensor] = {}  # keeps ids unique while the trace lasts
         self._modules: list[nn.Module] = []
+        self.steered = False  # the network hands values that depend on its input to Python
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -69,21 +75,32 @@ class Trace(TorchDispatchMode):
             for tensor in flat_tensors(example):
                 self.mark(tensor, Twin(tuple(Fixed(n) for n in tensor.shape), live=True))
             with self:
-                output = flat_tensors(call(self.model, example))
+                self.output = call(self.model, example)
         finally:
             for hook in hooks:
                 hook.remove()
+        output = flat_tensors(self.output)
         for tensor in output:
             for axis in self.twin(tensor).axes:
                 freeze(axis, "it is the network's output")
         return output
 
+    @property
+    def missed(self) -> list[str]:
+        """The parameters that were not met."""
+        return [name for name, _ in self.model.named_parameters() if name not in self.axes]
+
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modules.append(module)
         if isinstance(module, nn.MultiheadAttention):  # its forward pass computes heads from the width of its input
-            names = {id(tensor): name for name, tensor in self._tensors.items()}
-            for parameter in module.parameters():
-                self.freeze_parameter(names[id(parameter)], "nn.MultiheadAttention takes its heads from its input")
+            self._freeze_module(module, "nn.MultiheadAttention takes its heads from its input")
+        if isinstance(module, nn.RNNBase) and module.proj_size:
+            self._freeze_module(module, "torch knows a projected recurrent layer by its sizes")
+
+    def _freeze_module(self, module: nn.Module, reason: str) -> None:
+        names = {id(tensor): name for name, tensor in self._tensors.items()}
+        for parameter in module.parameters():
+            self.freeze_parameter(names[id(parameter)], reason)
 
     # -- what is known of a tensor -----------------------------------------------------------------------------------
 
@@ -97,6 +114,15 @@ class Trace(TorchDispatchMode):
     def mark(self, tensor: Tensor, twin: Twin) -> None:
         self._twins[id(tensor)] = twin
         self._alive[id(tensor)] = tensor
+
+    def constant(self, tensor: Tensor) -> Twin:
+        """The twin of a tensor that is used for its values; a buffer is then constant."""
+        twin = self.twin(tensor)
+        if twin.source not in self._buffers:
+            return twin
+        for axis in twin.axes:
+            freeze(axis, "its values are used, not one for each unit")
+        return Twin(tuple(Fixed(n) for n in tensor.shape))
 
     def _parameter(self, tensor: Tensor) -> Twin | None:
         known = self._named.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
@@ -154,6 +180,15 @@ class Trace(TorchDispatchMode):
     def count(self, weight: str, times: float) -> None:
         """Each element of a weight is used so many times for the whole batch."""
         self.calls[weight] = self.calls.get(weight, 0.0) + times / self.batch
+
+    def passed(self, weight: Twin, given: Tensor, dim: int) -> None:
+        """A weight reads this tensor, summing over one of its dimensions."""
+        if weight.source is None:
+            return
+        twin = self.twin(given)
+        self.chains[weight.source] = twin.chain if twin.maker is not None else ("?",)
+        if self.remember:  # a copy, as what follows may work in place
+            self.seen.setdefault(weight.source, []).append(given.detach().movedim(dim, -1).clone())
 
     def refuse(self, tensors: Iterable[Tensor], reason: str) -> None:
         """Freezes everything on these tensors."""
@@ -216,28 +251,28 @@ def call(model: nn.Module, example: Any) -> Any:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Evaluation (or training) mode for a while; every submodule gets its own mode back."""
+    changed = [module for module in model.modules() if module.training is not training]
+    for module in changed:
+        module.training = training
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module in changed:
+            module.training = not training
 
 
 @contextlib.contextmanager
-def plainly(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no compiled code and no fused attention or recurrent kernels, for a while.
+def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Evaluation (or training) mode, no gradients, no compiled code and no fused kernels, for a while.
 
     The random numbers of the CPU are the same each time, so that two passes can be compared.
     """
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     fast = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluating(model, training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(0)

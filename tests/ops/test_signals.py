@@ -80,12 +80,27 @@ def test_loss_needs_targets():
         _ = Signals(model, inputs).loss
 
 
-def test_says_what_it_has_not_seen():
+def test_weights_that_no_module_applies_are_seen():
     net = Net(
         lambda m, x: nn.functional.linear(m.hidden(x).relu(), m.out.weight),
         hidden=nn.Linear(4, 6), out=nn.Linear(6, 2),
     )  # fmt: skip
     inputs = torch.randn(3, 4)
     layer = Anatomy(net, inputs)["hidden"]
-    with pytest.raises(SurgeryError, match=r"layer hidden: nothing was seen of what out\.weight is given"):
-        Signals(net, inputs).received(layer, layer.readers[0])
+    received = Signals(net, inputs).received(layer, layer.readers[0])
+    torch.testing.assert_close(received.float(), net.hidden(inputs).relu())
+
+
+def test_each_group_of_a_convolution_reads_its_own_part():
+    model, inputs = build("grouped", batch=3)
+    layer = Anatomy(model, inputs)["0"]
+    received = Signals(model, inputs).received(layer, layer.readers[0])
+    wanted = model[0](inputs).view(3, 2, 4, 6, 6).permute(1, 0, 3, 4, 2).reshape(-1, 4)
+    torch.testing.assert_close(received.float(), wanted)
+
+
+def test_says_what_it_has_not_seen():
+    model, inputs = build("mlp")
+    layer = Anatomy(model, inputs)["0"]
+    with pytest.raises(SurgeryError, match=r"layer 0: nothing was seen of what 2\.weight is given"):
+        Signals(model[0], inputs).received(layer, layer.readers[0])
