@@ -35,12 +35,15 @@ def components_needed(outputs: Tensor, variance_threshold: float) -> int:
 
     ``outputs``: ``[samples, units]``, float64; centred here across units.
     """
+    left = unexplained(outputs)
+    return int((left > variance_threshold).sum()) + 1 if len(left) else 0
+
+
+def unexplained(outputs: Tensor) -> Tensor:
+    """The share of the variance that the first 1, 2, … principal components leave; empty where nothing varies."""
     centred = outputs - outputs.mean(dim=1, keepdim=True)
     spectrum = torch.linalg.eigvalsh(centred.T @ centred).flip(0).clamp(min=0)
-    if spectrum.sum() <= 0:
-        return 0
-    dropped = 1 - spectrum.cumsum(0) / spectrum.sum()
-    return int((dropped > variance_threshold).sum()) + 1
+    return 1 - spectrum.cumsum(0) / spectrum.sum() if spectrum.sum() > 0 else spectrum[:0]
 
 
 def spanning_units(outputs: Tensor, count: int) -> tuple[int, ...]:

@@ -130,14 +130,22 @@ def layers(
     data: Data = None,
     model: Model = None,
     epochs: Annotated[int, typer.Option(help="Train so many epochs first, to see redundancy as it comes.", min=0)] = 0,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Random images of this size, such as 3x224x224 (what torchvision's get without --data)."),
+    ] = None,
 ) -> None:
     """List the layers of a network that can be operated on, with their redundancy, and why others cannot."""
     from study.config import compose
-    from study.layers import table
+    from study.layers import of_data, of_image_size
 
     settings = compose(preset, config, {"data": data, "model": model, "epochs": epochs or None})
+    if image is None and data is None and config is None and settings.model.startswith("torchvision:"):
+        image = "3x299x299" if "inception" in settings.model else "3x224x224"
+    if image is not None and (data is not None or epochs):
+        raise StudyError("--image is for random images; it goes with neither --data nor --epochs")
     console = _console()
-    for part in table(settings, epochs):
+    for part in of_data(settings, epochs) if image is None else of_image_size(settings, image):
         console.print(part)
 
 

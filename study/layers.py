@@ -1,4 +1,4 @@
-"""The table of ``surgery layers``: what of a network can be operated on, at what price, and what cannot and why."""
+"""The table of ``surgery layers``: what of a network can be operated on, how much hangs on it, and why not the rest."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from dataclasses import replace
 
 import torch
 from rich.table import Table
+from torch import Tensor, nn
 
 from ops import Anatomy, HiddenLayer, Signals, SurgeryError
-from ops.pcns import components_needed
+from ops.pcns import unexplained
 from study import data, models
 from study.config import Settings
+from study.errors import StudyError
 from study.training.run import make_optimizer
 from study.training.trainer import Batches, Trainer
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)
+#: Of random images, so many are shown to see redundancy.
+RANDOM_IMAGES = 16
 
 
-def table(settings: Settings, epochs: int) -> list[Table]:
-    """One table of the layers, one of the places that are pinned (if any).
+def of_data(settings: Settings, epochs: int) -> list[Table]:
+    """The tables of a network on real images, trained for ``epochs`` epochs first (0: as it is made).
 
-    The network is trained for ``epochs`` epochs first (0: as it is made); redundancy is how many principal components
-    carry 90, 99 and 99.9 % of the variance of a layer's outputs on ``settings.signal_images`` training images.
+    Redundancy is seen on ``settings.signal_images`` training images.
     """
     dataset = data.load(settings.data, settings.validation)
     device = torch.device("cpu")
@@ -34,33 +37,60 @@ def table(settings: Settings, epochs: int) -> list[Table]:
             model, make_optimizer(settings, model), dataset, epochs=epochs, batch_size=settings.batch_size,
             seed=settings.seed, device=device,
         ).fit()  # fmt: skip
-    anatomy = Anatomy(model, torch.zeros(2, *dataset.shape))
-    shown = Batches(dataset.train.thinned(settings.signal_images), device)
-    signals = Signals(model, shown.take(slice(None))[0])
-    total, flops = anatomy.cost()
+    shown = Batches(dataset.train.thinned(settings.signal_images), device).take(slice(None))[0]
     trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else "untrained"
+    return _tables(model, shown, f"{settings.model} on {settings.data}, {trained}")
+
+
+def of_image_size(settings: Settings, size: str) -> list[Table]:
+    """The tables of an untrained network on random images of a size such as ``3x224x224``.
+
+    Raises:
+        StudyError: the size is not of that form.
+    """
+    try:
+        channels, height, width = (int(part) for part in size.split("x"))
+        if min(channels, height, width) < 1:
+            raise ValueError
+    except ValueError:
+        raise StudyError(f"--image is {size!r}, but it must be channels × height × width, such as 3x224x224") from None
+    torch.manual_seed(settings.seed)
+    model = models.build(settings.model, (channels, height, width), 1000)
+    shown = torch.randn(RANDOM_IMAGES, channels, height, width)
+    return _tables(model, shown, f"{settings.model} on random images of {channels} × {height} × {width}, untrained")
+
+
+def _tables(model: nn.Module, shown: Tensor, title: str) -> list[Table]:
+    """One table of the layers, one of what is pinned (if anything is)."""
+    anatomy = Anatomy(model, shown[:2])
+    signals = Signals(model, shown)
+    total, flops = anatomy.cost()
     found = Table(
-        title=f"{settings.model} on {settings.data}, {trained}: {total:,} parameters, {flops:,} FLOPs an image",
+        title=f"{title}: {total:,} parameters, {flops:,} FLOPs an image",
         title_justify="left",
+        caption="parameters and FLOPs: of the tensors that hold its units; last columns: units needed for that much "
+        "of the variance of its outputs",
+        caption_justify="left",
     )
-    for column in ("layer", "units", "edits", "parameters", "FLOPs", *(f"for {v:.1%}" for v in VARIANCES)):
-        found.add_column(column, justify="left" if column in ("layer", "edits") else "right")
+    for column in ("layer", "units", "edits", "parameters", "FLOPs", *(f"{v:.1%}" for v in VARIANCES)):
+        found.add_column(column, justify="left" if column in ("layer", "edits") else "right", no_wrap=column == "layer")
     for name, layer in anatomy.items():
-        halved = layer.cost(layer.units // 2 or 1)
+        parameters, share = layer.held()
         found.add_row(
-            name, f"{layer.units:,}", "exact" if layer.exact else f"inexact: {layer.reason}",
-            f"{(halved[0] - total) / total:+.1%}", f"{(halved[1] - flops) / flops:+.1%}", *_needed(layer, signals),
+            name, f"{layer.units:,}", "exact" if layer.exact else f"inexact: {layer.reason}", f"{parameters:,}",
+            f"{share / max(flops, 1):.1%}", *_needed(layer, signals),
         )  # fmt: skip
-    found.caption = (
-        "parameters and FLOPs: what halving the layer would change; last columns: units needed for that variance"
-    )
     if not anatomy.pinned:
         return [found]
     pinned = Table(title="Not operated on", title_justify="left")
-    pinned.add_column("place")
     pinned.add_column("why")
+    pinned.add_column("weights of")
+    reasons: dict[str, list[str]] = {}
     for name, reason in anatomy.pinned.items():
-        pinned.add_row(name, reason)
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 4} more" if len(names) > 5 else ""
+        pinned.add_row(reason, ", ".join(names[: 4 if more else 5]) + more)
     return [found, pinned]
 
 
@@ -69,4 +99,5 @@ def _needed(layer: HiddenLayer, signals: Signals) -> list[str]:
         outputs = torch.cat([signals.received(layer, place) for place in layer.readers])
     except SurgeryError:
         return ["?"] * len(VARIANCES)
-    return [str(components_needed(outputs, 1 - variance)) for variance in VARIANCES]
+    left = unexplained(outputs)
+    return [str(int((left > 1 - variance).sum()) + 1) if len(left) else "0" for variance in VARIANCES]

@@ -7,7 +7,8 @@ undone (``rehearsal``, ``rebuild``), before it is offered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -120,15 +121,17 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     def cost(self) -> tuple[int, int]:
         """Parameters and FLOPs (two per multiply-add of convolutions and products) of one sample."""
-        numbers = {
-            name: axes.size(axes.Product(self.expressions[name]))
-            if name in self.expressions
-            else self.tensor(name).numel()
-            for name in self._parameters
-        }
-        terms = sum(numbers.get(name, 0) * times for name, times in self.calls.items())
-        terms += sum(axes.size(each) for each in self.products) / self._batch
-        return sum(numbers.values()), round(2 * terms)
+        parameters, flops = self.held(self._parameters)
+        return parameters, flops + round(2 * sum(axes.size(each) for each in self.products) / self._batch)
+
+    def held(self, tensors: Iterable[str]) -> tuple[int, int]:
+        """Parameters, and FLOPs of one sample, of some tensors."""
+        numbers = {name: self._numel(name) for name in tensors if name in self._parameters}
+        return sum(numbers.values()), round(2 * sum(n * self.calls.get(name, 0) for name, n in numbers.items()))
+
+    def _numel(self, name: str) -> int:
+        known = self.expressions.get(name)
+        return self.tensor(name).numel() if known is None else math.prod(map(axes.size, known))
 
     def owner(self, name: str) -> nn.Module:
         """The module that holds a tensor (the first one, where it is tied)."""

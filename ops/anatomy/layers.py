@@ -146,6 +146,10 @@ class HiddenLayer:
         finally:
             self.factor.size = now
 
+    def held(self) -> tuple[int, int]:
+        """Parameters, and FLOPs per sample, of the tensors that hold its units (other layers may share them)."""
+        return self.anatomy.held(dict.fromkeys(place.tensor for place in self.places))
+
     def tensor(self, place: Place) -> Tensor:
         """The tensor at a place. Raises SurgeryError where something else has changed its size."""
         tensor = self.anatomy.tensor(place.tensor)

@@ -171,7 +171,7 @@ def test_a_cluster_that_is_not_there(surgery: Surgery) -> None:
 def test_the_layers_of_a_network(surgery: Surgery) -> None:
     code, out, err = surgery("layers", "--preset", "smoke")
     assert (code, err) == (0, "")
-    for word in ("mlp on digits, untrained", "fc1", "fc2", "128", "64", "for 99.0%"):
+    for word in ("mlp on digits, untrained", "fc1", "fc2", "128", "64", "99.0%"):
         assert word in out
     assert "fc3" not in out.split("Not operated on")[0]
 
@@ -199,3 +199,10 @@ def test_the_layers_of_a_residual_network_on_a_folder_of_images(surgery: Surgery
     assert (code, err) == (0, "")
     for word in ("torchvision:resnet18 on", "layer1.0.conv1", "layer4.1.conv1", "512"):
         assert word in out
+
+
+def test_the_layers_of_a_torchvision_model_without_data(surgery: Surgery) -> None:
+    code, out, err = surgery("layers", "--model", "torchvision:squeezenet1_1", "--image", "3x64x64")
+    assert (code, err) == (0, "") and "on random images of 3 × 64 × 64" in out and "features.3.squeeze" in out
+    assert "--image is '64', but it must be" in surgery.refused("layers", "--image", "64")
+    assert "goes with neither --data nor --epochs" in surgery.refused("layers", "--image", "1x8x8", "--epochs", "2")
