@@ -137,17 +137,24 @@ class _Body:
 def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor]) -> Undo:
     """One axis of one tensor, with its gradient and its optimizers' state."""
     tensor, (place,) = body.tensors[name], step.places
-    data = step.values(tensor.data)
-    if place in old_columns:
-        old = tensor.data.movedim(place.axis, 0)[old_columns[place].to(tensor.device)].to(torch.float64)
-        mixed = torch.einsum("uk...,un->nk...", old, plan.mixing[name].to(old))
-        data.movedim(place.axis, 0)[place.positions.to(data.device)] = mixed.to(data)
-    if place.role != FAN_OUT and name in plan.newborn:
-        newborn = (step.index < 0).nonzero().squeeze(1).to(data.device)
-        data = data.index_copy(place.axis, newborn, plan.newborn[name].to(data))
-    undo: Undo = list(follow(body.optimizers, tensor, step.state))
+
+    def weights(old: Tensor) -> Tensor:
+        data = step.values(old)
+        if place in old_columns:
+            columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)].to(torch.float64)
+            mixed = torch.einsum("uk...,un->nk...", columns, plan.mixing[name].to(columns))
+            data.movedim(place.axis, 0)[place.positions.to(data.device)] = mixed.to(data)
+        if place.role != FAN_OUT and name in plan.newborn:
+            newborn = (step.index < 0).nonzero().squeeze(1).to(data.device)
+            data = data.index_copy(place.axis, newborn, plan.newborn[name].to(data))
+        return data.contiguous()
+
+    def remap(old: Tensor, degree: int | None) -> Tensor:
+        return weights(old) if degree is None else step.state(old, degree)
+
+    undo: Undo = list(follow(body.optimizers, tensor, remap))
     gradient = step.state(tensor.grad, 1) if tensor.grad is not None else None
-    undo.append(exchange(tensor, data.contiguous(), gradient))
+    undo.append(exchange(tensor, weights(tensor.data), gradient))
     return undo
 
 

@@ -58,6 +58,8 @@ class Move:
         return new if self.made is None else _times(new, self.axis, self.made**degree)
 
     def _gather(self, old: Tensor, fill: float) -> Tensor:
+        if old.is_sparse:  # an embedding's gradient
+            return self._gather(old.to_dense(), fill).to_sparse(old.sparse_dim())
         new = _taken(old, self.axis, self.index.clamp(min=0))
         newborn = (self.index < 0).nonzero().squeeze(1).to(old.device)
         return new.index_fill_(self.axis, newborn, fill) if len(newborn) else new
