@@ -23,6 +23,7 @@ from ops.signals import Signals
 from ops.surgery import apply, operate, trial_surgery
 from ops.verification import measure
 from ops.weak_expand import WeakExpand
+from ops.wrappers import inner, rewrap
 from ops.zero_expand import ZeroExpand
 
 OPERATIONS: dict[str, type[Operation]] = {
@@ -37,5 +38,5 @@ OPERATIONS: dict[str, type[Operation]] = {
 __all__ = [
     "OPERATIONS", "PCNS", "Anatomy", "EigenRemove", "HiddenLayer", "MinWeight", "Moment", "Operation", "Plan",
     "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply",
-    "describe", "load", "measure", "operate", "save", "trial_surgery",
+    "describe", "inner", "load", "measure", "operate", "rewrap", "save", "trial_surgery",
 ]  # fmt: skip

@@ -229,7 +229,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     def _explain(self) -> None:
         """Says of every other weight why it makes no layer."""
-        known = {place.tensor for layer in self.values() for place in layer.makers}
+        known = {place.tensor for layer in self.values() for place in layer.places}
         for name in sorted(self._parameters - known):
             title, owner = name.rpartition(".")[0] or name, self.owner(name)
             if self.tensor(name).dim() < 2 or title in self.pinned or name in self.pinned or title in self:

@@ -155,17 +155,20 @@ def _isolate(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLa
     found: list[tuple[HiddenLayer, str]] = []
     problem = trial(remaining)
     while problem is not None:
+        culprit: tuple[object, ...] | None = None
+        after: Problem | None = None
         for kind in _suspects(remaining, problem.module):
-            rest = [layer for layer in remaining if _kind(layer) != kind]
-            after = trial(rest)
-            if after is None or after.module is None or after != problem:
+            left = trial([layer for layer in remaining if _kind(layer) != kind])
+            passed = left is None or left.module != problem.module
+            if passed or (culprit is None and left != problem):  # one of several culprits, perhaps
+                culprit, after = kind, left
+            if passed:
                 break
-        else:
+        if culprit is None or (after is not None and after.module is None):
             return found + _divided(remaining, trial)
-        found += [(layer, problem.reason) for layer in remaining if _kind(layer) == kind]
-        remaining, problem = rest, after
-        if problem is not None and problem.module is None:
-            return found + _divided(remaining, trial)
+        found += [(layer, problem.reason) for layer in remaining if _kind(layer) == culprit]
+        remaining = [layer for layer in remaining if _kind(layer) != culprit]
+        problem = after
     return found
 
 
