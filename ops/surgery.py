@@ -8,14 +8,14 @@ averages of the weights.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ops.anatomy import HiddenLayer, Place, rebuild, tensors_of
+from ops.anatomy import Anatomy, HiddenLayer, Place, rebuild
 from ops.anatomy.calls import FAN_OUT
 from ops.anatomy.rebuild import Edit, Move, Undo
 from ops.errors import SurgeryError
@@ -66,7 +66,7 @@ def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> U
     """
     layer, anatomy = plan.layer, plan.layer.anatomy
     _check(plan)
-    bodies = [_Body(anatomy.model, listed(optimizers)), *(_Body(inner(each)) for each in _several(averages))]
+    bodies = [_Body(anatomy, optimizers=listed(optimizers)), *(_Body(anatomy, each) for each in _several(averages))]
     for body in bodies:
         body.check(layer)
     edit = Edit(layer, torch.tensor(plan.sources, dtype=torch.int64), plan.shares)
@@ -76,7 +76,7 @@ def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> U
     undo: Undo = []
     for body in bodies:
         for name, change in changes.items():
-            undo.append(body.set(name, body.tensors[name] + change if body.averaged else plan.replaced[name]))
+            undo.append(body.set(name, body.tensor(name) + change if body.averaged else plan.replaced[name]))
         for place in layer.readers:
             if place.tensor in plan.constants:
                 name, sign = anatomy.sinks[place.tensor]
@@ -86,7 +86,7 @@ def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> U
         for name, steps in moves.items():
             for step in steps:
                 undo.extend(_rebuild(body, name, step, plan, old_columns))
-        undo.extend(rebuild.write_down(anatomy, body.model, [layer]))
+        undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
     return undo
 
 
@@ -104,39 +104,46 @@ def trial_surgery(*plans: Plan, optimizers: Optimizers = (), averages: Averages 
 
 
 class _Body:
-    """A network with these units: the one that is trained, or an average of its weights."""
+    """A network with these units: the one that is trained, or (without ``optimizers``) an average of its weights."""
 
-    def __init__(self, model: nn.Module, optimizers: tuple[Optimizer, ...] | None = None) -> None:
-        self.model = model
-        self.averaged = optimizers is None
-        self.optimizers = optimizers or ()
-        self.tensors = dict(tensors_of(model))
+    def __init__(
+        self, anatomy: Anatomy, average: nn.Module | None = None, optimizers: tuple[Optimizer, ...] = ()
+    ) -> None:
+        self.anatomy = anatomy
+        self.averaged = average is not None
+        self.modules = anatomy.modules if average is None else dict(inner(average).named_modules())
+        self.optimizers = optimizers
+
+    def tensor(self, name: str) -> Tensor:
+        return self.anatomy.tensor(name, self.modules)
 
     def check(self, layer: HiddenLayer) -> None:
         """Raises SurgeryError where this network cannot follow."""
         here = {place.tensor: layer.tensor(place) for place in layer.places}
         for name, tensor in here.items():
-            mine = self.tensors.get(name)
-            if mine is None or mine.shape != tensor.shape:
-                found = "no such tensor" if mine is None else f"the shape {tuple(mine.shape)}"
+            try:
+                shape = tuple(self.tensor(name).shape)
+            except (AttributeError, KeyError):
+                shape = None
+            if shape != tuple(tensor.shape):
                 raise SurgeryError(
                     f"an average of the network must have its shapes, but {name} is {tuple(tensor.shape)} in the "
-                    f"network and the average has {found}; give every average to every operation"
+                    f"network and {shape or 'missing'} in the average; give every average to every operation"
                 )
         check(self.optimizers, here)
 
-    def set(self, name: str, data: Tensor) -> Any:
-        tensor = self.tensors[name]
+    def set(self, name: str, data: Tensor) -> Callable[[], object]:
+        tensor = self.tensor(name)
         return exchange(tensor, data.to(tensor), tensor.grad)
 
-    def add(self, name: str, amount: Tensor) -> Any:
-        tensor = self.tensors[name]
+    def add(self, name: str, amount: Tensor) -> Callable[[], object]:
+        tensor = self.tensor(name)
         return self.set(name, tensor.data.to(torch.float64) + amount.view(tensor.shape))
 
 
 def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor]) -> Undo:
     """One axis of one tensor, with its gradient and its optimizers' state."""
-    tensor, (place,) = body.tensors[name], step.places
+    tensor, (place,) = body.tensor(name), step.places
 
     def weights(old: Tensor) -> Tensor:
         data = step.values(old)
@@ -160,7 +167,7 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
 
 def _sent(body: _Body, layer: HiddenLayer, place: Place, constant: Tensor) -> Tensor:
     """What a constant output of each unit sends on to the bias behind this reader."""
-    outgoing = layer.by_unit(place, body.tensors[place.tensor].detach().to(torch.float64))
+    outgoing = layer.by_unit(place, body.tensor(place.tensor).detach().to(torch.float64))
     return torch.einsum("uok,u->o", outgoing, constant.to(outgoing))
 
 

@@ -39,9 +39,9 @@ class Number:
     position: int | None
     axis: Axis
 
-    def set(self, model: nn.Module) -> Undo:
-        """Writes the size down in a model; returns what undoes it."""
-        module = model.get_submodule(self.module)
+    def set(self, modules: Mapping[str, nn.Module]) -> Undo:
+        """Writes the size down in a network, given by its modules; returns what undoes it."""
+        module = modules[self.module]
         old = getattr(module, self.attribute)
         new = axes.size(self.axis)
         if self.position is not None:
@@ -72,6 +72,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         self.model = model = inner(model)
         self.example_input = example_input
         self.pinned: dict[str, str] = {}
+        self.modules = dict(model.named_modules())
         self._owners = _owners(model)
         self._batch = _batch(example_input)
         self._parameters = {name for name, _ in model.named_parameters()}
@@ -114,9 +115,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def __repr__(self) -> str:
         return f"Anatomy({', '.join(f'{name}: {layer.units} units' for name, layer in self.items())})"
 
-    def tensor(self, name: str) -> Tensor:
-        """A parameter or buffer of the model by its name, as it is now."""
-        found: Tensor = getattr(self.owner(name), name.rpartition(".")[2])
+    def tensor(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
+        """A parameter or buffer by its name, as it is now: of the model, or of another network's ``modules``."""
+        found: Tensor = getattr((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
         return found
 
     def cost(self) -> tuple[int, int]:
@@ -135,7 +136,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     def owner(self, name: str) -> nn.Module:
         """The module that holds a tensor (the first one, where it is tied)."""
-        return self.model.get_submodule(self._owners[name][0])
+        return self.modules[self._owners[name][0]]
 
     def holders(self, layer: HiddenLayer) -> list[str]:
         """The names of every module that holds a tensor of this layer."""
@@ -216,7 +217,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     def _numbers(self, trace: Trace) -> list[Number]:
         """The sizes of layers that modules keep as attributes, unless one number could be the size of two things."""
-        names = {module: name for name, module in self.model.named_modules()}
+        names = {module: name for name, module in self.modules.items()}
         offered = {layer.factor for layer in self._layers.values()}
         found = []
         for (module, attribute, position), written in trace.written.items():

@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Factor:
     """A set of units. ``bound`` is the axis that it turned out to be; the other fields then speak for that axis.
 
     ``frozen`` and ``inexact`` are reasons: the number of units must not change; changing it is not exact. ``kind``
-    names factors that share an axis with others: ``"heads"``, ``"groups"``.
+    names factors that share an axis with others: ``"heads"``, ``"groups"``. ``cut``: a reshape or a slice made it, so
+    that numbers in the network's code may depend on its size.
     """
 
     size: int
@@ -39,23 +40,24 @@ class Factor:
     frozen: str | None = None
     inexact: str | None = None
     kind: str = ""
+    cut: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fixed:
     """Positions that are no units."""
 
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Product:
     """Nested axes, outermost first."""
 
     parts: tuple[Axis, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sum:
     """Axes one after the other."""
 
@@ -134,7 +136,9 @@ def _factors(axis: Axis) -> Iterator[Factor]:
 
 def is_fixed(axis: Axis) -> bool:
     """No units anywhere on it."""
-    return isinstance(axis, Fixed) or not factors(axis)
+    if isinstance(axis, Factor):
+        return axis.bound is not None and is_fixed(axis.bound)
+    return isinstance(axis, Fixed) or all(map(is_fixed, axis.parts))
 
 
 def freeze(axis: Axis, reason: str) -> None:
@@ -168,13 +172,13 @@ def unite(one: Axis, other: Axis, why: str = "an input or a constant is joined w
         _unite_products(list(one.parts), list(other.parts), why)
 
 
-def split(axis: Axis, sizes: Sequence[int], why: str = "its size is fixed") -> list[Axis]:
-    """The axis as a product of factors of these sizes, outermost first."""
-    pieces: list[Axis] = [Factor(n) if n != 1 else ONE for n in sizes]
+def split(axis: Axis, sizes: Sequence[int], *, cut: bool = True) -> list[Axis]:
+    """The axis as a product of factors of these sizes, outermost first; ``cut`` as in ``Factor``."""
+    pieces: list[Axis] = [Factor(n, cut=cut) if n != 1 else ONE for n in sizes]
     axis = canonical(axis)
     if isinstance(axis, Fixed):
         return [Fixed(n) for n in sizes]
-    unite(axis, product(*pieces), why)
+    unite(axis, product(*pieces), "its size is fixed")
     return [canonical(piece) for piece in pieces]
 
 
@@ -273,6 +277,7 @@ def _bind(factor: Factor, axis: Axis, why: str) -> None:
         return
     if isinstance(axis, Factor):
         axis.kind = axis.kind or factor.kind
+        axis.cut = axis.cut or factor.cut
     for each in inside:
         each.frozen = each.frozen or factor.frozen
         each.inexact = each.inexact or factor.inexact
@@ -308,7 +313,7 @@ def _halve(axis: Axis, inner: int, why: str) -> tuple[Axis, Axis] | None:
     if isinstance(axis, Fixed):
         return Fixed(outer), Fixed(inner)
     if isinstance(axis, Factor):
-        halves = Factor(outer), Factor(inner)
+        halves = Factor(outer, cut=axis.cut), Factor(inner, cut=axis.cut)
         _bind(axis, product(*halves), why)
         return halves
     piece: Axis = Factor(inner)  # a concatenation of equal pieces
@@ -350,7 +355,7 @@ def _cut(axis: Axis, at: int) -> tuple[Axis, Axis] | None:
     if isinstance(axis, Fixed):
         return Fixed(at), Fixed(axis.size - at)
     if isinstance(axis, Factor):
-        halves = tuple(Factor(n) if n > 1 else ONE for n in (at, axis.size - at))
+        halves = tuple(Factor(n, cut=True) if n > 1 else ONE for n in (at, axis.size - at))
         _bind(axis, total(*halves), "its units are told apart by position")
         return halves[0], halves[1]
     if isinstance(axis, Sum):

@@ -14,7 +14,7 @@ Axes = tuple[Axis, ...]
 FAN_IN, VECTOR, FAN_OUT = "fan_in", "vector", "fan_out"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Twin:
     """What is known of a tensor: its axes, and where it comes from.
 
@@ -53,6 +53,7 @@ class Call:
     kwargs: dict[str, Any]
     inputs: list[Tensor]
     outputs: list[Tensor]
+    twins: list[Twin]
     maker: str | None = None
     chain: tuple[str, ...] | None = None
 

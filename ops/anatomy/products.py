@@ -30,7 +30,7 @@ def convolution(trace: Trace, call: Call) -> Axes | str | None:
         trace.use(kernel, columns, FAN_OUT, across=rows)
         trace.use(kernel, rows, FAN_IN, across=columns)
     else:  # the axis of the weight that is as long as all groups together is groups × units in a group
-        group, inner = split(kernel.axes[0], (groups, weight.size(0) // groups))
+        group, inner = split(kernel.axes[0], (groups, weight.size(0) // groups), cut=False)
         named(group, "groups")
         trace.write_number("groups", group)
         trace.use(kernel, 0, VECTOR, part=group)
@@ -48,7 +48,7 @@ def convolution(trace: Trace, call: Call) -> Axes | str | None:
     made = canonical(made)
     if bias is not None:
         unite(made, trace.twin(bias).axes[0])
-        trace.attach(bias)
+        trace.attach(trace.twin(bias))
         trace.sink(kernel.source, trace.twin(bias))
     return (given.axes[0], made, *(Fixed(n) for n in call.out.shape[2:]))
 
@@ -108,7 +108,7 @@ def _multiply(
         for axis, mine in zip(reversed(axes), reversed(bias.axes), strict=False):
             if size(mine) > 1:
                 unite(axis, mine)
-        trace.attach(added)
+        trace.attach(bias)
         if weight is not None:
             trace.sink(weight.source, bias)
     return tuple(map(canonical, axes))
@@ -146,7 +146,7 @@ def attention(trace: Trace, call: Call) -> list[Axes] | None:
     if call.kwargs.get("scale") is None:
         blur(q[-1], "attention is scaled by its width")
     for mask in call.inputs[3:]:
-        trace.attach(mask)
+        trace.attach(trace.twin(mask))
         for mine, axis in zip(reversed(trace.twin(mask).axes), (k[-2], *reversed(q[:-1])), strict=False):
             if size(mine) > 1:
                 unite(mine, axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ops.anatomy.layers import HiddenLayer, Place
 
 Undo = list[Callable[[], object]]
+#: Entries from which on copying runs pays.
+LARGE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def edited(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
                 data = step.values(data)
             undo.append(exchange(tensor, data, None))
         undo.extend(resize(edits))
-        undo.extend(write_down(anatomy, anatomy.model, [edit.layer for edit in edits]))
+        undo.extend(write_down(anatomy, anatomy.modules, [edit.layer for edit in edits]))
         yield
     finally:
         for back in reversed(undo):
@@ -119,20 +121,21 @@ def resize(edits: Iterable[Edit]) -> Undo:
     return undo
 
 
-def write_down(anatomy: Anatomy, model: nn.Module, layers: Sequence[HiddenLayer]) -> Undo:
-    """Sets the sizes that a model's modules keep as attributes to what these layers have become."""
+def write_down(anatomy: Anatomy, modules: Mapping[str, nn.Module], layers: Sequence[HiddenLayer]) -> Undo:
+    """Sets the sizes that a network's modules keep as attributes to what these layers have become."""
     undo: Undo = []
     changed = {layer.factor for layer in layers}
     for number in anatomy.written:
         if changed & set(axes.factors(number.axis)):
-            undo.extend(number.set(model))
-    modules = dict(model.named_modules())
+            undo.extend(number.set(modules))
     undo.extend(fit(modules[name] for name in {name for layer in layers for name in anatomy.holders(layer)}))
     return undo
 
 
 def _taken(old: Tensor, axis: int, index: Tensor) -> Tensor:
-    """``old.index_select(axis, index)``; a few runs of neighbouring positions are copied whole."""
+    """``old.index_select(axis, index)``; of a large tensor, runs of neighbouring positions are copied whole."""
+    if old.numel() < LARGE:
+        return old.index_select(axis, index.to(old.device))
     starts = [0, *((index.diff() != 1).nonzero().squeeze(1) + 1).tolist()]
     if len(starts) > 16:
         return old.index_select(axis, index.to(old.device))

@@ -49,7 +49,7 @@ def lively(model: nn.Module, example: Any) -> Iterator[Any]:
                 continue
             if tensor.numel() == max(tensor.shape, default=1):
                 data = 0.5 * noise(tensor) if name.endswith("bias") else 0.7 + 0.6 * noise(tensor).sigmoid()
-            elif not tensor.any():
+            elif tensor.flatten()[0] == 0 and not tensor.any():
                 data = noise(tensor) / math.sqrt(tensor.numel() / tensor.shape[0])
             else:
                 continue
@@ -94,19 +94,26 @@ def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[H
 
 
 def _reordered(layer: HiddenLayer, number: int) -> Edit:
-    """The units rotated by a third and, where that is exact, some of them doubled at uneven shares.
-
-    A prime number comes out, and another one for the next layer of this size, so that nothing divides by luck.
-    """
+    """The units rotated by a third and, where that is exact, some of them doubled at uneven shares."""
     order = torch.arange(layer.units).roll(1 + layer.units // 3)
     if not layer.exact:
         return Edit(layer, order)
-    wanted = max(5, layer.units + 1 + layer.units // 8) + 2 * (number % 3)
+    sources = order[torch.arange(_enlarged(layer, number)) % layer.units]
+    weights = 1.0 + (torch.arange(len(sources)) // layer.units).to(torch.float64)
+    return Edit(layer, sources, weights / torch.zeros(layer.units).to(weights).index_add(0, sources, weights)[sources])
+
+
+def _enlarged(layer: HiddenLayer, number: int) -> int:
+    """About an eighth more units. Where the network's code cuts the units into pieces it is a prime number, and another
+    one for the next layer of this size, so that nothing divides by luck.
+    """
+    wanted = layer.units + max(1, layer.units // 8)
+    if not layer.factor.cut:
+        return wanted if wanted < 64 else -(-wanted // 8) * 8  # convolutions are fast at multiples of eight
+    wanted = max(5, wanted) + 2 * (number % 3)
     while any(wanted % divisor == 0 for divisor in range(2, math.isqrt(wanted) + 1)):
         wanted += 1
-    sources = order[torch.arange(wanted) % layer.units]
-    weights = 1.0 + (torch.arange(wanted) // layer.units).to(torch.float64)
-    return Edit(layer, sources, weights / torch.zeros(layer.units).to(weights).index_add(0, sources, weights)[sources])
+    return wanted
 
 
 def _halved(layer: HiddenLayer) -> Edit:
@@ -126,7 +133,7 @@ def _problem(anatomy: Anatomy, edits: list[Edit], example: Any, output: list[Ten
         with edited(anatomy, edits), plainly(anatomy.model):
             found = flat_tensors(call(anatomy.model, example))
     except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
-        names = {module: name for name, module in anatomy.model.named_modules()}
+        names = {module: name for name, module in anatomy.modules.items()}
         where = [names[module] for module in running if module in names and any(True for _ in module.children())]
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         return Problem(f"the network does not run at another size ({lines[0][:120]})", where[-1] if where else None)
@@ -211,4 +218,4 @@ def _kind(layer: HiddenLayer) -> tuple[object, ...]:
     """Layers are alike where the same attribute of modules of one class makes them."""
     name, _, attribute = layer.makers[0].tensor.rpartition(".")
     path, _, leaf = name.rpartition(".")
-    return type(layer.anatomy.model.get_submodule(path)), leaf, attribute, layer.factor.kind
+    return type(layer.anatomy.modules[path]), leaf, attribute, layer.factor.kind

@@ -9,7 +9,7 @@ whatever is not in it freezes what it is given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,9 @@ Rule = Callable[["Trace", Call], "Axes | list[Axes] | str | None"]
 
 def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Gives the outputs of one operator call their twins."""
-    call = Call(func, args, kwargs, tensors_in([*args, *kwargs.values()]), tensors_in([out]))
-    twins = [trace.twin(tensor) for tensor in call.inputs]
+    inputs = tensors_in([*args, *kwargs.values()])
+    twins = [trace.twin(tensor) for tensor in inputs]
+    call = Call(func, args, kwargs, inputs, tensors_in([out]), twins)
     plain = all(twin.source is None and all(map(is_fixed, twin.axes)) for twin in twins)
     if not call.inputs and call.name in _BLANK:  # as long as what it will meet
         for tensor in call.outputs:
@@ -87,19 +88,18 @@ def _constant(tensor: Tensor) -> Axes:
 
 def _pointwise(trace: Trace, call: Call) -> Axes | None:
     fill = float(call.name in ("mul", "div"))
-    axes = _broadcast(trace, call.inputs, call.out.dim())
-    for tensor in call.inputs:
-        trace.attach(tensor, fill)
+    axes = _broadcast(call.twins, call.out.dim())
+    for twin in call.twins:
+        trace.attach(twin, fill)
     if call.name == "add" and not call.kwargs.get("alpha"):
         _add_bias(trace, call)
     return axes
 
 
-def _broadcast(trace: Trace, tensors: Sequence[Tensor], dims: int) -> Axes:
+def _broadcast(twins: Iterable[Twin], dims: int) -> Axes:
     """Unites the operands dimension by dimension, aligned on the right; returns the axes of the result."""
     found: list[Axis] = [ONE] * dims
-    for tensor in tensors:
-        twin = trace.twin(tensor)
+    for twin in twins:
         for dim, axis in enumerate(twin.axes, start=dims - len(twin.axes)):
             if size(axis) == 1:
                 continue
@@ -128,7 +128,7 @@ def _batch_norm(trace: Trace, call: Call) -> Axes | None:
     for tensor, fill in ((weight, 1.0), (bias, 0.0), (mean, 0.0), (variance, 1.0)):
         if tensor is not None:
             unite(twin.axes[1], trace.twin(tensor).axes[0])
-            trace.attach(tensor, fill)
+            trace.attach(trace.twin(tensor), fill)
     if twin.chain == () and mean is not None:
         trace.sink(twin.maker, trace.twin(mean), sign=-1.0)
     return twin.axes
@@ -143,8 +143,8 @@ def _layer_norm(trace: Trace, call: Call) -> Axes | None:
     trace.write_down(axes[len(axes) - len(shape) :])
     for tensor, fill in ((weight, 1.0), (bias, 0.0)):
         if tensor is not None:
-            _broadcast(trace, [x, tensor], x.dim())
-            trace.attach(tensor, fill)
+            _broadcast([trace.twin(x), trace.twin(tensor)], x.dim())
+            trace.attach(trace.twin(tensor), fill)
     return axes
 
 
@@ -153,7 +153,7 @@ def _group_norm(trace: Trace, call: Call) -> Axes | None:
     axes = trace.twin(x).axes
     inner = axes[1]
     if groups > 1:
-        outer, inner = split(axes[1], (groups, channels // groups))
+        outer, inner = split(axes[1], (groups, channels // groups), cut=False)
         products.named(outer, "groups")
         trace.write_number("num_groups", outer)
     if size(inner) > 1:
@@ -161,7 +161,7 @@ def _group_norm(trace: Trace, call: Call) -> Axes | None:
     for tensor, fill in ((weight, 1.0), (bias, 0.0)):
         if tensor is not None:
             unite(axes[1], trace.twin(tensor).axes[0])
-            trace.attach(tensor, fill)
+            trace.attach(trace.twin(tensor), fill)
     return tuple(map(canonical, axes))
 
 
@@ -258,7 +258,7 @@ def _expand(trace: Trace, call: Call) -> Axes | None:
 
 def _repeat(trace: Trace, call: Call) -> Axes | None:
     x = call.args[0]
-    trace.attach(x)
+    trace.attach(trace.twin(x))
     axes = (ONE,) * (call.out.dim() - x.dim()) + trace.twin(x).axes
     return tuple(product(Fixed(n), axis) for n, axis in zip(call.args[1], axes, strict=True))
 
@@ -367,7 +367,7 @@ def _cat(trace: Trace, call: Call) -> Axes | None:
     tensors = [t for t in call.args[0] if t.dim() == call.out.dim()]
     dim = call.get(1, "dim", 0) % call.out.dim()
     for tensor in tensors:
-        trace.attach(tensor)
+        trace.attach(trace.twin(tensor))
     twins = [trace.twin(tensor) for tensor in tensors]
     for twin in twins[1:]:
         for other in range(call.out.dim()):
@@ -380,9 +380,9 @@ def _cat(trace: Trace, call: Call) -> Axes | None:
 
 def _stack(trace: Trace, call: Call) -> Axes | None:
     tensors, dim = call.args[0], call.get(1, "dim", 0) % call.out.dim()
-    axes = list(_broadcast(trace, tensors, tensors[0].dim()))
+    axes = list(_broadcast(call.twins, tensors[0].dim()))
     for tensor in tensors:
-        trace.attach(tensor)
+        trace.attach(trace.twin(tensor))
     axes.insert(dim, Fixed(len(tensors)))
     return tuple(axes)
 
@@ -533,7 +533,7 @@ def _lstm_cell(trace: Trace, call: Call) -> Axes | list[Axes] | None:
     for bias in call.args[3:5]:
         if isinstance(bias, Tensor):
             unite(trace.twin(call.args[0]).axes[1], trace.twin(bias).axes[0])
-            trace.attach(bias)
+            trace.attach(trace.twin(bias))
     axes = tuple(map(canonical, state.axes))
     return [axes if tensor.size(1) == hidden else _constant(tensor) for tensor in call.outputs]
 
@@ -543,7 +543,7 @@ def _lstm_cell(trace: Trace, call: Call) -> Axes | list[Axes] | None:
 
 def _history(trace: Trace, call: Call) -> tuple[str | None, tuple[str, ...]]:
     """The operators passed since the units were made; operators that join two activations end the account."""
-    known = [twin for twin in map(trace.twin, call.inputs) if twin.live and twin.source is None]
+    known = [twin for twin in call.twins if twin.live and twin.source is None]
     if len(known) != 1:
         return None, ("?",)
     if call.name in ("clone", "detach", "alias", "_to_copy"):

@@ -48,10 +48,9 @@ class Trace(TorchDispatchMode):
         self.chains: dict[str, tuple[str, ...]] = {}
         self.written: dict[tuple[nn.Module, str, int | None], list[Axis]] = {}
         self._named: dict[int, list[tuple[str, Tensor]]] = {}
-        for name, tensor in tensors_of(model):
-            self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
         self._tensors = dict(tensors_of(model))
-        self._buffers = {name for name, _ in model.named_buffers()}
+        for name, tensor in self._tensors.items():
+            self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
         self._twins: dict[int, Twin] = {}
         self._alive: dict[int, Tensor] = {}  # keeps ids unique while the trace lasts
         self._modules: list[nn.Module] = []
@@ -88,7 +87,7 @@ class Trace(TorchDispatchMode):
     @property
     def missed(self) -> list[str]:
         """The parameters that were not met."""
-        return [name for name, _ in self.model.named_parameters() if name not in self.axes]
+        return [n for n, t in self._tensors.items() if isinstance(t, nn.Parameter) and n not in self.axes]
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modules.append(module)
@@ -118,7 +117,7 @@ class Trace(TorchDispatchMode):
     def constant(self, tensor: Tensor) -> Twin:
         """The twin of a tensor that is used for its values; a buffer is then constant."""
         twin = self.twin(tensor)
-        if twin.source not in self._buffers:
+        if twin.source is None or isinstance(self._tensors[twin.source], nn.Parameter):
             return twin
         for axis in twin.axes:
             freeze(axis, "its values are used, not one for each unit")
@@ -163,9 +162,8 @@ class Trace(TorchDispatchMode):
         if use not in known:
             known.append(use)
 
-    def attach(self, tensor: Tensor, fill: float = 0.0) -> None:
+    def attach(self, twin: Twin, fill: float = 0.0) -> None:
         """A parameter that acts on each unit by itself has an entry or a slice for each of them."""
-        twin = self.twin(tensor)
         for dim, axis in enumerate(twin.axes if twin.source is not None else ()):
             if size(axis) > 1:
                 self.use(twin, dim, VECTOR, fill)

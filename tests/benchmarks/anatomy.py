@@ -1,4 +1,4 @@
-"""What discovery and surgery cost: ``python -m tests.benchmarks.anatomy [--models PATTERN] [--repeats 5] [--image 224]``.
+"""What discovery and surgery cost: ``python -m tests.benchmarks.anatomy [--models PATTERN] [--repeats 5]``.
 
 Discovery is compared with one forward pass of the same batch (two images) of the same network, and with the building of
 Torch-Pruning's dependency graph where that is installed (``pip install torch-pruning``); each figure is a median of
@@ -32,52 +32,56 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def discovery(names: list[str], repeats: int, size: int) -> None:
-    try:
-        import torch_pruning
-    except ImportError:
-        torch_pruning = None
     print("| network | forward, ms | discovery / forward | Torch-Pruning's graph / forward |\n|---|---|---|---|")
-    ratios, theirs = [], []
+    ours, theirs = [], []
     for name in names:
-        torch.manual_seed(0)
-        extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        model = torchvision.models.get_model(name, weights=None, **extra).eval()
-        inputs = torch.randn(2, 3, *[299 if name == "inception_v3" else size] * 2)
-
-        def forward(model: nn.Module = model, inputs: torch.Tensor = inputs) -> None:
-            with torch.no_grad():
-                model(inputs)
-
-        def graph(model: nn.Module = model, inputs: torch.Tensor = inputs) -> None:
-            torch_pruning.DependencyGraph().build_dependency(model, inputs)
-
-        forward()
-        Anatomy(model, inputs)
-        times: dict[str, list[float]] = {"forward": [], "ours": [], "theirs": []}
-        for _ in range(repeats):
-            times["forward"].append(seconds(forward))
-            times["ours"].append(seconds(lambda: Anatomy(model, inputs)))  # noqa: B023
-            if torch_pruning is not None and times["theirs"] is not None:
-                try:
-                    times["theirs"].append(seconds(graph))
-                except Exception as error:  # it does not handle every network
-                    times["theirs"] = []
-                    print(f"<!-- Torch-Pruning on {name}: {type(error).__name__} -->")
-                    break
-        middle = {key: statistics.median(values) for key, values in times.items() if values}
-        ratios.append(middle["ours"] / middle["forward"])
-        other = f"{middle['theirs'] / middle['forward']:.1f}" if "theirs" in middle else "fails"
-        if "theirs" in middle:
-            theirs.append(middle["theirs"] / middle["forward"])
-        print(f"| {name} | {1e3 * middle['forward']:.0f} | {ratios[-1]:.1f} | {other} |", flush=True)
-        del model, forward, graph
+        forward, anatomy, graph = _medians(name, repeats, 299 if name == "inception_v3" else size)
+        ours.append(anatomy / forward)
+        if graph is not None:
+            theirs.append(graph / forward)
+        print(
+            f"| {name} | {1e3 * forward:.0f} | {ours[-1]:.1f} | {'fails' if graph is None else f'{theirs[-1]:.1f}'} |",
+            flush=True,
+        )
         gc.collect()
     print(
-        f"\n{len(ratios)} networks: discovery is {statistics.median(ratios):.1f} forward passes at the median, ", end=""
+        f"\n{len(ours)} networks: discovery takes {statistics.median(ours):.1f} forward passes at the median, "
+        f"{max(ours):.1f} at most, more than 5 for {sum(ratio > 5 for ratio in ours)}."
     )
-    print(f"{max(ratios):.1f} at most; over 5 for {sum(ratio > 5 for ratio in ratios)}.")
     if theirs:
         print(f"Torch-Pruning, where it works ({len(theirs)}): {statistics.median(theirs):.1f} at the median.")
+
+
+def _medians(name: str, repeats: int, size: int) -> tuple[float, float, float | None]:
+    """Seconds of a forward pass, of discovery and of Torch-Pruning's graph (None where it fails or is missing)."""
+    torch.manual_seed(0)
+    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, weights=None, **extra).eval()
+    inputs = torch.randn(2, 3, size, size)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(inputs)
+
+    def graph() -> None:
+        import torch_pruning
+
+        torch_pruning.DependencyGraph().build_dependency(model, inputs)
+
+    actions: dict[str, Callable[[], object]] = {"forward": forward, "anatomy": lambda: Anatomy(model, inputs)}
+    times: dict[str, list[float]] = {"forward": [], "anatomy": [], "graph": []}
+    try:
+        graph()
+        actions["graph"] = graph
+    except Exception as error:  # it does not handle every network
+        print(f"<!-- Torch-Pruning on {name}: {type(error).__name__} -->")
+    for number in range(repeats + 1):
+        for key, action in actions.items():
+            elapsed = seconds(action)
+            if number:  # the first one warms up
+                times[key].append(elapsed)
+    found = {key: statistics.median(values) for key, values in times.items() if values}
+    return found["forward"], found["anatomy"], found.get("graph")
 
 
 def surgery(repeats: int) -> None:
