@@ -1,8 +1,8 @@
 """What discovery and surgery cost: ``python -m tests.benchmarks.anatomy [--models PATTERN] [--repeats 5]``.
 
-Discovery is compared with one forward pass of the same batch (two images) of the same network, and with the building of
-Torch-Pruning's dependency graph where that is installed (``pip install torch-pruning``); each figure is a median of
-ratios' parts taken in turns, so that all see the same machine. Surgery is timed on two dense layers of growing width:
+Discovery is compared with one forward pass of the same network on the same batch, and with the building of
+Torch-Pruning's dependency graph where that is installed (``pip install torch-pruning``); they are taken in turns, so
+that all see the same machine, and the medians compared. Surgery is timed on two dense layers of growing width:
 per entry of the tensors that it rebuilds, the time should not grow. Nothing is asserted.
 """
 
@@ -31,11 +31,12 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def discovery(names: list[str], repeats: int, size: int) -> None:
+def discovery(names: list[str], repeats: int, batch: int, size: int) -> None:
+    print(f"{batch} images, {torch.get_num_threads()} threads\n")
     print("| network | forward, ms | discovery / forward | Torch-Pruning's graph / forward |\n|---|---|---|---|")
     ours, theirs = [], []
     for name in names:
-        forward, anatomy, graph = _medians(name, repeats, 299 if name == "inception_v3" else size)
+        forward, anatomy, graph = _medians(name, repeats, batch, 299 if name == "inception_v3" else size)
         ours.append(anatomy / forward)
         if graph is not None:
             theirs.append(graph / forward)
@@ -52,12 +53,12 @@ def discovery(names: list[str], repeats: int, size: int) -> None:
         print(f"Torch-Pruning, where it works ({len(theirs)}): {statistics.median(theirs):.1f} at the median.")
 
 
-def _medians(name: str, repeats: int, size: int) -> tuple[float, float, float | None]:
+def _medians(name: str, repeats: int, batch: int, size: int) -> tuple[float, float, float | None]:
     """Seconds of a forward pass, of discovery and of Torch-Pruning's graph (None where it fails or is missing)."""
     torch.manual_seed(0)
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=None, **extra).eval()
-    inputs = torch.randn(2, 3, size, size)
+    inputs = torch.randn(batch, 3, size, size)
 
     def forward() -> None:
         with torch.no_grad():
@@ -104,12 +105,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="*", help="names of torchvision's classifiers, with * and ?")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image", type=int, default=224)
     options = parser.parse_args()
     names = torchvision.models.list_models(module=torchvision.models)
-    discovery(
-        [n for n in names if fnmatch.fnmatch(n, options.models) and n not in GIANTS], options.repeats, options.image
-    )
+    chosen = [name for name in names if fnmatch.fnmatch(name, options.models) and name not in GIANTS]
+    discovery(chosen, options.repeats, options.batch, options.image)
     surgery(options.repeats)
 
 
