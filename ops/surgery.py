@@ -183,11 +183,21 @@ def _check(plan: Plan) -> None:
     if max(plan.sources) >= layer.units or min(plan.sources) < -1:
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources name units outside 0 … {layer.units - 1}")
     for name, value in plan.replaced.items():
-        if value.shape != layer.anatomy.tensor(name).shape:
-            raise SurgeryError(
-                f"{plan.operation} on {layer.name}: {name} was {tuple(value.shape)} when the plan was made and is "
-                f"{tuple(layer.anatomy.tensor(name).shape)} now; propose again"
-            )
+        _fits(plan, name, value.shape, layer.anatomy.tensor(name).shape)
+    for place in layer.places:
+        if place.role != FAN_OUT and place.tensor in plan.newborn:
+            value, shape = plan.newborn[place.tensor], list(layer.tensor(place).shape)
+            shape[place.axis] = plan.sources.count(-1) * place.positions.shape[1]
+            _fits(plan, place.tensor, value.shape, torch.Size(shape))
+
+
+def _fits(plan: Plan, name: str, found: torch.Size, wanted: torch.Size) -> None:
+    """Raises SurgeryError where another operation has come between a plan's values and its application."""
+    if found != wanted:
+        raise SurgeryError(
+            f"{plan.operation} on {plan.layer.name}: its values for {name} are {tuple(found)}, but {tuple(wanted)} are "
+            "needed now that other layers have changed; propose again"
+        )
 
 
 def _several(averages: Averages) -> list[nn.Module]:

@@ -63,7 +63,7 @@ def test_refuses_values_of_another_shape():
     first, second = operation.propose(anatomy["0"]), operation.propose(anatomy["2"])
     apply(first)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(SurgeryError, match=r"2.weight was \(6, 8\) when the plan was made and is \(6, 4\) now"):
+    with pytest.raises(SurgeryError, match=r"2.weight are \(6, 8\), but \(6, 4\) are needed now"):
         apply(second)
     assert unchanged(model, before)
 
@@ -177,3 +177,32 @@ def test_what_is_not_a_saved_network_is_refused_in_one_sentence(tmp_path):
         with pytest.raises(SurgeryError, match=message) as raised:
             load(lambda: build("cnn")[0], tmp_path / file)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_plans_of_one_anatomy_compose(name):
+    """Plans made before any of them is applied do together what they do one after the other, in any order."""
+    model, inputs = build(name, torch.float64)
+    anatomy = Anatomy(model, inputs)
+    plans = [
+        (WeakExpand(grow=0.5) if number % 2 else MinWeight(keep=0.5)).propose(layer)
+        for number, layer in enumerate(anatomy.values())
+    ]
+    before = copy.deepcopy(model.state_dict())
+    with trial_surgery(*plans):
+        one = outputs(model, inputs)
+    with trial_surgery(*reversed(plans)):
+        other = outputs(model, inputs)
+    assert difference(one, other) < 1e-9
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_plan_whose_values_do_not_fit_any_more_is_refused():
+    model, inputs = build("leaky", batch=16)
+    anatomy = Anatomy(model, inputs)
+    plan = PCNS(0.1, basis="eigen").propose(anatomy["2"], Signals(model, inputs))
+    operate(anatomy["0"], MinWeight(keep=0.5))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(SurgeryError, match=r"PCNS.* on 2: its values for 2\.weight are .*; propose again"):
+        apply(plan)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -86,3 +86,10 @@ def _shifted(edits):
         name: [w if w.places[0].role == "fan_out" else r for r, w in zip(right[name], wrong[name], strict=True)]
         for name in right
     }
+
+
+def test_a_new_basis_is_measured_against_the_network_before():
+    model, inputs = build("leaky", batch=16)
+    plan = PCNS(0.1, basis="eigen").propose(Anatomy(model, inputs)["0"], Signals(model, inputs))
+    assert 1e-3 < measure(plan) < 1
+    assert operate(Anatomy(model, inputs)["0"], PCNS(0.1, basis="eigen"), signals=Signals(model, inputs), verify=True)
