@@ -39,7 +39,7 @@ def sizes(module: nn.Module) -> Mapping[str, object]:
     if isinstance(module, _NormBase):
         known = module.weight if module.weight is not None else module.running_mean
         return {} if known is None else {"num_features": len(known)}
-    if isinstance(module, nn.LayerNorm) and module.weight is not None:
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
         return {"normalized_shape": tuple(module.weight.shape)}
     if isinstance(module, nn.GroupNorm) and module.weight is not None:
         return {"num_channels": len(module.weight)}
@@ -110,7 +110,17 @@ def adopt(model: nn.Module, description: Description) -> None:
 def save(model: nn.Module, path: str | Path) -> None:
     """Writes a network with its architecture and weights to a file that holds no code (see ``load``)."""
     model = inner(model)
-    torch.save({"format": FORMAT, "architecture": describe(model), "weights": model.state_dict()}, path)
+    content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
+    try:
+        torch.save(content, path)
+    except (OSError, RuntimeError) as error:
+        raise SurgeryError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+
+
+def passing(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a state_dict leaves out (``persistent=False``); of an altered network they are needed, too."""
+    kept = set(model.state_dict())
+    return {name: buffer for name, buffer in model.named_buffers() if name not in kept}
 
 
 def load(factory: Callable[[], Model], path: str | Path, device: torch.device | str = "cpu") -> Model:
@@ -134,11 +144,27 @@ def load(factory: Callable[[], Model], path: str | Path, device: torch.device | 
     model = factory().to(device)
     try:
         adopt(model, content["architecture"])
-        model.load_state_dict(content["weights"])
+        fill(model, content["weights"])
     except (SurgeryError, RuntimeError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise SurgeryError(f"{path} is not of the network that the factory makes: {reason}") from error
     return model
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Gives a network of the right shapes these weights and buffers, in their precision.
+
+    Raises:
+        RuntimeError: a tensor is missing, is unknown or has another shape.
+    """
+    for name, tensor in tensors_of(model):
+        if name in weights and weights[name].dtype != tensor.dtype:
+            exchange(tensor, tensor.data.to(weights[name].dtype))
+    buffers = passing(model)
+    model.load_state_dict({name: value for name, value in weights.items() if name not in buffers})
+    for name, buffer in buffers.items():
+        if name in weights:
+            buffer.data.copy_(weights[name])
 
 
 def _numbers(module: nn.Module) -> dict[str, int | list[int]]:
@@ -147,8 +173,8 @@ def _numbers(module: nn.Module) -> dict[str, int | list[int]]:
     for name, value in vars(module).items():
         if name.startswith("_") or name in sizes(module) or isinstance(value, bool):
             continue
-        if isinstance(value, int):
+        if type(value) is int:
             found[name] = value
-        elif isinstance(value, (tuple, list)) and value and all(type(each) is int for each in value):
+        elif type(value) in (tuple, list, torch.Size) and value and all(type(each) is int for each in value):
             found[name] = list(value)
     return found

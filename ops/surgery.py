@@ -50,6 +50,11 @@ def operate(
     """
     from ops.verification import measure
 
+    if not isinstance(layer, HiddenLayer) or not isinstance(operation, Operation):
+        raise SurgeryError(
+            "operate takes a layer of an anatomy and an operation, such as MinWeight(keep=0.5); it was given a "
+            f"{type(layer).__name__} and {operation!r}"
+        )
     plan = operation.propose(layer, signals)
     if verify is not False:
         measure(plan, None if verify is True else verify)
@@ -57,23 +62,36 @@ def operate(
     return plan
 
 
-@torch.no_grad()
 def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> Undo:
     """Applies a plan in place. Returns the steps that undo it, to be run in reverse (see ``trial_surgery``).
 
     Raises:
-        SurgeryError: the network has changed since the plan was made, or an optimizer or average cannot follow.
+        SurgeryError: the plan is not one of this network as it is now, or an optimizer or average cannot follow;
+            nothing has changed.
     """
-    layer, anatomy = plan.layer, plan.layer.anatomy
     _check(plan)
-    bodies = [_Body(anatomy, optimizers=listed(optimizers)), *(_Body(anatomy, each) for each in _several(averages))]
+    bodies = [_Body(plan.layer.anatomy, optimizers=listed(optimizers))]
+    bodies += [_Body(plan.layer.anatomy, each) for each in _several(averages)]
     for body in bodies:
-        body.check(layer)
+        body.check(plan.layer)
+    undo: Undo = [torch.clear_autocast_cache]
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            _apply(plan, bodies, undo)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    torch.clear_autocast_cache()
+    return undo
+
+
+def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
+    layer, anatomy = plan.layer, plan.layer.anatomy
     edit = Edit(layer, torch.tensor(plan.sources, dtype=torch.int64), plan.shares)
     moves = rebuild.moves([edit])
     old_columns = {place: place.positions for place in layer.readers if place.tensor in plan.mixing}
     changes = {name: value.to(anatomy.tensor(name)) - anatomy.tensor(name) for name, value in plan.replaced.items()}
-    undo: Undo = []
     for body in bodies:
         for name, change in changes.items():
             undo.append(body.set(name, body.tensor(name) + change if body.averaged else plan.replaced[name]))
@@ -85,9 +103,8 @@ def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> U
     for body in bodies:
         for name, steps in moves.items():
             for step in steps:
-                undo.extend(_rebuild(body, name, step, plan, old_columns))
+                _rebuild(body, name, step, plan, old_columns, undo)
         undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
-    return undo
 
 
 @contextlib.contextmanager
@@ -141,7 +158,7 @@ class _Body:
         return self.set(name, tensor.data.to(torch.float64) + amount.view(tensor.shape))
 
 
-def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor]) -> Undo:
+def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor], undo: Undo) -> None:
     """One axis of one tensor, with its gradient and its optimizers' state."""
     tensor, (place,) = body.tensor(name), step.places
 
@@ -159,10 +176,10 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     def remap(old: Tensor, degree: int | None) -> Tensor:
         return weights(old) if degree is None else step.state(old, degree)
 
-    undo: Undo = list(follow(body.optimizers, tensor, remap))
+    data = weights(tensor.data)
     gradient = step.state(tensor.grad, 1) if tensor.grad is not None else None
-    undo.append(exchange(tensor, weights(tensor.data), gradient))
-    return undo
+    undo.extend(follow(body.optimizers, tensor, remap))
+    undo.append(exchange(tensor, data, gradient))
 
 
 def _sent(body: _Body, layer: HiddenLayer, place: Place, constant: Tensor) -> Tensor:
@@ -180,6 +197,10 @@ def _check(plan: Plan) -> None:
         )
     if not plan.sources:
         raise SurgeryError(f"{plan.operation} on {layer.name}: no unit would be left")
+    if not all(isinstance(source, int) for source in plan.sources):
+        raise SurgeryError(f"{plan.operation} on {layer.name}: sources must be whole numbers")
+    if plan.shares is not None and (not isinstance(plan.shares, Tensor) or plan.shares.shape != (len(plan.sources),)):
+        raise SurgeryError(f"{plan.operation} on {layer.name}: shares must be a tensor of {len(plan.sources)} numbers")
     if max(plan.sources) >= layer.units or min(plan.sources) < -1:
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources name units outside 0 … {layer.units - 1}")
     for name, value in plan.replaced.items():
@@ -201,4 +222,8 @@ def _fits(plan: Plan, name: str, found: torch.Size, wanted: torch.Size) -> None:
 
 
 def _several(averages: Averages) -> list[nn.Module]:
-    return [averages] if isinstance(averages, nn.Module) else list(averages)
+    found = [averages] if isinstance(averages, nn.Module) else list(averages)
+    for each in found:
+        if not isinstance(each, nn.Module):
+            raise SurgeryError(f"averages must be networks (torch.nn.Module), not {type(each).__name__}")
+    return found

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from ops.anatomy import Anatomy, call, flat_tensors, plainly, tensors_of
+from ops.anatomy import Anatomy
 from ops.anatomy.rebuild import Undo
+from ops.anatomy.trace import call, deviation, flat_tensors, plainly, tensors_of
 from ops.errors import SurgeryError
 from ops.optimizer_state import exchange
 from ops.plan import Plan
 from ops.surgery import trial_surgery
 
-#: The largest difference, relative to the largest output, that rounding explains in double precision.
+#: The largest relative difference that rounding explains in double precision.
 TOLERANCE = 1e-8
 
 
@@ -48,12 +49,7 @@ def measure(plan: Plan, batch: Any = None) -> float:
             wanted = flat_tensors(call(anatomy.model, example))
         with trial_surgery(plan):
             found = flat_tensors(call(anatomy.model, example))
-    differences = [
-        float((one - other).abs().max() / one.abs().max().clamp(min=1e-300))
-        for one, other in zip(wanted, found, strict=True)
-        if one.is_floating_point() and one.numel()
-    ]
-    difference = max(differences, default=0.0)
+    difference = deviation(wanted, found)
     object.__setattr__(plan, "measured", difference)
     if plan.layer.exact and not new_basis and not difference <= TOLERANCE:
         raise SurgeryError(

@@ -95,11 +95,11 @@ def _wrapped(model: nn.Module) -> nn.Module | None:
         )
     if isinstance(model, (DistributedDataParallel, DataParallel, AveragedModel)):
         return model.module
-    return model._modules.get("_orig_mod")
+    return model._modules["_orig_mod"] if "_orig_mod" in model._modules else None  # noqa: SIM401 (of scripted modules)
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _ddp(model: DistributedDataParallel, module: nn.Module) -> DistributedDataParallel:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from ops.anatomy import axes
@@ -32,12 +33,16 @@ __all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
 
 @dataclass(frozen=True, eq=False)
 class Number:
-    """A size that a module keeps as an attribute (``position``: in a tuple), and the axis whose size it is."""
+    """A size that a module keeps as an attribute (``position``: in a tuple), and the axis whose size it is.
+
+    ``sure``: the operator itself is given the number; otherwise it only happens to be equal.
+    """
 
     module: str
     attribute: str
     position: int | None
     axis: Axis
+    sure: bool
 
     def set(self, modules: Mapping[str, nn.Module]) -> Undo:
         """Writes the size down in a network, given by its modules; returns what undoes it."""
@@ -59,28 +64,34 @@ class Anatomy(Mapping[str, HiddenLayer]):
     the name says which: ``attention.value`` (the width of each head), ``attention.value:heads``, ``conv2:groups``.
     ``pinned`` says of every other place where units are made why they cannot be operated on.
 
+    All of this is true of the path that the example takes: of what a network does with other inputs only (control flow
+    that depends on the data) nothing is known.
+
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> Anatomy(net, torch.zeros(2, 4))
     Anatomy(0: 8 units)
 
     Raises:
-        SurgeryError: the example input holds no tensor; on look-up, no such layer.
+        SurgeryError: the example input holds no tensor, or the network does not run on it; on look-up, no such layer.
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
+        if not isinstance(model, nn.Module):
+            raise SurgeryError(f"an anatomy is taken of a torch.nn.Module, not of a {type(model).__name__}")
         self.model = model = inner(model)
+        for name, parameter in model.named_parameters():
+            if is_lazy(parameter):
+                raise SurgeryError(f"{name} has no size yet: run the network once before its anatomy is taken")
         self.example_input = example_input
         self.pinned: dict[str, str] = {}
         self.modules = dict(model.named_modules())
         self._owners = _owners(model)
         self._batch = _batch(example_input)
         self._parameters = {name for name, _ in model.named_parameters()}
-        with torch.no_grad(), lively(model, example_input) as shown:
-            trace = Trace(model, self._batch)
-            with plainly(model):
-                output = trace.run(shown)
-            if trace.missed:  # some networks have branches that only training takes
+        with torch.inference_mode(False), torch.no_grad(), lively(model, example_input) as shown:
+            trace, output, shown = self._follow(shown)
+            if trace.missed or _asks_for_training(model):  # some networks have branches that only training takes
                 self._trace_training(trace, shown)
             self.chains, self.sinks, self.calls = trace.chains, trace.sinks, trace.calls
             self.products = [axes.product(*each) for each in trace.products]
@@ -188,17 +199,26 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 self.pinned.update((title, reason) for title, reason in reasons.items() if title not in layers)
         return layers
 
+    def _follow(self, shown: Any) -> tuple[Trace, list[Tensor], Any]:
+        """Traces one pass on the input to show, or on the example itself if the network does not take the other one."""
+        for example in (shown, self.example_input):
+            trace = Trace(self.model, self._batch)
+            try:
+                with plainly(self.model):
+                    return trace, trace.run(example), example
+            except Exception as error:  # whatever the foreign forward pass raises
+                problem = error
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise SurgeryError(f"the network does not run on the example input: {reason[:200]}") from problem
+
     def _trace_training(self, trace: Trace, shown: Any) -> None:
         """Follows the network in training mode, too; weights that are still not met may cost every layer."""
         problem = ""
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         try:
             with plainly(self.model, training=True):
                 trace.run(shown)
         except Exception as error:  # whatever the foreign forward pass raises
             problem = (str(error).splitlines() or [type(error).__name__])[0]
-        for buffer, before in buffers:
-            buffer.copy_(before)
         if trace.missed and (trace.steered or problem):
             reason = (
                 f"the example input does not meet {trace.missed[0]}, and in training mode it fails ({problem[:80]})"
@@ -224,8 +244,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
             expressions = set(map(axes.canonical, written))
             if len(expressions) == 1 and module in names:
                 (expression,) = expressions
-                if offered & set(axes.factors(expression)):
-                    found.append(Number(names[module], attribute, position, expression))
+                if offered & set(axes.units_on(expression)):
+                    sure = attribute in ("groups", "num_groups")
+                    found.append(Number(names[module], attribute, position, expression, sure))
         return found
 
     def _explain(self) -> None:
@@ -255,10 +276,19 @@ def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
     return sum(sizes.values()), round(2 * terms)
 
 
+def _asks_for_training(model: nn.Module) -> bool:
+    """Whether the code of a module that is not torch's looks at its mode."""
+    forwards = {type(m).forward for m in model.modules() if not type(m).__module__.startswith("torch.nn.")}
+    return any("training" in getattr(getattr(f, "__code__", None), "co_names", ()) for f in forwards)
+
+
 def _batch(example: Any) -> int:
     tensors = flat_tensors(example)
     if not tensors:
-        raise SurgeryError("the example input holds no tensor; give a batch such as torch.zeros(2, 3, 32, 32)")
+        raise SurgeryError(
+            f"the example input (a {type(example).__name__}) holds no tensor; give a batch such as "
+            "torch.zeros(2, 3, 32, 32)"
+        )
     return tensors[0].size(0) if tensors[0].dim() else 1
 
 

@@ -12,8 +12,8 @@ frozen: it keeps its size, and a reason says why. The cost does not depend on ho
 While a network is traced, axes are compared and changed in their simplest form (``canonical``); what is asked of them
 afterwards (``index``, ``spread``, ``unit_at``) takes axes in that form, whatever size their factors have got since.
 
-This replaces labels for every single position: it is faster, and it can say that a position belongs to a head *and* to
-a place inside that head, which one label cannot.
+A label for every single position would cost more, and could not say that a position belongs to a head *and* to a place
+inside that head.
 """
 
 from __future__ import annotations
@@ -132,6 +132,11 @@ def _factors(axis: Axis) -> Iterator[Factor]:
     elif isinstance(axis, (Product, Sum)):
         for part in axis.parts:
             yield from _factors(part)
+
+
+def units_on(axis: Axis) -> list[Factor]:
+    """As ``factors``, of an axis in its simplest form, whatever size its factors have got since."""
+    return list(_factors(axis))
 
 
 def is_fixed(axis: Axis) -> bool:
@@ -296,7 +301,7 @@ def _unite_products(one: list[Axis], other: list[Axis], why: str) -> None:
         large: Axis
         small, large, rest = (left, right, other) if size(left) <= size(right) else (right, left, one)
         if size(small) != size(large):
-            halves = _halve(large, size(small), why)
+            halves = _halve(large, size(small), why) if size(small) else None
             if halves is None:
                 _freeze_all([left, right, *one, *other], "it is cut into pieces that do not fit one another")
                 return

@@ -91,6 +91,7 @@ def _multiply(
     if weight is None:
         for dim in both:
             named(one.axes[dim], "heads")
+        blur(one.axes[last], "a product of two activations sums over its units")
         trace.products.append((*one.axes, *(() if made is None else (other.axes[made],))))
     else:
         summed, free = (last, last - 1) if weight is one else (read, made)
@@ -143,8 +144,8 @@ def attention(trace: Trace, call: Call) -> list[Axes] | None:
         unite(q[dim], product(k[dim], Fixed(size(q[dim]) // size(k[dim]))))  # several query heads may share keys
     unite(k[-2], v[-2])
     unite(q[-1], k[-1])
-    if call.kwargs.get("scale") is None:
-        blur(q[-1], "attention is scaled by its width")
+    blur(q[-1], "attention sums over its units")
+    blur(k[-2], "attention sums over its units")
     for mask in call.inputs[3:]:
         trace.attach(trace.twin(mask))
         for mine, axis in zip(reversed(trace.twin(mask).axes), (k[-2], *reversed(q[:-1])), strict=False):

@@ -27,11 +27,15 @@ LARGE = 1 << 18
 
 @dataclass(frozen=True)
 class Edit:
-    """New units of a layer: the old one that each continues (−1: none), shape ``[new]``, and its fan-out's factor."""
+    """New units of a layer: the old one that each continues (−1: none), shape ``[new]``, and its fan-out's factor.
+
+    A newborn unit has a fan-in of zeros, or (``stranger``) random weights that no other unit has.
+    """
 
     layer: HiddenLayer
     sources: Tensor
     shares: Tensor | None = None
+    stranger: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Move:
     index: Tensor
     read: Tensor | None
     made: Tensor | None
+    stranger: bool = False
 
     @property
     def axis(self) -> int:
@@ -52,7 +57,13 @@ class Move:
 
     def values(self, old: Tensor) -> Tensor:
         """A parameter's or buffer's values, rebuilt."""
-        return _times(self._gather(old, self.places[0].fill), self.axis, self.read)
+        new = self._gather(old, self.places[0].fill)
+        if self.stranger and old.is_floating_point() and any(place.role != FAN_OUT for place in self.places):
+            newborn = (self.index < 0).nonzero().squeeze(1)
+            noise = torch.randn([len(newborn) if a == self.axis else n for a, n in enumerate(new.shape)])
+            scale = 3 * old.square().mean().sqrt()
+            new.index_copy_(self.axis, newborn.to(old.device), (noise.abs() + 0.1).to(old) * scale)
+        return _times(new, self.axis, self.read)
 
     def state(self, old: Tensor, degree: int) -> Tensor:
         """What is of this degree in the gradient of a parameter, rebuilt."""
@@ -88,6 +99,7 @@ def moves(edits: Sequence[Edit]) -> dict[str, list[Move]]:
                 axes.index(expression, sources),
                 axes.spread(expression, read, sources) if read else None,
                 axes.spread(expression, made, sources) if made else None,
+                any(edit.stranger for edit in edits),
             )
         )
     return found
@@ -126,7 +138,7 @@ def write_down(anatomy: Anatomy, modules: Mapping[str, nn.Module], layers: Seque
     undo: Undo = []
     changed = {layer.factor for layer in layers}
     for number in anatomy.written:
-        if changed & set(axes.factors(number.axis)):
+        if changed & set(axes.units_on(number.axis)):
             undo.extend(number.set(modules))
     undo.extend(fit(modules[name] for name in {name for layer in layers for name in anatomy.holders(layer)}))
     return undo

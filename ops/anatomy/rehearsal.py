@@ -1,16 +1,15 @@
 """The rehearsal: what the trace proposes is tried before it is offered.
 
-All layers are changed at once, in place and undone: about an eighth of the units of each is doubled at uneven shares
-and all are put in another order, which must not change the output at all. A layer that fails (a hard-coded size, a
-unit used by its position) is pinned with the reason instead of being offered. Layers that a norm couples are only put
-in another order there, and run once more at about half their size. A network in which everything is right costs one or
-two passes.
-
-Doubling with any shares is enough to know that removal is right, too: a copy with the share 0 is a unit that nobody
-reads, and if adding one changes nothing then taking one away changes nothing.
+All layers are changed at once, in place and undone: all units are put in another order, about an eighth of them is
+doubled at uneven shares, and a unit is added that has weights of its own but that nobody reads. None of this may change
+the output at all; that taking such a unit away again changes nothing is what removal claims. A layer that fails (a
+hard-coded size, a unit used by its position, a maximum over the units) is pinned with the reason instead of being
+offered. Layers that a norm couples are only put in another order; they, and those that the code cuts into pieces, run
+once more at about half their size. A network in which everything is right costs one or two passes.
 
 A network shows little of itself where its input is constant, a scale is zero or a bias is not yet trained; for the time
-of the discovery, such inputs and the vectors among its parameters are random (``lively``).
+of the discovery, such inputs and the vectors among its parameters are random (``lively``). Numbers that modules keep,
+and that only happen to be the size of an axis, are left alone as long as the network runs without changing them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ops.anatomy.rebuild import Edit, Undo, edited
-from ops.anatomy.trace import call, flat_tensors, plainly
+from ops.anatomy.trace import call, deviation, flat_tensors, plainly
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -54,17 +53,20 @@ def lively(model: nn.Module, example: Any) -> Iterator[Any]:
             else:
                 continue
             undo.append(exchange(tensor, data, tensor.grad))
-        yield _pytree.tree_map(
-            lambda x: (
-                noise(x)
-                if isinstance(x, Tensor) and x.is_floating_point() and x.numel() and bool((x == x.flatten()[0]).all())
-                else x
-            ),
-            example,
-        )
+        yield _pytree.tree_map(lambda x: _varied(x, noise) if isinstance(x, Tensor) else x, example)
     finally:
         for step in reversed(undo):
             step()
+
+
+def _varied(x: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+    """Noise in place of a constant input; zeros and ones in place of whole zeros (token numbers, say)."""
+    if x.layout != torch.strided or x.is_meta or x.numel() < 2 or not bool((x == x.flatten()[0]).all()):
+        return x
+    if x.is_floating_point():
+        return noise(x)
+    whole = not x.is_complex() and x.dtype != torch.bool and int(x.flatten()[0]) == 0
+    return (noise(x.float()) > 0).to(x.dtype) if whole else x
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,20 @@ class Problem:
     module: str | None = None
 
 
+#: The largest relative difference that rounding explains, by the precision of the output.
+TOLERANCE = {
+    torch.float64: 1e-9, torch.complex128: 1e-9, torch.float32: 1e-3, torch.complex64: 1e-3,
+    torch.bfloat16: 0.1, torch.float16: 0.02,
+}  # fmt: skip
+
 Trial = Callable[[Sequence["HiddenLayer"]], Problem | None]
 
 
 def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[HiddenLayer, str]]:
     """The layers that cannot be operated on, with the reason; ``output`` is the network's, unchanged."""
+    numbered = any((t.is_floating_point() or t.is_complex()) and torch.isfinite(t).any() for t in output)
+    if not numbered:
+        return [(layer, "the network's output holds no finite number to compare") for layer in anatomy.values()]
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
         edits = [_reordered(layer, number) for number, layer in enumerate(layers)]
@@ -88,26 +99,36 @@ def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[H
     def halved(layers: Sequence[HiddenLayer]) -> Problem | None:
         return _problem(anatomy, [_halved(layer) for layer in layers], example, output, equal=False)
 
-    found = _isolate(list(anatomy.values()), reordered)
+    layers, numbers = list(anatomy.values()), anatomy.written
+    anatomy.written = [number for number in numbers if number.sure]
+    if len(anatomy.written) < len(numbers) and reordered(layers) is not None:
+        anatomy.written = numbers
+    found = _isolate(layers, reordered)
     failed = {layer for layer, _ in found}
-    return found + _isolate([each for each in anatomy.values() if not each.exact and each not in failed], halved)
+    return found + _isolate(
+        [each for each in layers if (not each.exact or each.factor.cut) and each not in failed], halved
+    )
 
 
 def _reordered(layer: HiddenLayer, number: int) -> Edit:
-    """The units rotated by a third and, where that is exact, some of them doubled at uneven shares."""
-    order = torch.arange(layer.units).roll(1 + layer.units // 3)
+    """The units rotated and, where that is exact, some of them doubled at uneven shares and a newborn one added."""
+    units = layer.units
+    order = torch.arange(units).roll(1 + (units // 3 + number) % max(units - 1, 1))
     if not layer.exact:
         return Edit(layer, order)
-    sources = order[torch.arange(_enlarged(layer, number)) % layer.units]
-    weights = 1.0 + (torch.arange(len(sources)) // layer.units).to(torch.float64)
-    return Edit(layer, sources, weights / torch.zeros(layer.units).to(weights).index_add(0, sources, weights)[sources])
+    sources = order[torch.arange(_enlarged(layer, number) - 1) % units]
+    weights = 1.0 + (torch.arange(len(sources)) // units).to(torch.float64)
+    shares = weights / torch.zeros(units).to(weights).index_add(0, sources, weights)[sources]
+    place = number % len(sources)
+    sources = torch.cat([sources[:place], torch.tensor([-1]), sources[place:]])
+    return Edit(layer, sources, torch.cat([shares[:place], torch.ones(1).to(shares), shares[place:]]), stranger=True)
 
 
 def _enlarged(layer: HiddenLayer, number: int) -> int:
     """About an eighth more units. Where the network's code cuts the units into pieces it is a prime number, and another
     one for the next layer of this size, so that nothing divides by luck.
     """
-    wanted = layer.units + max(1, layer.units // 8)
+    wanted = layer.units + max(2, layer.units // 8)
     if not layer.factor.cut:
         return wanted if wanted < 64 else -(-wanted // 8) * 8  # convolutions are fast at multiples of eight
     wanted = max(5, wanted) + 2 * (number % 3)
@@ -142,13 +163,9 @@ def _problem(anatomy: Anatomy, edits: list[Edit], example: Any, output: list[Ten
             hook.remove()
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in output]:
         return Problem("the output changes its shape with the layer")
-    for one, other in zip(output, found, strict=True):
-        if equal and one.is_floating_point() and one.numel():
-            if not torch.isfinite(one).all():
-                return Problem("the network's output is not finite, so nothing can be told from it")
-            tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 5e-2
-            if not (one - other).abs().max() <= tolerance * one.abs().max().clamp(min=1e-6):
-                return Problem("the network uses its units by position or number, so an edit would change its output")
+    precision = max((TOLERANCE.get(tensor.dtype, 0.0) for tensor in output), default=0.0)
+    if equal and not deviation(output, found) <= precision:
+        return Problem("the network uses its units by position or number, so an edit would change its output")
     return None
 
 
@@ -215,7 +232,10 @@ def _halves(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLay
 
 
 def _kind(layer: HiddenLayer) -> tuple[object, ...]:
-    """Layers are alike where the same attribute of modules of one class makes them."""
-    name, _, attribute = layer.makers[0].tensor.rpartition(".")
-    path, _, leaf = name.rpartition(".")
-    return type(layer.anatomy.modules[path]), leaf, attribute, layer.factor.kind
+    """Layers are alike where the same attributes, from modules of one class on, lead to what makes them."""
+    path = layer.makers[0].tensor.split(".")
+    for depth in range(len(path) - 2, -1, -1):
+        owner = layer.anatomy.modules[".".join(path[:depth])]
+        if not isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            break
+    return type(owner), *path[depth:], layer.factor.kind

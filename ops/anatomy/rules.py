@@ -59,10 +59,15 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
             trace.mark(tensor, Twin(_constant(tensor), live=True))
     if plain or not call.outputs:
         return
-    rule = RULES.get(func.overloadpacket.__name__) or RULES.get(call.name)
-    if rule is None and torch.Tag.pointwise in func.tags:
-        rule = _pointwise
-    found = rule(trace, call) if rule else None
+    rule = None
+    if func.namespace in ("aten", "torchvision"):
+        rule = RULES.get(func.overloadpacket.__name__) or RULES.get(call.name)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = _pointwise
+    try:
+        found = rule(trace, call) if rule else None
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):  # an unusual form of the operator
+        found = None
     if found is None or isinstance(found, str):
         trace.refuse(call.inputs, found or f"the operator {call.name} is not known to keep its units apart")
         found = [_constant(tensor) for tensor in call.outputs]
@@ -76,6 +81,8 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         twin = Twin((), live=live, maker=maker, chain=chain)
     for tensor, axes in zip(call.outputs, each, strict=False):
         fits = tuple(map(size, axes)) == tuple(tensor.shape)
+        if not fits and tensor is call.out:  # the others are statistics of norms, places of maxima and the like
+            trace.refuse(call.inputs, f"{call.name} is used in a way that is not known to keep its units apart")
         trace.mark(tensor, replace(twin, axes=axes if fits else _constant(tensor)))
 
 
@@ -269,6 +276,8 @@ def _narrow(trace: Trace, call: Call) -> Axes | None:
     dim = call.get(1, "dim", 0) % x.dim()
     start, stop, step = call.get(2, "start", 0) or 0, call.get(3, "end"), call.get(4, "step", 1)
     length = x.size(dim)
+    if stop is not None and length < stop < 2**62:
+        freeze(trace.twin(x).axes[dim], "it is cut at a length that it does not reach")
     start = min(max(start + length if start < 0 else start, 0), length)
     stop = length if stop is None else min(max(stop + length if stop < 0 else stop, start), length)
     axes = list(trace.twin(x).axes)
@@ -324,13 +333,13 @@ def _squeeze(trace: Trace, call: Call) -> Axes | None:
 
 def _unsqueezed(call: Call) -> list[int]:
     """Which dimensions a squeeze leaves."""
-    x = call.args[0]
+    sizes = list(map(size, call.twins[0].axes))  # the tensor itself may have been squeezed in place
     if len(call.args) > 1:
         given = call.args[1] if isinstance(call.args[1], (list, tuple)) else [call.args[1]]
-        gone = {dim % max(x.dim(), 1) for dim in given}
+        gone = {dim % max(len(sizes), 1) for dim in given}
     else:
-        gone = set(range(x.dim()))
-    return [dim for dim in range(x.dim()) if not (dim in gone and x.size(dim) == 1)]
+        gone = set(range(len(sizes)))
+    return [dim for dim, n in enumerate(sizes) if not (dim in gone and n == 1)]
 
 
 def _unsqueeze(trace: Trace, call: Call) -> Axes | None:
@@ -503,14 +512,24 @@ def _window(trace: Trace, call: Call) -> Axes | None:
     axes = trace.twin(x).axes
     if x.dim() != out.dim():
         return None
-    spatial = [dim for dim in range(x.dim()) if x.size(dim) != out.size(dim) or dim >= min(2, x.dim() - 1)]
+    moving = next((int(letter) for letter in call.name if letter.isdigit()), x.dim() - 2)  # max_pool2d: two dimensions
+    spatial = [dim for dim in range(x.dim()) if x.size(dim) != out.size(dim) or dim >= x.dim() - moving]
     for dim in spatial:
         freeze(axes[dim], f"{call.name} runs over its units")
+    _freeze_positions(call)
     return tuple(Fixed(out.size(dim)) if dim in spatial else axis for dim, axis in enumerate(axes))
+
+
+def _freeze_positions(call: Call) -> None:
+    """What tells an operator where to look in its first input."""
+    for twin in call.twins[1:]:
+        for axis in twin.axes:
+            freeze(axis, f"{call.name} takes positions from it")
 
 
 def _roi_align(trace: Trace, call: Call) -> Axes | None:
     axes = trace.twin(call.args[0]).axes
+    _freeze_positions(call)
     return Fixed(call.out.size(0)), axes[1], Fixed(call.out.size(2)), Fixed(call.out.size(3))
 
 
@@ -598,7 +617,7 @@ _KINDS: dict[Rule, str] = {
     _unfold: "unfold",
     _reduction: "mean sum amax amin var std var_mean std_mean max min prod logsumexp linalg_vector_norm norm all any"
     " argmax argmin",
-    _softmax: "_softmax _log_softmax",
+    _softmax: "_softmax _log_softmax _safe_softmax",
     _cumulative: "cumsum cumprod logcumsumexp",
     _window: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d max_pool1d avg_pool1d"
     " mkldnn_max_pool2d avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d upsample_nearest1d"

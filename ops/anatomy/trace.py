@@ -8,7 +8,10 @@ unknown operator costs a layer, never a wrong cut.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+import random
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +53,8 @@ class Trace(TorchDispatchMode):
         self._named: dict[int, list[tuple[str, Tensor]]] = {}
         self._tensors = dict(tensors_of(model))
         for name, tensor in self._tensors.items():
-            self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+            if tensor.layout == torch.strided:
+                self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
         self._twins: dict[int, Twin] = {}
         self._alive: dict[int, Tensor] = {}  # keeps ids unique while the trace lasts
         self._modules: list[nn.Module] = []
@@ -124,7 +128,9 @@ class Trace(TorchDispatchMode):
         return Twin(tuple(Fixed(n) for n in tensor.shape))
 
     def _parameter(self, tensor: Tensor) -> Twin | None:
-        known = self._named.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+        if tensor.layout != torch.strided or not tensor.numel():
+            return None
+        known = self._named.get(tensor.untyped_storage().data_ptr())
         if known is None:
             return None
         for name, base in known:
@@ -206,7 +212,10 @@ class Trace(TorchDispatchMode):
 
     def write_down(self, axes: Sequence[Axis]) -> None:
         """Notes which numbers of the module that is running are the size of one of these axes."""
-        wanted = {size(axis): axis for axis in axes if not is_fixed(axis)}
+        wanted: dict[int, Axis] = {}
+        for axis in axes:  # two of one size cannot be told apart
+            wanted[size(axis)] = Fixed(0) if size(axis) in wanted and wanted[size(axis)] != axis else axis
+        wanted = {n: axis for n, axis in wanted.items() if not is_fixed(axis)}
         if not wanted or not self._modules:
             return
         module = self._modules[-1]
@@ -236,9 +245,38 @@ def flat_tensors(tree: Any) -> list[Tensor]:
                 found.append(leaf)
             elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
                 seen.add(id(leaf))
-                inside = leaf if isinstance(leaf, Mapping) else getattr(leaf, "__dict__", {})
-                waiting.append(list(inside.values()))
+                waiting.append(_inside(leaf))
     return found
+
+
+def _inside(leaf: Any) -> list[Any]:
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, (set, frozenset)):
+        return list(leaf)
+    slots = [name for kind in type(leaf).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, n, None) for n in slots if isinstance(n, str))]
+
+
+def deviation(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest relative difference of two outputs, entry by entry; infinite where they are of different form.
+
+    Each entry is compared with its own size and the median size of its tensor, so that a few huge entries (masked
+    logits, say) do not hide the others. Entries that are not finite must be so in both.
+    """
+    if [(t.shape, t.dtype) for t in wanted] != [(t.shape, t.dtype) for t in found]:
+        return math.inf
+    worst = 0.0
+    for one, other in zip(wanted, found, strict=True):
+        finite = torch.isfinite(one) if one.is_floating_point() or one.is_complex() else None
+        if finite is None or not finite.any():
+            continue
+        if not torch.equal(finite, torch.isfinite(other)):
+            return math.inf
+        sizes = one[finite].abs()
+        middle = sizes[sizes > 0].median() if (sizes > 0).any() else sizes.new_tensor(1e-12)
+        worst = max(worst, float(((one - other)[finite].abs() / (sizes + middle)).max()))
+    return worst
 
 
 def call(model: nn.Module, example: Any) -> Any:
@@ -265,12 +303,16 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
 def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Evaluation (or training) mode, no gradients, no compiled code and no fused kernels, for a while.
 
-    The random numbers of the CPU are the same each time, so that two passes can be compared.
+    The random numbers of the CPU are the same each time, so that two passes can be compared; what a forward pass leaves
+    behind in the network (counters, caches, running statistics) is taken back.
     """
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     fast = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_unmarked(model))
         stack.enter_context(evaluating(model, training))
+        for device in ("cpu", "cuda"):  # its cache of cast weights would not notice surgery
+            stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(0)
@@ -281,3 +323,38 @@ def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+#: What every module keeps of its own.
+OWN = frozenset(vars(nn.Module()))
+
+
+@contextlib.contextmanager
+def _unmarked(model: nn.Module) -> Iterator[None]:
+    """Takes back what is done to a network's attributes, buffers, renormalized embeddings and random numbers."""
+    state, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    attributes = [
+        (kept, dict(kept), {k: copy.copy(v) for k, v in kept.items() if k not in OWN and type(v) in (list, dict, set)})
+        for module in model.modules()
+        for kept in (vars(module), module._buffers)
+    ]
+    written: list[Tensor] = [buffer for buffer in model.buffers() if buffer.layout == torch.strided]
+    written += [m.weight for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in written]
+    try:
+        yield
+    finally:
+        for kept, before, containers in attributes:
+            kept.clear()
+            kept.update(before)
+            for name, content in containers.items():
+                container: Any = before[name]
+                container.clear()
+                container.extend(content) if isinstance(container, list) else container.update(content)
+        for tensor, values in tensors:  # batch norm does not count up a tensor's version
+            if not torch.equal(tensor, values):
+                tensor.data.copy_(values)
+        random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)

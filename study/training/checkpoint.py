@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ops import SurgeryError, adopt, describe
+from ops.architecture import fill, passing
 from study.errors import StudyError
 from study.training.trainer import Callback, Trainer
 
@@ -26,7 +27,7 @@ def save(trainer: Trainer, path: Path) -> None:
     content = {
         "format": FORMAT,
         "architecture": describe(trainer.model),
-        "weights": trainer.model.state_dict(),
+        "weights": {**trainer.model.state_dict(), **passing(trainer.model)},
         "optimizer": trainer.optimizer.state_dict(),
         "random": torch.get_rng_state(),
         "cuda_random": cuda,
@@ -58,7 +59,7 @@ def load(trainer: Trainer, path: Path) -> None:
         if content["format"] != FORMAT:
             raise StudyError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
         adopt(trainer.model, content["architecture"])
-        trainer.model.load_state_dict(content["weights"])
+        fill(trainer.model, content["weights"])
     except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
     trainer.optimizer.load_state_dict(content["optimizer"])

@@ -1,0 +1,91 @@
+"""Published designs, every layer: small models of torchvision, and others with fewer and narrower blocks.
+
+``python -m tests.zoo`` sweeps all models, as they are published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from ops import Anatomy
+from tests.ops.properties import examine, lively, unaccounted
+
+tv = pytest.importorskip("torchvision.models")
+
+
+def _vgg() -> nn.Module:
+    """With two dense layers of usual size instead of two that hold most of the parameters."""
+    convolutions = tv.vgg.make_layers([8, "M", 12, "M", 12], batch_norm=True)
+    return nn.Sequential(convolutions, nn.Flatten(), nn.Linear(12 * 64, 16), nn.ReLU(), nn.Linear(16, 5))
+
+
+def _convnext() -> nn.Module:
+    block = tv.convnext.CNBlockConfig
+    return tv.convnext.ConvNeXt([block(12, 16, 1), block(16, 20, 2), block(20, None, 1)], num_classes=5)
+
+
+def _efficientnet() -> nn.Module:
+    wide, fused = tv.efficientnet.MBConvConfig, tv.efficientnet.FusedMBConvConfig
+    blocks = [fused(2, 3, 1, 8, 8, 2), wide(4, 3, 2, 8, 12, 2, 1.0, 1.0), wide(4, 5, 1, 12, 16, 1, 1.0, 1.0)]
+    return tv.efficientnet.EfficientNet(blocks, 0.2, last_channel=32, num_classes=5)
+
+
+def _swin(version: int) -> nn.Module:
+    parts = {} if version == 1 else {"block": tv.swin_transformer.SwinTransformerBlockV2}
+    parts |= {} if version == 1 else {"downsample_layer": tv.swin_transformer.PatchMergingV2}
+    return tv.SwinTransformer([2, 2], 12, [2, 2], [2, 3], [4, 4], num_classes=5, **parts)
+
+
+def _maxvit() -> nn.Module:
+    return tv.MaxVit((32, 32), 12, 2, [12, 16], [1, 1], 4, 0.1, num_classes=5)
+
+
+DESIGNS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    # name: how to build it, the size of its images, layers that it must offer at least
+    "resnet18": (partial(tv.resnet18, num_classes=5), 32, 12),
+    "resnext": (partial(tv.ResNet, tv.resnet.Bottleneck, [1, 1, 1, 1], 5, groups=4, width_per_group=4), 32, 17),
+    "vgg": (_vgg, 32, 4),
+    "squeezenet1_1": (partial(tv.squeezenet1_1, num_classes=5), 48, 25),
+    "densenet": (partial(tv.DenseNet, 6, (2, 3, 2), 12, num_classes=5), 32, 17),
+    "mobilenet_v2": (partial(tv.mobilenet_v2, width_mult=0.25, num_classes=5), 32, 24),
+    "mobilenet_v3_small": (partial(tv.mobilenet_v3_small, num_classes=5), 32, 27),
+    "mnasnet0_5": (partial(tv.mnasnet0_5, num_classes=5), 32, 25),
+    "shufflenet_v2_x0_5": (partial(tv.shufflenet_v2_x0_5, num_classes=5), 32, 20),
+    "efficientnet": (_efficientnet, 32, 11),
+    "regnet_y_400mf": (partial(tv.regnet_y_400mf, num_classes=5), 32, 69),
+    "convnext": (_convnext, 32, 7),
+    "vit": (partial(tv.VisionTransformer, 32, 8, 2, 3, 24, 40, num_classes=5), 32, 2),
+    "swin": (partial(_swin, 1), 32, 4),
+    "swin_v2": (partial(_swin, 2), 32, 8),
+    "maxvit": (_maxvit, 32, 11),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_layer(name: str) -> None:
+    factory, size, floor = DESIGNS[name]
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 3, size, size, dtype=torch.float64)
+    model = lively(factory().double(), inputs)
+    anatomy = Anatomy(model, inputs)
+    examination = examine(anatomy, inputs, careful=False)
+    assert not examination.broken
+    assert not list(unaccounted(anatomy, examination.resized))
+    assert len(examination.faint) <= 1 + 0.02 * len(anatomy)
+    assert len(anatomy) >= floor
+
+
+@pytest.mark.slow
+def test_parts_that_only_train() -> None:
+    """Auxiliary classifiers read the network in training mode alone; what they read must not go without them."""
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    model = lively(tv.googlenet(num_classes=5, init_weights=False, aux_logits=True).double(), inputs)
+    examination = examine(Anatomy(model, inputs), inputs, careful=False)
+    assert not examination.broken

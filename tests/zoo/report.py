@@ -1,0 +1,84 @@
+"""The results of a sweep as a page of markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from tests.zoo.sweep import PROMISES
+
+HEAD = """# Every layer of every model
+
+Each layer that an anatomy offers is edited alone, in double precision, with random weights by which every part shows
+in the output, and then all at once. *Duplicate*: a random subset doubled at uneven shares; *permute*: another order;
+*remove*: a random subset goes, against the network in which nobody reads it; *regrow*: grown and shrunk back. Of a
+layer that a norm over its units makes inexact: *double*: all units doubled, which such a norm does not see; *run*: it
+runs without some. *Train*: with every layer smaller at once the network runs in training mode too. Kept means a
+relative error below {tolerance}. *Faint* layers change the output by less than one in a million even when all of their
+units are silenced: on them a check shows nothing.
+
+`python -m tests.zoo` writes this page ({machine}). Forward and discovery: one thread, single precision, two samples
+at the published image size, medians.
+"""
+
+
+def table(results: Mapping[str, Mapping[str, Any]], machine: str) -> str:
+    """The whole page: totals, a table for each family, failures, reasons."""
+    swept = {name: r["sweep"] for name, r in results.items() if "problem" not in r.get("sweep", {"problem": ""})}
+    total = Counter[str]()
+    promises: Counter[str] = Counter()
+    for found in swept.values():
+        total.update({key: found[key] for key in ("exact", "inexact", "pinned")})
+        total["faint"] += len(found["faint"])
+        for promise, (kept, tried) in found["promises"].items():
+            promises[f"{promise} kept"] += kept
+            promises[f"{promise} tried"] += tried
+    lines = [HEAD.format(tolerance="1e-9 (1e-5 for transformers, which compute in single precision)", machine=machine)]
+    lines.append(
+        f"{len(swept)} models: {total['exact']:,} exact layers, {total['inexact']:,} inexact, {total['pinned']:,} "
+        f"pinned, {total['faint']:,} faint. "
+        + ", ".join(f"{p} {promises[f'{p} kept']:,}/{promises[f'{p} tried']:,}" for p in PROMISES)
+        + ".\n"
+    )
+    for family in dict.fromkeys(result["family"] for result in results.values()):
+        lines.append(f"## {family[0].upper() + family[1:]}\n")
+        columns = ("model", "input", "parameters", "exact", "inexact", "pinned", *PROMISES, "worst kept error", "faint")
+        lines.append(f"| {' | '.join(columns)} | sweep, s | forward, s | discovery, s | discovery / forward |")
+        lines.append("|---|---|" + "---:|" * (10 + len(PROMISES)))
+        lines.extend(_row(name, result) for name, result in results.items() if result["family"] == family)
+        lines.append("")
+    lines.append("## Failures\n")
+    for name, found in swept.items():
+        if found["failures"]:
+            lines.append(f"- **{name}**: {len(found['failures'])}")
+            lines.extend(f"  - {failure}" for failure in found["failures"])
+    if lines[-1] == "## Failures\n":
+        lines.append("None.")
+    lines.append("\n## Why layers are pinned\n")
+    reasons, models = Counter[str](), Counter[str]()
+    for found in swept.values():
+        reasons.update(found["reasons"])
+        models.update(list(found["reasons"]))
+    lines += ["| reason | layers | models |", "|---|---:|---:|"]
+    lines.extend(f"| {reason} | {number} | {models[reason]} |" for reason, number in reasons.most_common())
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, result: Mapping[str, Any]) -> str:
+    found, clock = result.get("sweep", {}), result.get("clock", {})
+    if "problem" in found or not found:
+        cells = [name, result["size"], found.get("problem", "not yet"), *[""] * (9 + len(PROMISES))]
+        return "| " + " | ".join(cells) + " |"
+    cells = [name, result["size"], f"{found['parameters'] / 1e6:.1f} M"]
+    cells += [str(found[key]) for key in ("exact", "inexact", "pinned")]
+    for promise in PROMISES:
+        kept, tried = found["promises"][promise]
+        cells.append("" if not tried else f"{kept}" if kept == tried else f"**{kept} of {tried}**")
+    cells += [f"{found['worst']:.0e}", str(len(found["faint"]) or ""), f"{found['seconds']['sweep']:.0f}"]
+    if "forward" in clock:
+        ratio = clock["discovery"] / clock["forward"]
+        cells += [f"{clock['forward']:.2f}", f"{clock['discovery']:.2f}", f"{ratio:.1f}"]
+    else:
+        cells += [clock.get("problem", ""), "", ""]
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,79 @@
+"""One model of the zoo examined: every layer, every promise; and how long discovery takes."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils import _pytree
+
+from ops import Anatomy
+from tests.ops.properties import examine, lively, outputs
+from tests.zoo.models import Animal
+
+PROMISES = ("duplicate", "permute", "remove", "regrow", "double", "run", "train")
+
+
+def swept(animal: Animal) -> dict[str, Any]:
+    """Every layer of the small model, in double precision, with lively weights."""
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    model, inputs = animal.small()
+    inputs = _pytree.tree_map_only(torch.Tensor, lambda t: t.to(animal.dtype) if t.is_floating_point() else t, inputs)
+    model = lively(model.to(animal.dtype), inputs)
+    if not all(out.isfinite().all() for out in outputs(model, inputs)):
+        return {"problem": "its answer is not finite"}
+    built = time.perf_counter()
+    anatomy = Anatomy(model, inputs)
+    found = time.perf_counter()
+    examination = examine(anatomy, inputs, careful=False, tolerance=animal.tolerance)
+    tried = Counter(verdict.promise for verdict in examination.verdicts)
+    broken = Counter(verdict.promise for verdict in examination.broken)
+    reasons = Counter(_general(reason, anatomy) for reason in anatomy.pinned.values())
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "exact": sum(layer.exact for layer in anatomy.values()),
+        "inexact": sum(not layer.exact for layer in anatomy.values()),
+        "pinned": len(anatomy.pinned),
+        "promises": {promise: (tried[promise] - broken[promise], tried[promise]) for promise in PROMISES},
+        "faint": examination.faint,
+        "worst": examination.worst,
+        "failures": [str(verdict) for verdict in examination.broken],
+        "reasons": dict(reasons.most_common()),
+        "inexact_reasons": dict(Counter(e.reason for e in anatomy.values() if not e.exact)),
+        "seconds": {"build": built - start, "discovery": found - built, "sweep": time.perf_counter() - found},
+        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def clocked(animal: Animal) -> dict[str, Any]:
+    """Seconds of a forward pass and of discovery, medians of five, in single precision at the published size."""
+    torch.manual_seed(0)
+    assert animal.native is not None
+    model, inputs = animal.native()
+    model.eval()
+    outputs(model, inputs)
+    forward = statistics.median(_seconds(lambda: outputs(model, inputs)) for _ in range(5))
+    first = _seconds(lambda: Anatomy(model, inputs))
+    more = 4 if first < 10 else 0
+    discovery = statistics.median([first, *(_seconds(lambda: Anatomy(model, inputs)) for _ in range(more))])
+    return {"forward": forward, "discovery": discovery, "runs": 1 + more}
+
+
+def _seconds(action: Any) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def _general(reason: str, anatomy: Anatomy) -> str:
+    """A pin's reason without the names of this model's tensors, so that equal ones are counted together."""
+    names = [name for name, _ in (*anatomy.model.named_parameters(), *anatomy.model.named_buffers())]
+    modules = [name for name, _ in anatomy.model.named_modules() if "." in name]
+    for name in sorted((*names, *modules), key=len, reverse=True):
+        reason = reason.replace(name, "…")
+    return reason
