@@ -55,6 +55,8 @@ def operate(
             "operate takes a layer of an anatomy and an operation, such as MinWeight(keep=0.5); it was given a "
             f"{type(layer).__name__} and {operation!r}"
         )
+    if signals is not None and not isinstance(signals, Signals):
+        raise SurgeryError(f"signals must be Signals(model, inputs), not {type(signals).__name__}")
     plan = operation.propose(layer, signals)
     if verify is not False:
         measure(plan, None if verify is True else verify)
@@ -203,7 +205,17 @@ def _check(plan: Plan) -> None:
         raise SurgeryError(f"{plan.operation} on {layer.name}: shares must be a tensor of {len(plan.sources)} numbers")
     if max(plan.sources) >= layer.units or min(plan.sources) < -1:
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources name units outside 0 … {layer.units - 1}")
+    known = {place.tensor for place in layer.places}
+    for values in (plan.newborn, plan.mixing, plan.constants):
+        if odd := sorted(set(values) - known):
+            raise SurgeryError(f"{plan.operation} on {layer.name}: {odd[0]} does not hold its units")
+    for name, value in plan.mixing.items():
+        _fits(plan, name, value.shape, torch.Size([layer.units, len(plan.sources)]))
+    for name, value in plan.constants.items():
+        _fits(plan, name, value.shape, torch.Size([layer.units]))
     for name, value in plan.replaced.items():
+        if name not in layer.anatomy.expressions:
+            raise SurgeryError(f"{plan.operation} on {layer.name}: the network has no tensor {name}")
         _fits(plan, name, value.shape, layer.anatomy.tensor(name).shape)
     for place in layer.places:
         if place.role != FAN_OUT and place.tensor in plan.newborn:
@@ -217,7 +229,7 @@ def _fits(plan: Plan, name: str, found: torch.Size, wanted: torch.Size) -> None:
     if found != wanted:
         raise SurgeryError(
             f"{plan.operation} on {plan.layer.name}: its values for {name} are {tuple(found)}, but {tuple(wanted)} are "
-            "needed now that other layers have changed; propose again"
+            "needed; where other layers have changed since, propose again"
         )
 
 

@@ -45,8 +45,14 @@ def measure(plan: Plan, batch: Any = None) -> float:
     new_basis = -1 in plan.sources and bool(plan.mixing)
     with _in_double(anatomy), plainly(anatomy.model):
         example = _pytree.tree_map(_doubled, example)
-        with contextlib.nullcontext() if new_basis else emulated(plan):
+        try:
             wanted = flat_tensors(call(anatomy.model, example))
+        except Exception as error:  # whatever the foreign forward pass raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise SurgeryError(f"the network does not run on this batch in double precision: {reason}") from error
+        if not new_basis:
+            with emulated(plan):
+                wanted = flat_tensors(call(anatomy.model, example))
         with trial_surgery(plan):
             found = flat_tensors(call(anatomy.model, example))
     difference = deviation(wanted, found)

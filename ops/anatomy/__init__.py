@@ -7,16 +7,21 @@ undone (``rehearsal``, ``rebuild``), before it is offered.
 
 from __future__ import annotations
 
+import contextlib
+import dis
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils import _pytree
 
 from ops.anatomy import axes
 from ops.anatomy.axes import Axis, Factor
@@ -64,8 +69,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
     the name says which: ``attention.value`` (the width of each head), ``attention.value:heads``, ``conv2:groups``.
     ``pinned`` says of every other place where units are made why they cannot be operated on.
 
-    All of this is true of the path that the example takes: of what a network does with other inputs only (control flow
-    that depends on the data) nothing is known.
+    All of this is true of the paths that the example and its negative take: of what a network does with other inputs
+    only (control flow that depends on the data), nothing is known.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -91,6 +96,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
         self._parameters = {name for name, _ in model.named_parameters()}
         with torch.inference_mode(False), torch.no_grad(), lively(model, example_input) as shown:
             trace, output, shown = self._follow(shown)
+            if trace.steered:  # the network chooses its path by its data: see another one
+                self._trace_otherwise(trace, shown)
             if trace.missed or _asks_for_training(model):  # some networks have branches that only training takes
                 self._trace_training(trace, shown)
             self.chains, self.sinks, self.calls = trace.chains, trace.sinks, trace.calls
@@ -211,6 +218,12 @@ class Anatomy(Mapping[str, HiddenLayer]):
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise SurgeryError(f"the network does not run on the example input: {reason[:200]}") from problem
 
+    def _trace_otherwise(self, trace: Trace, shown: Any) -> None:
+        """Follows the network on the negative of the input, if it takes it."""
+        opposite = _pytree.tree_map(lambda x: -x if isinstance(x, Tensor) and x.is_floating_point() else x, shown)
+        with contextlib.suppress(Exception), plainly(self.model):
+            trace.run(opposite)
+
     def _trace_training(self, trace: Trace, shown: Any) -> None:
         """Follows the network in training mode, too; weights that are still not met may cost every layer."""
         problem = ""
@@ -245,7 +258,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             if len(expressions) == 1 and module in names:
                 (expression,) = expressions
                 if offered & set(axes.units_on(expression)):
-                    sure = attribute in ("groups", "num_groups")
+                    sure = attribute in ("groups", "num_groups", "normalized_shape")
                     found.append(Number(names[module], attribute, position, expression, sure))
         return found
 
@@ -277,9 +290,20 @@ def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
 
 
 def _asks_for_training(model: nn.Module) -> bool:
-    """Whether the code of a module that is not torch's looks at its mode."""
-    forwards = {type(m).forward for m in model.modules() if not type(m).__module__.startswith("torch.nn.")}
-    return any("training" in getattr(getattr(f, "__code__", None), "co_names", ()) for f in forwards)
+    """Whether the code of a module that is not torch's takes another branch in training mode."""
+    theirs = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn.")]
+    code = {getattr(type(module).forward, "__code__", None) for module in theirs}
+    code |= {getattr(value, "__code__", None) for module in theirs for value in vars(module).values()}
+    return any(_branches_on_training(each) for each in code if each is not None)
+
+
+def _branches_on_training(code: CodeType) -> bool:
+    """Whether it, or a function in it, tests an attribute ``training``; handing it on, to a dropout, is no branch."""
+    if "training" in code.co_names:
+        for step, after in itertools.pairwise(dis.get_instructions(code)):
+            if step.argval == "training" and ("JUMP" in after.opname or after.opname in ("UNARY_NOT", "TO_BOOL")):
+                return True
+    return any(_branches_on_training(inside) for inside in code.co_consts if isinstance(inside, CodeType))
 
 
 def _batch(example: Any) -> int:

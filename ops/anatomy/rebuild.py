@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ops.anatomy import axes
-from ops.anatomy.calls import FAN_OUT
+from ops.anatomy.calls import FAN_IN, FAN_OUT
 from ops.architecture import fit
 from ops.optimizer_state import exchange
 
@@ -60,9 +60,12 @@ class Move:
         new = self._gather(old, self.places[0].fill)
         if self.stranger and old.is_floating_point() and any(place.role != FAN_OUT for place in self.places):
             newborn = (self.index < 0).nonzero().squeeze(1)
-            noise = torch.randn([len(newborn) if a == self.axis else n for a, n in enumerate(new.shape)])
+            shape = [len(newborn) if a == self.axis else n for a, n in enumerate(new.shape)]
+            noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 0.1
             scale = 3 * old.square().mean().sqrt()
-            new.index_copy_(self.axis, newborn.to(old.device), (noise.abs() + 0.1).to(old) * scale)
+            if any(place.role == FAN_IN for place in self.places):  # of two strangers one outdoes all others
+                noise.movedim(self.axis, 0)[1::2] *= -1
+            new.index_copy_(self.axis, newborn.to(old.device), noise.to(old) * scale)
         return _times(new, self.axis, self.read)
 
     def state(self, old: Tensor, degree: int) -> Tensor:

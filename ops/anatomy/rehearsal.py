@@ -1,9 +1,9 @@
 """The rehearsal: what the trace proposes is tried before it is offered.
 
 All layers are changed at once, in place and undone: all units are put in another order, about an eighth of them is
-doubled at uneven shares, and a unit is added that has weights of its own but that nobody reads. None of this may change
-the output at all; that taking such a unit away again changes nothing is what removal claims. A layer that fails (a
-hard-coded size, a unit used by its position, a maximum over the units) is pinned with the reason instead of being
+doubled at uneven shares, and two units are added that have weights of their own but that nobody reads. None of this may
+change the output at all; that taking such units away again changes nothing is what removal claims. A layer that fails
+(a hard-coded size, a unit used by its position, a maximum over the units) is pinned with the reason instead of being
 offered. Layers that a norm couples are only put in another order; they, and those that the code cuts into pieces, run
 once more at about half their size. A network in which everything is right costs one or two passes.
 
@@ -100,35 +100,39 @@ def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[H
         return _problem(anatomy, [_halved(layer) for layer in layers], example, output, equal=False)
 
     layers, numbers = list(anatomy.values()), anatomy.written
+    resized = [layer for layer in layers if not layer.exact or layer.factor.cut]
     anatomy.written = [number for number in numbers if number.sure]
-    if len(anatomy.written) < len(numbers) and reordered(layers) is not None:
+    first, second = reordered(layers), halved(resized)
+    if (first or second) and len(anatomy.written) < len(numbers):
         anatomy.written = numbers
-    found = _isolate(layers, reordered)
+        first = reordered(layers)
+    found = _isolate(layers, reordered, first)
     failed = {layer for layer, _ in found}
-    return found + _isolate(
-        [each for each in layers if (not each.exact or each.factor.cut) and each not in failed], halved
-    )
+    if first or second:
+        resized = [layer for layer in resized if layer not in failed]
+        found += _isolate(resized, halved, halved(resized))
+    return found
 
 
 def _reordered(layer: HiddenLayer, number: int) -> Edit:
-    """The units rotated and, where that is exact, some of them doubled at uneven shares and a newborn one added."""
+    """The units rotated and, where that is exact, some of them doubled at uneven shares and two newborn ones added."""
     units = layer.units
     order = torch.arange(units).roll(1 + (units // 3 + number) % max(units - 1, 1))
     if not layer.exact:
         return Edit(layer, order)
-    sources = order[torch.arange(_enlarged(layer, number) - 1) % units]
+    sources = order[torch.arange(_enlarged(layer, number) - 2) % units]
     weights = 1.0 + (torch.arange(len(sources)) // units).to(torch.float64)
     shares = weights / torch.zeros(units).to(weights).index_add(0, sources, weights)[sources]
     place = number % len(sources)
-    sources = torch.cat([sources[:place], torch.tensor([-1]), sources[place:]])
-    return Edit(layer, sources, torch.cat([shares[:place], torch.ones(1).to(shares), shares[place:]]), stranger=True)
+    sources = torch.cat([sources[:place], torch.tensor([-1, -1]), sources[place:]])
+    return Edit(layer, sources, torch.cat([shares[:place], torch.ones(2).to(shares), shares[place:]]), stranger=True)
 
 
 def _enlarged(layer: HiddenLayer, number: int) -> int:
     """About an eighth more units. Where the network's code cuts the units into pieces it is a prime number, and another
     one for the next layer of this size, so that nothing divides by luck.
     """
-    wanted = layer.units + max(2, layer.units // 8)
+    wanted = layer.units + max(3, layer.units // 8)
     if not layer.factor.cut:
         return wanted if wanted < 64 else -(-wanted // 8) * 8  # convolutions are fast at multiples of eight
     wanted = max(5, wanted) + 2 * (number % 3)
@@ -169,15 +173,14 @@ def _problem(anatomy: Anatomy, edits: list[Edit], example: Any, output: list[Ten
     return None
 
 
-def _isolate(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLayer, str]]:
-    """The layers that fail a trial.
+def _isolate(layers: Sequence[HiddenLayer], trial: Trial, problem: Problem | None) -> list[tuple[HiddenLayer, str]]:
+    """The layers that fail a trial; ``problem`` is what it says of all of them.
 
     Where the network stops running, those met in the module where it does are under suspicion; they are left out kind
     by kind (the same place in modules of one class), in the whole network, until it runs past that point.
     """
     remaining = list(layers)
     found: list[tuple[HiddenLayer, str]] = []
-    problem = trial(remaining)
     while problem is not None:
         culprit: tuple[object, ...] | None = None
         after: Problem | None = None

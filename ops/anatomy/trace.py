@@ -340,7 +340,9 @@ def _unmarked(model: nn.Module) -> Iterator[None]:
         for kept in (vars(module), module._buffers)
     ]
     written: list[Tensor] = [buffer for buffer in model.buffers() if buffer.layout == torch.strided]
-    written += [m.weight for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm]
+    for embedding in model.modules():
+        if isinstance(embedding, (nn.Embedding, nn.EmbeddingBag)) and embedding.max_norm is not None:
+            written.append(embedding.weight)
     tensors = [(tensor, tensor.detach().clone()) for tensor in written]
     try:
         yield
@@ -351,7 +353,8 @@ def _unmarked(model: nn.Module) -> Iterator[None]:
             for name, content in containers.items():
                 container: Any = before[name]
                 container.clear()
-                container.extend(content) if isinstance(container, list) else container.update(content)
+                refill: Any = container.extend if isinstance(container, list) else container.update
+                refill(content)
         for tensor, values in tensors:  # batch norm does not count up a tensor's version
             if not torch.equal(tensor, values):
                 tensor.data.copy_(values)

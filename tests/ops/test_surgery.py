@@ -63,7 +63,7 @@ def test_refuses_values_of_another_shape():
     first, second = operation.propose(anatomy["0"]), operation.propose(anatomy["2"])
     apply(first)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(SurgeryError, match=r"2.weight are \(6, 8\), but \(6, 4\) are needed now"):
+    with pytest.raises(SurgeryError, match=r"2.weight are \(6, 8\), but \(6, 4\) are needed"):
         apply(second)
     assert unchanged(model, before)
 
@@ -203,6 +203,6 @@ def test_a_plan_whose_values_do_not_fit_any_more_is_refused():
     plan = PCNS(0.1, basis="eigen").propose(anatomy["2"], Signals(model, inputs))
     operate(anatomy["0"], MinWeight(keep=0.5))
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(SurgeryError, match=r"PCNS.* on 2: its values for 2\.weight are .*; propose again"):
+    with pytest.raises(SurgeryError, match=r"PCNS.* on 2: its values for 2\.weight are .* since, propose again"):
         apply(plan)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
