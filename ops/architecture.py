@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from ops.anatomy.trace import tensors_of
+from ops.anatomy.running import tensors_of
 from ops.errors import SurgeryError
 from ops.optimizer_state import exchange
 from ops.wrappers import inner

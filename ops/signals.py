@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ops.anatomy import HiddenLayer, Place
-from ops.anatomy.trace import Trace, plainly
+from ops.anatomy.running import plainly
+from ops.anatomy.trace import Trace
 from ops.errors import SurgeryError
 from ops.wrappers import inner
 

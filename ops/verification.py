@@ -20,7 +20,7 @@ from torch.utils import _pytree
 
 from ops.anatomy import Anatomy
 from ops.anatomy.rebuild import Undo
-from ops.anatomy.trace import call, deviation, flat_tensors, plainly, tensors_of
+from ops.anatomy.running import call, deviation, flat_tensors, plainly, tensors_of
 from ops.errors import SurgeryError
 from ops.optimizer_state import exchange
 from ops.plan import Plan

@@ -29,7 +29,8 @@ from ops.anatomy.calls import FAN_IN, FAN_OUT
 from ops.anatomy.layers import HiddenLayer, Place
 from ops.anatomy.rebuild import Undo
 from ops.anatomy.rehearsal import faults, lively
-from ops.anatomy.trace import Trace, call, evaluating, flat_tensors, plainly, tensors_of
+from ops.anatomy.running import call, evaluating, flat_tensors, plainly, tensors_of
+from ops.anatomy.trace import Trace
 from ops.errors import SurgeryError
 from ops.wrappers import inner
 

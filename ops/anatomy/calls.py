@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ops.anatomy.axes import Axis
+from ops.anatomy.axes import ONE, Axis, Fixed, canonical, size, unite
 
 Axes = tuple[Axis, ...]
 FAN_IN, VECTOR, FAN_OUT = "fan_in", "vector", "fan_out"
@@ -69,6 +69,25 @@ class Call:
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+
+def constant(tensor: Tensor) -> Axes:
+    """The axes of a tensor that holds no units."""
+    return tuple(Fixed(n) for n in tensor.shape)
+
+
+def broadcast(twins: Iterable[Twin], dims: int) -> Axes:
+    """Unites the operands dimension by dimension, aligned on the right; returns the axes of the result."""
+    found: list[Axis] = [ONE] * dims
+    for twin in twins:
+        for dim, axis in enumerate(twin.axes, start=dims - len(twin.axes)):
+            if size(axis) == 1:
+                continue
+            if size(found[dim]) == 1:
+                found[dim] = axis
+            else:
+                unite(found[dim], axis)
+    return tuple(canonical(axis) for axis in found)
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ops.anatomy.rebuild import Edit, Undo, edited
-from ops.anatomy.trace import call, deviation, flat_tensors, plainly
+from ops.anatomy.running import call, deviation, flat_tensors, plainly
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:

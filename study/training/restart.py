@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ops import adopt
-from ops.anatomy.trace import tensors_of
+from ops.anatomy.running import tensors_of
 from ops.architecture import Description
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ops.anatomy import HiddenLayer, call, rebuild
 from ops.anatomy.rebuild import Edit
-from ops.anatomy.trace import flat_tensors
+from ops.anatomy.running import flat_tensors
 
 
 class Net(nn.Module):

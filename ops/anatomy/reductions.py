@@ -1,0 +1,72 @@
+"""Rules of the operators that look along dimensions: sums and maxima, softmax, pooling and resizing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ops.anatomy.axes import (
+    ONE,
+    Fixed,
+    blur,
+    freeze,
+)  # fmt: skip
+from ops.anatomy.calls import Axes, Call
+
+if TYPE_CHECKING:
+    from ops.anatomy.trace import Trace
+
+
+def reduction(trace: Trace, call: Call) -> Axes | None:
+    x = call.args[0]
+    axes = trace.twin(x).axes
+    position = 2 if call.name in ("linalg_vector_norm", "norm") else 1
+    dims = call.get(position, "dim")
+    listed = [dims] if isinstance(dims, int) else list(dims) if isinstance(dims, (list, tuple)) else []
+    gone = {dim % max(x.dim(), 1) for dim in listed} or set(range(x.dim()))
+    for dim in gone:
+        if call.name in ("argmax", "argmin"):
+            freeze(axes[dim], f"{call.name} numbers its units")
+        blur(axes[dim], f"{call.name} over its units")
+    if call.out.dim() == x.dim():
+        return tuple(ONE if dim in gone else axis for dim, axis in enumerate(axes))
+    return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)
+
+
+def softmax(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    if axes:
+        blur(axes[call.args[1]], "softmax over its units")
+    return axes
+
+
+def cumulative(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    freeze(axes[call.get(1, "dim")], f"{call.name} depends on the order of its units")
+    return axes
+
+
+def window(trace: Trace, call: Call) -> Axes | None:
+    """Pooling and resizing in space: no units may stand where the window moves."""
+    x, out = call.args[0], call.out
+    axes = trace.twin(x).axes
+    if x.dim() != out.dim():
+        return None
+    moving = next((int(letter) for letter in call.name if letter.isdigit()), x.dim() - 2)  # max_pool2d: two dimensions
+    spatial = [dim for dim in range(x.dim()) if x.size(dim) != out.size(dim) or dim >= x.dim() - moving]
+    for dim in spatial:
+        freeze(axes[dim], f"{call.name} runs over its units")
+    _freeze_positions(call)
+    return tuple(Fixed(out.size(dim)) if dim in spatial else axis for dim, axis in enumerate(axes))
+
+
+def _freeze_positions(call: Call) -> None:
+    """What tells an operator where to look in its first input."""
+    for twin in call.twins[1:]:
+        for axis in twin.axes:
+            freeze(axis, f"{call.name} takes positions from it")
+
+
+def roi_align(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    _freeze_positions(call)
+    return Fixed(call.out.size(0)), axes[1], Fixed(call.out.size(2)), Fixed(call.out.size(3))

@@ -1,0 +1,149 @@
+"""Running a network as it is: its tensors, its outputs and how far two of them differ, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer once, under its first name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def flat_tensors(tree: Any) -> list[Tensor]:
+    """Every tensor in nested containers, mappings and objects, in order."""
+    found: list[Tensor] = []
+    waiting, seen = [tree], set()
+    while waiting:
+        for leaf in _pytree.tree_leaves(waiting.pop(0)):
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
+                seen.add(id(leaf))
+                waiting.append(_inside(leaf))
+    return found
+
+
+def _inside(leaf: Any) -> list[Any]:
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, (set, frozenset)):
+        return list(leaf)
+    slots = [name for kind in type(leaf).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, n, None) for n in slots if isinstance(n, str))]
+
+
+def deviation(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest relative difference of two outputs, entry by entry; infinite where they are of different form.
+
+    Each entry is compared with its own size and the median size of its tensor, so that a few huge entries (masked
+    logits, say) do not hide the others. Entries that are not finite must be so in both.
+    """
+    if [(t.shape, t.dtype) for t in wanted] != [(t.shape, t.dtype) for t in found]:
+        return math.inf
+    worst = 0.0
+    for one, other in zip(wanted, found, strict=True):
+        finite = torch.isfinite(one) if one.is_floating_point() or one.is_complex() else None
+        if finite is None or not finite.any():
+            continue
+        if not torch.equal(finite, torch.isfinite(other)):
+            return math.inf
+        sizes = one[finite].abs()
+        middle = sizes[sizes > 0].median() if (sizes > 0).any() else sizes.new_tensor(1e-12)
+        worst = max(worst, float(((one - other)[finite].abs() / (sizes + middle)).max()))
+    return worst
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Runs a model on a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Evaluation (or training) mode for a while; every submodule gets its own mode back."""
+    changed = [module for module in model.modules() if module.training is not training]
+    for module in changed:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.training = not training
+
+
+@contextlib.contextmanager
+def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Evaluation (or training) mode, no gradients, no compiled code and no fused kernels, for a while.
+
+    The random numbers of the CPU are the same each time, so that two passes can be compared; what a forward pass leaves
+    behind in the network (counters, caches, running statistics) is taken back.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_unmarked(model))
+        stack.enter_context(evaluating(model, training))
+        for device in ("cpu", "cuda"):  # its cache of cast weights would not notice surgery
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.manual_seed(0)
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        if recurrent:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+#: What every module keeps of its own.
+OWN = frozenset(vars(nn.Module()))
+
+
+@contextlib.contextmanager
+def _unmarked(model: nn.Module) -> Iterator[None]:
+    """Takes back what is done to a network's attributes, buffers, renormalized embeddings and random numbers."""
+    state, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    attributes = [
+        (kept, dict(kept), {k: copy.copy(v) for k, v in kept.items() if k not in OWN and type(v) in (list, dict, set)})
+        for module in model.modules()
+        for kept in (vars(module), module._buffers)
+    ]
+    written: list[Tensor] = [buffer for buffer in model.buffers() if buffer.layout == torch.strided]
+    for embedding in model.modules():
+        if isinstance(embedding, (nn.Embedding, nn.EmbeddingBag)) and embedding.max_norm is not None:
+            written.append(embedding.weight)
+    tensors = [(tensor, tensor.detach().clone()) for tensor in written]
+    try:
+        yield
+    finally:
+        for kept, before, containers in attributes:
+            kept.clear()
+            kept.update(before)
+            for name, content in containers.items():
+                container: Any = before[name]
+                container.clear()
+                refill: Any = container.extend if isinstance(container, list) else container.update
+                refill(content)
+        for tensor, values in tensors:  # batch norm does not count up a tensor's version
+            if not torch.equal(tensor, values):
+                tensor.data.copy_(values)
+        random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)

@@ -1,0 +1,330 @@
+"""Rules of the operators that only move, cut and join tensors: their axes go with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from ops.anatomy.axes import (
+    ONE,
+    Axis,
+    Factor,
+    Fixed,
+    canonical,
+    freeze,
+    is_fixed,
+    product,
+    section,
+    size,
+    split,
+    total,
+    unite,
+)  # fmt: skip
+from ops.anatomy.calls import Axes, Call, Twin, broadcast
+
+if TYPE_CHECKING:
+    from ops.anatomy.trace import Trace
+
+
+def reshape(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    found: list[Axis] = []
+    for before, after in _regroup([size(a) for a in axes], list(call.out.shape)):
+        whole = product(*axes[before])
+        found += [whole] if len(after) == 1 else split(whole, after)
+    trace.write_down(found)
+    return tuple(canonical(axis) for axis in found)
+
+
+def _regroup(old: list[int], new: list[int]) -> list[tuple[slice, list[int]]]:
+    """The smallest runs of dimensions that hold the same positions before and after a reshape."""
+    groups, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        first, last = i, j
+        left = right = 1
+        if i < len(old):
+            left, i = old[i], i + 1
+        if j < len(new):
+            right, j = new[j], j + 1
+        while left != right:
+            if left < right and i < len(old):
+                left, i = left * old[i], i + 1
+            elif j < len(new):
+                right, j = right * new[j], j + 1
+            else:
+                break
+        groups.append((slice(first, i), new[last:j]))
+    return groups
+
+
+def permute(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    return tuple(axes[dim] for dim in _order(call))
+
+
+def _order(call: Call) -> list[int]:
+    """Which old dimension each new one is."""
+    x, name = call.args[0], call.name
+    dims = list(range(x.dim()))
+    if name == "permute":
+        return [dim % x.dim() for dim in call.args[1]]
+    if name == "t":
+        return dims[::-1]
+    one, other = call.args[1] % max(x.dim(), 1), call.args[2] % max(x.dim(), 1)
+    dims[one], dims[other] = dims[other], dims[one]
+    return dims
+
+
+def same(trace: Trace, call: Call) -> Axes | None:
+    return trace.twin(call.args[0]).axes
+
+
+def restride(trace: Trace, call: Call) -> Axes | None:
+    """``as_strided`` only where it changes nothing but the strides of dimensions of size one."""
+    x, out = call.args[0], call.out
+    moved = x.shape != out.shape or any(
+        n > 1 and a != b for n, a, b in zip(x.shape, call.get(2, "stride"), call.args[0].stride(), strict=False)
+    )
+    return None if moved or call.get(3, "storage_offset") else trace.twin(x).axes
+
+
+def as_complex(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    if call.name == "view_as_real":
+        return (*axes, Fixed(2))
+    freeze(axes[-1], "its real and imaginary parts are told apart")
+    return axes[:-1]
+
+
+def like(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    if tuple(map(size, axes)) == tuple(call.out.shape):
+        return axes
+    return tuple(Factor(n) if n > 1 else ONE for n in call.out.shape)  # new_zeros and its like
+
+
+def expand(trace: Trace, call: Call) -> Axes | None:
+    x = call.args[0]
+    axes = (ONE,) * (call.out.dim() - x.dim()) + trace.twin(x).axes
+    found = tuple(
+        axis if size(axis) == n else Factor(n)  # as long as it is asked to be
+        for axis, n in zip(axes, call.out.shape, strict=True)
+    )
+    trace.write_down(found)
+    return found
+
+
+def repeat(trace: Trace, call: Call) -> Axes | None:
+    x = call.args[0]
+    trace.attach(trace.twin(x))
+    axes = (ONE,) * (call.out.dim() - x.dim()) + trace.twin(x).axes
+    return tuple(product(Fixed(n), axis) for n, axis in zip(call.args[1], axes, strict=True))
+
+
+def narrow(trace: Trace, call: Call) -> Axes | None:
+    """``slice``: a part of one dimension."""
+    x = call.args[0]
+    dim = call.get(1, "dim", 0) % x.dim()
+    start, stop, step = call.get(2, "start", 0) or 0, call.get(3, "end"), call.get(4, "step", 1)
+    length = x.size(dim)
+    start = min(max(start + length if start < 0 else start, 0), length)
+    stop = length if stop is None else min(max(stop + length if stop < 0 else stop, start), length)
+    axes = list(trace.twin(x).axes)
+    if step != 1 and not is_fixed(axes[dim]):
+        if start >= step or length % step or stop <= length - step:
+            return None
+        outer, inner = split(axes[dim], (length // step, step))
+        freeze(inner, "its units are picked by position")
+        axes[dim] = outer
+    elif step == 1:
+        axes[dim] = section(axes[dim], start, stop)
+        trace.write_down([axes[dim]])
+    else:
+        axes[dim] = Fixed(call.out.size(dim))
+    return tuple(axes)
+
+
+def select(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    freeze(axes.pop(call.args[1] % len(axes)), "one of its units is picked by position")
+    return tuple(axes)
+
+
+def unbind(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    freeze(axes.pop(call.get(1, "dim", 0) % len(axes)), "its units are told apart by position")
+    return tuple(axes)
+
+
+def split_up(trace: Trace, call: Call) -> list[Axes] | None:
+    x = call.args[0]
+    dim = call.get(2, "dim", 0) % x.dim()
+    axes, found, at = list(trace.twin(x).axes), [], 0
+    lengths = {tensor.size(dim) for tensor in call.outputs}
+    if not isinstance(call.args[1], (list, tuple)) and len(lengths) == 1 and len(call.outputs) > 1:  # equal pieces
+        outer, piece = split(axes[dim], (len(call.outputs), lengths.pop()))
+        freeze(outer, "its parts are told apart by position")
+        axes[dim] = piece
+        trace.write_down([piece])
+        return [tuple(map(canonical, axes))] * len(call.outputs)
+    for tensor in call.outputs:
+        piece = section(axes[dim], at, at + tensor.size(dim))
+        at += tensor.size(dim)
+        found.append((*axes[:dim], piece, *axes[dim + 1 :]))
+    trace.write_down([each[dim] for each in found])
+    return [tuple(map(canonical, each)) for each in found]
+
+
+def squeeze(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    return tuple(axes[dim] for dim in _unsqueezed(call))
+
+
+def _unsqueezed(call: Call) -> list[int]:
+    """Which dimensions a squeeze leaves."""
+    sizes = list(map(size, call.twins[0].axes))  # the tensor itself may have been squeezed in place
+    if len(call.args) > 1:
+        given = call.args[1] if isinstance(call.args[1], (list, tuple)) else [call.args[1]]
+        gone = {dim % max(len(sizes), 1) for dim in given}
+    else:
+        gone = set(range(len(sizes)))
+    return [dim for dim, n in enumerate(sizes) if not (dim in gone and n == 1)]
+
+
+def unsqueeze(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    axes.insert(call.args[1] % (len(axes) + 1), ONE)
+    return tuple(axes)
+
+
+def origins(call: Call, twin: Twin, rule: Callable[..., object]) -> tuple[int | None, ...]:
+    """Along which axis of the parameter each dimension of a view of it runs."""
+    old = list(twin.origins)
+    if rule is permute:
+        return tuple(old[dim] for dim in _order(call))
+    if rule is squeeze:
+        return tuple(old[dim] for dim in _unsqueezed(call))
+    if rule is select:
+        old.pop(call.args[1] % len(old))
+    elif rule is unbind:
+        old.pop(call.get(1, "dim", 0) % len(old))
+    elif rule is unsqueeze:
+        old.insert(call.args[1] % (len(old) + 1), None)
+    elif rule is expand:
+        old = [*(None for _ in range(call.out.dim() - len(old))), *old]
+    elif rule is reshape:
+        new: list[int | None] = []
+        for before, after in _regroup([size(a) for a in twin.axes], list(call.out.shape)):
+            axes = {o for o, a in zip(old[before], twin.axes[before], strict=True) if size(a) > 1}
+            new += [axes.copy().pop() if len(axes) == 1 else None] * len(after)
+        old = new
+    return tuple(old)
+
+
+def cat(trace: Trace, call: Call) -> Axes | None:
+    tensors = [t for t in call.args[0] if t.dim() == call.out.dim()]
+    dim = call.get(1, "dim", 0) % call.out.dim()
+    for tensor in tensors:
+        trace.attach(trace.twin(tensor))
+    twins = [trace.twin(tensor) for tensor in tensors]
+    for twin in twins[1:]:
+        for other in range(call.out.dim()):
+            if other != dim:
+                unite(twins[0].axes[other], twin.axes[other])
+    axes = list(map(canonical, twins[0].axes))
+    axes[dim] = total(*(twin.axes[dim] for twin in twins))
+    return tuple(axes)
+
+
+def stack(trace: Trace, call: Call) -> Axes | None:
+    tensors, dim = call.args[0], call.get(1, "dim", 0) % call.out.dim()
+    axes = list(broadcast(call.twins, tensors[0].dim()))
+    for tensor in tensors:
+        trace.attach(trace.twin(tensor))
+    axes.insert(dim, Fixed(len(tensors)))
+    return tuple(axes)
+
+
+def flip(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    dims = call.get(2, "dims") if call.name == "roll" else call.args[1]
+    for dim in dims or range(len(axes)):
+        freeze(axes[dim], f"{call.name} puts its units in another order")
+    return axes
+
+
+def pad(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    amounts = call.args[1]
+    for number in range(len(amounts) // 2):
+        before, after = amounts[2 * number : 2 * number + 2]
+        dim = len(axes) - 1 - number
+        if before < 0 or after < 0 or (call.name != "constant_pad_nd" and (before or after)):
+            freeze(axes[dim], f"{call.name} runs over its units")
+            axes[dim] = Fixed(call.out.size(dim))
+        else:
+            axes[dim] = total(Fixed(before), axes[dim], Fixed(after))
+    return tuple(axes)
+
+
+def index(trace: Trace, call: Call) -> Axes | None:
+    """Fancy indexing of one dimension by constants."""
+    x, indices = call.args[0], call.args[1]
+    axes = list(trace.twin(x).axes)
+    if call.name == "index_select":
+        dim, at = call.args[1] % x.dim(), call.args[2]
+    else:
+        given = [number for number, each in enumerate(indices) if each is not None]
+        if len(given) != 1:
+            return None
+        dim, at = given[0], indices[given[0]]
+    chosen = trace.constant(at).axes
+    if not all(map(is_fixed, chosen)) or at.dtype == torch.bool:
+        return None
+    freeze(axes[dim], "its units are picked by position")
+    return (*axes[:dim], *chosen, *axes[dim + 1 :])
+
+
+def pixel_shuffle(trace: Trace, call: Call) -> Axes | None:
+    """Channels that become positions in space, or the reverse: ``[…, C·r², H, W] ↔ […, C, H·r, W·r]``."""
+    axes = list(trace.twin(call.args[0]).axes)
+    times = call.args[1] ** 2
+    for axis in axes[-2:]:
+        freeze(axis, f"{call.name} runs over its units")
+    if call.name == "pixel_shuffle":
+        axes[-3], inner = split(axes[-3], (size(axes[-3]) // times, times))
+        freeze(inner, "pixel_shuffle spreads it over space")
+    else:
+        axes[-3] = product(axes[-3], Fixed(times))
+    return (*axes[:-2], Fixed(call.out.size(-2)), Fixed(call.out.size(-1)))
+
+
+def channel_shuffle(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    outer, inner = split(axes[1], (call.args[1], size(axes[1]) // call.args[1]))
+    axes[1] = product(inner, outer)
+    return tuple(axes)
+
+
+def im2col(trace: Trace, call: Call) -> Axes | None:
+    axes = trace.twin(call.args[0]).axes
+    if len(axes) != 4:
+        return None
+    for axis in axes[2:]:
+        freeze(axis, "im2col runs over its units")
+    return axes[0], product(axes[1], Fixed(math.prod(call.args[1]))), Fixed(call.out.size(2))
+
+
+def unfold(trace: Trace, call: Call) -> Axes | None:
+    axes = list(trace.twin(call.args[0]).axes)
+    dim = call.args[1] % len(axes)
+    freeze(axes[dim], "unfold runs over its units")
+    axes[dim] = Fixed(call.out.size(dim))
+    return (*axes, Fixed(call.args[2]))
+
+
+#: Rules under which a parameter stays that parameter.
+KEEPING = (reshape, permute, same, expand, narrow, select, unbind, split_up, squeeze, unsqueeze)
