@@ -115,12 +115,16 @@ class Anatomy(Mapping[str, HiddenLayer]):
         try:
             return self._layers[name]
         except KeyError:
-            reason = self.pinned.get(name)
-            raise SurgeryError(
-                f"layer {name!r} cannot be operated on: {reason}"
-                if reason
-                else f"there is no layer {name!r}; this network has {', '.join(self._layers) or 'none'}"
-            ) from None
+            raise SurgeryError(self._lack(name)) from None
+
+    def _lack(self, name: str) -> str:
+        """Why there is no layer of this name."""
+        if name in self.pinned:
+            return f"layer {name!r} cannot be operated on: {self.pinned[name]}"
+        for layer in self.values():
+            if any(place.tensor in (name, f"{name}.weight") for place in layer.makers):
+                return f"{name!r} makes the units of layer {layer.name!r}, together with others: operate on that one"
+        return f"there is no layer {name!r}; this network has {', '.join(self._layers) or 'none'}"
 
     def __contains__(self, name: object) -> bool:
         return name in self._layers

@@ -199,6 +199,9 @@ def test_unknown_layers_are_named_in_one_sentence():
         anatomy["nose"]
     with pytest.raises(SurgeryError, match="'4' cannot be operated on: it is the network's output"):
         anatomy["4"]
+    model, inputs = build("residual")
+    with pytest.raises(SurgeryError, match="'second' makes the units of layer 'stem', together with others"):
+        Anatomy(model, inputs)["second"]
     with pytest.raises(SurgeryError, match="holds no tensor"):
         Anatomy(model, ())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from enum import IntEnum
 
 import pytest
 import torch
@@ -206,3 +207,30 @@ def test_a_plan_whose_values_do_not_fit_any_more_is_refused():
     with pytest.raises(SurgeryError, match=r"PCNS.* on 2: its values for 2\.weight are .* since, propose again"):
         apply(plan)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Kind(IntEnum):
+    FIRST = 1
+
+
+class Remembering(nn.Module):
+    """Keeps a scale for each unit that no state_dict holds, and a number that is more than a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out, self.kind = nn.Linear(5, 8), nn.Linear(8, 3), Kind.FIRST
+        self.register_buffer("scale", torch.linspace(0.5, 2, 8), persistent=False)
+
+    def forward(self, x):
+        return self.out(self.hidden(x) * self.scale)
+
+
+def test_saved_networks_keep_their_precision_and_what_no_state_dict_holds(tmp_path):
+    model, inputs = Remembering().double(), torch.randn(3, 5, dtype=torch.float64)
+    operate(Anatomy(model, inputs)["hidden"], MinWeight(keep=0.5))
+    save(model, tmp_path / "net.pt")
+    again = load(Remembering, tmp_path / "net.pt")
+    assert difference(outputs(model, inputs), outputs(again, inputs)) == 0
+    assert again.hidden.weight.dtype == torch.float64 and again.kind is Kind.FIRST
+    with pytest.raises(SurgeryError, match="cannot be written"):
+        save(model, tmp_path)
