@@ -102,13 +102,14 @@ def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[H
     layers, numbers = list(anatomy.values()), anatomy.written
     resized = [layer for layer in layers if not layer.exact or layer.factor.cut]
     anatomy.written = [number for number in numbers if number.sure]
-    first, second = reordered(layers), halved(resized)
-    if (first or second) and len(anatomy.written) < len(numbers):
+    first = reordered(layers)
+    second = first or halved(resized)
+    if second and len(anatomy.written) < len(numbers):
         anatomy.written = numbers
         first = reordered(layers)
     found = _isolate(layers, reordered, first)
     failed = {layer for layer, _ in found}
-    if first or second:
+    if second:
         resized = [layer for layer in resized if layer not in failed]
         found += _isolate(resized, halved, halved(resized))
     return found

@@ -103,13 +103,14 @@ def surgery(repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default="*", help="names of torchvision's classifiers, with * and ?")
+    parser.add_argument("--models", default="*", help="names of torchvision's classifiers, with * and ?, after commas")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image", type=int, default=224)
     options = parser.parse_args()
     names = torchvision.models.list_models(module=torchvision.models)
-    chosen = [name for name in names if fnmatch.fnmatch(name, options.models) and name not in GIANTS]
+    patterns = options.models.split(",")
+    chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns) and n not in GIANTS]
     discovery(chosen, options.repeats, options.batch, options.image)
     surgery(options.repeats)
 

@@ -67,8 +67,8 @@ def _classification() -> Iterator[Animal]:
             small: Callable[[], Built] = partial(_torchvision, name, size, image_size=size)
         elif name == "maxvit_t":
             small = _small_maxvit
-        elif name in ("inception_v3", "googlenet"):
-            small = partial(_torchvision, name, size, init_weights=False)
+        elif name == "inception_v3":  # its auxiliary head takes no small image, and without it training would fail
+            small = partial(_torchvision, name, size, aux_logits=False)
         else:
             small = partial(_torchvision, name, size)
         native = partial(_torchvision, name, _crop(name))
