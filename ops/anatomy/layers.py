@@ -41,10 +41,6 @@ class Place:
         """How long the axis is."""
         return axes.size(self.expression)
 
-    def resized(self, units: int) -> int:
-        """How long the axis would be with so many units."""
-        return self.size + self.positions.shape[1] * (units - self.factor.size)
-
     @cached_property
     def _positions(self) -> dict[tuple[int, int], Tensor]:
         return {}
