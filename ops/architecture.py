@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from ops.anatomy.running import tensors_of
-from ops.errors import SurgeryError
+from ops.errors import SurgeryError, said
 from ops.optimizer_state import exchange
 from ops.wrappers import inner
 
@@ -114,7 +114,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     try:
         torch.save(content, path)
     except (OSError, RuntimeError) as error:
-        raise SurgeryError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+        raise SurgeryError(f"{path} cannot be written: {said(error)}") from error
 
 
 def passing(model: nn.Module) -> dict[str, Tensor]:
@@ -136,9 +136,7 @@ def load(factory: Callable[[], Model], path: str | Path, device: torch.device | 
     except FileNotFoundError:
         raise SurgeryError(f"{path} does not exist") from None
     except Exception as error:  # a damaged file can fail in any way
-        raise SurgeryError(
-            f"{path} is not a saved network: {(str(error).splitlines() or ['it is empty'])[0]}"
-        ) from error
+        raise SurgeryError(f"{path} is not a saved network: {said(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SurgeryError(f"{path} is not a network that ops.save wrote in the format {FORMAT}")
     model = factory().to(device)

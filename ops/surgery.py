@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from ops.anatomy import Anatomy, HiddenLayer, Place, rebuild
 from ops.anatomy.calls import FAN_OUT
-from ops.anatomy.rebuild import Edit, Move, Undo
+from ops.anatomy.rebuild import Edit, Move, Undo, undoing
 from ops.errors import SurgeryError
 from ops.operation import Operation
 from ops.optimizer_state import check, exchange, follow, listed
@@ -112,14 +112,10 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
 @contextlib.contextmanager
 def trial_surgery(*plans: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> Iterator[None]:
     """Applies plans for the time of a ``with`` block and undoes them, exactly."""
-    undo: Undo = []
-    try:
+    with undoing() as undo:
         for plan in plans:
             undo.extend(apply(plan, optimizers, averages))
         yield
-    finally:
-        for step in reversed(undo):
-            step()
 
 
 class _Body:

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from ops.anatomy import Anatomy
-from ops.anatomy.rebuild import Undo
+from ops.anatomy.rebuild import undoing
 from ops.anatomy.running import call, deviation, flat_tensors, plainly, tensors_of
-from ops.errors import SurgeryError
+from ops.errors import SurgeryError, said
 from ops.optimizer_state import exchange
 from ops.plan import Plan
 from ops.surgery import trial_surgery
@@ -48,8 +48,7 @@ def measure(plan: Plan, batch: Any = None) -> float:
         try:
             wanted = flat_tensors(call(anatomy.model, example))
         except Exception as error:  # whatever the foreign forward pass raises
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise SurgeryError(f"the network does not run on this batch in double precision: {reason}") from error
+            raise SurgeryError(f"the network does not run on this batch in double precision: {said(error)}") from error
         if not new_basis:
             with emulated(plan):
                 wanted = flat_tensors(call(anatomy.model, example))
@@ -69,8 +68,7 @@ def measure(plan: Plan, batch: Any = None) -> float:
 def emulated(plan: Plan) -> Iterator[None]:
     """The network in which each old unit counts as the plan says, at its old size, for the time of a ``with`` block."""
     layer, anatomy = plan.layer, plan.layer.anatomy
-    undo: Undo = []
-    try:
+    with undoing() as undo:
         for name, value in plan.replaced.items():
             tensor = anatomy.tensor(name)
             undo.append(exchange(tensor, value.to(tensor), tensor.grad))
@@ -84,9 +82,6 @@ def emulated(plan: Plan) -> Iterator[None]:
             counted = torch.einsum("uok,uv->vok", outgoing, _weights(plan, place.tensor).to(outgoing))
             undo.append(exchange(tensor, layer.written(place, tensor, counted), tensor.grad))
         yield
-    finally:
-        for step in reversed(undo):
-            step()
 
 
 def _weights(plan: Plan, reader: str) -> Tensor:
@@ -104,15 +99,11 @@ def _weights(plan: Plan, reader: str) -> Tensor:
 @contextlib.contextmanager
 def _in_double(anatomy: Anatomy) -> Iterator[None]:
     """All floating-point parameters and buffers in double precision for a while."""
-    undo: Undo = []
-    try:
+    with undoing() as undo:
         for _, tensor in tensors_of(anatomy.model):
             if tensor.is_floating_point() and tensor.dtype != torch.float64:
                 undo.append(exchange(tensor, tensor.data.to(torch.float64), None))
         yield
-    finally:
-        for step in reversed(undo):
-            step()
 
 
 def _doubled(value: Any) -> Any:

@@ -31,7 +31,7 @@ from ops.anatomy.rebuild import Undo
 from ops.anatomy.rehearsal import faults, lively
 from ops.anatomy.running import call, evaluating, flat_tensors, plainly, tensors_of
 from ops.anatomy.trace import Trace
-from ops.errors import SurgeryError
+from ops.errors import SurgeryError, said
 from ops.wrappers import inner
 
 __all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
@@ -220,8 +220,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
                     return trace, trace.run(example), example
             except Exception as error:  # whatever the foreign forward pass raises
                 problem = error
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise SurgeryError(f"the network does not run on the example input: {reason[:200]}") from problem
+        raise SurgeryError(f"the network does not run on the example input: {said(problem)[:200]}") from problem
 
     def _trace_otherwise(self, trace: Trace, shown: Any) -> None:
         """Follows the network on the negative of the input, if it takes it."""
@@ -236,7 +235,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             with plainly(self.model, training=True):
                 trace.run(shown)
         except Exception as error:  # whatever the foreign forward pass raises
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = said(error)
         if trace.missed and (trace.steered or problem):
             reason = (
                 f"the example input does not meet {trace.missed[0]}, and in training mode it fails ({problem[:80]})"

@@ -25,6 +25,17 @@ Undo = list[Callable[[], object]]
 LARGE = 1 << 18
 
 
+@contextlib.contextmanager
+def undoing() -> Iterator[Undo]:
+    """A list for steps that undo what is done in a ``with`` block; they are taken at its end, the last one first."""
+    undo: Undo = []
+    try:
+        yield undo
+    finally:
+        for step in reversed(undo):
+            step()
+
+
 @dataclass(frozen=True)
 class Edit:
     """New units of a layer: the old one that each continues (−1: none), shape ``[new]``, and its fan-out's factor.
@@ -111,8 +122,7 @@ def moves(edits: Sequence[Edit]) -> dict[str, list[Move]]:
 @contextlib.contextmanager
 def edited(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
     """The network with several layers changed at once, for the time of a ``with`` block."""
-    undo: Undo = []
-    try:
+    with undoing() as undo:
         for name, steps in moves(edits).items():
             tensor = anatomy.tensor(name)
             data = tensor.data
@@ -122,9 +132,6 @@ def edited(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
         undo.extend(resize(edits))
         undo.extend(write_down(anatomy, anatomy.modules, [edit.layer for edit in edits]))
         yield
-    finally:
-        for back in reversed(undo):
-            back()
 
 
 def resize(edits: Iterable[Edit]) -> Undo:

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ops.anatomy.rebuild import Edit, Undo, edited
+from ops.anatomy.rebuild import Edit, edited, undoing
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
+from ops.errors import said
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ def lively(model: nn.Module, example: Any) -> Iterator[Any]:
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=random, dtype=torch.float32).to(like)
 
-    undo: Undo = []
-    try:
+    with undoing() as undo:
         for name, tensor in model.named_parameters():
             if not tensor.is_floating_point() or not tensor.numel():
                 continue
@@ -54,9 +54,6 @@ def lively(model: nn.Module, example: Any) -> Iterator[Any]:
                 continue
             undo.append(exchange(tensor, data, tensor.grad))
         yield _pytree.tree_map(lambda x: _varied(x, noise) if isinstance(x, Tensor) else x, example)
-    finally:
-        for step in reversed(undo):
-            step()
 
 
 def _varied(x: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
@@ -161,8 +158,7 @@ def _problem(anatomy: Anatomy, edits: list[Edit], example: Any, output: list[Ten
     except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
         names = {module: name for name, module in anatomy.modules.items()}
         where = [names[module] for module in running if module in names and any(True for _ in module.children())]
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        return Problem(f"the network does not run at another size ({lines[0][:120]})", where[-1] if where else None)
+        return Problem(f"the network does not run at another size ({said(error)[:120]})", where[-1] if where else None)
     finally:
         for hook in hooks:
             hook.remove()
