@@ -157,3 +157,27 @@ def test_misuse_is_answered_in_one_sentence():
         with pytest.raises(SurgeryError, match=message) as raised:
             action()
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_that_a_deep_network_amplifies_is_not_taken_for_a_dependence(dtype):
+    """``sin(3 h)`` again and again moves what is last in each number to the front; a real dependence is still seen."""
+    depth = 13 if dtype == torch.float32 else 30
+
+    def forward(m, x):
+        for number, layer in enumerate(m.layers):
+            x = (3 * layer(x)).sin()
+            if number == depth - 2 and m.careless:
+                x = x * sum(map(sum, x.tolist()))
+        return x
+
+    torch.manual_seed(0)
+    net = Net(forward, layers=nn.ModuleList(nn.Linear(12, 12) for _ in range(depth))).to(dtype)
+    for layer in net.layers:
+        nn.init.orthogonal_(layer.weight)
+    example = torch.randn(4, 12, dtype=dtype)
+    edges = {True: [f"layers.{depth - 2}"], False: []}
+    for net.careless, pinned in edges.items():
+        anatomy = Anatomy(net, example)
+        assert len(anatomy) == depth - 1 - len(pinned)
+        assert set(anatomy.pinned) == {*pinned, f"layers.{depth - 1}"}
