@@ -161,13 +161,13 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     tensor, (place,) = body.tensor(name), step.places
 
     def weights(old: Tensor) -> Tensor:
-        data = step.values(old)
+        data = rebuild.rebuilt(old, [step])
         if place in old_columns:
             columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)].to(torch.float64)
             mixed = torch.einsum("uk...,un->nk...", columns, plan.mixing[name].to(columns))
             data.movedim(place.axis, 0)[place.positions.to(data.device)] = mixed.to(data)
         if place.role != FAN_OUT and name in plan.newborn:
-            newborn = (step.index < 0).nonzero().squeeze(1).to(data.device)
+            newborn = step.origin.newborn.to(data.device)
             data = data.index_copy(place.axis, newborn, plan.newborn[name].to(data))
         return data.contiguous()
 

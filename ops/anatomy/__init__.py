@@ -169,11 +169,11 @@ class Anatomy(Mapping[str, HiddenLayer]):
         """The sets of units as layers; what cannot be one goes to ``pinned``."""
         places: dict[Factor, list[Place]] = {}
         obstacles: dict[Factor, str] = {}
+        met = {axis: [(use, set(axes.factors(use.part))) for use in uses] for axis, uses in trace.uses.items()}
         for name, expressions in self.expressions.items():
             for axis, expression in enumerate(expressions):
-                uses = trace.uses.get((name, axis), [])
                 for factor in dict.fromkeys(axes.factors(expression)):
-                    mine = {(u.role, u.fill, u.across) for u in uses if factor in axes.factors(u.part)}
+                    mine = {(u.role, u.fill, u.across) for u, units in met.get((name, axis), ()) if factor in units}
                     roles = {role for role, _, _ in mine}
                     if len(roles) == 1 and not axes.crosses(expression, factor):
                         role, fill, across = sorted(mine, key=repr)[0]
@@ -187,14 +187,14 @@ class Anatomy(Mapping[str, HiddenLayer]):
                         )
         layers: dict[str, HiddenLayer] = {}
         seen: set[Factor] = set()
-        for (name, axis), uses in trace.uses.items():
-            if not any(use.role == FAN_IN for use in uses):
+        for (name, axis), uses in met.items():
+            made = {factor for use, units in uses if use.role == FAN_IN for factor in units}
+            if not made:
                 continue
             here = list(dict.fromkeys(axes.factors(self.expressions[name][axis])))
             reasons: dict[str, str] = {}
             for factor in here:
-                makes = any(use.role == FAN_IN and factor in axes.factors(use.part) for use in uses)
-                if factor in seen or not makes:
+                if factor in seen or factor not in made:
                     continue
                 title = self._title(name, factor.kind if len(here) > 1 else "", layers)
                 reason = factor.frozen or obstacles.get(factor)

@@ -70,11 +70,11 @@ ONE = Fixed(1)
 
 def size(axis: Axis) -> int:
     """How many positions an axis has now."""
-    if isinstance(axis, Product):
-        return math.prod(map(size, axis.parts))
-    if isinstance(axis, Sum):
-        return sum(map(size, axis.parts))
-    return size(axis.bound) if isinstance(axis, Factor) and axis.bound is not None else axis.size
+    if isinstance(axis, Factor):
+        return axis.size if axis.bound is None else size(axis.bound)
+    if isinstance(axis, Fixed):
+        return axis.size
+    return (math.prod if isinstance(axis, Product) else sum)(map(size, axis.parts))
 
 
 def product(*parts: Axis) -> Axis:
@@ -107,18 +107,16 @@ def total(*parts: Axis) -> Axis:
 
 def canonical(axis: Axis) -> Axis:
     """The axis with every bound factor replaced by what it is."""
-    if isinstance(axis, (Product, Sum)) and all(
+    if isinstance(axis, Factor):
+        if axis.bound is None:
+            return axis
+        axis.bound = canonical(axis.bound)
+        return axis.bound
+    if isinstance(axis, Fixed) or all(
         isinstance(part, Fixed) or (isinstance(part, Factor) and part.bound is None) for part in axis.parts
     ):
         return axis  # as products and sums are only made in their simplest form
-    if isinstance(axis, Product):
-        return product(*axis.parts)
-    if isinstance(axis, Sum):
-        return total(*axis.parts)
-    if isinstance(axis, Factor) and axis.bound is not None:
-        axis.bound = canonical(axis.bound)
-        return axis.bound
-    return axis
+    return product(*axis.parts) if isinstance(axis, Product) else total(*axis.parts)
 
 
 def factors(axis: Axis) -> list[Factor]:

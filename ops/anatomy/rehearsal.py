@@ -59,8 +59,11 @@ def lively(model: nn.Module, example: Any) -> Iterator[Any]:
 
 def _varied(x: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
     """Noise in place of a constant input; zeros and ones in place of whole zeros (token numbers, say)."""
-    if x.layout != torch.strided or x.is_meta or x.numel() < 2 or not bool((x == x.flatten()[0]).all()):
+    if x.layout != torch.strided or x.is_meta or x.numel() < 2:
         return x
+    for part in (x.flatten()[:16], x):
+        if not bool((part == part.flatten()[0]).all()):
+            return x
     if x.is_floating_point():
         return noise(x)
     whole = not x.is_complex() and x.dtype != torch.bool and int(x.flatten()[0]) == 0
@@ -171,7 +174,8 @@ class _Stage:
         except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
             names = {module: name for name, module in self.anatomy.modules.items()}
             where = [names[module] for module in running if module in names and any(True for _ in module.children())]
-            return Problem(f"the network does not run at another size ({said(error)[:120]})", (*where, None)[-1])
+            reason = f"the network does not run at another size ({said(error)[:120]})"
+            return Problem(reason, where[-1] if where else None)
         finally:
             for hook in hooks:
                 hook.remove()

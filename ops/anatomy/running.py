@@ -7,7 +7,7 @@ import copy
 import math
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,7 +75,13 @@ def call(model: nn.Module, example: Any) -> Any:
 @contextlib.contextmanager
 def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Evaluation (or training) mode for a while; every submodule gets its own mode back."""
-    changed = [module for module in model.modules() if module.training is not training]
+    with _in_mode(model.modules(), training):
+        yield
+
+
+@contextlib.contextmanager
+def _in_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
+    changed = [module for module in modules if module.training is not training]
     for module in changed:
         module.training = training
     try:
@@ -92,11 +98,12 @@ def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
     The random numbers of the CPU are the same each time, so that two passes can be compared; what a forward pass leaves
     behind in the network (counters, caches, running statistics) is taken back.
     """
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    modules = list(model.modules())
+    recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
     fast = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_unmarked(model))
-        stack.enter_context(evaluating(model, training))
+        stack.enter_context(_unmarked(modules))
+        stack.enter_context(_in_mode(modules, training))
         for device in ("cpu", "cuda"):  # its cache of cast weights would not notice surgery
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.no_grad())
@@ -116,17 +123,18 @@ OWN = frozenset(vars(nn.Module()))
 
 
 @contextlib.contextmanager
-def _unmarked(model: nn.Module) -> Iterator[None]:
+def _unmarked(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Takes back what is done to a network's attributes, buffers, renormalized embeddings and random numbers."""
     state, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
     attributes = [
         (kept, dict(kept), {k: copy.copy(v) for k, v in kept.items() if k not in OWN and type(v) in (list, dict, set)})
-        for module in model.modules()
+        for module in modules
         for kept in (vars(module), module._buffers)
     ]
-    written: list[Tensor] = [buffer for buffer in model.buffers() if buffer.layout == torch.strided]
-    for embedding in model.modules():
+    buffers = {id(buffer): buffer for module in modules for buffer in module._buffers.values() if buffer is not None}
+    written = [buffer for buffer in buffers.values() if buffer.layout == torch.strided]
+    for embedding in modules:
         if isinstance(embedding, (nn.Embedding, nn.EmbeddingBag)) and embedding.max_norm is not None:
             written.append(embedding.weight)
     tensors = [(tensor, tensor.detach().clone()) for tensor in written]

@@ -8,6 +8,7 @@ unknown operator costs a layer, never a wrong cut.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from ops.anatomy.axes import Axis, Factor, Fixed, freeze, is_fixed, size
 from ops.anatomy.calls import VECTOR, Twin, Use
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors, tensors_of
+
+#: Bytes of activations after which those that nobody can meet again are let go.
+RELEASE_AFTER = 1 << 25
 
 
 class Trace(TorchDispatchMode):
@@ -52,7 +56,8 @@ class Trace(TorchDispatchMode):
             if tensor.layout == torch.strided:
                 self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
         self._twins: dict[int, Twin] = {}
-        self._alive: dict[int, Tensor] = {}  # keeps ids unique while the trace lasts
+        self._alive: dict[int, Tensor] = {}  # keeps ids unique for as long as a tensor may be met again
+        self._marked = 0  # bytes since unreachable tensors were let go
         self._modules: list[nn.Module] = []
         self.steered = False  # the network hands values that depend on its input to Python
 
@@ -111,8 +116,20 @@ class Trace(TorchDispatchMode):
         return found
 
     def mark(self, tensor: Tensor, twin: Twin) -> None:
+        if self._marked > RELEASE_AFTER:
+            self._release()
         self._twins[id(tensor)] = twin
         self._alive[id(tensor)] = tensor
+        self._marked += tensor.numel() * tensor.element_size()
+
+    def _release(self) -> None:
+        """Lets go of tensors that nobody else holds, neither in Python nor within torch."""
+        self._marked = 0
+        probe = {0: torch.empty(0)}
+        alone = sys.getrefcount(probe[0])
+        for key in list(self._alive):
+            if sys.getrefcount(self._alive[key]) == alone and self._alive[key]._use_count() == 1:
+                del self._alive[key], self._twins[key]
 
     def constant(self, tensor: Tensor) -> Twin:
         """The twin of a tensor that is used for its values; a buffer is then constant."""
