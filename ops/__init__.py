@@ -11,6 +11,7 @@
 
 from ops.anatomy import Anatomy, HiddenLayer
 from ops.architecture import adopt, describe, load, save
+from ops.attention import free_attention
 from ops.eigen_remove import EigenRemove
 from ops.errors import SurgeryError
 from ops.min_weight import MinWeight
@@ -38,5 +39,5 @@ OPERATIONS: dict[str, type[Operation]] = {
 __all__ = [
     "OPERATIONS", "PCNS", "Anatomy", "EigenRemove", "HiddenLayer", "MinWeight", "Moment", "Operation", "Plan",
     "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply",
-    "describe", "inner", "load", "measure", "operate", "rewrap", "save", "trial_surgery",
+    "describe", "free_attention", "inner", "load", "measure", "operate", "rewrap", "save", "trial_surgery",
 ]  # fmt: skip

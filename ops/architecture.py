@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from ops.anatomy.running import tensors_of
+from ops.attention import FreeAttention, can_be_freed
 from ops.errors import SurgeryError, said
 from ops.optimizer_state import exchange
 from ops.wrappers import inner
@@ -54,6 +55,8 @@ def sizes(module: nn.Module) -> Mapping[str, object]:
         return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": len(module.weight)}
+    if isinstance(module, FreeAttention):
+        return dict(zip(("embed_dim", "kdim", "vdim"), module.inputs, strict=True))
     return {}
 
 
@@ -84,7 +87,8 @@ def adopt(model: nn.Module, description: Description) -> None:
 
     Raises:
         SurgeryError: the description is of another network: a tensor is missing on one side or has another number of
-            axes, or there is no such module. The network has not been changed.
+            axes, there is no such module, or an attention was altered that is not free in this one. The network has not
+            been changed.
     """
     tensors, modules, wanted = dict(tensors_of(model)), dict(model.named_modules()), description["shapes"]
     if odd := sorted(set(tensors) ^ set(wanted)) or sorted(set(description["numbers"]) - set(modules)):
@@ -94,6 +98,10 @@ def adopt(model: nn.Module, description: Description) -> None:
             raise SurgeryError(
                 f"{name} has the shape {tuple(tensors[name].shape)}, the architecture says {tuple(shape)}"
             )
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    for name, module in modules.items():
+        if can_be_freed(module) and any(list(p.shape) != list(wanted[names[id(p)]]) for p in module.parameters()):
+            raise SurgeryError(f"{name} has other heads there: let the factory return ops.free_attention(model)")
     for name, shape in wanted.items():
         tensor = tensors[name]
         if list(tensor.shape) != list(shape):

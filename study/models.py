@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ops import free_attention
 from study.errors import StudyError
 
 Shape = tuple[int, int, int]
@@ -87,7 +88,8 @@ def build(name: str, shape: Shape, classes: int) -> nn.Module:
     """A fresh network for images of ``shape`` (channels, height, width).
 
     ``name``: one of ``MODELS``; ``torchvision:NAME`` (made with ``num_classes``); or ``MODULE:FACTORY``, where MODULE
-    is an importable module or a .py file and FACTORY takes ``(shape, classes)`` and returns an ``nn.Module``.
+    is an importable module or a .py file and FACTORY takes ``(shape, classes)`` and returns an ``nn.Module``. Attention
+    of torch's kind is freed for surgery, which leaves what the network computes as it is.
 
     Raises:
         StudyError: no such network, or a factory that fails or returns something else.
@@ -104,7 +106,7 @@ def build(name: str, shape: Shape, classes: int) -> nn.Module:
         )
     try:
         model = factory(shape, classes)
-        made = _scores(model, shape) if isinstance(model, nn.Module) else None
+        made = _scores(free_attention(model), shape) if isinstance(model, nn.Module) else None
     except Exception as error:  # anyone's factory may fail in any way
         size = " × ".join(map(str, shape))
         raise StudyError(f"model {name!r} failed on images of {size}: {_reason(error)}") from error

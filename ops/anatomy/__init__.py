@@ -31,6 +31,7 @@ from ops.anatomy.rebuild import Undo
 from ops.anatomy.rehearsal import faults, lively
 from ops.anatomy.running import call, evaluating, flat_tensors, plainly, tensors_of
 from ops.anatomy.trace import Trace
+from ops.attention import FreeAttention
 from ops.errors import SurgeryError, said
 from ops.wrappers import inner
 
@@ -262,7 +263,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
             if len(expressions) == 1 and module in names:
                 (expression,) = expressions
                 if offered & set(axes.units_on(expression)):
-                    sure = attribute in ("groups", "num_groups", "normalized_shape")
+                    told = isinstance(module, FreeAttention)
+                    sure = told or attribute in ("groups", "num_groups", "normalized_shape")
                     found.append(Number(names[module], attribute, position, expression, sure))
         return found
 

@@ -9,6 +9,7 @@ from ops.anatomy.axes import (
     Fixed,
     blur,
     freeze,
+    product,
 )  # fmt: skip
 from ops.anatomy.calls import Axes, Call
 
@@ -26,7 +27,8 @@ def reduction(trace: Trace, call: Call) -> Axes | None:
     for dim in gone:
         if call.name in ("argmax", "argmin"):
             freeze(axes[dim], f"{call.name} numbers its units")
-        blur(axes[dim], f"{call.name} over its units")
+    for tensor in call.outputs:
+        trace.blur_once_met(tensor, product(*(axes[dim] for dim in gone)), f"{call.name} over its units")
     if call.out.dim() == x.dim():
         return tuple(ONE if dim in gone else axis for dim, axis in enumerate(axes))
     return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)

@@ -32,6 +32,7 @@ Rule = Callable[["Trace", Call], "Axes | list[Axes] | str | None"]
 def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Gives the outputs of one operator call their twins."""
     inputs = tensors_in([*args, *kwargs.values()])
+    trace.met(inputs)
     twins = [trace.twin(tensor) for tensor in inputs]
     call = Call(func, args, kwargs, inputs, tensors_in([out]), twins)
     plain = all(twin.source is None and all(map(is_fixed, twin.axes)) for twin in twins)

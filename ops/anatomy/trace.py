@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ops.anatomy.axes import Axis, Factor, Fixed, freeze, is_fixed, size
+from ops.anatomy.axes import Axis, Factor, Fixed, blur, freeze, is_fixed, product, size, total, unite
 from ops.anatomy.calls import VECTOR, Twin, Use
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors, tensors_of
+from ops.attention import FreeAttention, can_be_freed
 
 #: Bytes of activations after which those that nobody can meet again are let go.
 RELEASE_AFTER = 1 << 25
@@ -52,6 +53,7 @@ class Trace(TorchDispatchMode):
         self.written: dict[tuple[nn.Module, str, int | None], list[Axis]] = {}
         self._named: dict[int, list[tuple[str, Tensor]]] = {}
         self._tensors = dict(tensors_of(model))
+        self._names = {id(tensor): name for name, tensor in self._tensors.items()}
         for name, tensor in self._tensors.items():
             if tensor.layout == torch.strided:
                 self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
@@ -59,6 +61,7 @@ class Trace(TorchDispatchMode):
         self._alive: dict[int, Tensor] = {}  # keeps ids unique for as long as a tensor may be met again
         self._marked = 0  # bytes since unreachable tensors were let go
         self._modules: list[nn.Module] = []
+        self._blurs: dict[int, tuple[Axis, str]] = {}
         self.steered = False  # the network hands values that depend on its input to Python
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,6 +87,7 @@ class Trace(TorchDispatchMode):
             for hook in hooks:
                 hook.remove()
         output = flat_tensors(self.output)
+        self.met(output)
         for tensor in output:
             for axis in self.twin(tensor).axes:
                 freeze(axis, "it is the network's output")
@@ -96,15 +100,30 @@ class Trace(TorchDispatchMode):
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modules.append(module)
-        if isinstance(module, nn.MultiheadAttention):  # its forward pass computes heads from the width of its input
-            self._freeze_module(module, "nn.MultiheadAttention takes its heads from its input")
+        if isinstance(module, FreeAttention):
+            self._tell_heads(module)
+        elif isinstance(module, nn.MultiheadAttention):  # its forward pass computes heads from the width of its input
+            remedy = "; ops.free_attention(model) frees it" if can_be_freed(module) else ""
+            self._freeze_module(module, f"nn.MultiheadAttention takes its heads from its input{remedy}")
         if isinstance(module, nn.RNNBase) and module.proj_size:
             self._freeze_module(module, "torch knows a projected recurrent layer by its sizes")
 
     def _freeze_module(self, module: nn.Module, reason: str) -> None:
-        names = {id(tensor): name for name, tensor in self._tensors.items()}
         for parameter in module.parameters():
-            self.freeze_parameter(names[id(parameter)], reason)
+            self.freeze_parameter(self._names[id(parameter)], reason)
+
+    def _tell_heads(self, module: FreeAttention) -> None:
+        """Heads × width on its packed axes: pieces that happen to be of one size are not taken for equal ones."""
+        keys, values = module.widths
+        heads = Factor(module.num_heads, kind="heads", cut=True)
+        queried, made = (product(heads, Factor(n // module.num_heads, cut=True)) for n in (keys, values))
+        packed = total(queried, queried, made)
+        for tensor, dim, axis in (
+            (module.in_proj_weight, 0, packed), (module.in_proj_bias, 0, packed), (module.out_proj.weight, 1, made),
+        ):  # fmt: skip
+            if id(tensor) in self._names:
+                unite(self.axes_of(self._names[id(tensor)])[dim], axis)
+        self.written.setdefault((module, "num_heads", None), []).append(heads)
 
     # -- what is known of a tensor -----------------------------------------------------------------------------------
 
@@ -130,6 +149,7 @@ class Trace(TorchDispatchMode):
         for key in list(self._alive):
             if sys.getrefcount(self._alive[key]) == alone and self._alive[key]._use_count() == 1:
                 del self._alive[key], self._twins[key]
+                self._blurs.pop(key, None)
 
     def constant(self, tensor: Tensor) -> Twin:
         """The twin of a tensor that is used for its values; a buffer is then constant."""
@@ -207,6 +227,16 @@ class Trace(TorchDispatchMode):
         if self.remember:  # a copy, as what follows may work in place
             self.seen.setdefault(weight.source, []).append(given.detach().movedim(dim, -1).clone())
 
+    def blur_once_met(self, tensor: Tensor, axis: Axis, reason: str) -> None:
+        """Editing these units is not exact, if anything comes of this tensor."""
+        self._blurs[id(tensor)] = (axis, reason)
+
+    def met(self, tensors: Iterable[Tensor]) -> None:
+        """An operator, or whoever called the network, is given these tensors."""
+        for tensor in tensors:
+            if id(tensor) in self._blurs:
+                blur(*self._blurs.pop(id(tensor)))
+
     def refuse(self, tensors: Iterable[Tensor], reason: str) -> None:
         """Freezes everything on these tensors."""
         for tensor in tensors:
@@ -229,7 +259,7 @@ class Trace(TorchDispatchMode):
         for axis in axes:  # two of one size cannot be told apart
             wanted[size(axis)] = Fixed(0) if size(axis) in wanted and wanted[size(axis)] != axis else axis
         wanted = {n: axis for n, axis in wanted.items() if not is_fixed(axis)}
-        if not wanted or not self._modules:
+        if not wanted or not self._modules or isinstance(self._modules[-1], FreeAttention):  # which is told its heads
             return
         module = self._modules[-1]
         for name, value in vars(module).items():

@@ -45,11 +45,12 @@ IMAGE = {
     3: "channels_last_dense non_local unfolded through_depth",
 }
 SEQUENCE = {
-    2: "positions embedded_positions learnt_token encoder_layer",
+    2: "positions embedded_positions learnt_token",
     3: "fixed_attention einsum_attention single_head normed_attention feed_forward transformer_block token_mixing "
     "step_conv recurrent recurrent_cell",
     4: "fused_attention separate_attention batched_attention linear_attention state_space",
-    5: "cross_attention",
+    5: "cross_attention multihead encoder_layer",
+    7: "decoder_layer",
 }
 FLOORS: dict[str, tuple[dict[int, str], ...]] = {
     "flat": ({2: EVERYWHERE}, DENSE, FLAT),

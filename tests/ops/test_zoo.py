@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ops import Anatomy
+from ops import Anatomy, free_attention
 from tests.ops.properties import examine, lively, unaccounted
 
 tv = pytest.importorskip("torchvision.models")
@@ -33,6 +33,10 @@ def _efficientnet() -> nn.Module:
     wide, fused = tv.efficientnet.MBConvConfig, tv.efficientnet.FusedMBConvConfig
     blocks = [fused(2, 3, 1, 8, 8, 2), wide(4, 3, 2, 8, 12, 2, 1.0, 1.0), wide(4, 5, 1, 12, 16, 1, 1.0, 1.0)]
     return tv.efficientnet.EfficientNet(blocks, 0.2, last_channel=32, num_classes=5)
+
+
+def _vit() -> nn.Module:
+    return free_attention(tv.VisionTransformer(32, 8, 2, 3, 24, 40, num_classes=5))
 
 
 def _swin(version: int) -> nn.Module:
@@ -59,7 +63,7 @@ DESIGNS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "efficientnet": (_efficientnet, 32, 11),
     "regnet_y_400mf": (partial(tv.regnet_y_400mf, num_classes=5), 32, 69),
     "convnext": (_convnext, 32, 7),
-    "vit": (partial(tv.VisionTransformer, 32, 8, 2, 3, 24, 40, num_classes=5), 32, 2),
+    "vit": (_vit, 32, 7),
     "swin": (partial(_swin, 1), 32, 4),
     "swin_v2": (partial(_swin, 2), 32, 8),
     "maxvit": (_maxvit, 32, 11),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from ops import Anatomy
 from study import models
 from study.errors import StudyError
 
@@ -47,6 +48,16 @@ class Auxiliary(Named):
     def forward(self, inputs):
         scores = self.scores(inputs)
         return (scores, scores) if self.training else scores
+
+class Attentive(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(shape[0] * shape[2], 4, batch_first=True)
+        self.scores = nn.Linear(shape[0] * shape[2], classes)
+
+    def forward(self, inputs):
+        rows = inputs.transpose(1, 2).flatten(2)
+        return self.scores(self.attention(rows, rows, rows)[0].mean(1))
 
 number = 3
 '''
@@ -127,6 +138,16 @@ def test_trying_draws_nothing_from_the_random_state() -> None:
 def test_somebody_s_factory(theirs: str) -> None:
     model = models.build(f"{theirs}:good", SHAPE, 10)
     assert model.training and model(torch.zeros(4, *SHAPE)).shape == (4, 10)
+
+
+def test_somebody_s_attention_is_freed(theirs: str) -> None:
+    torch.manual_seed(0)
+    model = models.build(f"{theirs}:Attentive", SHAPE, 10)
+    torch.manual_seed(0)
+    plain = models._theirs(f"{theirs}:Attentive")(SHAPE, 10)
+    images = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(model(images), plain(images))
+    assert Anatomy(model, images)["attention:heads"].units == 4
 
 
 @pytest.mark.parametrize(

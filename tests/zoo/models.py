@@ -11,6 +11,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from ops import free_attention
+
 GIANTS = {"vit_h_14": "633 M parameters", "regnet_y_128gf": "645 M parameters"}
 
 Built = tuple[nn.Module, Any]
@@ -87,7 +89,7 @@ def _torchvision(name: str, size: int, **options: Any) -> Built:
 
     if name in ("inception_v3", "googlenet"):
         options = {"init_weights": False, **options}
-    return tv.get_model(name, weights=None, **options), images(size)
+    return free_attention(tv.get_model(name, weights=None, **options)), images(size)
 
 
 def _small_maxvit() -> Built:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ops import free_attention
 from tests.ops.constructs.base import Construct, Shape, need, parameter, width
 from tests.ops.constructs.channels import on_channels
 from tests.ops.constructs.dense import DENSE
@@ -224,7 +225,7 @@ def linear_attention(chance: Random, shape: Shape) -> nn.Module:
 
 
 def multihead(chance: Random, shape: Shape) -> nn.Module:
-    """``nn.MultiheadAttention`` on itself."""
+    """``nn.MultiheadAttention`` on itself, freed or as it is."""
     heads = chance.choice([h for h in (1, 2, 3) if shape[2] % h == 0])
     first, weights = chance.random() < 0.6, chance.random() < 0.5
     inner = nn.MultiheadAttention(shape[2], heads, batch_first=first, bias=chance.random() < 0.7)
@@ -234,23 +235,24 @@ def multihead(chance: Random, shape: Shape) -> nn.Module:
         out = m.inner(x, x, x, need_weights=weights)[0]
         return out if first else out.transpose(0, 1)
 
-    return Net(forward, inner=inner)
+    return Net(forward, inner=free_attention(inner) if first else inner)
 
 
 def encoder_layer(chance: Random, shape: Shape) -> nn.Module:
     need(shape[2] > 1)
     heads = chance.choice([h for h in (1, 2, 3) if shape[2] % h == 0])
-    return nn.TransformerEncoderLayer(
+    layer = nn.TransformerEncoderLayer(
         shape[2], heads, dim_feedforward=width(chance), batch_first=True, norm_first=chance.random() < 0.5,
         activation=chance.choice(("relu", "gelu")),
     )  # fmt: skip
+    return free_attention(layer)
 
 
 def decoder_layer(chance: Random, shape: Shape) -> nn.Module:
     need(shape[2] > 1)
     heads = chance.choice([h for h in (1, 2) if shape[2] % h == 0])
     inner = nn.TransformerDecoderLayer(shape[2], heads, dim_feedforward=width(chance), batch_first=True)
-    return Net(lambda m, h: m.inner(h, h.flip(1)), inner=inner)
+    return Net(lambda m, h: m.inner(h, h.flip(1)), inner=free_attention(inner))
 
 
 def feed_forward(chance: Random, shape: Shape) -> nn.Module:
