@@ -2,7 +2,7 @@
 
 Source: Graham 2019, *Applied HOSVD for weight compression and expansion*, Algorithm 2 and Listing 6.1. The two channel
 modes are reduced to ``floor(rank * min(out, in))``, kernel positions stay whole; for a dense layer that is a truncated
-SVD. One truncated HOSVD pass (an eigendecomposition of each mode's Gram matrix), not an iterated Tucker.
+SVD. The maths is in ``hosvd``.
 """
 
 from __future__ import annotations
@@ -14,36 +14,13 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from ops.anatomy import HiddenLayer
+from ops.anatomy import HiddenLayer, Place
+from ops.errors import SurgeryError
+from ops.hosvd import Truncated, truncated_hosvd
 from ops.min_weight import strongest
 from ops.operation import Operation, choice, fraction, kept
 from ops.plan import Plan
 from ops.signals import Signals
-
-
-def truncated_hosvd(tensor: Tensor, rank: float) -> Tensor:
-    """The tensor with its first two modes projected on their leading singular vectors, in its own shape.
-
-    ``tensor``: ``[units, channels, positions]``, float64. ``rank`` is the fraction of ``min(units, channels)`` that
-    stays in each of the two modes, rounded down but at least 1; at 1 the tensor is returned whole.
-    """
-    from tensorly import backend_context
-    from tensorly.base import unfold
-    from tensorly.tenalg import multi_mode_dot
-
-    if rank == 1:
-        return tensor
-    size = max(1, math.floor(rank * min(tensor.shape[:2])))
-    projections = []
-    with backend_context("pytorch", local_threadsafe=True):
-        for mode in (0, 1):
-            if size >= tensor.shape[mode]:
-                projections.append(torch.eye(tensor.shape[mode], dtype=tensor.dtype, device=tensor.device))
-                continue
-            unfolded = unfold(tensor, mode)
-            leading = torch.linalg.eigh(unfolded @ unfolded.T).eigenvectors[:, -size:]
-            projections.append(leading @ leading.T)
-        return multi_mode_dot(tensor, projections, modes=[0, 1])
 
 
 @dataclass(frozen=True)
@@ -66,13 +43,18 @@ class EigenRemove(Operation):
         import_module("tensorly")  # needed here alone; its second of importing is not the operation's
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
-        outgoing = {place: truncated_hosvd(layer.outgoing(place), self.rank) for place in layer.readers}
-        scores = torch.cat([reduced.flatten(1) for reduced in outgoing.values()], dim=1).norm(dim=1)
+        outgoing = {place: self._reduce(layer, place, layer.outgoing(place)) for place in layer.readers}
+        scores = torch.stack([reduced.row_norms() for reduced in outgoing.values()]).norm(dim=0)
         sources = strongest(scores, kept(layer, self.keep))
         replaced: dict[str, Tensor] = {}
         if self.weights == "reduced" and self.rank < 1:
-            reduced = {place: truncated_hosvd(layer.incoming(place), self.rank) for place in layer.makers} | outgoing
-            for place, by_unit in reduced.items():
+            incoming = {place: self._reduce(layer, place, layer.incoming(place)) for place in layer.makers}
+            for place, reduced in (incoming | outgoing).items():
                 weight = replaced.get(place.tensor, layer.anatomy.tensor(place.tensor))
-                replaced[place.tensor] = layer.written(place, weight, by_unit)
+                replaced[place.tensor] = layer.written(place, weight, reduced.tensor())
         return Plan(layer, repr(self), sources, replaced=replaced)
+
+    def _reduce(self, layer: HiddenLayer, place: Place, by_unit: Tensor) -> Truncated:
+        if not math.isfinite(float(by_unit.norm())):
+            raise SurgeryError(f"{self!r} on {layer.name}: {place.tensor} holds values that are not finite")
+        return truncated_hosvd(by_unit, self.rank)

@@ -6,45 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ops import Anatomy, EigenRemove, MinWeight, operate
-from ops.eigen_remove import truncated_hosvd
+from ops import Anatomy, EigenRemove, MinWeight, SurgeryError, operate
 from tests.ops.networks import NETWORKS, build, cnn
-
-
-def projected(matrix, size):
-    left = np.linalg.svd(matrix, full_matrices=False)[0][:, :size]
-    return left @ left.T
-
-
-def brute_force(tensor, rank):
-    """Both channel modes projected on the leading left singular vectors of their unfoldings."""
-    units, channels = tensor.shape[:2]
-    size = max(1, int(rank * min(units, channels)))
-    first = projected(tensor.reshape(units, -1), size)
-    second = projected(tensor.transpose(1, 0, 2).reshape(channels, -1), size)
-    return np.einsum("uv,cd,vdp->ucp", first, second, tensor)
-
-
-@pytest.mark.parametrize("shape", [(12, 8, 1), (8, 12, 1), (10, 6, 9), (6, 10, 4), (5, 1, 9), (1, 5, 1)])
-@pytest.mark.parametrize("rank", [0.01, 0.25, 0.5, 0.9, 1.0])
-def test_hosvd_against_numpy(shape, rank):
-    tensor = torch.randn(shape, dtype=torch.float64)
-    found = truncated_hosvd(tensor, rank)
-    wanted = tensor.numpy() if rank == 1 else brute_force(tensor.numpy(), rank)
-    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-10)
-
-
-def test_hosvd_of_a_matrix_is_its_truncated_svd():
-    matrix = torch.randn(9, 7, dtype=torch.float64)
-    left, values, right = np.linalg.svd(matrix.numpy())
-    wanted = left[:, :3] * values[:3] @ right[:3]
-    np.testing.assert_allclose(truncated_hosvd(matrix[:, :, None], 3 / 7)[:, :, 0].numpy(), wanted, atol=1e-10)
-
-
-def test_hosvd_error_falls_with_the_rank():
-    tensor = torch.randn(12, 10, 9, dtype=torch.float64)
-    errors = [float((truncated_hosvd(tensor, k / 10) - tensor).norm()) for k in range(1, 11)]
-    assert errors == sorted(errors, reverse=True) and errors[0] > 1 and errors[-1] == 0
+from tests.ops.test_hosvd import brute_force
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -98,3 +62,24 @@ def test_reduced_convolution_through_flatten():
     np.testing.assert_allclose(model[4].weight.detach().numpy(), wanted_in[kept], atol=1e-10)
     wanted = wanted_out[kept].transpose(1, 0, 2).reshape(8, 8)
     np.testing.assert_allclose(model[8].weight.detach().numpy(), wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("weights", "tensor"), [("original", "2.weight"), ("reduced", "0.weight")])
+def test_refuses_what_is_not_finite(value, weights, tensor):
+    model, inputs = build("mlp")
+    layer = Anatomy(model, inputs)["0"]
+    model.get_parameter(tensor).data[1, 1] = value
+    said = rf"^EigenRemove\(keep=0.5, rank=0.5, weights='{weights}'\) on 0: {tensor} holds values that are not finite$"
+    with pytest.raises(SurgeryError, match=said):
+        EigenRemove(keep=0.5, rank=0.5, weights=weights).propose(layer)
+
+
+def test_scores_of_several_readers_add_up():
+    """Each reader is reduced by itself; a unit's score is the norm of all that it sends on."""
+    model, inputs = build("residual", torch.float64)
+    for layer in Anatomy(model, inputs).values():
+        outgoing = [layer.outgoing(place).numpy() for place in layer.readers]
+        scores = np.sqrt(sum(np.square(brute_force(each, 0.5)).sum(axis=(1, 2)) for each in outgoing))
+        found = EigenRemove(keep=0.5, rank=0.5).propose(layer).sources
+        assert found == tuple(sorted(scores.argsort()[-len(found) :]))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from ops import MinWeight
+from ops import OPERATIONS as OPERATIONS_OF_THE_LIBRARY
+from ops import Anatomy, EigenRemove, MinWeight
+from ops.hosvd import truncated_hosvd
 from study import data, models
-from study.experiments import optimizer_state
+from study.experiments import complexity, optimizer_state, timing
+from study.experiments.complexity import Sizes
 from study.experiments.optimizer_state import ARMS, OPERATIONS, OPTIMIZERS
 from study.training.trainer import Batches
 
@@ -54,3 +62,115 @@ def test_stale_state_stays_where_it_was():
         else:
             assert torch.equal(state["exp_avg"], old[:32, :16]) == (arm == "stale") and state["step"] == 2
     assert model.conv2.weight.shape == (64, 32, 3, 3)
+
+
+@pytest.fixture(scope="module")
+def timed():
+    """Tiny nets; the dense ones with a limit that nothing keeps, so that larger ones are predicted."""
+    found = timing.measure(dense=(16, 32), conv=(8,), vgg_layers=("conv4",), repeats=2)
+    limited = timing.measure(dense=(8, 16), conv=(), vgg_layers=(), repeats=1, limit=1e-9)
+    return found, limited
+
+
+def test_every_operation_is_timed_on_every_net(timed):
+    found, _ = timed
+    assert {type(operation) for operation in timing.OPERATIONS.values()} == set(OPERATIONS_OF_THE_LIBRARY.values())
+    assert {operation.rank for operation in timing.OPERATIONS.values() if isinstance(operation, EigenRemove)} >= {
+        0.125,
+        1,
+    }
+    nets = [("dense", "16"), ("dense", "32"), ("conv", "8"), ("vgg16", "conv4")]
+    assert [(t.net, t.layer, t.name) for t in found.timings] == [
+        (*net, name) for net in nets for name in timing.OPERATIONS
+    ]
+    for t in found.timings:
+        assert len(t.operation) == 2 and len(t.signals) == 2 * timing.OPERATIONS[t.name].needs_signals
+        assert t.seconds == pytest.approx(np.median(t.operation) + (np.median(t.signals) if t.signals else 0))
+        assert t.epoch == 782 * t.step and t.index == pytest.approx(t.epoch / t.seconds) and t.predicted > 0
+        assert t.units[0] == (128 if t.net == "vgg16" else int(t.layer)) and (t.units[1] <= t.units[0]) == (
+            "expand" not in t.name
+        )
+
+
+def test_the_network_is_as_it_was_after_timing():
+    net = timing._net("dense", 16, torch.device("cpu"))
+    timing._step(net[0], net[1], net[3][:4])
+    before = {key: value.clone() for key, value in net[0].state_dict().items()}
+    moments = {id(p): net[1].state[p]["exp_avg"].clone() for p in net[0].parameters()}
+    for operation in timing.OPERATIONS.values():
+        timing._operate(*net, operation, torch.device("cpu"))
+        assert all(torch.equal(value, before[key]) for key, value in net[0].state_dict().items())
+        assert all(torch.equal(net[1].state[p]["exp_avg"], moments[id(p)]) for p in net[0].parameters())
+
+
+def test_what_takes_too_long_is_predicted_for_larger_nets(timed):
+    _, limited = timed
+    for t in limited.timings:
+        assert bool(t.operation) == (t.layer == "8")
+        if t.layer == "16":
+            assert t.seconds == t.predicted > 0 and t.units[1] > 0
+    assert timing.report(limited, "x.png").count("not measured: predicted ") == len(timing.OPERATIONS)
+    timing.draw(limited)
+
+
+def test_a_report_of_timing_is_written(timed, tmp_path, monkeypatch):
+    found, _ = timed
+    monkeypatch.setattr(timing, "measure", lambda *args: found)
+    timing.main(sizes="", repeats=2, device="cpu", limit=60, quick=True, out=tmp_path / "docs")
+    text = (tmp_path / "docs" / "timing.md").read_text(encoding="utf-8")
+    for heading in ("## VGG16", "## Dense nets", "## Convolutions", "## What is calculated", "timing.png", "969 s"):
+        assert heading in text
+    assert text.count("| `pcns` |") == 5 and all(f"| {name} |" in text for name in complexity.FORMULAS)
+    kept = json.loads((tmp_path / "docs" / "timing.json").read_text(encoding="utf-8"))
+    assert len(kept["timings"]) == len(found.timings) and kept["rates"].keys() == found.rates.keys()
+    assert (tmp_path / "docs" / "timing.png").read_bytes().startswith(b"\x89PNG")
+
+
+SIZES = Sizes(units=64, inputs=48, outputs=32, samples=256, kept=32)
+of_each_operation = pytest.mark.parametrize("name", timing.OPERATIONS)
+
+
+@of_each_operation
+@pytest.mark.parametrize("field", ["units", "inputs", "outputs", "positions", "samples", "kept"])
+def test_work_grows_with_every_size(name, field):
+    operation = timing.OPERATIONS[name]
+    larger = dataclasses.replace(SIZES, **{field: getattr(SIZES, field) * 2})
+    if field == "kept":
+        larger = dataclasses.replace(SIZES, kept=48)
+    before, after = complexity.work(operation, SIZES), complexity.work(operation, larger)
+    assert complexity.flops(after) >= complexity.flops(before) and after["bytes"] >= before["bytes"]
+    rates = dict.fromkeys([*complexity.FLOPS, "bytes"], 2.0)
+    assert complexity.seconds(after, rates) == pytest.approx((complexity.flops(after) + after["bytes"]) / 2)
+
+
+@of_each_operation
+def test_a_dense_layer_is_a_convolution_of_one_position(name):
+    """Read from the layers themselves, and up to the matrix that needs one projection only."""
+    operation = timing.OPERATIONS[name]
+    dense = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8))
+    conv = nn.Sequential(nn.Conv2d(12, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1))
+    one = Sizes.of(Anatomy(dense, torch.randn(2, 12))["0"], samples=64)
+    other = Sizes.of(Anatomy(conv, torch.randn(2, 12, 4, 4))["0"], samples=64)
+    assert one == other == Sizes(16, 12, 8, 1, 64)
+    assert complexity.work(operation, one) == complexity.work(operation, other)
+
+
+def test_work_grows_with_the_rank_and_ends_as_minimum_weight():
+    for positions in (1, 9):
+        sizes = dataclasses.replace(SIZES, positions=positions)
+        by_rank = [complexity.flops(complexity.work(EigenRemove(rank=rank), sizes)) for rank in (0.1, 0.25, 0.5, 0.9)]
+        assert by_rank == sorted(by_rank) and by_rank[0] < by_rank[-1]
+        assert complexity.work(EigenRemove(rank=1.0), sizes) == complexity.work(MinWeight(), sizes)
+        reduced = complexity.work(EigenRemove(rank=0.5, weights="reduced"), sizes)
+        assert complexity.flops(reduced) > by_rank[2]
+
+
+@pytest.mark.parametrize("positions", [1, 9])
+def test_products_of_the_hosvd_are_those_that_torch_counts(positions):
+    """Where the Gram matrix is small it is not halved, and both modes are reduced."""
+    tensor = torch.randn(96, 64, positions, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        truncated_hosvd(tensor, 0.25).row_norms()
+    counted = counter.get_total_flops()
+    said = complexity.work(EigenRemove(rank=0.25), Sizes(96, 10, 64, positions))["products"]
+    assert said / 2 < counted < 2.5 * said
