@@ -40,7 +40,7 @@ def whole(operation: Operation, field: str, value: int) -> None:
         raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r}, but it must be a whole number from 0 on")
 
 
-def choice(operation: Operation, field: str, value: str, allowed: tuple[str, ...]) -> None:
+def choice(operation: Operation, field: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raises SurgeryError unless the value is one of those allowed."""
     if value not in allowed:
         raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r}, but it must be one of {allowed}")

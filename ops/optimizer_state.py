@@ -208,6 +208,11 @@ def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Un
     return lambda: set_to(old, old_gradient)
 
 
+def forget(optimizer: Optimizer) -> None:
+    """Drops the state of every parameter; the settings stay, as in a new optimizer of the same kind."""
+    optimizer.state.clear()
+
+
 def _moved(optimizer: Optimizer, parameter: Tensor, before: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
     """The state of a parameter after surgery, in tensors of its own."""
     name = next((c.__name__ for c in type(optimizer).__mro__ if c.__module__.startswith("torch.optim.")), "")

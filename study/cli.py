@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 
 Data = Annotated[
-    str | None, typer.Option(help="digits, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*.")
+    str | None, typer.Option(help="digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*.")
 ]
 Model = Annotated[str | None, typer.Option(help="small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY.")]
 Preset = Annotated[str, typer.Option(help="Named settings that the other options overlay.")]
@@ -37,6 +37,7 @@ def study(
     config: Config = None,
     out: Annotated[Path | None, typer.Option(help="The study's folder; by default a new one under runs/.")] = None,
     data: Data = None,
+    train_images: Annotated[int | None, typer.Option(help="At most so many training images.")] = None,
     model: Model = None,
     trials: Annotated[int | None, typer.Option(help="How many schedules are searched.")] = None,
     generation: Annotated[
@@ -47,16 +48,23 @@ def study(
         int | None, typer.Option(help="Seed of the search; the comparison takes the following ones.")
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="mixed, removal, expansion, eigen_remove, weak_expand or pcns.")
+        str | None, typer.Option(help="mixed, removal, expansion, eigen_remove, weak_expand, pcns or thesis.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="tpe searches; grid compares every point of a space of choices.")
     ] = None,
     objective: Annotated[
         str | None, typer.Option(help="accuracy, or several: accuracy,parameters,flops,seconds.")
     ] = None,
     top: Annotated[int | None, typer.Option(help="How many schedules are compared with restarting.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds of every arm of the comparison.")] = None,
+    arms: Annotated[str | None, typer.Option(help="surgery, with original and restart or without.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adam, adamw or sgd.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The optimizer's learning rate.")] = None,
+    optimizer_state: Annotated[
+        str | None, typer.Option(help="carry it through operations, or reset it as if the optimizer were made anew.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(help="CPU cores of a training.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a training; a fraction shares one.")] = None,
@@ -93,7 +101,7 @@ def resume(study: Study) -> None:
 
     console = _console()
     folder = Folder.open(study)
-    dataset = data.load(folder.settings.data, folder.settings.validation)
+    dataset = data.load(folder.settings.data, folder.settings.validation, folder.settings.train_images)
     _carry_on(study, console, lambda: conduct.proceed(folder, dataset, console))
 
 
@@ -109,7 +117,7 @@ def compare(
 
     console = _console()
     folder = Folder.open(study)
-    dataset = data.load(folder.settings.data, folder.settings.validation)
+    dataset = data.load(folder.settings.data, folder.settings.validation, folder.settings.train_images)
     _carry_on(study, console, lambda: conduct.compare(folder, dataset, console, top, seeds))
 
 

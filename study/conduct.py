@@ -20,9 +20,8 @@ from study.evidence import comparison, figures, report
 from study.evidence.results import Folder
 from study.progress import Display
 from study.search import tracking, tuner
-from study.search.sources import Listed, Sampled, Source
+from study.search.sources import Sampled, Source, given
 from study.training import run
-from study.training.run import Cell
 from study.training.trainer import steps_per_epoch
 
 __all__ = ["begin", "compare", "proceed", "show", "write_report"]
@@ -36,13 +35,14 @@ def begin(settings: Settings, out: Path) -> Iterator[tuple[Folder, data.Dataset]
         StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
     """
     tracking.check_server(settings.tracking_uri)
-    dataset = data.load(settings.data, settings.validation)
+    dataset = data.load(settings.data, settings.validation, settings.train_images)
     layers = run.check(settings, dataset)
-    if not settings.schedules:
+    per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
+    listed = given(settings, layers)
+    for cell in listed:
+        Schedule.from_data(cell.schedule).check(layers, settings.epochs, per_epoch)
+    if not listed:
         Sampled.check(settings, layers)
-    for steps in settings.schedules:
-        per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
-        Schedule.from_data(steps).check(layers, settings.epochs, per_epoch)
     Folder.check(out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
@@ -55,9 +55,9 @@ def proceed(folder: Folder, dataset: data.Dataset, console: Console) -> bool:
     Raises:
         StudyError: the search has no schedule that could be compared.
     """
-    search = _search(folder)
     with _stage(folder, dataset, console) as stage:
-        return stage.run("search", search) and _compare(stage)
+        searched = given(folder.settings, folder.layers) or stage.run("search", _search(folder))
+        return bool(searched) and _compare(stage)
 
 
 def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | None, seeds: int | None) -> bool:
@@ -100,13 +100,9 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
 
 
 def _search(folder: Folder) -> Source:
-    """What is still to be tried: the settings' own schedules, else Optuna's samples."""
-    settings = folder.settings
+    """What Optuna is still to try."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    if not settings.schedules:
-        return Sampled(settings, folder.layers, folder.optuna, known)
-    cells = [Cell("search", settings.seed, steps, trial=i) for i, steps in enumerate(settings.schedules)]
-    return Listed([cell for cell in cells if cell.trial not in known])
+    return Sampled(folder.settings, folder.layers, folder.optuna, known)
 
 
 @dataclass
@@ -150,7 +146,9 @@ def _stage(folder: Folder, dataset: data.Dataset, console: Console) -> Iterator[
 def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
-    chosen = comparison.choose(trials, folder.settings)
+    chosen = given(folder.settings, folder.layers) or [
+        record.cell for record in comparison.choose(trials, folder.settings)
+    ]
     if not chosen:
         failures = [record.result["failure"] for record in trials if record.failed]
         raise StudyError(

@@ -17,19 +17,25 @@ from study.errors import StudyError
 OBJECTIVES = {"accuracy": "max", "parameters": "min", "flops": "min", "seconds": "min"}
 DEVICES = ("auto", "cpu", "cuda")
 OPTIMIZERS = ("adam", "adamw", "sgd")
+SAMPLERS = ("tpe", "grid")
+STATES = ("carry", "reset")
+ARMS = ("original", "surgery", "restart")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides what a study computes, and where it runs.
 
-    Data and network: ``data`` (``digits`` or ``folder:PATH``), ``model`` (``small_cnn``, ``mlp``, ``vgg16``,
-    ``torchvision:NAME`` or ``MODULE:FACTORY``), ``validation`` (fraction of the training images).
+    Data and network: ``data`` (``digits``, ``cifar10`` or ``folder:PATH``), ``train_images`` (at most so many of them,
+    validation included; None: all), ``validation`` (fraction of the training images), ``model`` (``small_cnn``,
+    ``mlp``, ``vgg16`` and its variants, ``torchvision:NAME`` or ``MODULE:FACTORY``).
     Recipe: ``epochs``, ``batch_size``, ``optimizer`` (``adam``, ``adamw`` or ``sgd`` with momentum 0.9),
-    ``learning_rate``, ``weight_decay``.
-    Search: ``trials``, ``generation`` (how many are sampled together, and so can run at once), ``space``, or
-    ``schedules`` to try instead of searching, ``objective``, ``seed``.
-    Comparison: ``top`` schedules, ``seeds`` of every arm.
+    ``learning_rate``, ``weight_decay``, ``optimizer_state`` (``carry``: it follows the units through an operation;
+    ``reset``: the optimizer forgets, as if made anew).
+    Search: ``trials``, ``generation`` (how many are sampled together, and so can run at once), ``space``,
+    ``objective``, ``seed``. With ``sampler: grid`` in place of ``tpe``, or with ``schedules`` of one's own, nothing is
+    searched: every point of the space, or every schedule, is compared.
+    Comparison: ``top`` schedules of a search, ``seeds`` of every arm, ``arms`` of ``original, surgery, restart``.
     Measuring: ``held_out`` validation images for the loss around an operation, ``signal_images`` training images for
     operations that look at activations.
     Machine: ``device`` (``auto``, ``cpu``, ``cuda``), ``cpus_per_trial``, ``gpus_per_trial`` (a fraction shares a GPU),
@@ -38,20 +44,24 @@ class Settings:
 
     data: str = "digits"
     model: str = "small_cnn"
+    train_images: int | None = None
     validation: float = 0.25
     epochs: int = 10
     batch_size: int = 32
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    optimizer_state: str = "carry"
     trials: int = 16
     generation: int = 4
     space: str = "mixed"
+    sampler: str = "tpe"
     schedules: tuple[Any, ...] = ()
     objective: tuple[str, ...] = ("accuracy",)
     seed: int = 0
     top: int = 3
     seeds: int = 5
+    arms: tuple[str, ...] = ARMS
     held_out: int = 512
     signal_images: int = 512
     device: str = "auto"
@@ -73,7 +83,12 @@ class Settings:
             "gpus_per_trial", 0 <= gpus <= 1 or (gpus.is_integer() and gpus > 1), "from 0 to 1, or a whole number"
         )
         self._require("device", self.device in DEVICES, f"one of {', '.join(DEVICES)}")
+        self._require("train_images", self.train_images is None or self.train_images >= 1, "at least 1")
         self._require("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
+        self._require("optimizer_state", self.optimizer_state in STATES, f"one of {', '.join(STATES)}")
+        self._require("sampler", self.sampler in SAMPLERS, f"one of {', '.join(SAMPLERS)}")
+        known = set(self.arms) <= set(ARMS) and len(set(self.arms)) == len(self.arms)
+        self._require("arms", known and "surgery" in self.arms, "surgery, and original or restart or both or neither")
         chosen = set(self.objective)
         different = chosen and chosen <= set(OBJECTIVES) and len(chosen) == len(self.objective)
         self._require("objective", bool(different), f"one or several of {', '.join(OBJECTIVES)}, none of them twice")
@@ -83,7 +98,7 @@ class Settings:
             raise StudyError(f"{name} is {_shown(getattr(self, name))}, but it must be {right}")
 
     def to_data(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "objective": list(self.objective), "schedules": list(self.schedules)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], where: str) -> Settings:
@@ -154,6 +169,7 @@ KINDS = {
     float: "a number",
     str: "text",
     str | None: "text",
+    int | None: "a whole number",
     tuple[str, ...]: "a list of names",
     tuple[
         Any, ...
@@ -164,7 +180,7 @@ KINDS = {
 def _cast(name: str, value: Any, hint: Any) -> Any:
     """The value as the type of its setting. Numbers may come as text: YAML reads 1e-3 as such."""
     try:
-        if hint is int and not isinstance(value, bool) and float(value) == int(value):
+        if hint in (int, int | None) and not isinstance(value, bool) and float(value) == int(value):
             return int(value)
         if hint is float and not isinstance(value, bool):
             return float(value)
@@ -172,6 +188,8 @@ def _cast(name: str, value: Any, hint: Any) -> Any:
         pass
     if hint in (str, str | None) and isinstance(value, hint):
         return value
+    if hint == int | None and value is None:
+        return None
     if hint == tuple[str, ...] and isinstance(value, (str, list)):
         names = value.split(",") if isinstance(value, str) else value
         return tuple(str(part).strip() for part in names)

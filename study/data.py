@@ -1,4 +1,4 @@
-"""Real images as arrays: scikit-learn's digits, or a folder of pictures, split into train, validation and test.
+"""Real images as arrays: scikit-learn's digits, CIFAR-10, or a folder of pictures, in train, validation and test.
 
 Arrays, because Ray shares NumPy arrays between trials without copying; whole, because the images that this product
 studies fit in memory many times over (CIFAR-10 is 184 MB).
@@ -56,26 +56,34 @@ class Dataset:
         return channels, height, width
 
 
-def load(name: str, validation: float) -> Dataset:
-    """``digits`` or ``folder:PATH`` with PATH/train/CLASS/*.png|jpg and PATH/test/CLASS/*.
+def load(name: str, validation: float, train_images: int | None = None) -> Dataset:
+    """``digits``, ``cifar10`` (through torchvision) or ``folder:PATH`` with PATH/train/CLASS/*.png|jpg and
+    PATH/test/CLASS/*.
 
-    ``validation`` is the fraction of the training images, by class, that schedules are chosen on.
+    ``validation`` is the fraction of the training images, by class, that schedules are chosen on; ``train_images``
+    how many there are of both at most, as many of each class as it had before.
 
     Raises:
         StudyError: an unknown name, a missing folder, an empty class, classes, sizes or colours that do not agree, an
-            image that cannot be read.
+            image that cannot be read, a download that fails, fewer images than classes.
     """
     kind, _, path = name.partition(":")
     if name == "digits":
         classes: Sequence[str] = [str(digit) for digit in range(10)]
         train, test = _split(_digits(), 0.2, classes)
+    elif name == "cifar10":
+        train, test, classes = _cifar10()
     elif kind == "folder" and path:
         try:
             train, test, classes = _folder(Path(os.path.expanduser(path)))
         except OSError as error:
             raise StudyError(f"{error.filename or path} cannot be read: {error.strerror}") from None
     else:
-        raise StudyError(f"there is no data {name!r}; give 'digits' or 'folder:PATH'")
+        raise StudyError(f"there is no data {name!r}; give 'digits', 'cifar10' or 'folder:PATH'")
+    if train_images is not None and train_images < len(train):
+        if train_images < 2 * len(classes):
+            raise StudyError(f"train_images is {train_images}, but {len(classes)} classes need 2 images each")
+        _, train = _split(train, train_images / len(train), classes)
     train, chosen_on = _split(train, validation, classes)
     return Dataset(train, chosen_on, test, tuple(classes))
 
@@ -86,6 +94,23 @@ def _digits() -> Images:
     digits = load_digits()
     pixels = (digits.images[:, None] * (255 / 16)).round().astype(np.uint8)
     return Images(pixels, digits.target.astype(np.int64))
+
+
+def _cifar10() -> tuple[Images, Images, Sequence[str]]:
+    """Krizhevsky 2009, fetched once into the folder that ``NETWORK_SURGERY_DATA`` names, else the user's cache."""
+    from torchvision.datasets import CIFAR10
+
+    root = Path(os.environ.get("NETWORK_SURGERY_DATA", "~/.cache/network-surgery")).expanduser()
+    try:
+        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StudyError(
+            f"CIFAR-10 can neither be found in {root} nor fetched ({reason}); images that lie elsewhere can be given "
+            "as --data folder:PATH"
+        ) from None
+    train, test = (Images(p.data.transpose(0, 3, 1, 2), np.asarray(p.targets, dtype=np.int64)) for p in parts)
+    return train, test, parts[0].classes
 
 
 def _split(images: Images, fraction: float, classes: Sequence[str]) -> tuple[Images, Images]:

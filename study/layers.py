@@ -27,7 +27,7 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
 
     Redundancy is seen on ``settings.signal_images`` training images.
     """
-    dataset = data.load(settings.data, settings.validation)
+    dataset = data.load(settings.data, settings.validation, settings.train_images)
     device = torch.device("cpu")
     torch.manual_seed(settings.seed)
     model = models.build(settings.model, dataset.shape, len(dataset.classes))

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,28 +52,32 @@ def mlp(shape: Shape, classes: int) -> nn.Module:
     )
 
 
-def vgg16(shape: Shape, classes: int) -> nn.Module:
-    """The thesis's network (Graham 2019, 4.2, and its published code): 11 convolutions, 4 dense layers.
+def vgg16(shape: Shape, classes: int, width: float = 1.0, norms: bool = True) -> nn.Module:
+    """The thesis's network (Graham 2019, 4.1.2, and its published code): 11 convolutions, 4 dense layers.
 
     3 × 3 convolutions of 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512 channels with BatchNorm and ReLU, pooling
     after the 1st, 3rd, 5th and 8th; dense 2048, 2048, 1000 with ReLU, then BatchNorm. Images of 32 × 32; 16 × 16 at
-    least.
+    least. ``width`` multiplies the units of every layer. Without ``norms`` there is no BatchNorm on the convolutions:
+    the published code makes it and passes it by.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    before, height, width = shape
-    positions = (height // 16) * (width // 16)
+    before, rows, columns = shape
+    positions = (rows // 16) * (columns // 16)
     if not positions:
         raise StudyError("it needs images of at least 16 × 16")
-    for number, channels in enumerate((64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512), 1):
+    for number, published in enumerate((64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512), 1):
+        channels = round(width * published)
         layers[f"conv{number}"] = nn.Conv2d(before, channels, 3, padding=1)
-        layers[f"conv{number}_norm"] = nn.BatchNorm2d(channels)
+        if norms:
+            layers[f"conv{number}_norm"] = nn.BatchNorm2d(channels)
         layers[f"conv{number}_relu"] = nn.ReLU(inplace=True)
         if number in (1, 3, 5, 8):
             layers[f"pool{number}"] = nn.MaxPool2d(2)
         before = channels
     layers["flatten"] = nn.Flatten()
     before *= positions
-    for number, units in enumerate((2048, 2048, 1000), 1):
+    for number, published in enumerate((2048, 2048, 1000), 1):
+        units = round(width * published)
         layers[f"fc{number}"] = nn.Linear(before, units)
         layers[f"fc{number}_relu"] = nn.ReLU(inplace=True)
         layers[f"fc{number}_norm"] = nn.BatchNorm1d(units)
@@ -81,7 +86,14 @@ def vgg16(shape: Shape, classes: int) -> nn.Module:
     return nn.Sequential(layers)
 
 
-MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {"small_cnn": small_cnn, "mlp": mlp, "vgg16": vgg16}
+MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
+    "small_cnn": small_cnn,
+    "mlp": mlp,
+    "vgg16": vgg16,
+    "vgg16_quarter": partial(vgg16, width=1 / 4),
+    "vgg16_published": partial(vgg16, norms=False),
+    "vgg16_published_quarter": partial(vgg16, width=1 / 4, norms=False),
+}
 
 
 def build(name: str, shape: Shape, classes: int) -> nn.Module:

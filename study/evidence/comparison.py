@@ -45,8 +45,10 @@ def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
     ]
 
 
-def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) -> Listed:
-    """The trainings that the comparison still needs. The restarts follow when their surgery has ended.
+def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) -> Listed:
+    """The trainings that the comparison of these schedules still needs, in the arms that the settings ask for.
+
+    The restarts follow when their surgery has ended.
 
     The comparison's seeds are not the search's, so that luck in the search is not counted for surgery.
     """
@@ -54,12 +56,13 @@ def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) 
     ended = {record.cell.name: record for record in done if not record.result.get("lost")}  # those are tried again
     wanted = []
     for seed in seeds:
-        wanted.append(Cell("original", seed, test=True))
-        for cell in (record.cell for record in chosen):
+        if "original" in settings.arms:
+            wanted.append(Cell("original", seed, test=True))
+        for cell in chosen:
             wanted.append(Cell("surgery", seed, cell.schedule, trial=cell.trial, params=cell.params, test=True))
 
     def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
-        if cell.arm != "surgery":
+        if cell.arm != "surgery" or "restart" not in settings.arms:
             return []
         restart = Cell(
             "restart", cell.seed, architecture=outcome["architecture"], trial=cell.trial, params=cell.params, test=True
@@ -70,7 +73,8 @@ def cells(chosen: Sequence[Record], settings: Settings, done: Iterable[Record]) 
     for cell in wanted:
         if cell.name in ended and not ended[cell.name].failed:
             missing += follow(cell, ended[cell.name].result)
-    return Listed(missing, follow, expected=sum(cell.arm == "surgery" for cell in missing))
+    expected = sum(cell.arm == "surgery" for cell in missing) if "restart" in settings.arms else 0
+    return Listed(missing, follow, expected)
 
 
 def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

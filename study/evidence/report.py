@@ -50,7 +50,10 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
 def _progress(results: Results) -> str:
     """How far the search is, and its best trial, in one sentence."""
     settings = results["settings"]
-    trials, wanted = results["trials"], len(settings.get("schedules", ())) or settings["trials"]
+    if settings.get("schedules") or settings.get("sampler") == "grid":
+        compared = {cell["trial"] for cell in results["comparison"]["cells"] if cell["trial"] is not None}
+        return f"Nothing is searched: every schedule is compared, of which {len(compared)} have ended."
+    trials, wanted = results["trials"], settings["trials"]
     finished = [trial for trial in trials if "failure" not in trial]
     text = f"{len(trials)} of {wanted} trials have ended, {len(trials) - len(finished)} of them failed."
     if not finished:

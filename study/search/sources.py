@@ -1,4 +1,4 @@
-"""Where cells come from: Optuna's sampling, or a list that grows while it is worked off.
+"""Where cells come from: Optuna's sampling, a grid, or a list that grows while it is worked off.
 
 A source hands out cells one by one and is told how each ended. It knows nothing of where cells run.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -144,6 +145,45 @@ class Sampled:
             self.study.tell(number, state=TrialState.FAIL)
         else:
             self.study.tell(number, [objective(result, name) for name in self._settings.objective])
+
+
+#: Points from which on a grid is taken for a mistake.
+MOST_POINTS = 1000
+
+
+def grid(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
+    """Every combination of a search space's parameters, in their order, as cells of trials 0, 1, ….
+
+    Raises:
+        StudyError: the space is unknown, has a parameter that is not a choice among few, or too many combinations.
+    """
+    Sampled.check(settings, layers)
+    found: list[tuple[list[int], Cell]] = []
+
+    def visit(trial: optuna.Trial) -> float:
+        schedule = SPACES[settings.space](trial, _sized(layers), settings.epochs)
+        at = [int(trial.distributions[name].to_internal_repr(value)) for name, value in trial.params.items()]
+        found.append((at, Cell("surgery", settings.seed, schedule.to_data(), params=dict(trial.params))))
+        return 0.0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=0))
+    try:
+        study.optimize(visit, n_trials=MOST_POINTS + 1)
+    except ValueError as error:
+        raise StudyError(f"the search space {settings.space!r} is no grid: {str(error).splitlines()[0]}") from None
+    if len(found) > MOST_POINTS:
+        raise StudyError(f"the search space {settings.space!r} has more than {MOST_POINTS} points; search it instead")
+    ordered = sorted(found, key=lambda entry: entry[0])
+    return [replace(cell, trial=number) for number, (_, cell) in enumerate(ordered)]
+
+
+def given(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
+    """The schedules that are all compared, with no search before; empty where Optuna is to search."""
+    if settings.schedules:
+        return [Cell("surgery", settings.seed, steps, trial=i) for i, steps in enumerate(settings.schedules)]
+    return grid(settings, layers) if settings.sampler == "grid" else []
 
 
 def _sized(layers: Mapping[str, int]) -> dict[str, SimpleNamespace]:

@@ -62,8 +62,8 @@ class Cell:
 
 #: The settings that decide what a training computes.
 RECIPE = (
-    "data", "model", "validation", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "held_out",
-    "signal_images",
+    "data", "model", "train_images", "validation", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay",
+    "optimizer_state", "held_out", "signal_images",
 )  # fmt: skip
 
 
@@ -108,7 +108,8 @@ def run(
     model.to(device)
     schedule = Schedule.from_data(cell.schedule)
     held_out = data.validation.thinned(settings.held_out)
-    theatre = Theatre(schedule, held_out, data.train.thinned(settings.signal_images))
+    carry = settings.optimizer_state == "carry"
+    theatre = Theatre(schedule, held_out, data.train.thinned(settings.signal_images), carry)
     trainer = Trainer(
         model, make_optimizer(settings, model), data, epochs=settings.epochs, batch_size=settings.batch_size,
         seed=cell.seed, device=device, callbacks=[theatre, Teller(tell, theatre)],

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ops import Anatomy, Schedule, Signals, operate
+from ops.optimizer_state import forget
 from ops.schedule import Step
 from study.data import Images
 from study.errors import Diverged
@@ -24,11 +25,12 @@ from study.training.trainer import Batches, Callback, Trainer, clock, evaluate
 
 class Theatre(Callback):
     """Applies ``schedule``. ``held_out`` is the fixed batch of validation images; ``signals`` the training images shown
-    to operations that look at activations. ``records`` holds one dict of plain numbers and names for each operation.
+    to operations that look at activations. Without ``carry`` the optimizer forgets its state with every operation.
+    ``records`` holds one dict of plain numbers and names for each operation.
     """
 
-    def __init__(self, schedule: Schedule, held_out: Images, signals: Images) -> None:
-        self.schedule, self._held_out, self._signals = schedule, held_out, signals
+    def __init__(self, schedule: Schedule, held_out: Images, signals: Images, carry: bool = True) -> None:
+        self.schedule, self._held_out, self._signals, self._carry = schedule, held_out, signals, carry
         self.records: list[dict[str, Any]] = []
         self.discovery_seconds = 0.0
         self._done = 0
@@ -106,6 +108,8 @@ class Theatre(Callback):
         if step.operation.needs_signals:
             signals = Signals(trainer.model, *self._batch(self._signals, len(self._signals), device))
         plan = operate(layer, step.operation, trainer.optimizer, signals)
+        if not self._carry:
+            forget(trainer.optimizer)
         seconds = clock(device) - start
         after = self._loss(trainer)
         if not math.isfinite(after):

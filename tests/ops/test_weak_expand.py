@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops import Anatomy, WeakExpand, operate
+from ops import Anatomy, WeakExpand, ZeroExpand, operate
 from ops.weak_expand import split_shares
 from tests.ops.networks import build, train
 
@@ -54,3 +54,29 @@ def test_only_uneven_copies_ever_part(optimizer, network, split):
         assert apart < 1e-12 and gradients < 1e-12
     else:
         assert apart > 1e-4
+
+
+def test_the_published_code_sorts_weights_and_leaves_the_rest_where_it_was():
+    model, inputs = build("mlp_bn", torch.float64, batch=16)
+    train(model, inputs, torch.optim.SGD(model.parameters(), lr=0.05))
+    norm, last = model[1], model[3]
+    order = last.weight.mean(dim=0).argsort(descending=True)
+    weight, bias = model[0].weight.detach().clone(), model[0].bias.detach().clone()
+    scale, reading = norm.weight.detach().clone(), last.weight.detach().clone()
+    before = model.eval()(inputs)
+    plan = operate(Anatomy(model, inputs)["0"], WeakExpand(grow=0.5, split="equal", published=True))
+    assert torch.equal(model[0].weight[:8], weight[order]) and torch.equal(model[0].weight[8:], weight[order[:4]])
+    assert torch.equal(model[0].bias[:8], bias) and torch.equal(norm.weight[:8], scale)
+    assert norm.running_mean.abs().max() == 0 and (norm.running_var == 1).all()
+    torch.testing.assert_close(last.weight[:, :4], reading[:, order[:4]] / 2)
+    torch.testing.assert_close(last.weight[:, 4:8], reading[:, order[4:]])
+    assert plan.error is None and (model.eval()(inputs) - before).abs().max() > 1e-3
+
+
+def test_published_zero_expansion_has_no_scale_either():
+    model, inputs = build("mlp_bn", torch.float64, batch=16)
+    before = model.eval()(inputs)
+    operate(Anatomy(model, inputs)["0"], ZeroExpand(grow=0.5, published=True))
+    assert (model[1].weight[8:] == 0).all() and (model[1].weight[:8] != 0).all()
+    assert (model[1].running_var[8:] == 1).all()
+    torch.testing.assert_close(model.eval()(inputs), before)

@@ -88,7 +88,7 @@ def test_no_class_is_lost_by_an_extreme_fraction(validation: float) -> None:
 
 @pytest.mark.parametrize("name", ["", "mnist", "Digits", "folder", "folder:", "images:/tmp", "digits:"])
 def test_an_unknown_name(name: str) -> None:
-    with pytest.raises(StudyError, match=r"there is no data .* give 'digits' or 'folder:PATH'"):
+    with pytest.raises(StudyError, match=r"there is no data .* give 'digits', 'cifar10' or 'folder:PATH'"):
         load(name, 0.25)
 
 
@@ -232,3 +232,41 @@ def test_sixteen_bits_are_refused_rather_than_clipped(root: Path) -> None:
     odd = root / "train" / "cat" / "0.png"
     Image.fromarray(np.full((6, 5), 300, dtype=np.uint16)).save(odd)
     assert refusal(root) == f"{odd} has more than 8 bits a channel; convert it to 8"
+
+
+def test_fewer_training_images_of_every_class() -> None:
+    whole, few = load("digits", 0.25), load("digits", 0.25, 200)
+    assert abs(len(few.train) + len(few.validation) - 200) <= 5 and len(few.test) == len(whole.test)
+    for part in (few.train, few.validation):
+        assert np.ptp(np.bincount(part.labels)) <= 2
+    rows = {image.tobytes() for image in np.concatenate([whole.train.pixels, whole.validation.pixels])}
+    assert {image.tobytes() for image in few.train.pixels} < rows
+    assert len(load("digits", 0.25, 10**6).train) == len(whole.train)
+    with pytest.raises(StudyError, match="train_images is 15, but 10 classes need 2 images each"):
+        load("digits", 0.25, 15)
+
+
+class Fetched:
+    """What torchvision's CIFAR10 gives, in small; or what it raises without a network."""
+
+    classes = ("plane", "car")
+    offline = False
+
+    def __init__(self, root: Path, train: bool, download: bool) -> None:
+        assert download and root.name == "here"
+        if self.offline:
+            raise RuntimeError("Error downloading cifar-10-python.tar.gz:\nno route")
+        self.data = np.arange(8 * 2 * 3 * 3, dtype=np.uint8).reshape(8, 2, 3, 3)
+        self.targets = [0, 1] * 4
+
+
+def test_cifar10_comes_through_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NETWORK_SURGERY_DATA", str(tmp_path / "here"))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Fetched)
+    data = load("cifar10", 0.25)
+    assert data.classes == ("plane", "car") and data.shape == (3, 2, 3) and len(data.test) == 8
+    np.testing.assert_array_equal(data.test.pixels[1, :, 1, 2], Fetched(tmp_path / "here", False, True).data[1, 1, 2])
+    monkeypatch.setattr(Fetched, "offline", True)
+    with pytest.raises(StudyError, match=r"neither be found in .*here nor fetched .* --data folder:PATH") as caught:
+        load("cifar10", 0.25)
+    assert "\n" not in str(caught.value)

@@ -186,7 +186,7 @@ def test_a_file_that_cannot_be_imported(tmp_path: Path, text: str, reason: str) 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("", "there is no model ''; give one of small_cnn, mlp, vgg16, 'torchvision:NAME' or 'MODULE:FACTORY'"),
+        ("", f"there is no model ''; give one of {', '.join(models.MODELS)}, 'torchvision:NAME' or 'MODULE:FACTORY'"),
         ("resnet", "there is no model 'resnet'"),
         ("Small_CNN", "there is no model"),
         ("no_such_module:make", "cannot be loaded: No module named 'no_such_module'"),

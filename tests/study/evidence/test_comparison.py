@@ -73,7 +73,7 @@ def run_all(source: Any, accuracy: Any) -> list[Record]:
 def test_every_arm_has_the_same_seeds_and_restarts_follow_their_surgery() -> None:
     settings = Settings(top=2, seeds=3, seed=7)
     chosen = [trial(1, "min_weight", 0.99), trial(2, "pcns", 0.98)]
-    source = comparison.cells(chosen, settings, [])
+    source = comparison.cells([record.cell for record in chosen], settings, [])
     done = run_all(source, lambda cell: 0.9)
     assert len(done) == source.total == 3 * (1 + 2 + 2)
     seeds: dict[Any, list[int]] = {}
@@ -90,12 +90,14 @@ def test_every_arm_has_the_same_seeds_and_restarts_follow_their_surgery() -> Non
 def test_only_missing_trainings_are_run() -> None:
     settings = Settings(top=1, seeds=2)
     chosen = [trial(1, "min_weight", 0.99)]
-    everything = run_all(comparison.cells(chosen, settings, []), lambda cell: 0.9)
-    assert comparison.cells(chosen, settings, everything).finished
+    everything = run_all(comparison.cells([record.cell for record in chosen], settings, []), lambda cell: 0.9)
+    assert comparison.cells([record.cell for record in chosen], settings, everything).finished
     without = [record for record in everything if record.cell.name != "restart-001-seed-2"]
-    again = run_all(comparison.cells(chosen, settings, without), lambda cell: 0.9)
+    again = run_all(comparison.cells([record.cell for record in chosen], settings, without), lambda cell: 0.9)
     assert [record.cell.name for record in again] == ["restart-001-seed-2"]
-    more = run_all(comparison.cells(chosen, Settings(top=1, seeds=3), everything), lambda cell: 0.9)
+    more = run_all(
+        comparison.cells([record.cell for record in chosen], Settings(top=1, seeds=3), everything), lambda cell: 0.9
+    )
     assert {record.cell.seed for record in more} == {3}
 
 
@@ -137,7 +139,7 @@ def test_what_a_lost_process_left_is_tried_again_and_what_diverged_is_not() -> N
         Record(Cell("original", 1, test=True), {"failure": "the trial's process was lost", "lost": True}),
         Record(Cell("surgery", 1, chosen[0].cell.schedule, trial=1, test=True), {"failure": "the loss became nan"}),
     ]
-    again = comparison.cells(chosen, settings, done)
+    again = comparison.cells([record.cell for record in chosen], settings, done)
     assert again.total == 1 and (cell := again.next()) is not None and cell.arm == "original"
 
 
@@ -159,7 +161,7 @@ def test_the_verdict_says_what_the_interval_says(tmp_path: Path, gain: float, sp
     def accuracy(cell: Cell) -> float:
         return 0.9 + (gain if cell.arm == "surgery" else 0) + noise[2 * cell.seed + (cell.arm == "surgery")]
 
-    for record in run_all(comparison.cells([chosen], settings, []), accuracy):
+    for record in run_all(comparison.cells([chosen.cell], settings, []), accuracy):
         folder.ended(record.cell, record.result)
     rows, (verdict,) = comparison.summarize(folder)
     assert [row["arm"] for row in rows] == ["original", "surgery", "restart"]
@@ -217,3 +219,10 @@ def test_a_schedule_in_words() -> None:
         "pcns variance_threshold 0.01, pivoted on fc1 at 8ep"
     )
     assert comparison.describe([]) == "no operation"
+
+
+@pytest.mark.parametrize("arms", [("surgery",), ("original", "surgery"), ("surgery", "restart")])
+def test_only_the_arms_that_are_asked_for(arms: tuple[str, ...]) -> None:
+    source = comparison.cells([trial(1, "min_weight", 0.99).cell], Settings(seeds=2, arms=arms), [])
+    done = run_all(source, lambda cell: 0.9)
+    assert {record.cell.arm for record in done} == set(arms) and len(done) == source.total == 2 * len(arms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,37 @@ def test_zero_expansion_and_the_function_of_vgg16() -> None:
     operate(anatomy["conv11"], ZeroExpand(0.25))
     operate(anatomy["fc1"], WeakExpand(0.25))
     torch.testing.assert_close(model(x), before)
+
+
+@pytest.mark.parametrize("state", ["carry", "reset"])
+def test_the_optimizer_forgets_if_it_is_told_to(digits: Dataset, state: str) -> None:
+    settings = replace(SETTINGS, optimizer_state=state, epochs=2)
+    seen: list[int] = []
+
+    class Look(Callback):
+        def before_step(self, trainer: Trainer) -> None:
+            seen.append(len(trainer.optimizer.state))
+
+    model = models.build(settings.model, digits.shape, len(digits.classes))
+    theatre = Theatre(
+        Schedule.from_data(schedule(("1ep", "conv2", MinWeight(0.5)))), digits.validation.thinned(64),
+        digits.train.thinned(64), settings.optimizer_state == "carry",
+    )  # fmt: skip
+    trainer = Trainer(
+        model, make_optimizer(settings, model), digits, epochs=2, batch_size=64, seed=0, device=CPU,
+        callbacks=[theatre, Look()],
+    )  # fmt: skip
+    trainer.fit()
+    parameters = len(list(model.parameters()))
+    assert seen[0] == 0 and seen[1] == parameters
+    assert seen[trainer.per_epoch] == (parameters if state == "carry" else 0)
+    cells = [
+        run(Cell("surgery", 0, SHRINK), digits, replace(settings, epochs=3, optimizer_state=s), CPU)
+        for s in ("carry", state)
+    ]
+    same = [epoch["train_loss"] for epoch in cells[0]["epochs"]] == [
+        epoch["train_loss"] for epoch in cells[1]["epochs"]
+    ]
+    assert same == (state == "carry")
+    keys = {Cell("surgery", 0, SHRINK).key(replace(settings, optimizer_state=s)) for s in ("carry", state)}
+    assert len(keys) == 1 + (state == "reset")
