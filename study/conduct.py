@@ -16,7 +16,7 @@ from ops import Schedule
 from study import data
 from study.config import Settings
 from study.errors import StudyError
-from study.evidence import comparison, figures, report
+from study.evidence import comparison, figures, report, thesis, thesis_figures
 from study.evidence.results import Folder
 from study.progress import Display
 from study.search import tracking, tuner
@@ -76,6 +76,10 @@ def write_report(folder: Folder, tracker: tracking.Tracker | None = None) -> dic
     rows, verdicts = comparison.summarize(folder)
     results = folder.write(rows, verdicts)
     drawings = figures.draw(results)
+    if thesis.concerns(results):
+        chapter = thesis_figures.draw(results)
+        drawings |= chapter
+        folder.thesis.write_text(thesis.page(results, [f"{folder.figures.name}/{name}.png" for name in chapter]))
     files = figures.save(drawings, folder.figures)
     report.write(results, folder.report, drawings)
     if tracker is not None:
@@ -96,6 +100,8 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
     path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
     console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
     console.print(f"Results  {path / folder.results.name}", highlight=False, soft_wrap=True)
+    if folder.thesis.exists():
+        console.print(f"Thesis   {path / folder.thesis.name}", highlight=False, soft_wrap=True)
     console.print(f"MLflow   {folder.settings.tracking_uri or f'surgery ui {path}'}", highlight=False, soft_wrap=True)
 
 

@@ -52,6 +52,7 @@ class Folder:
     figures = property(lambda self: self.path / "figures")
     results = property(lambda self: self.path / "results.json")
     report = property(lambda self: self.path / "report.html")
+    thesis = property(lambda self: self.path / "thesis.md")
     _ledger = property(lambda self: self.path / "cells.jsonl")
 
     @staticmethod
