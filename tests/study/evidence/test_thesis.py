@@ -1,0 +1,169 @@
+"""The thesis's tables and claims from a study's results: right numbers, and no verdict without evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from study import conduct
+from study.config import Settings
+from study.evidence import thesis, thesis_figures
+from study.evidence.results import Folder
+from study.training.run import Cell
+
+SETTINGS = Settings(space="thesis", sampler="grid", model="vgg16", epochs=50, arms=("original", "surgery"))
+OPERATIONS = ("EigenRemove(keep=0.5)", "conv10"), ("EigenRemove(keep=0.5)", "conv7"), ("EigenRemove(keep=0.5)", "fc1")
+
+
+def cell(
+    op: str, ratio: float, seed: int, accuracy: float, factors: tuple[float, ...] = (0.9, 1.0, 1.4)
+) -> dict[str, Any]:
+    operations = [
+        {"loss_factor": factor, "seconds": 0.02, "epoch_seconds": 2.0, "layer": layer, "operation": operation}
+        for factor, (operation, layer) in zip(factors, OPERATIONS, strict=True)
+    ]
+    params = {"op": op, "ratio": ratio}
+    return {
+        "arm": "surgery",
+        "trial": 0,
+        "seed": seed,
+        "params": params,
+        "test_accuracy": accuracy,
+        "operations": operations,
+    }
+
+
+def results(
+    accuracy: Callable[[str, float, int], float],
+    factor: Callable[[str, float, int], float] = lambda *_: 1.0,
+    seeds: int = 5,
+) -> dict[str, Any]:
+    cells = [
+        cell(op, ratio, seed, accuracy(op, ratio, seed), (0.5, factor(op, ratio, seed), 7.0))
+        for op in thesis.NAMES
+        for ratio in thesis.RATIOS
+        for seed in range(1, seeds + 1)
+    ]
+    machine = {"torch": "2.15", "python": "3.11"}
+    return {"settings": SETTINGS.to_data(), "machine": machine, "comparison": {"cells": cells}}
+
+
+def said(found: dict[str, Any]) -> dict[str, str]:
+    """The verdict on each claim, by its first words; of two that begin alike the first one."""
+    verdicts: dict[str, str] = {}
+    for claim, verdict, _ in thesis.claims(thesis.gathered(found)):
+        verdicts.setdefault(" ".join(claim.split()[:3]), verdict)
+    return verdicts
+
+
+def noise(op: str, ratio: float, seed: int) -> float:
+    return float(np.random.default_rng([seed, round(100 * ratio), list(thesis.NAMES).index(op)]).normal(0, 0.002))
+
+
+def test_tables_show_ours_and_the_thesis_s() -> None:
+    means = {"eigen_remove": 0.7, "min_weight": 0.6, "weak_expand": 0.8, "zero_expand": 0.5}
+    found = results(lambda op, ratio, seed: means[op] + ratio / 10 + 0.01 * (seed - 3), lambda *_: 1.25)
+    page = thesis.page(found, ["figures/thesis_removal.png"])
+    row = next(line for line in page.splitlines() if line.startswith("| EigenRemove |"))
+    assert row.startswith("| EigenRemove | 72.50 ± 1.58 (74.86) | 73.33 ± 1.58 (76.61) | 75.00 ± 1.58 (78.65) |")
+    assert "| Zero Weight Expansion | 1.250 ± 0.000 (0.803) |" in page
+    assert "100 trainings with 5 seeds" in page and "![figures/thesis_removal.png]" in page
+    assert "**holds**" in page and "**does not hold**" in page
+
+
+def test_the_loss_factor_is_the_median_over_a_training() -> None:
+    (training,) = thesis.gathered(results(lambda *_: 0.5, lambda *_: 1.1, seeds=1))["min_weight", 1 / 2].values()
+    assert training == thesis.Training(0.5, 1.1, 0.02, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"), [(0.01, "holds"), (-0.01, "does not hold"), (0.0, "undecided")], ids=["more", "less", "same"]
+)
+def test_claims_follow_the_evidence(gain: float, verdict: str) -> None:
+    def better(op: str, ratio: float, seed: int) -> float:
+        return 0.7 + gain * (op in ("eigen_remove", "weak_expand")) + noise(op, ratio, seed)
+
+    found = said(results(better, lambda op, ratio, seed: 1 + 20 * (better(op, ratio, seed) - 0.7)))
+    assert found["EigenRemove ends at"] == verdict
+    assert found["WeakExpand ends more"] == verdict
+    assert found["EigenRemove's loss factor"] == verdict
+    assert found["WeakExpand and Zero"] == ("does not hold" if gain else "holds")
+
+
+def test_one_ratio_where_it_is_worse_is_enough() -> None:
+    def accuracy(op: str, ratio: float, seed: int) -> float:
+        worse = op == "eigen_remove" and ratio == 1 / 4
+        return 0.7 + 0.01 * (op == "eigen_remove") - 0.05 * worse + noise(op, ratio, seed)
+
+    assert said(results(accuracy))["EigenRemove ends at"] == "does not hold"
+
+
+def test_nothing_is_decided_without_a_spread() -> None:
+    verdicts = said(results(lambda op, ratio, seed: 0.7 + 0.1 * (op == "eigen_remove"), seeds=1))
+    assert verdicts["EigenRemove ends at"] == "undecided"
+    assert thesis.as_in_the_thesis([1.0, 2.0], [1.0, 2.0])[1] is None
+    assert thesis.as_in_the_thesis([1.0] * 5, [1.0] * 5) == ("nothing varies", None)
+
+
+@pytest.mark.parametrize("draw", ["normal", "exponential"])
+def test_the_thesis_s_procedure(draw: str) -> None:
+    random = np.random.default_rng(0)
+    one, other = (getattr(random, draw)(size=60).tolist() for _ in range(2))
+    name, p = thesis.as_in_the_thesis(one, other)
+    reference = stats.ttest_ind(one, other) if draw == "normal" else stats.mannwhitneyu(one, other)
+    assert name == ("Student's t" if draw == "normal" else "Mann-Whitney U") and p == pytest.approx(reference.pvalue)
+
+
+def test_only_pairs_of_one_seed_and_ratio_are_compared() -> None:
+    found = results(lambda *_: 0.7, seeds=2)
+    cells = found["comparison"]["cells"]
+    gone = next(c for c in cells if c["params"] == {"op": "min_weight", "ratio": 1 / 3} and c["seed"] == 2)
+    cells.remove(gone)
+    cells.append(gone | {"failure": "the loss became nan"})
+    both = thesis.pairs(thesis.gathered(found), ("eigen_remove", "min_weight"), "accuracy")
+    assert len(both) == 9 and (1 / 3, 2) not in both
+
+
+def test_a_study_that_has_only_begun() -> None:
+    found = results(lambda *_: 0.7, seeds=1)
+    found["comparison"]["cells"] = found["comparison"]["cells"][:1]
+    assert "not run (75.44)" in thesis.page(found, [])
+    assert thesis_figures.draw(found) == {}
+    found["comparison"]["cells"] = []
+    assert "0 trainings" in thesis.page(found, [])
+
+
+def test_figures_have_the_words_for_those_who_cannot_see_them() -> None:
+    drawings = thesis_figures.draw(results(lambda op, ratio, seed: 0.7 + noise(op, ratio, seed)))
+    assert list(drawings) == ["thesis_removal", "thesis_expansion"]
+    assert "EigenRemove, accuracy: 0.699, 0.7" in drawings["thesis_removal"].alt
+    assert drawings["thesis_expansion"].image("png").startswith(b"\x89PNG")
+
+
+def test_the_report_writes_it(tmp_path: Path) -> None:
+    folder = Folder.make(tmp_path / "s", SETTINGS, {"conv10": 512})
+    for found in results(lambda op, ratio, seed: 0.7 + noise(op, ratio, seed), seeds=2)["comparison"]["cells"]:
+        name = list(thesis.NAMES).index(found["params"]["op"]) * 5 + list(thesis.RATIOS).index(found["params"]["ratio"])
+        schedule = [{"when": "1ep", "layer": "conv10", "op": found["params"]["op"]}]
+        for operation in found["operations"]:
+            operation |= {"when": "1ep", "epoch": 1.0, "spike_factor": 1.0, "units_before": 8, "units_after": 4}
+            operation |= {"interruptibility": 100.0, "epochs_to_recover": 0, "loss_before": 1.0, "loss_after": 1.0}
+            operation |= {"parameters_before": 9, "parameters_after": 5, "iteration": 1}
+        outcome = found | {
+            "spikes": [{"epoch": 1.0, "factor": 1.0, "loss_before": 1.0, "loss_after": 1.0, "seconds": 0.1}],
+            "epochs": [{"epoch": 1.0, "validation_accuracy": 0.5}], "seconds": 1.0, "parameters": 5, "flops": 7,
+            "training_flops": 9, "validation_accuracy": 0.5, "architecture": {},
+        }  # fmt: skip
+        for key in ("arm", "trial", "seed", "params"):
+            outcome.pop(key)
+        folder.ended(Cell("surgery", found["seed"], schedule, trial=name, params=found["params"], test=True), outcome)
+    conduct.write_report(folder)
+    assert "20 trainings" not in folder.thesis.read_text() and "40 trainings with 2 seeds" in folder.thesis.read_text()
+    assert (folder.figures / "thesis_expansion.png").exists()
+    assert "thesis_removal" in folder.report.read_text()
+    assert "every schedule is compared, of which 20 have ended" in folder.report.read_text()
