@@ -25,27 +25,28 @@ from ops.signals import Signals
 
 @dataclass(frozen=True)
 class EigenRemove(Operation):
-    """Keeps the units with the largest norm of *rank-reduced* outgoing weights.
+    """Keeps the units with the strongest *rank-reduced* outgoing weights.
 
     ``keep``: the fraction of units that stays, above 0 and at most 1. ``rank``: the fraction of rank that stays (the
     thesis's δ). ``weights``: what the kept units carry on with, their ``original`` weights (Algorithm 2) or the
-    ``reduced`` ones (Listing 6.1).
+    ``reduced`` ones (Listing 6.1). ``strength``: the ``norm`` of a unit's weights or (Listing 6.1) their ``mean``.
     """
 
     keep: float = 0.5
     rank: float = 0.125
     weights: str = "original"
+    strength: str = "norm"
 
     def __post_init__(self) -> None:
         fraction(self, "keep", self.keep)
         fraction(self, "rank", self.rank)
         choice(self, "weights", self.weights, ("original", "reduced"))
+        choice(self, "strength", self.strength, ("norm", "mean"))
         import_module("tensorly")  # needed here alone; its second of importing is not the operation's
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         outgoing = {place: self._reduce(layer, place, layer.outgoing(place)) for place in layer.readers}
-        scores = torch.stack([reduced.row_norms() for reduced in outgoing.values()]).norm(dim=0)
-        sources = strongest(scores, kept(layer, self.keep))
+        sources = strongest(self._scores(list(outgoing.values())), kept(layer, self.keep))
         replaced: dict[str, Tensor] = {}
         if self.weights == "reduced" and self.rank < 1:
             incoming = {place: self._reduce(layer, place, layer.incoming(place)) for place in layer.makers}
@@ -53,6 +54,12 @@ class EigenRemove(Operation):
                 weight = replaced.get(place.tensor, layer.anatomy.tensor(place.tensor))
                 replaced[place.tensor] = layer.written(place, weight, reduced.tensor())
         return Plan(layer, repr(self), sources, replaced=replaced)
+
+    def _scores(self, outgoing: list[Truncated]) -> Tensor:
+        """One number for each unit, over all that reads it: shape ``[units]``."""
+        if self.strength == "norm":
+            return torch.stack([reduced.row_norms() for reduced in outgoing]).norm(dim=0)
+        return torch.cat([reduced.tensor().flatten(1) for reduced in outgoing], dim=1).mean(dim=1)
 
     def _reduce(self, layer: HiddenLayer, place: Place, by_unit: Tensor) -> Truncated:
         if not math.isfinite(float(by_unit.norm())):

@@ -1,14 +1,19 @@
-"""EigenRemove alone: ratio, rank δ, which weights are kept, layers and timing."""
+"""EigenRemove alone: ratio, rank δ, which weights are kept, what makes a unit strong; layers, order and timing."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from optuna.trial import BaseTrial
 
-from ops import Schedule
+from ops import EigenRemove, Schedule
 from search_spaces import removal
 from search_spaces.placement import EPOCHS, Layers, place
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of EigenRemove: ``keep``, ``rank``, ``weights`` and the placement."""
-    return place(trial, layers, removal.operation(trial, "eigen_remove"), epochs)
+    """A schedule of EigenRemove: ``keep``, ``rank``, ``weights``, ``strength`` and the placement with its ``order``."""
+    chosen = removal.operation(trial, "eigen_remove")
+    assert isinstance(chosen, EigenRemove)
+    strength = trial.suggest_categorical("strength", ("norm", "mean"))
+    return place(trial, layers, replace(chosen, strength=strength), epochs, ordered=True)

@@ -41,11 +41,17 @@ def chosen(layers: Layers, choice: str) -> Sequence[str]:
     return names
 
 
-def place(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int) -> Schedule:
+#: In which order an operation visits its layers: at one moment, or each at a moment of its own.
+ORDERS = ("together", "forward", "backward")
+
+
+def place(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, ordered: bool = False) -> Schedule:
     """An operation on some layers, once or several times: ``layers``, ``first_epoch``, ``times``, ``every``.
 
     The first operation comes after 1 epoch at the earliest and leaves at least a third of training to recover in;
-    repetitions that would fall beyond the end are left out.
+    repetitions that would fall beyond the end are left out. ``ordered``: the trial chooses an ``order`` as well;
+    ``forward`` or ``backward`` take one layer at a time, ``every`` so many epochs, each of them once; the last moment
+    is for all those that are left when training ends.
 
     Raises:
         SurgeryError: there are fewer than 2 epochs, so that no epoch has an operation before it and training after it.
@@ -54,6 +60,13 @@ def place(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int) -
         raise SurgeryError(f"operations come between epochs, so a search space needs at least 2 epochs, not {epochs}")
     where = chosen(layers, trial.suggest_categorical("layers", CHOICES))
     first = trial.suggest_int("first_epoch", 1, max(1, 2 * epochs // 3))
+    order = trial.suggest_categorical("order", ORDERS) if ordered else ORDERS[0]
+    if order != "together":
+        every = trial.suggest_int("every", 1, 3)
+        names = where if order == "forward" else where[::-1]
+        last = first + (epochs - 1 - first) // every * every
+        moment = [min(first + turn * every, last) for turn in range(len(names))]
+        return Schedule(tuple(Step(Moment(at), name, operation) for at, name in zip(moment, names, strict=True)))
     times = trial.suggest_int("times", 1, 3)
     every = trial.suggest_int("every", 1, 3) if times > 1 else 1
     moments = [first + turn * every for turn in range(times)]

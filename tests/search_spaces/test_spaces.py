@@ -65,8 +65,10 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
     for trial in drawn(space, LAYERS["three layers"], 10):
         assert all(name.isidentifier() for name in trial.params)
         assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
-        assert {"layers", "first_epoch", "times"} <= trial.params.keys()
-        assert ("every" in trial.params) == (trial.params["times"] > 1)
+        assert {"layers", "first_epoch"} <= trial.params.keys()
+        one_by_one = trial.params.get("order", "together") != "together"
+        assert ("times" in trial.params) != one_by_one
+        assert ("every" in trial.params) == (one_by_one or trial.params["times"] > 1)
 
 
 @EVERY_SPACE
@@ -116,3 +118,20 @@ def test_an_operation_of_another_space(module: object) -> None:
 def test_which_layers_a_choice_means(choice: str, names: list[str]) -> None:
     assert choice in CHOICES and list(chosen(LAYERS["three layers"], choice)) == names
     assert list(chosen(LAYERS["one layer"], choice)) == ["only"]
+
+
+@pytest.mark.parametrize(
+    ("order", "every", "wanted"),
+    [
+        ("forward", 2, [(2, "a"), (4, "b"), (6, "c")]),
+        ("backward", 2, [(2, "c"), (4, "b"), (6, "a")]),
+        ("forward", 3, [(2, "a"), (5, "b"), (5, "c")]),
+        ("together", 2, [(2, "a"), (2, "b"), (2, "c")]),
+    ],
+)
+def test_layers_can_take_their_turns(order: str, every: int, wanted: list[tuple[int, str]]) -> None:
+    params = {"keep": 0.5, "rank": 0.5, "weights": "original", "strength": "mean", "layers": "all", "first_epoch": 2}
+    params |= {"order": order, "every": every} | ({"times": 1} if order == "together" else {})
+    schedule = SPACES["eigen_remove"](FixedTrial(params), LAYERS["three layers"], 7)
+    assert [(step.when.count, step.layer) for step in schedule.steps] == wanted
+    assert {step.operation.strength for step in schedule.steps} == {"mean"}  # type: ignore[attr-defined]
