@@ -14,6 +14,7 @@ from ops.architecture import adopt, describe, load, save
 from ops.attention import free_attention
 from ops.eigen_remove import EigenRemove
 from ops.errors import SurgeryError
+from ops.mean_replace import MeanReplace
 from ops.min_weight import MinWeight
 from ops.operation import Operation
 from ops.pcns import PCNS
@@ -29,6 +30,7 @@ from ops.zero_expand import ZeroExpand
 
 OPERATIONS: dict[str, type[Operation]] = {
     "eigen_remove": EigenRemove,
+    "mean_replace": MeanReplace,
     "min_weight": MinWeight,
     "pcns": PCNS,
     "random_remove": RandomRemove,
@@ -37,7 +39,7 @@ OPERATIONS: dict[str, type[Operation]] = {
 }
 
 __all__ = [
-    "OPERATIONS", "PCNS", "Anatomy", "EigenRemove", "HiddenLayer", "MinWeight", "Moment", "Operation", "Plan",
-    "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply",
+    "OPERATIONS", "PCNS", "Anatomy", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight", "Moment", "Operation",
+    "Plan", "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply",
     "describe", "free_attention", "inner", "load", "measure", "operate", "rewrap", "save", "trial_surgery",
 ]  # fmt: skip

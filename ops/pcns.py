@@ -26,7 +26,7 @@ from torch import Tensor
 from ops.anatomy import HiddenLayer, Place
 from ops.errors import SurgeryError
 from ops.hosvd import gram
-from ops.operation import Operation, choice, fraction
+from ops.operation import Operation, choice, fraction, kept
 from ops.plan import Plan
 from ops.signals import Signals
 
@@ -77,9 +77,14 @@ class Condensed:
         """Rows with the scalar products of the outputs themselves: the deviations and one more row for the origin."""
         return torch.cat([self.deviations, samples**0.5 * self.origin.unsqueeze(0)])
 
+    def pivoted(self) -> tuple[Tensor, list[int]]:
+        """The triangle and the pivots of a column-pivoted QR: the first ``k`` pivots span best, for every ``k``."""
+        triangle, pivots = scipy.linalg.qr(self.deviations.cpu().numpy(), mode="r", pivoting=True)
+        return torch.as_tensor(triangle, dtype=self.origin.dtype, device=self.origin.device), pivots.tolist()
+
     def spanning_units(self, count: int) -> tuple[int, ...]:
-        _, pivots = scipy.linalg.qr(self.deviations.cpu().numpy(), mode="r", pivoting=True)
-        return tuple(sorted(pivots[:count].tolist()))
+        """The ``count`` units that span the others best, in their old order."""
+        return tuple(sorted(self.pivoted()[1][:count]))
 
     def combination(self, sources: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """See ``combination``, the constant being zero where the origin is."""
@@ -114,17 +119,21 @@ class PCNS(Operation):
     """Shrinks a layer to the number of principal components of its outputs.
 
     ``variance_threshold``: the fraction of the outputs' variance that may be lost, above 0 and at most 1. ``basis``:
-    ``pivoted`` or ``eigen`` (see the module). The plan's ``error`` is the relative least-squares error of the outputs
-    on the signals' batch.
+    ``pivoted`` or ``eigen`` (see the module). ``keep``: where it is given, the fraction of units that stays, whatever
+    the threshold, so that other removals can be compared with it. The plan's ``error`` is the relative least-squares
+    error of the outputs on the signals' batch.
     """
 
     variance_threshold: float = 0.01
     basis: str = "pivoted"
+    keep: float | None = None
     needs_signals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fraction(self, "variance_threshold", self.variance_threshold)
         choice(self, "basis", self.basis, ("pivoted", "eigen"))
+        if self.keep is not None:
+            fraction(self, "keep", self.keep)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         if signals is None:
@@ -134,13 +143,17 @@ class PCNS(Operation):
         if not torch.isfinite(together).all():
             raise SurgeryError(f"{self!r} on {layer.name}: the layer's outputs are not finite")
         condensed = Condensed.of(together)
-        needed = components_needed(condensed.with_origin(len(together)), self.variance_threshold)
-        count = max(needed, 1) + 1
+        count = self._count(layer, condensed, len(together))
         if count >= layer.units:
             return Plan(layer, repr(self), tuple(range(layer.units)), error=0.0)
         if self.basis == "eigen":
             return self._emit_eigenvectors(layer, signals, count)
         return self._keep_spanning_units(layer, outputs, condensed, count)
+
+    def _count(self, layer: HiddenLayer, condensed: Condensed, samples: int) -> int:
+        if self.keep is not None:
+            return kept(layer, self.keep)
+        return max(components_needed(condensed.with_origin(samples), self.variance_threshold), 1) + 1
 
     def _keep_spanning_units(
         self, layer: HiddenLayer, outputs: dict[Place, Tensor], condensed: Condensed, count: int

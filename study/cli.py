@@ -158,6 +158,42 @@ def layers(
 
 
 @app.command()
+def isolate(
+    width: Annotated[int | None, typer.Option(help="Units of the random layers.")] = None,
+    step: Annotated[int | None, typer.Option(help="Units between one size of the random layer and the next.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Random networks, each with its own inputs.")] = None,
+    trainings: Annotated[int | None, typer.Option(help="Trainings whose layers are operated on.")] = None,
+    data: Data = None,
+    model: Model = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every training.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The first seed; every network has its own.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where it is written; by default a new folder under runs/.")] = None,
+) -> None:
+    """Measure what every operation alone does to a network's output, on random and on trained layers."""
+    flags = {"data": data, "model": model, "epochs": epochs, "seed": seed, "device": device}
+    sizes = {"width": width, "step": step, "iterations": iterations, "trainings": trainings}
+    from study.config import compose
+
+    settings = compose("digits", None, flags)
+    from study.experiments import isolation
+
+    asked = isolation.Isolation(settings, **{name: value for name, value in sizes.items() if value is not None})
+    place = out or Path("runs") / f"isolation-{datetime.now():%Y%m%d-%H%M%S}"
+    isolation.check(place)
+    console = _console()
+    with console.status("random weights") as status:
+        found = isolation.run(asked, status.update)
+        from study.experiments.isolation import report
+
+        place.mkdir(parents=True, exist_ok=True)
+        written = report.write(found, place)
+    console.print(report.table(found))
+    for path in written:
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def ui(
     study: Annotated[Path | None, typer.Argument(help="The study's folder; by default the newest under runs/.")] = None,
     port: Annotated[int, typer.Option(help="The port on the loopback address.", min=1, max=65535)] = 5000,

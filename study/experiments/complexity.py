@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ops import PCNS, EigenRemove, MinWeight, Operation, RandomRemove, WeakExpand, ZeroExpand
+from ops import PCNS, EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, WeakExpand, ZeroExpand
 from ops.anatomy import HiddenLayer
 from ops.hosvd import EXACT_UP_TO, FEW, ROUNDS, SPARE
 
@@ -28,6 +28,7 @@ FORMULAS: dict[str, tuple[str, str]] = {
     "zero_expand": ("O(n (i + o) p), memory only", "0"),
     "min_weight": ("O(n o p + n log n)", "2 n o p"),
     "weak_expand": ("O(n o p + n log n)", "2 n o p"),
+    "mean_replace": ("O(s n + n o p + n log n)", "4 s n + 4 n o p"),
     "eigen_remove, p = 1": ("O(a² b), a = min(n, o), b = max(n, o)", "a² b + (4/3) a³ + 4 n o r"),
     "eigen_remove, p > 1": (
         "O(n² o p + n o² p + n³ + o³)",
@@ -124,6 +125,13 @@ def _norms(operation: MinWeight | WeakExpand, sizes: Sizes) -> tuple[Work, float
     return together({"products": 2.0 * sizes.outgoing}, _in_double(sizes)), kept * sizes.units
 
 
+def _mean_replace(operation: MeanReplace, sizes: Sizes) -> tuple[Work, float]:
+    """Means and what they miss, over the signals; norms of the outgoing weights, and what they send on of the means."""
+    seen = sizes.samples * sizes.units
+    found = {"products": 4.0 * seen + 4.0 * sizes.outgoing, "bytes": 8.0 * 6 * seen}
+    return together(found, _in_double(sizes)), operation.keep * sizes.units
+
+
 def _eigen_remove(operation: EigenRemove, sizes: Sizes) -> tuple[Work, float]:
     found = together(_hosvd(operation.rank, sizes), _in_double(sizes))
     if operation.weights == "reduced":
@@ -181,6 +189,7 @@ def _in_double(sizes: Sizes) -> Work:
 
 PROPOSED: dict[type[Operation], Callable[..., tuple[Work, float]]] = {
     EigenRemove: _eigen_remove,
+    MeanReplace: _mean_replace,
     MinWeight: _norms,
     PCNS: _pcns,
     RandomRemove: _nothing,

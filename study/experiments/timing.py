@@ -33,6 +33,7 @@ from ops import (
     Anatomy,
     EigenRemove,
     HiddenLayer,
+    MeanReplace,
     MinWeight,
     Operation,
     RandomRemove,
@@ -54,6 +55,7 @@ OPERATIONS: dict[str, Operation] = {
     "eigen_remove, rank 1/4": EigenRemove(keep=0.5, rank=0.25),
     "eigen_remove, rank 1/2": EigenRemove(keep=0.5, rank=0.5),
     "eigen_remove, rank 1": EigenRemove(keep=0.5, rank=1.0),
+    "mean_replace": MeanReplace(keep=0.5),
     "min_weight": MinWeight(keep=0.5),
     "random_remove": RandomRemove(keep=0.5),
     "pcns": PCNS(),
@@ -273,7 +275,7 @@ def measure_rates(device: torch.device, repeats: int) -> dict[str, float]:
 
 LOOKS = {
     name: {"color": colour, "marker": marker}
-    for name, colour, marker in zip(OPERATIONS, (*COLOURS, BLACK, GREY), MARKERS, strict=True)
+    for name, colour, marker in zip(OPERATIONS, (*COLOURS, BLACK, GREY, "#882255"), (*MARKERS, "*"), strict=True)
 }
 
 

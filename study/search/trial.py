@@ -18,6 +18,7 @@ from study.config import Settings
 from study.data import Dataset, Images
 from study.errors import Diverged, StudyError
 from study.training.run import Cell, run
+from study.training.trainer import device_name, pick_device
 
 
 def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, checkpoints: str) -> None:
@@ -35,17 +36,6 @@ def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, ch
     outcome["device"] = device_name(device)
     tune.report({"kind": "outcome", "told": json.dumps(outcome)})
     saved.unlink(missing_ok=True)
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is a GPU where the process sees one. Raises StudyError for ``cuda`` without a GPU."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise StudyError("device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def arrays_of(data: Dataset) -> dict[str, Any]:

@@ -159,3 +159,14 @@ def clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is a GPU where the process sees one. Raises StudyError for ``cuda`` without a GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StudyError("device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
