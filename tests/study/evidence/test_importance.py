@@ -1,0 +1,71 @@
+"""Importance: the parameter that decides is found, and nothing is said where nothing is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+
+from search_spaces import SPACES
+from study.evidence import importance
+
+LAYERS = {"a": 32, "b": 64, "c": 64}
+Value = Callable[[Mapping[str, Any]], float]
+
+
+def results(space: str, count: int, accuracy: Value, spike: Value) -> dict[str, Any]:
+    """A search whose trials are drawn at random and whose outcomes are functions of their parameters."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trials = []
+    for _ in range(count):
+        trial = study.ask()
+        SPACES[space](trial, {name: SimpleNamespace(units=units) for name, units in LAYERS.items()}, 10)
+        params = dict(trial.params)
+        spikes = [{"factor": 1.0}, {"factor": spike(params)}]
+        trials.append({"params": params, "validation_accuracy": accuracy(params), "spikes": spikes})
+    return {"settings": {"space": space, "epochs": 10}, "layers": LAYERS, "trials": trials}
+
+
+def test_what_decides_is_found() -> None:
+    found = importance.importances(
+        results("eigen_remove", 60, lambda p: p["keep"] ** 2, lambda p: 1 + 5 * (p["weights"] == "reduced"))
+    )
+    assert max(found["accuracy"], key=found["accuracy"].__getitem__) == "keep" and found["accuracy"]["keep"] > 0.9
+    assert max(found["spike"], key=found["spike"].__getitem__) == "weights"
+    for shares in found.values():
+        assert math.isclose(sum(shares.values()), 1.0) and {"rank", "strength", "order", "first_epoch"} <= set(shares)
+
+
+def test_what_only_some_trials_have_is_left_out() -> None:
+    found = importance.importances(results("mixed", 60, lambda p: p.get("keep", 0.5), lambda p: 2.0))
+    assert "op" in found["accuracy"] and "keep" not in found["accuracy"]
+    assert "spike" not in found  # it does not vary
+
+
+@pytest.mark.parametrize("change", ["few", "failed", "unknown space", "other version"])
+def test_nothing_is_said_where_nothing_is_known(change: str) -> None:
+    found = results("pcns", 12, lambda p: p["variance_threshold"], lambda p: 1 + p["first_epoch"])
+    assert importance.draw(found).keys() == {"importance"}
+    if change == "few":
+        found["trials"] = found["trials"][:9]
+    elif change == "unknown space":
+        found["settings"]["space"] = "mine"
+    for trial in found["trials"]:
+        if change == "failed":
+            trial["failure"] = "the loss became nan"
+        elif change == "other version":
+            trial["params"] = {"threshold": 0.5}
+    assert importance.draw(found) == {}
+
+
+def test_the_figure_says_its_finding() -> None:
+    drawing = importance.draw(results("weak_expand", 30, lambda p: p["grow"], lambda p: 1 + p["first_epoch"]))[
+        "importance"
+    ]
+    assert drawing.title == "What mattered most: validation accuracy: grow, largest loss spike: first_epoch"
+    assert "accuracy: grow " in drawing.alt and drawing.image("png").startswith(b"\x89PNG")
