@@ -84,6 +84,23 @@ def gathered(results: Results) -> Trainings:
     return found
 
 
+def without_operation(results: Results) -> list[float]:
+    """The median loss factor of each original training, at the moments of the others' operations, with none there."""
+    cells = [cell for cell in results["comparison"]["cells"] if "failure" not in cell]
+    moments = {o["epoch"] for cell in cells if cell["arm"] == "surgery" for o in cell["operations"]}
+    whole = sorted(int(moment) for moment in moments if moment == int(moment) and moment >= 1)
+    found = []
+    for cell in cells:
+        epochs = cell["epochs"] if cell["arm"] == "original" else []
+        factors = [
+            epochs[at]["first_loss"] / epochs[at - 1]["last_loss"]
+            for at in whole
+            if at < len(epochs) and "first_loss" in epochs[at] and epochs[at - 1]["last_loss"] > 0
+        ]
+        found += [statistics.median(factors)] if factors else []
+    return found
+
+
 def pairs(found: Trainings, methods: tuple[str, str], measure: str) -> dict[tuple[float, int], tuple[float, float]]:
     """Both methods' values at each ratio and seed that both have."""
     one, other = methods
@@ -125,6 +142,13 @@ def page(results: Results, pictures: Sequence[str]) -> str:
     ]
     for number, (pair, measure) in TABLES.items():
         lines += [f"## Table {number}: {MEASURES[measure]} by ratio", "", *_table(found, PAIRS[pair], measure), ""]
+        idle = without_operation(results)
+        if measure == "factor" and idle:
+            lines += [
+                f"The same factor at the same moments of the original network, on which nobody operates: "
+                f"{_spread(idle, percent=False)} (n = {len(idle)}). What differs from this is the operation's.",
+                "",
+            ]
     original = [
         c["test_accuracy"] for c in results["comparison"]["cells"] if c["arm"] == "original" and "failure" not in c
     ]

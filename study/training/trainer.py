@@ -53,8 +53,9 @@ class Batches:
 class Trainer:
     """Trains ``model`` by cross entropy for ``epochs`` epochs.
 
-    ``history`` holds a record for each finished epoch: ``train_loss``, ``validation_loss``, ``validation_accuracy``
-    (0 … 1) and ``train_seconds``. ``iteration`` counts optimizer steps.
+    ``history`` holds a record for each finished epoch: ``train_loss`` (the mean over batches, and that of the first
+    and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_accuracy`` (0 … 1) and
+    ``train_seconds``. ``iteration`` counts optimizer steps.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Trainer:
             len(self.train), generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         ).to(self.device)
         self.model.train()
-        total = torch.zeros((), device=self.device)
+        total = first = loss = torch.zeros((), device=self.device)
         self._paused, start = 0.0, clock(self.device)
         for step in range(self.per_epoch):
             for callback in self.callbacks:
@@ -120,14 +121,19 @@ class Trainer:
             loss.backward()
             self.optimizer.step()
             self.iteration += 1
-            total += loss.detach()
+            loss = loss.detach()
+            total = total + loss
+            first = loss if step == 0 else first
             for callback in self.callbacks:
-                callback.after_step(self, loss.detach())
+                callback.after_step(self, loss)
         seconds = clock(self.device) - start - self._paused
         mean = float(total) / self.per_epoch
         if not math.isfinite(mean):
             raise Diverged(f"the training loss became {mean} in epoch {self.epoch + 1}")
-        return {"epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": seconds}
+        return {
+            "epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": seconds,
+            "first_loss": float(first), "last_loss": float(loss),
+        }  # fmt: skip
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

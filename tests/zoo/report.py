@@ -16,7 +16,7 @@ in the output, and then all at once. *Duplicate*: a random subset doubled at une
 layer that a norm over its units makes inexact: *double*: all units doubled, which such a norm does not see; *run*: it
 runs without some. *Train*: with every layer smaller at once the network runs in training mode too. Kept means a
 relative error below {tolerance}, or, where removal leaves a network that amplifies rounding, below ten times what the
-last digit of every weight changes and below 1e-6. *Faint* layers change the output by less than one in a million even
+last digit of every weight changes and below 1e-4. *Faint* layers change the output by less than one in a million even
 when all of their units are silenced: on them a check shows nothing.
 
 `python -m tests.zoo` writes this page ({machine}). Forward and discovery: one thread, single precision, two samples

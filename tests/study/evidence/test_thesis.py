@@ -24,7 +24,14 @@ def cell(
     op: str, ratio: float, seed: int, accuracy: float, factors: tuple[float, ...] = (0.9, 1.0, 1.4)
 ) -> dict[str, Any]:
     operations = [
-        {"loss_factor": factor, "seconds": 0.02, "epoch_seconds": 2.0, "layer": layer, "operation": operation}
+        {
+            "loss_factor": factor,
+            "seconds": 0.02,
+            "epoch_seconds": 2.0,
+            "layer": layer,
+            "operation": operation,
+            "epoch": 1.0,
+        }
         for factor, (operation, layer) in zip(factors, OPERATIONS, strict=True)
     ]
     params = {"op": op, "ratio": ratio}
@@ -117,6 +124,20 @@ def test_the_thesis_s_procedure(draw: str) -> None:
     name, p = thesis.as_in_the_thesis(one, other)
     reference = stats.ttest_ind(one, other) if draw == "normal" else stats.mannwhitneyu(one, other)
     assert name == ("Student's t" if draw == "normal" else "Mann-Whitney U") and p == pytest.approx(reference.pvalue)
+
+
+def test_the_loss_factor_of_doing_nothing() -> None:
+    found = results(lambda *_: 0.7, seeds=1)
+    epochs = [
+        {"first_loss": 2.0, "last_loss": 1.0},
+        {"first_loss": 0.8, "last_loss": 0.4},
+        {"first_loss": 9.0, "last_loss": 9.0},
+    ]
+    found["comparison"]["cells"] += [
+        {"arm": "original", "seed": 1, "test_accuracy": 0.7, "epochs": epochs, "params": {}}
+    ]
+    assert thesis.without_operation(found) == [0.8]  # before the second epoch, as the operations
+    assert "on which nobody operates: 0.800 (n = 1)" in thesis.page(found, [])
 
 
 def test_only_pairs_of_one_seed_and_ratio_are_compared() -> None:
