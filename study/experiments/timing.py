@@ -341,6 +341,7 @@ def report(found: Found, picture: str) -> str:
     )
     growth = "\n".join(f"| {name} | {order} | {exact} |" for name, (order, exact) in FORMULAS.items())
     off = [t.predicted / t.seconds for t in found.timings if t.operation]
+    sizes = ",".join(dict.fromkeys(t.layer for t in found.timings if t.net == "dense"))
     below = [f"`{t.name}` on {t.net} {t.layer} ({_round(t.index)})" for t in found.timings if t.index < 100]
     near = sum(1 / 3 <= ratio <= 3 for ratio in off) / max(len(off), 1)
     return f"""# How long does an operation interrupt training?
@@ -382,9 +383,9 @@ of a product; {slower} times. {near:.0%} of {len(off)} predictions lie within a 
 The thesis (3.1.4) puts EigenRemove at O(r² m) and WeakExpand at O(n log n). The first leaves out the Gram matrix or
 the singular value decomposition that finds the subspace, the second that the weights of every copy are written.
 
-`python -m study.experiments.timing --repeats {found.repeats}`, {found.device}, {found.threads} thread(s); medians
-[lowest – highest]; an operation that took over {found.limit:g} s was not measured on larger nets. torch
-{torch.__version__}, Python {platform.python_version()}.
+`python -m study.experiments.timing --sizes {sizes} --repeats {found.repeats} --limit {found.limit:g}`,
+{found.device}, {found.threads} thread(s) of a shared machine; medians [lowest – highest]; an operation that took over
+{found.limit:g} s was not measured on larger nets. torch {torch.__version__}, Python {platform.python_version()}.
 """
 
 

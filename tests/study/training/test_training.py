@@ -174,11 +174,17 @@ def test_an_empty_schedule_trains_like_a_plain_loop(digits: Dataset) -> None:
     y = torch.tensor(digits.train.labels)
     for epoch in range(3):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(100_003 + epoch))
+        losses = []
         for index in order.split(64):
             model.train()
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+            loss = torch.nn.functional.cross_entropy(model(x[index]), y[index])
+            loss.backward()
             optimizer.step()
+            losses.append(loss.item())
+        record = outcome["epochs"][epoch]
+        told = [record["first_loss"], record["last_loss"], record["train_loss"]]
+        assert told == pytest.approx([losses[0], losses[-1], sum(losses) / len(losses)], rel=1e-4)
     model.eval()
     scores = model(torch.tensor(digits.validation.pixels).float() / 127.5 - 1)
     truth = torch.tensor(digits.validation.labels)
