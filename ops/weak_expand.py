@@ -4,9 +4,10 @@ Source: Graham 2019, *Applied HOSVD for weight compression and expansion*, Algor
 the network is unchanged, since the shares of a unit's copies sum to one. With *equal* shares (the thesis's form) the
 copies get equal gradients and never part, so the layer is wider and no richer; uneven and signed shares part them.
 
-The published code (InterruptNet) does something else, which ``published`` repeats for comparison: it sorts the units'
-weights and leaves biases and norm scales where they were, so that they meet other units, and it starts BatchNorm's
-running statistics anew. The function changes, and copies part by these faults.
+The published code (InterruptNet) does something else, which ``published`` repeats for comparison: it sorts the units,
+puts their weights back into order and leaves biases and norm scales sorted, so that they meet other units, and it
+starts BatchNorm's running statistics anew. The function changes; and where a layer grows by less than its size, copies
+meet other biases than their originals and part by that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ops.anatomy import HiddenLayer
+from ops.anatomy import HiddenLayer, Place
 from ops.operation import Operation, choice, fraction, whole
 from ops.plan import Plan
 from ops.signals import Signals
@@ -57,8 +58,7 @@ class WeakExpand(Operation):
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         added = max(1, round(self.grow * layer.units))
         order = layer.outgoing_rows().mean(dim=1).argsort(descending=True, stable=True).tolist()
-        old = order if self.published else list(range(layer.units))
-        sources = [*old, *(order[i % layer.units] for i in range(added))]
+        sources = [*range(layer.units), *(order[i % layer.units] for i in range(added))]
         generator = torch.Generator().manual_seed(self.seed)
         origin = torch.tensor(sources)
         shares = torch.ones(len(sources), dtype=torch.float64)
@@ -66,20 +66,33 @@ class WeakExpand(Operation):
             copies = (origin == unit).nonzero().squeeze(1)
             shares[copies] = split_shares(len(copies), self.split, generator)
         if self.published:
-            return Plan(layer, repr(self), tuple(sources), shares=shares, replaced=_misplaced(layer, order))
+            return self._with_faults(layer, order, sources, shares)
         return Plan(layer, repr(self), tuple(sources), shares=shares, error=0.0 if layer.exact else None)
 
+    def _with_faults(self, layer: HiddenLayer, order: list[int], sources: list[int], shares: Tensor) -> Plan:
+        """The copies as units of their own, since theirs are the weights of one old unit and the bias of another."""
+        copied = torch.tensor(sources[layer.units :])
+        sorted_back = copied[copied.argsort(stable=True).argsort(stable=True)].tolist()
+        newborn = {place.tensor: _of_units(layer, place, sources[layer.units :]) for place in layer.makers}
+        replaced: dict[str, Tensor] = {}
+        for place in layer.vectors:
+            tensor = layer.tensor(place).detach()
+            replaced[place.tensor] = tensor.clone()
+            newborn[place.tensor] = _of_units(layer, place, sorted_back)
+            if place.tensor.endswith(("running_mean", "running_var")):
+                replaced[place.tensor].fill_(place.fill)
+                newborn[place.tensor].fill_(place.fill)
+            else:
+                old = _of_units(layer, place, order)
+                replaced[place.tensor].index_copy_(place.axis, place.positions.flatten().to(old.device), old)
+        mixing = torch.zeros(layer.units, len(sources), dtype=torch.float64)
+        mixing[sources, range(len(sources))] = shares
+        new = (*range(layer.units), *(-1,) * len(copied))
+        readers = {place.tensor: mixing for place in layer.readers}
+        return Plan(layer, repr(self), new, replaced=replaced, newborn=newborn, mixing=readers)
 
-def _misplaced(layer: HiddenLayer, order: list[int]) -> dict[str, Tensor]:
-    """Per-unit vectors such that, once they have followed the units into this order, they are where they were."""
-    found = {}
-    for place in layer.vectors:
-        tensor = layer.tensor(place).detach()
-        if place.tensor.endswith(("running_mean", "running_var")):
-            found[place.tensor] = torch.full_like(tensor, place.tensor.endswith("running_var"))
-            continue
-        rows = tensor.movedim(place.axis, 0)
-        moved = rows.clone()
-        moved[place.positions[order].flatten()] = rows[place.positions.flatten()]
-        found[place.tensor] = moved.movedim(0, place.axis)
-    return found
+
+def _of_units(layer: HiddenLayer, place: Place, units: list[int]) -> Tensor:
+    """A tensor's slices of these units, one after the other along the place's axis."""
+    tensor = layer.tensor(place).detach()
+    return tensor.index_select(place.axis, place.positions[units].flatten().to(tensor.device))

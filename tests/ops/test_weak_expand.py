@@ -56,21 +56,27 @@ def test_only_uneven_copies_ever_part(optimizer, network, split):
         assert apart > 1e-4
 
 
-def test_the_published_code_sorts_weights_and_leaves_the_rest_where_it_was():
+@pytest.mark.parametrize("grow", [0.5, 1.0, 1.5])
+def test_the_published_code_puts_weights_back_into_order_and_biases_not(grow):
     model, inputs = build("mlp_bn", torch.float64, batch=16)
     train(model, inputs, torch.optim.SGD(model.parameters(), lr=0.05))
     norm, last = model[1], model[3]
     order = last.weight.mean(dim=0).argsort(descending=True)
-    weight, bias = model[0].weight.detach().clone(), model[0].bias.detach().clone()
-    scale, reading = norm.weight.detach().clone(), last.weight.detach().clone()
+    copied = order.repeat(2)[: round(8 * grow)]
+    met = copied[copied.argsort(stable=True).argsort(stable=True)]
+    old = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     before = model.eval()(inputs)
-    plan = operate(Anatomy(model, inputs)["0"], WeakExpand(grow=0.5, split="equal", published=True))
-    assert torch.equal(model[0].weight[:8], weight[order]) and torch.equal(model[0].weight[8:], weight[order[:4]])
-    assert torch.equal(model[0].bias[:8], bias) and torch.equal(norm.weight[:8], scale)
+    plan = operate(Anatomy(model, inputs)["0"], WeakExpand(grow, split="equal", published=True))
+    shares = 1 / torch.bincount(torch.cat([torch.arange(8), copied]))
+    for name, units in (("0.weight", copied), ("0.bias", met), ("1.weight", met), ("1.bias", met)):
+        first = old[name] if name == "0.weight" else old[name][order]
+        assert torch.equal(model.get_parameter(name), torch.cat([first, old[name][units]])), name
     assert norm.running_mean.abs().max() == 0 and (norm.running_var == 1).all()
-    torch.testing.assert_close(last.weight[:, :4], reading[:, order[:4]] / 2)
-    torch.testing.assert_close(last.weight[:, 4:8], reading[:, order[4:]])
+    wanted = torch.cat([old["3.weight"], old["3.weight"][:, copied]], 1) * shares[torch.cat([torch.arange(8), copied])]
+    torch.testing.assert_close(last.weight, wanted)
     assert plan.error is None and (model.eval()(inputs) - before).abs().max() > 1e-3
+    sane = WeakExpand(grow, split="equal")
+    assert sane.propose(Anatomy(build("mlp_bn")[0], inputs.float())["0"]).sources[:8] == tuple(range(8))
 
 
 def test_published_zero_expansion_has_no_scale_either():

@@ -1,0 +1,31 @@
+"""The trainings of several seeds at once, in processes of one thread each: more threads cost more than they save."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+
+from study.experiments.widening import arms, regularized
+from study.experiments.widening.arms import Found
+from study.experiments.widening.regularized import Moments
+
+
+def measure(seeds: int, workers: int) -> tuple[Found, Moments]:
+    """Everything, by so many processes; the numbers do not depend on how many."""
+    with ProcessPoolExecutor(min(workers, seeds), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        parts = list(pool.map(_of_seed, range(seeds)))
+    found, moments = (
+        {
+            key: {name: np.concatenate([part[at][key][name] for part in parts]) for name in values}
+            for key, values in parts[0][at].items()
+        }
+        for at in (0, 1)
+    )
+    return found, moments
+
+
+def _of_seed(seed: int) -> tuple[Found, Moments]:
+    return arms.measure([seed]), regularized.measure([seed])
