@@ -115,8 +115,10 @@ def describe(schedule: Sequence[Any]) -> str:
     """A schedule in a few words: each operation with its main hyperparameters, on which layers, when."""
     groups: dict[str, list[Any]] = {}
     for step in schedule:
-        numbers = [f"{key} {step[key]:.2g}" for key in ("keep", "grow", "rank", "variance_threshold") if key in step]
-        words = [str(step[key]) for key in ("split", "basis", "weights") if key in step]
+        known = {key: value for key, value in step.items() if value is not None}
+        numbers = [f"{key} {known[key]:.2g}" for key in ("keep", "grow", "rank", "variance_threshold") if key in known]
+        words = [str(known[key]) for key in ("split", "basis", "weights", "strength", "score") if key in known]
+        words += ["published code"] * bool(known.get("published"))
         groups.setdefault(f"{step['op']} {', '.join(numbers + words)}", []).append(step)
     parts = []
     for operation, steps in groups.items():

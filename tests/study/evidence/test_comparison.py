@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ops import OPERATIONS, Moment, Schedule, Step
 from study.config import Settings
 from study.errors import StudyError
 from study.evidence import comparison
@@ -226,3 +227,10 @@ def test_only_the_arms_that_are_asked_for(arms: tuple[str, ...]) -> None:
     source = comparison.cells([trial(1, "min_weight", 0.99).cell], Settings(seeds=2, arms=arms), [])
     done = run_all(source, lambda cell: 0.9)
     assert {record.cell.arm for record in done} == set(arms) and len(done) == source.total == 2 * len(arms)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_can_be_described(name: str) -> None:
+    step = Step(Moment(1), "fc1", OPERATIONS[name]())
+    words = comparison.describe(Schedule((step,)).to_data())
+    assert words.startswith(f"{name} ") and words.endswith(" on fc1 at 1ep") and "None" not in words
