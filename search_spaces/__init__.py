@@ -7,7 +7,7 @@ something with ``.units``, such as an ``Anatomy``. The same function decodes a f
 >>> from types import SimpleNamespace
 >>> params = {"variance_threshold": 0.01, "layers": "widest", "first_epoch": 2, "times": 1}
 >>> print(SPACES["pcns"](FixedTrial(params), {"fc1": SimpleNamespace(units=8)}, 6).steps[0])
-2ep: PCNS(variance_threshold=0.01, basis='pivoted') on fc1
+2ep: PCNS(variance_threshold=0.01, basis='pivoted', keep=None) on fc1
 """
 
 from __future__ import annotations
