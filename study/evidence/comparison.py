@@ -11,10 +11,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scipy import stats
-
 from study.config import OBJECTIVES, Settings
 from study.evidence.results import Folder, Record
+from study.evidence.significance import LEVEL, holm, paired
 from study.search.sources import Listed, objective
 from study.training.run import Cell
 
@@ -179,7 +178,7 @@ def _decide(verdicts: Sequence[dict[str, Any]]) -> None:
         verdict["p_adjusted"] = p
         if p is None:
             verdict["finding"] = "nothing can be said without a spread between seeds"
-        elif p < 0.05:
+        elif p < LEVEL:
             verdict["finding"] = "surgery is better" if verdict["difference"] > 0 else "restarting is better"
         else:
             verdict["finding"] = "no difference was found"
@@ -194,31 +193,6 @@ def _decide(verdicts: Sequence[dict[str, Any]]) -> None:
             f"points{spread}, n = {verdict['n']} seeds{lost}), in {verdict['compute_ratio']:.2f} × the compute and "
             f"{verdict['time_ratio']:.2f} × the seconds: {verdict['finding']}."
         )
-
-
-def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjustment of p-values that belong to one family; None (no test) stays None.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    tested = sorted((p, i) for i, p in enumerate(values) if p is not None)
-    adjusted: list[float | None] = [None] * len(values)
-    highest = 0.0
-    for rank, (p, i) in enumerate(tested):
-        highest = max(highest, min(1.0, (len(tested) - rank) * p))
-        adjusted[i] = highest
-    return adjusted
-
-
-def paired(differences: Sequence[float]) -> tuple[float, list[float] | None, float | None]:
-    """Mean of paired differences, its 95 % interval and p-value by Student's t; None where nothing varies."""
-    mean = statistics.fmean(differences)
-    if len(differences) < 2 or statistics.stdev(differences) < 1e-12:
-        return mean, None, None
-    test = stats.ttest_1samp(differences, 0.0)
-    interval = test.confidence_interval(0.95)
-    return mean, [float(interval.low), float(interval.high)], float(test.pvalue)
 
 
 def _operation(record: Record) -> str:

@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from PIL import Image
 
 Look = dict[str, Any]
 
@@ -54,6 +56,11 @@ class Drawing:
         with style.context(["default", STYLE]):
             self.figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
         return buffer.getvalue()
+
+    def save_small(self, path: Path) -> None:
+        """Writes a PNG of 128 colours, a third of the size: for documents that are kept under version control."""
+        image = Image.open(io.BytesIO(self.image("png"))).convert("RGB")
+        image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def new_axes(width: float = 7.5, height: float = 4.4) -> tuple[Figure, Axes]:

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from study.evidence.comparison import holm, paired
+from search_spaces import thesis as grid
 from study.evidence.drawing import percent
+from study.evidence.significance import family, paired
 
 Results = Mapping[str, Any]
 
-RATIOS = {1 / 4: "1/4", 1 / 3: "1/3", 1 / 2: "1/2", 2 / 3: "2/3", 3 / 4: "3/4"}
+#: The grid's ratios, and how they are written.
+RATIOS = dict(zip(grid.RATIOS, ("1/4", "1/3", "1/2", "2/3", "3/4"), strict=True))
 NAMES = {
     "eigen_remove": "EigenRemove", "min_weight": "Minimum Weight Selection",
     "weak_expand": "WeakExpand", "zero_expand": "Zero Weight Expansion",
@@ -174,8 +176,7 @@ def _table(found: Trainings, methods: Sequence[str], measure: str) -> list[str]:
 
 def _tests(found: Trainings) -> list[str]:
     compared = {number: pairs(found, PAIRS[pair], measure) for number, (pair, measure) in TABLES.items()}
-    outcomes = {number: paired([a - b for a, b in both.values()] or [0.0]) for number, both in compared.items()}
-    adjusted = dict(zip(outcomes, holm([p for _, _, p in outcomes.values()]), strict=True))
+    decided = family({number: [a - b for a, b in both.values()] or [0.0] for number, both in compared.items()})
     lines = [
         "As the thesis tests (all ratios together, unpaired), and paired by seed and ratio with Holm's adjustment over",
         "the four; d: mean difference / its standard deviation.",
@@ -187,16 +188,14 @@ def _tests(found: Trainings) -> list[str]:
         one, other = PAIRS[pair]
         both = compared[number]
         name, p = as_in_the_thesis([a for a, _ in both.values()], [b for _, b in both.values()])
-        mean, interval, _ = outcomes[number]
-        differences = [a - b for a, b in both.values()]
+        test = decided[number]
         scale, unit = (100, " points") if measure == "accuracy" else (1, "")
-        effect = f"{mean / statistics.stdev(differences):+.2f}" if interval else ""
-        span = f"{scale * interval[0]:+.3f} … {scale * interval[1]:+.3f}" if interval else ""
-        after = adjusted[number]
+        span = " … ".join(f"{scale * bound:+.3f}" for bound in test.interval or ())
+        effect = "" if test.effect is None else f"{test.effect:+.2f}"
         lines.append(
             f"| {number}: {NAMES[one]} − {NAMES[other]}, {MEASURES[measure]} | {name} | "
-            f"{'' if p is None else f'{p:.2g}'} ({PRINTED_P[number]:.2g}) | {scale * mean:+.3f}{unit} | {span} | "
-            f"{effect} | {len(both)} | {'' if after is None else f'{after:.2g}'} |"
+            f"{'' if p is None else f'{p:.2g}'} ({PRINTED_P[number]:.2g}) | {scale * test.mean:+.3f}{unit} | {span} | "
+            f"{effect} | {len(both)} | {'' if test.p is None else f'{test.p:.2g}'} |"
         )
     return lines
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.table import Table
 
 from study.evidence.drawing import Drawing
+from study.evidence.significance import Difference
 from study.experiments.isolation import Found, figures
 from study.experiments.isolation.curves import RANKS, Curves
 from study.experiments.isolation.random_weights import WHERE
-from study.experiments.isolation.statements import GROWTH, OURS, SAME_UNITS, THESIS, Test, Verdict
+from study.experiments.isolation.statements import GROWTH, OURS, SAME_UNITS, THESIS, Verdict
 
 #: The sizes that tables show, as fractions of the layer; the JSON has all.
 SHOWN = (0.9, 0.75, 0.5, 0.25, 0.1)
@@ -32,8 +31,7 @@ def write(found: Found, out: Path) -> list[Path]:
         "isolation_trained.png": figures.trained(shrunk[1:]),
     }
     for name, drawing in drawings.items():
-        image = Image.open(io.BytesIO(drawing.image("png"))).convert("RGB")
-        image.quantize(128, dither=Image.Dither.NONE).save(out / name, optimize=True)  # a third of the size
+        drawing.save_small(out / name)
     (out / "isolation.json").write_text(json.dumps(to_data(found)), encoding="utf-8")
     (out / "isolation.md").write_text(text(found, drawings), encoding="utf-8")
     return [out / "isolation.md", out / "isolation.json", *(out / name for name in drawings)]
@@ -187,17 +185,18 @@ def _statements(verdicts: Sequence[Verdict], names: Iterable[str]) -> str:
             "|---|---|---|---|--:|",
         ]
         for verdict in found:
-            words, n = (verdict.exact[1], "") if verdict.exact else (_evidence(verdict.weakest), verdict.weakest.n)
+            words, n = (verdict.exact[1], "") if verdict.exact else (_evidence(*verdict.weakest), verdict.weakest[1].n)
             lines.append(f"| {verdict.where} | {verdict.weights} | {verdict.finding} | {words} | {n} |")
         lines.append("")
     return "\n".join(lines).strip()
 
 
-def _evidence(test: Test) -> str:
-    if test.low is None or test.high is None or test.effect is None or test.adjusted is None:
-        return f"{test.what}: {test.difference:+.4f} in every network"
-    p = f"p = {test.adjusted:.2g}" if test.adjusted >= 1e-4 else "p < 0.0001"
-    return f"{test.what}: {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], d = {test.effect:+.2f}, {p}"
+def _evidence(what: str, test: Difference) -> str:
+    if test.interval is None or test.p is None:
+        return f"{what}: {test.mean:+.4f} in every network"
+    low, high = test.interval
+    p = f"p = {test.p:.2g}" if test.p >= 1e-4 else "p < 0.0001"
+    return f"{what}: {test.mean:+.4f} [{low:+.4f}, {high:+.4f}], d = {test.effect:+.2f}, {p}"
 
 
 def _of_layer(curves: Curves) -> str:

@@ -8,7 +8,6 @@ where one is below, and is undecided otherwise.
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.evidence.comparison import holm, paired
+from study.evidence.significance import Difference, family
 from study.experiments.isolation.curves import (
     GROWTHS,
     MEAN_L2,
@@ -31,31 +30,10 @@ from study.experiments.isolation.curves import (
     eigen,
 )
 
-LEVEL = 0.05
 #: Relative squared distances below this are rounding: of single precision, squared and summed.
 ROUNDING = 1e-9
 HOLDS, CONTRARY, UNDECIDED = "holds", "does not hold", "undecided"
 Differences = dict[str, NDArray[np.float64]]
-
-
-@dataclass
-class Test:
-    """One paired comparison: what is subtracted, its mean with 95 % interval, Cohen's d of the differences, and p."""
-
-    what: str
-    n: int
-    difference: float
-    low: float | None = None
-    high: float | None = None
-    effect: float | None = None
-    p: float | None = None
-    adjusted: float | None = None
-
-    @property
-    def finding(self) -> str:
-        if self.adjusted is None or self.adjusted >= LEVEL:
-            return UNDECIDED
-        return HOLDS if self.difference > 0 else CONTRARY
 
 
 @dataclass
@@ -65,23 +43,23 @@ class Verdict:
     statement: str
     where: str
     weights: str
-    tests: list[Test]
+    tests: dict[str, Difference]
     exact: tuple[str, str] | None = None
 
     @property
     def finding(self) -> str:
         if self.exact:
             return self.exact[0]
-        found = {test.finding for test in self.tests}
-        return CONTRARY if CONTRARY in found else HOLDS if found == {HOLDS} else UNDECIDED
+        signs = {test.sign for test in self.tests.values()}
+        return CONTRARY if -1 in signs else HOLDS if signs == {1} else UNDECIDED
 
     @property
-    def weakest(self) -> Test:
-        """The test that speaks most against the statement, in its own deviations."""
-        return min(self.tests, key=lambda test: test.effect if test.effect is not None else test.difference)
+    def weakest(self) -> tuple[str, Difference]:
+        """The test that speaks most against the statement, in its own deviations, and what it compares."""
+        return min(self.tests.items(), key=lambda each: each[1].mean if each[1].effect is None else each[1].effect)
 
     def to_data(self) -> dict[str, Any]:
-        tests = [asdict(test) | {"finding": test.finding} for test in self.tests]
+        tests = [{"what": what} | asdict(test) | {"sign": test.sign} for what, test in self.tests.items()]
         return {
             "statement": self.statement, "where": self.where, "weights": self.weights, "finding": self.finding,
             "exact": self.exact[1] if self.exact else None, "tests": tests,
@@ -179,40 +157,32 @@ def judge(curves: Sequence[Curves]) -> list[Verdict]:
     verdicts = []
     for each in curves:
         found = list(_of(each))
-        tests = [test for verdict in found for test in verdict.tests]
-        for test, adjusted in zip(tests, holm([test.p for test in tests]), strict=True):
-            test.adjusted = adjusted
-        verdicts += found
+        tests = family({(at, what): values for at, (_, asked) in enumerate(found) for what, values in asked.items()})
+        for at, (verdict, asked) in enumerate(found):
+            verdict.tests |= {what: tests[at, what] for what in asked}
+            verdicts.append(verdict)
     return verdicts
 
 
-def _of(curves: Curves) -> Iterator[Verdict]:
+def _of(curves: Curves) -> Iterator[tuple[Verdict, Differences]]:
+    """Each statement, and the differences that are to decide it."""
     if curves.change == "grow":
         grown = [float(curves.relative[method].max()) for method in GROWTHS if method in curves.relative]
         if grown:
             worst = max(grown)
             finding = HOLDS if worst < ROUNDING else CONTRARY
-            yield Verdict(GROWTH, curves.where, "", [], (finding, f"at most {worst:.1e} of the output's squared norm"))
+            words = f"at most {worst:.1e} of the output's squared norm"
+            yield Verdict(GROWTH, curves.where, "", {}, (finding, words)), {}
         return
     if {eigen(1.0), MIN_WEIGHT} <= curves.relative.keys():
         apart = float(np.abs(curves.distance[eigen(1.0)] - curves.distance[MIN_WEIGHT]).max())
         words = "equal in every digit" if apart == 0 else f"distances differ by up to {apart:.2g}"
-        yield Verdict(SAME_UNITS, curves.where, "", [], (HOLDS if apart == 0 else CONTRARY, words))
+        yield Verdict(SAME_UNITS, curves.where, "", {}, (HOLDS if apart == 0 else CONTRARY, words)), {}
     asked = [(name, ask, weights) for weights in WEIGHTS for name, ask in THESIS.items()]
     for statement, ask, weights in [*asked, *((name, ask, "") for name, ask in OURS.items())]:
         try:
             differences = ask(curves, weights)
         except KeyError:  # a method could not be measured on this layer; the report says which
             continue
-        tests = [_test(what, values) for what, values in differences.items()]
-        if tests:
-            yield Verdict(statement, curves.where, weights, tests)
-
-
-def _test(what: str, differences: NDArray[np.float64]) -> Test:
-    values = [float(value) for value in differences]
-    mean, interval, p = paired(values)
-    if interval is None:
-        return Test(what, len(values), mean)
-    low, high = interval
-    return Test(what, len(values), mean, low, high, effect=mean / statistics.stdev(values), p=p)
+        if differences:
+            yield Verdict(statement, curves.where, weights, {}), differences

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from study.evidence.comparison import holm, paired
 from study.evidence.drawing import Drawing
+from study.evidence.significance import Difference, family
 from study.experiments.widening import regularized
 from study.experiments.widening.arms import CODE, LATER, SETTINGS, TWIN, Found
 from study.experiments.widening.regularized import FACTORS, Moments
@@ -20,44 +18,12 @@ from study.experiments.widening.training import BATCH
 
 #: Copies nearer than this, relative to their length, have not parted, and factors nearer to 1 are 1: rounding.
 ROUNDING = 1e-4
-Key = TypeVar("Key")
 #: The mean over the settings, seed by seed.
 MEAN = "mean of the settings"
 
 
-@dataclass(frozen=True)
-class Test:
-    """A paired difference with its 95 % interval; ``p`` after Holm, None where nothing varies."""
-
-    __test__ = False  # not one of pytest's
-
-    difference: float
-    interval: list[float] | None
-    p: float | None
-
-    @property
-    def sign(self) -> int:
-        """Which way the difference is shown to go; 0 where it is not."""
-        return 0 if self.p is None or self.p >= 0.05 else 1 if self.difference > 0 else -1
-
-    def words(self, scale: float = 1) -> str:
-        middle = f"{scale * self.difference:+.2f}"
-        if self.interval is None:
-            return middle
-        low, high = (f"{scale * bound:+.2f}" for bound in self.interval)
-        return f"{middle} [{low}, {high}]{'*' if self.sign else ''}"
-
-    def factor(self) -> str:
-        """A difference of logarithms as a factor."""
-        middle = f"{np.exp(self.difference):.3f}"
-        if self.interval is None or abs(self.difference) < ROUNDING:
-            return middle
-        low, high = np.exp(self.interval)
-        return f"{middle} [{low:.3f}, {high:.3f}]{'*' if self.sign else ''}"
-
-
 #: (setting, measure, arm, what it is compared with) at the last epoch; of losses the logarithms.
-Tests = dict[tuple[str, str, str, str], Test]
+Tests = dict[tuple[str, str, str, str], Difference]
 
 
 def tests(found: Found) -> Tests:
@@ -81,7 +47,7 @@ def tests(found: Found) -> Tests:
         differences |= {(setting, measure, arm, other): values for setting, values in here.items()}
         if (measure, arm, other) in [statement[1:] for statement in STATEMENTS] and len(here) > 1:
             differences[MEAN, measure, arm, other] = np.mean(list(here.values()), axis=0)
-    return _family(differences)
+    return family(differences)
 
 
 def _at_last(values: Mapping[str, NDArray[np.float64]], measure: str) -> NDArray[np.float64]:
@@ -89,9 +55,9 @@ def _at_last(values: Mapping[str, NDArray[np.float64]], measure: str) -> NDArray
     return np.log(last) if measure == "loss" else last
 
 
-def tests_at_once(found: Moments) -> dict[tuple[str, str, str], Test]:
+def tests_at_once(found: Moments) -> dict[tuple[str, str, str], Difference]:
     """Logarithms of the factors ``at_once`` and ``later``, by regularizer, operation and measure: another family."""
-    return _family(
+    return family(
         {
             (regularizer, operation, measure): np.log(values[measure])
             for (regularizer, operation), values in found.items()
@@ -99,15 +65,6 @@ def tests_at_once(found: Moments) -> dict[tuple[str, str, str], Test]:
             if operation != "unwidened"
         }
     )
-
-
-def _family(differences: Mapping[Key, NDArray[np.float64]]) -> dict[Key, Test]:
-    outcomes = [paired(values.tolist()) for values in differences.values()]
-    adjusted = holm([p for _, _, p in outcomes])
-    return {
-        key: Test(mean, interval, p)
-        for key, (mean, interval, _), p in zip(differences, outcomes, adjusted, strict=True)
-    }
 
 
 def report(found: Found, moments: Moments, drawing: Drawing, picture: str) -> str:
@@ -267,7 +224,7 @@ def _line(claim: str, measure: str, arm: str, other: str, decided: Tests, settin
         results[MEAN] = mean
     better = -1 if measure == "loss" else 1
     signs = [better * results[setting].sign for setting in settings]
-    if -1 in signs or all(abs(test.difference) < 1e-9 for test in results.values()):
+    if -1 in signs or all(abs(test.mean) < 1e-9 for test in results.values()):
         finding = "does not hold"
     elif any(signs):
         finding = "holds" if all(signs) else f"holds in {sum(signs)} of {len(signs)} settings"
@@ -275,17 +232,17 @@ def _line(claim: str, measure: str, arm: str, other: str, decided: Tests, settin
         finding = "holds in the mean only" if mean and mean.sign == better else "undecided"
     scale = 100 if measure == "accuracy" else 1
     told = "; ".join(
-        f"{'× ' + test.factor() if measure == 'loss' else test.words(scale)} ({setting})"
+        f"{'× ' + test.factor(ROUNDING) if measure == 'loss' else test.words(scale)} ({setting})"
         for setting, test in results.items()
     )
     return f"- **{finding}**: {claim} {told}."
 
 
-def verdicts_regularized(found: Moments, at_once: Mapping[tuple[str, str, str], Test]) -> list[str]:
+def verdicts_regularized(found: Moments, at_once: Mapping[tuple[str, str, str], Difference]) -> list[str]:
     """The thesis's remark on regularization, taken apart."""
 
-    def raised(test: Test) -> bool:
-        return test.sign > 0 and test.difference > ROUNDING
+    def raised(test: Difference) -> bool:
+        return test.sign > 0 and test.mean > ROUNDING
 
     lines = []
     for regularizer in dict.fromkeys(name for name, _ in found):
@@ -293,7 +250,9 @@ def verdicts_regularized(found: Moments, at_once: Mapping[tuple[str, str, str], 
             continue
         ops = [operation for name, operation in found if name == regularizer and operation != "unwidened"]
         higher = [operation for operation in ops if raised(at_once[regularizer, operation, "at_once"])]
-        told = ", ".join(f"{operation} × {at_once[regularizer, operation, 'at_once'].factor()}" for operation in ops)
+        told = ", ".join(
+            f"{operation} × {at_once[regularizer, operation, 'at_once'].factor(ROUNDING)}" for operation in ops
+        )
         finding = {len(ops): "holds", 0: "does not hold"}.get(len(higher), f"holds for {', '.join(higher)} only")
         lines.append(f"- **{finding}**: With {regularizer} widening raises the training loss at once. {told}.")
     kept = {name: float(np.nanmax(found[name, "equal"]["distance"])) for name in regularized.REGULARIZERS}
@@ -327,7 +286,9 @@ def _table(found: Found, decided: Tests, setting: str) -> str:
             f"{100 * last['accuracy'].mean():.2f} ± {100 * last['accuracy'].std(ddof=1):.2f}",
             *against,
             f"{last['loss'].mean():.4f}",
-            decided[setting, "loss", arm, "equal"].factor() if (setting, "loss", arm, "equal") in decided else "",
+            decided[setting, "loss", arm, "equal"].factor(ROUNDING)
+            if (setting, "loss", arm, "equal") in decided
+            else "",
             f"{first['rank'].mean():.2f}",
             f"{last['rank'].mean():.2f}",
             f"{last['output_rank'].mean():.2f}",
@@ -339,7 +300,7 @@ def _table(found: Found, decided: Tests, setting: str) -> str:
     return "\n".join(lines)
 
 
-def _table_regularized(found: Moments, at_once: Mapping[tuple[str, str, str], Test]) -> str:
+def _table_regularized(found: Moments, at_once: Mapping[tuple[str, str, str], Difference]) -> str:
     lines = [
         "| regularization | operation | at once | thesis's | Σw² | loss + penalty | next epoch | distance | n |",
         "|---|---|" + "--:|" * 7,
@@ -348,7 +309,7 @@ def _table_regularized(found: Moments, at_once: Mapping[tuple[str, str, str], Te
         cells = []
         for measure in FACTORS:
             test = at_once.get((regularizer, operation, measure))
-            cells.append(test.factor() if test else f"{np.exp(np.log(values[measure]).mean()):.3f}")
+            cells.append(test.factor(ROUNDING) if test else f"{np.exp(np.log(values[measure]).mean()):.3f}")
         distance = values["distance"].mean()
         cells.append("" if np.isnan(distance) else f"{distance:.2g}")
         lines.append(f"| {regularizer} | {operation} | {' | '.join(cells)} | {len(values['later'])} |")

@@ -156,8 +156,9 @@ def test_a_statement_is_judged_by_all_of_its_comparisons(averages, finding):
     assert found["Every reduction of rank adds error"].finding == finding
     assert found["EigenRemove below full rank has a higher error than MinWeight"].finding == HOLDS
     assert found["For drastic cuts a low rank (δ < 0.5) is the better choice"].finding == CONTRARY
-    for test in found["Every reduction of rank adds error"].tests:
-        assert test.p is not None and test.adjusted >= test.p and test.low < test.difference < test.high
+    for test in found["Every reduction of rank adds error"].tests.values():
+        low, high = test.interval
+        assert test.alone is not None and test.p >= test.alone and low < test.mean < high
 
 
 def run(monkeypatch, *arguments):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from study.evidence.significance import Difference as Test
 from study.experiments.widening import __main__ as command
 from study.experiments.widening import arms, regularized, training
 from study.experiments.widening import report as written
 from study.experiments.widening.arms import CODE, LATER, OPERATIONS, SETTINGS, TWIN
-from study.experiments.widening.report import Test
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,91 @@
+"""Differences paired by seed, their intervals and tests, and what may be said of a family of them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+#: The largest p-value, after Holm, at which a difference counts as shown.
+LEVEL = 0.05
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences with its 95 % interval; ``p`` is after Holm, ``alone`` before. None where nothing
+    varies.
+
+    ``effect``: Cohen's d, the mean over the differences' standard deviation; ``n``: how many there are.
+    """
+
+    mean: float
+    interval: list[float] | None
+    p: float | None
+    effect: float | None = None
+    n: int = 0
+    alone: float | None = None
+
+    @property
+    def sign(self) -> int:
+        """Which way the difference is shown to go; 0 where it is not."""
+        return 0 if self.p is None or self.p >= LEVEL else 1 if self.mean > 0 else -1
+
+    def words(self, scale: float = 1) -> str:
+        """The mean with its interval, and a star where it is shown not to be zero."""
+        middle = f"{scale * self.mean:+.2f}"
+        if self.interval is None:
+            return middle
+        low, high = (f"{scale * bound:+.2f}" for bound in self.interval)
+        return f"{middle} [{low}, {high}]{'*' if self.sign else ''}"
+
+    def factor(self, rounding: float = 0.0) -> str:
+        """A difference of logarithms as a factor; one below ``rounding`` is none."""
+        middle = f"{math.exp(self.mean):.3f}"
+        if self.interval is None or abs(self.mean) < rounding:
+            return middle
+        low, high = (f"{math.exp(bound):.3f}" for bound in self.interval)
+        return f"{middle} [{low}, {high}]{'*' if self.sign else ''}"
+
+
+def family(differences: Mapping[Key, Sequence[float] | NDArray[np.float64]]) -> dict[Key, Difference]:
+    """Every mean difference, with p-values that are adjusted by Holm over all of them."""
+    values = {key: [float(value) for value in each] for key, each in differences.items()}
+    outcomes = [paired(each) for each in values.values()]
+    adjusted = holm([p for _, _, p in outcomes])
+    found = {}
+    for (key, each), (mean, interval, alone), p in zip(values.items(), outcomes, adjusted, strict=True):
+        effect = mean / statistics.stdev(each) if interval else None
+        found[key] = Difference(mean, interval, p, effect, len(each), alone)
+    return found
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjustment of p-values that belong to one family; None (no test) stays None.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    tested = sorted((p, i) for i, p in enumerate(values) if p is not None)
+    adjusted: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - rank) * p))
+        adjusted[i] = highest
+    return adjusted
+
+
+def paired(differences: Sequence[float]) -> tuple[float, list[float] | None, float | None]:
+    """Mean of paired differences, its 95 % interval and p-value by Student's t; None where nothing varies."""
+    mean = statistics.fmean(differences)
+    if len(differences) < 2 or statistics.stdev(differences) < 1e-12:
+        return mean, None, None
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(0.95)
+    return mean, [float(interval.low), float(interval.high)], float(test.pvalue)
