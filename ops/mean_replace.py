@@ -6,6 +6,7 @@ that of the output which the next layer receives, so after the activation. A con
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ops.anatomy import HiddenLayer, Place
+from ops.condensed import Condensed
 from ops.errors import SurgeryError
 from ops.min_weight import strongest
 from ops.operation import Operation, choice, fraction, kept, whole
-from ops.pcns import relative_error
 from ops.plan import Plan
+from ops.repair import bias
 from ops.signals import Signals
 
 SCORES = ("l2", "l1", "variance", "random")
@@ -49,31 +51,13 @@ class MeanReplace(Operation):
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         if signals is None:
             raise SurgeryError(f"{self!r} on {layer.name} looks at outputs: give it Signals(model, inputs)")
-        outputs = {place: signals.received(layer, place) for place in layer.readers}
-        if not all(torch.isfinite(received).all() for received in outputs.values()):
-            raise SurgeryError(f"{self!r} on {layer.name}: the layer's outputs are not finite")
-        sources = strongest(unit_scores(layer, outputs, self.score, self.seed), kept(layer, self.keep))
-        means = {place: constant(layer, place, received) for place, received in outputs.items()}
-        for mean in means.values():
-            mean[list(sources)] = 0
-        gone = [unit for unit in range(layer.units) if unit not in set(sources)]
-        missed = [received[:, gone] - means[place][gone] for place, received in outputs.items()]
-        constants = {place.tensor: mean for place, mean in means.items() if place.tensor in layer.anatomy.sinks}
-        deviations = [received - received.mean(dim=0) for received in outputs.values()]
-        return Plan(layer, repr(self), sources, constants=constants, error=relative_error(missed, deviations))
+        seen = {place: signals.condensed(layer)[place.tensor].whole for place in layer.readers}
+        sources = strongest(unit_scores(layer, seen, self.score, self.seed), kept(layer, self.keep))
+        return bias(Plan(layer, repr(self), sources, error=0.0), signals)
 
 
-def constant(layer: HiddenLayer, place: Place, received: Tensor) -> Tensor:
-    """What the bias behind a reader can stand in for, ``[units]``: each unit's mean, zero where there is no bias.
-
-    ``received``: ``[samples, units]``, what the reader is given.
-    """
-    mean = received.mean(dim=0)
-    return mean if place.tensor in layer.anatomy.sinks else torch.zeros_like(mean)
-
-
-def unit_scores(layer: HiddenLayer, outputs: dict[Place, Tensor], score: str, seed: int = 0) -> Tensor:
-    """A score for each unit, ``[units]``; those with the highest stay. ``outputs``: what each reader receives.
+def unit_scores(layer: HiddenLayer, seen: Mapping[Place, Condensed], score: str, seed: int = 0) -> Tensor:
+    """A score for each unit, ``[units]``; those with the highest stay. ``seen``: what each reader receives.
 
     ``variance`` is the root of the expected squared change of what the readers compute if this unit alone is replaced:
     the mean square of the output around what replaces it (its variance where there is a bias) times the squared norm
@@ -85,8 +69,9 @@ def unit_scores(layer: HiddenLayer, outputs: dict[Place, Tensor], score: str, se
         return rows.norm(p=1, dim=1)
     if score == "variance":
         change = torch.zeros_like(rows[:, 0])
-        for place, received in outputs.items():
-            around = (received - constant(layer, place, received)).square().mean(dim=0)
+        for place, each in seen.items():
+            about = each if place.tensor in layer.anatomy.sinks else each.about_zero()
+            around = about.deviations.square().sum(dim=0) / each.samples
             change += around * layer.outgoing(place).flatten(1).square().sum(dim=1)
         return change.sqrt()
     if score == "random":

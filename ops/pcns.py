@@ -16,102 +16,18 @@ M + 1 units. What these units are is the ``basis``:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import scipy.linalg
 import torch
-from torch import Tensor
 
 from ops.anatomy import HiddenLayer, Place
+from ops.condensed import components_needed, relative_error
 from ops.errors import SurgeryError
-from ops.hosvd import gram
 from ops.operation import Operation, choice, fraction, kept
 from ops.plan import Plan
+from ops.repair import least_squares
 from ops.signals import Signals
-
-
-def components_needed(outputs: Tensor, variance_threshold: float) -> int:
-    """M: the fewest principal components that leave at most ``variance_threshold`` of the variance unexplained.
-
-    ``outputs``: ``[samples, units]``, float64; centred here across units.
-    """
-    left = unexplained(outputs)
-    return int((left > variance_threshold).sum()) + 1 if len(left) else 0
-
-
-def unexplained(outputs: Tensor) -> Tensor:
-    """The share of the variance that the first 1, 2, … principal components leave; empty where nothing varies."""
-    centred = outputs - outputs.mean(dim=1, keepdim=True)
-    smaller = centred if len(centred) < centred.shape[1] else centred.T  # both Gram matrices have the same spectrum
-    spectrum = torch.linalg.eigvalsh(gram(smaller)).flip(0).clamp(min=0)
-    return 1 - spectrum.cumsum(0) / spectrum.sum() if spectrum.sum() > 0 else spectrum[:0]
-
-
-def spanning_units(outputs: Tensor, count: int) -> tuple[int, ...]:
-    """The ``count`` units that span the outputs ``[samples, units]`` best, by column-pivoted QR, in their old order."""
-    return Condensed.of(outputs).spanning_units(count)
-
-
-@dataclass(frozen=True)
-class Condensed:
-    """Outputs of many samples in as many rows as there are units, ``[rows, units]``.
-
-    ``deviations`` from ``origin`` (``[units]``): the triangle of the outputs' QR decomposition, an orthonormal basis
-    away from the outputs' own deviations. So lengths, angles and least squares between units are those of the outputs,
-    and each of them is calculated once for thousands of samples.
-    """
-
-    deviations: Tensor
-    origin: Tensor
-
-    @classmethod
-    def of(cls, outputs: Tensor, about_mean: bool = True) -> Condensed:
-        """From outputs ``[samples, units]``: about their mean, or about zero."""
-        origin = outputs.mean(dim=0) if about_mean else torch.zeros_like(outputs[0])
-        deviations = outputs - origin
-        wide = len(deviations) <= deviations.shape[1]
-        return cls(deviations if wide else torch.linalg.qr(deviations, mode="r").R, origin)
-
-    def with_origin(self, samples: int) -> Tensor:
-        """Rows with the scalar products of the outputs themselves: the deviations and one more row for the origin."""
-        return torch.cat([self.deviations, samples**0.5 * self.origin.unsqueeze(0)])
-
-    def pivoted(self) -> tuple[Tensor, list[int]]:
-        """The triangle and the pivots of a column-pivoted QR: the first ``k`` pivots span best, for every ``k``."""
-        triangle, pivots = scipy.linalg.qr(self.deviations.cpu().numpy(), mode="r", pivoting=True)
-        return torch.as_tensor(triangle, dtype=self.origin.dtype, device=self.origin.device), pivots.tolist()
-
-    def spanning_units(self, count: int) -> tuple[int, ...]:
-        """The ``count`` units that span the others best, in their old order."""
-        return tuple(sorted(self.pivoted()[1][:count]))
-
-    def combination(self, sources: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """See ``combination``, the constant being zero where the origin is."""
-        chosen, units = list(sources), self.deviations.shape[1]
-        others = sorted(set(range(units)) - set(chosen))
-        triangle = torch.linalg.qr(self.deviations[:, chosen + others], mode="r").R
-        count = len(chosen)
-        mixing = triangle.new_zeros(units, count)
-        mixing[chosen] = torch.eye(count, dtype=mixing.dtype, device=mixing.device)
-        mixing[others] = smallest_solution(triangle[:count, :count], triangle[:count, count:]).T
-        constant = self.origin - mixing @ self.origin[chosen]
-        constant[chosen] = 0
-        return mixing, constant
-
-
-def smallest_solution(triangle: Tensor, wanted: Tensor) -> Tensor:
-    """Least squares of ``triangle @ x ≈ wanted``, the smallest ``x``, to singular values of 1e-8 of the largest.
-
-    Kept outputs can be collinear (dead units): that takes a singular value decomposition. Where the triangle's
-    condition number is surely below 1e8 no singular value is left out, and its inverse gives the same answer.
-    """
-    if len(triangle) == triangle.shape[1]:
-        one = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
-        inverse = torch.linalg.solve_triangular(triangle, one, upper=True)
-        if float(triangle.norm() * inverse.norm()) < 1e8:
-            return inverse @ wanted
-    return torch.linalg.pinv(triangle, rtol=1e-8) @ wanted
 
 
 @dataclass(frozen=True)
@@ -138,39 +54,21 @@ class PCNS(Operation):
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         if signals is None:
             raise SurgeryError(f"{self!r} on {layer.name} looks at outputs: give it Signals(model, inputs)")
-        outputs = {place: signals.received(layer, place) for place in layer.readers}
-        together = torch.cat(list(outputs.values()))
-        if not torch.isfinite(together).all():
-            raise SurgeryError(f"{self!r} on {layer.name}: the layer's outputs are not finite")
-        condensed = Condensed.of(together)
-        count = self._count(layer, condensed, len(together))
+        together = signals.together(layer)
+        spectrum = together.spectrum()
+        components = components_needed(spectrum, self.variance_threshold)
+        count = max(components, 1) + 1 if self.keep is None else kept(layer, self.keep)
+        evidence = {
+            "components": components,
+            "dropped_variance": float(spectrum[max(count - 1, 0) :].sum()),
+            "samples_per_unit": together.samples / layer.units,
+            "spectrum": tuple(spectrum.tolist()),
+        }
         if count >= layer.units:
-            return Plan(layer, repr(self), tuple(range(layer.units)), error=0.0)
+            return Plan(layer, repr(self), tuple(range(layer.units)), error=0.0, evidence=evidence)
         if self.basis == "eigen":
-            return self._emit_eigenvectors(layer, signals, count)
-        return self._keep_spanning_units(layer, outputs, condensed, count)
-
-    def _count(self, layer: HiddenLayer, condensed: Condensed, samples: int) -> int:
-        if self.keep is not None:
-            return kept(layer, self.keep)
-        return max(components_needed(condensed.with_origin(samples), self.variance_threshold), 1) + 1
-
-    def _keep_spanning_units(
-        self, layer: HiddenLayer, outputs: dict[Place, Tensor], condensed: Condensed, count: int
-    ) -> Plan:
-        sources = condensed.spanning_units(count)
-        mixing, constants, missed, deviations = {}, {}, [], []
-        for place, received in outputs.items():
-            about_mean = condensed if len(outputs) == 1 else Condensed.of(received)
-            intercept = place.tensor in layer.anatomy.sinks
-            seen = about_mean if intercept else Condensed.of(received, about_mean=False)
-            mixing[place.tensor], constant = seen.combination(sources)
-            if intercept:
-                constants[place.tensor] = constant
-            missed.append(seen.deviations - seen.deviations[:, list(sources)] @ mixing[place.tensor].T)
-            deviations.append(about_mean.deviations)
-        error = relative_error(missed, deviations)
-        return Plan(layer, repr(self), sources, mixing=mixing, constants=constants, error=error)
+            return replace(self._emit_eigenvectors(layer, signals, count), evidence=evidence)
+        return least_squares(Plan(layer, repr(self), together.spanning_units(count), evidence=evidence), signals)
 
     def _emit_eigenvectors(self, layer: HiddenLayer, signals: Signals, count: int) -> Plan:
         slope = self._slope(layer)
@@ -191,7 +89,8 @@ class PCNS(Operation):
         solved = torch.linalg.lstsq(design, before, driver="gelsd" if not fed.is_cuda else None).solution
         emitted = design @ solved
         emitted = torch.where(emitted < 0, emitted * slope, emitted)
-        error = relative_error([emitted @ mixing.T - outputs], [outputs - outputs.mean(dim=0)])
+        missed = (emitted @ mixing.T - outputs).square().sum()
+        error = relative_error(float(missed), float((outputs - outputs.mean(dim=0)).square().sum()))
         newborn = {maker.tensor: solved[: fed.shape[1]].T}
         newborn.update({place.tensor: solved[-1] for place in bias})
         return Plan(layer, repr(self), (-1,) * count, newborn=newborn, mixing={reader.tensor: mixing}, error=error)
@@ -207,22 +106,6 @@ class PCNS(Operation):
                 f"and one dense reader (here: {', '.join(layer.between) or 'nothing'}); use basis='pivoted'"
             )
         return float(leaky.group(1)) if leaky else 1.0
-
-
-def combination(received: Tensor, sources: tuple[int, ...], intercept: bool = True) -> tuple[Tensor, Tensor]:
-    """Least squares of all units from those kept: ``received ≈ received[:, sources] @ mixing.T + constant``.
-
-    ``received``: ``[samples, units]``. Returns ``mixing [units, kept]`` (exact ones in the kept units' rows) and
-    ``constant [units]`` (zero without ``intercept``).
-    """
-    return Condensed.of(received, about_mean=intercept).combination(sources)
-
-
-def relative_error(missed: list[Tensor], deviations: list[Tensor]) -> float:
-    """The norm of what is missed over that of the outputs' deviation from their mean; 0 where nothing is missed."""
-    lost = sum(float(each.square().sum()) for each in missed)
-    spread = sum(float(each.square().sum()) for each in deviations)
-    return (lost / spread) ** 0.5 if lost > 0 and spread > 0 else 0.0
 
 
 def _bias_of(layer: HiddenLayer, maker: Place) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class Plan:
             multiplied by it (instead of gathered and shared).
         constants: for readers, the constant part ``[old]`` of each old unit's output that goes into the next bias.
         error: predicted relative error of what the readers receive (0 exact), None where nothing is predicted.
+        evidence: further numbers that speak for the plan or against it, by name, from the operation that proposed it.
         measured: relative difference of the network's output from what the plan says, in double precision, once
             ``verification.measure`` has tried it; rounding where the layer is exact.
     """
@@ -39,6 +41,7 @@ class Plan:
     mixing: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     error: float | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict, repr=False)
     measured: float | None = field(default=None, init=False)
     units_before: int = field(init=False)
     parameters_before: int = field(init=False)
@@ -78,7 +81,14 @@ class Plan:
         lines.append(f"{len(self.removed)} removed, {grown} copied, {born} newborn")
         if self.error is not None:
             lines.append(f"predicted relative error {self.error:.2g}")
+        told = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.evidence.items() if _is_number(value)]
+        if told:
+            lines.append(", ".join(told))
         if not self.layer.exact:
             size = "" if self.measured is None else f", which changes the output by {self.measured:.2g} of its size"
             lines.append(f"inexact: {self.layer.reason}{size}")
         return "\n".join(lines)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

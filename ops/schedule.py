@@ -10,6 +10,7 @@ from typing import Any
 
 from ops.errors import SurgeryError
 from ops.operation import Operation
+from ops.repair import check_chain
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,18 @@ class Moment:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation on one layer (by name) at one moment."""
+    """One operation on one layer (by name) at one moment, and the repairs that follow it (see ``ops.repair``)."""
 
     when: Moment
     layer: str
     operation: Operation
+    repair: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_chain(self.repair)
 
     def __str__(self) -> str:
-        return f"{self.when}: {self.operation} on {self.layer}"
+        return f"{self.when}: {' + '.join((str(self.operation), *self.repair))} on {self.layer}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Schedule:
         names = {kind: name for name, kind in OPERATIONS.items()}
         return [
             {"when": str(s.when), "layer": s.layer, "op": names[type(s.operation)], **dataclasses.asdict(s.operation)}  # type: ignore[call-overload]
+            | ({"repair": list(s.repair)} if s.repair else {})
             for s in self.steps
         ]
 
@@ -98,6 +104,7 @@ def _step(entry: dict[str, Any]) -> Step:
         raise SurgeryError(f"a step of the schedule lacks {', '.join(sorted(missing))}: {entry}")
     # A layer called 0 or 1.5 is a number in YAML.
     when, layer, name = Moment.parse(entry.pop("when")), str(entry.pop("layer")), str(entry.pop("op"))
+    repair = check_chain(entry.pop("repair", None) or ())
     if name not in OPERATIONS:
         raise SurgeryError(f"there is no operation {name!r}; there are {', '.join(OPERATIONS)}")
     kind = OPERATIONS[name]
@@ -105,4 +112,4 @@ def _step(entry: dict[str, Any]) -> Step:
     unknown = sorted(str(key) for key in set(entry) - known)
     if unknown:
         raise SurgeryError(f"{name} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return Step(when, layer, kind(**entry))
+    return Step(when, layer, kind(**entry), repair)

@@ -8,7 +8,7 @@ averages of the weights.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ops.errors import SurgeryError
 from ops.operation import Operation
 from ops.optimizer_state import check, exchange, follow, listed
 from ops.plan import Plan
+from ops.repair import reestimate, repaired
 from ops.signals import Signals
 from ops.wrappers import inner
 
@@ -35,15 +36,17 @@ def operate(
     optimizers: Optimizers = (),
     signals: Signals | None = None,
     *,
+    repair: Sequence[str] = (),
     averages: Averages = (),
     verify: Any = False,
 ) -> Plan:
     """Proposes and applies: the one call of a training loop.
 
-    ``optimizers``: one or several that train this network. ``averages``: networks of the same shape that follow it,
-    such as ``torch.optim.swa_utils.AveragedModel``. ``verify``: True, or a batch (what the model takes): the plan is
-    measured in double precision first and refused where the network would not compute what the plan says. Returns the
-    plan that was applied.
+    ``optimizers``: one or several that train this network. ``repair``: what is put right when units go, a chain of
+    ``bias``, ``least_squares`` and ``batchnorm`` (see ``ops.repair``), from the signals. ``averages``: networks of the
+    same shape that follow it, such as ``torch.optim.swa_utils.AveragedModel``. ``verify``: True, or a batch (what the
+    model takes): the plan is measured in double precision first and refused where the network would not compute what
+    the plan says. Returns the plan that was applied.
 
     Raises:
         SurgeryError: the operation cannot be done on this layer, or does not do what it says; nothing has changed.
@@ -57,10 +60,17 @@ def operate(
         )
     if signals is not None and not isinstance(signals, Signals):
         raise SurgeryError(f"signals must be Signals(model, inputs), not {type(signals).__name__}")
-    plan = operation.propose(layer, signals)
+    plan = repaired(operation.propose(layer, signals), signals, repair)
     if verify is not False:
         measure(plan, None if verify is True else verify)
-    apply(plan, optimizers, averages)
+    undo = apply(plan, optimizers, averages)
+    if "batchnorm" in repair and signals is not None:
+        try:
+            reestimate(layer.anatomy.model, signals, layer)
+        except SurgeryError:
+            for step in reversed(undo):
+                step()
+            raise
     return plan
 
 

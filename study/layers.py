@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ops import Anatomy, HiddenLayer, Signals, SurgeryError
-from ops.pcns import unexplained
+from ops.condensed import components_needed
 from study import data, models
 from study.config import Settings
 from study.errors import StudyError
@@ -96,8 +96,7 @@ def _tables(model: nn.Module, shown: Tensor, title: str) -> list[Table]:
 
 def _needed(layer: HiddenLayer, signals: Signals) -> list[str]:
     try:
-        outputs = torch.cat([signals.received(layer, place) for place in layer.readers])
+        spectrum = signals.together(layer).spectrum()
     except SurgeryError:
         return ["?"] * len(VARIANCES)
-    left = unexplained(outputs)
-    return [str(int((left > 1 - variance).sum()) + 1) if len(left) else "0" for variance in VARIANCES]
+    return [str(components_needed(spectrum, 1 - variance)) for variance in VARIANCES]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,10 +34,11 @@ class Trace(TorchDispatchMode):
     product of two activations; ``sinks`` weight → the bias that what it makes meets first, with the sign in which a
     constant enters it; ``chains`` weight → operators between the units' birth and this reader; ``written`` numbers
     that modules keep as attributes and that were found to be the size of an axis; ``seen``, if it is to
-    ``remember``, weight → copies of what it was multiplied with, the dimension that is summed over last.
+    ``remember`` (all weights, or some by name), weight → copies of what it was multiplied with, the dimension that is
+    summed over last.
     """
 
-    def __init__(self, model: nn.Module, batch: int, remember: bool = False) -> None:
+    def __init__(self, model: nn.Module, batch: int, remember: bool | Container[str] = False) -> None:
         super().__init__()
         self.model = model
         self.remember = remember
@@ -224,7 +225,9 @@ class Trace(TorchDispatchMode):
             return
         twin = self.twin(given)
         self.chains[weight.source] = twin.chain if twin.maker is not None else ("?",)
-        if self.remember:  # a copy, as what follows may work in place
+        if self.remember is True or (
+            self.remember and weight.source in self.remember
+        ):  # a copy: work in place may follow
             self.seen.setdefault(weight.source, []).append(given.detach().movedim(dim, -1).clone())
 
     def blur_once_met(self, tensor: Tensor, axis: Axis, reason: str) -> None:

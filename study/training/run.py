@@ -109,7 +109,7 @@ def run(
     schedule = Schedule.from_data(cell.schedule)
     held_out = data.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
-    theatre = Theatre(schedule, held_out, data.train.thinned(settings.signal_images), carry)
+    theatre = Theatre(schedule, held_out, settings.signal_images, carry)
     trainer = Trainer(
         model, make_optimizer(settings, model), data, epochs=settings.epochs, batch_size=settings.batch_size,
         seed=cell.seed, device=device, callbacks=[theatre, Teller(tell, theatre)],

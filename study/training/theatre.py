@@ -20,17 +20,17 @@ from ops.optimizer_state import forget
 from ops.schedule import Step
 from study.data import Images
 from study.errors import Diverged
-from study.training.trainer import Batches, Callback, Trainer, clock, evaluate
+from study.training.trainer import Batches, Callback, Shown, Trainer, clock, evaluate
 
 
 class Theatre(Callback):
-    """Applies ``schedule``. ``held_out`` is the fixed batch of validation images; ``signals`` the training images shown
-    to operations that look at activations. Without ``carry`` the optimizer forgets its state with every operation.
-    ``records`` holds one dict of plain numbers and names for each operation.
+    """Applies ``schedule``. ``held_out`` is the fixed batch of validation images; ``signal_images`` how many training
+    images a batch has that is shown to operations and repairs that look at activations. Without ``carry`` the optimizer
+    forgets its state with every operation. ``records`` holds one dict of plain numbers and names for each operation.
     """
 
-    def __init__(self, schedule: Schedule, held_out: Images, signals: Images, carry: bool = True) -> None:
-        self.schedule, self._held_out, self._signals, self._carry = schedule, held_out, signals, carry
+    def __init__(self, schedule: Schedule, held_out: Images, signal_images: int, carry: bool = True) -> None:
+        self.schedule, self._held_out, self._signal_images, self._carry = schedule, held_out, signal_images, carry
         self.records: list[dict[str, Any]] = []
         self.discovery_seconds = 0.0
         self._done = 0
@@ -105,9 +105,9 @@ class Theatre(Callback):
         before = self._loss(trainer)
         start = clock(device)
         signals = None
-        if step.operation.needs_signals:
-            signals = Signals(trainer.model, *self._batch(self._signals, len(self._signals), device))
-        plan = operate(layer, step.operation, trainer.optimizer, signals)
+        if step.operation.needs_signals or step.repair:
+            signals = Signals.over(trainer.model, Shown(trainer.train, self._signal_images), [layer])
+        plan = operate(layer, step.operation, trainer.optimizer, signals, repair=step.repair)
         if not self._carry:
             forget(trainer.optimizer)
         seconds = clock(device) - start
@@ -127,6 +127,7 @@ class Theatre(Callback):
             "flops_before": plan.flops_before,
             "flops_after": plan.flops_after,
             "predicted_error": plan.error,
+            "evidence": {name: value for name, value in plan.evidence.items() if isinstance(value, (int, float))},
             "loss_before": before,
             "loss_after": after,
             "spike_factor": after / max(before, 1e-12),

@@ -50,6 +50,24 @@ class Batches:
         return self.pixels[index].float().div_(127.5).sub_(1.0), self.labels[index]
 
 
+class Shown:
+    """The inputs of a set's images in batches of ``size``, again and again the same.
+
+    The first batch is spread evenly over the set, so that it holds every class; the others are drawn from the rest.
+    """
+
+    def __init__(self, images: Batches, size: int) -> None:
+        self._images, self._size = images, min(size, len(images))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        first = torch.linspace(0, len(self._images) - 1, self._size, dtype=torch.float64).round().long()
+        rest = torch.ones(len(self._images), dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
+        rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))]
+        for index in (first, *rest.split(self._size)):
+            if len(index) > 1:
+                yield self._images.take(index.to(self._images.labels.device))[0]
+
+
 class Trainer:
     """Trains ``model`` by cross entropy for ``epochs`` epochs.
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ops import Anatomy, MeanReplace, MinWeight, RandomRemove, Signals, SurgeryError, operate, trial_surgery
+from ops.condensed import Condensed
 from ops.mean_replace import SCORES, unit_scores
 
 
@@ -65,7 +66,7 @@ def test_the_variance_score_is_the_change_that_one_removal_makes():
     layer, signals = Anatomy(model, inputs[:2])["0"], Signals(model, inputs)
     (reader,) = layer.readers
     received = signals.received(layer, reader)
-    scores = unit_scores(layer, {reader: received}, "variance")
+    scores = unit_scores(layer, {reader: Condensed.of(received)}, "variance")
     for unit in range(12):
         changed = received.clone()
         changed[:, unit] = received[:, unit].mean()

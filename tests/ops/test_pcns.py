@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ops import PCNS, Anatomy, Signals, SurgeryError, operate
-from ops.pcns import combination, components_needed, spanning_units
+from ops.condensed import Condensed, components_needed
 from tests.ops.networks import build, difference, liven, outputs
 
 
@@ -22,16 +22,20 @@ def test_components_against_numpy(threshold):
     centred = values.numpy() - values.numpy().mean(axis=1, keepdims=True)
     spectrum = np.linalg.svd(centred, compute_uv=False) ** 2
     left = [1 - spectrum[:count].sum() / spectrum.sum() for count in range(16)]
-    assert components_needed(values, threshold) == max(1, next(c for c in range(16) if left[c] <= threshold))
+    assert components_needed(Condensed.of(values).spectrum(), threshold) == max(
+        1, next(c for c in range(16) if left[c] <= threshold)
+    )
 
 
 def test_spanning_units_span():
     basis = torch.randn(50, 4, dtype=torch.float64)
     values = torch.cat([basis @ torch.randn(4, 5).double(), torch.ones(50, 2).double()], dim=1)
-    sources = spanning_units(values, 4)
+    condensed = Condensed.of(values)
+    sources = condensed.spanning_units(4)
     assert sources == tuple(sorted(sources)) and not {5, 6} & set(sources)  # constants span nothing
-    mixing, constant = combination(values, sources)
-    torch.testing.assert_close(values[:, list(sources)] @ mixing.T + constant, values)
+    found = condensed.combination(sources)
+    torch.testing.assert_close(values[:, list(sources)] @ found.mixing.T + found.constant, values)
+    assert found.missed(condensed) < 1e-20 * condensed.spread
 
 
 def duplicated(model, units):

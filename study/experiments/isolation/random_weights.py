@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ops import Anatomy, HiddenLayer
-from ops.mean_replace import constant, unit_scores
+from ops.condensed import Condensed
+from ops.mean_replace import unit_scores
 from ops.min_weight import strongest
-from ops.pcns import Condensed
 from ops.signals import MOST_SAMPLES
 from study.experiments.isolation.curves import (
     GROWTHS,
@@ -82,7 +82,7 @@ class Iteration:
         self.fan_in, self.fan_out, _ = (parameter.detach() for parameter in self.model.parameters())
         self.hidden = (self.inputs @ self.fan_in.T).tanh()
         self.before = (self.hidden @ self.fan_out.T).tanh()
-        self.received = (shown @ self.fan_in.T).tanh().double()  # what Signals(model, shown) see
+        self.seen = Condensed.of((shown @ self.fan_in.T).tanh())  # what Signals(model, shown) see
         self.norm = squared(self.before)
         self._spare = torch.empty_like(self.before)
         self.by_unit = self.fan_in.double(), self.fan_out.T.double()
@@ -148,9 +148,9 @@ class Iteration:
                 yield eigen(rank, "reduced"), self._distances(walk(hidden, reduced[1].T, terms))
 
     def _mean_replaced(self) -> Iterator[tuple[str, list[float]]]:
-        mean = constant(self.layer, self.reader, self.received)
+        mean = self.seen.origin
         for method, score in ((MEAN_L2, "l2"), (MEAN_VARIANCE, "variance")):
-            scores = unit_scores(self.layer, {self.reader: self.received}, score)
+            scores = unit_scores(self.layer, {self.reader: self.seen}, score)
             chosen = [strongest(scores, size) for size in self.smaller]
             drives = walk(self.hidden, self.fan_out, map(plainly, chosen))
             yield (
@@ -166,8 +166,8 @@ class Iteration:
 
     def _recombined(self) -> Iterator[Tensor]:
         """PCNS's least squares: with ``hidden = basis @ triangle``, ``k`` units span the first ``k`` of the basis."""
-        triangle, pivots = Condensed.of(self.received).pivoted()
-        origin = self.received.mean(dim=0)
+        triangle, pivots = self.seen.pivoted()
+        origin = self.seen.origin
         fan_out = self.fan_out.double()
         centred = (self.hidden.double() - origin)[:, pivots]
         basis = torch.linalg.solve_triangular(triangle, centred, upper=True, left=False)

@@ -97,7 +97,7 @@ def test_a_checkpoint_describes_its_own_architecture(digits: Dataset, tmp_path: 
     def trainer() -> Trainer:
         torch.manual_seed(0)
         model = models.build("small_cnn", digits.shape, 10)
-        theatre = Theatre(Schedule.from_data(SHRINK), digits.validation, digits.train)
+        theatre = Theatre(Schedule.from_data(SHRINK), digits.validation, len(digits.train))
         return Trainer(model, make_optimizer(SETTINGS, model), digits, epochs=3, batch_size=64, seed=0, device=CPU,
                        callbacks=[theatre])  # fmt: skip
 
@@ -305,7 +305,7 @@ def test_the_optimizer_forgets_if_it_is_told_to(digits: Dataset, state: str) -> 
     model = models.build(settings.model, digits.shape, len(digits.classes))
     theatre = Theatre(
         Schedule.from_data(schedule(("1ep", "conv2", MinWeight(0.5)))), digits.validation.thinned(64),
-        digits.train.thinned(64), settings.optimizer_state == "carry",
+        64, settings.optimizer_state == "carry",
     )  # fmt: skip
     trainer = Trainer(
         model, make_optimizer(settings, model), digits, epochs=2, batch_size=64, seed=0, device=CPU,

@@ -1,0 +1,177 @@
+"""Repairs: what can be put right when units go, for every operation that removes some.
+
+A *chain* names them in order. All look at ``Signals``, so what they take belongs to the operation's cost.
+
+``bias``
+    The mean output that each removed unit sent on is added to the bias behind its reader (Evci 2018, *Detecting dead
+    weights and units*, chapter 3). A constant unit leaves without a trace.
+``least_squares``
+    Each reader is refitted to what it received before: every old output as a linear combination of those kept, with a
+    constant where there is a bias to hold it (the second half of PCNS, Rolet 2022). What ``bias`` does is part of it.
+``batchnorm``
+    The running statistics of every BatchNorm behind the layer are estimated anew, as the plain average over the
+    signals' batches, with the network as it is after the operation.
+
+The first two are part of the plan; they need the units that stay to stay as they are. BatchNorm's statistics are no
+weights: they are estimated once the plan has been applied, layer after layer where several are cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ops.anatomy import HiddenLayer
+from ops.anatomy.running import call, evaluating
+from ops.condensed import Combination, Condensed, relative_error
+from ops.errors import SurgeryError, said
+from ops.plan import Plan
+from ops.signals import Signals
+from ops.wrappers import inner
+
+CHAIN = ("bias", "least_squares", "batchnorm")
+#: What least squares adds to the kept units' covariance, as a fraction of their mean variance.
+RIDGE = 1e-6
+
+
+def check_chain(chain: Sequence[str]) -> tuple[str, ...]:
+    """The chain as a tuple. Raises SurgeryError unless it names known repairs, none twice."""
+    if isinstance(chain, str) or not set(chain) <= set(CHAIN) or len(set(chain)) != len(chain):
+        raise SurgeryError(f"a repair is a list of {', '.join(CHAIN)}, none of them twice; it is {chain!r}")
+    return tuple(chain)
+
+
+def repaired(plan: Plan, signals: Signals | None, chain: Sequence[str]) -> Plan:
+    """The plan with those repairs that are part of a plan.
+
+    Raises:
+        SurgeryError: there are no signals, or the plan does something else than remove units.
+    """
+    chain = check_chain(chain)
+    if not chain:
+        return plan
+    if signals is None:
+        raise SurgeryError(f"the repair {', '.join(chain)} looks at outputs: give it Signals(model, inputs)")
+    for step in chain:
+        if step == "bias":
+            plan = bias(plan, signals)
+        elif step == "least_squares":  # its constants make up for more than those of bias
+            plan = least_squares(replace(plan, constants={}), signals, RIDGE)
+    return replace(plan, operation=" + ".join((plan.operation, *chain)))
+
+
+def bias(plan: Plan, signals: Signals) -> Plan:
+    """The plan with each removed unit's mean output as a constant in the bias behind each reader that has one."""
+    refitted = _with(plan, signals, lambda seen, intercept: _mean_of_removed(seen, plan.sources, intercept))
+    return replace(refitted, mixing={})  # those that stay are gathered, as they would be
+
+
+def least_squares(plan: Plan, signals: Signals, ridge: float = 0.0) -> Plan:
+    """The plan with each reader refitted; ``ridge`` as in ``Condensed.combination``.
+
+    The plan's evidence tells the ``condition`` number of the worst least squares.
+    """
+    return _with(
+        plan, signals,
+        lambda seen, intercept: (seen if intercept else seen.about_zero()).combination(plan.sources, ridge),
+    )  # fmt: skip
+
+
+def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer) -> None:
+    """Estimates the running statistics of every BatchNorm behind the layer's first reader anew.
+
+    The signals' batches are shown to the network with these norms, and nothing else, in training mode; each statistic
+    is the plain average over the batches. What comes before the reader is as it was, and so are the statistics there.
+
+    Raises:
+        SurgeryError: the network does not run on the batches that way (of a single sample, say).
+    """
+    model = inner(model)
+    readers = {id(layer.anatomy.owner(place.tensor)) for place in layer.readers}
+    reached: list[_BatchNorm] = []
+    begun = False
+
+    def enter(module: nn.Module, args: Any) -> None:
+        nonlocal begun
+        begun = begun or id(module) in readers
+        if begun and isinstance(module, _BatchNorm) and module.running_mean is not None and module not in reached:
+            reached.append(module)
+            module.reset_running_stats()
+            module.momentum, module.training = None, True
+
+    hooks = [module.register_forward_pre_hook(enter) for module in model.modules()]
+    try:
+        with _restored(model), evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            for inputs in signals.batches:
+                begun = False
+                call(model, inputs)
+    except Exception as error:  # whatever the foreign forward pass raises
+        raise SurgeryError(f"BatchNorm's statistics cannot be estimated on this batch: {said(error)}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Gives every norm its momentum and mode back; and, if the block fails, its statistics."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm, norm.momentum, norm.training, [b.clone() for b in norm.buffers()]) for norm in norms]
+    try:
+        yield
+    except BaseException:
+        for norm, _, _, buffers in before:
+            for buffer, values in zip(norm.buffers(), buffers, strict=True):
+                buffer.copy_(values)
+        raise
+    finally:
+        for norm, momentum, training, _ in before:
+            norm.momentum, norm.training = momentum, training
+
+
+def _with(plan: Plan, signals: Signals, fit: Callable[[Condensed, bool], Combination]) -> Plan:
+    """The plan with readers that make up for what is gone: ``fit(sample, whether a bias can hold a constant)``."""
+    layer, units = plan.layer, plan.units_before
+    if plan.shares is not None or plan.replaced or plan.mixing or min(plan.sources) < 0 or len(plan.removed) + len(
+        plan.sources
+    ) != units:  # fmt: skip
+        raise SurgeryError(
+            f"{plan.operation} on {layer.name} cannot be repaired: bias and least_squares are for operations that "
+            "remove units and leave the others as they are"
+        )
+    if not plan.removed:
+        return plan
+    mixing, constants = {}, {}
+    missed = spread = unseen_missed = unseen_spread = condition = 0.0
+    for tensor, seen in signals.condensed(layer).items():
+        intercept = tensor in layer.anatomy.sinks
+        found = fit(seen.whole, intercept)
+        mixing[tensor] = found.mixing
+        if intercept:
+            constants[tensor] = found.constant
+        missed, spread = missed + found.missed(seen.whole), spread + seen.whole.spread
+        condition = max(condition, found.condition)
+        if seen.held_out is not None:
+            unseen_missed += fit(seen.fitted, intercept).missed(seen.held_out)
+            unseen_spread += seen.held_out.spread
+    evidence: dict[str, Any] = {"condition": condition} if condition else {}
+    if unseen_spread:
+        evidence["held_out_error"] = relative_error(unseen_missed, unseen_spread)
+    return replace(
+        plan, mixing=mixing, constants=constants, error=relative_error(missed, spread),
+        evidence={**plan.evidence, **evidence},
+    )  # fmt: skip
+
+
+def _mean_of_removed(seen: Condensed, sources: tuple[int, ...], intercept: bool) -> Combination:
+    kept = list(sources)
+    mixing = torch.eye(len(seen.origin), dtype=seen.origin.dtype, device=seen.origin.device)[:, kept]
+    constant = seen.origin.clone() if intercept else torch.zeros_like(seen.origin)
+    constant[kept] = 0
+    return Combination(sources, mixing, constant, 0.0)
