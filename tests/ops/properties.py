@@ -15,7 +15,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,28 +190,74 @@ def _unchanged(model: nn.Module, inputs: Any, plain: list[Tensor], edits: list[E
 def _removed(
     model: nn.Module, inputs: Any, layers: list[HiddenLayer], chance: random.Random, resized: set[str]
 ) -> tuple[float, float]:
-    """The error, and what rounding does: without these units, deep networks may amplify all that is left."""
+    """The error, and what rounding does: without these units, deep networks may amplify all that is left.
+
+    Where they amplify it beyond what can be excused, the output tells nothing; the modules up to there do.
+    """
     pairs = [halved(layer, chance) for layer in layers if layer.units > 1]
-    with silenced([(edit[0], gone) for edit, gone in pairs]):
+    edits, gone = [edit for edit, _ in pairs], [(edit[0], units) for edit, units in pairs]
+    with silenced(gone):
         wanted = outputs(model, inputs)
     before = sizes(model)
-    with edited([edit for edit, _ in pairs]):
+    with edited(edits):
         resized.update(name for name, size in sizes(model).items() if size != before[name])
         found = outputs(model, inputs)
         error = difference(wanted, found)
-        return error, 0.0 if error < EXACT else _rounding(model, inputs, found)
+        if error < EXACT:
+            return error, 0.0
+        with shaken(model):
+            rounding = difference(found, outputs(model, inputs))
+    return (error, rounding) if rounding <= AMPLIFIED else _removed_on_the_way(model, inputs, edits, gone)
+
+
+def _removed_on_the_way(
+    model: nn.Module, inputs: Any, edits: list[Edit], gone: list[tuple[HiddenLayer, list[int]]]
+) -> tuple[float, float]:
+    with silenced(gone):
+        wanted = followed(model, inputs)
+    with edited(edits):
+        found = followed(model, inputs)
+        with shaken(model):
+            moved = followed(model, inputs)
+    error, rounding, told = math.inf, 0.0, False
+    for one, other, third in zip(wanted, found, moved, strict=True):
+        if [t.shape for t in one] != [t.shape for t in other]:
+            told = True  # from here on it can be seen whether the right units are gone
+        elif difference(other, third) > AMPLIFIED:
+            break
+        elif told:
+            rounding = max(rounding, difference(other, third))
+            error = max(0.0 if math.isinf(error) else error, difference(one, other))
+    return error, rounding
 
 
 @torch.no_grad()
-def _rounding(model: nn.Module, inputs: Any, plain: list[Tensor]) -> float:
-    """How far the output moves with the last digit of every weight."""
+def followed(model: nn.Module, inputs: Any) -> list[list[Tensor]]:
+    """What each of the innermost modules answers, in order."""
+    seen: list[list[Tensor]] = []
+
+    def look(module: nn.Module, args: Any, out: Any) -> None:
+        seen.append([leaf.clone() for leaf in _pytree.tree_leaves(out) if isinstance(leaf, Tensor)])
+
+    hooks = [m.register_forward_hook(look) for m in model.modules() if not list(m.children())]
+    try:
+        outputs(model, inputs)
+        return seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def shaken(model: nn.Module) -> Iterator[None]:
+    """The network with the last digit of every weight changed, for the time of a ``with`` block."""
     chance = torch.Generator().manual_seed(0)
     kept = [(parameter, parameter.data) for parameter in model.parameters() if parameter.is_floating_point()]
     try:
         for parameter, data in kept:
             sign = torch.rand(data.shape, generator=chance).round().mul(2).sub(1).to(data)
             parameter.data = data * (1 + torch.finfo(data.dtype).eps * sign)
-        return difference(plain, outputs(model, inputs))
+        yield
     finally:
         for parameter, data in kept:
             parameter.data = data
