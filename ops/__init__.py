@@ -19,6 +19,7 @@ from ops.min_weight import MinWeight
 from ops.operation import Operation
 from ops.pcns import PCNS
 from ops.plan import Plan
+from ops.prediction import Prediction, predicted_loss_change
 from ops.random_remove import RandomRemove
 from ops.schedule import Moment, Schedule, Step
 from ops.signals import Signals
@@ -40,6 +41,7 @@ OPERATIONS: dict[str, type[Operation]] = {
 
 __all__ = [
     "OPERATIONS", "PCNS", "Anatomy", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight", "Moment", "Operation",
-    "Plan", "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply",
-    "describe", "free_attention", "inner", "load", "measure", "operate", "rewrap", "save", "trial_surgery",
+    "Plan", "Prediction", "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand",
+    "adopt", "apply", "describe", "free_attention", "inner", "load", "measure", "operate", "predicted_loss_change",
+    "rewrap", "save", "trial_surgery",
 ]  # fmt: skip

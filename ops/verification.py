@@ -43,8 +43,8 @@ def measure(plan: Plan, batch: Any = None) -> float:
     anatomy = plan.layer.anatomy
     example = anatomy.example_input if batch is None else batch
     new_basis = -1 in plan.sources and bool(plan.mixing)
-    with _in_double(anatomy), plainly(anatomy.model):
-        example = _pytree.tree_map(_doubled, example)
+    with in_double(anatomy), plainly(anatomy.model):
+        example = _pytree.tree_map(doubled, example)
         try:
             wanted = flat_tensors(call(anatomy.model, example))
         except Exception as error:  # whatever the foreign forward pass raises
@@ -97,7 +97,7 @@ def _weights(plan: Plan, reader: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def _in_double(anatomy: Anatomy) -> Iterator[None]:
+def in_double(anatomy: Anatomy) -> Iterator[None]:
     """All floating-point parameters and buffers in double precision for a while."""
     with undoing() as undo:
         for _, tensor in tensors_of(anatomy.model):
@@ -106,5 +106,5 @@ def _in_double(anatomy: Anatomy) -> Iterator[None]:
         yield
 
 
-def _doubled(value: Any) -> Any:
+def doubled(value: Any) -> Any:
     return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value
