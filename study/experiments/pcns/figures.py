@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from study.evidence.drawing import (
@@ -73,6 +74,7 @@ def _accuracy(results: Results) -> Drawing:
         panels[row, 0].set_ylabel(f"{setting}\ntest accuracy")
     for axes in panels[-1]:
         axes.set_xlabel("epochs after")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles = {
         label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
