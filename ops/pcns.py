@@ -9,20 +9,38 @@ M + 1 units. What these units are is the ``basis``:
     Real units that span the outputs, chosen by column-pivoted QR. The next layer receives each old output as a linear
     combination of them plus a constant (least squares), folded into its weight and bias. Works after any activation.
 ``eigen``
-    The draft's form: new incoming weights are solved so that the layer emits the eigenvectors and the mean. It needs
-    the inverse of the activation, so a dense layer with LeakyReLU or nothing behind it.
+    The draft's form: new incoming weights are solved by least squares so that the layer emits the eigenvectors and
+    the mean, and the next layer takes the projection. It needs the inverse of the activation (``ops.emission`` lists
+    what it can do), and for an eigenvector ReLU takes two units. Where σ⁻¹ of the eigenvectors is not linear in what
+    the layer is fed it fails, most of all where it is steep; the plan's ``emission_error`` says so before.
+
+Accuracy on the 359 test images of scikit-learn's digits, right after the cut of both hidden layers of a trained
+64–128–64–10 network, the last one first, at the same M (%, mean ± deviation of 5 seeds; torch 2.15, one CPU thread):
+
+====================  ======  ====================  ====================  ====================  ====================
+activation            before  eigen, 1e-2           pivoted, 1e-2         eigen, 1e-3           pivoted, 1e-3
+====================  ======  ====================  ====================  ====================  ====================
+identity              95.1    94.5 ± 0.6            95.0 ± 0.5            95.0 ± 0.7            95.3 ± 0.5
+LeakyReLU, 0.3        96.1    84.5 ± 3.7            95.8 ± 0.4            84.8 ± 3.7            96.2 ± 0.3
+LeakyReLU, 0.01       96.3    10.6 ± 0.8            95.3 ± 0.8            10.1 ± 0.3            96.2 ± 0.4
+tanh                  96.2    94.3 ± 1.0            95.9 ± 0.6            94.5 ± 0.6            96.1 ± 0.6
+hardtanh              96.5    93.6 ± 1.5            95.8 ± 0.4            94.0 ± 1.0            96.5 ± 0.4
+sigmoid               94.0    93.1 ± 0.4            93.8 ± 0.8            92.5 ± 1.1            94.1 ± 0.6
+ReLU                  96.4    94.1 ± 0.7            95.4 ± 1.0            96.2 ± 0.5 (nothing)  96.3 ± 0.7
+====================  ======  ====================  ====================  ====================  ====================
+
+At 1e-2 the eigenvectors of ReLU take about twice as many units (23 and 60 against 12 and 31), and as many pivoted ones
+give 96.0 ± 0.3; at 1e-3 they would take as many as there are, and all but one of the ten layers stay as they are.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
-from ops.anatomy import HiddenLayer, Place
-from ops.condensed import components_needed, relative_error
+from ops.anatomy import HiddenLayer
+from ops.condensed import components_needed
+from ops.emission import Emission
 from ops.errors import SurgeryError
 from ops.operation import Operation, choice, fraction, kept
 from ops.plan import Plan
@@ -37,7 +55,11 @@ class PCNS(Operation):
     ``variance_threshold``: the fraction of the outputs' variance that may be lost, above 0 and at most 1. ``basis``:
     ``pivoted`` or ``eigen`` (see the module). ``keep``: where it is given, the fraction of units that stays, whatever
     the threshold, so that other removals can be compared with it. The plan's ``error`` is the relative least-squares
-    error of the outputs on the signals' batch.
+    error of the outputs on the signals' batch. Its evidence: ``components`` M, ``dropped_variance`` (the draft's
+    assumption b), ``held_out_error`` (a), ``emission_error`` (c, ``eigen`` only), ``condition`` of the least squares,
+    ``samples_per_unit`` and the ``spectrum``.
+
+    ``propose`` raises SurgeryError without signals, where outputs are not finite, and where ``eigen`` cannot be done.
     """
 
     variance_threshold: float = 0.01
@@ -57,57 +79,19 @@ class PCNS(Operation):
         together = signals.together(layer)
         spectrum = together.spectrum()
         components = components_needed(spectrum, self.variance_threshold)
-        count = max(components, 1) + 1 if self.keep is None else kept(layer, self.keep)
+        emission = Emission(layer, repr(self)) if self.basis == "eigen" else None
+        needed = max(components, 1) + 1 if emission is None else emission.units(max(components, 1))
+        count = needed if self.keep is None else kept(layer, self.keep)
+        vectors = count - 1 if emission is None else emission.vectors(count)
         evidence = {
             "components": components,
-            "dropped_variance": float(spectrum[max(count - 1, 0) :].sum()),
+            "dropped_variance": float(spectrum[vectors:].sum()),
             "samples_per_unit": together.samples / layer.units,
             "spectrum": tuple(spectrum.tolist()),
         }
         if count >= layer.units:
             return Plan(layer, repr(self), tuple(range(layer.units)), error=0.0, evidence=evidence)
-        if self.basis == "eigen":
-            return replace(self._emit_eigenvectors(layer, signals, count), evidence=evidence)
+        if emission is not None:
+            plan = emission.plan(signals, count)
+            return replace(plan, evidence={**evidence, **plan.evidence})
         return least_squares(Plan(layer, repr(self), together.spanning_units(count), evidence=evidence), signals)
-
-    def _emit_eigenvectors(self, layer: HiddenLayer, signals: Signals, count: int) -> Plan:
-        slope = self._slope(layer)
-        (maker,), (reader,) = layer.makers, layer.readers
-        outputs, fed = signals.received(layer, reader), signals.fed(layer, maker)
-        mean = outputs.mean(dim=1, keepdim=True)
-        left, values, right = torch.linalg.svd((outputs - mean).T, full_matrices=False)
-        # Emitted at the size of the old outputs: an eigenvector of unit length would be a tiny signal on every sample.
-        size = outputs.square().sum().div(layer.units).sqrt().clamp(min=1e-12)
-        vectors = right[: count - 1].T * size
-        weights = left[:, : count - 1] * values[: count - 1] / size
-        sign = torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)  # mostly positive: where LeakyReLU's inverse is tame
-        wanted = torch.cat([vectors * sign, mean], dim=1)
-        mixing = torch.cat([weights * sign, weights.new_ones(layer.units, 1)], dim=1)
-        bias = [place for place in layer.vectors if place.tensor in _bias_of(layer, maker)]
-        design = torch.cat([fed, torch.ones_like(mean)], dim=1) if bias else fed
-        before = torch.where(wanted < 0, wanted / slope, wanted)
-        solved = torch.linalg.lstsq(design, before, driver="gelsd" if not fed.is_cuda else None).solution
-        emitted = design @ solved
-        emitted = torch.where(emitted < 0, emitted * slope, emitted)
-        missed = (emitted @ mixing.T - outputs).square().sum()
-        error = relative_error(float(missed), float((outputs - outputs.mean(dim=0)).square().sum()))
-        newborn = {maker.tensor: solved[: fed.shape[1]].T}
-        newborn.update({place.tensor: solved[-1] for place in bias})
-        return Plan(layer, repr(self), (-1,) * count, newborn=newborn, mixing={reader.tensor: mixing}, error=error)
-
-    def _slope(self, layer: HiddenLayer) -> float:
-        """The slope of the LeakyReLU behind this dense layer, 1 for nothing; refuses everything else."""
-        leaky = re.fullmatch(r"leaky_relu\((.*)\)", " ".join(layer.between))
-        dense = [layer.anatomy.tensor(p.tensor).dim() for p in (*layer.makers, *layer.readers)] == [2, 2]
-        plain = len(layer.vectors) <= 1 and all(place.positions.shape[1] == 1 for place in layer.readers)
-        if not (dense and plain and (leaky or not layer.between)):
-            raise SurgeryError(
-                f"{self!r} on {layer.name}: the eigen basis needs a dense layer with LeakyReLU or nothing between it "
-                f"and one dense reader (here: {', '.join(layer.between) or 'nothing'}); use basis='pivoted'"
-            )
-        return float(leaky.group(1)) if leaky else 1.0
-
-
-def _bias_of(layer: HiddenLayer, maker: Place) -> tuple[str, ...]:
-    sink = layer.anatomy.sinks.get(maker.tensor)
-    return (sink[0],) if sink is not None and sink[1] > 0 else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -21,6 +21,8 @@ from ops.wrappers import inner
 MOST_SAMPLES = 8192
 #: Rows for each unit after which no further batch is looked at (the draft of PCNS asks for 5 to 10).
 SAMPLES_PER_UNIT = 10
+#: Images of a convolution's input that are made into patches at once.
+IMAGES = 16
 #: Every so many-th sample is held out, to see how far what was fitted to the others holds for it.
 HELD_OUT = 5
 
@@ -56,6 +58,7 @@ class Signals:
     def __init__(self, model: nn.Module, inputs: Any, targets: Tensor | None = None) -> None:
         self.batches: Iterable[Any] = [inputs]
         self.targets = targets
+        self._inputs = inputs
         self._condensed: dict[str, dict[str, Seen]] = {}
         self._look(inner(model), inputs, True)
 
@@ -76,7 +79,7 @@ class Signals:
         first = None
         for inputs in batches:
             self._look(model, inputs, wanted)
-            first = first or (self.outputs, self._seen)
+            first = first or (self.outputs, self._seen, inputs)
             found = {
                 layer.name: {place.tensor: self._divided(layer, place) for place in layer.readers} for layer in layers
             }
@@ -88,7 +91,7 @@ class Signals:
                 break
         if first is None:
             raise SurgeryError("signals need at least one batch")
-        self.outputs, self._seen = first
+        self.outputs, self._seen, self._inputs = first
         return self
 
     def _look(self, model: nn.Module, inputs: Any, wanted: bool | Container[str]) -> None:
@@ -96,6 +99,13 @@ class Signals:
         with plainly(model):
             trace.run(inputs)
         self.outputs, self._seen = trace.output, trace.seen
+
+    def again(self, layer: HiddenLayer) -> Signals:
+        """What the layer's readers are given of the (first) batch by the network as it is now."""
+        new = type(self).__new__(type(self))
+        new.batches, new.targets, new._condensed, new._inputs = [self._inputs], self.targets, {}, self._inputs
+        new._look(layer.anatomy.model, self._inputs, {place.tensor for place in layer.readers})
+        return new
 
     @property
     def loss(self) -> Tensor:
@@ -127,24 +137,33 @@ class Signals:
             raise SurgeryError(f"layer {layer.name}: its outputs are not finite")
         return found
 
-    def received(self, layer: HiddenLayer, place: Place) -> Tensor:
+    def received(self, layer: HiddenLayer, place: Place, held_out: bool | None = None) -> Tensor:
         """What a reader receives from each unit: ``[samples × positions, units]`` in float64, thinned.
 
-        Of the first batch. Raises SurgeryError where it did not meet the reader as the anatomy did.
+        Of the first batch. ``held_out``: only the samples that are held out (True), only the others (False). Raises
+        SurgeryError where the batch did not meet the reader as the anatomy did.
         """
-        return _thin(torch.cat([_rows(x) for x in self._by_unit(layer, place)]))
+        return _thin(torch.cat([_rows(_part(x, 2, held_out)) for x in self._by_unit(layer, place)]))
 
-    def fed(self, layer: HiddenLayer, place: Place) -> Tensor:
-        """What a dense maker is fed: ``[samples, inputs]`` in float64, thinned like ``received``."""
-        return _thin(torch.cat([x.reshape(-1, x.shape[-1]) for x in self._inputs_of(layer, place)]))
+    def fed(self, layer: HiddenLayer, place: Place, held_out: bool | None = None) -> Tensor:
+        """What a maker's rows are multiplied with: ``[samples × positions, inputs]`` in float64, thinned.
+
+        Of the first batch, ``held_out`` as in ``received``. A convolution's inputs are patches, ``channels × kernel``
+        like its weight. Raises SurgeryError where a convolution is not an nn.Conv1d or nn.Conv2d in one group.
+        """
+        given = [_part(x, 0, held_out) for x in self._inputs_of(layer, place)]
+        if layer.tensor(place).dim() > 2:
+            module = layer.anatomy.owner(place.tensor)
+            if not isinstance(module, (nn.Conv1d, nn.Conv2d)) or module.groups != 1:
+                raise SurgeryError(f"layer {layer.name}: what {place.tensor} is fed is not known as patches")
+            return patches(module, given)
+        return _thin(torch.cat([x.reshape(-1, x.shape[-1]) for x in given]))
 
     def _divided(self, layer: HiddenLayer, place: Place) -> Seen:
         """Rows of the batch that was looked at last, divided sample by sample."""
-        fitted, apart = [], []
-        for x in self._by_unit(layer, place):
-            out = torch.arange(x.shape[2]) % HELD_OUT == HELD_OUT - 1
-            fitted.append(_rows(x[:, :, ~out.to(x.device)]))
-            apart.append(_rows(x[:, :, out.to(x.device)]))
+        fitted, apart = (
+            [_rows(_part(x, 2, held_out)) for x in self._by_unit(layer, place)] for held_out in (False, True)
+        )
         if sum(map(len, fitted)) < 2 * layer.units or not sum(map(len, apart)):
             return Seen(Condensed.of(self.received(layer, place)), None)
         return Seen(Condensed.of(_thin(torch.cat(fitted))), Condensed.of(_thin(torch.cat(apart))))
@@ -170,15 +189,58 @@ class Signals:
         return self._seen[place.tensor]
 
 
+def patches(convolution: nn.Conv1d | nn.Conv2d, given: Sequence[Tensor]) -> Tensor:
+    """What a convolution in one group multiplies its weight with at each of its positions, in float64, thinned.
+
+    ``given``: its inputs, ``[samples, *positions, channels]``, padded already where ``padding_mode`` is not zeros.
+    Returns ``[samples × positions, channels × kernel]``, sample by sample.
+    """
+    flat = isinstance(convolution, nn.Conv1d)
+    kernel, stride, dilation = convolution.kernel_size, convolution.stride, convolution.dilation
+    padding: Sequence[int] = [0] * len(kernel)
+    if convolution.padding_mode == "zeros" and convolution.padding != "valid":
+        same = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]  # what is odd was padded before
+        padding = same if isinstance(convolution.padding, str) else convolution.padding
+    settings = {
+        name: (neutral, *sizes) if flat else tuple(sizes)
+        for name, sizes, neutral in (
+            ("kernel_size", kernel, 1), ("stride", stride, 1), ("dilation", dilation, 1), ("padding", padding, 0),
+        )
+    }  # fmt: skip
+    images = [piece for x in given for piece in (x.unsqueeze(1) if flat else x).movedim(-1, 1).split(IMAGES)]
+    counts = [len(x) * nn.functional.unfold(x[:1, :1], **settings).shape[2] for x in images]
+    chosen = _chosen(sum(counts)).to(images[0].device)
+    rows = torch.empty(len(chosen), convolution.weight[0].numel(), dtype=torch.float64, device=chosen.device)
+    start = 0
+    for x, count in zip(images, counts, strict=True):
+        here = ((chosen >= start) & (chosen < start + count)).nonzero().squeeze(1)
+        unfolded = nn.functional.unfold(x.to(torch.float64), **settings).transpose(1, 2).flatten(0, 1)
+        rows[here] = unfolded[chosen[here] - start]
+        start += count
+    return rows
+
+
+def _part(x: Tensor, dim: int, held_out: bool | None) -> Tensor:
+    """All samples along a dimension, or only those that are held out, or only the others."""
+    if held_out is None:
+        return x
+    out = torch.arange(x.shape[dim]) % HELD_OUT == HELD_OUT - 1
+    return x.index_select(dim, (out == held_out).nonzero().squeeze(1).to(x.device))
+
+
 def _rows(by_unit: Tensor) -> Tensor:
     return by_unit.movedim(0, -1).flatten(0, -2)
 
 
+def _chosen(rows: int) -> Tensor:
+    """At most ``MOST_SAMPLES`` of so many rows; an even stride would meet one column of every image."""
+    if rows <= MOST_SAMPLES:
+        return torch.arange(rows)
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:MOST_SAMPLES]
+
+
 def _thin(rows: Tensor) -> Tensor:
-    """At most ``MOST_SAMPLES`` of the rows, the same for every tensor of so many; an even stride would meet one column
-    of every image.
-    """
+    """At most ``MOST_SAMPLES`` of the rows, the same for every tensor of so many, in float64."""
     if len(rows) > MOST_SAMPLES:
-        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:MOST_SAMPLES]
-        rows = rows[chosen.to(rows.device)]
+        rows = rows[_chosen(len(rows)).to(rows.device)]
     return rows.to(torch.float64)

@@ -159,12 +159,19 @@ def test_eigen_basis_emits_the_eigenvectors():
         torch.testing.assert_close(gram @ vector, (vector @ gram @ vector) * vector, atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn", "residual"])
-def test_eigen_basis_refuses_what_it_cannot_invert(network):
-    model, inputs = build(network, batch=64)
-    name = next(iter(Anatomy(model, inputs)))
-    with pytest.raises(SurgeryError, match=r"needs a dense layer with LeakyReLU .* use basis='pivoted'"):
-        shrink(model, inputs, name, variance_threshold=0.5, basis="eigen")
+def test_eigen_basis_may_be_refused_as_a_whole():
+    model, inputs = build("cnn", batch=64)
+    with pytest.raises(
+        SurgeryError, match=r"^PCNS\(.*\) on 0: .* a maximum \(max_pool2d_with_indices\); use basis='piv"
+    ):
+        shrink(model, inputs, "0", variance_threshold=0.5, basis="eigen")
+
+
+@pytest.mark.parametrize("basis", ["pivoted", "eigen"])
+def test_the_last_layer_is_no_layer(basis):
+    model, inputs = build("leaky", batch=64)
+    with pytest.raises(SurgeryError, match=r"layer '4' cannot be operated on: it is the network's output"):
+        shrink(model, inputs, "4", basis=basis)
 
 
 def test_says_what_it_lacks():

@@ -104,3 +104,34 @@ def test_says_what_it_has_not_seen():
     layer = Anatomy(model, inputs)["0"]
     with pytest.raises(SurgeryError, match=r"layer 0: nothing was seen of what 2\.weight is given"):
         Signals(model[0], inputs).received(layer, layer.readers[0])
+
+
+def test_says_what_it_cannot_see_as_patches():
+    model, inputs = nn.Sequential(nn.ConvTranspose2d(2, 6, 3), nn.Conv2d(6, 2, 1)), torch.randn(3, 2, 5, 5)
+    layer = Anatomy(model, inputs)["0"]
+    with pytest.raises(SurgeryError, match=r"layer 0: what 0\.weight is fed is not known as patches"):
+        Signals(model, inputs).fed(layer, layer.makers[0])
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn_plain"])
+def test_what_is_held_out_is_every_fifth_sample(name):
+    model, inputs = build(name, batch=13)
+    layer = next(iter(Anatomy(model, inputs).values()))
+    signals = Signals(model, inputs)
+    apart = torch.arange(13) % 5 == 4
+    for held_out, part in ((True, inputs[apart]), (False, inputs[~apart])):
+        wanted = Signals(model, part)
+        for seen in (Signals.received, Signals.fed):
+            place = (layer.readers if seen is Signals.received else layer.makers)[0]
+            torch.testing.assert_close(seen(signals, layer, place, held_out), seen(wanted, layer, place))
+
+
+def test_the_same_batch_is_seen_again():
+    """The first of several, by the network as it has become."""
+    model, inputs = build("mlp", batch=16)
+    layer = Anatomy(model, inputs)["0"]
+    signals = Signals.over(model, iter([inputs, -inputs]), [layer])
+    model[0].weight.data *= 2
+    again = signals.again(layer).received(layer, layer.readers[0])
+    torch.testing.assert_close(again, Signals(model, inputs).received(layer, layer.readers[0]))
+    assert not torch.equal(again, signals.received(layer, layer.readers[0]))

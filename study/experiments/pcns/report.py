@@ -287,9 +287,9 @@ def _walk(found: Found, setting: str) -> str:
 
 def _arms(found: Found, decided: Tests, setting: str) -> str:
     epochs = [epoch for epoch in (0, 1, 2, last(found)) if epoch <= last(found)]
+    titles = ["right after" if epoch == 0 else f"{epoch} epoch{'s' * (epoch > 1)}" for epoch in epochs]
     lines = [
-        "| dropped variance | arm | " + " | ".join("right after" if e == 0 else f"{e} epoch{'s' * (e > 1)}" for e in epochs)
-        + " | PCNS − arm, right after | PCNS − arm, end |",
+        f"| dropped variance | arm | {' | '.join(titles)} | PCNS − arm, right after | PCNS − arm, end |",
         "|--:|---|" + "--:|" * (len(epochs) + 2),
     ]  # fmt: skip
     for (name, threshold, arm), record in found.items():
