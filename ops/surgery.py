@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from ops.anatomy import Anatomy, HiddenLayer, Place, rebuild
 from ops.anatomy.calls import FAN_OUT
 from ops.anatomy.rebuild import Edit, Move, Undo, undoing
+from ops.attention import FreeAttention
 from ops.errors import SurgeryError
 from ops.operation import Operation
 from ops.optimizer_state import check, exchange, follow, listed
@@ -154,6 +155,13 @@ class _Body:
                 raise SurgeryError(
                     f"an average of the network must have its shapes, but {name} is {tuple(tensor.shape)} in the "
                     f"network and {shape or 'missing'} in the average; give every average to every operation"
+                )
+        for name in self.anatomy.holders(layer):
+            free = isinstance(self.modules.get(name), FreeAttention)
+            if isinstance(self.anatomy.modules[name], FreeAttention) and not free:
+                raise SurgeryError(
+                    f"{name or 'the attention'} has been freed in the network, but not in an average of it: free the "
+                    "average as well, ops.free_attention(average)"
                 )
         check(self.optimizers, here)
 

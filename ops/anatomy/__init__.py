@@ -11,6 +11,7 @@ import contextlib
 import dis
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +108,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
             self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
             self._layers = self._gather(trace)
             self.written = self._numbers(trace)
-            for layer, reason in faults(self, shown, output):
+            samples = None if trace.steered or trace.sized else self._batch
+            for layer, reason in faults(self, shown, output, samples):
                 self.pinned[layer.name] = layer.factor.frozen = reason
                 del self._layers[layer.name]
         self._explain()
@@ -173,11 +175,11 @@ class Anatomy(Mapping[str, HiddenLayer]):
         met = {axis: [(use, set(axes.factors(use.part))) for use in uses] for axis, uses in trace.uses.items()}
         for name, expressions in self.expressions.items():
             for axis, expression in enumerate(expressions):
-                for factor in dict.fromkeys(axes.factors(expression)):
+                for factor, times in Counter(axes.factors(expression)).items():
                     mine = {(u.role, u.fill, u.across) for u, units in met.get((name, axis), ()) if factor in units}
                     roles = {role for role, _, _ in mine}
-                    if len(roles) == 1 and not axes.crosses(expression, factor):
-                        role, fill, across = sorted(mine, key=repr)[0]
+                    if len(roles) == 1 and not (times > 1 and axes.crosses(expression, factor)):
+                        role, fill, across = min(mine, key=repr)
                         places.setdefault(factor, []).append(Place(name, axis, role, expression, factor, fill, across))
                     else:
                         obstacles.setdefault(
@@ -327,6 +329,7 @@ def _owners(model: nn.Module) -> dict[str, list[str]]:
     names = {id(tensor): name for name, tensor in tensors_of(model)}
     held: dict[str, list[str]] = {name: [] for name in names.values()}
     for path, module in model.named_modules():
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            held[names[id(tensor)]].append(path)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                held[names[id(tensor)]].append(path)
     return held

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ops.anatomy.axes import ONE, Axis, Fixed, canonical, size, unite
+from ops.anatomy.axes import ONE, Axis, Fixed, blur, canonical, size, unite
 
 Axes = tuple[Axis, ...]
 FAN_IN, VECTOR, FAN_OUT = "fan_in", "vector", "fan_out"
@@ -20,7 +20,8 @@ class Twin:
 
     ``source`` is the parameter or buffer that it is, or shows unchanged; ``origins`` then tells for each dimension
     which axis of the source it runs along. ``live``: it depends on the network's input. ``maker`` and ``chain``: the
-    weight that made these units and the operators since.
+    weight that made these units and the operators since. ``blurs``: an axis and the reason why editing its units is not
+    exact, if anything comes of this tensor.
     """
 
     axes: Axes
@@ -29,6 +30,12 @@ class Twin:
     live: bool = False
     maker: str | None = None
     chain: tuple[str, ...] = ("?",)
+    blurs: tuple[Axis, str] | None = None
+
+    def met(self) -> None:
+        """An operator, or whoever called the network, is given the tensor."""
+        if self.blurs is not None:
+            blur(*self.blurs)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Use:
 
 @dataclass
 class Call:
-    """One call of an operator. ``maker`` and ``chain`` are what a rule says of the history of its output."""
+    """One call of an operator. ``maker``, ``chain`` and ``blurs`` are what a rule says of its output."""
 
     func: Any
     args: tuple[Any, ...]
@@ -56,6 +63,7 @@ class Call:
     twins: list[Twin]
     maker: str | None = None
     chain: tuple[str, ...] | None = None
+    blurs: tuple[Axis, str] | None = None
 
     @property
     def name(self) -> str:

@@ -104,16 +104,21 @@ class Move:
 
     def finish(self, new: Tensor, old: Tensor) -> None:
         """What newborn units get in a parameter or buffer whose other values are taken already, and the factors."""
-        self._fill(new, self.places[0].fill)
         if self.stranger and old.is_floating_point() and any(place.role != FAN_OUT for place in self.places):
-            newborn = self.origin.newborn
-            shape = [len(newborn) if a == self.axis else n for a, n in enumerate(new.shape)]
-            noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 0.1
-            scale = 3 * old.flatten()[:4096].square().mean().sqrt()
-            if any(place.role == FAN_IN for place in self.places):  # of two strangers one outdoes all others
-                noise.movedim(self.axis, 0)[1::2] *= -1
-            new.index_copy_(self.axis, newborn.to(old.device), noise.to(old) * scale)
+            self._estrange(new, old)
+        else:
+            self._fill(new, self.places[0].fill)
         _times(new, self.axis, self.read)
+
+    def _estrange(self, new: Tensor, old: Tensor) -> None:
+        newborn = self.origin.newborn.to(new.device)
+        known = old.flatten()[:4096].float()
+        noise = torch.empty([len(newborn) if a == self.axis else n for a, n in enumerate(new.shape)])
+        noise.uniform_(0.3, 3.3, generator=torch.Generator().manual_seed(0))
+        if any(place.role == FAN_IN for place in self.places):  # of two strangers one outdoes all others
+            noise.movedim(self.axis, 0)[1::2].neg_()
+        noise = noise.to(new.device) * (torch.linalg.vector_norm(known) / math.sqrt(len(known)))
+        new.index_copy_(self.axis, newborn, noise.to(new.dtype))
 
     def _fill(self, new: Tensor, fill: float) -> None:
         if len(self.origin.newborn):

@@ -27,8 +27,7 @@ def reduction(trace: Trace, call: Call) -> Axes | None:
     for dim in gone:
         if call.name in ("argmax", "argmin"):
             freeze(axes[dim], f"{call.name} numbers its units")
-    for tensor in call.outputs:
-        trace.blur_once_met(tensor, product(*(axes[dim] for dim in gone)), f"{call.name} over its units")
+    call.blurs = product(*(axes[dim] for dim in gone)), f"{call.name} over its units"
     if call.out.dim() == x.dim():
         return tuple(ONE if dim in gone else axis for dim, axis in enumerate(axes))
     return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)

@@ -5,7 +5,8 @@ doubled at uneven shares, and two units are added that have weights of their own
 change the output at all; that taking such units away again changes nothing is what removal claims. A layer that fails
 (a hard-coded size, a unit used by its position, a maximum over the units) is pinned with the reason instead of being
 offered. Layers that a norm couples are only put in another order; they, and those that the code cuts into pieces, run
-once more at about half their size. A network in which everything is right costs one or two passes.
+once more at about half their size. For that two samples do, unless values in the network decide what it runs. A network
+in which everything is right costs one or two passes.
 
 A network shows little of itself where its input is constant, a scale is zero or a bias is not yet trained; for the time
 of the discovery, such inputs and the vectors among its parameters are random (``lively``). Numbers that modules keep,
@@ -17,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,19 +92,38 @@ MOST_ROUNDING = 0.03
 Trial = Callable[[Sequence["HiddenLayer"]], Problem | None]
 
 
-def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[HiddenLayer, str]]:
-    """The layers that cannot be operated on, with the reason; ``output`` is the network's, unchanged."""
+def faults(
+    anatomy: Anatomy, example: Any, output: list[Tensor], samples: int | None = None
+) -> list[tuple[HiddenLayer, str]]:
+    """The layers that cannot be operated on, with the reason; ``output`` is the network's, unchanged.
+
+    ``samples``: how many there are, if the trace saw no value decide what is run or how large a tensor is. Whether the
+    network runs does then not depend on what the samples hold, and two that pass the same modules stand for all.
+    """
     numbered = any((t.is_floating_point() or t.is_complex()) and torch.isfinite(t).any() for t in output)
     if not numbered:
         return [(layer, "the network's output holds no finite number to compare") for layer in anatomy.values()]
 
     stage = _Stage(anatomy, example, output)
+    stages = [stage]
+    if samples is not None and samples > 2:
+        stages.insert(0, _Stage(anatomy, _two(example, samples), _two(output, samples)))
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
-        return stage.problem([_reordered(layer, number) for number, layer in enumerate(layers)], equal=True)
+        sizes = Counter[int]()
+        edits = []
+        for layer in layers:
+            edits.append(_reordered(layer, sizes[layer.units]))
+            sizes[layer.units] += 1
+        return stage.problem(edits, equal=True)
 
     def halved(layers: Sequence[HiddenLayer]) -> Problem | None:
-        return stage.problem([_halved(layer) for layer in layers], equal=False)
+        edits, problem = [_halved(layer) for layer in layers], None
+        for each in stages:
+            problem = each.problem(edits, equal=False)
+            if problem is None and each.entered == stage.entered:
+                break
+        return problem
 
     layers, numbers = list(anatomy.values()), anatomy.written
     resized = [layer for layer in layers if not layer.exact or layer.factor.cut]
@@ -120,8 +141,21 @@ def faults(anatomy: Anatomy, example: Any, output: list[Tensor]) -> list[tuple[H
     return found
 
 
+def _two(tree: Any, samples: int) -> Any:
+    """The first two samples of every tensor that is as long as there are samples."""
+
+    def cut(x: Any) -> Any:
+        plain = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_nested and x.dim() > 0
+        return x[:2] if plain and x.size(0) == samples else x
+
+    return _pytree.tree_map(cut, tree)
+
+
 def _reordered(layer: HiddenLayer, number: int) -> Edit:
-    """The units rotated and, where that is exact, some of them doubled at uneven shares and two newborn ones added."""
+    """The units rotated and, where that is exact, some of them doubled at uneven shares and two newborn ones added.
+
+    ``number``: how many layers of this size come before, which all get another order.
+    """
     units = layer.units
     order = torch.arange(units).roll(1 + (units // 3 + number) % max(units - 1, 1))
     if not layer.exact:
@@ -153,19 +187,26 @@ def _halved(layer: HiddenLayer) -> Edit:
 
 @dataclass
 class _Stage:
-    """Where edits are tried: the network, what it is shown, and what it answers unchanged."""
+    """Where edits are tried: the network, what it is shown and answers unchanged, and the modules entered last time."""
 
     anatomy: Anatomy
     example: Any
     output: list[Tensor]
+    entered: list[nn.Module] = field(default_factory=list)
 
     def problem(self, edits: list[Edit], *, equal: bool) -> Problem | None:
         """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else."""
         if not edits:
             return None
         running: list[nn.Module] = []
+        self.entered = []
+
+        def enter(module: nn.Module, args: Any) -> None:
+            running.append(module)
+            self.entered.append(module)
+
         hooks = [
-            nn.modules.module.register_module_forward_pre_hook(lambda module, args: running.append(module)),
+            nn.modules.module.register_module_forward_pre_hook(enter),
             nn.modules.module.register_module_forward_hook(lambda module, args, out: running.__delitem__(-1)),
         ]
         try:

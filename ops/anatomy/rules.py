@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,8 +33,9 @@ Rule = Callable[["Trace", Call], "Axes | list[Axes] | str | None"]
 def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Gives the outputs of one operator call their twins."""
     inputs = tensors_in([*args, *kwargs.values()])
-    trace.met(inputs)
     twins = [trace.twin(tensor) for tensor in inputs]
+    for twin in twins:
+        twin.met()
     call = Call(func, args, kwargs, inputs, tensors_in([out]), twins)
     plain = all(twin.source is None and all(map(is_fixed, twin.axes)) for twin in twins)
     if not call.inputs and call.name in _BLANK:  # as long as what it will meet
@@ -43,6 +45,7 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     if not call.outputs and call.inputs:  # a value leaves the tensors, and anything may depend on it
         trace.refuse(call.inputs, f"{call.name} hands its values to Python")
         trace.steered |= live
+    trace.sized |= live and (func.namespace != "aten" or torch.Tag.dynamic_output_shape in func.tags)
     if plain:
         for tensor in call.outputs if live else ():
             trace.mark(tensor, Twin(constant(tensor), live=True))
@@ -62,20 +65,18 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         found = [constant(tensor) for tensor in call.outputs]
     each = found if isinstance(found, list) else [found] * len(call.outputs)
     if rule in views.KEEPING and twins[0].source is not None:  # a view or copy of a parameter is that parameter still
-        twin = replace(twins[0], origins=views.origins(call, twins[0], rule))
-    elif call.chain is not None:
-        twin = Twin((), live=live, maker=call.maker, chain=call.chain)
+        result = partial(replace, twins[0], origins=views.origins(call, twins[0], rule))
     else:
-        maker, chain = _history(trace, call)
-        twin = Twin((), live=live, maker=maker, chain=chain)
+        maker, chain = _history(call) if call.chain is None else (call.maker, call.chain)
+        result = partial(Twin, live=live, maker=maker, chain=chain, blurs=call.blurs)
     for tensor, axes in zip(call.outputs, each, strict=False):
         fits = tuple(map(size, axes)) == tuple(tensor.shape)
         if not fits and tensor is call.out:  # the others are statistics of norms, places of maxima and the like
             trace.refuse(call.inputs, f"{call.name} is used in a way that is not known to keep its units apart")
-        trace.mark(tensor, replace(twin, axes=axes if fits else constant(tensor)))
+        trace.mark(tensor, result(axes=axes if fits else constant(tensor)))
 
 
-def _history(trace: Trace, call: Call) -> tuple[str | None, tuple[str, ...]]:
+def _history(call: Call) -> tuple[str | None, tuple[str, ...]]:
     """The operators passed since the units were made; operators that join two activations end the account."""
     known = [twin for twin in call.twins if twin.live and twin.source is None]
     if len(known) != 1:

@@ -128,7 +128,7 @@ def _unmarked(modules: Sequence[nn.Module]) -> Iterator[None]:
     state, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
     attributes = [
-        (kept, dict(kept), {k: copy.copy(v) for k, v in kept.items() if k not in OWN and type(v) in (list, dict, set)})
+        (kept, dict(kept), {k: copy.copy(v) for k, v in kept.items() if type(v) in (list, dict, set) and k not in OWN})
         for module in modules
         for kept in (vars(module), module._buffers)
     ]

@@ -8,22 +8,20 @@ unknown operator costs a layer, never a wrong cut.
 from __future__ import annotations
 
 import math
-import sys
+import weakref
 from collections.abc import Container, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ops.anatomy.axes import Axis, Factor, Fixed, blur, freeze, is_fixed, product, size, total, unite
+from ops.anatomy.axes import Axis, Factor, Fixed, freeze, is_fixed, product, size, total, unite
 from ops.anatomy.calls import VECTOR, Twin, Use
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors, tensors_of
 from ops.attention import FreeAttention, can_be_freed
-
-#: Bytes of activations after which those that nobody can meet again are let go.
-RELEASE_AFTER = 1 << 25
 
 
 class Trace(TorchDispatchMode):
@@ -58,12 +56,10 @@ class Trace(TorchDispatchMode):
         for name, tensor in self._tensors.items():
             if tensor.layout == torch.strided:
                 self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
-        self._twins: dict[int, Twin] = {}
-        self._alive: dict[int, Tensor] = {}  # keeps ids unique for as long as a tensor may be met again
-        self._marked = 0  # bytes since unreachable tensors were let go
+        self._twins: dict[int, tuple[Twin, weakref.ref[Tensor]]] = {}
         self._modules: list[nn.Module] = []
-        self._blurs: dict[int, tuple[Axis, str]] = {}
         self.steered = False  # the network hands values that depend on its input to Python
+        self.sized = False  # or its tensors may be as large as such values say
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -88,9 +84,9 @@ class Trace(TorchDispatchMode):
             for hook in hooks:
                 hook.remove()
         output = flat_tensors(self.output)
-        self.met(output)
-        for tensor in output:
-            for axis in self.twin(tensor).axes:
+        for twin in map(self.twin, output):
+            twin.met()
+            for axis in twin.axes:
                 freeze(axis, "it is the network's output")
         return output
 
@@ -130,27 +126,14 @@ class Trace(TorchDispatchMode):
 
     def twin(self, tensor: Tensor) -> Twin:
         """What is known of a tensor; of one that was never met, that it is constant."""
-        found = self._twins.get(id(tensor))
-        if found is None:
-            found = self._parameter(tensor) or Twin(tuple(Fixed(n) for n in tensor.shape))
-        return found
+        known = self._twins.get(id(tensor))
+        if known is not None:
+            return known[0]
+        return self._parameter(tensor) or Twin(tuple(Fixed(n) for n in tensor.shape))
 
     def mark(self, tensor: Tensor, twin: Twin) -> None:
-        if self._marked > RELEASE_AFTER:
-            self._release()
-        self._twins[id(tensor)] = twin
-        self._alive[id(tensor)] = tensor
-        self._marked += tensor.numel() * tensor.element_size()
-
-    def _release(self) -> None:
-        """Lets go of tensors that nobody else holds, neither in Python nor within torch."""
-        self._marked = 0
-        probe = {0: torch.empty(0)}
-        alone = sys.getrefcount(probe[0])
-        for key in list(self._alive):
-            if sys.getrefcount(self._alive[key]) == alone and self._alive[key]._use_count() == 1:
-                del self._alive[key], self._twins[key]
-                self._blurs.pop(key, None)
+        key = id(tensor)  # unique for as long as the tensor lives; then its twin goes, too
+        self._twins[key] = twin, weakref.ref(tensor, partial(self._twins.pop, key))
 
     def constant(self, tensor: Tensor) -> Twin:
         """The twin of a tensor that is used for its values; a buffer is then constant."""
@@ -229,16 +212,6 @@ class Trace(TorchDispatchMode):
             self.remember and weight.source in self.remember
         ):  # a copy: work in place may follow
             self.seen.setdefault(weight.source, []).append(given.detach().movedim(dim, -1).clone())
-
-    def blur_once_met(self, tensor: Tensor, axis: Axis, reason: str) -> None:
-        """Editing these units is not exact, if anything comes of this tensor."""
-        self._blurs[id(tensor)] = (axis, reason)
-
-    def met(self, tensors: Iterable[Tensor]) -> None:
-        """An operator, or whoever called the network, is given these tensors."""
-        for tensor in tensors:
-            if id(tensor) in self._blurs:
-                blur(*self._blurs.pop(id(tensor)))
 
     def refuse(self, tensors: Iterable[Tensor], reason: str) -> None:
         """Freezes everything on these tensors."""

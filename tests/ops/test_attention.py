@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ops import OPERATIONS, Anatomy, MinWeight, Plan, Signals, SurgeryError, WeakExpand, apply, operate, rewrap
 from ops.architecture import load, save
@@ -439,6 +440,68 @@ def test_the_optimizer_s_state_is_that_of_a_network_wide_from_the_start(name):
     one.param_groups[0]["lr"] = 0.01
     loss(model.train(), inputs).backward()
     one.step()
+
+
+def _after(m: Any, x: Tensor) -> Tensor:
+    x = m.one(x)
+    return m.two(m.out(m.inner(x, x, x)[0]).relu())
+
+
+def averaged() -> tuple[nn.Module, AveragedModel, Tensor]:
+    """A network whose attention is free, an average that was made before, and an input."""
+    torch.manual_seed(0)
+    x = torch.randn(N, L, 5, dtype=torch.float64)
+    modules = {"one": nn.Linear(5, E), "inner": Attention(E, H, batch_first=True)}
+    model = lively(Net(_after, **modules, out=nn.Linear(E, 8), two=nn.Linear(8, 2)).double(), x)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    free_attention(model)
+    for _ in range(3):
+        average.update_parameters(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.3 * torch.randn_like(parameter)
+    return model, average, x
+
+
+@pytest.mark.parametrize("name", ["one", "inner", "inner:heads"])
+def test_an_average_that_is_not_freed_is_refused(name):
+    """In one sentence, before anything has changed; layers that torch's own attention follows can be operated on."""
+    model, average, x = averaged()
+    optimizer = torch.optim.Adam(model.parameters())
+    anatomy = Anatomy(model, x)
+    layer, numbers = anatomy[name], {key: vars(model.inner)[key] for key in ("num_heads", "embed_dim")}
+    before = [outputs(each, x) for each in (model, average)], copy.deepcopy((model.state_dict(), average.state_dict()))
+    for operation in (MinWeight(keep=0.5), WeakExpand(grow=1.0)):
+        with pytest.raises(SurgeryError, match=r"free the average as well, ops\.free_attention\(average\)$") as raised:
+            operate(layer, operation, optimizer, averages=average)
+        assert "\n" not in str(raised.value)
+    after = [outputs(each, x) for each in (model, average)], (model.state_dict(), average.state_dict())
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert {key: vars(model.inner)[key] for key in numbers} == numbers
+    for other in ("inner.out_proj", "out"):
+        operate(anatomy[other], WeakExpand(grow=0.5), optimizer, averages=average)
+    assert difference(before[0][1], outputs(average, x)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["one", "inner", "inner:heads", "inner.out_proj"])
+def test_an_average_that_is_freed_follows(name):
+    """Growth leaves what it computes; removal makes of it what silencing the same units does."""
+    model, average, x = averaged()
+    before = outputs(average, x)
+    assert difference(before, outputs(free_attention(average), x)) < 1e-9
+    layer = Anatomy(model, x)[name]
+    operate(layer, WeakExpand(grow=0.7), averages=average)
+    assert difference(before, outputs(average, x)) < 1e-9
+    kept = tuple(range(1, layer.units, 2))
+    silenced = copy.deepcopy(average)
+    for place in layer.readers:
+        weight = silenced.module.get_parameter(place.tensor)
+        gone = [unit for unit in range(layer.units) if unit not in kept]
+        with torch.no_grad():
+            weight.movedim(place.axis, 0)[place.positions[gone].flatten()] = 0
+    apply(Plan(layer, "by hand", kept), averages=average)
+    assert difference(outputs(silenced, x), outputs(average, x)) < 1e-9
+    assert average.module.inner.num_heads == model.inner.num_heads
 
 
 @pytest.mark.parametrize("name", ["plain", "kdim, vdim", "transformer", "vit"])

@@ -181,3 +181,56 @@ def test_rounding_that_a_deep_network_amplifies_is_not_taken_for_a_dependence(dt
         anatomy = Anatomy(net, example)
         assert len(anatomy) == depth - 1 - len(pinned)
         assert set(anatomy.pinned) == {*pinned, f"layers.{depth - 1}"}
+
+
+class Fussy(nn.Module):
+    """Does not run at less than six units, which a norm couples."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.hidden(x)
+        if h.shape[1] < 6:
+            raise ValueError("too few units")
+        return self.out(h - h.mean(1, keepdim=True))
+
+
+def _masked(m, x):
+    large = x[:, 0] > 1
+    return m.plain(x).index_put((large,), m.fussy(x[large])) if len(x[large]) else m.plain(x)
+
+
+ROUTES = {
+    "masks": _masked,
+    "numbers": lambda m, x: m.plain(x) + m.fussy(x) if float(x[2:].norm()) > 0 else m.plain(x),
+    "lists": lambda m, x: m.plain(x) + m.fussy(x) if sum(x[2:].norm()[None].tolist()) > 0 else m.plain(x),
+}
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_what_only_later_samples_reach_is_tried_as_well(name):
+    """Where values decide what runs, whether it runs at another size is not tried on the first two samples."""
+    torch.manual_seed(0)
+    net = Net(ROUTES[name], fussy=Fussy(), plain=nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)))
+    anatomy = Anatomy(net, torch.rand(6, 5) + torch.tensor([0, 0, 0, 0, 1, 1])[:, None])
+    assert "too few units" in anatomy.pinned["fussy.hidden"] and anatomy["plain.0"].exact
+
+
+@pytest.mark.parametrize("layout", ["samples first", "all at once", "tokens first"])
+def test_two_samples_do_not_cost_a_layer(layout):
+    """Nor where the network takes so many samples only, or where what is as long is none."""
+    torch.manual_seed(0)
+    functions = {
+        "samples first": lambda m, x: m.out(m.norm(m.hidden(x))),
+        "all at once": lambda m, x: m.out(m.norm(m.hidden(x).view(4, 1, -1)).flatten(1)),
+        "tokens first": lambda m, x: m.out(m.mix @ m.norm(m.hidden(x)).flatten(1)),
+    }
+    shapes = {"tokens first": (4, 1, 5)}
+    net = Net(
+        functions[layout], hidden=nn.Linear(5, 8), norm=nn.LayerNorm(8), out=nn.Linear(8, 3),
+        mix=nn.Parameter(torch.randn(4, 4)),
+    )  # fmt: skip
+    anatomy = Anatomy(net, torch.randn(shapes.get(layout, (4, 5))))
+    assert "hidden" in anatomy and not anatomy["hidden"].exact

@@ -11,16 +11,26 @@ from tests.zoo.sweep import PROMISES
 HEAD = """# Every layer of every model
 
 Each layer that an anatomy offers is edited alone, in double precision, with random weights by which every part shows
-in the output, and then all at once. *Duplicate*: a random subset doubled at uneven shares; *permute*: another order;
-*remove*: a random subset goes, against the network in which nobody reads it; *regrow*: grown and shrunk back. Of a
-layer that a norm over its units makes inexact: *double*: all units doubled, which such a norm does not see; *run*: it
-runs without some. *Train*: with every layer smaller at once the network runs in training mode too. Kept means a
-relative error below {tolerance}, or, where removal leaves a network that amplifies rounding, below ten times what the
-last digit of every weight changes and below 1e-4. *Faint* layers change the output by less than one in a million even
-when all of their units are silenced: on them a check shows nothing.
+in the output; then all layers at once. The promises of an edit:
 
-`python -m tests.zoo` writes this page ({machine}). Forward and discovery: one thread, single precision, two samples
-at the published image size, medians.
+- *duplicate*: a random subset of the units is doubled, at uneven shares.
+- *permute*: the units are put in another order.
+- *remove*: a random subset goes; compared with the network in which nobody reads it.
+- *regrow*: the layer is grown and shrunk back.
+- *double*, of layers that a norm over their units makes inexact: all units are doubled, which such a norm does not see.
+- *run*, of the same layers: the network runs without some of the units.
+- *train*: with every layer smaller at once, the network runs in training mode, too.
+
+*Kept* means a relative error below 1e-9, or below 1e-5 for transformers, which compute in single precision. Where
+removal leaves a network that amplifies rounding, it means an error below ten times what the last digit of every weight
+changes, and below 1e-4; where it amplifies rounding beyond that, the modules up to there are compared. *Faint* layers
+change the output by less than one in a million even when all of their units are silenced: on them a check shows
+nothing. Forward and discovery are medians with one thread, in single precision, on two samples at the published image
+size.
+
+Written by `python -m tests.zoo`: {machine}.
+
+## All models
 """
 
 
@@ -35,13 +45,14 @@ def table(results: Mapping[str, Mapping[str, Any]], machine: str) -> str:
         for promise, (kept, tried) in found["promises"].items():
             promises[f"{promise} kept"] += kept
             promises[f"{promise} tried"] += tried
-    lines = [HEAD.format(tolerance="1e-9 (1e-5 for transformers, which compute in single precision)", machine=machine)]
+    lines = [HEAD.format(machine=machine)]
+    lines += ["| models | exact layers | inexact | pinned | faint |", "|" + "---:|" * 5]
     lines.append(
-        f"{len(swept)} models: {total['exact']:,} exact layers, {total['inexact']:,} inexact, {total['pinned']:,} "
-        f"pinned, {total['faint']:,} faint. "
-        + ", ".join(f"{p} {promises[f'{p} kept']:,}/{promises[f'{p} tried']:,}" for p in PROMISES)
-        + ".\n"
+        f"| {len(swept)} | " + " | ".join(f"{total[key]:,}" for key in ("exact", "inexact", "pinned", "faint")) + " |\n"
     )
+    lines += ["| promise | kept | tried |", "|---|---:|---:|"]
+    lines.extend(f"| {p} | {promises[f'{p} kept']:,} | {promises[f'{p} tried']:,} |" for p in PROMISES)
+    lines.append("")
     for family in dict.fromkeys(result["family"] for result in results.values()):
         lines.append(f"## {family[0].upper() + family[1:]}\n")
         columns = ("model", "input", "parameters", "exact", "inexact", "pinned", *PROMISES, "worst kept error", "faint")
