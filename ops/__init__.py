@@ -21,7 +21,7 @@ from ops.pcns import PCNS
 from ops.plan import Plan
 from ops.prediction import Prediction, predicted_loss_change
 from ops.random_remove import RandomRemove
-from ops.schedule import Moment, Schedule, Step
+from ops.schedule import Condition, Moment, Schedule, Step
 from ops.signals import Signals
 from ops.surgery import apply, operate, trial_surgery
 from ops.verification import measure
@@ -40,8 +40,8 @@ OPERATIONS: dict[str, type[Operation]] = {
 }
 
 __all__ = [
-    "OPERATIONS", "PCNS", "Anatomy", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight", "Moment", "Operation",
-    "Plan", "Prediction", "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand",
-    "adopt", "apply", "describe", "free_attention", "inner", "load", "measure", "operate", "predicted_loss_change",
-    "rewrap", "save", "trial_surgery",
+    "OPERATIONS", "PCNS", "Anatomy", "Condition", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight", "Moment",
+    "Operation", "Plan", "Prediction", "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand",
+    "ZeroExpand", "adopt", "apply", "describe", "free_attention", "inner", "load", "measure", "operate",
+    "predicted_loss_change", "rewrap", "save", "trial_surgery",
 ]  # fmt: skip

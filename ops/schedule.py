@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from ops.condensed import components_needed
 from ops.errors import SurgeryError
 from ops.operation import Operation
 from ops.repair import check_chain
@@ -39,11 +42,71 @@ class Moment:
         return f"{self.count}{self.unit}"
 
 
+#: How a condition is written.
+EXAMPLE = "redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2"
+NUMBER = r"(\d*\.?\d+(?:e[+-]?\d+)?)"
+CONDITION = re.compile(
+    rf"redundancy\s*\(\s*{NUMBER}\s*\)\s*>=\s*{NUMBER}\s+from\s+(\w+)\s+every\s+(\w+)\s+at\s+most\s+(\d+)"
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Not a moment but a finding: the layer is redundant enough (Rolet 2022, *PCNS*, section 3.1, a draft).
+
+    From ``first`` on the layer's outputs are looked at ``every`` so often. The step is done whenever PCNS at this
+    ``variance_threshold`` would remove at least a fraction ``gain`` of the units, but at most so many ``times``.
+
+    >>> Condition.parse("redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2").times
+    2
+    """
+
+    variance_threshold: float
+    gain: float
+    first: Moment
+    every: Moment = Moment(1)
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("variance threshold", self.variance_threshold), ("gain", self.gain)):
+            if not 0 < value < 1:
+                raise SurgeryError(f"the {name} of a condition is {value!r}, but it must lie between 0 and 1")
+        if self.every.count < 1 or self.times < 1:
+            raise SurgeryError(f"the condition '{self}' looks never: what follows 'every' and 'at most' is 1 or more")
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """The inverse of ``str``."""
+        match = CONDITION.fullmatch(str(text).strip())
+        if match is None:
+            raise SurgeryError(f"{text!r} is not a condition; write it like {EXAMPLE!r}")
+        threshold, gain, first, every, times = match.groups()
+        return cls(float(threshold), float(gain), Moment.parse(first), Moment.parse(every), int(times))
+
+    def iteration(self, per_epoch: int) -> int:
+        """The number of optimizer steps done by the first look, with ``per_epoch`` of them in an epoch."""
+        return self.first.iteration(per_epoch)
+
+    def found(self, spectrum: Tensor, units: int) -> float:
+        """The gain: the fraction of the ``units`` (0 … 1) that is left over by M + 1, with M components needed.
+
+        ``spectrum``: shares of the variance, descending (``Condensed.spectrum``).
+        """
+        components = components_needed(spectrum, self.variance_threshold)
+        return max(0, units - max(components, 1) - 1) / units  # of whole numbers: 1 of 10 is 0.1 as it is written
+
+    def __str__(self) -> str:
+        return (
+            f"redundancy({self.variance_threshold!r}) >= {self.gain!r} from {self.first} every {self.every} "
+            f"at most {self.times}"
+        )
+
+
 @dataclass(frozen=True)
 class Step:
-    """One operation on one layer (by name) at one moment, and the repairs that follow it (see ``ops.repair``)."""
+    """One operation on one layer (by name), when it is done, and the repairs that follow it (see ``ops.repair``)."""
 
-    when: Moment
+    when: Moment | Condition
     layer: str
     operation: Operation
     repair: tuple[str, ...] = ()
@@ -57,7 +120,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps in the order in which they are written; those of one moment follow each other.
+    """Steps in the order in which they are written; those that are due at one time follow each other.
 
     >>> from ops import MinWeight
     >>> schedule = Schedule((Step(Moment(2), "0", MinWeight(keep=0.5)),))
@@ -68,7 +131,7 @@ class Schedule:
     steps: tuple[Step, ...] = ()
 
     def check(self, layers: Iterable[str], epochs: int, per_epoch: int) -> None:
-        """Raises SurgeryError unless every layer exists and every moment lies before the end of training."""
+        """Raises SurgeryError unless every layer exists and every moment or first look is before training ends."""
         known = list(layers)
         for step in self.steps:
             if step.layer not in known:
@@ -96,6 +159,12 @@ class Schedule:
         return cls(tuple(_step(dict(entry)) for entry in data))
 
 
+def parse_when(text: str) -> Moment | Condition:
+    """A moment or a condition from its text. Raises SurgeryError for text that is neither."""
+    kind = Condition if str(text).strip().startswith("redundancy") else Moment
+    return kind.parse(text)
+
+
 def _step(entry: dict[str, Any]) -> Step:
     from ops import OPERATIONS
 
@@ -103,7 +172,7 @@ def _step(entry: dict[str, Any]) -> Step:
     if missing:
         raise SurgeryError(f"a step of the schedule lacks {', '.join(sorted(missing))}: {entry}")
     # A layer called 0 or 1.5 is a number in YAML.
-    when, layer, name = Moment.parse(entry.pop("when")), str(entry.pop("layer")), str(entry.pop("op"))
+    when, layer, name = parse_when(entry.pop("when")), str(entry.pop("layer")), str(entry.pop("op"))
     repair = check_chain(entry.pop("repair", None) or ())
     if name not in OPERATIONS:
         raise SurgeryError(f"there is no operation {name!r}; there are {', '.join(OPERATIONS)}")

@@ -1,18 +1,30 @@
-"""PCNS: how much variance may be lost, layers and timing. The basis is pivoted, which works after any activation."""
+"""PCNS: how much variance may be lost, layers, and when: at moments, or once a layer is redundant enough.
+
+The basis is pivoted, which works after any activation.
+"""
 
 from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from ops import PCNS, Operation, Schedule
-from search_spaces.placement import EPOCHS, Layers, place
+from ops import PCNS, Schedule
+from search_spaces.placement import EPOCHS, Layers, place, watch
+
+#: What decides when it operates: the epoch, or the redundancy that is found.
+WHEN = ("moment", "redundancy")
 
 
-def operation(trial: BaseTrial) -> Operation:
+def operation(trial: BaseTrial) -> PCNS:
     """PCNS with its hyperparameter ``variance_threshold``."""
     return PCNS(trial.suggest_float("variance_threshold", 1e-4, 0.3, log=True))
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of PCNS: ``variance_threshold`` and the placement."""
-    return place(trial, layers, operation(trial), epochs)
+    """A schedule of PCNS: ``variance_threshold``, ``when`` and the placement; for ``redundancy`` the ``gain`` too.
+
+    The redundancy is that at PCNS's own threshold, so an operation removes at least the fraction ``gain``.
+    """
+    chosen = operation(trial)
+    if trial.suggest_categorical("when", WHEN) == "moment":
+        return place(trial, layers, chosen, epochs)
+    return watch(trial, layers, chosen, epochs, chosen.variance_threshold)

@@ -9,7 +9,7 @@ from optuna.trial import BaseTrial
 
 from ops.errors import SurgeryError
 from ops.operation import Operation
-from ops.schedule import Moment, Schedule, Step
+from ops.schedule import Condition, Moment, Schedule, Step
 
 #: How long training lasts where a study does not say.
 EPOCHS = 10
@@ -56,10 +56,7 @@ def place(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, o
     Raises:
         SurgeryError: there are fewer than 2 epochs, so that no epoch has an operation before it and training after it.
     """
-    if epochs < 2:
-        raise SurgeryError(f"operations come between epochs, so a search space needs at least 2 epochs, not {epochs}")
-    where = chosen(layers, trial.suggest_categorical("layers", CHOICES))
-    first = trial.suggest_int("first_epoch", 1, max(1, 2 * epochs // 3))
+    where, first = _beginning(trial, layers, epochs)
     order = trial.suggest_categorical("order", ORDERS) if ordered else ORDERS[0]
     if order != "together":
         every = trial.suggest_int("every", 1, 3)
@@ -72,3 +69,25 @@ def place(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, o
     moments = [first + turn * every for turn in range(times)]
     steps = [Step(Moment(epoch), name, operation) for epoch in moments if epoch < epochs for name in where]
     return Schedule(tuple(steps))
+
+
+def watch(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, variance_threshold: float) -> Schedule:
+    """An operation on some layers, each whenever it is redundant: ``layers``, ``first_epoch``, ``gain``, ``every``,
+    ``times`` (see ``ops.Condition``; every so many epochs a layer is looked at, and operated on at most so many times).
+
+    Raises:
+        SurgeryError: there are fewer than 2 epochs, as in ``place``.
+    """
+    where, first = _beginning(trial, layers, epochs)
+    gain = trial.suggest_float("gain", 0.05, 0.7)
+    every, times = trial.suggest_int("every", 1, 3), trial.suggest_int("times", 1, 3)
+    condition = Condition(variance_threshold, gain, Moment(first), Moment(every), times)
+    return Schedule(tuple(Step(condition, name, operation) for name in where))
+
+
+def _beginning(trial: BaseTrial, layers: Layers, epochs: int) -> tuple[Sequence[str], int]:
+    """Where (``layers``) and from which epoch on (``first_epoch``)."""
+    if epochs < 2:
+        raise SurgeryError(f"operations come between epochs, so a search space needs at least 2 epochs, not {epochs}")
+    where = chosen(layers, trial.suggest_categorical("layers", CHOICES))
+    return where, trial.suggest_int("first_epoch", 1, max(1, 2 * epochs // 3))

@@ -37,7 +37,7 @@ class Settings:
     searched: every point of the space, or every schedule, is compared.
     Comparison: ``top`` schedules of a search, ``seeds`` of every arm, ``arms`` of ``original, surgery, restart``.
     Measuring: ``held_out`` validation images for the loss around an operation, ``signal_images`` training images for
-    operations that look at activations.
+    operations that look at activations, ``probe`` (look at redundancy after every N-th epoch; 0: never).
     Machine: ``device`` (``auto``, ``cpu``, ``cuda``), ``cpus_per_trial``, ``gpus_per_trial`` (a fraction shares a GPU),
     ``address`` of a running Ray cluster. Tracking: ``tracking_uri`` (default: a database beside the results).
     """
@@ -64,6 +64,7 @@ class Settings:
     arms: tuple[str, ...] = ARMS
     held_out: int = 512
     signal_images: int = 512
+    probe: int = 3
     device: str = "auto"
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.25
@@ -73,6 +74,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "trials", "generation", "top", "seeds", "held_out", "signal_images"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("probe", self.probe >= 0, "0 or more")
         self._require("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
         self._require("validation", 0 < self.validation < 1, "between 0 and 1")
         self._require("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")

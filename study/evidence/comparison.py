@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ops import Condition
+from ops.schedule import parse_when
 from study.config import OBJECTIVES, Settings
 from study.evidence.results import Folder, Record
 from study.evidence.significance import LEVEL, holm, paired
@@ -81,7 +83,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
     A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of test accuracy (0 … 1) and seconds, mean
     parameters and FLOPs, median spike factor, median operation seconds / epoch seconds. A verdict: ``trial``, paired
-    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``failed`` seeds, ``p`` and
+    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``failed`` seeds, ``untouched``
+    seeds (its conditions were never met, so surgery is the original and restarting repeats it), ``p`` and
     ``p_adjusted`` (Holm over the schedules), the ratios of training FLOPs (which repeats on any machine) and of seconds
     (operations included), ``finding``, ``sentence``. Surgery and restart are averaged over the seeds that both have.
     """
@@ -122,9 +125,11 @@ def describe(schedule: Sequence[Any]) -> str:
     parts = []
     for operation, steps in groups.items():
         layers = list(dict.fromkeys(step["layer"] for step in steps))
-        moments = list(dict.fromkeys(step["when"] for step in steps))
+        moments = [parse_when(step["when"]) for step in steps]
         where = layers[0] if len(layers) == 1 else f"{len(layers)} layers"
-        parts.append(f"{operation} on {where} at {', '.join(moments)}")
+        at = ", ".join(dict.fromkeys(str(m) for m in moments if not isinstance(m, Condition)))
+        when = " or ".join(dict.fromkeys(str(m) for m in moments if isinstance(m, Condition)))
+        parts.append(f"{operation} on {where}" + f" at {at}" * bool(at) + f" when {when}" * bool(when))
     return ", then ".join(parts) or "no operation"
 
 
@@ -164,10 +169,11 @@ def _verdict(trial: int, example: Record, pairs: Sequence[tuple[Any, Any]], fail
     )
     mean, interval, p = paired([one["test_accuracy"] - other["test_accuracy"] for one, other in pairs])
     ours, theirs = (statistics.fmean(pair[i]["test_accuracy"] for pair in pairs) for i in (0, 1))
+    untouched = sum(not one["operations"] for one, _ in pairs)
     return {
         "trial": trial, "label": describe(example.cell.schedule), "n": len(pairs), "failed": failed, "surgery": ours,
         "restart": theirs, "difference": mean, "interval": interval, "p": p, "compute_ratio": compute,
-        "time_ratio": seconds,
+        "time_ratio": seconds, "untouched": untouched,
     }  # fmt: skip
 
 
@@ -176,7 +182,9 @@ def _decide(verdicts: Sequence[dict[str, Any]]) -> None:
     adjusted = holm([verdict["p"] for verdict in verdicts])
     for verdict, p in zip(verdicts, adjusted, strict=True):
         verdict["p_adjusted"] = p
-        if p is None:
+        if verdict["untouched"] == verdict["n"]:
+            verdict["finding"] = "the schedule never operated, so there is nothing to compare"
+        elif p is None:
             verdict["finding"] = "nothing can be said without a spread between seeds"
         elif p < LEVEL:
             verdict["finding"] = "surgery is better" if verdict["difference"] > 0 else "restarting is better"
@@ -187,6 +195,8 @@ def _decide(verdicts: Sequence[dict[str, Any]]) -> None:
             low, high = (100 * bound for bound in verdict["interval"])
             spread = f", 95 % interval {low:+.2f} … {high:+.2f}, p = {p:.2g} after Holm"
         lost = f"; {verdict['failed']} more failed in one arm" if verdict["failed"] else ""
+        if verdict["untouched"]:
+            lost += f"; its condition was never met in {verdict['untouched']}"
         verdict["sentence"] = (
             f"Surgery ({verdict['label']}) ends at {verdict['surgery']:.2%} test accuracy, restarting the same "
             f"architecture at {verdict['restart']:.2%} (paired difference {100 * verdict['difference']:+.2f} "

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from ops import OPERATIONS
 from study.evidence.drawing import (
     ARMS,
     BLACK,
@@ -38,6 +39,7 @@ from study.evidence.drawing import (
     times,
     titled,
 )
+from study.evidence.redundancy import heat_map, panel
 
 Results = Mapping[str, Any]
 
@@ -278,6 +280,19 @@ def timeline(results: Results) -> Drawing | None:
     )  # fmt: skip
 
 
+def redundancy(results: Results) -> Drawing | None:
+    """How many of their units the layers need over training: uninterrupted, and under the first verdict's schedule."""
+    cells, trial = _compared(results)
+    arms = {"original": [c for c in cells if c["arm"] == "original"]}
+    arms[f"surgery of trial {trial}"] = [c for c in cells if c["arm"] == "surgery" and c["trial"] == trial]
+    found = [
+        panel(name, members, [(o["epoch"], o["layer"], o["op"]) for member in members for o in _named(member)])
+        for name, members in arms.items()
+    ]
+    panels = [each for each in found if each is not None]
+    return heat_map(panels, results["settings"]["epochs"], _marks(results)) if panels else None
+
+
 FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
     "arms": arms,
     "accuracy": accuracy,
@@ -285,6 +300,7 @@ FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
     "timeline": timeline,
     "spike": spike,
     "timing": timing,
+    "redundancy": redundancy,
 }
 
 
@@ -315,7 +331,13 @@ def _operations(results: Results) -> list[dict[str, Any]]:
 
 def _named(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     names = {(step["when"], step["layer"]): step["op"] for step in cell["schedule"]}
-    return [o | {"op": names.get((o["when"], o["layer"]), o["operation"].split("(")[0])} for o in cell["operations"]]
+    known = {kind.__name__: name for name, kind in OPERATIONS.items()}  # where ``when`` is written in another way
+
+    def name(operation: Mapping[str, Any]) -> str:
+        kind = operation["operation"].split("(")[0]
+        return names.get((operation["when"], operation["layer"]), known.get(kind, kind))
+
+    return [operation | {"op": name(operation)} for operation in cell["operations"]]
 
 
 def _name(cell: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -110,7 +111,13 @@ class Tracker:
         for operation in record["operations"]:
             for key in _OPERATION_METRICS:
                 if operation[key] is not None:
-                    metrics.append((f"operation/{key}/{operation['layer']}", float(operation[key]), step))
+                    metrics.append((f"operation/{key}/{_known(operation['layer'])}", float(operation[key]), step))
+        for layer, found in record.get("redundancy", {}).items():
+            metrics += [(f"redundancy/{_known(layer)}/{key}", float(value), step) for key, value in found.items()]
+        for check in record["checks"]:
+            metrics.append((f"redundancy/{_known(check['layer'])}/gain", check["gain"], step))
+        if "probe_seconds" in record:
+            metrics.append(("seconds/probe", record["probe_seconds"], step))
         self._metrics(cell.name, metrics)
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
@@ -118,12 +125,12 @@ class Tracker:
             self._jobs.put(lambda: self._client.set_tag(self._runs[cell.name], "failure", result["failure"]))
         else:
             names = ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss", "parameters", "flops")
-            seconds = ("seconds", "train_seconds", "operation_seconds")
+            seconds = ("seconds", "train_seconds", "operation_seconds", "probe_seconds")
             metrics = [(f"final/{key}", float(result[key]), 0) for key in (*names, *seconds) if key in result]
             metrics += [("spike/factor", event["factor"], int(event["epoch"]) + 1) for event in result["spikes"]]
             for operation in result["operations"]:  # known only at the end of training
                 if operation["epochs_to_recover"] is not None:
-                    name = f"operation/epochs_to_recover/{operation['layer']}"
+                    name = f"operation/epochs_to_recover/{_known(operation['layer'])}"
                     metrics.append((name, float(operation["epochs_to_recover"]), int(operation["epoch"]) + 1))
             self._metrics(cell.name, metrics)
         status = "FAILED" if "failure" in result else "FINISHED"
@@ -253,6 +260,11 @@ class Tracker:
             )
 
         self._jobs.put(write)
+
+
+def _known(layer: str) -> str:
+    """A layer's name as a part of a metric's: MLflow allows letters, digits and ``_-. :/``, and no empty part."""
+    return re.sub(r"[^\w.\- :/]", "_", layer).strip("/") or "_"
 
 
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from ops.architecture import fill, passing
 from study.errors import StudyError
 from study.training.trainer import Callback, Trainer
 
-FORMAT = 2
+FORMAT = 3
 
 
 def save(trainer: Trainer, path: Path) -> None:
@@ -77,6 +77,6 @@ class Checkpointer(Callback):
     def __init__(self, path: Path, every: int = 1) -> None:
         self.path, self.every = path, every
 
-    def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+    def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         if trainer.epoch % self.every == 0:
             save(trainer, self.path)

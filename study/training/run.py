@@ -25,6 +25,7 @@ from study.config import Settings
 from study.data import Dataset
 from study.errors import StudyError
 from study.training import checkpoint
+from study.training.probe import Probe
 from study.training.restart import renew
 from study.training.theatre import Theatre, parameters_of, spikes
 from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
@@ -63,26 +64,28 @@ class Cell:
 #: The settings that decide what a training computes.
 RECIPE = (
     "data", "model", "train_images", "validation", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay",
-    "optimizer_state", "held_out", "signal_images",
+    "optimizer_state", "held_out", "signal_images", "probe",
 )  # fmt: skip
+#: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
+PROBED = ("original", "surgery")
 
 
 class Teller(Callback):
-    """Tells somebody of every epoch: its record, and the operations since the last one."""
+    """Tells somebody of every epoch: its record, and the operations and looks at redundancy since the last one."""
 
     def __init__(self, tell: Callable[[dict[str, Any]], None], theatre: Theatre) -> None:
-        self._tell, self._theatre, self._told = tell, theatre, 0
+        self._tell, self._theatre, self._told, self._told_checks = tell, theatre, 0, 0
 
-    def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
-        operations = self._theatre.records[self._told :]
-        self._told = len(self._theatre.records)
-        self._tell({**record, "parameters": parameters_of(trainer.model), "operations": operations})
+    def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        operations, checks = self._theatre.records[self._told :], self._theatre.checks[self._told_checks :]
+        self._told, self._told_checks = len(self._theatre.records), len(self._theatre.checks)
+        self._tell({**record, "parameters": parameters_of(trainer.model), "operations": operations, "checks": checks})
 
     def state(self) -> dict[str, Any]:
-        return {"told": self._told}
+        return {"told": self._told, "told_checks": self._told_checks}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._told = state["told"]
+        self._told, self._told_checks = state["told"], state["told_checks"]
 
 
 def run(
@@ -110,9 +113,10 @@ def run(
     held_out = data.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
     theatre = Theatre(schedule, held_out, settings.signal_images, carry)
+    probes = [Probe(theatre, settings.probe)] if settings.probe and cell.arm in PROBED else []
     trainer = Trainer(
         model, make_optimizer(settings, model), data, epochs=settings.epochs, batch_size=settings.batch_size,
-        seed=cell.seed, device=device, callbacks=[theatre, Teller(tell, theatre)],
+        seed=cell.seed, device=device, callbacks=[theatre, *probes, Teller(tell, theatre)],
     )  # fmt: skip
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
@@ -136,9 +140,11 @@ def run(
         "train_seconds": train_seconds,
         "operation_seconds": theatre.seconds,
         "seconds": train_seconds + theatre.seconds,
+        "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         "spikes": spikes(theatre.records),
         "epochs": trainer.history,
         "operations": theatre.records,
+        "checks": theatre.checks,
         "architecture": describe(model),
     }
     if cell.test:

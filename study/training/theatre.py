@@ -4,7 +4,8 @@ Around each operation: the loss on one fixed held-out batch before and after (th
 thesis's loss factor (training loss of the first batch after / of the last batch before), the seconds of the operation
 and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back where it was before the
 first operation of that moment, units, parameters and FLOPs before and after. The anatomy is taken once, before the
-first step, and its seconds are booked apart.
+first step, and its seconds are booked apart. Where a step waits for redundancy, every look is written down, whether it
+led to an operation or not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ops import Anatomy, Schedule, Signals, operate
+from ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, operate
 from ops.optimizer_state import forget
 from ops.schedule import Step
 from study.data import Images
@@ -26,37 +27,51 @@ from study.training.trainer import Batches, Callback, Shown, Trainer, clock, eva
 class Theatre(Callback):
     """Applies ``schedule``. ``held_out`` is the fixed batch of validation images; ``signal_images`` how many training
     images a batch has that is shown to operations and repairs that look at activations. Without ``carry`` the optimizer
-    forgets its state with every operation. ``records`` holds one dict of plain numbers and names for each operation.
+    forgets its state with every operation. ``records`` holds one dict of plain numbers and names for each operation,
+    ``checks`` one for each look at a layer's redundancy: ``step`` (its place in the schedule), ``iteration``,
+    ``epoch``, ``layer``, ``units``, ``gain`` (see ``ops.Condition``), ``operated``, ``seconds``.
     """
 
     def __init__(self, schedule: Schedule, held_out: Images, signal_images: int, carry: bool = True) -> None:
         self.schedule, self._held_out, self._signal_images, self._carry = schedule, held_out, signal_images, carry
         self.records: list[dict[str, Any]] = []
+        self.checks: list[dict[str, Any]] = []
         self.discovery_seconds = 0.0
-        self._done = 0
         self._anatomy: Anatomy | None = None
-        self._due: list[tuple[int, Step]] = []
+        self._due: dict[int, int] | None = None  # a step's place in the schedule → the iteration of its next turn
         self._last_loss: Tensor | None = None
         self._unmeasured: list[dict[str, Any]] = []
 
     @property
     def seconds(self) -> float:
-        """All seconds that surgery took: discovery, signals, planning, applying."""
-        return self.discovery_seconds + sum(record["seconds"] for record in self.records)
+        """All seconds that surgery took: discovery, looks, signals, planning, applying."""
+        looks = sum(check["seconds"] for check in self.checks if not check["operated"])  # else the operation's
+        return self.discovery_seconds + sum(record["seconds"] for record in self.records) + looks
+
+    def anatomy(self, trainer: Trainer) -> Anatomy:
+        """The network's anatomy, taken when it is first asked for, and true after every operation."""
+        if self._anatomy is None:
+            self._anatomy = Anatomy(trainer.model, self._batch(self._held_out, 2, trainer.device)[0])
+        return self._anatomy
 
     def before_step(self, trainer: Trainer) -> None:
-        if self._done == len(self.schedule.steps):
+        if self._due is None:
+            steps = enumerate(self.schedule.steps)
+            self._due = {place: step.when.iteration(trainer.per_epoch) for place, step in steps}
+        if not self._due:
             return
         if self._anatomy is None:
             with trainer.off_the_clock():
-                self._anatomy = self._discover(trainer)
-            self.schedule.check(self._anatomy, trainer.epochs, trainer.per_epoch)
-            due = [(step.when.iteration(trainer.per_epoch), step) for step in self.schedule.steps]
-            self._due = sorted(due, key=lambda entry: entry[0])  # steps of one moment keep their order
-        while self._done < len(self._due) and self._due[self._done][0] <= trainer.iteration:
+                start = clock(trainer.device)
+                anatomy = self.anatomy(trainer)
+                self.discovery_seconds += clock(trainer.device) - start
+            self.schedule.check(anatomy, trainer.epochs, trainer.per_epoch)
+        while self._due:
+            at, place = min((at, place) for place, at in self._due.items())  # those due together keep their order
+            if at > trainer.iteration:
+                break
             with trainer.off_the_clock():
-                self._operate(trainer, self._anatomy, self._due[self._done][1])
-            self._done += 1
+                self._turn(trainer, place)
 
     def after_step(self, trainer: Trainer, loss: Tensor) -> None:
         for record in self._unmeasured:
@@ -66,7 +81,7 @@ class Theatre(Callback):
         self._unmeasured = []
         self._last_loss = loss
 
-    def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+    def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         waiting = [r for r in self.records if r["epochs_to_recover"] is None]
         loss = self._loss(trainer) if waiting else math.nan
         for operation in waiting:
@@ -82,31 +97,50 @@ class Theatre(Callback):
 
     def state(self) -> dict[str, Any]:
         return {
-            "done": self._done,
+            "due": self._due,
             "records": self.records,
+            "checks": self.checks,
             "discovery_seconds": self.discovery_seconds,
             "last_loss": None if self._last_loss is None else float(self._last_loss),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._done, self.records = state["done"], state["records"]
+        self._due, self.records, self.checks = state["due"], state["records"], state["checks"]
         self.discovery_seconds = state["discovery_seconds"]
         self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
 
-    def _discover(self, trainer: Trainer) -> Anatomy:
+    def _turn(self, trainer: Trainer, place: int) -> None:
+        """What the schedule's step at this place has to do now; says when its next turn is, if it has one."""
+        assert self._due is not None
+        step, due = self.schedule.steps[place], self._due.pop(place)
+        layer = self.anatomy(trainer)[step.layer]
+        if not isinstance(step.when, Condition):
+            return self._operate(trainer, layer, step)
         start = clock(trainer.device)
-        anatomy = Anatomy(trainer.model, self._batch(self._held_out, 2, trainer.device)[0])
-        self.discovery_seconds += clock(trainer.device) - start
-        return anatomy
+        signals = self._signals(trainer, layer)
+        gain = step.when.found(signals.together(layer).spectrum(), layer.units)
+        reached, seconds = gain >= step.when.gain, clock(trainer.device) - start
+        self.checks.append({
+            "step": place, "iteration": trainer.iteration, "epoch": trainer.iteration / trainer.per_epoch,
+            "layer": step.layer, "units": layer.units, "gain": gain, "operated": reached, "seconds": seconds,
+        })  # fmt: skip
+        if reached:
+            self._operate(trainer, layer, step, signals, seconds)
+        if sum(each["operated"] for each in self.checks if each["step"] == place) < step.when.times:
+            self._due[place] = due + step.when.every.iteration(trainer.per_epoch)
 
-    def _operate(self, trainer: Trainer, anatomy: Anatomy, step: Step) -> None:
+    def _signals(self, trainer: Trainer, layer: HiddenLayer) -> Signals:
+        return Signals.over(trainer.model, Shown(trainer.train, self._signal_images), [layer])
+
+    def _operate(
+        self, trainer: Trainer, layer: HiddenLayer, step: Step, signals: Signals | None = None, spent: float = 0.0
+    ) -> None:
+        """Operates and records it. A look has left its ``signals``, and the seconds ``spent`` on them count."""
         device = trainer.device
-        layer = anatomy[step.layer]
         before = self._loss(trainer)
-        start = clock(device)
-        signals = None
-        if step.operation.needs_signals or step.repair:
-            signals = Signals.over(trainer.model, Shown(trainer.train, self._signal_images), [layer])
+        start = clock(device) - spent
+        if signals is None and (step.operation.needs_signals or step.repair):
+            signals = self._signals(trainer, layer)
         plan = operate(layer, step.operation, trainer.optimizer, signals, repair=step.repair)
         if not self._carry:
             forget(trainer.optimizer)

@@ -27,7 +27,7 @@ class Callback:
 
     def after_step(self, trainer: Trainer, loss: Tensor) -> None: ...
 
-    def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None: ...
+    def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None: ...
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -73,7 +73,7 @@ class Trainer:
 
     ``history`` holds a record for each finished epoch: ``train_loss`` (the mean over batches, and that of the first
     and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_accuracy`` (0 … 1) and
-    ``train_seconds``. ``iteration`` counts optimizer steps.
+    ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Trainer:
         self.validation = Batches(data.validation, device)
         self.epoch = 0
         self.iteration = 0
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self._paused = 0.0
 
     @property
@@ -123,7 +123,7 @@ class Trainer:
         yield
         self._paused += clock(self.device) - start
 
-    def _train_epoch(self) -> dict[str, float]:
+    def _train_epoch(self) -> dict[str, Any]:
         order = torch.randperm(
             len(self.train), generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         ).to(self.device)

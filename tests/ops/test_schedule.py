@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+import torch
+from torch import nn
 
-from ops import OPERATIONS, EigenRemove, MinWeight, Moment, Schedule, Step, SurgeryError, WeakExpand
+from ops import (
+    OPERATIONS,
+    PCNS,
+    Anatomy,
+    Condition,
+    EigenRemove,
+    MinWeight,
+    Moment,
+    Schedule,
+    Signals,
+    Step,
+    SurgeryError,
+    WeakExpand,
+)
 
 SCHEDULE = Schedule((
     Step(Moment(1), "0", EigenRemove(keep=0.25)), Step(Moment(50, "it"), "2", WeakExpand(split="equal", seed=3)),
@@ -26,6 +42,69 @@ def test_other_words_are_no_moments(text):
 
 def test_moments_in_iterations():
     assert Moment(3).iteration(per_epoch=20) == 60 and Moment(3, "it").iteration(per_epoch=20) == 3
+
+
+CONDITION = "redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2"
+
+
+@pytest.mark.parametrize("text", [CONDITION, "redundancy(1e-05) >= 0.125 from 0it every 250it at most 10"])
+def test_conditions_are_read(text):
+    assert str(Condition.parse(text)) == text
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_condition_s_text_says_all_of_it(seed):
+    chance = torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
+    condition = Condition(chance[0] ** 9, chance[1], Moment(seed, "it"), Moment(3), seed + 1)
+    assert Condition.parse(str(condition)) == condition
+
+
+def test_blanks_in_a_condition_do_no_harm():
+    assert Condition.parse(" redundancy( .01 )>=0.30  from 2ep every 1ep  at most 2 ") == Condition.parse(CONDITION)
+    assert Condition(0.01, 0.3, Moment(2), times=2) == Condition.parse(CONDITION)
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("redundancy", "'redundancy' is not a condition; write it like 'redundancy"),
+    (CONDITION.replace(">=", ">"), "is not a condition; write it like"),
+    (CONDITION.replace(" every 1ep", ""), "is not a condition; write it like"),
+    (CONDITION.replace("at most 2", "at most two"), "is not a condition; write it like"),
+    (CONDITION.replace("0.3", "1.2.3"), "is not a condition; write it like"),
+    (CONDITION.replace("2ep", "later"), "'later' is not a moment of training"),
+    (CONDITION.replace("0.01", "1.0"), "the variance threshold of a condition is 1.0, but it must lie between 0 and 1"),
+    (CONDITION.replace("0.3", "0"), "the gain of a condition is 0.0, but it must lie between 0 and 1"),
+    (CONDITION.replace("every 1ep", "every 0ep"), "looks never"),
+    (CONDITION.replace("at most 2", "at most 0"), "looks never"),
+])  # fmt: skip
+def test_refuses_what_is_no_condition(text, says):
+    with pytest.raises(SurgeryError, match=re.escape(says)) as found:
+        Schedule.from_data([{"when": text, "layer": "0", "op": "pcns"}])
+    assert "\n" not in str(found.value)
+
+
+def test_the_gain_is_what_pcns_would_remove():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 30), nn.Tanh(), nn.Linear(30, 3))
+    inputs = torch.randn(200, 6)
+    layer, signals = Anatomy(model, inputs[:2])["1"], Signals(model, inputs)
+    spectrum = signals.together(layer).spectrum()
+    for threshold in (0.3, 0.05, 0.01, 1e-4):
+        plan = PCNS(threshold).propose(layer, signals)
+        gain = Condition(threshold, 0.5, Moment(1)).found(spectrum, layer.units)
+        assert gain == (plan.units_before - plan.units_after) / 30
+    assert Condition(0.01, 0.5, Moment(1)).found(spectrum[:0], 30) == 28 / 30  # nothing varies: two units are left
+    assert Condition(0.01, 0.5, Moment(1)).found(torch.ones(2) / 2, 2) == 0
+    assert Condition(0.01, 0.1, Moment(1)).found(torch.ones(8) / 8, 10) >= 0.1  # 1 of 10, not 0.0999…
+
+
+def test_a_condition_survives_json_and_is_checked():
+    schedule = Schedule((Step(Condition.parse(CONDITION), "0", PCNS()), *SCHEDULE.steps))
+    assert Schedule.from_data(json.loads(json.dumps(schedule.to_data()))) == schedule
+    assert schedule.to_data()[0]["when"] == CONDITION
+    schedule.check(["0", "2"], epochs=3, per_epoch=20)
+    assert Condition.parse(CONDITION).iteration(per_epoch=20) == 40
+    with pytest.raises(SurgeryError, match=r"a step at redundancy\(0.01\).*, but training ends after 2 epochs"):
+        schedule.check(["0", "2"], epochs=2, per_epoch=30)
 
 
 def test_survives_json():

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial
 
-from ops import OPERATIONS, Schedule, SurgeryError
+from ops import OPERATIONS, PCNS, Condition, Moment, Schedule, SurgeryError
 from search_spaces import SPACES, expansion, removal
 from search_spaces.placement import CHOICES, chosen
 
@@ -47,7 +47,8 @@ def test_every_schedule_can_be_carried_out(space: str, layers: str, epochs: int)
         schedule = Schedule.from_data(trial.user_attrs["schedule"])
         assert schedule.steps
         schedule.check(LAYERS[layers], epochs, per_epoch=1)
-        first = min(step.when.count for step in schedule.steps)
+        moments = [step.when.first if isinstance(step.when, Condition) else step.when for step in schedule.steps]
+        first = min(moment.count for moment in moments)
         assert 1 <= first <= max(1, 2 * epochs / 3)
 
 
@@ -68,7 +69,9 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         assert {"layers", "first_epoch"} <= trial.params.keys()
         one_by_one = trial.params.get("order", "together") != "together"
         assert ("times" in trial.params) != one_by_one
-        assert ("every" in trial.params) == (one_by_one or trial.params["times"] > 1)
+        waiting = trial.params.get("when") == "redundancy"
+        assert ("every" in trial.params) == (one_by_one or waiting or trial.params["times"] > 1)
+        assert ("gain" in trial.params) == waiting
 
 
 @EVERY_SPACE
@@ -135,3 +138,23 @@ def test_layers_can_take_their_turns(order: str, every: int, wanted: list[tuple[
     schedule = SPACES["eigen_remove"](FixedTrial(params), LAYERS["three layers"], 7)
     assert [(step.when.count, step.layer) for step in schedule.steps] == wanted
     assert {step.operation.strength for step in schedule.steps} == {"mean"}  # type: ignore[attr-defined]
+
+
+def test_pcns_at_a_moment_or_where_it_is_redundant() -> None:
+    params = {"variance_threshold": 0.02, "layers": "first_half", "first_epoch": 3, "every": 2, "times": 2}
+    at = SPACES["pcns"](FixedTrial(params | {"when": "moment"}), LAYERS["three layers"], 9)
+    assert [(str(step.when), step.layer) for step in at.steps] == [
+        ("3ep", "a"),
+        ("3ep", "b"),
+        ("5ep", "a"),
+        ("5ep", "b"),
+    ]
+    found = SPACES["pcns"](FixedTrial(params | {"when": "redundancy", "gain": 0.25}), LAYERS["three layers"], 9)
+    assert [step.layer for step in found.steps] == ["a", "b"]
+    assert {step.when for step in found.steps} == {Condition(0.02, 0.25, Moment(3), Moment(2), 2)}
+    assert {step.operation for step in found.steps} == {PCNS(0.02)}  # one threshold for both
+
+
+def test_pcns_draws_both_and_mixed_draws_moments_only() -> None:
+    assert {trial.params["when"] for trial in drawn("pcns", LAYERS["one layer"], 9)} == {"moment", "redundancy"}
+    assert not any("when" in trial.params for trial in drawn("mixed", LAYERS["one layer"], 9))

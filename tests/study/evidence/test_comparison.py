@@ -220,6 +220,25 @@ def test_a_schedule_in_words() -> None:
         "pcns variance_threshold 0.01, pivoted on fc1 at 8ep"
     )
     assert comparison.describe([]) == "no operation"
+    waits = "redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2"
+    assert comparison.describe([steps[-1] | {"when": waits}]).endswith(f"pivoted on fc1 when {waits}")
+    assert comparison.describe([steps[-1], steps[-1] | {"when": waits}]).endswith(f"on fc1 at 8ep when {waits}")
+
+
+@pytest.mark.parametrize("untouched", [1, 3])
+def test_a_schedule_that_never_operated_is_said_to(tmp_path: Path, untouched: int) -> None:
+    folder = Folder.make(tmp_path / "s", Settings(seeds=3), {"fc1": 8})
+    steps = [{"when": "redundancy(0.01) >= 0.9 from 1ep every 1ep at most 1", "layer": "fc1", "op": "pcns"}]
+    for seed in (1, 2, 3):
+        still = {"operations": [], "spikes": []} if seed <= untouched else {}
+        gain = 0.0 if still else 0.01 * seed
+        folder.ended(Cell("surgery", seed, steps, trial=0), outcome(0.9 + gain) | still)
+        folder.ended(Cell("restart", seed, trial=0), outcome(0.9))
+    (surgery, _), (verdict,) = comparison.summarize(folder)
+    assert (surgery["spike_factor"] is None) == (untouched == 3)
+    assert f"its condition was never met in {untouched}" in verdict["sentence"]
+    assert ("never operated" in verdict["finding"]) == ("never operated" in verdict["sentence"]) == (untouched == 3)
+    assert "when redundancy(0.01) >= 0.9" in verdict["label"]
 
 
 @pytest.mark.parametrize("arms", [("surgery",), ("original", "surgery"), ("surgery", "restart")])

@@ -23,6 +23,15 @@ def operation(epoch: float, layer: str, factor: float, seconds: float = 0.01) ->
     }  # fmt: skip
 
 
+def looked(epoch: int, seed: int, cut: bool) -> dict[str, Any]:
+    """What the probe finds of two layers, the first of which 8 units are cut from."""
+    units, needed = (24, 12) if cut else (32, 8)
+    return {
+        "a": {"units": units, "samples": 400, "units_99": needed + 2 * seed},
+        "b": {"units": 32, "samples": 64, "units_99": 16 + epoch},
+    }
+
+
 def cell(
     arm: str, seed: int, accuracy: float, trial: int | None = None, op: str = "", epochs: int = 4
 ) -> dict[str, Any]:
@@ -33,7 +42,10 @@ def cell(
         steps = [{"when": "1ep", "layer": layer, "op": op, "keep": 0.75} for layer in ("a", "b")]
     operations = [operation(1.0, step["layer"], 2.0 + seed) for step in steps]
     rising = [accuracy - 0.1 * (epochs - e) / epochs for e in range(1, epochs + 1)]
-    history = [{"epoch": e, "validation_accuracy": value} for e, value in enumerate(rising, 1)]
+    history: list[dict[str, Any]] = [{"epoch": e, "validation_accuracy": value} for e, value in enumerate(rising, 1)]
+    if arm in ("original", "surgery"):
+        for epoch in history[1 if epochs > 1 else 0 :: 2]:
+            epoch["redundancy"] = looked(epoch["epoch"], seed, bool(op))
     return {
         "name": name, "arm": arm, "seed": seed, "trial": trial, "schedule": steps, "params": {},
         "validation_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "parameters": 1000 + 100 * (trial or 0),
@@ -81,7 +93,7 @@ def test_every_figure_is_drawn_with_data_labels_and_words() -> None:
     assert drawings.keys() == figures.FIGURES.keys()
     for name, drawing in drawings.items():
         axes = drawing.figure.axes[0]
-        assert axes.has_data() and axes.get_xlabel()
+        assert axes.has_data() and any(each.get_xlabel() for each in drawing.figure.axes)
         assert axes.get_ylabel() or name == "spike"  # its rows carry names instead
         assert drawing.title and drawing.caption and any(letter.isdigit() for letter in drawing.alt)
 
@@ -101,6 +113,10 @@ def test_the_words_hold_the_numbers_of_the_results() -> None:
     assert f"min_weight ×{statistics.median(factors):.2f}" in drawings["spike"].alt
     assert "min_weight 1%" in drawings["timing"].alt and "12 operations" in drawings["timing"].alt
     assert "#2: 92.00% (min_weight at 1)" in drawings["timeline"].alt
+    # Layer a: 8, 10, 12 of 32 units, b: 18 and then 20 of 32; after surgery 12, 14, 16 of 24.
+    assert "original: a 31.2% → 31.2%, b 56.2% → 62.5%" in drawings["redundancy"].alt
+    assert "surgery of trial 0: a 58.3% → 58.3%, b 56.2% → 62.5%" in drawings["redundancy"].alt
+    assert f"surgery of trial 0 {100 * (14 + 18) / 56:.3g}%" in drawings["redundancy"].title
 
 
 def test_points_lie_where_the_results_say() -> None:
@@ -110,6 +126,50 @@ def test_points_lie_where_the_results_say() -> None:
     assert {(1000, 0.9), (1100, 0.91), (1200, 0.92)} <= points
     lines = [np.asarray(line.get_ydata()) for line in drawings["arms"].figure.axes[0].lines]
     np.testing.assert_allclose([line[0] - line[1] for line in lines if len(line) == 2], [0.01, 0.01, 0.01])
+
+
+def test_the_heat_map_shows_layers_looks_and_operations() -> None:
+    original, surgery, _ = figures.draw(sample())["redundancy"].figure.axes
+    for axes, first in ((original, 10 / 32), (surgery, 14 / 24)):
+        (fields,) = (each for each in axes.collections if each.get_array() is not None)
+        np.testing.assert_allclose(np.asarray(fields.get_array()).reshape(2, 2), [[first] * 2, [18 / 32, 20 / 32]])
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b*"]  # of b 2 samples a unit were seen
+    marks = [tuple(np.round(at)) for drawn in surgery.collections[1:] for at in np.asarray(drawn.get_offsets())]
+    assert marks == [(1, 0), (1, 1)] and len(original.collections) == 1
+
+
+def test_a_heat_map_of_many_layers_and_of_layers_that_come_and_go() -> None:
+    results = sample(epochs=30)
+    for member in results["comparison"]["cells"]:
+        for epoch in member["epochs"]:
+            if "redundancy" in epoch:
+                entry = epoch["redundancy"]["a"]
+                epoch["redundancy"] = {f"block.{i}": entry for i in range(90) if epoch["epoch"] > 5 or i % 2}
+    drawing = figures.draw(results)["redundancy"]
+    assert drawing.figure.get_figheight() < 25 and drawing.image("png").startswith(b"\x89PNG")
+    assert "nan" not in drawing.alt + drawing.title
+    for member in results["comparison"]["cells"]:
+        if member["arm"] == "surgery":
+            for epoch in member["epochs"]:
+                epoch.pop("redundancy", None)
+    assert len(figures.draw(results)["redundancy"].figure.axes) == 2  # one arm and the colours
+
+
+def test_a_schedule_that_never_operated_is_drawn() -> None:
+    results = sample()
+    waits = {"when": "redundancy(0.01) >= 0.9 from 1ep every 1ep at most 1", "layer": "a", "op": "pcns"}
+    for member in [*results["trials"], *results["comparison"]["cells"]]:
+        member |= {"schedule": [waits] if member["arm"] != "original" else [], "operations": [], "spikes": []}
+    drawings = figures.draw(results)
+    assert drawings.keys() == {"arms", "accuracy", "search", "redundancy"}
+    assert "Operations: none." in drawings["accuracy"].alt
+
+
+def test_an_operation_has_its_short_name_however_its_moment_is_written() -> None:
+    member = cell("surgery", 0, 0.9, 0, "min_weight")
+    for record in member["operations"]:
+        record["when"] = "redundancy(0.01) >= 0.3 from 1ep every 1ep at most 1"
+    assert {record["op"] for record in figures._named(member)} == {"min_weight"}
 
 
 def test_the_front_holds_exactly_the_points_that_none_beats() -> None:
