@@ -109,9 +109,10 @@ class Tracker:
         step = int(record["epoch"])
         metrics = [(names[key], float(record[key]), step) for key in names]
         for operation in record["operations"]:
-            for key in _OPERATION_METRICS:
-                if operation[key] is not None:
-                    metrics.append((f"operation/{key}/{_known(operation['layer'])}", float(operation[key]), step))
+            numbers = {key: operation[key] for key in _OPERATION_METRICS} | operation["evidence"]
+            for key, value in numbers.items():
+                if value is not None:
+                    metrics.append((f"operation/{key}/{_known(operation['layer'])}", float(value), step))
         for layer, found in record.get("redundancy", {}).items():
             metrics += [(f"redundancy/{_known(layer)}/{key}", float(value), step) for key, value in found.items()]
         for check in record["checks"]:

@@ -161,7 +161,7 @@ class Theatre(Callback):
             "flops_before": plan.flops_before,
             "flops_after": plan.flops_after,
             "predicted_error": plan.error,
-            "evidence": {name: value for name, value in plan.evidence.items() if isinstance(value, (int, float))},
+            "evidence": {k: v for k, v in plan.evidence.items() if isinstance(v, (int, float)) and math.isfinite(v)},
             "loss_before": before,
             "loss_after": after,
             "spike_factor": after / max(before, 1e-12),

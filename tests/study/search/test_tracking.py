@@ -19,7 +19,7 @@ from study.training.run import Cell
 CELL = Cell("search", 0, [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=3,
             params={"op": "min_weight", "keep": 0.5})  # fmt: skip
 OPERATION: dict[str, Any] = dict.fromkeys(tracking._OPERATION_METRICS, 2.0) | {
-    "layer": "fc1", "epochs_to_recover": None, "epoch": 1.0
+    "layer": "fc1", "epochs_to_recover": None, "epoch": 1.0, "evidence": {"held_out_error": 0.25}
 }  # fmt: skip
 EPOCH = {"epoch": 2.0, "train_loss": 0.5, "validation_loss": 0.4, "validation_accuracy": 0.9, "train_seconds": 1.0,
          "parameters": 10, "operations": [OPERATION], "checks": [{"layer": "fc1", "gain": 0.25}],
@@ -71,6 +71,7 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     assert child.data.metrics["accuracy/validation"] == 0.9
     assert child.data.metrics["operation/spike_factor/fc1"] == 2.0
     assert child.data.metrics["operation/epochs_to_recover/fc1"] == 2.0
+    assert child.data.metrics["operation/held_out_error/fc1"] == 0.25
     assert child.data.metrics["redundancy/blocks.0.attention:heads/units_99"] == 3
     assert child.data.metrics["redundancy/blocks.0.attention:heads/units_99.9"] == 5
     assert child.data.metrics["redundancy/weird _name_/units_99"] == 2
