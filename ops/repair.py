@@ -86,8 +86,9 @@ def least_squares(plan: Plan, signals: Signals, ridge: float = 0.0) -> Plan:
 def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer) -> None:
     """Estimates the running statistics of every BatchNorm behind the layer's first reader anew.
 
-    The signals' batches are shown to the network with these norms, and nothing else, in training mode; each statistic
-    is the plain average over the batches. What comes before the reader is as it was, and so are the statistics there.
+    The batches that the signals were taken from are shown to the network with these norms, and nothing else, in
+    training mode; each statistic is the plain average over the batches. What comes before the reader is as it was, and
+    so are the statistics there.
 
     Raises:
         SurgeryError: the network does not run on the batches that way (of a single sample, say).
@@ -108,9 +109,11 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer) -> None:
     hooks = [module.register_forward_pre_hook(enter) for module in model.modules()]
     try:
         with _restored(model), evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            for inputs in signals.batches:
+            for inputs in signals.shown:
                 begun = False
                 call(model, inputs)
+                if not reached:  # no norm lies behind this layer
+                    break
     except Exception as error:  # whatever the foreign forward pass raises
         raise SurgeryError(f"BatchNorm's statistics cannot be estimated on this batch: {said(error)}") from error
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -56,7 +57,8 @@ class Signals:
     """
 
     def __init__(self, model: nn.Module, inputs: Any, targets: Tensor | None = None) -> None:
-        self.batches: Iterable[Any] = [inputs]
+        self._batches: Iterable[Any] = [inputs]
+        self._looked = 1
         self.targets = targets
         self._inputs = inputs
         self._condensed: dict[str, dict[str, Seen]] = {}
@@ -73,12 +75,13 @@ class Signals:
         of the layers ``SAMPLES_PER_UNIT`` rows for each unit, or of all of them.
         """
         self = cls.__new__(cls)
-        self.batches, self.targets, self._condensed = batches, targets, {}
+        self._batches, self._looked, self.targets, self._condensed = batches, 0, targets, {}
         model, layers = inner(model), list(layers)
         wanted = {place.tensor for layer in layers for place in (*layer.readers, *layer.makers)}
         first = None
         for inputs in batches:
             self._look(model, inputs, wanted)
+            self._looked += 1
             first = first or (self.outputs, self._seen, inputs)
             found = {
                 layer.name: {place.tensor: self._divided(layer, place) for place in layer.readers} for layer in layers
@@ -94,6 +97,11 @@ class Signals:
         self.outputs, self._seen, self._inputs = first
         return self
 
+    @property
+    def shown(self) -> Iterator[Any]:
+        """The batches that these signals were taken from, once more."""
+        return itertools.islice(self._batches, self._looked)
+
     def _look(self, model: nn.Module, inputs: Any, wanted: bool | Container[str]) -> None:
         trace = Trace(model, 1, remember=wanted)
         with plainly(model):
@@ -103,7 +111,8 @@ class Signals:
     def again(self, layer: HiddenLayer) -> Signals:
         """What the layer's readers are given of the (first) batch by the network as it is now."""
         new = type(self).__new__(type(self))
-        new.batches, new.targets, new._condensed, new._inputs = [self._inputs], self.targets, {}, self._inputs
+        new._batches, new._looked, new._inputs = [self._inputs], 1, self._inputs
+        new.targets, new._condensed = self.targets, {}
         new._look(layer.anatomy.model, self._inputs, {place.tensor for place in layer.readers})
         return new
 
