@@ -12,12 +12,14 @@ NAMES = (*removal.NAMES, "pcns", *expansion.NAMES)
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of one operation: ``op``, its own hyperparameters (conditional) and the placement."""
+    """A schedule of one operation: ``op``, its own hyperparameters (conditional), ``repair`` and the placement."""
     name = trial.suggest_categorical("op", NAMES)
+    repair: tuple[str, ...] = ()
     if name in removal.NAMES:
         operation = removal.operation(trial, name)
+        repair = removal.repair(trial, operation)
     elif name in expansion.NAMES:
         operation = expansion.operation(trial, name)
     else:
         operation = pcns.operation(trial)
-    return place(trial, layers, operation, epochs)
+    return place(trial, layers, operation, epochs, repair=repair)

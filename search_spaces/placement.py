@@ -45,8 +45,17 @@ def chosen(layers: Layers, choice: str) -> Sequence[str]:
 ORDERS = ("together", "forward", "backward")
 
 
-def place(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, ordered: bool = False) -> Schedule:
+def place(
+    trial: BaseTrial,
+    layers: Layers,
+    operation: Operation,
+    epochs: int,
+    ordered: bool = False,
+    repair: tuple[str, ...] = (),
+) -> Schedule:
     """An operation on some layers, once or several times: ``layers``, ``first_epoch``, ``times``, ``every``.
+
+    ``repair``: the chain of repairs that follows it wherever it is done.
 
     The first operation comes after 1 epoch at the earliest and leaves at least a third of training to recover in;
     repetitions that would fall beyond the end are left out. ``ordered``: the trial chooses an ``order`` as well;
@@ -63,11 +72,12 @@ def place(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, o
         names = where if order == "forward" else where[::-1]
         last = first + (epochs - 1 - first) // every * every
         moment = [min(first + turn * every, last) for turn in range(len(names))]
-        return Schedule(tuple(Step(Moment(at), name, operation) for at, name in zip(moment, names, strict=True)))
+        turns = zip(moment, names, strict=True)
+        return Schedule(tuple(Step(Moment(at), name, operation, repair) for at, name in turns))
     times = trial.suggest_int("times", 1, 3)
     every = trial.suggest_int("every", 1, 3) if times > 1 else 1
     moments = [first + turn * every for turn in range(times)]
-    steps = [Step(Moment(epoch), name, operation) for epoch in moments if epoch < epochs for name in where]
+    steps = [Step(Moment(epoch), name, operation, repair) for epoch in moments if epoch < epochs for name in where]
     return Schedule(tuple(steps))
 
 

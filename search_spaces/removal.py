@@ -1,4 +1,7 @@
-"""Removing units: by weight, by rank-reduced weight, with their mean left behind, or at random; how many."""
+"""Removing units: by weight, by rank-reduced weight, with their mean left behind, or at random; how many.
+
+And what is put right afterwards: ``repair``, a chain of ``ops.repair`` in one word.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from ops.mean_replace import SCORES
 from search_spaces.placement import EPOCHS, Layers, place
 
 NAMES = ("eigen_remove", "mean_replace", "min_weight", "random_remove")
+#: What ``repair`` may be: the chain's steps joined by ``+``.
+REPAIRS = ("none", "bias", "least_squares", "batchnorm", "least_squares+batchnorm")
 
 
 def operation(trial: BaseTrial, name: str) -> Operation:
@@ -28,6 +33,21 @@ def operation(trial: BaseTrial, name: str) -> Operation:
     raise SurgeryError(f"there is no removal {name!r}; there are {', '.join(NAMES)}")
 
 
+def repair(trial: BaseTrial, chosen: Operation) -> tuple[str, ...]:
+    """The chain of repairs that follows a removal: ``repair``, or ``repair_reduced`` with fewer choices.
+
+    Where the units that stay do not stay as they are (EigenRemove with reduced weights), nothing can be refitted: only
+    BatchNorm's statistics can be estimated anew. That is a parameter of its own, because the choices of one parameter
+    are the same in every trial.
+    """
+    if isinstance(chosen, EigenRemove) and chosen.weights == "reduced":
+        name = trial.suggest_categorical("repair_reduced", ("none", "batchnorm"))
+    else:
+        name = trial.suggest_categorical("repair", REPAIRS)
+    return () if name == "none" else tuple(name.split("+"))
+
+
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of removals: ``op``, ``keep``, ``rank``, ``weights``, ``score`` and the placement."""
-    return place(trial, layers, operation(trial, trial.suggest_categorical("op", NAMES)), epochs)
+    """A schedule of removals: ``op``, ``keep``, ``rank``, ``weights``, ``score``, ``repair`` and the placement."""
+    chosen = operation(trial, trial.suggest_categorical("op", NAMES))
+    return place(trial, layers, chosen, epochs, repair=repair(trial, chosen))

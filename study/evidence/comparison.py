@@ -121,6 +121,7 @@ def describe(schedule: Sequence[Any]) -> str:
         numbers = [f"{key} {known[key]:.2g}" for key in ("keep", "grow", "rank", "variance_threshold") if key in known]
         words = [str(known[key]) for key in ("split", "basis", "weights", "strength", "score") if key in known]
         words += ["published code"] * bool(known.get("published"))
+        words += ["repaired by " + " + ".join(known["repair"])] if known.get("repair") else []
         groups.setdefault(f"{step['op']} {', '.join(numbers + words)}", []).append(step)
     parts = []
     for operation, steps in groups.items():

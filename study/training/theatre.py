@@ -1,11 +1,11 @@
 """The operating theatre: a callback that applies a schedule while the network trains, and measures every operation.
 
-Around each operation: the loss on one fixed held-out batch before and after (the spike factor is after / before), the
-thesis's loss factor (training loss of the first batch after / of the last batch before), the seconds of the operation
-and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back where it was before the
-first operation of that moment, units, parameters and FLOPs before and after. The anatomy is taken once, before the
-first step, and its seconds are booked apart. Where a step waits for redundancy, every look is written down, whether it
-led to an operation or not.
+Around each operation: loss and accuracy on one fixed held-out batch before and after (the spike factor is the loss's
+after / before), the thesis's loss factor (training loss of the first batch after / of the last batch before), the
+seconds of the operation and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back
+where it was before the first operation of that moment, units, parameters and FLOPs before and after. The anatomy is
+taken once, before the first step, and its seconds are booked apart. Where a step waits for redundancy, every look is
+written down, whether it led to an operation or not.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Theatre(Callback):
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         waiting = [r for r in self.records if r["epochs_to_recover"] is None]
-        loss = self._loss(trainer) if waiting else math.nan
+        loss = self._look(trainer)[0] if waiting else math.nan
         for operation in waiting:
             moment = [r for r in self.records if r["iteration"] == operation["iteration"]]
             if moment[-1]["loss_after"] <= moment[0]["loss_before"] * (1 + 1e-4):  # nothing to recover from
@@ -137,7 +137,7 @@ class Theatre(Callback):
     ) -> None:
         """Operates and records it. A look has left its ``signals``, and the seconds ``spent`` on them count."""
         device = trainer.device
-        before = self._loss(trainer)
+        before, accuracy_before = self._look(trainer)
         start = clock(device) - spent
         if signals is None and (step.operation.needs_signals or step.repair):
             signals = self._signals(trainer, layer)
@@ -145,7 +145,7 @@ class Theatre(Callback):
         if not self._carry:
             forget(trainer.optimizer)
         seconds = clock(device) - start
-        after = self._loss(trainer)
+        after, accuracy_after = self._look(trainer)
         if not math.isfinite(after):
             raise Diverged(f"the loss became {after} right after {step}")
         record = {
@@ -164,6 +164,8 @@ class Theatre(Callback):
             "evidence": {k: v for k, v in plan.evidence.items() if isinstance(v, (int, float)) and math.isfinite(v)},
             "loss_before": before,
             "loss_after": after,
+            "accuracy_before": accuracy_before,
+            "accuracy_after": accuracy_after,
             "spike_factor": after / max(before, 1e-12),
             "training_loss_before": None if self._last_loss is None else float(self._last_loss),
             "training_loss_after": None,
@@ -176,8 +178,9 @@ class Theatre(Callback):
         self.records.append(record)
         self._unmeasured.append(record)
 
-    def _loss(self, trainer: Trainer) -> float:
-        return evaluate(trainer.model, Batches(self._held_out, trainer.device))[0]
+    def _look(self, trainer: Trainer) -> tuple[float, float]:
+        """Loss and accuracy on the held-out batch."""
+        return evaluate(trainer.model, Batches(self._held_out, trainer.device))
 
     def _batch(self, images: Images, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         return Batches(images, device).take(slice(0, count))

@@ -22,7 +22,7 @@ from ops import (
     operate,
     trial_surgery,
 )
-from ops.repair import CHAIN, bias, least_squares
+from ops.repair import CHAIN, bias, least_squares, reestimate
 from ops.signals import MOST_SAMPLES
 from tests.ops.networks import NETWORKS, build, difference, liven, outputs
 
@@ -116,6 +116,19 @@ def test_statistics_behind_the_reader_are_those_of_the_batches() -> None:
     torch.testing.assert_close(model[8].running_var, torch.stack([x.var(1) for x in given]).mean(0))
     assert model[8].momentum == 0.3
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_where_no_norm_lies_behind_the_layer_one_batch_is_looked_at() -> None:
+    model, shown = cnn(), []
+    batches = [torch.randn(2, 2, 8, 8) for _ in range(3)]
+    signals = Signals.over(model, batches, [Anatomy(model, batches[0])["7"]])
+    model.register_forward_pre_hook(lambda module, args: shown.append(args))
+    layers = Anatomy(model, torch.randn(2, 2, 8, 8))
+    assert len(list(signals.shown)) == 3
+    for name, passes in (("3", 3), ("7", 1)):
+        shown.clear()
+        reestimate(model, signals, layers[name])
+        assert len(shown) == passes
 
 
 def test_statistics_that_cannot_be_estimated_leave_everything_as_it_was() -> None:

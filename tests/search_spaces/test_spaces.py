@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 from optuna.trial import FixedTrial
+from torch import nn
 
-from ops import OPERATIONS, PCNS, Condition, Moment, Schedule, SurgeryError
+from ops import OPERATIONS, PCNS, Anatomy, Condition, Moment, Schedule, Signals, SurgeryError, operate
 from search_spaces import SPACES, expansion, removal
 from search_spaces.placement import CHOICES, chosen
 
@@ -79,7 +82,9 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
     for trial in drawn(space, LAYERS["three layers"], 10):
         for step in trial.user_attrs["schedule"]:
             default = OPERATIONS[step["op"]]()
-            hyperparameters = {key: value for key, value in step.items() if key not in ("when", "layer", "op")}
+            hyperparameters = {
+                key: value for key, value in step.items() if key not in ("when", "layer", "op", "repair")
+            }
             for name, value in hyperparameters.items():
                 assert value == trial.params.get(name, getattr(default, name))
 
@@ -98,6 +103,39 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
 def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: set[str]) -> None:
     found = {step["op"] for trial in drawn(space, LAYERS["one layer"], 5, 60) for step in trial.user_attrs["schedule"]}
     assert found == operations
+
+
+@pytest.mark.parametrize("space", ["removal", "mixed"])
+def test_every_repair_that_is_offered_is_drawn_and_can_be_carried_out(space: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), 
+                          nn.Linear(8, 3))  # fmt: skip
+    inputs, found = torch.randn(40, 4), set()
+    for trial in drawn(space, {"0": SimpleNamespace(units=8), "3": SimpleNamespace(units=8)}, 10, 200):
+        reduced = trial.params.get("weights") == "reduced"
+        removes = trial.params["op"] in removal.NAMES
+        assert ("repair" in trial.params) == (removes and not reduced)
+        assert ("repair_reduced" in trial.params) == (removes and reduced)
+        name = trial.params.get("repair_reduced" if reduced else "repair", "none")
+        found.add((reduced, name))
+        step = Schedule.from_data(trial.user_attrs["schedule"]).steps[0]
+        assert step.repair == (() if name == "none" else tuple(name.split("+")))
+        network = copy.deepcopy(model)
+        layer = Anatomy(network, inputs[:2])[step.layer]
+        operate(layer, step.operation, signals=Signals(network, inputs), repair=step.repair)
+    assert found == {(False, name) for name in removal.REPAIRS} | {(True, "none"), (True, "batchnorm")}
+
+
+def test_a_repair_is_decoded_from_one_word() -> None:
+    params = {"op": "min_weight", "keep": 0.5, "repair": "least_squares+batchnorm"}
+    params |= {"layers": "all", "first_epoch": 2, "times": 2, "every": 3}
+    schedule = SPACES["removal"](FixedTrial(params), LAYERS["three layers"], 10)
+    assert len(schedule.steps) == 6 and {step.repair for step in schedule.steps} == {("least_squares", "batchnorm")}
+
+
+def test_other_spaces_repair_nothing() -> None:
+    for space in set(SPACES) - {"removal", "mixed", "thesis", "thesis_published"}:
+        for trial in drawn(space, LAYERS["three layers"], 10):
+            assert not any("repair" in step for step in trial.user_attrs["schedule"])
 
 
 @EVERY_SPACE

@@ -219,6 +219,8 @@ def test_a_schedule_in_words() -> None:
         "eigen_remove keep 0.5, rank 0.12, original on 2 layers at 4ep, then "
         "pcns variance_threshold 0.01, pivoted on fc1 at 8ep"
     )
+    repaired = comparison.describe([{**steps[2], "repair": ["batchnorm"]}])
+    assert repaired == "pcns variance_threshold 0.01, pivoted, repaired by batchnorm on fc1 at 8ep"
     assert comparison.describe([]) == "no operation"
     waits = "redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2"
     assert comparison.describe([steps[-1] | {"when": waits}]).endswith(f"pivoted on fc1 when {waits}")

@@ -135,6 +135,8 @@ def test_the_theatre_measures_what_it_does(digits: Dataset) -> None:
     assert removal["epoch"] == 1 and growth["epoch"] == 2
     assert removal["spike_factor"] == pytest.approx(removal["loss_after"] / removal["loss_before"])
     assert removal["spike_factor"] > 1.01
+    assert removal["accuracy_after"] != removal["accuracy_before"]
+    assert growth["accuracy_after"] == pytest.approx(growth["accuracy_before"], abs=1 / 64)  # one image held out
     assert growth["spike_factor"] == pytest.approx(1, abs=1e-4)
     assert growth["parameters_before"] == removal["parameters_after"]
     assert growth["parameters_after"] == outcome["parameters"]
