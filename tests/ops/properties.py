@@ -207,7 +207,7 @@ def _removed(
             return error, 0.0
         with shaken(model):
             rounding = difference(found, outputs(model, inputs))
-    return (error, rounding) if rounding <= AMPLIFIED else _removed_on_the_way(model, inputs, edits, gone)
+    return (error, rounding) if 10 * rounding <= AMPLIFIED else _removed_on_the_way(model, inputs, edits, gone)
 
 
 def _removed_on_the_way(
@@ -223,7 +223,7 @@ def _removed_on_the_way(
     for one, other, third in zip(wanted, found, moved, strict=True):
         if [t.shape for t in one] != [t.shape for t in other]:
             told = True  # from here on it can be seen whether the right units are gone
-        elif difference(other, third) > AMPLIFIED:
+        elif 10 * difference(other, third) > AMPLIFIED:
             break
         elif told:
             rounding = max(rounding, difference(other, third))

@@ -13,7 +13,7 @@ from study import data
 from study.experiments.pcns import orders, prediction, samples, shrinking
 from study.experiments.pcns.orders import Ordered
 from study.experiments.pcns.prediction import Point
-from study.experiments.pcns.samples import Sampled
+from study.experiments.pcns.samples import Emitted, Sampled
 from study.experiments.pcns.shrinking import Found
 from study.experiments.pcns.trained import SETTINGS, Setting
 
@@ -26,11 +26,13 @@ class Results:
     """What all seeds gave; the lists have an entry for each seed, in order."""
 
     source: str
+    about: str
     trained_on: int
     tested_on: int
     found: Found
     ordered: list[Ordered]
     sampled: list[Sampled]
+    emitted: list[Emitted]
     points: list[list[Point]]
 
     @property
@@ -44,22 +46,29 @@ def load(source: str) -> data.Dataset:
     return replace(dataset, test=dataset.test.thinned(TEST))
 
 
-def measure(source: str, seeds: int, workers: int, settings: tuple[Setting, ...] = SETTINGS) -> Results:
-    """Everything, by so many processes; the numbers (but for seconds) do not depend on how many."""
+def measure(
+    source: str, seeds: int, workers: int, about: str = "", settings: tuple[Setting, ...] = SETTINGS
+) -> Results:
+    """Everything, by so many processes; the numbers (but for seconds) do not depend on how many. ``about``: what the
+    source is, in words.
+    """
     dataset = load(source)
     with ProcessPoolExecutor(min(workers, seeds), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         parts = list(pool.map(partial(of_seed, dataset=dataset, settings=settings), range(seeds)))
     return Results(
-        source, len(dataset.train), len(dataset.test), shrinking.gathered([part[0] for part in parts]),
+        source, about or f"`{source}`", len(dataset.train), len(dataset.test),
+        shrinking.gathered([part[0] for part in parts]),
         [part[1] for part in parts], [part[2] for part in parts], [part[3] for part in parts],
+        [part[4] for part in parts],
     )  # fmt: skip
 
 
 def of_seed(
     seed: int, dataset: data.Dataset, settings: tuple[Setting, ...]
-) -> tuple[dict[tuple[str, float, str], shrinking.Record], Ordered, Sampled, list[Point]]:
+) -> tuple[dict[tuple[str, float, str], shrinking.Record], Ordered, Sampled, Emitted, list[Point]]:
     """All parts for one seed."""
     return (
         shrinking.measure(seed, dataset, settings), orders.measure(seed, dataset, settings),
-        samples.measure(seed, dataset, settings), prediction.measure(seed, dataset, settings),
+        samples.measure(seed, dataset, settings), samples.emitted(seed, dataset, settings),
+        prediction.measure(seed, dataset, settings),
     )  # fmt: skip

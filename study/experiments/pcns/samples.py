@@ -6,13 +6,16 @@ expected squares are known: with the error ``s²`` that no fit can avoid, ``s² 
 ``s² (n + 1) (n − 2) / (n (n − k − 2))`` on new data (Stein 1960, *Multiple regression*; Browne 1975, *A comparison of
 single sample and cross-validation methods for estimating the mean squared error of prediction in multiple linear
 regression*).
+
+The draft's own form solves as many weights for each unit as the layer has inputs, so it is tried by the number of
+images too (``emitted``).
 """
 
 from __future__ import annotations
 
 import torch
 
-from ops import HiddenLayer, Signals
+from ops import PCNS, HiddenLayer, Signals, SurgeryError, operate
 from ops.condensed import Condensed, components_needed, relative_error
 from study.data import Dataset
 from study.experiments.pcns.trained import SETTINGS, Setting, Trained
@@ -64,3 +67,27 @@ def of_layer(trained: Trained, layer: HiddenLayer) -> list[tuple[float, tuple[fl
         errors = [relative_error(fitted.missed(each), each.spread) for each in (seen, unseen)]
         found.append((ratio, (float(components_needed(seen.spectrum(), DROPPED)), *errors)))
     return [(ratio, (count, on_sample, on_new)) for ratio, (count, on_sample, on_new) in found]
+
+
+#: Images that PCNS is shown at once; at most as many as there are.
+SHOWN_AT_ONCE = (512, 1024, 2048, 3600)
+#: (setting, basis, images) → accuracy on the test images right after; only where the draft's form can be had.
+Emitted = dict[tuple[str, str, int], float]
+
+
+def emitted(seed: int, dataset: Dataset, settings: tuple[Setting, ...] = SETTINGS) -> Emitted:
+    """Both bases at a dropped variance of ``DROPPED`` on every layer, the last one first, by the number of images."""
+    found: Emitted = {}
+    for setting in settings:
+        trained = Trained(setting, seed, dataset)
+        for images in sorted({min(count, len(trained.train)) for count in SHOWN_AT_ONCE}):
+            for basis in ("eigen", "pivoted"):
+                model, optimizer = trained.copy()
+                anatomy, inputs = trained.anatomy(model), trained.train.take(slice(0, images))[0]
+                try:
+                    for name in list(anatomy)[::-1]:
+                        operate(anatomy[name], PCNS(DROPPED, basis), optimizer, Signals(model, inputs))
+                except SurgeryError:  # a form that cannot be had after every activation
+                    break
+                found[setting.name, basis, images] = trained.accuracy(model)
+    return found

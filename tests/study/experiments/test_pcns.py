@@ -34,11 +34,13 @@ def results() -> Results:
     patch.setattr(written, "ORDERED_AT", (1e-2,))
     patch.setattr(prediction, "KEEPS", (0.9, 0.5))
     patch.setattr(parallel, "IMAGES", 800)
+    patch.setattr(samples, "SHOWN_AT_ONCE", (64, 720))
     dataset = parallel.load("digits")
     parts = [parallel.of_seed(seed, dataset, SMALL) for seed in (0, 1)]
     yield Results(
-        "digits", len(dataset.train), len(dataset.test), shrinking.gathered([part[0] for part in parts]),
+        "digits", "the digits", len(dataset.train), len(dataset.test), shrinking.gathered([part[0] for part in parts]),
         [part[1] for part in parts], [part[2] for part in parts], [part[3] for part in parts],
+        [part[4] for part in parts],
     )  # fmt: skip
     patch.undo()
 
@@ -114,6 +116,14 @@ def test_more_samples_bring_the_errors_together(results: Results) -> None:
             assert values[few][2] / values[few][1] > values[many][2] / values[many][1]
 
 
+def test_the_drafts_form_needs_images_for_its_inputs(results: Results) -> None:
+    for part in results.emitted:
+        assert {key[:2] for key in part} >= {(SMALL[0].name, "eigen"), (SMALL[0].name, "pivoted")}
+        for (_, basis, _), accuracy in part.items():
+            assert 0 <= accuracy <= 1 and (basis == "eigen" or accuracy > 0.5)
+    assert "| dense, LeakyReLU | eigen |" in written.emissions(results.emitted)
+
+
 def test_small_changes_of_the_loss_are_predicted(results: Results) -> None:
     points = [point for part in results.points for point in part if point.method == "PCNS, pivoted"]
     assert len(points) == 2 * 2 * sum(2 + (setting.name[0] == "C") for setting in SMALL)
@@ -136,7 +146,7 @@ def test_the_page_and_the_figures_say_it(results: Results, tmp_path) -> None:
 
 
 def test_the_command_writes(results: Results, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(command, "measure", lambda data, seeds, workers: results)
+    monkeypatch.setattr(command, "measure", lambda data, seeds, workers, about: results)
     import typer
 
     app = typer.Typer()
