@@ -140,6 +140,15 @@ def components_needed(spectrum: Tensor, dropped: float) -> int:
     return min(int((left > dropped).sum()) + 1, len(spectrum))
 
 
+def units_needed(spectrum: Tensor, dropped: float) -> int:
+    """M + 1: so many units PCNS leaves, one for each component and one for the mean; at least two.
+
+    >>> units_needed(torch.tensor([0.9, 0.09, 0.01]), 0.05)
+    3
+    """
+    return max(components_needed(spectrum, dropped), 1) + 1
+
+
 def relative_error(missed: float, spread: float) -> float:
     """The norm of what is missed over that of the outputs' deviations from their mean; 0 where nothing varies."""
     return (missed / spread) ** 0.5 if missed > 0 and spread > 0 else 0.0

@@ -39,7 +39,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ops.anatomy import HiddenLayer
-from ops.condensed import components_needed
+from ops.condensed import components_needed, units_needed
 from ops.emission import Emission
 from ops.errors import SurgeryError
 from ops.operation import Operation, choice, fraction, kept
@@ -80,8 +80,11 @@ class PCNS(Operation):
         spectrum = together.spectrum()
         components = components_needed(spectrum, self.variance_threshold)
         emission = Emission(layer, repr(self)) if self.basis == "eigen" else None
-        needed = max(components, 1) + 1 if emission is None else emission.units(max(components, 1))
-        count = needed if self.keep is None else kept(layer, self.keep)
+        count = units_needed(spectrum, self.variance_threshold)
+        if self.keep is not None:
+            count = kept(layer, self.keep)
+        elif emission is not None:
+            count = emission.units(max(components, 1))
         vectors = count - 1 if emission is None else emission.vectors(count)
         evidence = {
             "components": components,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ops.condensed import components_needed
+from ops.condensed import units_needed
 from ops.errors import SurgeryError
 from ops.operation import Operation
 from ops.repair import check_chain
@@ -92,8 +92,8 @@ class Condition:
 
         ``spectrum``: shares of the variance, descending (``Condensed.spectrum``).
         """
-        components = components_needed(spectrum, self.variance_threshold)
-        return max(0, units - max(components, 1) - 1) / units  # of whole numbers: 1 of 10 is 0.1 as it is written
+        left_over = max(0, units - units_needed(spectrum, self.variance_threshold))
+        return left_over / units  # of whole numbers: 1 of 10 is 0.1 as it is written
 
     def __str__(self) -> str:
         return (

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from torch.optim import Adam
 
 from ops import PCNS, Anatomy, Plan, Signals, operate, trial_surgery
-from ops.condensed import components_needed
+from ops.condensed import components_needed, units_needed
 from study import models
 from study.data import Dataset, Images
 from study.training.trainer import Shown, Trainer, evaluate
@@ -126,7 +126,7 @@ def look(anatomy: Anatomy, trainer: Trainer) -> tuple[Seen, Signals]:
     needed = [[components_needed(spectrum, 1 - share) for share in SHARES] for spectrum in spectra]
     plans = []
     for layer, spectrum in zip(layers, spectra, strict=True):
-        count = min(layer.units, max(components_needed(spectrum, THRESHOLD), 1) + 1)
+        count = min(layer.units, units_needed(spectrum, THRESHOLD))
         plans.append(Plan(layer, "size", tuple(range(count))))
     with trial_surgery(*plans):
         left = _parameters(anatomy.model)
