@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ops import Condition
@@ -129,9 +130,15 @@ def describe(schedule: Sequence[Any]) -> str:
         moments = [parse_when(step["when"]) for step in steps]
         where = layers[0] if len(layers) == 1 else f"{len(layers)} layers"
         at = ", ".join(dict.fromkeys(str(m) for m in moments if not isinstance(m, Condition)))
-        when = " or ".join(dict.fromkeys(str(m) for m in moments if isinstance(m, Condition)))
+        when = " or ".join(dict.fromkeys(_roughly(m) for m in moments if isinstance(m, Condition)))
         parts.append(f"{operation} on {where}" + f" at {at}" * bool(at) + f" when {when}" * bool(when))
     return ", then ".join(parts) or "no operation"
+
+
+def _roughly(condition: Condition) -> str:
+    """A condition in words, its numbers to two digits."""
+    threshold, gain = (float(f"{number:.2g}") for number in (condition.variance_threshold, condition.gain))
+    return str(replace(condition, variance_threshold=threshold, gain=gain))
 
 
 def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, Any]:
