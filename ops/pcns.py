@@ -13,6 +13,8 @@ M + 1 units. What these units are is the ``basis``:
     the mean, and the next layer takes the projection. It needs the inverse of the activation (``ops.emission`` lists
     what it can do), and for an eigenvector ReLU takes two units. Where σ⁻¹ of the eigenvectors is not linear in what
     the layer is fed it fails, most of all where it is steep; the plan's ``emission_error`` says so before.
+    It solves as many weights for each unit as the layer has inputs, from the first batch of the signals alone: show it
+    several times as many samples (784 inputs, tanh: 25 % right after from 512 images of MNIST, 81 % from 3,600).
 
 Accuracy on the 359 test images of scikit-learn's digits, right after the cut of both hidden layers of a trained
 64–128–64–10 network, the last one first, at the same M (%, mean ± deviation of 5 seeds; torch 2.15, one CPU thread):

@@ -43,6 +43,10 @@ class Seen:
         """All samples together."""
         return self.fitted if self.held_out is None else self.fitted.joined(self.held_out)
 
+    @property
+    def finite(self) -> bool:
+        return self.fitted.finite and (self.held_out is None or self.held_out.finite)
+
     def joined(self, other: Seen) -> Seen:
         apart = [part for part in (self.held_out, other.held_out) if part is not None]
         return Seen(self.fitted.joined(other.fitted), reduce(Condensed.joined, apart) if apart else None)
@@ -142,7 +146,7 @@ class Signals:
         if layer.name not in self._condensed:
             self._condensed[layer.name] = {place.tensor: self._divided(layer, place) for place in layer.readers}
         found = self._condensed[layer.name]
-        if not all(seen.fitted.finite for seen in found.values()):
+        if not all(seen.finite for seen in found.values()):
             raise SurgeryError(f"layer {layer.name}: its outputs are not finite")
         return found
 

@@ -89,3 +89,9 @@ def paired(differences: Sequence[float]) -> tuple[float, list[float] | None, flo
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(0.95)
     return mean, [float(interval.low), float(interval.high)], float(test.pvalue)
+
+
+def half_interval(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``[seeds, …] → […]``: half of the mean's 95 % interval (Student's t)."""
+    n = len(values)
+    return stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)

@@ -20,10 +20,10 @@ from ops import (
     SurgeryError,
     WeakExpand,
     operate,
+    signals,
     trial_surgery,
 )
 from ops.repair import CHAIN, bias, least_squares, reestimate
-from ops.signals import MOST_SAMPLES
 from tests.ops.networks import NETWORKS, build, difference, liven, outputs
 
 REMOVALS = [MinWeight(0.5), RandomRemove(0.5), EigenRemove(0.5, 0.25, weights="original"), MeanReplace(0.5, "random")]
@@ -165,20 +165,30 @@ def test_schedules_carry_repairs() -> None:
             Schedule.from_data([{**step, "repair": wrong}])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_signals_of_several_batches_are_those_of_one(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in NETWORKS if isinstance(build(name)[1], torch.Tensor)])
+def test_signals_of_several_batches_are_those_of_one(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(signals, "SAMPLES_PER_UNIT", 10**9)  # so that all batches are looked at
+    monkeypatch.setattr(signals, "MOST_SAMPLES", 10**9)
     model, inputs = build(name, batch=48)
-    if not isinstance(inputs, torch.Tensor):
-        pytest.skip("its example is not one tensor")
-    for layer in Anatomy(model, inputs[:2]).values():
-        whole = Signals(model, inputs).condensed(layer)
-        parts = Signals.over(model, list(inputs.split(16)) * 30, [layer])
-        assert parts.samples(layer) >= 10 * layer.units
-        whole = Signals.over(model, [inputs] * 10, [layer]).together(layer)
-        again = parts.together(layer)
-        if whole.samples == again.samples < MOST_SAMPLES:
-            torch.testing.assert_close(whole.origin, again.origin)
-            torch.testing.assert_close(whole.spectrum(), again.spectrum(), atol=1e-8, rtol=1e-6)
+    layers = list(Anatomy(model, inputs[:2]).values())
+    assert layers
+    parts, whole = Signals.over(model, inputs.split(16), layers), Signals(model, inputs)
+    for layer in layers:
+        one, many = whole.together(layer), parts.together(layer)
+        assert one.samples == many.samples
+        torch.testing.assert_close(one.origin, many.origin, atol=1e-5, rtol=1e-5)
+        covariances = [each.deviations.T @ each.deviations / each.samples for each in (one, many)]
+        torch.testing.assert_close(*covariances, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sample", [0, 4])
+def test_a_sample_that_is_not_finite_is_refused_wherever_it_lies(sample: int) -> None:
+    model, inputs = build("mlp", batch=100)
+    inputs[sample] = float("nan")  # every fifth sample is held out
+    layer = Anatomy(model, inputs[10:12])["0"]
+    for operation in (PCNS(0.1), MeanReplace(0.5)):
+        with pytest.raises(SurgeryError, match="not finite"):
+            operation.propose(layer, Signals(model, inputs))
 
 
 def test_batches_are_asked_for_until_there_are_enough() -> None:

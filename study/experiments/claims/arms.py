@@ -33,6 +33,7 @@ from study.data import Dataset
 from study.experiments.claims.race import Runner, Track, prices
 from study.models import Shape
 from study.training.restart import renew
+from study.training.theatre import parameters_of
 from study.training.trainer import Batches, Shown, evaluate
 
 ORIGINAL, SURGERY, RESTART, PRUNED, LATE = "original", "PCNS", "restart", "pruned late", "PCNS late"
@@ -134,7 +135,7 @@ class _Course:
         """Trains to the end; the test images are read, once."""
         runner.run(self.track, self.budget, price, TICKS, self.budget)
         return Outcome(
-            evaluate(runner.model, self.test)[1], curve(runner, self.budget), _parameters(runner.model), runner.steps,
+            evaluate(runner.model, self.test)[1], curve(runner, self.budget), parameters_of(runner.model), runner.steps,
             self.budget, price, self.full * self.track.per_epoch,
         )  # fmt: skip
 
@@ -232,7 +233,3 @@ def _starts(model: nn.Module, track: Track) -> Runner:
 
 def _layers(model: nn.Module, track: Track) -> list[HiddenLayer]:
     return list(Anatomy(model, track.train.take(slice(0, 2))[0]).values())
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

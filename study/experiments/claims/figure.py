@@ -6,8 +6,6 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
-from numpy.typing import NDArray
-from scipy import stats
 
 from study.evidence.drawing import (
     BLACK,
@@ -21,6 +19,7 @@ from study.evidence.drawing import (
     new_axes,
     percent,
 )  # fmt: skip
+from study.evidence.significance import half_interval
 from study.experiments.claims.arms import (
     EARLY,
     FINAL,
@@ -119,9 +118,3 @@ def _ends(axes: Axes, found: Found, setting: str) -> None:
     accuracy_scale(axes, heights)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(ylabel="test accuracy")
-
-
-def half_interval(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[seeds, …] → […]``: half of the mean's 95 % interval (Student's t)."""
-    n = len(values)
-    return stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
-
-import torch
 
 from study.data import Dataset
 from study.experiments.claims.arms import Found, Setting, race
+from study.experiments.processes import processes
 
 
 def measure(races: Sequence[tuple[Setting, Dataset]], seeds: int, workers: int) -> Found:
     """Every arm of every setting; entry ``i`` of each list belongs to the same seed."""
     tasks = [(at, seed) for seed in range(seeds) for at in range(len(races))]
-    with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with processes(min(workers, len(tasks))) as pool:
         parts = list(pool.map(partial(_of_seed, races), tasks))
     found: Found = {}
     for part in parts:

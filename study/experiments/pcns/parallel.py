@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
-
-import torch
 
 from study import data
 from study.experiments.pcns import orders, prediction, samples, shrinking
@@ -16,6 +12,7 @@ from study.experiments.pcns.prediction import Point
 from study.experiments.pcns.samples import Emitted, Sampled
 from study.experiments.pcns.shrinking import Found
 from study.experiments.pcns.trained import SETTINGS, Setting
+from study.experiments.processes import processes
 
 #: Images of a source that are trained on, validation included, and that are tested on.
 IMAGES, TEST = 4000, 5000
@@ -53,7 +50,7 @@ def measure(
     source is, in words.
     """
     dataset = load(source)
-    with ProcessPoolExecutor(min(workers, seeds), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with processes(min(workers, seeds)) as pool:
         parts = list(pool.map(partial(of_seed, dataset=dataset, settings=settings), range(seeds)))
     return Results(
         source, about or f"`{source}`", len(dataset.train), len(dataset.test),

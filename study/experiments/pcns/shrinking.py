@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ops import PCNS, EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, SurgeryError
 from study.data import Dataset
 from study.experiments.pcns.trained import SETTINGS, Setting, Trained, cut
+from study.training.theatre import parameters_of
 
 THRESHOLDS = (1e-1, 1e-2, 1e-3, 1e-4)
 PIVOTED, EIGEN, UNINTERRUPTED = "PCNS, pivoted", "PCNS, eigen", "uninterrupted"
@@ -76,7 +77,7 @@ def followed(
             record[f"held-out error {name}"] = float(plan.evidence.get("held_out_error", float("nan")))
         record[f"after {name}"] = trained.accuracy(model)
     record["after 0"] = trained.accuracy(model)
-    record["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
+    record["parameters"] = float(parameters_of(model))
     seconds = 0.0
     for epoch in range(trained.setting.after):
         seconds += trained.go_on(model, optimizer, 1, begin=trained.setting.before + epoch)

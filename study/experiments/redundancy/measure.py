@@ -7,15 +7,12 @@ centred across units as PCNS has it (``Condensed.spectrum``). They are looked at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn.functional import interpolate
 from torch.optim import Adam
 
@@ -23,6 +20,8 @@ from ops import PCNS, Anatomy, Plan, Signals, operate, trial_surgery
 from ops.condensed import components_needed, units_needed
 from study import models
 from study.data import Dataset, Images
+from study.experiments.processes import processes
+from study.training.theatre import parameters_of
 from study.training.trainer import Shown, Trainer, evaluate
 
 #: Networks of torchvision: the side of the images that they are given (the smallest that they take, 32 at least), and
@@ -84,7 +83,7 @@ def measure(
 ) -> dict[str, list[Measured]]:
     """Every network with every seed, by so many processes of one thread each."""
     tasks = [(architecture, seed) for architecture in architectures for seed in range(seeds)]
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with processes(workers) as pool:
         results = list(pool.map(partial(_of, data, epochs), tasks))
     return {name: [found for found in results if found.architecture == name] for name in architectures}
 
@@ -99,7 +98,7 @@ def of(data: Dataset, architecture: str, seed: int, epochs: int) -> Measured:
     data = suited(data, side)
     torch.manual_seed(seed)
     model = models.build(f"torchvision:{architecture}", data.shape, len(data.classes))
-    parameters = _parameters(model)
+    parameters = parameters_of(model)
     trainer = Trainer(
         model, Adam(model.parameters(), rate), data, epochs=epochs, batch_size=BATCH, seed=seed,
         device=torch.device("cpu"),
@@ -129,7 +128,7 @@ def look(anatomy: Anatomy, trainer: Trainer) -> tuple[Seen, Signals]:
         count = min(layer.units, units_needed(spectrum, THRESHOLD))
         plans.append(Plan(layer, "size", tuple(range(count))))
     with trial_surgery(*plans):
-        left = _parameters(anatomy.model)
+        left = parameters_of(anatomy.model)
     seen = Seen(
         tuple(layer.name for layer in layers),
         np.array([layer.units for layer in layers]),
@@ -152,7 +151,3 @@ def suited(data: Dataset, side: int) -> Dataset:
         return Images(pixels.numpy(), images.labels)
 
     return Dataset(changed(data.train), changed(data.validation), changed(data.test), data.classes)
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib import style
-from numpy.typing import NDArray
-from scipy import stats
 
 from study.evidence.drawing import BLACK, COLOURS, MARKERS, STYLE, Drawing, Look, new_axes
+from study.evidence.significance import half_interval
 from study.experiments.repairs.arms import ARMS, CHAINS, NOTHING, REMOVALS, Found
 
 LINES = (":", "--", "-.", "-", (0, (4, 1, 1, 1, 1, 1)), "-")
@@ -58,9 +57,3 @@ def draw(found: Found) -> Drawing:
         "cut. Below, the same, enlarged."
     )
     return Drawing(figure, "What repairs are worth", caption, "; ".join(words) + ".")
-
-
-def half_interval(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[seeds, …] → […]``: half of the mean's 95 % interval (Student's t)."""
-    n = len(values)
-    return stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-import torch
 
 from study.data import Dataset
+from study.experiments.processes import processes
 from study.experiments.repairs import arms, at_once
 from study.experiments.repairs.arms import Found, Values
 from study.experiments.repairs.at_once import Right
@@ -21,7 +19,7 @@ def measure(few: Dataset, many: Dataset, seeds: int, workers: int) -> tuple[Foun
 
     Row ``i`` belongs to seed ``i`` everywhere; but for seconds the numbers do not depend on the number of processes.
     """
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with processes(workers) as pool:
         trained = [pool.submit(arms.measure, few, seed) for seed in range(seeds)]
         cut = [pool.submit(at_once.measure, many, seed) for seed in range(seeds)]
         found = joined([each.result() for each in trained])

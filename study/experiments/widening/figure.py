@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib import style
-from numpy.typing import NDArray
-from scipy import stats
 
 from study.evidence.drawing import BLACK, BLUE, GREY, STYLE, VERMILLION, Drawing, Look, new_axes
+from study.evidence.significance import half_interval
 from study.experiments.widening.arms import CODE, Found
 
 LOOKS: dict[str, Look] = {
@@ -70,9 +69,3 @@ def draw(found: Found) -> Drawing:
         f"`zero` stay where the unwidened network is. Cut off below: `{CODE}` where it begins far under the others."
     )
     return Drawing(figure, "What a widened layer learns", caption, "; ".join(words) + ".")
-
-
-def half_interval(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[seeds, …] → […]``: half of the mean's 95 % interval (Student's t)."""
-    n = len(values)
-    return stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import numpy as np
-import torch
 
+from study.experiments.processes import processes
 from study.experiments.widening import arms, regularized
 from study.experiments.widening.arms import Found
 from study.experiments.widening.regularized import Moments
@@ -15,7 +12,7 @@ from study.experiments.widening.regularized import Moments
 
 def measure(seeds: int, workers: int) -> tuple[Found, Moments]:
     """Everything, by so many processes; the numbers do not depend on how many."""
-    with ProcessPoolExecutor(min(workers, seeds), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with processes(min(workers, seeds)) as pool:
         parts = list(pool.map(_of_seed, range(seeds)))
     found, moments = (
         {
