@@ -102,6 +102,11 @@ class Signals:
         return self
 
     @property
+    def inputs(self) -> Any:
+        """The (first) batch, as the model takes it."""
+        return self._inputs
+
+    @property
     def shown(self) -> Iterator[Any]:
         """The batches that these signals were taken from, once more."""
         return itertools.islice(self._batches, self._looked)

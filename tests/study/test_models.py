@@ -213,3 +213,15 @@ def test_images_that_are_too_small(name: str, recwarn: pytest.WarningsRecorder) 
 
 def test_a_network_for_images_of_another_size() -> None:
     assert "failed on images of 3 × 32 × 32: Wrong image height" in refusal("torchvision:vit_b_32")
+
+
+@pytest.mark.parametrize("name", ["evci_cnn", "evci_cnn_norm", "evci_cnn_tanh"])
+def test_evcis_network_has_the_parameters_that_he_counts_and_takes_digits_too(name: str) -> None:
+    model = models.build(name, (1, 28, 28), 10)
+    norms = sum(
+        p.numel() for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for p in m.parameters()
+    )
+    assert sum(parameter.numel() for parameter in model.parameters()) - norms == 20_522
+    for shape in ((1, 8, 8), (3, 32, 32)):
+        anatomy = Anatomy(models.build(name, shape, 10), torch.zeros(2, *shape))
+        assert {layer: found.units for layer, found in anatomy.items()} == {"conv1": 8, "conv2": 16, "fc1": 64}
