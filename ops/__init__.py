@@ -12,6 +12,7 @@
 from ops.anatomy import Anatomy, HiddenLayer
 from ops.architecture import adopt, describe, load, save
 from ops.attention import free_attention
+from ops.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from ops.eigen_remove import EigenRemove
 from ops.errors import SurgeryError
 from ops.mean_replace import MeanReplace
@@ -24,6 +25,7 @@ from ops.random_remove import RandomRemove
 from ops.schedule import Condition, Moment, Schedule, Step
 from ops.signals import Signals
 from ops.surgery import apply, operate, trial_surgery
+from ops.unit_scores import unit_scores
 from ops.verification import measure
 from ops.weak_expand import WeakExpand
 from ops.wrappers import inner, rewrap
@@ -35,13 +37,16 @@ OPERATIONS: dict[str, type[Operation]] = {
     "min_weight": MinWeight,
     "pcns": PCNS,
     "random_remove": RandomRemove,
+    "remove_dead": RemoveDead,
+    "revive": Revive,
     "weak_expand": WeakExpand,
     "zero_expand": ZeroExpand,
 }
 
 __all__ = [
     "OPERATIONS", "PCNS", "Anatomy", "Condition", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight", "Moment",
-    "Operation", "Plan", "Prediction", "RandomRemove", "Schedule", "Signals", "Step", "SurgeryError", "WeakExpand",
-    "ZeroExpand", "adopt", "apply", "describe", "free_attention", "inner", "load", "measure", "operate",
-    "predicted_loss_change", "rewrap", "save", "trial_surgery",
+    "Operation", "Plan", "Prediction", "RandomRemove", "RemoveDead", "Revive", "Schedule", "Signals", "Step",
+    "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply", "dead_units", "describe", "free_attention",
+    "frozen_units", "inner", "load", "measure", "operate", "predicted_loss_change", "rewrap", "save", "trial_surgery",
+    "unit_scores",
 ]  # fmt: skip

@@ -19,12 +19,12 @@ weights: they are estimated once the plan has been applied, layer after layer wh
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ops.anatomy import HiddenLayer
@@ -68,8 +68,16 @@ def repaired(plan: Plan, signals: Signals | None, chain: Sequence[str]) -> Plan:
 
 def bias(plan: Plan, signals: Signals) -> Plan:
     """The plan with each removed unit's mean output as a constant in the bias behind each reader that has one."""
-    refitted = _with(plan, signals, lambda seen, intercept: _mean_of_removed(seen, plan.sources, intercept))
-    return replace(refitted, mixing={})  # those that stay are gathered, as they would be
+    sinks = plan.layer.anatomy.sinks
+    return _left(plan, signals, lambda tensor, seen: seen.origin if tensor in sinks else None)
+
+
+def leave(plan: Plan, signals: Signals, left: Mapping[str, Tensor]) -> Plan:
+    """The plan with a constant for each removed unit in the bias behind each reader that ``left`` names.
+
+    ``left``: reader → ``[units]``, of readers only that have a bias.
+    """
+    return _left(plan, signals, lambda tensor, seen: left.get(tensor))
 
 
 def least_squares(plan: Plan, signals: Signals, ridge: float = 0.0) -> Plan:
@@ -77,9 +85,10 @@ def least_squares(plan: Plan, signals: Signals, ridge: float = 0.0) -> Plan:
 
     The plan's evidence tells the ``condition`` number of the worst least squares.
     """
+    sinks = plan.layer.anatomy.sinks
     return _with(
         plan, signals,
-        lambda seen, intercept: (seen if intercept else seen.about_zero()).combination(plan.sources, ridge),
+        lambda tensor, seen: (seen if tensor in sinks else seen.about_zero()).combination(plan.sources, ridge),
     )  # fmt: skip
 
 
@@ -138,8 +147,8 @@ def _restored(model: nn.Module) -> Iterator[None]:
             norm.momentum, norm.training = momentum, training
 
 
-def _with(plan: Plan, signals: Signals, fit: Callable[[Condensed, bool], Combination]) -> Plan:
-    """The plan with readers that make up for what is gone: ``fit(sample, whether a bias can hold a constant)``."""
+def _with(plan: Plan, signals: Signals, fit: Callable[[str, Condensed], Combination]) -> Plan:
+    """The plan with readers that make up for what is gone: ``fit(reader, sample)``."""
     layer, units = plan.layer, plan.units_before
     if plan.shares is not None or plan.replaced or plan.mixing or min(plan.sources) < 0 or len(plan.removed) + len(
         plan.sources
@@ -153,15 +162,14 @@ def _with(plan: Plan, signals: Signals, fit: Callable[[Condensed, bool], Combina
     mixing, constants = {}, {}
     missed = spread = unseen_missed = unseen_spread = condition = 0.0
     for tensor, seen in signals.condensed(layer).items():
-        intercept = tensor in layer.anatomy.sinks
-        found = fit(seen.whole, intercept)
+        found = fit(tensor, seen.whole)
         mixing[tensor] = found.mixing
-        if intercept:
+        if tensor in layer.anatomy.sinks:
             constants[tensor] = found.constant
         missed, spread = missed + found.missed(seen.whole), spread + seen.whole.spread
         condition = max(condition, found.condition)
         if seen.held_out is not None:
-            unseen_missed += fit(seen.fitted, intercept).missed(seen.held_out)
+            unseen_missed += fit(tensor, seen.fitted).missed(seen.held_out)
             unseen_spread += seen.held_out.spread
     evidence: dict[str, Any] = {"condition": condition} if condition else {}
     if unseen_spread:
@@ -172,9 +180,15 @@ def _with(plan: Plan, signals: Signals, fit: Callable[[Condensed, bool], Combina
     )  # fmt: skip
 
 
-def _mean_of_removed(seen: Condensed, sources: tuple[int, ...], intercept: bool) -> Combination:
-    kept = list(sources)
-    mixing = torch.eye(len(seen.origin), dtype=seen.origin.dtype, device=seen.origin.device)[:, kept]
-    constant = seen.origin.clone() if intercept else torch.zeros_like(seen.origin)
-    constant[kept] = 0
-    return Combination(sources, mixing, constant, 0.0)
+def _left(plan: Plan, signals: Signals, left: Callable[[str, Condensed], Tensor | None]) -> Plan:
+    """``left(reader, sample)``: the constant of each unit; None where there is nothing left."""
+    kept = list(plan.sources)
+
+    def fit(tensor: str, seen: Condensed) -> Combination:
+        constants = left(tensor, seen)
+        mixing = torch.eye(len(seen.origin), dtype=seen.origin.dtype, device=seen.origin.device)[:, kept]
+        constant = torch.zeros_like(seen.origin) if constants is None else constants.to(seen.origin).clone()
+        constant[kept] = 0
+        return Combination(plan.sources, mixing, constant, 0.0)
+
+    return replace(_with(plan, signals, fit), mixing={})  # those that stay are gathered, as they would be

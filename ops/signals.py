@@ -16,6 +16,7 @@ from ops.anatomy.running import plainly
 from ops.anatomy.trace import Trace
 from ops.condensed import Condensed
 from ops.errors import SurgeryError
+from ops.gradients import Gradients
 from ops.wrappers import inner
 
 #: Rows of one batch that an operation works on at most; of more positions a random part is taken.
@@ -66,6 +67,7 @@ class Signals:
         self.targets = targets
         self._inputs = inputs
         self._condensed: dict[str, dict[str, Seen]] = {}
+        self._gradients: Gradients | None = None
         self._look(inner(model), inputs, True)
 
     @classmethod
@@ -80,6 +82,7 @@ class Signals:
         """
         self = cls.__new__(cls)
         self._batches, self._looked, self.targets, self._condensed = batches, 0, targets, {}
+        self._gradients = None
         model, layers = inner(model), list(layers)
         wanted = {place.tensor for layer in layers for place in (*layer.readers, *layer.makers)}
         first = None
@@ -121,16 +124,38 @@ class Signals:
         """What the layer's readers are given of the (first) batch by the network as it is now."""
         new = type(self).__new__(type(self))
         new._batches, new._looked, new._inputs = [self._inputs], 1, self._inputs
-        new.targets, new._condensed = self.targets, {}
+        new.targets, new._condensed, new._gradients = self.targets, {}, None
         new._look(layer.anatomy.model, self._inputs, {place.tensor for place in layer.readers})
         return new
 
     @property
+    def classes(self) -> Tensor:
+        """The targets. Raises SurgeryError where there are none."""
+        if self.targets is None:
+            raise SurgeryError("what looks at the loss needs targets: give Signals(model, inputs, targets)")
+        return self.targets
+
+    @property
     def loss(self) -> Tensor:
         """The mean cross entropy of the (first) batch. Raises SurgeryError without targets."""
-        if self.targets is None:
-            raise SurgeryError("these signals have no targets; give Signals(model, inputs, targets)")
-        return nn.functional.cross_entropy(self.outputs, self.targets)
+        return nn.functional.cross_entropy(self.outputs, self.classes)
+
+    def gradients(self, layer: HiddenLayer) -> Gradients:
+        """The gradients of the (first) batch's losses; one backward pass serves every layer. See ``ops.gradients``."""
+        if self._gradients is None:
+            self._gradients = Gradients(layer.anatomy.model, self._inputs, self.classes, self._seen)
+        return self._gradients
+
+    def sloped(self, layer: HiddenLayer, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
+        """What a reader is given of the (first) batch, and the gradient of each sample's loss at it.
+
+        Both ``[units, positions of a unit, samples, rows of a sample, …]``. Raises SurgeryError where there are no
+        targets, or the gradient there is not known.
+        """
+        gradients = self.gradients(layer)
+        slopes = self._by_unit(layer, place, gradients.received(place, self._inputs_of(layer, place)))
+        for given, slope in zip(self._by_unit(layer, place), slopes, strict=True):
+            yield gradients.by_sample(layer, place, given), gradients.by_sample(layer, place, slope)
 
     def samples(self, layer: HiddenLayer) -> int:
         """How many rows ``condensed`` stands for, at the reader that has the fewest."""
@@ -186,9 +211,9 @@ class Signals:
             return Seen(Condensed.of(self.received(layer, place)), None)
         return Seen(Condensed.of(_thin(torch.cat(fitted))), Condensed.of(_thin(torch.cat(apart))))
 
-    def _by_unit(self, layer: HiddenLayer, place: Place) -> Iterator[Tensor]:
+    def _by_unit(self, layer: HiddenLayer, place: Place, given: Iterable[Tensor] | None = None) -> Iterator[Tensor]:
         """``[units, positions of a unit, samples, …]``; each group of a grouped convolution reads its own part."""
-        for x in self._inputs_of(layer, place):
+        for x in self._inputs_of(layer, place) if given is None else given:
             groups, rest = divmod(x.shape[-1], place.size)
             if rest:
                 raise SurgeryError(

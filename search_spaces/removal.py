@@ -8,7 +8,7 @@ from __future__ import annotations
 from optuna.trial import BaseTrial
 
 from ops import EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, Schedule, SurgeryError
-from ops.mean_replace import SCORES
+from ops.unit_scores import SCORES
 from search_spaces.placement import EPOCHS, Layers, place
 
 NAMES = ("eigen_remove", "mean_replace", "min_weight", "random_remove")

@@ -130,7 +130,8 @@ class Theatre(Callback):
             self._due[place] = due + step.when.every.iteration(trainer.per_epoch)
 
     def _signals(self, trainer: Trainer, layer: HiddenLayer) -> Signals:
-        return Signals.over(trainer.model, Shown(trainer.train, self._signal_images), [layer])
+        shown = Shown(trainer.train, self._signal_images)
+        return Signals.over(trainer.model, shown, [layer], shown.targets)
 
     def _operate(
         self, trainer: Trainer, layer: HiddenLayer, step: Step, signals: Signals | None = None, spent: float = 0.0

@@ -59,13 +59,21 @@ class Shown:
     def __init__(self, images: Batches, size: int) -> None:
         self._images, self._size = images, min(size, len(images))
 
+    @property
+    def targets(self) -> Tensor:
+        """The class numbers of the first batch."""
+        return self._images.labels[self._first.to(self._images.labels.device)]
+
     def __iter__(self) -> Iterator[Tensor]:
-        first = torch.linspace(0, len(self._images) - 1, self._size, dtype=torch.float64).round().long()
-        rest = torch.ones(len(self._images), dtype=torch.bool).index_fill(0, first, False).nonzero().flatten()
+        rest = torch.ones(len(self._images), dtype=torch.bool).index_fill(0, self._first, False).nonzero().flatten()
         rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))]
-        for index in (first, *rest.split(self._size)):
+        for index in (self._first, *rest.split(self._size)):
             if len(index) > 1:
                 yield self._images.take(index.to(self._images.labels.device))[0]
+
+    @property
+    def _first(self) -> Tensor:
+        return torch.linspace(0, len(self._images) - 1, self._size, dtype=torch.float64).round().long()
 
 
 class Trainer:

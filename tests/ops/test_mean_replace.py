@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from ops import Anatomy, MeanReplace, MinWeight, RandomRemove, Signals, SurgeryError, operate, trial_surgery
-from ops.condensed import Condensed
-from ops.mean_replace import SCORES, unit_scores
+from ops.unit_scores import SCORES, unit_scores
 
 
 def mlp(bias: bool = True) -> nn.Sequential:
@@ -66,7 +65,7 @@ def test_the_variance_score_is_the_change_that_one_removal_makes():
     layer, signals = Anatomy(model, inputs[:2])["0"], Signals(model, inputs)
     (reader,) = layer.readers
     received = signals.received(layer, reader)
-    scores = unit_scores(layer, {reader: Condensed.of(received)}, "variance")
+    scores = unit_scores(layer, signals, "variance")
     for unit in range(12):
         changed = received.clone()
         changed[:, unit] = received[:, unit].mean()
@@ -77,7 +76,7 @@ def test_the_variance_score_is_the_change_that_one_removal_makes():
 @pytest.mark.parametrize("score", SCORES)
 def test_error_is_what_the_readers_miss(score):
     model, inputs = mlp(), torch.randn(300, 8).double()
-    layer, signals = Anatomy(model, inputs[:2])["0"], Signals(model, inputs)
+    layer, signals = Anatomy(model, inputs[:2])["0"], Signals(model, inputs, torch.arange(300) % 4)
     plan = MeanReplace(0.4, score, seed=3).propose(layer, signals)
     received = signals.received(layer, layer.readers[0])
     spread = received - received.mean(dim=0)
@@ -103,7 +102,7 @@ def test_random_units_are_drawn_by_the_seed():
 
 @pytest.mark.parametrize(
     ("bad", "says"),
-    [({"keep": 0}, "keep is 0"), ({"score": "mrp"}, "score is 'mrp'"), ({"seed": -1}, "seed is -1")],
+    [({"keep": 0}, "keep is 0"), ({"score": "luck"}, "score is 'luck'"), ({"seed": -1}, "seed is -1")],
 )
 def test_refuses_hyperparameters(bad, says):
     with pytest.raises(SurgeryError, match=f"MeanReplace: {says}"):

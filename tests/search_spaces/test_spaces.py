@@ -109,7 +109,7 @@ def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: se
 def test_every_repair_that_is_offered_is_drawn_and_can_be_carried_out(space: str) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), 
                           nn.Linear(8, 3))  # fmt: skip
-    inputs, found = torch.randn(40, 4), set()
+    inputs, targets, found = torch.randn(40, 4), torch.arange(40) % 3, set()
     for trial in drawn(space, {"0": SimpleNamespace(units=8), "3": SimpleNamespace(units=8)}, 10, 200):
         reduced = trial.params.get("weights") == "reduced"
         removes = trial.params["op"] in removal.NAMES
@@ -121,7 +121,7 @@ def test_every_repair_that_is_offered_is_drawn_and_can_be_carried_out(space: str
         assert step.repair == (() if name == "none" else tuple(name.split("+")))
         network = copy.deepcopy(model)
         layer = Anatomy(network, inputs[:2])[step.layer]
-        operate(layer, step.operation, signals=Signals(network, inputs), repair=step.repair)
+        operate(layer, step.operation, signals=Signals(network, inputs, targets), repair=step.repair)
     assert found == {(False, name) for name in removal.REPAIRS} | {(True, "none"), (True, "batchnorm")}
 
 

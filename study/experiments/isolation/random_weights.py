@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from ops import Anatomy, HiddenLayer
 from ops.condensed import Condensed
-from ops.mean_replace import unit_scores
 from ops.min_weight import strongest
 from ops.signals import MOST_SAMPLES
+from ops.unit_scores import unit_scores, variance
 from study.experiments.isolation.curves import (
     GROWTHS,
     MEAN_L2,
@@ -149,8 +149,11 @@ class Iteration:
 
     def _mean_replaced(self) -> Iterator[tuple[str, list[float]]]:
         mean = self.seen.origin
-        for method, score in ((MEAN_L2, "l2"), (MEAN_VARIANCE, "variance")):
-            scores = unit_scores(self.layer, {self.reader: self.seen}, score)
+        found = {
+            MEAN_L2: unit_scores(self.layer, None, "l2"),
+            MEAN_VARIANCE: variance(self.layer, {self.reader: self.seen}),
+        }
+        for method, scores in found.items():
             chosen = [strongest(scores, size) for size in self.smaller]
             drives = walk(self.hidden, self.fan_out, map(plainly, chosen))
             yield (

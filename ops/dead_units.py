@@ -1,0 +1,159 @@
+"""Dead and frozen units: those that the loss would not miss, and those that the loss no longer teaches.
+
+Source: Evci 2018, *Detecting dead weights and units*, 3.2. A *dead* unit could be replaced by a constant: its mean
+replacement saliency (``ops.unit_scores``) is nearly zero. A *frozen* unit gets no gradient: that of the loss at what
+its makers make, before any activation, is nearly zero for every sample and position. A unit can be dead and learn, or
+be frozen and needed. How near to zero he leaves open; here it is a fraction of the mean over the layer's units, so that
+neither the size of the layer nor that of the loss, which falls while a network learns, changes what is dead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ops.anatomy import HiddenLayer, Place
+from ops.errors import SurgeryError
+from ops.operation import Operation, choice, fraction, whole
+from ops.plan import Plan
+from ops.repair import bias
+from ops.signals import Signals
+from ops.unit_scores import unit_scores
+
+#: Below this fraction of the mean over the layer's units a unit is dead, or frozen.
+THRESHOLD = 0.01
+KINDS = ("dead", "frozen", "either")
+
+
+def dead_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESHOLD) -> Tensor:
+    """Which units are dead, ``[units]`` of bool: the saliency is at most ``threshold`` times the layer's mean.
+
+    ``signals`` with targets. Raises SurgeryError where the gradients are not known.
+    """
+    return _nearly_zero(unit_scores(layer, signals, "mrs"), threshold)
+
+
+def frozen_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESHOLD) -> Tensor:
+    """Which units are frozen, ``[units]`` of bool: their largest gradient is at most ``threshold`` times the mean.
+
+    The largest one is over samples, positions and makers; the mean is over the layer's units. ``signals`` with targets.
+    Raises SurgeryError where the gradients are not known.
+    """
+    largest = torch.zeros(layer.units, dtype=torch.float64, device=signals.classes.device)
+    gradients = signals.gradients(layer)
+    for place in layer.makers:
+        for slope in gradients.made(place):
+            by_unit = slope.movedim(-1, 0)[place.positions.to(slope.device)]
+            largest = torch.maximum(largest, by_unit.flatten(1).abs().amax(dim=1).to(largest))
+    return _nearly_zero(largest, threshold)
+
+
+def idle_units(layer: HiddenLayer, signals: Signals, kind: str, threshold: float = THRESHOLD) -> Tensor:
+    """Which units are ``dead``, ``frozen`` or ``either`` of them, ``[units]`` of bool."""
+    if kind == "dead":
+        return dead_units(layer, signals, threshold)
+    if kind == "frozen":
+        return frozen_units(layer, signals, threshold)
+    return dead_units(layer, signals, threshold) | frozen_units(layer, signals, threshold)
+
+
+@dataclass(frozen=True)
+class RemoveDead(Operation):
+    """Removes the units that are dead (or frozen); their mean stays behind in the next bias.
+
+    ``threshold``: a fraction of the layer's mean, above 0 and at most 1. ``kind``: ``dead``, ``frozen`` or ``either``.
+    At least two units stay: of those that are idle, the first.
+    """
+
+    threshold: float = THRESHOLD
+    kind: str = "dead"
+    needs_signals: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        fraction(self, "threshold", self.threshold)
+        choice(self, "kind", self.kind, KINDS)
+
+    def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
+        signals, idle = _looked(self, layer, signals)
+        alive = (~idle).nonzero().flatten().tolist()
+        alive += idle.nonzero().flatten().tolist()[: max(0, 2 - len(alive))]
+        return _removed(self, layer, signals, idle, tuple(sorted(alive)))
+
+
+@dataclass(frozen=True)
+class Revive(Operation):
+    """Lets the units that are dead (or frozen) begin anew; the layer keeps its size.
+
+    Their incoming weights are drawn, entry by entry, from those of the living units; biases and norms get the mean over
+    the living units. They are not heard at first: their fan-out is zero, and the mean of what they sent on stays behind
+    in the next bias. Their optimizer state begins at zero.
+
+    ``threshold``, ``kind``: as in ``RemoveDead``. ``seed``: of the draw.
+
+    Raises:
+        SurgeryError: no unit of the layer is alive, so there is nothing to begin anew with.
+    """
+
+    threshold: float = THRESHOLD
+    kind: str = "dead"
+    seed: int = 0
+    needs_signals: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        fraction(self, "threshold", self.threshold)
+        choice(self, "kind", self.kind, KINDS)
+        whole(self, "seed", self.seed)
+
+    def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
+        signals, idle = _looked(self, layer, signals)
+        if idle.all():
+            raise SurgeryError(f"{self!r} on {layer.name}: no unit is alive to take new weights from")
+        removed = _removed(self, layer, signals, idle, tuple((~idle).nonzero().flatten().tolist()))
+        generator = torch.Generator().manual_seed(self.seed)
+        newborn = {place.tensor: _begun(layer, place, idle, generator) for place in layer.makers}
+        for place in layer.vectors:
+            if layer.tensor(place).is_floating_point():
+                newborn[place.tensor] = _averaged(layer, place, idle)
+        sources = tuple(-1 if gone else unit for unit, gone in enumerate(idle.tolist()))
+        return replace(removed, sources=sources, newborn=newborn)
+
+
+def _nearly_zero(values: Tensor, threshold: float) -> Tensor:
+    return values <= threshold * values.mean()
+
+
+def _looked(operation: RemoveDead | Revive, layer: HiddenLayer, signals: Signals | None) -> tuple[Signals, Tensor]:
+    """The signals, and which units are idle."""
+    if signals is None:
+        raise SurgeryError(f"{operation!r} on {layer.name} looks at the loss: give it Signals(model, inputs, targets)")
+    return signals, idle_units(layer, signals, operation.kind, operation.threshold).cpu()
+
+
+def _removed(operation: Operation, layer: HiddenLayer, signals: Signals, idle: Tensor, kept: tuple[int, ...]) -> Plan:
+    """These units alone, with the mean of what the others sent on."""
+    return bias(Plan(layer, repr(operation), kept, error=0.0, evidence={"idle_units": int(idle.sum())}), signals)
+
+
+def _begun(layer: HiddenLayer, place: Place, idle: Tensor, generator: torch.Generator) -> Tensor:
+    """New incoming weights for the idle units, drawn from the entries of the others."""
+    tensor = layer.tensor(place).detach()
+    known = tensor.index_select(place.axis, _positions(place, ~idle).to(tensor.device))
+    shape = list(tensor.shape)
+    shape[place.axis] = len(_positions(place, idle))
+    drawn = torch.randint(known.numel(), shape, generator=generator)
+    return known.flatten()[drawn.to(tensor.device)]
+
+
+def _averaged(layer: HiddenLayer, place: Place, idle: Tensor) -> Tensor:
+    """The mean over the living units for each of the others."""
+    tensor = layer.tensor(place).detach()
+    mean = tensor.index_select(place.axis, _positions(place, ~idle).to(tensor.device)).mean(place.axis, keepdim=True)
+    return mean.repeat_interleave(len(_positions(place, idle)), place.axis)
+
+
+def _positions(place: Place, units: Tensor) -> Tensor:
+    """Where on its axis these units are, ascending."""
+    return place.positions[units].flatten().sort().values

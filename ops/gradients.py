@@ -1,0 +1,159 @@
+"""Gradients of each sample's loss at what every weight is given and at what it makes: one backward pass for all layers.
+
+The backward pass is watched from below, as the anatomy watches the forward pass: where a weight meets the gradient of
+what it made, the operator returns that of what it was given. So each reader's share is known by itself, also where
+several read one tensor (residual streams), and no module needs to be of a known kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ops.anatomy import HiddenLayer, Place
+from ops.anatomy.running import call, plainly
+from ops.errors import SurgeryError, said
+
+#: Products of a gradient with a weight, in the backward pass: where the two operands are.
+PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "matmul": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
+
+
+def sample_losses(outputs: Any, targets: Tensor) -> Tensor:
+    """The cross entropy of each sample, ``[batch]``. ``outputs``: logits ``[batch, classes]``; ``targets`` ``[batch]``.
+
+    Raises:
+        SurgeryError: the outputs are not the logits of so many samples.
+    """
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(targets):
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise SurgeryError(
+            f"the loss of each sample needs logits of shape [{len(targets)}, classes], but the network returns {shape}"
+        )
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+class Gradients:
+    """``∂ loss of sample k / ∂ h`` for one batch, in evaluation mode and the network's own precision.
+
+    ``inputs`` is what the model takes, ``targets`` class numbers ``[batch]``, ``wanted`` the names of the weights that
+    are looked at. Values belong to the network as it is.
+
+    Raises:
+        SurgeryError: the network does not run on the batch, has no gradient or returns no logits.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any, targets: Tensor, wanted: Container[str]) -> None:
+        self._model, self._inputs, self._targets, self._wanted = model, inputs, targets, wanted
+        self._samples = len(targets)
+        self._watch = self._backward(None)
+        self._first: _Backward | None = None  # the gradients of the first sample's loss alone
+
+    def received(self, place: Place, like: list[Tensor]) -> list[Tensor]:
+        """At what a reader is given, in the shapes of ``like``: what it was given, the dimension summed over last.
+
+        Raises SurgeryError where the backward pass was not understood there.
+        """
+        found = self._watch.given.get(place.tensor, [])[::-1]  # what was met last comes back first
+        if [x.numel() for x in found] != [x.numel() for x in like]:
+            raise SurgeryError(f"the gradient of what {place.tensor} is given is not known")
+        return [x.reshape(y.shape) for x, y in zip(found, like, strict=True)]
+
+    def made(self, place: Place) -> list[Tensor]:
+        """At what a maker makes, before any bias, the dimension of its units last. Raises as ``received`` does."""
+        found = self._watch.made.get(place.tensor, [])
+        if not found or any(x.shape[-1] != place.size for x in found):
+            raise SurgeryError(f"the gradient of what {place.tensor} makes is not known")
+        return found
+
+    def by_sample(self, layer: HiddenLayer, place: Place, rows: Tensor) -> Tensor:
+        """``[units, positions of a unit, rows, …]`` as ``[units, positions of a unit, samples, rows of a sample, …]``.
+
+        Raises SurgeryError where the rows that the place meets do not come sample by sample.
+        """
+        each, rest = divmod(rows.shape[2], self._samples)
+        if rest or (each > 1 and not self._in_order(place)):
+            raise SurgeryError(
+                f"layer {layer.name}: what {place.tensor} meets is not ordered by samples, the batch first"
+            )
+        return rows.unflatten(2, (self._samples, each))
+
+    def _in_order(self, place: Place) -> bool:
+        """Whether the first sample's loss has gradients in the first rows only."""
+        self._first = self._first or self._backward(0)
+        found = [*self._first.given.get(place.tensor, []), *self._first.made.get(place.tensor, [])]
+        rows = (x.flatten(0, -2) for x in found)
+        return all(not x[math.ceil(len(x) / self._samples) :].any() for x in rows)
+
+    def _backward(self, sample: int | None) -> _Backward:
+        watch = _Backward(self._model, self._wanted)
+        inputs = _pytree.tree_map(_followed, self._inputs)
+        frozen = [p for p in self._model.parameters() if p.is_floating_point() and not p.requires_grad]
+        try:
+            with plainly(self._model), torch.inference_mode(False), torch.enable_grad():
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
+                losses = sample_losses(call(self._model, inputs), self._targets)
+                total = losses.sum() if sample is None else losses[sample]
+                asked: list[Tensor] = [p for p in self._model.parameters() if p.requires_grad]
+                asked += [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+                with watch:
+                    torch.autograd.grad(total, asked, allow_unused=True)
+        except SurgeryError:
+            raise
+        except Exception as error:  # whatever the foreign forward pass raises
+            raise SurgeryError(f"the network's gradients cannot be taken on this batch: {said(error)}") from error
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        return watch
+
+
+def _followed(value: Any) -> Any:
+    """An input of the network whose gradient is asked for, so that there is one behind frozen weights, too."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().requires_grad_(True)
+    return value
+
+
+class _Backward(TorchDispatchMode):
+    """Watches a backward pass. ``given`` and ``made``: weight → gradients, last call first, its own axis last."""
+
+    def __init__(self, model: nn.Module, wanted: Container[str]) -> None:
+        super().__init__()
+        self.given: dict[str, list[Tensor]] = {}
+        self.made: dict[str, list[Tensor]] = {}
+        self._names = {
+            tensor.untyped_storage().data_ptr(): (name, tensor.numel())
+            for name, tensor in model.named_parameters()
+            if name in wanted and tensor.layout == torch.strided
+        }
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "convolution_backward":
+            weight = self._name(args[2])
+            if weight and out[0] is not None:
+                self._note(weight, out[0].movedim(1, -1), args[0].movedim(1, -1))
+        elif name in PRODUCTS:
+            left, right = (args[position] for position in PRODUCTS[name])
+            if weight := self._name(right):
+                self._note(weight, out, left)
+            elif weight := self._name(left):
+                self._note(weight, out.movedim(-2, -1), right.movedim(-2, -1))
+        return out
+
+    def _name(self, tensor: Tensor) -> str | None:
+        """The parameter that this is a view of, whole."""
+        known = self._names.get(tensor.untyped_storage().data_ptr())
+        return known[0] if known is not None and known[1] == tensor.numel() else None
+
+    def _note(self, weight: str, given: Tensor, made: Tensor) -> None:
+        self.given.setdefault(weight, []).append(given.detach().clone())
+        self.made.setdefault(weight, []).append(made.detach().clone())

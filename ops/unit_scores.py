@@ -1,0 +1,189 @@
+"""Unit scores: how much a network would miss each unit of a layer.
+
+Sources: Evci 2018, *Detecting dead weights and units*, 3.1 (mean replacement penalty and saliency) and 4.1; Molchanov
+et al. 2016, *Pruning convolutional neural networks for resource efficient inference* (Taylor); norms as in Graham 2019.
+
+``l1``, ``l2``
+    Norm of the outgoing weights.
+``l1_in``, ``l2_in``
+    Norm of the incoming weights, without biases (Evci's norm scores).
+``variance``
+    The root of the expected squared change of what the readers compute if this unit alone is replaced: the mean square
+    of its output around what replaces it times the squared norm of its outgoing weights, summed over readers. Exact
+    for a dense reader of one value a unit; where a reader takes several positions of a unit (kernels, flattened
+    channels), it counts them as varying independently.
+``mrp``
+    Mean replacement penalty: ``mean over samples of |loss after this unit alone was removed − loss|``, with what it
+    leaves behind in the bias. Measured, see ``mean_replacement_penalty``.
+``mrs``
+    Mean replacement saliency, the first order of it: ``mean over samples of |Σ (constant − h) · ∂ loss / ∂ h|``, summed
+    over the unit's positions. One backward pass for all units of all layers.
+``taylor``
+    ``mean over samples of |Σ h · ∂ loss / ∂ h|``: the same for an output that becomes zero.
+``random``
+    By a seed: the control.
+
+Evci sums over his 1,000 samples where these are means, so that thresholds do not depend on the sample's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+from torch.utils import _pytree
+
+from ops.anatomy import HiddenLayer, Place
+from ops.anatomy.running import call, plainly
+from ops.condensed import Condensed
+from ops.errors import SurgeryError
+from ops.gradients import sample_losses
+from ops.replacement import constants
+from ops.signals import Signals
+
+SCORES = ("l2", "l1", "l2_in", "l1_in", "variance", "mrs", "mrp", "taylor", "random")
+#: Samples, and units that are replaced one by one, in one batch of ``mean_replacement_penalty``.
+SAMPLES, UNITS = 32, 32
+
+
+def unit_scores(
+    layer: HiddenLayer, signals: Signals | None, score: str, *, replacement: str = "mean", seed: int = 0
+) -> Tensor:
+    """A score for each unit, ``[units]`` in float64; those with the highest stay.
+
+    ``signals``: needed by ``variance``, ``mrp``, ``mrs`` and ``taylor``; the last three look at the loss, so with
+    targets. ``replacement``: what a unit leaves behind (``ops.replacement``), for ``variance`` (about the mean only),
+    ``mrp`` and ``mrs``. ``seed``: of ``random``.
+
+    Raises:
+        SurgeryError: there is no such score, or the signals that it needs are missing or not those of this network.
+    """
+    if score in ("l1", "l2"):
+        return layer.outgoing_rows().norm(p=int(score[1]), dim=1)
+    if score in ("l1_in", "l2_in"):
+        rows = torch.cat([layer.incoming(place).flatten(1) for place in layer.makers], dim=1)
+        return rows.norm(p=int(score[1]), dim=1)
+    if score == "random":
+        order = torch.randperm(layer.units, generator=torch.Generator().manual_seed(seed))
+        return order.to(layer.outgoing_rows())
+    if score not in SCORES:
+        raise SurgeryError(f"there is no unit score {score!r}; there are {', '.join(SCORES)}")
+    if signals is None:
+        raise SurgeryError(f"the unit score {score!r} looks at outputs: give it Signals(model, inputs, targets)")
+    if score == "variance":
+        return variance(layer, {place: signals.condensed(layer)[place.tensor].whole for place in layer.readers})
+    if score == "taylor":
+        return first_order(layer, signals, {}).abs().mean(dim=0)
+    left = constants(layer, signals, replacement)
+    if score == "mrs":
+        return first_order(layer, signals, left).abs().mean(dim=0)
+    return mean_replacement_penalty(layer, signals, left)
+
+
+def variance(layer: HiddenLayer, seen: Mapping[Place, Condensed]) -> Tensor:
+    """The score of that name, ``[units]``. ``seen``: what each reader receives."""
+    change = torch.zeros_like(layer.outgoing_rows()[:, 0])
+    for place, each in seen.items():
+        about = each if place.tensor in layer.anatomy.sinks else each.about_zero()
+        around = about.deviations.square().sum(dim=0) / each.samples
+        change += around * layer.outgoing(place).flatten(1).square().sum(dim=1)
+    return change.sqrt()
+
+
+def first_order(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor]) -> Tensor:
+    """How each sample's loss changes, in first order, as each unit's output becomes constant: ``[samples, units]``.
+
+    ``left``: reader → the constant ``[units]``; zero where a reader has none.
+    """
+    total: Tensor | float = 0.0
+    for place in layer.readers:
+        constant = left.get(place.tensor, torch.zeros(layer.units))
+        for given, slope in signals.sloped(layer, place):
+            moved = constant.to(given).view(-1, *[1] * (given.dim() - 1)) - given
+            summed = [dim for dim in range(1, given.dim()) if dim != 2]
+            total = total + (moved * slope).sum(dim=summed, dtype=torch.float64)
+    assert isinstance(total, Tensor)
+    return total.T
+
+
+def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor]) -> Tensor:
+    """``mean over samples of |loss without this unit − loss|`` on the (first) batch, ``[units]`` in float64.
+
+    ``left``: reader → the constant ``[units]`` that goes into the bias behind it (so behind a convolution that pads it
+    counts at the border as well, as it does after the removal).
+
+    Many units are removed at once, each from a copy of what reads it: what comes before the readers is computed once
+    for all of them. A network that cannot be run so (``torch.func.vmap``) is run once for each unit.
+    """
+    targets = signals.classes
+    model, total = layer.anatomy.model, torch.zeros(layer.units, dtype=torch.float64, device=targets.device)
+    removed = _Removed(layer, left)
+    with plainly(model):
+        for inputs, told in _pieces(signals.inputs, targets):
+            before = sample_losses(call(model, inputs), told)
+            for units in torch.arange(layer.units).split(UNITS):
+                after = removed.losses(units.to(total.device), inputs, told)
+                total[units] += (after - before).abs().sum(dim=1, dtype=torch.float64)
+    return total / len(targets)
+
+
+class _Removed:
+    """A network with one unit of a layer removed, at its old size: weights that read it are zero."""
+
+    def __init__(self, layer: HiddenLayer, left: Mapping[str, Tensor]) -> None:
+        self._layer, self._model, self._together = layer, layer.anatomy.model, True
+        anatomy = layer.anatomy
+        device = layer.tensor(layer.readers[0]).device
+        self._masks: list[tuple[str, int, Tensor]] = []
+        self._sent: list[tuple[str, Tensor]] = []
+        for place in layer.readers:
+            mask = torch.ones(layer.units, place.size).scatter_(1, place.positions, 0)
+            self._masks.append((place.tensor, place.axis, mask.to(device)))
+            if place.tensor in left:
+                name, sign = anatomy.sinks[place.tensor]
+                outgoing = layer.outgoing(place)
+                sent = sign * torch.einsum("uok,u->uo", outgoing, left[place.tensor].to(outgoing))
+                self._sent.append((name, sent))
+
+    def losses(self, units: Tensor, inputs: Any, targets: Tensor) -> Tensor:
+        """The loss of every sample without each of these units, ``[units, samples]``."""
+        if self._together:
+            try:
+                return vmap(lambda unit: self._losses(unit, inputs, targets), randomness="same")(units)
+            except SurgeryError:
+                raise
+            except Exception:  # whatever in the foreign network has no batching rule
+                self._together = False
+        return torch.stack([self._losses(unit, inputs, targets) for unit in units])
+
+    def tensors(self, unit: Tensor) -> dict[str, Tensor]:
+        """The tensors of the network without this unit that differ from those with it, by name."""
+        changed: dict[str, Tensor] = {}
+        for name, axis, mask in self._masks:
+            old = changed.get(name, self._layer.anatomy.tensor(name))
+            row = mask.index_select(0, unit.reshape(1)).to(old)
+            changed[name] = old * row.view([-1 if dim == axis else 1 for dim in range(old.dim())])
+        for name, sent in self._sent:
+            old = changed.get(name, self._layer.anatomy.tensor(name))
+            changed[name] = old + sent.index_select(0, unit.reshape(1)).to(old).view(old.shape)
+        return changed
+
+    def _losses(self, unit: Tensor, inputs: Any, targets: Tensor) -> Tensor:
+        given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        named = dict(inputs) if isinstance(inputs, Mapping) else {}
+        outputs = functional_call(self._model, self.tensors(unit), () if named else given, named)
+        return sample_losses(outputs, targets)
+
+
+def _pieces(inputs: Any, targets: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    """A few samples at a time, where every tensor of the input has one entry for each of them; else all at once."""
+    tensors = [leaf for leaf in _pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if not all(tensor.dim() and len(tensor) == len(targets) for tensor in tensors):
+        yield inputs, targets
+        return
+    for start in range(0, len(targets), SAMPLES):
+        part = slice(start, start + SAMPLES)
+        yield _pytree.tree_map(lambda x, part=part: x[part] if isinstance(x, Tensor) else x, inputs), targets[part]

@@ -1,0 +1,219 @@
+"""Unit scores against what they stand for: units removed one by one, and finite differences of the loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils import _pytree
+
+from ops import Anatomy, Plan, Signals, SurgeryError, trial_surgery
+from ops.anatomy import call, evaluating
+from ops.gradients import sample_losses
+from ops.repair import leave
+from ops.replacement import REPLACEMENTS, constants
+from ops.unit_scores import SCORES, _Removed, first_order, mean_replacement_penalty, unit_scores
+from ops.verification import doubled
+from tests.ops.networks import Net, build
+
+
+def shown(network: str):
+    """A network of the tests in double precision, with twelve samples and their classes."""
+    model, inputs = build(network, batch=12)
+    return model.double(), _pytree.tree_map(doubled, inputs), torch.arange(12) % 3
+
+
+def penalties(model, layer, signals, left):
+    """MRP by its definition: every unit is removed for real, one after the other."""
+    found = []
+    with evaluating(model), torch.no_grad():
+        before = sample_losses(call(model, signals.inputs), signals.targets)
+        for unit in range(layer.units):
+            others = tuple(each for each in range(layer.units) if each != unit)
+            with trial_surgery(leave(Plan(layer, "all but one", others), signals, left)):
+                after = sample_losses(call(model, signals.inputs), signals.targets)
+            found.append((after - before).abs().mean())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("replacement", REPLACEMENTS)
+@pytest.mark.parametrize("network", ["cnn", "residual", "dense_concat", "separable", "tied", "scaled", "tuple_in"])
+def test_mrp_is_what_removing_each_unit_does(network, replacement):
+    model, inputs, targets = shown(network)
+    anatomy, signals = Anatomy(model, inputs), Signals(model, inputs, targets)
+    compared = 0
+    for layer in anatomy.values():
+        try:
+            left = constants(layer, signals, replacement)
+        except SurgeryError as refused:  # a mean before the activation needs a bias there, and known inputs
+            assert replacement == "mean_before" and ("mean before" in str(refused) or "patches" in str(refused)), (
+                refused
+            )
+            continue
+        found = mean_replacement_penalty(layer, signals, left)
+        torch.testing.assert_close(found, penalties(model, layer, signals, left), rtol=1e-9, atol=1e-12)
+        compared += 1
+    assert compared or replacement == "mean_before"
+
+
+def test_mrp_of_a_network_that_cannot_be_run_for_many_units_at_once():
+    """A value that goes through Python has no batching rule."""
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: m.out((h := m.middle(m.hidden(x).relu()).relu()) * (1 + float(h.mean()))),
+        hidden=nn.Linear(5, 7), middle=nn.Linear(7, 7), out=nn.Linear(7, 3),
+    ).double()  # fmt: skip
+    inputs, targets = torch.randn(20, 5).double(), torch.arange(20) % 3
+    layer, signals = Anatomy(model, inputs[:2])["hidden"], Signals(model, inputs, targets)
+    left = constants(layer, signals)
+    torch.testing.assert_close(
+        mean_replacement_penalty(layer, signals, left), penalties(model, layer, signals, left), rtol=1e-9, atol=1e-12
+    )
+
+
+def slopes(model, layer, signals, left, step=1e-5):
+    """How each sample's loss changes along the line to a network without one unit: ``[samples, units]``."""
+    found, removed = [], _Removed(layer, left)
+    for unit in range(layer.units):
+        changed = removed.tensors(torch.tensor(unit))
+
+        def losses(far, changed=changed):
+            here = {name: (old := layer.anatomy.tensor(name)) + far * (new - old) for name, new in changed.items()}
+            given = signals.inputs if isinstance(signals.inputs, tuple) else (signals.inputs,)
+            return sample_losses(functional_call(model, here, given), signals.targets)
+
+        with evaluating(model), torch.no_grad():
+            found.append((losses(step) - losses(-step)) / (2 * step))
+    return torch.stack(found, dim=1)
+
+
+# Not "residual" and "tied": a constant in a bias also counts at padded borders, or misses a module without a bias.
+@pytest.mark.parametrize("left_behind", [True, False])
+@pytest.mark.parametrize("network", ["mlp_bn", "cnn", "dense_concat", "layernorm", "scaled", "separable", "tuple_in"])
+def test_first_order_is_the_slope_of_the_loss(network, left_behind):
+    model, inputs, targets = shown(network)
+    signals = Signals(model, inputs, targets)
+    for layer in Anatomy(model, inputs).values():
+        left = constants(layer, signals) if left_behind else {}
+        found, wanted = first_order(layer, signals, left), slopes(model, layer, signals, left)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-9)
+        score = unit_scores(layer, signals, "mrs" if left_behind else "taylor")
+        torch.testing.assert_close(score, wanted.abs().mean(dim=0), rtol=1e-5, atol=1e-9)
+
+
+def tokens(batch_first: bool) -> nn.Module:
+    """A dense layer on five tokens of each sample, kept apart until the mean over them."""
+    torch.manual_seed(0)
+    dim = 1 if batch_first else 0
+    return Net(
+        lambda m, x: m.out(m.second(m.first(x if batch_first else x.transpose(0, 1)).tanh()).tanh().mean(dim)),
+        first=nn.Linear(4, 6), second=nn.Linear(6, 5), out=nn.Linear(5, 3),
+    ).double()  # fmt: skip
+
+
+def test_tokens_count_for_their_sample():
+    model, inputs, targets = tokens(True), torch.randn(12, 5, 4).double(), torch.arange(12) % 3
+    layer, signals = Anatomy(model, inputs[:2])["first"], Signals(model, inputs, targets)
+    left = constants(layer, signals)
+    torch.testing.assert_close(
+        first_order(layer, signals, left), slopes(model, layer, signals, left), rtol=1e-5, atol=1e-9
+    )
+
+
+def test_tokens_that_are_not_ordered_by_samples_are_refused_and_not_mixed_up():
+    model, inputs = tokens(False), torch.randn(12, 5, 4).double()
+    layer, signals = Anatomy(model, inputs[:2])["first"], Signals(model, inputs, torch.arange(12) % 3)
+    with pytest.raises(SurgeryError, match=r"layer first: what second.weight meets is not ordered by samples"):
+        unit_scores(layer, signals, "mrs")
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_mrs_through_time(kind):
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: m.out(m.after(m.recurrent(m.before(x))[0][:, -1]).relu()),
+        before=nn.Linear(4, 5), recurrent=kind(5, 6, batch_first=True), after=nn.Linear(6, 7), out=nn.Linear(7, 3),
+    ).double()  # fmt: skip
+    inputs, targets = torch.randn(9, 4, 4).double(), torch.arange(9) % 3
+    anatomy, signals = Anatomy(model, inputs[:2]), Signals(model, inputs, targets)
+    layer = anatomy["after"]
+    left = constants(layer, signals)
+    torch.testing.assert_close(
+        first_order(layer, signals, left), slopes(model, layer, signals, left), rtol=1e-5, atol=1e-9
+    )
+
+
+def test_nothing_is_left_of_a_look():
+    """Frozen parameters stay frozen; gradients, modes and weights are as before."""
+    model, inputs, targets = shown("frozen")
+    before = {name: (p.requires_grad, p.clone()) for name, p in model.named_parameters()}
+    model.train()
+    signals = Signals(model, inputs, targets)
+    for layer in Anatomy(model, inputs).values():
+        for score in ("mrs", "mrp"):
+            assert unit_scores(layer, signals, score).max() > 0
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad is before[name][0] and parameter.grad is None
+        assert torch.equal(parameter, before[name][1])
+    assert model.training and any(not grad for grad, _ in before.values())
+
+
+def test_norms_are_of_the_weights_on_either_side():
+    model, inputs, _ = shown("mlp")
+    layer = Anatomy(model, inputs)["0"]
+    for number in (1, 2):
+        torch.testing.assert_close(unit_scores(layer, None, f"l{number}_in"), model[0].weight.norm(p=number, dim=1))
+        torch.testing.assert_close(unit_scores(layer, None, f"l{number}"), model[2].weight.norm(p=number, dim=0))
+
+
+@pytest.mark.parametrize(("score", "needs"), [("mrs", "targets"), ("mrp", "targets"), ("luck", "there is no unit")])
+def test_refuses_what_it_cannot_score(score, needs):
+    model, inputs, _ = shown("mlp")
+    with pytest.raises(SurgeryError, match=needs):
+        unit_scores(Anatomy(model, inputs)["0"], Signals(model, inputs), score)
+    if score in SCORES:
+        with pytest.raises(SurgeryError, match=f"the unit score '{score}' looks at outputs"):
+            unit_scores(Anatomy(model, inputs)["0"], None, score)
+
+
+def saturated() -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    model[0].weight.data[0] *= 40
+    model[0].bias.data[0] = 30
+    return model, torch.randn(101, 3).double()
+
+
+def test_replacements_are_what_they_are_called():
+    model, inputs = saturated()
+    layer, signals = Anatomy(model, inputs[:2])["0"], Signals(model, inputs)
+    made = model[0](inputs).detach()
+    wanted = {
+        "mean": made.tanh().mean(dim=0),
+        "mean_before": made.mean(dim=0).tanh(),
+        "median": made.median(dim=0).values.tanh(),  # the same on both sides of what never falls
+    }
+    for replacement, constant in wanted.items():
+        torch.testing.assert_close(constants(layer, signals, replacement)["2.weight"], constant)
+    extreme = constants(layer, signals, "extreme")["2.weight"]
+    ends = torch.stack([made.tanh().min(dim=0).values, made.tanh().max(dim=0).values])
+    nearer = (made.tanh() - ends.unsqueeze(1)).square().mean(dim=1).argmin(dim=0)
+    torch.testing.assert_close(extreme, ends.gather(0, nearer.unsqueeze(0)).squeeze(0))
+    assert extreme[0] > 0.9999
+
+
+def test_a_mean_before_the_activation_goes_through_norms_and_pooling():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(45, 3)
+    ).double()
+    model(torch.randn(64, 2, 8, 8).double() + 1)  # running statistics
+    model.eval()
+    inputs = torch.randn(30, 2, 8, 8).double()
+    layer = Anatomy(model, inputs[:2])["0"]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = constants(layer, Signals(model, inputs), "mean_before")["5.weight"]
+    wanted = model[1](model[0](inputs)).mean(dim=(0, 2, 3)).tanh()
+    torch.testing.assert_close(found, wanted.detach())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
