@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
+from ops.anatomy import HiddenLayer
 from ops.condensed import units_needed
+from ops.dead_units import dead_units
 from ops.errors import SurgeryError
 from ops.operation import Operation
 from ops.repair import check_chain
+from ops.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -42,35 +43,58 @@ class Moment:
         return f"{self.count}{self.unit}"
 
 
+def redundancy(layer: HiddenLayer, signals: Signals, threshold: float) -> float:
+    """The fraction of the units (0 … 1) that PCNS would remove, losing a fraction ``threshold`` of the variance.
+
+    Source: Rolet 2022, *PCNS*, section 3.1 (a draft).
+    """
+    left_over = max(0, layer.units - units_needed(signals.together(layer).spectrum(), threshold))
+    return left_over / layer.units  # of whole numbers: 1 of 10 is 0.1 as it is written
+
+
+def dead_fraction(layer: HiddenLayer, signals: Signals, threshold: float) -> float:
+    """The fraction of the units (0 … 1) that are dead at this ``threshold`` (see ``ops.dead_units``)."""
+    return int(dead_units(layer, signals, threshold).sum()) / layer.units
+
+
+#: What a condition may look at: how large a fraction of a layer's units it could do without.
+MEASURES: dict[str, Callable[[HiddenLayer, Signals, float], float]] = {
+    "redundancy": redundancy,
+    "dead_fraction": dead_fraction,
+}
 #: How a condition is written.
 EXAMPLE = "redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2"
 NUMBER = r"(\d*\.?\d+(?:e[+-]?\d+)?)"
 CONDITION = re.compile(
-    rf"redundancy\s*\(\s*{NUMBER}\s*\)\s*>=\s*{NUMBER}\s+from\s+(\w+)\s+every\s+(\w+)\s+at\s+most\s+(\d+)"
+    rf"({'|'.join(MEASURES)})\s*\(\s*{NUMBER}\s*\)\s*>=\s*{NUMBER}"
+    r"\s+from\s+(\w+)\s+every\s+(\w+)\s+at\s+most\s+(\d+)"
 )
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Not a moment but a finding: the layer is redundant enough (Rolet 2022, *PCNS*, section 3.1, a draft).
+    """Not a moment but a finding: the layer could do without enough of its units.
 
-    From ``first`` on the layer's outputs are looked at ``every`` so often. The step is done whenever PCNS at this
-    ``variance_threshold`` would remove at least a fraction ``gain`` of the units, but at most so many ``times``.
+    From ``first`` on the layer is looked at ``every`` so often. The step is done whenever the ``measure`` (one of
+    ``MEASURES``) at this ``threshold`` finds at least a fraction ``gain`` of the units, but at most so many ``times``.
 
-    >>> Condition.parse("redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2").times
+    >>> Condition.parse("dead_fraction(0.01) >= 0.1 from 2ep every 1ep at most 2").times
     2
     """
 
-    variance_threshold: float
+    threshold: float
     gain: float
     first: Moment
     every: Moment = Moment(1)
     times: int = 1
+    measure: str = "redundancy"
 
     def __post_init__(self) -> None:
-        for name, value in (("variance threshold", self.variance_threshold), ("gain", self.gain)):
+        for name, value in (("threshold", self.threshold), ("gain", self.gain)):
             if not 0 < value < 1:
                 raise SurgeryError(f"the {name} of a condition is {value!r}, but it must lie between 0 and 1")
+        if self.measure not in MEASURES:
+            raise SurgeryError(f"a condition looks at {' or '.join(MEASURES)}, not at {self.measure!r}")
         if self.every.count < 1 or self.times < 1:
             raise SurgeryError(f"the condition '{self}' looks never: what follows 'every' and 'at most' is 1 or more")
 
@@ -80,24 +104,20 @@ class Condition:
         match = CONDITION.fullmatch(str(text).strip())
         if match is None:
             raise SurgeryError(f"{text!r} is not a condition; write it like {EXAMPLE!r}")
-        threshold, gain, first, every, times = match.groups()
-        return cls(float(threshold), float(gain), Moment.parse(first), Moment.parse(every), int(times))
+        measure, threshold, gain, first, every, times = match.groups()
+        return cls(float(threshold), float(gain), Moment.parse(first), Moment.parse(every), int(times), measure)
 
     def iteration(self, per_epoch: int) -> int:
         """The number of optimizer steps done by the first look, with ``per_epoch`` of them in an epoch."""
         return self.first.iteration(per_epoch)
 
-    def found(self, spectrum: Tensor, units: int) -> float:
-        """The gain: the fraction of the ``units`` (0 … 1) that is left over by M + 1, with M components needed.
-
-        ``spectrum``: shares of the variance, descending (``Condensed.spectrum``).
-        """
-        left_over = max(0, units - units_needed(spectrum, self.variance_threshold))
-        return left_over / units  # of whole numbers: 1 of 10 is 0.1 as it is written
+    def found(self, layer: HiddenLayer, signals: Signals) -> float:
+        """The gain that the layer has now, 0 … 1. Raises SurgeryError where the layer cannot be looked at."""
+        return MEASURES[self.measure](layer, signals, self.threshold)
 
     def __str__(self) -> str:
         return (
-            f"redundancy({self.variance_threshold!r}) >= {self.gain!r} from {self.first} every {self.every} "
+            f"{self.measure}({self.threshold!r}) >= {self.gain!r} from {self.first} every {self.every} "
             f"at most {self.times}"
         )
 
@@ -161,7 +181,7 @@ class Schedule:
 
 def parse_when(text: str) -> Moment | Condition:
     """A moment or a condition from its text. Raises SurgeryError for text that is neither."""
-    kind = Condition if str(text).strip().startswith("redundancy") else Moment
+    kind = Condition if str(text).strip().startswith(tuple(MEASURES)) else Moment
     return kind.parse(text)
 
 

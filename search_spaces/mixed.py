@@ -5,10 +5,10 @@ from __future__ import annotations
 from optuna.trial import BaseTrial
 
 from ops import Schedule
-from search_spaces import expansion, pcns, removal
+from search_spaces import dead_units, expansion, pcns, removal
 from search_spaces.placement import EPOCHS, Layers, place
 
-NAMES = (*removal.NAMES, "pcns", *expansion.NAMES)
+NAMES = (*removal.NAMES, "pcns", *dead_units.NAMES, *expansion.NAMES)
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
@@ -20,6 +20,8 @@ def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
         repair = removal.repair(trial, operation)
     elif name in expansion.NAMES:
         operation = expansion.operation(trial, name)
+    elif name in dead_units.NAMES:
+        operation = dead_units.operation(trial, name)
     else:
         operation = pcns.operation(trial)
     return place(trial, layers, operation, epochs, repair=repair)

@@ -81,8 +81,10 @@ def place(
     return Schedule(tuple(steps))
 
 
-def watch(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, variance_threshold: float) -> Schedule:
-    """An operation on some layers, each whenever it is redundant: ``layers``, ``first_epoch``, ``gain``, ``every``,
+def watch(
+    trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, threshold: float, measure: str = "redundancy"
+) -> Schedule:
+    """An operation on some layers, each whenever a condition holds: ``layers``, ``first_epoch``, ``gain``, ``every``,
     ``times`` (see ``ops.Condition``; every so many epochs a layer is looked at, and operated on at most so many times).
 
     Raises:
@@ -91,7 +93,7 @@ def watch(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, v
     where, first = _beginning(trial, layers, epochs)
     gain = trial.suggest_float("gain", 0.05, 0.7)
     every, times = trial.suggest_int("every", 1, 3), trial.suggest_int("times", 1, 3)
-    condition = Condition(variance_threshold, gain, Moment(first), Moment(every), times)
+    condition = Condition(threshold, gain, Moment(first), Moment(every), times, measure)
     return Schedule(tuple(Step(condition, name, operation) for name in where))
 
 

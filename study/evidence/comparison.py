@@ -114,13 +114,22 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     return rows, verdicts
 
 
+#: The hyperparameters that a schedule in a few words tells.
+NUMBERS = ("keep", "grow", "rank", "variance_threshold", "threshold")
+WORDS = ("split", "basis", "weights", "strength", "score", "kind")
+
+
 def describe(schedule: Sequence[Any]) -> str:
     """A schedule in a few words: each operation with its main hyperparameters, on which layers, when."""
     groups: dict[str, list[Any]] = {}
     for step in schedule:
         known = {key: value for key, value in step.items() if value is not None}
-        numbers = [f"{key} {known[key]:.2g}" for key in ("keep", "grow", "rank", "variance_threshold") if key in known]
-        words = [str(known[key]) for key in ("split", "basis", "weights", "strength", "score") if key in known]
+        numbers = [
+            f"{key} {known[key]:.2g}"
+            for key in ("keep", "grow", "rank", "variance_threshold", "threshold")
+            if key in known
+        ]
+        words = [str(known[key]) for key in ("split", "basis", "weights", "strength", "score", "kind") if key in known]
         words += ["published code"] * bool(known.get("published"))
         words += ["repaired by " + " + ".join(known["repair"])] if known.get("repair") else []
         groups.setdefault(f"{step['op']} {', '.join(numbers + words)}", []).append(step)
@@ -137,8 +146,8 @@ def describe(schedule: Sequence[Any]) -> str:
 
 def _roughly(condition: Condition) -> str:
     """A condition in words, its numbers to two digits."""
-    threshold, gain = (float(f"{number:.2g}") for number in (condition.variance_threshold, condition.gain))
-    return str(replace(condition, variance_threshold=threshold, gain=gain))
+    threshold, gain = (float(f"{number:.2g}") for number in (condition.threshold, condition.gain))
+    return str(replace(condition, threshold=threshold, gain=gain))
 
 
 def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Tracker:
         for layer, found in record.get("redundancy", {}).items():
             metrics += [(f"redundancy/{_known(layer)}/{key}", float(value), step) for key, value in found.items()]
         for check in record["checks"]:
-            metrics.append((f"redundancy/{_known(check['layer'])}/gain", check["gain"], step))
+            metrics.append((f"{check['measure']}/{_known(check['layer'])}/gain", check["gain"], step))
         if "probe_seconds" in record:
             metrics.append(("seconds/probe", record["probe_seconds"], step))
         self._metrics(cell.name, metrics)

@@ -28,8 +28,8 @@ class Theatre(Callback):
     """Applies ``schedule``. ``held_out`` is the fixed batch of validation images; ``signal_images`` how many training
     images a batch has that is shown to operations and repairs that look at activations. Without ``carry`` the optimizer
     forgets its state with every operation. ``records`` holds one dict of plain numbers and names for each operation,
-    ``checks`` one for each look at a layer's redundancy: ``step`` (its place in the schedule), ``iteration``,
-    ``epoch``, ``layer``, ``units``, ``gain`` (see ``ops.Condition``), ``operated``, ``seconds``.
+    ``checks`` one for each look at a condition: ``step`` (its place in the schedule), ``iteration``, ``epoch``,
+    ``layer``, ``units``, ``measure`` and ``gain`` (see ``ops.Condition``), ``operated``, ``seconds``.
     """
 
     def __init__(self, schedule: Schedule, held_out: Images, signal_images: int, carry: bool = True) -> None:
@@ -118,11 +118,12 @@ class Theatre(Callback):
             return self._operate(trainer, layer, step)
         start = clock(trainer.device)
         signals = self._signals(trainer, layer)
-        gain = step.when.found(signals.together(layer).spectrum(), layer.units)
+        gain = step.when.found(layer, signals)
         reached, seconds = gain >= step.when.gain, clock(trainer.device) - start
         self.checks.append({
             "step": place, "iteration": trainer.iteration, "epoch": trainer.iteration / trainer.per_epoch,
-            "layer": step.layer, "units": layer.units, "gain": gain, "operated": reached, "seconds": seconds,
+            "layer": step.layer, "units": layer.units, "measure": step.when.measure, "gain": gain, "operated": reached,
+            "seconds": seconds,
         })  # fmt: skip
         if reached:
             self._operate(trainer, layer, step, signals, seconds)

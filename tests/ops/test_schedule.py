@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,7 +48,10 @@ def test_moments_in_iterations():
 CONDITION = "redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2"
 
 
-@pytest.mark.parametrize("text", [CONDITION, "redundancy(1e-05) >= 0.125 from 0it every 250it at most 10"])
+@pytest.mark.parametrize("text", [
+    CONDITION, "redundancy(1e-05) >= 0.125 from 0it every 250it at most 10",
+    "dead_fraction(0.02) >= 0.1 from 2ep every 1ep at most 1",
+])  # fmt: skip
 def test_conditions_are_read(text):
     assert str(Condition.parse(text)) == text
 
@@ -55,7 +59,8 @@ def test_conditions_are_read(text):
 @pytest.mark.parametrize("seed", range(5))
 def test_a_condition_s_text_says_all_of_it(seed):
     chance = torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
-    condition = Condition(chance[0] ** 9, chance[1], Moment(seed, "it"), Moment(3), seed + 1)
+    measure = ("redundancy", "dead_fraction")[seed % 2]
+    condition = Condition(chance[0] ** 9, chance[1], Moment(seed, "it"), Moment(3), seed + 1, measure)
     assert Condition.parse(str(condition)) == condition
 
 
@@ -71,7 +76,7 @@ def test_blanks_in_a_condition_do_no_harm():
     (CONDITION.replace("at most 2", "at most two"), "is not a condition; write it like"),
     (CONDITION.replace("0.3", "1.2.3"), "is not a condition; write it like"),
     (CONDITION.replace("2ep", "later"), "'later' is not a moment of training"),
-    (CONDITION.replace("0.01", "1.0"), "the variance threshold of a condition is 1.0, but it must lie between 0 and 1"),
+    (CONDITION.replace("0.01", "1.0"), "the threshold of a condition is 1.0, but it must lie between 0 and 1"),
     (CONDITION.replace("0.3", "0"), "the gain of a condition is 0.0, but it must lie between 0 and 1"),
     (CONDITION.replace("every 1ep", "every 0ep"), "looks never"),
     (CONDITION.replace("at most 2", "at most 0"), "looks never"),
@@ -87,14 +92,37 @@ def test_the_gain_is_what_pcns_would_remove():
     model = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 30), nn.Tanh(), nn.Linear(30, 3))
     inputs = torch.randn(200, 6)
     layer, signals = Anatomy(model, inputs[:2])["1"], Signals(model, inputs)
-    spectrum = signals.together(layer).spectrum()
     for threshold in (0.3, 0.05, 0.01, 1e-4):
         plan = PCNS(threshold).propose(layer, signals)
-        gain = Condition(threshold, 0.5, Moment(1)).found(spectrum, layer.units)
+        gain = Condition(threshold, 0.5, Moment(1)).found(layer, signals)
         assert gain == (plan.units_before - plan.units_after) / 30
-    assert Condition(0.01, 0.5, Moment(1)).found(spectrum[:0], 30) == 28 / 30  # nothing varies: two units are left
-    assert Condition(0.01, 0.5, Moment(1)).found(torch.ones(2) / 2, 2) == 0
-    assert Condition(0.01, 0.1, Moment(1)).found(torch.ones(8) / 8, 10) >= 0.1  # 1 of 10, not 0.0999…
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "units", "gain"),
+    [(torch.ones(0), 30, 28 / 30), (torch.ones(2) / 2, 2, 0.0), (torch.ones(8) / 8, 10, 0.1)],
+    ids=["nothing varies: two units are left", "none to spare", "1 of 10, not 0.0999…"],
+)
+def test_the_gain_of_a_spectrum(spectrum, units, gain):
+    signals = SimpleNamespace(together=lambda layer: SimpleNamespace(spectrum=lambda: spectrum))
+    assert Condition(0.01, 0.5, Moment(1)).found(SimpleNamespace(units=units), signals) == gain
+
+
+def test_a_condition_counts_the_units_that_remove_dead_would_remove():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
+    model[0].bias.data[[1, 4, 8]] = -100
+    inputs = torch.randn(60, 6)
+    layer, signals = Anatomy(model, inputs[:2])["0"], Signals(model, inputs, torch.arange(60) % 3)
+    for threshold, found in ((0.001, 0.3), (0.9, None)):
+        gain = Condition(threshold, 0.1, Moment(1), measure="dead_fraction").found(layer, signals)
+        assert gain == len(RemoveDead(threshold).propose(layer, signals).removed) / 10
+        assert gain == found or (found is None and gain > 0.3)
+
+
+def test_a_condition_looks_at_what_is_known():
+    with pytest.raises(SurgeryError, match="looks at redundancy or dead_fraction, not at 'luck'"):
+        Condition(0.01, 0.1, Moment(1), measure="luck")
 
 
 def test_a_condition_survives_json_and_is_checked():

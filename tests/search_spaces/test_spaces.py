@@ -12,7 +12,7 @@ import torch
 from optuna.trial import FixedTrial
 from torch import nn
 
-from ops import OPERATIONS, PCNS, Anatomy, Condition, Moment, Schedule, Signals, SurgeryError, operate
+from ops import OPERATIONS, PCNS, Anatomy, Condition, Moment, Revive, Schedule, Signals, SurgeryError, operate
 from search_spaces import SPACES, expansion, removal
 from search_spaces.placement import CHOICES, chosen
 
@@ -72,7 +72,7 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         assert {"layers", "first_epoch"} <= trial.params.keys()
         one_by_one = trial.params.get("order", "together") != "together"
         assert ("times" in trial.params) != one_by_one
-        waiting = trial.params.get("when") == "redundancy"
+        waiting = trial.params.get("when", "moment") != "moment"
         assert ("every" in trial.params) == (one_by_one or waiting or trial.params["times"] > 1)
         assert ("gain" in trial.params) == waiting
 
@@ -98,6 +98,7 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
         ("eigen_remove", {"eigen_remove"}),
         ("weak_expand", {"weak_expand"}),
         ("pcns", {"pcns"}),
+        ("dead_units", {"remove_dead", "revive"}),
     ],
 )
 def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: set[str]) -> None:
@@ -196,3 +197,11 @@ def test_pcns_at_a_moment_or_where_it_is_redundant() -> None:
 def test_pcns_draws_both_and_mixed_draws_moments_only() -> None:
     assert {trial.params["when"] for trial in drawn("pcns", LAYERS["one layer"], 9)} == {"moment", "redundancy"}
     assert not any("when" in trial.params for trial in drawn("mixed", LAYERS["one layer"], 9))
+
+
+def test_dead_units_are_looked_for_at_the_operation_s_threshold() -> None:
+    params = {"op": "revive", "threshold": 0.05, "kind": "either", "when": "dead_fraction", "layers": "first_half"}
+    params |= {"first_epoch": 3, "every": 2, "times": 2, "gain": 0.25}
+    found = SPACES["dead_units"](FixedTrial(params), LAYERS["three layers"], 9)
+    assert {step.when for step in found.steps} == {Condition(0.05, 0.25, Moment(3), Moment(2), 2, "dead_fraction")}
+    assert {step.operation for step in found.steps} == {Revive(0.05, "either")}

@@ -22,7 +22,8 @@ OPERATION: dict[str, Any] = dict.fromkeys(tracking._OPERATION_METRICS, 2.0) | {
     "layer": "fc1", "epochs_to_recover": None, "epoch": 1.0, "evidence": {"held_out_error": 0.25}
 }  # fmt: skip
 EPOCH = {"epoch": 2.0, "train_loss": 0.5, "validation_loss": 0.4, "validation_accuracy": 0.9, "train_seconds": 1.0,
-         "parameters": 10, "operations": [OPERATION], "checks": [{"layer": "fc1", "gain": 0.25}],
+         "parameters": 10, "operations": [OPERATION],
+         "checks": [{"layer": "fc1", "measure": "redundancy", "gain": 0.25}],
          "redundancy": {"blocks.0.attention:heads": {"units": 8, "samples": 90, "units_99": 3, "units_99.9": 5},
                         "weird (name)": {"units_99": 2}}, "probe_seconds": 0.01}  # fmt: skip
 OUTCOME = {"validation_accuracy": 0.9, "validation_loss": 0.4, "parameters": 10, "flops": 20, "seconds": 2.0,

@@ -1,4 +1,4 @@
-"""Steps that wait for redundancy: when they look, when they operate, and that an interruption changes neither."""
+"""Steps that wait for a condition: when they look, when they operate, and that an interruption changes neither."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ops import PCNS, Condition, MinWeight, Moment, Schedule, Step, SurgeryError
+from ops import PCNS, Condition, MinWeight, Moment, RemoveDead, Schedule, Step, SurgeryError
 from ops.operation import Operation
 from study.config import Settings
 from study.data import Dataset, load
@@ -99,6 +99,15 @@ def test_what_is_due_together_happens_as_it_is_written(digits: Dataset) -> None:
     assert done == [
         (1.0, "fc1", "MinW"), (1.0, "fc2", "MinW"), (2.0, "fc2", "PCNS"), (2.0, "fc1", "MinW"), (2.0, "fc1", "MinW"),
     ]  # fmt: skip
+
+
+def test_dead_units_are_waited_for_too(digits: Dataset) -> None:
+    when = "dead_fraction(0.9) >= 0.9 from 1ep every 1ep at most 1"
+    never = run(surgery(waiting(when, "fc1", RemoveDead(0.9))), digits, SETTINGS, CPU)
+    assert [c["measure"] for c in never["checks"]] == ["dead_fraction"] * 3 and not never["operations"]
+    often = run(surgery(waiting(when.replace(">= 0.9", ">= 0.3"), "fc1", RemoveDead(0.9))), digits, SETTINGS, CPU)
+    (check,), (operation,) = often["checks"], often["operations"]
+    assert check["gain"] == (operation["units_before"] - operation["units_after"]) / 128 >= 0.3
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
