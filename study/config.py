@@ -37,7 +37,9 @@ class Settings:
     searched: every point of the space, or every schedule, is compared.
     Comparison: ``top`` schedules of a search, ``seeds`` of every arm, ``arms`` of ``original, surgery, restart``.
     Measuring: ``held_out`` validation images for the loss around an operation, ``signal_images`` training images for
-    operations that look at activations, ``probe`` (look at redundancy after every N-th epoch; 0: never).
+    operations that look at activations, ``probe`` (look at redundancy and dead units after every N-th epoch; 0: never),
+    ``dead_threshold`` (a unit is dead, or frozen, below this fraction of its layer's mean; None: that
+    of ``ops.dead_units``).
     Machine: ``device`` (``auto``, ``cpu``, ``cuda``), ``cpus_per_trial``, ``gpus_per_trial`` (a fraction shares a GPU),
     ``address`` of a running Ray cluster. Tracking: ``tracking_uri`` (default: a database beside the results).
     """
@@ -65,6 +67,7 @@ class Settings:
     held_out: int = 512
     signal_images: int = 512
     probe: int = 3
+    dead_threshold: float | None = None
     device: str = "auto"
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.25
@@ -75,6 +78,8 @@ class Settings:
         for name in ("epochs", "batch_size", "trials", "generation", "top", "seeds", "held_out", "signal_images"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("probe", self.probe >= 0, "0 or more")
+        dead = self.dead_threshold
+        self._require("dead_threshold", dead is None or 0 < dead <= 1, "above 0 and at most 1")
         self._require("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
         self._require("validation", 0 < self.validation < 1, "between 0 and 1")
         self._require("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
@@ -171,7 +176,9 @@ KINDS = {
     float: "a number",
     str: "text",
     str | None: "text",
+    float | None: "a number",
     int | None: "a whole number",
+    float | None: "a number",
     tuple[str, ...]: "a list of names",
     tuple[
         Any, ...
@@ -184,13 +191,13 @@ def _cast(name: str, value: Any, hint: Any) -> Any:
     try:
         if hint in (int, int | None) and not isinstance(value, bool) and float(value) == int(value):
             return int(value)
-        if hint is float and not isinstance(value, bool):
+        if hint in (float, float | None) and not isinstance(value, bool):
             return float(value)
     except (TypeError, ValueError, OverflowError):
         pass
     if hint in (str, str | None) and isinstance(value, hint):
         return value
-    if hint == int | None and value is None:
+    if hint in (int | None, float | None) and value is None:
         return None
     if hint == tuple[str, ...] and isinstance(value, (str, list)):
         names = value.split(",") if isinstance(value, str) else value

@@ -115,6 +115,8 @@ class Tracker:
                     metrics.append((f"operation/{key}/{_known(operation['layer'])}", float(value), step))
         for layer, found in record.get("redundancy", {}).items():
             metrics += [(f"redundancy/{_known(layer)}/{key}", float(value), step) for key, value in found.items()]
+        for layer, found in record.get("idle", {}).items():
+            metrics += [(f"idle/{_known(layer)}/{key}", float(value), step) for key, value in found.items()]
         for check in record["checks"]:
             metrics.append((f"{check['measure']}/{_known(check['layer'])}/gain", check["gain"], step))
         if "probe_seconds" in record:

@@ -1,15 +1,18 @@
-"""The redundancy probe: how many units each layer needs, seen over training while nothing is changed.
+"""The probe: how many units each layer needs, and how many are dead, seen over training while nothing is changed.
 
-Source: Rolet 2022, *PCNS: Principal Component Network Shrinking* (draft), section 3.1: the number of principal
-components that hold a given part of the variance of a layer's outputs is known before anything is changed.
+Sources: Rolet 2022, *PCNS: Principal Component Network Shrinking* (draft), section 3.1: the number of principal
+components that hold a given part of the variance of a layer's outputs is known before anything is changed. Evci 2018,
+*Detecting dead weights and units*, 3.2: dead and frozen units.
 
-A look costs a forward pass of some training images and hardly more, so the number of images decides its price: at most
-``SHARE`` of the training images for every epoch that a look has to itself. A layer of which there are rows enough is
-left out of what is still to be shown, so convolutions see few images. Training neither sees nor pays for a look.
+A look costs a few forward passes and a backward pass of some training images and hardly more, so the number of images
+decides its price: at most ``SHARE`` of the training images for every epoch that a look has to itself. A layer of which
+there are rows enough is left out of what is still to be shown, so convolutions see few images. Training neither sees
+nor pays for a look.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from itertools import islice
@@ -17,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ops import HiddenLayer, Signals, SurgeryError
+from ops import HiddenLayer, Signals, SurgeryError, dead_units, frozen_units
 from ops.condensed import Condensed, components_needed
 from ops.signals import SAMPLES_PER_UNIT
 from study.training.theatre import Theatre
@@ -33,12 +36,13 @@ class Probe(Callback):
     """Looks after every ``every``-th epoch. The anatomy is the theatre's; where it has none yet, its seconds count.
 
     The epoch's record gets ``redundancy`` (layer → ``units``, ``samples`` and ``units_90``, ``units_99``,
-    ``units_99.9``, ``units_99.99``, see ``needed``) and ``probe_seconds``. What is in the record travels with it: to
-    whoever is told of epochs, into checkpoints and results.
+    ``units_99.9``, ``units_99.99``, see ``needed``), ``idle`` (layer → ``units``, ``dead`` and ``frozen``, see
+    ``idle``) and ``probe_seconds``. What is in the record travels with it: to whoever is told of epochs, into
+    checkpoints and results. ``threshold``: how near to nothing a dead or frozen unit is.
     """
 
-    def __init__(self, theatre: Theatre, every: int) -> None:
-        self._theatre, self._every = theatre, every
+    def __init__(self, theatre: Theatre, every: int, threshold: float) -> None:
+        self._theatre, self._every, self._threshold = theatre, every, threshold
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         if trainer.epoch % self._every:
@@ -47,8 +51,9 @@ class Probe(Callback):
         anatomy = self._theatre.anatomy(trainer)
         most = max(2, math.ceil(self._every * SHARE * len(trainer.train)))
         count = math.ceil(most / (2 * trainer.batch_size))  # a training step needs as much memory
-        batches = islice(Shown(trainer.train, math.ceil(most / count)), count)
-        record["redundancy"] = needed(trainer.model, batches, list(anatomy.values()))
+        shown, layers = Shown(trainer.train, math.ceil(most / count)), list(anatomy.values())
+        record["redundancy"] = needed(trainer.model, islice(shown, count), layers)
+        record["idle"] = idle(trainer.model, next(iter(shown)), shown.targets, layers, self._threshold)
         record["probe_seconds"] = clock(trainer.device) - start
 
 
@@ -76,6 +81,21 @@ def needed(model: nn.Module, batches: Iterable[Tensor], layers: list[HiddenLayer
             spectrum = seen[layer.name].spectrum()
             counts = {f"units_{part}": components_needed(spectrum, 1 - part / 100) for part in PERCENT}
             found[layer.name] = {"units": layer.units, "samples": samples[layer.name], **counts}
+    return found
+
+
+def idle(
+    model: nn.Module, inputs: Tensor, targets: Tensor, layers: list[HiddenLayer], threshold: float
+) -> dict[str, dict[str, int]]:
+    """Layer → its ``units``, and how many of them are ``dead`` and ``frozen`` (``ops.dead_units``) on one batch.
+
+    A layer of which that cannot be seen is left out.
+    """
+    signals, found = Signals(model, inputs, targets), {}
+    for layer in layers:
+        with contextlib.suppress(SurgeryError):
+            dead, frozen = (count(layer, signals, threshold).sum() for count in (dead_units, frozen_units))
+            found[layer.name] = {"units": layer.units, "dead": int(dead), "frozen": int(frozen)}
     return found
 
 

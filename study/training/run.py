@@ -20,6 +20,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from ops import Anatomy, Schedule, describe
 from ops.anatomy import count
 from ops.architecture import Description
+from ops.dead_units import THRESHOLD
 from study import models
 from study.config import Settings
 from study.data import Dataset
@@ -65,6 +66,7 @@ class Cell:
 RECIPE = (
     "data", "model", "train_images", "validation", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay",
     "optimizer_state", "held_out", "signal_images", "probe",
+    "dead_threshold",
 )  # fmt: skip
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
@@ -113,7 +115,11 @@ def run(
     held_out = data.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
     theatre = Theatre(schedule, held_out, settings.signal_images, carry)
-    probes = [Probe(theatre, settings.probe)] if settings.probe and cell.arm in PROBED else []
+    probes = (
+        [Probe(theatre, settings.probe, settings.dead_threshold or THRESHOLD)]
+        if settings.probe and cell.arm in PROBED
+        else []
+    )
     trainer = Trainer(
         model, make_optimizer(settings, model), data, epochs=settings.epochs, batch_size=settings.batch_size,
         seed=cell.seed, device=device, callbacks=[theatre, *probes, Teller(tell, theatre)],

@@ -18,6 +18,7 @@ from ops import (
     EigenRemove,
     MinWeight,
     Moment,
+    RemoveDead,
     Schedule,
     Signals,
     Step,

@@ -25,7 +25,8 @@ EPOCH = {"epoch": 2.0, "train_loss": 0.5, "validation_loss": 0.4, "validation_ac
          "parameters": 10, "operations": [OPERATION],
          "checks": [{"layer": "fc1", "measure": "redundancy", "gain": 0.25}],
          "redundancy": {"blocks.0.attention:heads": {"units": 8, "samples": 90, "units_99": 3, "units_99.9": 5},
-                        "weird (name)": {"units_99": 2}}, "probe_seconds": 0.01}  # fmt: skip
+                        "weird (name)": {"units_99": 2}},
+         "idle": {"fc1": {"units": 8, "dead": 3, "frozen": 1}}, "probe_seconds": 0.01}  # fmt: skip
 OUTCOME = {"validation_accuracy": 0.9, "validation_loss": 0.4, "parameters": 10, "flops": 20, "seconds": 2.0,
            "train_seconds": 1.5, "operation_seconds": 0.5, "probe_seconds": 0.01,
            "spikes": [{"epoch": 1.0, "factor": 2.0}], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
@@ -76,6 +77,7 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     assert child.data.metrics["redundancy/blocks.0.attention:heads/units_99"] == 3
     assert child.data.metrics["redundancy/blocks.0.attention:heads/units_99.9"] == 5
     assert child.data.metrics["redundancy/weird _name_/units_99"] == 2
+    assert (child.data.metrics["idle/fc1/dead"], child.data.metrics["idle/fc1/frozen"]) == (3, 1)
     assert child.data.metrics["redundancy/fc1/gain"] == 0.25 and child.data.metrics["seconds/probe"] == 0.01
     assert client(study).get_metric_history(child.info.run_id, "redundancy/fc1/gain")[0].step == 2
     assert child.data.tags["operation"] == "min_weight" and child.data.tags["arm"] == "search"

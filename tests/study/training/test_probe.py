@@ -18,7 +18,7 @@ from study import models
 from study.config import Settings
 from study.data import Dataset, load
 from study.training import theatre
-from study.training.probe import PERCENT, SHARE, needed
+from study.training.probe import PERCENT, SHARE, idle, needed
 from study.training.run import Cell, run
 
 CPU = torch.device("cpu")
@@ -35,7 +35,8 @@ def digits() -> Dataset:
 def trained(outcome: dict[str, Any]) -> Any:
     """What training computed: everything but what the probe adds and seconds."""
     epochs = [
-        {k: v for k, v in epoch.items() if k != "redundancy" and "seconds" not in k} for epoch in outcome["epochs"]
+        {k: v for k, v in epoch.items() if k not in ("redundancy", "idle") and "seconds" not in k}
+        for epoch in outcome["epochs"]
     ]
     operations = [
         {k: v for k, v in operation.items() if "seconds" not in k and k != "interruptibility"}
@@ -93,7 +94,8 @@ def test_a_resumed_run_has_looked_as_often(digits: Dataset, tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         run(cell, digits, SETTINGS, CPU, tell=die, saved=tmp_path / "cell.pt")
     resumed = run(cell, digits, SETTINGS, CPU, saved=tmp_path / "cell.pt")
-    assert [epoch["redundancy"] for epoch in resumed["epochs"]] == [epoch["redundancy"] for epoch in whole["epochs"]]
+    for kind in ("redundancy", "idle"):
+        assert [epoch[kind] for epoch in resumed["epochs"]] == [epoch[kind] for epoch in whole["epochs"]]
     assert trained(resumed) == trained(whole)
 
 
@@ -152,3 +154,25 @@ def test_a_layer_that_is_not_finite_is_left_out() -> None:
     layers = list(Anatomy(model, images[:2]).values())
     model.fc2.bias.data[3] = math.inf
     assert list(needed(model, [images, images], layers)) == ["fc1"]
+
+
+def test_dead_and_frozen_units_are_counted_at_the_threshold(digits: Dataset) -> None:
+    outcome = run(Cell("surgery", 1, SHRINK), digits, SETTINGS, CPU)
+    sizes = [[found["units"] for found in epoch["idle"].values()] for epoch in outcome["epochs"]]
+    assert sizes == [[32, 64, 96], [32, 32, 96], [32, 32, 144]]
+    many = run(Cell("surgery", 1, SHRINK), digits, replace(SETTINGS, dead_threshold=1.0), CPU)
+    for few, more in zip(outcome["epochs"], many["epochs"], strict=True):
+        for layer, found in few["idle"].items():
+            assert 0 <= found["dead"] <= more["idle"][layer]["dead"] < found["units"]
+            assert 0 <= found["frozen"] <= more["idle"][layer]["frozen"] < found["units"]
+    assert sum(found["dead"] for found in many["epochs"][0]["idle"].values()) > 50  # about half are below the mean
+
+
+def test_units_that_are_killed_are_counted_and_what_cannot_be_seen_is_left_out() -> None:
+    model = models.build("mlp", (1, 8, 8), 10)
+    images, classes = torch.randn(32, 1, 8, 8), torch.arange(32) % 10
+    layers = list(Anatomy(model, images[:2]).values())
+    model.fc2.weight.data[:, :40] = 0
+    found = idle(model, images, classes, layers, 0.001)
+    assert found["fc1"] == {"units": 128, "dead": 40, "frozen": 40} and found["fc2"]["dead"] == 0
+    assert idle(nn.Sequential(model, nn.Unflatten(1, (2, 5))), images, classes, layers, 0.001) == {}
