@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from ops import Anatomy, HiddenLayer, Signals, SurgeryError
 from ops.condensed import components_needed
+from ops.dead_units import THRESHOLD
 from study import data, models
 from study.config import Settings
 from study.errors import StudyError
+from study.training.probe import idle
 from study.training.run import make_optimizer
 from study.training.trainer import Batches, Trainer
 
@@ -25,7 +28,7 @@ RANDOM_IMAGES = 16
 def of_data(settings: Settings, epochs: int) -> list[Table]:
     """The tables of a network on real images, trained for ``epochs`` epochs first (0: as it is made).
 
-    Redundancy is seen on ``settings.signal_images`` training images.
+    Redundancy and dead units are seen on ``settings.signal_images`` training images.
     """
     dataset = data.load(settings.data, settings.validation, settings.train_images)
     device = torch.device("cpu")
@@ -37,9 +40,14 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
             model, make_optimizer(settings, model), dataset, epochs=epochs, batch_size=settings.batch_size,
             seed=settings.seed, device=device,
         ).fit()  # fmt: skip
-    shown = Batches(dataset.train.thinned(settings.signal_images), device).take(slice(None))[0]
+    shown, classes = Batches(dataset.train.thinned(settings.signal_images), device).take(slice(None))
     trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else "untrained"
-    return _tables(model, shown, f"{settings.model} on {settings.data}, {trained}")
+    threshold = settings.dead_threshold or THRESHOLD
+    anatomy = Anatomy(model, shown[:2])
+    dead = {
+        name: found["dead"] for name, found in idle(model, shown, classes, list(anatomy.values()), threshold).items()
+    }
+    return _tables(anatomy, shown, f"{settings.model} on {settings.data}, {trained}", dead)
 
 
 def of_image_size(settings: Settings, size: str) -> list[Table]:
@@ -57,28 +65,33 @@ def of_image_size(settings: Settings, size: str) -> list[Table]:
     torch.manual_seed(settings.seed)
     model = models.build(settings.model, (channels, height, width), 1000)
     shown = torch.randn(RANDOM_IMAGES, channels, height, width)
-    return _tables(model, shown, f"{settings.model} on random images of {channels} × {height} × {width}, untrained")
-
-
-def _tables(model: nn.Module, shown: Tensor, title: str) -> list[Table]:
-    """One table of the layers, one of what is pinned (if anything is)."""
     anatomy = Anatomy(model, shown[:2])
-    signals = Signals(model, shown)
+    return _tables(anatomy, shown, f"{settings.model} on random images of {channels} × {height} × {width}, untrained")
+
+
+def _tables(anatomy: Anatomy, shown: Tensor, title: str, dead: Mapping[str, int] | None = None) -> list[Table]:
+    """One table of the layers, one of what is pinned (if anything is). ``dead``: layer → units, where classes are
+    known.
+    """
+    signals = Signals(anatomy.model, shown)
     total, flops = anatomy.cost()
     found = Table(
         title=f"{title}: {total:,} parameters, {flops:,} FLOPs an image",
         title_justify="left",
-        caption="parameters and FLOPs: of the tensors that hold its units; last columns: units needed for that much "
-        "of the variance of its outputs",
+        caption="parameters and FLOPs: of the tensors that hold its units; "
+        + "dead: units that the loss would hardly miss; " * (dead is not None)
+        + "last columns: units needed for that much of the variance of its outputs",
         caption_justify="left",
     )
-    for column in ("layer", "units", "edits", "parameters", "FLOPs", *(f"{v:.1%}" for v in VARIANCES)):
+    columns = ["layer", "units", "edits", "parameters", "FLOPs"] + ["dead"] * (dead is not None)
+    for column in (*columns, *(f"{v:.1%}" for v in VARIANCES)):
         found.add_column(column, justify="left" if column in ("layer", "edits") else "right", no_wrap=column == "layer")
     for name, layer in anatomy.items():
         parameters, share = layer.held()
         found.add_row(
             name, f"{layer.units:,}", "exact" if layer.exact else f"inexact: {layer.reason}", f"{parameters:,}",
-            f"{share / max(flops, 1):.1%}", *_needed(layer, signals),
+            f"{share / max(flops, 1):.1%}", *([] if dead is None else [str(dead.get(name, "?"))]),
+            *_needed(layer, signals),
         )  # fmt: skip
     if not anatomy.pinned:
         return [found]

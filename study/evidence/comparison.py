@@ -132,7 +132,7 @@ def describe(schedule: Sequence[Any]) -> str:
         words = [str(known[key]) for key in ("split", "basis", "weights", "strength", "score", "kind") if key in known]
         words += ["published code"] * bool(known.get("published"))
         words += ["repaired by " + " + ".join(known["repair"])] if known.get("repair") else []
-        groups.setdefault(f"{step['op']} {', '.join(numbers + words)}", []).append(step)
+        groups.setdefault(f"{step['op']} {', '.join(numbers + words)}".rstrip(), []).append(step)
     parts = []
     for operation, steps in groups.items():
         layers = list(dict.fromkeys(step["layer"] for step in steps))

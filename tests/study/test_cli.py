@@ -88,7 +88,7 @@ def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None
     ("flags", "sentence"),
     [
         (["--preset", "digit"], "there is no preset 'digit'; there are digits"),
-        (["--model", "nope"], "there is no model 'nope'; give one of small_cnn, mlp, vgg16"),
+        (["--model", "nope"], "there is no model 'nope'; give one of small_cnn, mlp, evci_cnn"),
         (["--model", "torchvision:nope"], "torchvision has no classification model 'nope'"),
         (["--model", "vgg16"], "model 'vgg16' failed on images of 1 × 8 × 8: it needs images of at least 16 × 16"),
         (["--data", "mnist"], "there is no data 'mnist'; give 'digits', 'cifar10' or 'folder:PATH'"),
@@ -171,7 +171,7 @@ def test_a_cluster_that_is_not_there(surgery: Surgery) -> None:
 def test_the_layers_of_a_network(surgery: Surgery) -> None:
     code, out, err = surgery("layers", "--preset", "smoke")
     assert (code, err) == (0, "")
-    for word in ("mlp on digits, untrained", "fc1", "fc2", "128", "64", "99.0%"):
+    for word in ("mlp on digits, untrained", "fc1", "fc2", "128", "64", "dead", "99.0%"):
         assert word in out
     assert "fc3" not in out.split("Not operated on")[0]
 

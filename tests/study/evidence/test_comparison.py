@@ -222,6 +222,7 @@ def test_a_schedule_in_words() -> None:
     repaired = comparison.describe([{**steps[2], "repair": ["batchnorm"]}])
     assert repaired == "pcns variance_threshold 0.01, pivoted, repaired by batchnorm on fc1 at 8ep"
     assert comparison.describe([]) == "no operation"
+    assert comparison.describe([{"when": "2ep", "layer": "fc1", "op": "remove_dead"}]) == "remove_dead on fc1 at 2ep"
     waits = "redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2"
     assert comparison.describe([steps[-1] | {"when": waits}]).endswith(f"pivoted on fc1 when {waits}")
     assert comparison.describe([steps[-1], steps[-1] | {"when": waits}]).endswith(f"on fc1 at 8ep when {waits}")
