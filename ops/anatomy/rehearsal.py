@@ -19,7 +19,7 @@ import contextlib
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,8 @@ TOLERANCE = {
 
 #: No larger difference is taken for rounding, however much a network amplifies it.
 MOST_ROUNDING = 0.03
+
+LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 Trial = Callable[[Sequence["HiddenLayer"]], Problem | None]
 
@@ -260,8 +262,9 @@ def _isolate(layers: Sequence[HiddenLayer], trial: Trial, problem: Problem | Non
     while problem is not None:
         culprit: tuple[object, ...] | None = None
         after: Problem | None = None
-        for kind in _suspects(remaining, problem.module):
-            left = trial([layer for layer in remaining if _kind(layer) != kind])
+        kinds = {layer: _kind(layer, problem.module) for layer in remaining}
+        for kind in _suspects(kinds, problem.module):
+            left = trial([layer for layer in remaining if kinds[layer] != kind])
             passed = left is None or left.module != problem.module
             if passed or (culprit is None and left != problem):  # one of several culprits, perhaps
                 culprit, after = kind, left
@@ -269,17 +272,17 @@ def _isolate(layers: Sequence[HiddenLayer], trial: Trial, problem: Problem | Non
                 break
         if culprit is None or (after is not None and after.module is None):
             return found + _divided(remaining, trial)
-        found += [(layer, problem.reason) for layer in remaining if _kind(layer) == culprit]
-        remaining = [layer for layer in remaining if _kind(layer) != culprit]
+        found += [(layer, problem.reason) for layer in remaining if kinds[layer] == culprit]
+        remaining = [layer for layer in remaining if kinds[layer] != culprit]
         problem = after
     return found
 
 
-def _suspects(layers: Sequence[HiddenLayer], module: str | None) -> list[tuple[object, ...]]:
+def _suspects(kinds: Mapping[HiddenLayer, tuple[object, ...]], module: str | None) -> list[tuple[object, ...]]:
     """The kinds of layers that a module meets: heads and groups first, then the most local ones."""
     met = {
-        _kind(layer): (not layer.factor.kind, len(layer.places))
-        for layer in reversed(layers)
+        kind: (not layer.factor.kind, len(layer.places))
+        for layer, kind in reversed(list(kinds.items()))
         if module is not None and any(place.tensor.startswith(f"{module}." if module else "") for place in layer.places)
     }
     return sorted(met, key=lambda kind: met[kind])
@@ -310,11 +313,20 @@ def _halves(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLay
     return _halves(layers[:half], trial) + _halves(layers[half:], trial)
 
 
-def _kind(layer: HiddenLayer) -> tuple[object, ...]:
-    """Layers are alike where the same attributes, from modules of one class on, lead to what makes them."""
-    path = layer.makers[0].tensor.split(".")
+def _kind(layer: HiddenLayer, module: str | None = None) -> tuple[object, ...]:
+    """Layers are alike where the same attributes, from modules of one class on, lead to what makes them.
+
+    The class is that of ``module`` for what such modules hold (there, the same number in a list does not matter), else
+    that of the module that holds the weight, or the list of modules that it is in.
+    """
+    path, modules = layer.makers[0].tensor.split("."), layer.anatomy.modules
+    if module is not None and not isinstance(modules[module], LISTS):
+        for depth in range(len(path) - 2, 0, -1):
+            if type(modules[".".join(path[:depth])]) is type(modules[module]):
+                steps = ("*" if step.isdigit() else step for step in path[depth:])
+                return type(modules[module]), *steps, layer.factor.kind
     for depth in range(len(path) - 2, -1, -1):
-        owner = layer.anatomy.modules[".".join(path[:depth])]
-        if not isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        owner = modules[".".join(path[:depth])]
+        if not isinstance(owner, LISTS):
             break
     return type(owner), *path[depth:], layer.factor.kind

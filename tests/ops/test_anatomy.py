@@ -232,3 +232,40 @@ def test_of_torchvision(name):
     for layer in [list(anatomy.values())[i] for i in some_of(len(anatomy), 25)]:
         assert removal_error(anatomy, layer, inputs) < EXACT, layer
         assert duplication_error(anatomy, layer, inputs) < EXACT, layer
+
+
+class Unit(nn.Module):
+    """A convolution as many libraries wrap it: all of a network's are of this one class."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).relu()
+
+
+class Partial(nn.Module):
+    """A cross-stage partial stage: half of its channels, a number in the code, go past the blocks."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.kept = {"half": half}  # where it is not found and kept true
+        self.expand, self.join = Unit(inputs, outputs), Unit(outputs, outputs)
+        self.blocks = nn.Sequential(Unit(half, 6), Unit(6, 7), Unit(7, half))
+
+    def forward(self, x):
+        past, through = self.expand(x).split(self.kept["half"], dim=1)
+        return self.join(torch.cat([past, self.blocks(through)], dim=1))
+
+
+def test_one_number_in_the_code_pins_what_it_is_about_and_no_other_layer_of_its_kind():
+    torch.manual_seed(0)
+    model = nn.Sequential(Unit(3, 8), Partial(8, 12), Partial(12, 16), nn.Flatten(), nn.Linear(16 * 16, 3))
+    anatomy = Anatomy(model, torch.randn(2, 3, 4, 4))
+    assert set(anatomy.pinned) == {"1.expand.conv", "2.expand.conv", "4"}
+    assert "too many values to unpack" in anatomy.pinned["1.expand.conv"]
+    assert list(anatomy) == [
+        "0.conv", *(f"{stage}.{name}.conv" for stage in (1, 2) for name in ("blocks.0", "blocks.1", "blocks.2", "join"))
+    ]  # fmt: skip
