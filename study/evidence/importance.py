@@ -26,6 +26,8 @@ from study.evidence.drawing import BLUE, STYLE, VERMILLION, Drawing, as_percent,
 
 #: Fewer finished trials say nothing.
 LEAST = 10
+#: A target that varies by less over the trials does not vary: what rounding does to the loss is no spike.
+NOTICEABLE = 1e-4
 TARGETS = {"accuracy": "validation accuracy", "spike": "largest loss spike (logarithm)"}
 
 
@@ -33,7 +35,7 @@ def importances(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Target → parameter → share of the variance (0 … 1, together 1), from a search's finished trials.
 
     Empty where there was no search, where fewer than ``LEAST`` trials have ended, or where every trial has parameters
-    of its own; a target that does not vary is left out.
+    of its own; a target that does not vary (by ``NOTICEABLE``) is left out.
     """
     settings, layers = results["settings"], {n: SimpleNamespace(units=u) for n, u in results["layers"].items()}
     ended, distributions = [], []
@@ -53,7 +55,7 @@ def importances(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
     found = {}
     for target, column in values.items():
-        if not np.ptp(column) > 0:
+        if not np.ptp(column) > NOTICEABLE:
             continue
         study = optuna.create_study()
         for trial, known, value in zip(ended, distributions, column, strict=True):

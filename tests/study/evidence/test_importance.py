@@ -47,6 +47,14 @@ def test_what_only_some_trials_have_is_left_out() -> None:
     assert "spike" not in found  # it does not vary
 
 
+def test_rounding_is_no_spike() -> None:
+    """An expansion that changes nothing but the last digits has no loss spike whose cause could be asked for."""
+    found = importance.importances(
+        results("weak_expand", 30, lambda p: p["grow"], lambda p: 1 + 1e-6 * (p["split"] == "signed"))
+    )
+    assert set(found) == {"accuracy"}
+
+
 @pytest.mark.parametrize("change", ["few", "failed", "unknown space", "other version"])
 def test_nothing_is_said_where_nothing_is_known(change: str) -> None:
     found = results("pcns", 12, lambda p: p["variance_threshold"], lambda p: 1 + p["first_epoch"])
