@@ -12,6 +12,7 @@
 from ops.anatomy import Anatomy, HiddenLayer
 from ops.architecture import adopt, describe, load, save
 from ops.attention import free_attention
+from ops.compact import Compact, compact
 from ops.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from ops.eigen_remove import EigenRemove
 from ops.errors import SurgeryError
@@ -21,6 +22,7 @@ from ops.operation import Operation
 from ops.pcns import PCNS
 from ops.plan import Plan
 from ops.prediction import Prediction, predicted_loss_change
+from ops.prune_weights import PruneWeights
 from ops.random_remove import RandomRemove
 from ops.schedule import Condition, Moment, Schedule, Step
 from ops.signals import Signals
@@ -28,14 +30,17 @@ from ops.surgery import apply, operate, trial_surgery
 from ops.unit_scores import unit_scores
 from ops.verification import measure
 from ops.weak_expand import WeakExpand
+from ops.weight_scores import weight_scores
 from ops.wrappers import inner, rewrap
 from ops.zero_expand import ZeroExpand
 
 OPERATIONS: dict[str, type[Operation]] = {
+    "compact": Compact,
     "eigen_remove": EigenRemove,
     "mean_replace": MeanReplace,
     "min_weight": MinWeight,
     "pcns": PCNS,
+    "prune_weights": PruneWeights,
     "random_remove": RandomRemove,
     "remove_dead": RemoveDead,
     "revive": Revive,
@@ -44,9 +49,9 @@ OPERATIONS: dict[str, type[Operation]] = {
 }
 
 __all__ = [
-    "OPERATIONS", "PCNS", "Anatomy", "Condition", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight", "Moment",
-    "Operation", "Plan", "Prediction", "RandomRemove", "RemoveDead", "Revive", "Schedule", "Signals", "Step",
-    "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply", "dead_units", "describe", "free_attention",
-    "frozen_units", "inner", "load", "measure", "operate", "predicted_loss_change", "rewrap", "save", "trial_surgery",
-    "unit_scores",
+    "OPERATIONS", "PCNS", "Anatomy", "Compact", "Condition", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight",
+    "Moment", "Operation", "Plan", "Prediction", "PruneWeights", "RandomRemove", "RemoveDead", "Revive", "Schedule",
+    "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply", "compact", "dead_units",
+    "describe", "free_attention", "frozen_units", "inner", "load", "measure", "operate", "predicted_loss_change",
+    "rewrap", "save", "trial_surgery", "unit_scores", "weight_scores",
 ]  # fmt: skip

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
 
-from ops.anatomy.running import tensors_of
 from ops.attention import FreeAttention, can_be_freed
 from ops.errors import SurgeryError, said
+from ops.masks import masks_of, packed, put, take_off, tensors_of, unpacked
 from ops.optimizer_state import exchange
 from ops.wrappers import inner
 
@@ -76,21 +77,32 @@ def describe(model: nn.Module) -> Description:
     """A network's architecture as plain data: every tensor's shape, and the numbers that its modules keep.
 
     ``{"shapes": {tensor: [sizes]}, "numbers": {module: {attribute: whole number or list of them}}}``; the numbers are
-    those that do not follow from the shapes (the groups of a convolution, an attention's number of heads).
+    those that do not follow from the shapes (the groups of a convolution, an attention's number of heads). Where
+    weights are masked there is ``"masks": {parameter: text}``, too: which of them live is part of the architecture.
     """
     numbers = {name: found for name, module in model.named_modules() if (found := _numbers(module))}
-    return {"shapes": {name: list(tensor.shape) for name, tensor in tensors_of(model)}, "numbers": numbers}
+    masks = {name: packed(mask) for name, mask in masks_of(model).items()}
+    shapes = {name: list(tensor.shape) for name, tensor in tensors_of(model)}
+    described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
+    return described | ({"masks": masks} if masks else {})
 
 
 def adopt(model: nn.Module, description: Description) -> None:
     """Gives a freshly made network the architecture that surgery gave another one; changed tensors become zeros.
 
+    Masks are put on (or taken off) as they are there, and what they hide becomes zero.
+
     Raises:
         SurgeryError: the description is of another network: a tensor is missing on one side or has another number of
-            axes, there is no such module, or an attention was altered that is not free in this one. The network has not
-            been changed.
+            axes, there is no such module or parameter to mask, or an attention was altered that is not free in this
+            one. The network has not been changed.
     """
     tensors, modules, wanted = dict(tensors_of(model)), dict(model.named_modules()), description["shapes"]
+    found = {name: torch.Size(wanted[name]) for name in description.get("masks", {}) if name in wanted}
+    masks = {name: unpacked(description["masks"][name], shape) for name, shape in found.items()}
+    for name in description.get("masks", {}):
+        if not isinstance(tensors.get(name), nn.Parameter):
+            raise SurgeryError(f"the architecture is of another network: it masks {name}")
     if odd := sorted(set(tensors) ^ set(wanted)) or sorted(set(description["numbers"]) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {', '.join(odd[:3])} is on one side only")
     for name, shape in wanted.items():
@@ -106,6 +118,11 @@ def adopt(model: nn.Module, description: Description) -> None:
         tensor = tensors[name]
         if list(tensor.shape) != list(shape):
             exchange(tensor, torch.zeros(tuple(shape), dtype=tensor.dtype, device=tensor.device))
+    for name in set(masks_of(model)) - set(masks):
+        take_off(modules, name)
+    for name, mask in masks.items():
+        tensors[name].data.mul_(mask.to(tensors[name].device))
+        put(modules, name, mask)
     for name, numbers in description["numbers"].items():
         mine = _numbers(modules[name])
         for attribute, value in numbers.items():
@@ -163,7 +180,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         RuntimeError: a tensor is missing, is unknown or has another shape.
     """
-    for name, tensor in tensors_of(model):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in weights and weights[name].dtype != tensor.dtype:
             exchange(tensor, tensor.data.to(weights[name].dtype))
     buffers = passing(model)
@@ -176,6 +193,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def _numbers(module: nn.Module) -> dict[str, int | list[int]]:
     """The whole numbers, and lists of them, that a module keeps as attributes and its tensors do not imply."""
     found: dict[str, int | list[int]] = {}
+    if isinstance(module, ParametrizationList):  # comes and goes with a mask
+        return found
     for name, value in vars(module).items():
         if name.startswith("_") or name in sizes(module) or isinstance(value, bool):
             continue

@@ -13,36 +13,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import call, plainly
 from ops.errors import SurgeryError, said
+from ops.masks import met
 
 #: Products of a gradient with a weight, in the backward pass: where the two operands are.
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "matmul": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
 def sample_losses(outputs: Any, targets: Tensor) -> Tensor:
-    """The cross entropy of each sample, ``[batch]``. ``outputs``: logits ``[batch, classes]``; ``targets`` ``[batch]``.
+    """The cross entropy of each sample, ``[batch]``, the mean over its positions where there are several.
+
+    ``outputs``: logits ``[batch, classes, *positions]``; ``targets``: class numbers ``[batch, *positions]``.
 
     Raises:
-        SurgeryError: the outputs are not the logits of so many samples.
+        SurgeryError: the outputs are not the logits of these targets.
     """
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(targets):
+    if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs[:, 0].shape != targets.shape:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise SurgeryError(
-            f"the loss of each sample needs logits of shape [{len(targets)}, classes], but the network returns {shape}"
-        )
-    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+        wanted = ", ".join(map(str, (len(targets), "classes", *targets.shape[1:])))
+        raise SurgeryError(f"the loss of each sample needs logits of shape [{wanted}], but the network returns {shape}")
+    losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
+    return losses.flatten(1).mean(dim=1) if losses.dim() > 1 else losses
 
 
 class Gradients:
     """``∂ loss of sample k / ∂ h`` for one batch, in evaluation mode and the network's own precision.
 
-    ``inputs`` is what the model takes, ``targets`` class numbers ``[batch]``, ``wanted`` the names of the weights that
-    are looked at. Values belong to the network as it is.
+    ``inputs`` is what the model takes, ``targets`` class numbers ``[batch, …]``, ``wanted`` the names of the weights
+    that are looked at. Values belong to the network as it is. Only what depends on the inputs has gradients; where
+    those are whole numbers (tokens), what depends on any parameter.
 
     Raises:
         SurgeryError: the network does not run on the batch, has no gradient or returns no logits.
@@ -91,17 +96,18 @@ class Gradients:
         return all(not x[math.ceil(len(x) / self._samples) :].any() for x in rows)
 
     def _backward(self, sample: int | None) -> _Backward:
-        watch = _Backward(self._model, self._wanted)
         inputs = _pytree.tree_map(_followed, self._inputs)
         frozen = [p for p in self._model.parameters() if p.is_floating_point() and not p.requires_grad]
         try:
-            with plainly(self._model), torch.inference_mode(False), torch.enable_grad():
+            with plainly(self._model), torch.inference_mode(False), torch.enable_grad(), parametrize.cached():
                 for parameter in frozen:
                     parameter.requires_grad_(True)
+                watch = _Backward(self._model, self._wanted)
                 losses = sample_losses(call(self._model, inputs), self._targets)
                 total = losses.sum() if sample is None else losses[sample]
-                asked: list[Tensor] = [p for p in self._model.parameters() if p.requires_grad]
-                asked += [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+                asked = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+                if not asked:  # gradients of weights, which nobody looks at, take as long again
+                    asked = [p for p in self._model.parameters() if p.requires_grad]
                 with watch:
                     torch.autograd.grad(total, asked, allow_unused=True)
         except SurgeryError:
@@ -130,7 +136,7 @@ class _Backward(TorchDispatchMode):
         self.made: dict[str, list[Tensor]] = {}
         self._names = {
             tensor.untyped_storage().data_ptr(): (name, tensor.numel())
-            for name, tensor in model.named_parameters()
+            for name, tensor in met(model)
             if name in wanted and tensor.layout == torch.strided
         }
 

@@ -16,10 +16,12 @@ class Operation:
     """Something that can be done to a hidden layer.
 
     Every operation is a frozen dataclass; its fields are its hyperparameters and hold their only defaults. It proposes
-    and changes nothing. ``needs_signals`` tells whether ``propose`` must be given ``Signals``.
+    and changes nothing. ``needs_signals`` tells whether ``propose`` must be given ``Signals``; ``whole_network``,
+    whether it can be done on the whole network at once (``anatomy["*"]``) as well as on one layer.
     """
 
     needs_signals: ClassVar[bool] = False
+    whole_network: ClassVar[bool] = False
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         raise SurgeryError(f"{type(self).__name__} does not say what it proposes")

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ops.anatomy import HiddenLayer
+from ops.anatomy.rebuild import Edit, moves, remasked
+from ops.masks import hidden
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,7 @@ class Plan:
             is zero and vectors are neutral.
         mixing: for readers, the matrix ``[old, new]`` by which old outputs are made of new ones; the reader's weight is
             multiplied by it (instead of gathered and shared).
+        masks: by parameter, where it keeps its values (1) and where it becomes zero for good (0), at its old shape.
         constants: for readers, the constant part ``[old]`` of each old unit's output that goes into the next bias.
         error: predicted relative error of what the readers receive (0 exact), None where nothing is predicted.
         evidence: further numbers that speak for the plan or against it, by name, from the operation that proposed it.
@@ -40,6 +44,7 @@ class Plan:
     newborn: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     mixing: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     error: float | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict, repr=False)
     measured: float | None = field(default=None, init=False)
@@ -53,9 +58,21 @@ class Plan:
         before, after = self.layer.cost(self.layer.units), self.layer.cost(len(self.sources))
         object.__setattr__(self, "units_before", self.layer.units)
         object.__setattr__(self, "parameters_before", before[0])
-        object.__setattr__(self, "parameters_after", after[0])
+        uncovered = hidden(self.layer.anatomy.masks().values()) - self._hidden()
+        object.__setattr__(self, "parameters_after", after[0] + uncovered)
         object.__setattr__(self, "flops_before", before[1])
         object.__setattr__(self, "flops_after", after[1])
+
+    def _hidden(self) -> int:
+        """How many parameters masks will hide; what is rewritten is hidden no more."""
+        masks = self.layer.anatomy.masks() | dict(self.masks)
+        for name in (*self.replaced, *self.mixing):
+            masks.pop(name, None)
+        if masks and all(-1 <= source < self.layer.units for source in self.sources):
+            for name, steps in moves([Edit(self.layer, torch.tensor(self.sources))]).items():
+                if name in masks and masks[name].shape == self.layer.anatomy.tensor(name).shape:
+                    masks[name] = remasked(masks[name], steps)
+        return hidden(masks.values())
 
     @property
     def units_after(self) -> int:

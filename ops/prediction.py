@@ -25,6 +25,7 @@ from torch.utils import _pytree
 from ops.anatomy.rebuild import undoing
 from ops.anatomy.running import call, plainly
 from ops.errors import SurgeryError
+from ops.masks import lift
 from ops.optimizer_state import exchange
 from ops.plan import Plan
 from ops.verification import doubled, emulated, in_double
@@ -73,7 +74,7 @@ def predicted_loss_change(plan: Plan, inputs: Any, targets: Tensor) -> Predictio
 def _line(plan: Plan) -> dict[str, Tensor]:
     """By tensor: how the plan, written at the old size, changes it."""
     anatomy, readers = plan.layer.anatomy, [place.tensor for place in plan.layer.readers]
-    names = {*plan.replaced, *readers, *(anatomy.sinks[name][0] for name in plan.constants)}
+    names = {*plan.masks, *plan.replaced, *readers, *(anatomy.sinks[name][0] for name in plan.constants)}
     before = {name: anatomy.tensor(name).detach().clone() for name in names}
     with emulated(plan):
         return {name: anatomy.tensor(name).detach() - values for name, values in before.items()}
@@ -89,6 +90,7 @@ def _logits(plan: Plan, line: dict[str, Tensor], inputs: Any, step: float) -> Te
 def _moved(plan: Plan, line: dict[str, Tensor], step: float) -> Iterator[None]:
     """The network so far along the line, for the time of a ``with`` block."""
     with undoing() as undo:
+        undo.extend(lift(plan.layer.anatomy.modules, line))
         for name, change in line.items():
             tensor = plan.layer.anatomy.tensor(name)
             undo.append(exchange(tensor, tensor.data + step * change, tensor.grad))

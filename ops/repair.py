@@ -19,7 +19,7 @@ weights: they are estimated once the plan has been applied, layer after layer wh
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -92,8 +92,10 @@ def least_squares(plan: Plan, signals: Signals, ridge: float = 0.0) -> Plan:
     )  # fmt: skip
 
 
-def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer) -> None:
+def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: Collection[str] = ()) -> None:
     """Estimates the running statistics of every BatchNorm behind the layer's first reader anew.
+
+    ``changed``: where other weights were changed than those that read its units, behind the first of these instead.
 
     The batches that the signals were taken from are shown to the network with these norms, and nothing else, in
     training mode; each statistic is the plain average over the batches. What comes before the reader is as it was, and
@@ -103,7 +105,7 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer) -> None:
         SurgeryError: the network does not run on the batches that way (of a single sample, say).
     """
     model = inner(model)
-    readers = {id(layer.anatomy.owner(place.tensor)) for place in layer.readers}
+    readers = {id(layer.anatomy.owner(name)) for name in changed or [place.tensor for place in layer.readers]}
     reached: list[_BatchNorm] = []
     begun = False
 
@@ -150,9 +152,8 @@ def _restored(model: nn.Module) -> Iterator[None]:
 def _with(plan: Plan, signals: Signals, fit: Callable[[str, Condensed], Combination]) -> Plan:
     """The plan with readers that make up for what is gone: ``fit(reader, sample)``."""
     layer, units = plan.layer, plan.units_before
-    if plan.shares is not None or plan.replaced or plan.mixing or min(plan.sources) < 0 or len(plan.removed) + len(
-        plan.sources
-    ) != units:  # fmt: skip
+    rewritten = plan.shares is not None or plan.replaced or plan.mixing or plan.masks
+    if rewritten or min(plan.sources) < 0 or len(plan.removed) + len(plan.sources) != units:
         raise SurgeryError(
             f"{plan.operation} on {layer.name} cannot be repaired: bias and least_squares are for operations that "
             "remove units and leave the others as they are"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ops.anatomy import HiddenLayer
+from ops.anatomy import WHOLE, HiddenLayer
 from ops.condensed import units_needed
 from ops.dead_units import dead_units
 from ops.errors import SurgeryError
@@ -124,7 +124,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation on one layer (by name), when it is done, and the repairs that follow it (see ``ops.repair``)."""
+    """One operation on one layer (by name; ``*`` is the whole network), when it is done, and the repairs that follow.
+
+    The repairs are those of ``ops.repair``.
+    """
 
     when: Moment | Condition
     layer: str
@@ -154,7 +157,10 @@ class Schedule:
         """Raises SurgeryError unless every layer exists and every moment or first look is before training ends."""
         known = list(layers)
         for step in self.steps:
-            if step.layer not in known:
+            if step.layer == WHOLE:
+                if not step.operation.whole_network or isinstance(step.when, Condition):
+                    raise SurgeryError(f"the step '{step}' can be done on a layer, not on the whole network, '{WHOLE}'")
+            elif step.layer not in known:
                 raise SurgeryError(f"the schedule names the layer {step.layer!r}; this network has {', '.join(known)}")
             if step.when.iteration(per_epoch) >= epochs * per_epoch:
                 raise SurgeryError(

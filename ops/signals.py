@@ -83,7 +83,7 @@ class Signals:
         self = cls.__new__(cls)
         self._batches, self._looked, self.targets, self._condensed = batches, 0, targets, {}
         self._gradients = None
-        model, layers = inner(model), list(layers)
+        model, layers = inner(model), [layer for layer in layers if layer.readers]  # the whole network has none
         wanted = {place.tensor for layer in layers for place in (*layer.readers, *layer.makers)}
         first = None
         for inputs in batches:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ops.anatomy import Anatomy, HiddenLayer, Place, rebuild
+from ops.anatomy import WHOLE, Anatomy, HiddenLayer, Place, rebuild
 from ops.anatomy.calls import FAN_OUT
 from ops.anatomy.rebuild import Edit, Move, Undo, undoing
 from ops.attention import FreeAttention
 from ops.errors import SurgeryError
+from ops.masks import put
 from ops.operation import Operation
 from ops.optimizer_state import check, exchange, follow, listed
 from ops.plan import Plan
@@ -61,13 +62,15 @@ def operate(
         )
     if signals is not None and not isinstance(signals, Signals):
         raise SurgeryError(f"signals must be Signals(model, inputs), not {type(signals).__name__}")
+    if layer.name == WHOLE and not operation.whole_network:
+        raise SurgeryError(f"{operation!r} works on one layer at a time, not on the whole network ('{WHOLE}')")
     plan = repaired(operation.propose(layer, signals), signals, repair)
     if verify is not False:
         measure(plan, None if verify is True else verify)
     undo = apply(plan, optimizers, averages)
     if "batchnorm" in repair and signals is not None:
         try:
-            reestimate(layer.anatomy.model, signals, layer)
+            reestimate(layer.anatomy.model, signals, layer, plan.masks)
         except SurgeryError:
             for step in reversed(undo):
                 step()
@@ -86,7 +89,7 @@ def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> U
     bodies = [_Body(plan.layer.anatomy, optimizers=listed(optimizers))]
     bodies += [_Body(plan.layer.anatomy, each) for each in _several(averages)]
     for body in bodies:
-        body.check(plan.layer)
+        body.check(plan)
     undo: Undo = [torch.clear_autocast_cache]
     try:
         with torch.inference_mode(False), torch.no_grad():
@@ -104,6 +107,11 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     edit = Edit(layer, torch.tensor(plan.sources, dtype=torch.int64), plan.shares)
     moves = rebuild.moves([edit])
     old_columns = {place: place.positions for place in layer.readers if place.tensor in plan.mixing}
+    for body in bodies:
+        for name, mask in plan.masks.items():
+            undo.extend(_mask(body, name, mask))
+        for name in (*plan.replaced, *plan.mixing):  # every entry is written
+            undo.extend(_unmask(body, name))
     changes = {name: value.to(anatomy.tensor(name)) - anatomy.tensor(name) for name, value in plan.replaced.items()}
     for body in bodies:
         for name, change in changes.items():
@@ -143,9 +151,17 @@ class _Body:
     def tensor(self, name: str) -> Tensor:
         return self.anatomy.tensor(name, self.modules)
 
-    def check(self, layer: HiddenLayer) -> None:
+    def live(self, name: str) -> Tensor:
+        return self.anatomy.live(name, self.modules)
+
+    def mask(self, name: str) -> Tensor | None:
+        return self.anatomy.mask(name, self.modules)
+
+    def check(self, plan: Plan) -> None:
         """Raises SurgeryError where this network cannot follow."""
+        layer = plan.layer
         here = {place.tensor: layer.tensor(place) for place in layer.places}
+        here |= {name: self.anatomy.tensor(name) for name in plan.masks}
         for name, tensor in here.items():
             try:
                 shape = tuple(self.tensor(name).shape)
@@ -155,6 +171,11 @@ class _Body:
                 raise SurgeryError(
                     f"an average of the network must have its shapes, but {name} is {tuple(tensor.shape)} in the "
                     f"network and {shape or 'missing'} in the average; give every average to every operation"
+                )
+            if (self.mask(name) is None) is not (self.anatomy.mask(name) is None):
+                raise SurgeryError(
+                    f"{name} is masked in the network or in an average of it, but not in both; give every average to "
+                    "every operation"
                 )
         for name in self.anatomy.holders(layer):
             free = isinstance(self.modules.get(name), FreeAttention)
@@ -192,15 +213,33 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     def remap(old: Tensor, degree: int | None) -> Tensor:
         return weights(old) if degree is None else step.state(old, degree)
 
-    data = weights(tensor.data)
+    data = weights(body.live(name))
     gradient = step.state(tensor.grad, 1) if tensor.grad is not None else None
     undo.extend(follow(body.optimizers, tensor, remap))
     undo.append(exchange(tensor, data, gradient))
+    mask = body.mask(name)
+    if mask is not None:
+        undo.append(exchange(mask, step.masked(mask)))
+
+
+def _mask(body: _Body, name: str, mask: Tensor) -> Undo:
+    """Masks a parameter: its values, its gradient and its optimizers' state are zero there from now on."""
+    tensor = body.tensor(name)
+    mask = mask.to(tensor.device)
+    undo: Undo = [*follow(body.optimizers, tensor, lambda old, degree: old * mask)]
+    undo.append(exchange(tensor, tensor.data * mask, None if tensor.grad is None else tensor.grad * mask))
+    return undo + put(body.modules, name, mask)
+
+
+def _unmask(body: _Body, name: str) -> Undo:
+    """A mask that hides nothing any more, at its size."""
+    mask = body.mask(name)
+    return [] if mask is None else [body.set(name, body.live(name)), exchange(mask, torch.ones_like(mask))]
 
 
 def _sent(body: _Body, layer: HiddenLayer, place: Place, constant: Tensor) -> Tensor:
     """What a constant output of each unit sends on to the bias behind this reader."""
-    outgoing = layer.by_unit(place, body.tensor(place.tensor).detach().to(torch.float64))
+    outgoing = layer.by_unit(place, body.live(place.tensor).to(torch.float64))
     return torch.einsum("uok,u->o", outgoing, constant.to(outgoing))
 
 
@@ -231,6 +270,10 @@ def _check(plan: Plan) -> None:
         if name not in layer.anatomy.expressions:
             raise SurgeryError(f"{plan.operation} on {layer.name}: the network has no tensor {name}")
         _fits(plan, name, value.shape, layer.anatomy.tensor(name).shape)
+    for name, mask in plan.masks.items():
+        if name not in layer.anatomy.weights:
+            raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no weight of the network")
+        _fits(plan, name, mask.shape, layer.anatomy.tensor(name).shape)
     for place in layer.places:
         if place.role != FAN_OUT and place.tensor in plan.newborn:
             value, shape = plan.newborn[place.tensor], list(layer.tensor(place).shape)

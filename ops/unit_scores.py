@@ -41,6 +41,7 @@ from ops.anatomy.running import call, plainly
 from ops.condensed import Condensed
 from ops.errors import SurgeryError
 from ops.gradients import sample_losses
+from ops.masks import torch_names
 from ops.replacement import constants
 from ops.signals import Signals
 
@@ -135,7 +136,7 @@ class _Removed:
 
     def __init__(self, layer: HiddenLayer, left: Mapping[str, Tensor]) -> None:
         self._layer, self._model, self._together = layer, layer.anatomy.model, True
-        anatomy = layer.anatomy
+        anatomy, self._told = layer.anatomy, torch_names(self._model)
         device = layer.tensor(layer.readers[0]).device
         self._masks: list[tuple[str, int, Tensor]] = []
         self._sent: list[tuple[str, Tensor]] = []
@@ -174,7 +175,8 @@ class _Removed:
     def _losses(self, unit: Tensor, inputs: Any, targets: Tensor) -> Tensor:
         given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         named = dict(inputs) if isinstance(inputs, Mapping) else {}
-        outputs = functional_call(self._model, self.tensors(unit), () if named else given, named)
+        changed = {self._told[name]: tensor for name, tensor in self.tensors(unit).items()}
+        outputs = functional_call(self._model, changed, () if named else given, named)
         return sample_losses(outputs, targets)
 
 

@@ -20,8 +20,9 @@ from torch.utils import _pytree
 
 from ops.anatomy import Anatomy
 from ops.anatomy.rebuild import undoing
-from ops.anatomy.running import call, deviation, flat_tensors, plainly, tensors_of
+from ops.anatomy.running import call, deviation, flat_tensors, plainly
 from ops.errors import SurgeryError, said
+from ops.masks import lift, tensors_of
 from ops.optimizer_state import exchange
 from ops.plan import Plan
 from ops.surgery import trial_surgery
@@ -69,6 +70,10 @@ def emulated(plan: Plan) -> Iterator[None]:
     """The network in which each old unit counts as the plan says, at its old size, for the time of a ``with`` block."""
     layer, anatomy = plan.layer, plan.layer.anatomy
     with undoing() as undo:
+        for name, mask in plan.masks.items():
+            tensor = anatomy.tensor(name)
+            undo.append(exchange(tensor, anatomy.live(name) * mask.to(tensor.device), tensor.grad))
+        undo.extend(lift(anatomy.modules, {*plan.replaced, *(place.tensor for place in layer.readers)}))
         for name, value in plan.replaced.items():
             tensor = anatomy.tensor(name)
             undo.append(exchange(tensor, value.to(tensor), tensor.grad))

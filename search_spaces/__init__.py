@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ops import Schedule
-from search_spaces import dead_units, eigen_remove, expansion, mixed, pcns, removal, thesis, weak_expand
+from search_spaces import dead_units, eigen_remove, expansion, mixed, pcns, pruning, removal, thesis, weak_expand
 
 Suggest = Callable[..., Schedule]
 
@@ -27,6 +27,7 @@ SPACES: dict[str, Suggest] = {
     "weak_expand": weak_expand.suggest,
     "pcns": pcns.suggest,
     "dead_units": dead_units.suggest,
+    "pruning": pruning.suggest,
     "thesis": thesis.suggest,
     "thesis_published": thesis.suggest_published,
 }

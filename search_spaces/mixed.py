@@ -5,15 +5,20 @@ from __future__ import annotations
 from optuna.trial import BaseTrial
 
 from ops import Schedule
-from search_spaces import dead_units, expansion, pcns, removal
+from search_spaces import dead_units, expansion, pcns, pruning, removal
 from search_spaces.placement import EPOCHS, Layers, place
 
-NAMES = (*removal.NAMES, "pcns", *dead_units.NAMES, *expansion.NAMES)
+NAMES = (*removal.NAMES, "pcns", *dead_units.NAMES, *expansion.NAMES, "prune_weights")
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of one operation: ``op``, its own hyperparameters (conditional), ``repair`` and the placement."""
+    """A schedule of one operation: ``op``, its own hyperparameters (conditional), ``repair`` and the placement.
+
+    Pruning of weights is of the whole network and has moments of its own (see ``pruning``).
+    """
     name = trial.suggest_categorical("op", NAMES)
+    if name == "prune_weights":
+        return pruning.suggest(trial, layers, epochs)
     repair: tuple[str, ...] = ()
     if name in removal.NAMES:
         operation = removal.operation(trial, name)

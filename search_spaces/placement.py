@@ -99,7 +99,12 @@ def watch(
 
 def _beginning(trial: BaseTrial, layers: Layers, epochs: int) -> tuple[Sequence[str], int]:
     """Where (``layers``) and from which epoch on (``first_epoch``)."""
+    where = chosen(layers, trial.suggest_categorical("layers", CHOICES))
+    return where, beginning(trial, epochs)
+
+
+def beginning(trial: BaseTrial, epochs: int) -> int:
+    """From which epoch on: ``first_epoch``. Raises SurgeryError as ``place`` does."""
     if epochs < 2:
         raise SurgeryError(f"operations come between epochs, so a search space needs at least 2 epochs, not {epochs}")
-    where = chosen(layers, trial.suggest_categorical("layers", CHOICES))
-    return where, trial.suggest_int("first_epoch", 1, max(1, 2 * epochs // 3))
+    return trial.suggest_int("first_epoch", 1, max(1, 2 * epochs // 3))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.utils import _pytree
 
 from ops.anatomy import axes
@@ -30,13 +30,18 @@ from ops.anatomy.calls import FAN_IN, FAN_OUT
 from ops.anatomy.layers import HiddenLayer, Place
 from ops.anatomy.rebuild import Undo
 from ops.anatomy.rehearsal import faults, lively
-from ops.anatomy.running import call, evaluating, flat_tensors, plainly, tensors_of
+from ops.anatomy.running import call, evaluating, flat_tensors, plainly
 from ops.anatomy.trace import Trace
 from ops.attention import FreeAttention
 from ops.errors import SurgeryError, said
+from ops.masks import hidden, holder, mask_of, parameters_of, raw, tensors_of
 from ops.wrappers import inner
 
 __all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
+
+
+#: The name of the whole network, as a layer of all its units.
+WHOLE = "*"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +75,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
     two small samples is enough. The model is run in evaluation mode without gradients and left in the mode it was in.
     A layer is named after the module that makes its units. Where the positions of one axis belong to several layers,
     the name says which: ``attention.value`` (the width of each head), ``attention.value:heads``, ``conv2:groups``.
+    The name ``*`` stands for the whole network, for operations that work on all of its weights at once.
     ``pinned`` says of every other place where units are made why they cannot be operated on.
 
     All of this is true of the paths that the example and its negative take: of what a network does with other inputs
@@ -96,7 +102,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         self.modules = dict(model.named_modules())
         self._owners = _owners(model)
         self._batch = _batch(example_input)
-        self._parameters = {name for name, _ in model.named_parameters()}
+        self._parameters = {name for name, tensor in tensors_of(model) if isinstance(tensor, nn.Parameter)}
         with torch.inference_mode(False), torch.no_grad(), lively(model, example_input) as shown:
             trace, output, shown = self._follow(shown)
             if trace.steered:  # the network chooses its path by its data: see another one
@@ -115,6 +121,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
         self._explain()
 
     def __getitem__(self, name: str) -> HiddenLayer:
+        if name == WHOLE:
+            return HiddenLayer(self, WHOLE, Factor(sum(layer.units for layer in self.values())), [])
         try:
             return self._layers[name]
         except KeyError:
@@ -143,18 +151,42 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     def tensor(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
         """A parameter or buffer by its name, as it is now: of the model, or of another network's ``modules``."""
-        found: Tensor = getattr((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
-        return found
+        return raw((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
+
+    def live(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
+        """What the network takes a tensor for: its values, detached, and zero where they are masked."""
+        tensor, mask = self.tensor(name, modules).detach(), self.mask(name, modules)
+        return tensor if mask is None else tensor * mask
+
+    def mask(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor | None:
+        """The mask on a parameter as it is now, None where there is none."""
+        return mask_of((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
+
+    def masks(self) -> dict[str, Tensor]:
+        """Parameter → its mask as it is now, for every one that has one."""
+        found = {name: self.mask(name) for name in self._parameters}
+        return {name: mask for name, mask in found.items() if mask is not None}
+
+    @property
+    def weights(self) -> list[str]:
+        """The parameters by which something is multiplied and summed over: of dense layers, convolutions and such."""
+        known = [(name, self.tensor(name)) for name in self.calls if name in self._parameters]
+        return [name for name, tensor in known if tensor.dim() > 1 and tensor.is_floating_point()]
 
     def cost(self) -> tuple[int, int]:
-        """Parameters and FLOPs (two per multiply-add of convolutions and products) of one sample."""
+        """Parameters and FLOPs (two per multiply-add of convolutions and products) of one sample.
+
+        What a mask hides is no parameter; it is multiplied all the same.
+        """
         parameters, flops = self.held(self._parameters)
         return parameters, flops + round(2 * sum(axes.size(each) for each in self.products) / self._batch)
 
     def held(self, tensors: Iterable[str]) -> tuple[int, int]:
         """Parameters, and FLOPs of one sample, of some tensors."""
         numbers = {name: self._numel(name) for name in tensors if name in self._parameters}
-        return sum(numbers.values()), round(2 * sum(n * self.calls.get(name, 0) for name, n in numbers.items()))
+        masks = (self.mask(name) for name in numbers)
+        parameters = sum(numbers.values()) - hidden(mask for mask in masks if mask is not None)
+        return parameters, round(2 * sum(n * self.calls.get(name, 0) for name, n in numbers.items()))
 
     def _numel(self, name: str) -> int:
         known = self.expressions.get(name)
@@ -277,7 +309,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             title, owner = name.rpartition(".")[0] or name, self.owner(name)
             if self.tensor(name).dim() < 2 or title in self.pinned or name in self.pinned or title in self:
                 continue
-            if is_parametrized(owner) or ".parametrizations." in name:
+            if (is_parametrized(owner) and self.mask(name) is None) or ".parametrizations." in name:
                 self.pinned[title.partition(".parametrizations.")[0]] = "its weights are parametrized (weight_norm)"
             elif name in self.expressions:
                 frozen = [factor.frozen for axis in self.expressions[name] for factor in axes.factors(axis)]
@@ -291,15 +323,16 @@ def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
     trace = Trace(model, _batch(example_input))
     with plainly(model):
         trace.run(example_input)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: tensor.numel() for name, tensor in tensors_of(model) if isinstance(tensor, nn.Parameter)}
     terms = sum(sizes.get(name, 0) * times for name, times in trace.calls.items())
     terms += sum(axes.size(axes.product(*each)) for each in trace.products) / trace.batch
-    return sum(sizes.values()), round(2 * terms)
+    return parameters_of(model), round(2 * terms)
 
 
 def _asks_for_training(model: nn.Module) -> bool:
     """Whether the code of a module that is not torch's takes another branch in training mode."""
-    theirs = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn.")]
+    kinds = [(module, type_before_parametrizations(module)) for module in model.modules()]
+    theirs = [module for module, kind in kinds if not kind.__module__.startswith(("torch.nn.", "ops.masks"))]
     code = {getattr(type(module).forward, "__code__", None) for module in theirs}
     code |= {getattr(value, "__code__", None) for module in theirs for value in vars(module).values()}
     return any(_branches_on_training(each) for each in code if each is not None)
@@ -330,6 +363,6 @@ def _owners(model: nn.Module) -> dict[str, list[str]]:
     held: dict[str, list[str]] = {name: [] for name in names.values()}
     for path, module in model.named_modules():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                held[names[id(tensor)]].append(path)
+            if tensor is not None and id(tensor) in names:  # masks have no name of their own
+                held[names[id(tensor)]].append(holder(path, module))
     return held

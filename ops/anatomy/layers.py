@@ -106,11 +106,15 @@ class HiddenLayer:
 
     def incoming(self, place: Place) -> Tensor:
         """A maker's weight by unit, shape ``[units, inputs, positions of a unit × kernel]`` (float64, detached)."""
-        return self.by_unit(place, self.tensor(place).detach().to(torch.float64))
+        return self.by_unit(place, self._values(place))
 
     def outgoing(self, place: Place) -> Tensor:
         """A reader's weight by unit, shape ``[units, outputs, positions of a unit × kernel]`` (float64, detached)."""
-        return self.by_unit(place, self.tensor(place).detach().to(torch.float64))
+        return self.by_unit(place, self._values(place))
+
+    def _values(self, place: Place) -> Tensor:
+        self.tensor(place)  # complains of an anatomy that is out of date
+        return self.anatomy.live(place.tensor).to(torch.float64)
 
     def by_unit(self, place: Place, weight: Tensor) -> Tensor:
         """A weight of the shape at this place by unit, ``[units, other axis, positions of a unit × kernel]``."""
@@ -135,7 +139,10 @@ class HiddenLayer:
         return torch.cat([self.outgoing(place).flatten(1) for place in self.readers], dim=1)
 
     def cost(self, units: int) -> tuple[int, int]:
-        """Parameters and FLOPs per sample of the whole network if this layer had so many units."""
+        """Parameters and FLOPs per sample of the whole network if this layer had so many units.
+
+        As many parameters stay hidden by masks as are now.
+        """
         now, self.factor.size = self.factor.size, units
         try:
             return self.anatomy.cost()

@@ -110,6 +110,12 @@ class Move:
             self._fill(new, self.places[0].fill)
         _times(new, self.axis, self.read)
 
+    def masked(self, mask: Tensor) -> Tensor:
+        """The mask of a parameter, rebuilt: nothing hides a newborn unit."""
+        new = _taken(mask, {self.axis: self.origin})
+        self._fill(new, 1)
+        return new
+
     def _estrange(self, new: Tensor, old: Tensor) -> None:
         newborn = self.origin.newborn.to(new.device)
         known = old.flatten()[:4096].float()
@@ -131,6 +137,13 @@ def rebuilt(old: Tensor, steps: Sequence[Move]) -> Tensor:
     for step in steps:
         step.finish(new, old)
     return new
+
+
+def remasked(mask: Tensor, steps: Sequence[Move]) -> Tensor:
+    """A parameter's mask, rebuilt along several axes."""
+    for step in steps:
+        mask = step.masked(mask)
+    return mask
 
 
 def moves(edits: Sequence[Edit]) -> dict[str, list[Move]]:
@@ -170,6 +183,9 @@ def edited(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
         for name, steps in moves(edits).items():
             tensor = anatomy.tensor(name)
             undo.append(exchange(tensor, rebuilt(tensor.data, steps), None))
+            mask = anatomy.mask(name)
+            if mask is not None and mask.dim():  # else it is lifted
+                undo.append(exchange(mask, remasked(mask, steps)))
         undo.extend(resize(edits))
         undo.extend(write_down(anatomy, anatomy.modules, [edit.layer for edit in edits]))
         yield

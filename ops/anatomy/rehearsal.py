@@ -30,6 +30,7 @@ from torch.utils import _pytree
 from ops.anatomy.rebuild import Edit, edited, undoing
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
 from ops.errors import said
+from ops.masks import lift, masks_of, tensors_of
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -39,16 +40,21 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def lively(model: nn.Module, example: Any) -> Iterator[Any]:
-    """Random vectors (norms, biases, layer scales) and no weight of zeros, for a while; yields the input to show."""
+    """Random vectors (norms, biases, layer scales), no weight of zeros and no mask, for a while; yields the input to
+    show."""
     random = torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=random, dtype=torch.float32).to(like)
 
     with undoing() as undo:
-        for name, tensor in model.named_parameters():
-            if not tensor.is_floating_point() or not tensor.numel():
+        masks = masks_of(model)
+        for name, tensor in tensors_of(model):
+            if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point() or not tensor.numel():
                 continue
+            if name in masks:
+                shown = noise(tensor) / math.sqrt(tensor.numel() / tensor.shape[0])
+                undo.append(exchange(tensor, torch.where(masks[name].bool(), tensor.data, shown), tensor.grad))
             if tensor.numel() == max(tensor.shape, default=1):
                 data = 0.5 * noise(tensor) if name.endswith("bias") else 0.7 + 0.6 * noise(tensor).sigmoid()
             elif tensor.flatten()[0] == 0 and not tensor.any():
@@ -56,6 +62,7 @@ def lively(model: nn.Module, example: Any) -> Iterator[Any]:
             else:
                 continue
             undo.append(exchange(tensor, data, tensor.grad))
+        undo.extend(lift(dict(model.named_modules()), masks))
         yield _pytree.tree_map(lambda x: _varied(x, noise) if isinstance(x, Tensor) else x, example)
 
 

@@ -37,6 +37,8 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     for twin in twins:
         twin.met()
     call = Call(func, args, kwargs, inputs, tensors_in([out]), twins)
+    if call.name == "mul" and trace.masks(inputs):
+        return trace.mark(call.out, twins[0])
     plain = all(twin.source is None and all(map(is_fixed, twin.axes)) for twin in twins)
     if not call.inputs and call.name in _BLANK:  # as long as what it will meet
         for tensor in call.outputs:

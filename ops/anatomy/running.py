@@ -15,12 +15,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 
-def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer once, under its first name."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
 def flat_tensors(tree: Any) -> list[Tensor]:
     """Every tensor in nested containers, mappings and objects, in order."""
     found: list[Tensor] = []

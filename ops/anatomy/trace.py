@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ops.anatomy.axes import Axis, Factor, Fixed, freeze, is_fixed, product, size, total, unite
 from ops.anatomy.calls import VECTOR, Twin, Use
 from ops.anatomy.rules import apply_rule
-from ops.anatomy.running import call, flat_tensors, tensors_of
+from ops.anatomy.running import call, flat_tensors
 from ops.attention import FreeAttention, can_be_freed
+from ops.masks import masks_of, raw, tensors_of
 
 
 class Trace(TorchDispatchMode):
@@ -53,6 +54,7 @@ class Trace(TorchDispatchMode):
         self._named: dict[int, list[tuple[str, Tensor]]] = {}
         self._tensors = dict(tensors_of(model))
         self._names = {id(tensor): name for name, tensor in self._tensors.items()}
+        self._masks = {id(mask): name for name, mask in masks_of(model).items()}
         for name, tensor in self._tensors.items():
             if tensor.layout == torch.strided:
                 self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
@@ -116,7 +118,8 @@ class Trace(TorchDispatchMode):
         queried, made = (product(heads, Factor(n // module.num_heads, cut=True)) for n in (keys, values))
         packed = total(queried, queried, made)
         for tensor, dim, axis in (
-            (module.in_proj_weight, 0, packed), (module.in_proj_bias, 0, packed), (module.out_proj.weight, 1, made),
+            (raw(module, "in_proj_weight"), 0, packed), (module.in_proj_bias, 0, packed),
+            (raw(module.out_proj, "weight"), 1, made),
         ):  # fmt: skip
             if id(tensor) in self._names:
                 unite(self.axes_of(self._names[id(tensor)])[dim], axis)
@@ -134,6 +137,12 @@ class Trace(TorchDispatchMode):
     def mark(self, tensor: Tensor, twin: Twin) -> None:
         key = id(tensor)  # unique for as long as the tensor lives; then its twin goes, too
         self._twins[key] = twin, weakref.ref(tensor, partial(self._twins.pop, key))
+
+    def masks(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are a masked parameter and its mask: what comes of their product is that parameter still."""
+        if len(tensors) != 2 or id(tensors[1]) not in self._masks:
+            return False
+        return self.twin(tensors[0]).source == self._masks[id(tensors[1])]
 
     def constant(self, tensor: Tensor) -> Twin:
         """The twin of a tensor that is used for its values; a buffer is then constant."""

@@ -8,7 +8,7 @@ weights. The test images are read once, at the end of each training. Differences
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,9 +34,7 @@ def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
         for record in trials
         if not record.failed
     }
-    able = [
-        r for r in trials if not r.failed and any(o["units_before"] != o["units_after"] for o in r.result["operations"])
-    ]
+    able = [r for r in trials if not r.failed and any(map(_changed, r.result["operations"]))]
     if len(settings.objective) > 1:
         able = [r for r in able if not any(_dominates(values[o.cell.name], values[r.cell.name]) for o in able)]
     able.sort(key=lambda record: (values[record.cell.name], -record.result["parameters"]), reverse=True)
@@ -115,8 +113,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
 
 #: The hyperparameters that a schedule in a few words tells.
-NUMBERS = ("keep", "grow", "rank", "variance_threshold", "threshold")
-WORDS = ("split", "basis", "weights", "strength", "score", "kind")
+NUMBERS = ("keep", "grow", "rank", "variance_threshold", "threshold", "fraction", "quality")
+WORDS = ("split", "basis", "weights", "strength", "score", "scope", "kind")
 
 
 def describe(schedule: Sequence[Any]) -> str:
@@ -124,12 +122,10 @@ def describe(schedule: Sequence[Any]) -> str:
     groups: dict[str, list[Any]] = {}
     for step in schedule:
         known = {key: value for key, value in step.items() if value is not None}
-        numbers = [
-            f"{key} {known[key]:.2g}"
-            for key in ("keep", "grow", "rank", "variance_threshold", "threshold")
-            if key in known
-        ]
-        words = [str(known[key]) for key in ("split", "basis", "weights", "strength", "score", "kind") if key in known]
+        if {"quality", "threshold"} & set(known):  # they say how much is pruned in place of a fraction
+            known.pop("fraction", None)
+        numbers = [f"{key} {known[key]:.2g}" for key in NUMBERS if known.get(key)]
+        words = [known[key] for key in WORDS if isinstance(known.get(key), str)]
         words += ["published code"] * bool(known.get("published"))
         words += ["repaired by " + " + ".join(known["repair"])] if known.get("repair") else []
         groups.setdefault(f"{step['op']} {', '.join(numbers + words)}".rstrip(), []).append(step)
@@ -224,6 +220,11 @@ def _decide(verdicts: Sequence[dict[str, Any]]) -> None:
 
 def _operation(record: Record) -> str:
     return str(record.cell.schedule[0]["op"])
+
+
+def _changed(operation: Mapping[str, Any]) -> bool:
+    """Whether there were other units or (where weights are pruned) parameters afterwards."""
+    return any(operation.get(f"{what}_before") != operation.get(f"{what}_after") for what in ("units", "parameters"))
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:

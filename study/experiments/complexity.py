@@ -13,7 +13,20 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ops import PCNS, EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, WeakExpand, ZeroExpand
+from ops import (
+    PCNS,
+    Compact,
+    EigenRemove,
+    MeanReplace,
+    MinWeight,
+    Operation,
+    PruneWeights,
+    RandomRemove,
+    RemoveDead,
+    Revive,
+    WeakExpand,
+    ZeroExpand,
+)  # fmt: skip
 from ops.anatomy import HiddenLayer
 from ops.hosvd import EXACT_UP_TO, FEW, ROUNDS, SPARE
 
@@ -29,6 +42,10 @@ FORMULAS: dict[str, tuple[str, str]] = {
     "min_weight": ("O(n o p + n log n)", "2 n o p"),
     "weak_expand": ("O(n o p + n log n)", "2 n o p"),
     "mean_replace": ("O(s n + n o p + n log n)", "4 s n + 4 n o p"),
+    "remove_dead": ("O(s n + n o p + n log n), and a forward and a backward pass", "8 s n + 2 n o p"),
+    "revive": ("as remove_dead", "8 s n + 2 n o p"),
+    "prune_weights": ("O(n i p log(n i p)), memory only", "0"),
+    "compact": ("O(n (i + o) p), memory only", "0"),
     "eigen_remove, p = 1": ("O(a² b), a = min(n, o), b = max(n, o)", "a² b + (4/3) a³ + 4 n o r"),
     "eigen_remove, p > 1": (
         "O(n² o p + n o² p + n³ + o³)",
@@ -132,6 +149,22 @@ def _mean_replace(operation: MeanReplace, sizes: Sizes) -> tuple[Work, float]:
     return together(found, _in_double(sizes)), operation.keep * sizes.units
 
 
+def _idle(operation: RemoveDead | Revive, sizes: Sizes) -> tuple[Work, float]:
+    """Saliencies and means over the signals, and what is sent on of the means."""
+    seen = sizes.samples * sizes.units
+    found = {"products": 8.0 * seen + 2.0 * sizes.outgoing, "bytes": 8.0 * 6 * seen}
+    kept = sizes.kept if sizes.kept is not None and isinstance(operation, RemoveDead) else sizes.units
+    return together(found, _in_double(sizes)), kept
+
+
+def _sorted(operation: PruneWeights, sizes: Sizes) -> tuple[Work, float]:
+    return {"bytes": 16.0 * sizes.incoming * math.log2(max(sizes.incoming, 2))}, sizes.units
+
+
+def _counted(operation: Compact, sizes: Sizes) -> tuple[Work, float]:
+    return {"bytes": 48.0 * (sizes.incoming + sizes.outgoing)}, sizes.units
+
+
 def _eigen_remove(operation: EigenRemove, sizes: Sizes) -> tuple[Work, float]:
     found = together(_hosvd(operation.rank, sizes), _in_double(sizes))
     if operation.weights == "reduced":
@@ -187,12 +220,19 @@ def _in_double(sizes: Sizes) -> Work:
     return {"bytes": 48.0 * sizes.outgoing}
 
 
+#: Operations that look at gradients: a forward pass and a backward pass to the inputs more, three passes in all.
+SLOPED = (RemoveDead, Revive)
+
 PROPOSED: dict[type[Operation], Callable[..., tuple[Work, float]]] = {
+    Compact: _counted,
     EigenRemove: _eigen_remove,
     MeanReplace: _mean_replace,
     MinWeight: _norms,
     PCNS: _pcns,
+    PruneWeights: _sorted,
     RandomRemove: _nothing,
+    RemoveDead: _idle,
+    Revive: _idle,
     WeakExpand: _norms,
     ZeroExpand: _nothing,
 }

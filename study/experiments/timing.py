@@ -29,12 +29,16 @@ from torch.optim import Adam
 from ops import (
     PCNS,
     Anatomy,
+    Compact,
     EigenRemove,
     HiddenLayer,
     MeanReplace,
     MinWeight,
     Operation,
+    PruneWeights,
     RandomRemove,
+    RemoveDead,
+    Revive,
     Signals,
     WeakExpand,
     ZeroExpand,
@@ -57,6 +61,10 @@ OPERATIONS: dict[str, Operation] = {
     "min_weight": MinWeight(keep=0.5),
     "random_remove": RandomRemove(keep=0.5),
     "pcns": PCNS(),
+    "remove_dead": RemoveDead(threshold=0.9),
+    "revive": Revive(threshold=0.9),
+    "prune_weights": PruneWeights(fraction=0.5),
+    "compact": Compact(),
     "weak_expand": WeakExpand(grow=0.5),
     "zero_expand": ZeroExpand(grow=0.5),
 }
@@ -197,7 +205,7 @@ def _predict(timing: Timing, operation: Operation, layer: HiddenLayer, inputs: T
     if operation.needs_signals:
         pixels = 1 if inputs.dim() == 2 else 8192 // len(inputs) + 1  # more rows than signals keep
         samples = min(8192, len(inputs) * pixels)
-        passed = timing.forward * len(inputs) / BATCH
+        passed = timing.forward * len(inputs) / BATCH * (3 if isinstance(operation, complexity.SLOPED) else 1)
     sizes = replace(Sizes.of(layer, samples), kept=timing.units[1])
     amounts = complexity.work(operation, sizes)
     timing.flops = complexity.flops(amounts)
@@ -218,8 +226,11 @@ def _operate(
     """What ``operate`` does, timed, and undone."""
     if not adam.state:
         _step(model, adam, inputs[:BATCH])
+    with torch.no_grad():
+        answer = model(inputs[:2])[:1, 0]
+    targets = torch.zeros(len(inputs), *answer.shape[1:], dtype=torch.int64, device=device)
     start = clock(device)
-    signals = Signals(model, inputs) if operation.needs_signals else None
+    signals = Signals(model, inputs, targets) if operation.needs_signals else None
     between = clock(device)
     plan = operation.propose(layer, signals)
     undo = apply(plan, adam)
@@ -271,9 +282,12 @@ def measure_rates(device: torch.device, repeats: int) -> dict[str, float]:
     return {kind: amount / _median(action, repeats, device) for kind, (amount, action) in actions.items()}
 
 
+MORE = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499")
 LOOKS = {
     name: {"color": colour, "marker": marker}
-    for name, colour, marker in zip(OPERATIONS, (*COLOURS, BLACK, GREY, "#882255"), (*MARKERS, "*"), strict=True)
+    for name, colour, marker in zip(
+        OPERATIONS, (*COLOURS, BLACK, GREY, *MORE), (*MARKERS, "*", "h", "p", "d", "H"), strict=True
+    )
 }
 
 

@@ -5,6 +5,7 @@ entry of a changed tensor is one of the fresh tensor's entries at random, and we
 initialization depends on the fan. Whether it does (by fan-in, as torch's own default and LeCun's and Kaiming's forms;
 by fan-out, as torchvision's ResNets; not at all, as a fixed deviation) shows in the fresh network itself: of the three
 the one by which its weights' deviations vary least from layer to layer. What surgery left at its size stays as made.
+Of a masked weight the same entries live, and only they count for its fan.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ops import adopt
-from ops.anatomy.running import tensors_of
 from ops.architecture import Description
+from ops.masks import masks_of, tensors_of
 
 
 def renew(model: nn.Module, wanted: Description, seed: int) -> None:
@@ -28,17 +29,21 @@ def renew(model: nn.Module, wanted: Description, seed: int) -> None:
     """
     fresh = {name: tensor.detach().clone() for name, tensor in tensors_of(model)}
     adopt(model, wanted)
+    masks = masks_of(model)
     power = fan_power([tensor for tensor in fresh.values() if tensor.dim() > 1])
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in tensors_of(model):
-        old = fresh[name]
-        if tensor.shape == old.shape:
+        old = values = fresh[name]
+        if tensor.shape == old.shape and name not in masks:
             continue
-        drawn = torch.randint(old.numel(), (tensor.numel(),), generator=generator)
-        values = old.flatten()[drawn.to(old.device)].view(tensor.shape)
+        if tensor.shape != old.shape:
+            drawn = torch.randint(old.numel(), (tensor.numel(),), generator=generator)
+            values = old.flatten()[drawn.to(old.device)].view(tensor.shape)
+        lives = masks.get(name, torch.ones((), device=tensor.device))
         if tensor.dim() > 1 and power is not None:
-            values = values * (fan(old, power) / fan(tensor, power)) ** 0.5
-        tensor.data.copy_(values)
+            share = float(lives.count_nonzero()) / lives.numel()
+            values = values * (fan(old, power) / max(fan(tensor, power) * share, 1.0)) ** 0.5
+        tensor.data.copy_(values * lives)
 
 
 def fan(weight: Tensor, axis: int) -> int:

@@ -21,6 +21,7 @@ from ops import Anatomy, Schedule, describe
 from ops.anatomy import count
 from ops.architecture import Description
 from ops.dead_units import THRESHOLD
+from ops.masks import parameters_of
 from study import models
 from study.config import Settings
 from study.data import Dataset
@@ -28,7 +29,7 @@ from study.errors import StudyError
 from study.training import checkpoint
 from study.training.probe import Probe
 from study.training.restart import renew
-from study.training.theatre import Theatre, parameters_of, spikes
+from study.training.theatre import Theatre, spikes
 from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
 
 

@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, operate
 from ops.optimizer_state import forget
@@ -199,7 +199,3 @@ def spikes(records: list[dict[str, Any]]) -> list[dict[str, float]]:
         event["factor"] = event["loss_after"] / max(event["loss_before"], 1e-12)
         event["seconds"] += record["seconds"]
     return list(events.values())
-
-
-def parameters_of(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -12,7 +12,20 @@ import torch
 from optuna.trial import FixedTrial
 from torch import nn
 
-from ops import OPERATIONS, PCNS, Anatomy, Condition, Moment, Revive, Schedule, Signals, SurgeryError, operate
+from ops import (
+    OPERATIONS,
+    PCNS,
+    Anatomy,
+    Compact,
+    Condition,
+    Moment,
+    PruneWeights,
+    Revive,
+    Schedule,
+    Signals,
+    SurgeryError,
+    operate,
+)
 from search_spaces import SPACES, expansion, removal
 from search_spaces.placement import CHOICES, chosen
 
@@ -69,7 +82,8 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
     for trial in drawn(space, LAYERS["three layers"], 10):
         assert all(name.isidentifier() for name in trial.params)
         assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
-        assert {"layers", "first_epoch"} <= trial.params.keys()
+        assert "first_epoch" in trial.params
+        assert ("layers" in trial.params) != ("amount" in trial.params)  # pruning is of the whole network
         one_by_one = trial.params.get("order", "together") != "together"
         assert ("times" in trial.params) != one_by_one
         waiting = trial.params.get("when", "moment") != "moment"
@@ -85,8 +99,10 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
             hyperparameters = {
                 key: value for key, value in step.items() if key not in ("when", "layer", "op", "repair")
             }
+            if "ramp" in trial.params or step["op"] == "compact":  # the fraction grows to the one that was chosen
+                hyperparameters.pop("fraction")
             for name, value in hyperparameters.items():
-                assert value == trial.params.get(name, getattr(default, name))
+                assert value == trial.params.get(name, trial.params.get(f"weight_{name}", getattr(default, name)))
 
 
 @pytest.mark.parametrize(
@@ -99,11 +115,37 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
         ("weak_expand", {"weak_expand"}),
         ("pcns", {"pcns"}),
         ("dead_units", {"remove_dead", "revive"}),
+        ("pruning", {"prune_weights", "compact"}),
     ],
 )
 def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: set[str]) -> None:
     found = {step["op"] for trial in drawn(space, LAYERS["one layer"], 5, 60) for step in trial.user_attrs["schedule"]}
     assert found == operations
+
+
+@pytest.mark.parametrize(
+    ("ramp", "times", "wanted"),
+    [("linear", 4, [0.225, 0.45, 0.675, 0.9]), ("cubic", 3, [0.63333, 0.86667, 0.9]), (None, 1, [0.9])],
+)
+def test_pruning_grows_to_the_fraction_and_compaction_follows(ramp: str, times: int, wanted: list[float]) -> None:
+    params = {"amount": "fraction", "fraction": 0.9, "weight_score": "taylor2_abs", "scope": "layer"}
+    params |= {"first_epoch": 2, "times": times} | ({"every": 2, "ramp": ramp} if ramp else {})
+    steps = SPACES["pruning"](FixedTrial(params), LAYERS["three layers"], 12).steps
+    pruning, rest = steps[: len(wanted)], steps[len(wanted) :]
+    assert [step.operation.fraction for step in pruning] == pytest.approx(wanted, abs=1e-5)  # type: ignore[attr-defined]
+    assert {step.layer for step in pruning} == {"*"}
+    assert {(s.operation.score, s.operation.scope) for s in pruning} == {("taylor2_abs", "layer")}  # type: ignore[attr-defined]
+    assert [step.when.count for step in pruning] == [2 + 2 * turn for turn in range(len(wanted))]  # type: ignore[union-attr]
+    assert [step.layer for step in rest] == ["a", "b", "c", "b", "a"] and {s.when for s in rest} == {pruning[-1].when}
+    early = SPACES["pruning"](FixedTrial(params), LAYERS["one layer"], 5).steps
+    assert [s.operation.fraction for s in early if s.layer == "*"][-1] == 0.9  # type: ignore[attr-defined]
+
+
+def test_pruning_by_quality_is_the_same_each_time() -> None:
+    params = {"amount": "quality", "quality": 0.8, "first_epoch": 1, "times": 3, "every": 1}
+    steps = SPACES["pruning"](FixedTrial(params), LAYERS["one layer"], 10).steps
+    assert [str(step.when) for step in steps] == ["1ep", "2ep", "3ep", "3ep"]
+    assert {step.operation for step in steps} == {PruneWeights(quality=0.8), Compact()}
 
 
 @pytest.mark.parametrize("space", ["removal", "mixed"])

@@ -28,12 +28,12 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 
 from ops import PCNS, Anatomy, HiddenLayer, MinWeight, Operation, RandomRemove, Signals, describe, operate
+from ops.masks import parameters_of
 from study import models
 from study.data import Dataset
 from study.experiments.claims.race import Runner, Track, prices
 from study.models import Shape
 from study.training.restart import renew
-from study.training.theatre import parameters_of
 from study.training.trainer import Batches, Shown, evaluate
 
 ORIGINAL, SURGERY, RESTART, PRUNED, LATE = "original", "PCNS", "restart", "pruned late", "PCNS late"

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops import PCNS, EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, SurgeryError
+from ops.masks import parameters_of
 from study.data import Dataset
 from study.experiments.pcns.trained import SETTINGS, Setting, Trained, cut
-from study.training.theatre import parameters_of
 
 THRESHOLDS = (1e-1, 1e-2, 1e-3, 1e-4)
 PIVOTED, EIGEN, UNINTERRUPTED = "PCNS, pivoted", "PCNS, eigen", "uninterrupted"

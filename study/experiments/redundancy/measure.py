@@ -18,10 +18,10 @@ from torch.optim import Adam
 
 from ops import PCNS, Anatomy, Plan, Signals, operate, trial_surgery
 from ops.condensed import components_needed, units_needed
+from ops.masks import parameters_of
 from study import models
 from study.data import Dataset, Images
 from study.experiments.processes import processes
-from study.training.theatre import parameters_of
 from study.training.trainer import Shown, Trainer, evaluate
 
 #: Networks of torchvision: the side of the images that they are given (the smallest that they take, 32 at least), and

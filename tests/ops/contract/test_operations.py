@@ -101,14 +101,14 @@ def assert_same(one, other, where=""):
 def test_runs_at_the_new_sizes_and_says_so(operation, network):
     case = Case(operation, network)
     case.model.train()
-    modes = [module.training for module in case.model.modules()]
+    modes = {module: module.training for module in case.model.modules()}
     shapes = [out.shape for out in outputs(case.model, case.inputs)]
     for plan in case.plans():
         apply(plan, case.optimizer)
         assert plan.layer.units == plan.units_after == len(plan.sources)
     assert [out.shape for out in outputs(case.model, case.inputs)] == shapes
     assert all(out.isfinite().all() for out in outputs(case.model, case.inputs))
-    assert [module.training for module in case.model.modules()] == modes
+    assert all(module.training is modes.get(module, True) for module in case.model.modules())
     for module in case.model.modules():
         if isinstance(module, nn.Linear):
             assert (module.out_features, module.in_features) == module.weight.shape
@@ -126,12 +126,19 @@ def test_plan_is_sound(operation, network):
     case.model.eval()
     for plan in case.plans():
         assert all(type(unit) is int and -1 <= unit < plan.units_before for unit in plan.sources)
-        assert plan.parameters_before == sum(parameter.numel() for parameter in case.model.parameters())
+        assert plan.parameters_before == alive(case.model)
         assert plan.flops_before == counted_flops(case.model, case.inputs)
         apply(plan)
-        assert plan.parameters_after == sum(parameter.numel() for parameter in case.model.parameters())
+        assert plan.parameters_after == alive(case.model)
         assert plan.flops_after == counted_flops(case.model, case.inputs)
         assert str(plan).startswith(f"{case.operation!r} on {plan.layer.name}")
+
+
+def alive(model):
+    """All parameters, but for the zeros of masks."""
+    masks = {id(buffer): buffer for name, buffer in model.named_buffers() if name.endswith(".0.mask")}
+    hidden = sum(int((mask == 0).sum()) for mask in masks.values())
+    return sum(parameter.numel() for parameter in model.parameters()) - hidden
 
 
 def counted_flops(model, inputs):
@@ -145,13 +152,13 @@ def counted_flops(model, inputs):
 def test_everything_alive_is_trained(operation, network):
     """The optimizer holds every parameter, and the next step moves all of them but the frozen and the dead."""
     case = Case(operation, network)
-    before = [(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()]
+    before = {(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()}
     plans = []
     for plan in case.plans():
         apply(plan, case.optimizer)
         plans.append(plan)
     held = {id(parameter) for group in case.optimizer.param_groups for parameter in group["params"]}
-    assert [(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()] == before
+    assert {(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()} == before
     assert held == {id(parameter) for parameter in case.model.parameters()}
     old = copy.deepcopy(dict(case.model.named_parameters()))
     train(case.model, case.inputs, case.optimizer, steps=1)
@@ -198,6 +205,8 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
             state = case.optimizer.state[case.anatomy.tensor(place.tensor)][key]
             found = state.movedim(after.axis, 0)[after.positions]
             degree = 0 if place.role == "fan_out" else 2 if key.endswith("_sq") else 1
+            if place.tensor in plan.masks:
+                value = value * plan.masks[place.tensor].movedim(place.axis, 0)[place.positions]
             wanted = torch.stack([value[unit] if unit >= 0 else torch.zeros_like(value[0]) for unit in plan.sources])
             scale = (shares**degree).view(-1, *(1,) * (wanted.dim() - 1))
             torch.testing.assert_close(found, wanted * scale, msg=f"{place} {key}")

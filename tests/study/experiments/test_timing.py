@@ -39,7 +39,8 @@ def test_every_operation_is_timed_on_every_net(timed):
         (*net, name) for net in nets for name in timing.OPERATIONS
     ]
     for t in found.timings:
-        assert len(t.operation) == 2 and len(t.signals) == 2 * timing.OPERATIONS[t.name].needs_signals
+        assert len(t.operation) in (2, 3)  # one that takes long needs no warming up
+        assert len(t.signals) == len(t.operation) * timing.OPERATIONS[t.name].needs_signals
         assert t.seconds == pytest.approx(np.median(t.operation) + (np.median(t.signals) if t.signals else 0))
         assert t.epoch == 782 * t.step and t.index == pytest.approx(t.epoch / t.seconds) and t.predicted > 0
         assert t.units[0] == (128 if t.net == "vgg16" else int(t.layer)) and (t.units[1] <= t.units[0]) == (

@@ -1,0 +1,198 @@
+"""Masks on weights: entries of a parameter that are zero for good, whatever the optimizer does.
+
+A mask is a parametrization of torch's (``torch.nn.utils.parametrize``): the module computes its weight as the parameter
+times the mask. The parameter itself stays the object that it was, so optimizers, hooks and ties hold on to it, and its
+gradient is zero where the mask is. What is hidden is zero in the parameter, too.
+
+For surgery a masked parameter goes on under its own name (``conv1.weight``, as ``tensors_of`` has it), though torch now
+keeps it as ``conv1.parametrizations.weight.original``; its mask follows its units like a part of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
+
+from ops.errors import SurgeryError
+from ops.optimizer_state import exchange
+
+Undo = list[Callable[[], object]]
+Modules = Mapping[str, nn.Module]
+
+
+class Mask(nn.Module):
+    """Multiplies a weight by ``mask``, a buffer of its shape with ones where it lives and zeros where it does not.
+
+    The buffer is of whole numbers (``uint8``): small, and running averages of a network can calculate with it.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask.to(torch.uint8))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer once, under its first name; masked ones under their own, masks left out."""
+    told: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if _masks(module):
+            told |= {f"{path}.original": plain_name(f"{path}.original"), f"{path}.0.mask": ""}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if told.get(name, name):
+            yield told.get(name, name), tensor
+
+
+def torch_names(model: nn.Module) -> dict[str, str]:
+    """Each tensor's name as ``tensors_of`` has it → the one that torch calls it by (``functional_call``)."""
+    theirs = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return {name: theirs[id(tensor)] for name, tensor in tensors_of(model)}
+
+
+def met(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters as the network meets them: what comes of the mask where there is one, under the parameter's name.
+
+    Inside of ``parametrize.cached()`` these are the very tensors that a forward pass works with.
+    """
+    names = {id(parameter): name for name, parameter in tensors_of(model)}
+    for path, module in model.named_modules():
+        if _masks(module):
+            holding = model.get_submodule(holder(path, module))
+            yield names[id(module.original)], getattr(holding, path.rpartition(".")[2])
+    yield from model.named_parameters()
+
+
+def plain_name(name: str) -> str:
+    """The name that a masked parameter had before.
+
+    >>> plain_name("conv1.parametrizations.weight.original"), plain_name("parametrizations.weight.original")
+    ('conv1.weight', 'weight')
+    """
+    path, _, attribute = f".{name.removesuffix('.original')}".rpartition(".parametrizations.")
+    return f"{path}.{attribute}".removeprefix(".")
+
+
+def holder(path: str, module: nn.Module) -> str:
+    """The name of the module whose parameters a module holds: that of the masked one, where it does so for a mask."""
+    return plain_name(path).rpartition(".")[0] if _masks(module) else path
+
+
+def raw(module: nn.Module, attribute: str) -> Tensor:
+    """A parameter or buffer of a module, the parameter itself where it is masked."""
+    masked = _list(module, attribute)
+    found: Tensor = getattr(module, attribute) if masked is None else masked.original
+    return found
+
+
+def mask_of(module: nn.Module, attribute: str) -> Tensor | None:
+    """The mask on a parameter, None where there is none."""
+    masked = _list(module, attribute)
+    return None if masked is None else cast(Mask, masked[0]).mask
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameter → its mask, for every one that is masked."""
+    modules = dict(model.named_modules())
+    found = {name: mask_of(*_at(modules, name)) for name, _ in tensors_of(model)}
+    return {name: mask for name, mask in found.items() if mask is not None}
+
+
+def hidden(masks: Iterable[Tensor]) -> int:
+    """How many entries these masks hide."""
+    return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
+
+
+def parameters_of(model: nn.Module) -> int:
+    """How many parameters a network has; those that a mask hides do not count."""
+    return sum(parameter.numel() for parameter in model.parameters()) - hidden(masks_of(model).values())
+
+
+def put(modules: Modules, name: str, mask: Tensor) -> Undo:
+    """Masks a parameter in every module that holds it, or gives it this mask in place of its own.
+
+    ``modules``: the network's, by name. Its values are left as they are. Returns what undoes it.
+    """
+    module, attribute = _at(modules, name)
+    known = mask_of(module, attribute)
+    if known is not None:
+        return [exchange(known, mask.to(known))]
+    weight = module._parameters.get(attribute)
+    if weight is None:
+        raise SurgeryError(f"{name} cannot be masked: it is no parameter, or it is parametrized by something else")
+    undo: Undo = []
+    new = Mask(mask.to(weight.device))
+    for each in modules.values():
+        for at in [at for at, parameter in each._parameters.items() if parameter is weight]:
+            undo.append(partial(_take_off, each, at, list(each._parameters)))
+            parametrize.register_parametrization(each, at, new, unsafe=True)
+    return undo
+
+
+def take_off(modules: Modules, name: str) -> None:
+    """Removes the mask of a parameter from every module that holds it."""
+    weight = raw(*_at(modules, name))
+    for module in modules.values():
+        lists = getattr(module, "parametrizations", {})
+        for at in [at for at, each in lists.items() if _masks(each) and each.original is weight]:
+            parametrize.remove_parametrizations(module, at, leave_parametrized=False)
+
+
+def lift(modules: Modules, names: Iterable[str]) -> Undo:
+    """Lets masks hide nothing, at whatever size the parameter takes meanwhile; returns what undoes it."""
+    found = (mask_of(*_at(modules, name)) for name in names)
+    return [exchange(mask, mask.new_ones(())) for mask in found if mask is not None]
+
+
+def packed(mask: Tensor) -> str:
+    """A mask as text (its bits, compressed); ``unpacked`` is the inverse."""
+    bits = torch.nn.functional.pad(mask.detach().cpu().flatten().bool(), (0, -mask.numel() % 8)).view(-1, 8)
+    numbers = (bits * 2 ** torch.arange(8)).sum(dim=1).to(torch.uint8)
+    return base64.b64encode(zlib.compress(bytes(numbers.tolist()), 9)).decode()
+
+
+def unpacked(text: str, shape: torch.Size) -> Tensor:
+    """The mask ``[shape]`` of a text that ``packed`` made. Raises SurgeryError for any other text."""
+    try:
+        numbers = torch.tensor(list(zlib.decompress(base64.b64decode(text, validate=True))), dtype=torch.int64)
+        bits = (numbers.unsqueeze(1) >> torch.arange(8) & 1).flatten()
+        if len(bits) != shape.numel() + -shape.numel() % 8:
+            raise ValueError
+    except (ValueError, zlib.error) as error:
+        raise SurgeryError(f"a mask of the architecture is not one of the shape {tuple(shape)}") from error
+    return bits[: shape.numel()].view(shape).to(torch.uint8)
+
+
+def _at(modules: Modules, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return modules[path], attribute
+
+
+def _list(module: nn.Module, attribute: str) -> ParametrizationList | None:
+    lists = module._modules.get("parametrizations")
+    found = lists._modules.get(attribute) if isinstance(lists, nn.ModuleDict) else None
+    return found if isinstance(found, ParametrizationList) and _masks(found) else None
+
+
+def _masks(module: nn.Module) -> bool:
+    """Whether this is what torch keeps a masked parameter in."""
+    return isinstance(module, ParametrizationList) and len(module) == 1 and isinstance(module[0], Mask)
+
+
+def _take_off(module: nn.Module, attribute: str, order: list[str]) -> None:
+    """Makes the parameter the module's own again, at its old place among the others."""
+    parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+    kept = dict(module._parameters)
+    module._parameters.clear()
+    module._parameters.update({name: kept[name] for name in order if name in kept} | kept)

@@ -1,0 +1,60 @@
+"""Pruning of weights: by which score, how much, in how many turns; then units that are cut off go.
+
+Sources: Evci 2018, *Detecting dead weights and units*, table 2.2 (a fraction of all weights that grows from epoch to
+epoch); the cubic ramp, steep at first: Zhu and Gupta 2017, *To prune, or not to prune*; ``quality``: Han et al. 2015.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from optuna.trial import BaseTrial
+
+from ops import Compact, PruneWeights, Schedule
+from ops.prune_weights import SCOPES
+from ops.schedule import Moment, Step
+from ops.weight_scores import SCORES
+from search_spaces.placement import EPOCHS, Layers, beginning
+
+#: A measured change of the loss takes a forward pass for every few weights: too slow to be tried by the way.
+TRIED = tuple(score for score in SCORES if not score.startswith("loss_change"))
+#: What says how much goes: the fraction of all weights, or how many deviations a weight must be large.
+AMOUNTS = ("fraction", "quality")
+RAMPS = ("linear", "cubic")
+
+
+def operation(trial: BaseTrial) -> PruneWeights:
+    """Pruning of the whole network: ``amount``, with ``fraction`` (the last one), ``weight_score`` and ``scope``, or
+    ``quality``.
+    """
+    if trial.suggest_categorical("amount", AMOUNTS) == "quality":
+        return PruneWeights(quality=trial.suggest_float("quality", 0.1, 1.5))
+    fraction = trial.suggest_float("fraction", 0.2, 0.95)
+    score, scope = trial.suggest_categorical("weight_score", TRIED), trial.suggest_categorical("scope", SCOPES)
+    return PruneWeights(fraction, score=score, scope=scope)
+
+
+def place(trial: BaseTrial, layers: Layers, chosen: PruneWeights, epochs: int) -> Schedule:
+    """Pruning in some turns, then compaction of every layer: ``first_epoch``, ``times``, ``every``, ``ramp``.
+
+    Turns that would fall beyond the end are left out; the last of the others reaches the whole fraction. Compaction
+    follows at once, forwards (units that lost their input) and backwards (those that lost their output).
+    """
+    first = beginning(trial, epochs)
+    times = trial.suggest_int("times", 1, 4)
+    every = trial.suggest_int("every", 1, 3) if times > 1 else 1
+    ramp = trial.suggest_categorical("ramp", RAMPS) if times > 1 and chosen.quality is None else RAMPS[0]
+    moments = [Moment(epoch) for epoch in range(first, first + times * every, every) if epoch < epochs]
+    steps = []
+    for turn, moment in enumerate(moments, 1):
+        part = turn / len(moments)
+        share = part if ramp == "linear" else 1 - (1 - part) ** 3
+        now = chosen if chosen.quality is not None else replace(chosen, fraction=share * chosen.fraction)
+        steps.append(Step(moment, "*", now))
+    names = list(layers)
+    return Schedule((*steps, *(Step(moments[-1], name, Compact()) for name in (*names, *names[-2::-1]))))
+
+
+def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
+    """A schedule of pruning and compaction (see ``operation`` and ``place``)."""
+    return place(trial, layers, operation(trial), epochs)

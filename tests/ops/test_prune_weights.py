@@ -1,0 +1,192 @@
+"""Pruning of weights: which ones go, in what scope, how many; against torch's own pruning."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from ops import (
+    Anatomy,
+    MinWeight,
+    Plan,
+    PruneWeights,
+    Signals,
+    Step,
+    SurgeryError,
+    apply,
+    measure,
+    operate,
+    predicted_loss_change,
+    weight_scores,
+)  # fmt: skip
+from ops.masks import masks_of, parameters_of
+from ops.schedule import Condition, Moment, Schedule
+from ops.weight_scores import SCORES
+from study import models
+from tests.ops.networks import build, mlp_bn, outputs, train
+
+
+def evci() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(5)
+    model = models.build("evci_cnn", (1, 12, 12), 10)
+    return model, torch.randn(20, 1, 12, 12), torch.arange(20) % 10
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+def test_magnitude_prunes_what_torch_prunes(fraction: float) -> None:
+    model, inputs, _ = evci()
+    theirs = copy.deepcopy(model)
+    layers = ("conv1", "conv2", "fc1", "fc2")
+    prune.global_unstructured(
+        [(getattr(theirs, name), "weight") for name in layers], prune.L1Unstructured, amount=fraction
+    )
+    operate(Anatomy(model, inputs)["*"], PruneWeights(fraction))
+    for name in layers:
+        assert torch.equal(masks_of(model)[f"{name}.weight"].float(), getattr(theirs, name).weight_mask), name
+        assert torch.equal(getattr(model, name).weight, getattr(theirs, name).weight)
+    assert torch.equal(outputs(model, inputs)[0], outputs(theirs, inputs)[0])
+
+
+def test_a_layer_s_scope_takes_the_fraction_from_every_tensor_as_torch_does() -> None:
+    model, inputs, _ = evci()
+    theirs = copy.deepcopy(model)
+    operate(Anatomy(model, inputs)["*"], PruneWeights(0.3, scope="layer"))
+    for name in ("conv1", "conv2", "fc1", "fc2"):
+        prune.l1_unstructured(getattr(theirs, name), "weight", amount=0.3)
+        assert torch.equal(masks_of(model)[f"{name}.weight"].float(), getattr(theirs, name).weight_mask), name
+
+
+@pytest.mark.parametrize("score", ["magnitude", "random"])
+def test_fractions_count_all_weights_and_masks_only_grow(score: str) -> None:
+    model, inputs, targets = evci()
+    anatomy, optimizer = Anatomy(model, inputs), torch.optim.Adam(model.parameters(), lr=0.01)
+    total = sum(anatomy.tensor(name).numel() for name in anatomy.weights)
+    before, most = dict[str, Tensor](), 0.0
+    for turn, fraction in enumerate((0.2, 0.5, 0.5, 0.4, 0.8, 0.9)):
+        plan = operate(anatomy["*"], PruneWeights(fraction, score=score, seed=turn), optimizer)
+        masks = {name: mask.clone() for name, mask in anatomy.masks().items()}
+        most = max(fraction, most)
+        zeros = sum(int((mask == 0).sum()) for mask in masks.values())
+        assert zeros == round(most * total) and plan.evidence["sparsity"] == pytest.approx(zeros / total)
+        assert plan.evidence["pruned"] == zeros - sum(int((mask == 0).sum()) for mask in before.values())
+        assert plan.parameters_after == parameters_of(model) == plan.parameters_before - plan.evidence["pruned"]
+        assert plan.flops_after == plan.flops_before and plan.units_after == plan.units_before
+        assert all((masks[name] <= mask).all() for name, mask in before.items())
+        before = masks
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_the_lowest_scores_go(score: str) -> None:
+    model, inputs, targets = evci()
+    anatomy = Anatomy(model, inputs)
+    signals = Signals(model, inputs, targets)
+    layer = anatomy["conv2"]
+    chosen = PruneWeights(0.3, score=score, strength=0.5, seed=4)
+    assert chosen.needs_signals is (score not in ("magnitude", "random"))
+    (scores,) = weight_scores(model, ["conv2.weight"], score, inputs, targets, strength=0.5, seed=4).values()
+    plan = chosen.propose(layer, signals)
+    ((name, mask),) = plan.masks.items()
+    assert name == "conv2.weight" and int((~mask).sum()) == round(0.3 * mask.numel())
+    assert scores[~mask].max() <= scores[mask].min()
+    assert plan.evidence["threshold"] == pytest.approx(float(scores[~mask].max()))
+    assert (plan.evidence["threshold"] < 0) is (score in ("taylor1", "loss_change", "taylor2", "hessian"))
+
+
+def test_a_threshold_and_a_quality_are_of_the_weights_themselves() -> None:
+    model, inputs, _ = evci()
+    anatomy = Anatomy(model, inputs)
+    before = {name: anatomy.tensor(name).detach().clone() for name in anatomy.weights}
+    plan = PruneWeights(threshold=0.1).propose(anatomy["*"])
+    for name, mask in plan.masks.items():
+        assert torch.equal(mask, before[name].abs() >= 0.1)
+    for _ in range(2):  # the second time of what the first one left
+        deviation = {n: before[n][before[n] != 0].std(correction=0) for n in before}
+        operate(anatomy["*"], PruneWeights(quality=0.7))
+        for name, weight in before.items():
+            assert torch.equal(anatomy.mask(name).bool(), weight.abs() >= 0.7 * deviation[name]), name
+        before = {name: anatomy.tensor(name).detach().clone() for name in anatomy.weights}
+    nothing = operate(anatomy["*"], PruneWeights(threshold=1e-9))
+    assert not nothing.masks and nothing.evidence["pruned"] == 0 and "threshold" not in nothing.evidence
+
+
+def test_a_layer_s_weights_are_those_that_make_its_units() -> None:
+    model, inputs, _ = evci()
+    operate(Anatomy(model, inputs)["fc1"], PruneWeights(0.5))
+    assert list(masks_of(model)) == ["fc1.weight"]
+    residual, inputs = build("residual")
+    operate(Anatomy(residual, inputs)["stem"], PruneWeights(0.5))
+    assert set(masks_of(residual)) == {"stem.weight", "second.weight"}  # a residual sum has two makers
+
+
+def test_a_plan_prints_and_does_what_it_says() -> None:
+    model, inputs = build("cnn", torch.float64, batch=12)
+    anatomy = Anatomy(model, inputs)
+    plan = PruneWeights(0.5).propose(anatomy["*"])
+    assert "sparsity 0.5" in str(plan) and "on *" in str(plan) and f"{plan.parameters_after:,}" in str(plan)
+    assert measure(plan) < 1e-12 and not masks_of(model)
+    targets = torch.arange(12) % 3
+    with torch.no_grad():
+        before = nn.functional.cross_entropy(outputs(model, inputs)[0], targets)
+        small = PruneWeights(0.02).propose(anatomy["*"])
+        predicted = predicted_loss_change(small, inputs, targets).change
+        apply(small)
+        found = nn.functional.cross_entropy(outputs(model, inputs)[0], targets) - before
+    assert predicted == pytest.approx(float(found), rel=0.05)
+
+
+def test_batchnorm_is_estimated_anew_behind_the_first_weight_that_was_pruned() -> None:
+    torch.manual_seed(1)
+    model, inputs = mlp_bn(), torch.randn(64, 5)
+    train(model, inputs, torch.optim.SGD(model.parameters(), lr=0.1))
+    operate(Anatomy(model, inputs)["0"], PruneWeights(0.6), signals=Signals(model, inputs), repair=["batchnorm"])
+    torch.testing.assert_close(model[1].running_mean, model[0](inputs).mean(dim=0))
+
+
+@pytest.mark.parametrize(("settings", "says"), [
+    ({"fraction": 0.0}, "fraction is 0.0, but it must lie above 0"),
+    ({"fraction": 1.5}, "at most 1"),
+    ({"score": "mrp"}, "score is 'mrp', but it must be one of"),
+    ({"scope": "net"}, "scope is 'net', but it must be one of"),
+    ({"threshold": "low"}, "threshold is 'low', but it must be a number"),
+    ({"quality": -1.0}, "a quality is above 0"),
+    ({"quality": 1.0, "score": "taylor1"}, "of the score magnitude"),
+    ({"quality": 1.0, "threshold": 0.1}, "without a threshold"),
+])  # fmt: skip
+def test_refuses_bad_settings(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(SurgeryError, match=says):
+        PruneWeights(**settings)  # type: ignore[arg-type]
+
+
+def test_says_what_is_missing() -> None:
+    model, inputs, targets = evci()
+    anatomy = Anatomy(model, inputs)
+    for signals in (None, Signals(model, inputs)):
+        with pytest.raises(SurgeryError, match=r"on \* looks at the loss: give it Signals\(model, inputs, targets\)"):
+            operate(anatomy["*"], PruneWeights(score="taylor1"), signals=signals)
+    with pytest.raises(SurgeryError, match=r"MinWeight\(keep=0.5\) works on one layer at a time, not on the whole"):
+        operate(anatomy["*"], MinWeight())
+    with pytest.raises(SurgeryError, match="cannot be repaired"):
+        operate(anatomy["*"], PruneWeights(), signals=Signals(model, inputs, targets), repair=["bias"])
+    layer = anatomy["fc1"]
+    for masks, says in (
+        ({"fc1.bias": torch.ones(64)}, r"fc1\.bias is no weight of the network"),
+        ({"fc1.weight": torch.ones(3, 3)}, r"its values for fc1.weight are \(3, 3\)"),
+    ):
+        with pytest.raises(SurgeryError, match=says):
+            apply(Plan(layer, "by hand", tuple(range(layer.units)), masks=masks))
+
+
+def test_the_whole_network_in_a_schedule() -> None:
+    schedule = Schedule((Step(Moment(1), "*", PruneWeights(0.5)),))
+    schedule.check(["fc1"], epochs=3, per_epoch=5)
+    assert Schedule.from_data(schedule.to_data()) == schedule
+    waiting = Condition(0.01, 0.3, Moment(1))
+    for step in (Step(Moment(1), "*", MinWeight()), Step(waiting, "*", PruneWeights())):
+        with pytest.raises(SurgeryError, match=r"can be done on a layer, not on the whole network, '\*'"):
+            Schedule((step,)).check(["fc1"], epochs=3, per_epoch=5)
