@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ops import Schedule
 from study import data
+from study.arms import SHORT
 from study.config import Settings
 from study.errors import StudyError
 from study.evidence import comparison, figures, importance, report, thesis, thesis_figures
@@ -94,6 +95,8 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
         console.print(_table(rows))
     for verdict in verdicts:
         console.print(verdict["sentence"], highlight=False, markup=False, soft_wrap=True)
+        for contrast in verdict["others"]:
+            console.print(f"  against {contrast['sentence']}", highlight=False, markup=False, soft_wrap=True)
     if verdicts:
         console.print(f"\n[bold]Verdict:[/] {_verdict(verdicts)}", highlight=False, soft_wrap=True)
     here = Path.cwd()
@@ -161,7 +164,9 @@ def _compare(stage: _Stage) -> bool:
             f"no trial of {len(trials)} ended with a changed network, so there is nothing to compare"
             + (f"; the first failure: {failures[0]}" if failures else "")
         )
-    cells = comparison.cells(chosen, folder.settings, folder.records("original", "surgery", "restart"))
+    cells = comparison.cells(
+        chosen, folder.settings, [record for record in folder.records() if record.cell.arm != "search"]
+    )
     return stage.run("comparison", cells)
 
 
@@ -175,7 +180,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss spike", "op/epoch"):
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for row in rows:
-        name = row["arm"] if row["trial"] is None else f"{row['arm']} {row['trial']}"
+        name = SHORT.get(row["arm"], row["arm"]) + ("" if row["trial"] is None else f" {row['trial']}")
         spread, slack = row["accuracy_deviation"], row["seconds_deviation"]
         table.add_row(
             name,

@@ -19,7 +19,7 @@ DEVICES = ("auto", "cpu", "cuda")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SAMPLERS = ("tpe", "grid")
 STATES = ("carry", "reset")
-ARMS = ("original", "surgery", "restart")
+ARMS = ("original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late", "random")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Settings:
     Search: ``trials``, ``generation`` (how many are sampled together, and so can run at once), ``space``,
     ``objective``, ``seed``. With ``sampler: grid`` in place of ``tpe``, or with ``schedules`` of one's own, nothing is
     searched: every point of the space, or every schedule, is compared.
-    Comparison: ``top`` schedules of a search, ``seeds`` of every arm, ``arms`` of ``original, surgery, restart``.
+    Comparison: ``top`` schedules of a search, ``seeds`` of every arm, ``arms`` (see
+    ``study.arms``).
     Measuring: ``held_out`` validation images for the loss around an operation, ``signal_images`` training images for
     operations that look at activations, ``probe`` (look at redundancy and dead units after every N-th epoch; 0: never),
     ``dead_threshold`` (a unit is dead, or frozen, below this fraction of its layer's mean; None: that
@@ -63,7 +64,7 @@ class Settings:
     seed: int = 0
     top: int = 3
     seeds: int = 5
-    arms: tuple[str, ...] = ARMS
+    arms: tuple[str, ...] = ("original", "surgery", "restart", "restart_flops", "random")
     held_out: int = 512
     signal_images: int = 512
     probe: int = 3
@@ -95,7 +96,11 @@ class Settings:
         self._require("optimizer_state", self.optimizer_state in STATES, f"one of {', '.join(STATES)}")
         self._require("sampler", self.sampler in SAMPLERS, f"one of {', '.join(SAMPLERS)}")
         known = set(self.arms) <= set(ARMS) and len(set(self.arms)) == len(self.arms)
-        self._require("arms", known and "surgery" in self.arms, "surgery, and original or restart or both or neither")
+        whole = "surgery" in self.arms and ("restart" in self.arms or set(self.arms) <= {"original", "surgery"})
+        right = (
+            f"surgery and any of {', '.join(arm for arm in ARMS if arm != 'surgery')}, none twice; more than original "
+        )
+        self._require("arms", known and whole, right + "and surgery only together with restart")
         chosen = set(self.objective)
         different = chosen and chosen <= set(OBJECTIVES) and len(chosen) == len(self.objective)
         self._require("objective", bool(different), f"one or several of {', '.join(OBJECTIVES)}, none of them twice")

@@ -1,8 +1,8 @@
-"""Does surgery beat starting over? The same seeds for the original, for surgery, and for restarting.
+"""Does surgery beat starting over? The same seeds for every arm (``study.arms``).
 
-The schedules come from the search, chosen on validation. Each arm trains for the same number of epochs with the same
-seeds and data order; the restart takes the very architecture that surgery of the same seed ended with, from fresh
-weights. The test images are read once, at the end of each training. Differences are paired by seed.
+The schedules come from the search, chosen on validation. Arms have the same seeds and data order; a restart takes the
+very architecture that surgery of the same seed ended with, from fresh weights. The test images are read once, at the
+end of each training. Differences are paired by seed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Any
 
 from ops import Condition
 from ops.schedule import parse_when
+from study.arms import LABELS, RIVALS, rivals
 from study.config import OBJECTIVES, Settings
 from study.evidence.results import Folder, Record
-from study.evidence.significance import LEVEL, holm, paired
+from study.evidence.significance import LEVEL, bootstrap, effect, holm, paired, permutation, seeds_needed
 from study.search.sources import Listed, objective
 from study.training.run import Cell
+
+#: The difference of accuracy that an undecided comparison is asked about.
+HALF_A_POINT = 0.005
 
 
 def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
@@ -48,7 +52,7 @@ def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
 def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) -> Listed:
     """The trainings that the comparison of these schedules still needs, in the arms that the settings ask for.
 
-    The restarts follow when their surgery has ended.
+    Its rivals follow when a surgery has ended.
 
     The comparison's seeds are not the search's, so that luck in the search is not counted for surgery.
     """
@@ -62,34 +66,31 @@ def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) ->
             wanted.append(Cell("surgery", seed, cell.schedule, trial=cell.trial, params=cell.params, test=True))
 
     def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
-        if cell.arm != "surgery" or "restart" not in settings.arms:
-            return []
-        restart = Cell(
-            "restart", cell.seed, architecture=outcome["architecture"], trial=cell.trial, params=cell.params, test=True
-        )
-        return [] if restart.name in ended else [restart]
+        found = rivals(cell, outcome, settings) if cell.arm == "surgery" else []
+        return [rival for rival in found if rival.name not in ended]
 
     missing = [cell for cell in wanted if cell.name not in ended]
     for cell in wanted:
         if cell.name in ended and not ended[cell.name].failed:
             missing += follow(cell, ended[cell.name].result)
-    expected = sum(cell.arm == "surgery" for cell in missing) if "restart" in settings.arms else 0
-    return Listed(missing, follow, expected)
+    each = sum(arm in settings.arms for arm in RIVALS)
+    return Listed(missing, follow, lambda cell: each if cell.arm == "surgery" else 0)
 
 
 def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The closing table's rows and a verdict for each schedule, from the folder's finished cells.
 
     A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of test accuracy (0 … 1) and seconds, mean
-    parameters and FLOPs, median spike factor, median operation seconds / epoch seconds. A verdict: ``trial``, paired
-    ``difference`` of accuracy (surgery − restart) with its 95 % ``interval``, ``n``, ``failed`` seeds, ``untouched``
-    seeds (its conditions were never met, so surgery is the original and restarting repeats it), ``p`` and
-    ``p_adjusted`` (Holm over the schedules), the ratios of training FLOPs (which repeats on any machine) and of seconds
-    (operations included), ``finding``, ``sentence``. Surgery and restart are averaged over the seeds that both have.
+    parameters, FLOPs and epochs, median spike factor, median operation seconds / epoch seconds. A verdict is the
+    contrast with restarting (see ``_contrast``), with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its
+    conditions were never met, so surgery is the original and restarting repeats it), ``finding`` and ``sentence``;
+    ``others`` are the contrasts with the other arms. Holm's adjustment is over the schedules for the contrasts with
+    restarting, which are the question, and over all others together. Surgery and restart are averaged over the seeds
+    that both have.
     """
     groups: dict[tuple[str, int | None], dict[int, Record]] = {}
     failed: dict[int | None, set[int]] = {}
-    for record in folder.records("original", "surgery", "restart"):
+    for record in folder.records("original", "surgery", *RIVALS):
         if record.failed:
             failed.setdefault(record.cell.trial, set()).add(record.cell.seed)
         else:
@@ -102,12 +103,21 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     for trial in trials:
         surgery, restart = groups.get(("surgery", trial), {}), groups.get(("restart", trial), {})
         seeds = sorted(set(surgery) & set(restart))
-        for arm, members in (("surgery", surgery), ("restart", restart)):
-            records = [members[seed] for seed in seeds] or list(members.values())
+        for arm in ("surgery", *RIVALS):
+            members = groups.get((arm, trial), {})
+            records = [members[seed] for seed in seeds if seed in members] or list(members.values())
             rows += [_row(arm, trial, records)] if records else []
         if seeds:
-            pairs = [(surgery[seed].result, restart[seed].result) for seed in seeds]
-            verdicts.append(_verdict(trial, surgery[seeds[0]], pairs, len(failed.get(trial, ()))))
+            others = [
+                _contrast(arm, surgery, theirs)
+                for arm in ("original", *RIVALS[1:])
+                if (theirs := groups.get((arm, None if arm == "original" else trial), {})).keys() & surgery.keys()
+            ]
+            verdicts.append(_contrast("restart", surgery, restart) | {
+                "trial": trial, "label": describe(surgery[seeds[0]].cell.schedule),
+                "failed": len(failed.get(trial, ())), "others": others,
+                "untouched": sum(not surgery[seed].result["operations"] for seed in seeds),
+            })  # fmt: skip
     _decide(verdicts)
     return rows, verdicts
 
@@ -157,16 +167,16 @@ def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, An
     ]
     accuracy = [result["test_accuracy"] for result in results]
     seconds = [result["seconds"] for result in results]
-    labels = {"original": "original, uninterrupted", "restart": "restart of the final architecture"}
     return {
         "arm": arm,
         "trial": trial,
-        "label": labels.get(arm) or describe(records[0].cell.schedule),
+        "label": LABELS.get(arm) or describe(records[0].cell.schedule),
         "n": len(results),
         "accuracy": statistics.fmean(accuracy),
         "accuracy_deviation": statistics.stdev(accuracy) if len(accuracy) > 1 else None,
         "parameters": statistics.fmean(result["parameters"] for result in results),
         "flops": statistics.fmean(result["flops"] for result in results),
+        "epochs": statistics.fmean(len(result["epochs"]) for result in results),
         "seconds": statistics.fmean(seconds),
         "seconds_deviation": statistics.stdev(seconds) if len(seconds) > 1 else None,
         "spike_factor": statistics.median(factors) if factors else None,
@@ -174,48 +184,82 @@ def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, An
     }
 
 
-def _verdict(trial: int, example: Record, pairs: Sequence[tuple[Any, Any]], failed: int) -> dict[str, Any]:
-    """The numbers of one schedule; ``_decide`` adds what they mean beside the others."""
-    seconds, compute = (
+def _contrast(arm: str, surgery: Mapping[int, Record], others: Mapping[int, Record]) -> dict[str, Any]:
+    """Surgery against an arm, paired by seed.
+
+    ``arm``, ``n``, mean accuracy of ``surgery`` and of ``rival`` (0 … 1), paired ``difference`` (surgery − rival) with
+    Student's 95 % ``interval`` and ``p``, a ``bootstrap`` interval, ``p_permutation`` (signs exchanged), ``effect``
+    (Cohen's d), ``more_seeds`` that would show a difference of half a point, and the ratios of training FLOPs
+    (``compute_ratio``, which repeats on any machine) and of seconds (``time_ratio``, operations included).
+    """
+    seeds = sorted(surgery.keys() & others.keys())
+    pairs = [(surgery[seed].result, others[seed].result) for seed in seeds]
+    compute, seconds = (
         statistics.fmean(one[key] for one, _ in pairs) / statistics.fmean(other[key] for _, other in pairs)
-        for key in ("seconds", "training_flops")
+        for key in ("training_flops", "seconds")
     )
-    mean, interval, p = paired([one["test_accuracy"] - other["test_accuracy"] for one, other in pairs])
-    ours, theirs = (statistics.fmean(pair[i]["test_accuracy"] for pair in pairs) for i in (0, 1))
-    untouched = sum(not one["operations"] for one, _ in pairs)
+    differences = [one["test_accuracy"] - other["test_accuracy"] for one, other in pairs]
+    mean, interval, p = paired(differences)
+    wanted = seeds_needed(differences, HALF_A_POINT)
     return {
-        "trial": trial, "label": describe(example.cell.schedule), "n": len(pairs), "failed": failed, "surgery": ours,
-        "restart": theirs, "difference": mean, "interval": interval, "p": p, "compute_ratio": compute,
-        "time_ratio": seconds, "untouched": untouched,
+        "arm": arm, "n": len(pairs), "surgery": statistics.fmean(one["test_accuracy"] for one, _ in pairs),
+        "rival": statistics.fmean(other["test_accuracy"] for _, other in pairs), "difference": mean,
+        "interval": interval, "p": p, "bootstrap": bootstrap(differences), "p_permutation": permutation(differences),
+        "effect": effect(differences), "more_seeds": None if wanted is None else max(0, wanted - len(pairs)),
+        "compute_ratio": compute, "time_ratio": seconds,
     }  # fmt: skip
 
 
 def _decide(verdicts: Sequence[dict[str, Any]]) -> None:
-    """Adds ``p_adjusted`` (Holm, over all schedules compared), ``finding`` and ``sentence`` to each verdict."""
-    adjusted = holm([verdict["p"] for verdict in verdicts])
-    for verdict, p in zip(verdicts, adjusted, strict=True):
-        verdict["p_adjusted"] = p
-        if verdict["untouched"] == verdict["n"]:
-            verdict["finding"] = "the schedule never operated, so there is nothing to compare"
-        elif p is None:
-            verdict["finding"] = "nothing can be said without a spread between seeds"
-        elif p < LEVEL:
-            verdict["finding"] = "surgery is better" if verdict["difference"] > 0 else "restarting is better"
-        else:
-            verdict["finding"] = "no difference was found"
-        spread = ""
-        if verdict["interval"]:
-            low, high = (100 * bound for bound in verdict["interval"])
-            spread = f", 95 % interval {low:+.2f} … {high:+.2f}, p = {p:.2g} after Holm"
+    """Adds ``p_adjusted``, ``finding`` and ``sentence`` to each verdict, and to each of the other contrasts."""
+    for family in (verdicts, [contrast for verdict in verdicts for contrast in verdict["others"]]):
+        for contrast, p in zip(family, holm([contrast["p"] for contrast in family]), strict=True):
+            contrast["p_adjusted"] = p
+            contrast["finding"] = _finding(contrast)
+    for verdict in verdicts:
         lost = f"; {verdict['failed']} more failed in one arm" if verdict["failed"] else ""
         if verdict["untouched"]:
             lost += f"; its condition was never met in {verdict['untouched']}"
         verdict["sentence"] = (
             f"Surgery ({verdict['label']}) ends at {verdict['surgery']:.2%} test accuracy, restarting the same "
-            f"architecture at {verdict['restart']:.2%} (paired difference {100 * verdict['difference']:+.2f} "
-            f"points{spread}, n = {verdict['n']} seeds{lost}), in {verdict['compute_ratio']:.2f} × the compute and "
-            f"{verdict['time_ratio']:.2f} × the seconds: {verdict['finding']}."
+            f"architecture at {verdict['rival']:.2%} (paired difference {_spread(verdict)}, n = {verdict['n']} "
+            f"seeds{lost}), in {verdict['compute_ratio']:.2f} × the compute and {verdict['time_ratio']:.2f} × the "
+            f"seconds: {verdict['finding']}{_power(verdict)}."
         )
+        for contrast in verdict["others"]:
+            contrast["sentence"] = f"{LABELS[contrast['arm']]}: {_spread(contrast)}, {contrast['finding']}"
+
+
+def _finding(contrast: Mapping[str, Any]) -> str:
+    p, rival = contrast["p_adjusted"], contrast["arm"]
+    if "untouched" in contrast and contrast["untouched"] == contrast["n"]:
+        return "the schedule never operated, so there is nothing to compare"
+    if p is None:
+        return "nothing can be said without a spread between seeds"
+    if p >= LEVEL:
+        return "no difference was found"
+    if contrast["difference"] > 0:
+        return "surgery is better"
+    return "restarting is better" if rival.startswith("restart") else "surgery is worse"
+
+
+def _spread(contrast: Mapping[str, Any]) -> str:
+    """The difference in points, with its interval and p-value where there are any."""
+    words = f"{100 * contrast['difference']:+.2f} points"
+    if contrast["interval"]:
+        low, high = (100 * bound for bound in contrast["interval"])
+        words += f", 95 % interval {low:+.2f} … {high:+.2f}, p = {contrast['p_adjusted']:.2g} after Holm"
+    return words
+
+
+def _power(verdict: Mapping[str, Any]) -> str:
+    """How many more seeds an undecided case would need."""
+    more = verdict["more_seeds"]
+    if verdict["finding"] != "no difference was found" or more is None:
+        return ""
+    if not more:
+        return "; one of half a point would probably have been"
+    return f"; {more} more seed{'s' * (more > 1)} would probably find one of half a point"
 
 
 def _operation(record: Record) -> str:

@@ -38,6 +38,10 @@ ARMS: dict[str, Look] = {
     "original": {"color": BLACK, "linestyle": ":", "marker": "o"},
     "surgery": {"color": BLUE, "linestyle": "-", "marker": "s"},
     "restart": {"color": VERMILLION, "linestyle": "--", "marker": "^"},
+    "restart_flops": {"color": "#E69F00", "linestyle": "--", "marker": "v"},
+    "restart_seconds": {"color": "#CC79A7", "linestyle": "--", "marker": "P"},
+    "restart_late": {"color": "#8C6D00", "linestyle": "--", "marker": "X"},
+    "random": {"color": "#009E73", "linestyle": "-.", "marker": "D"},
 }
 
 

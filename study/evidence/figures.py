@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from ops import OPERATIONS
+from study.arms import SHORT
 from study.evidence.drawing import (
     ARMS,
     BLACK,
@@ -68,10 +69,14 @@ def save(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
     return paths
 
 
+#: The arms of the curves over epochs; more would not be readable.
+LINES = ("original", "surgery", "restart")
+
+
 def accuracy(results: Results) -> Drawing | None:
-    """Validation accuracy over epochs of the three arms, for the schedule of the first verdict."""
+    """Validation accuracy over epochs of three arms, for the schedule of the first verdict."""
     cells, trial = _compared(results)
-    arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in ARMS}
+    arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in LINES}
     if not arms["surgery"]:
         return None
     figure, axes = new_axes(height=4.8)
@@ -208,12 +213,12 @@ def arms(results: Results) -> Drawing | None:
     """Test accuracy of every seed; surgery and restart of one seed are joined."""
     cells, first = _compared(results)
     trials = sorted({c["trial"] for c in cells} - {None}, key=lambda trial: (trial != first, trial))
-    order = [("original", None), *((arm, trial) for trial in trials for arm in ("surgery", "restart"))]
+    order = [("original", None), *((arm, trial) for trial in trials for arm in ARMS if arm != "original")]
     found = {key: {c["seed"]: c["test_accuracy"] for c in cells if (c["arm"], c["trial"]) == key} for key in order}
     groups = {key: seeds for key, seeds in found.items() if seeds}
     if not groups:
         return None
-    figure, axes = new_axes(width=max(7.5, 2.2 + 1.2 * len(groups)))
+    figure, axes = new_axes(width=max(7.5, 2.2 + 0.9 * len(groups)))
     seeds_of = sorted({c["seed"] for c in cells})
     shift = {seed: 0.12 * (i / max(1, len(seeds_of) - 1) - 0.5) for i, seed in enumerate(seeds_of)}
     place = {key: i + (0.5 + 0.5 * trials.index(key[1]) if key[1] in trials else 0) for i, key in enumerate(groups)}
@@ -228,7 +233,10 @@ def arms(results: Results) -> Drawing | None:
         for seed in seeds.keys() & other.keys():
             ends = at + shift[seed], place["restart", trial] + shift[seed]
             axes.plot(ends, (seeds[seed], other[seed]), color=GREY, linewidth=0.8, zorder=2)
-    axes.set_xticks([*place.values()], [arm if trial is None else f"{arm}\ntrial {trial}" for arm, trial in groups])
+    names = [
+        SHORT.get(arm, arm).replace(" ", "\n") + ("" if trial is None else f"\ntrial {trial}") for arm, trial in groups
+    ]
+    axes.set_xticks([*place.values()], names)
     axes.yaxis.set_major_formatter(as_percent)
     axes.set(xlabel="arm, and the trial whose schedule it is about", ylabel="test accuracy")
     axes.grid(False, axis="x")

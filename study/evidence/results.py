@@ -155,7 +155,7 @@ class Folder:
             "comparison": {
                 "summary": list(summary),
                 "verdicts": list(verdicts),
-                "cells": [_flat(record) for record in self.records("original", "surgery", "restart")],
+                "cells": [_flat(record) for record in self.records() if record.cell.arm != "search"],
             },
         }
         _write(self.results, content)

@@ -42,7 +42,7 @@ class Source(Protocol):
 
 
 class Listed:
-    """The cells of a list; ``follow(cell, outcome)`` may add more, ``expected`` of them, as cells end well.
+    """The cells of a list; ``follow(cell, outcome)`` may add more as cells end well, ``expected(cell)`` of them.
 
     What follows a cell goes before what still waits, so that the two are timed close to each other.
     """
@@ -51,12 +51,12 @@ class Listed:
         self,
         cells: Iterable[Cell],
         follow: Callable[[Cell, Result], Iterable[Cell]] = lambda cell, outcome: (),
-        expected: int = 0,
+        expected: Callable[[Cell], int] = lambda cell: 0,
     ) -> None:
         self._waiting = deque(cells)
         self._running = 0
-        self._follow = follow
-        self.total = len(self._waiting) + expected
+        self._follow, self._expected = follow, expected
+        self.total = len(self._waiting) + sum(map(expected, self._waiting))
 
     def next(self) -> Cell | None:
         if not self._waiting:
@@ -70,8 +70,9 @@ class Listed:
 
     def tell(self, cell: Cell, result: Result) -> None:
         self._running -= 1
-        if "failure" not in result:
-            self._waiting.extendleft(self._follow(cell, result))
+        found = [] if "failure" in result else list(self._follow(cell, result))
+        self.total += len(found) - self._expected(cell)
+        self._waiting.extendleft(reversed(found))
 
 
 class Sampled:

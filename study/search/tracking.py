@@ -156,7 +156,7 @@ class Tracker:
                 self._client.log_text(self._parent, _markdown(rows), "summary.md")
             if verdicts:
                 best = {
-                    key: verdicts[0][key] for key in ("surgery", "restart", "difference", "compute_ratio", "time_ratio")
+                    key: verdicts[0][key] for key in ("surgery", "rival", "difference", "compute_ratio", "time_ratio")
                 }
                 for key, value in best.items():
                     self._client.log_metric(self._parent, f"verdict/{key}", value)

@@ -37,14 +37,16 @@ from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_p
 class Cell:
     """One training of a study, as plain data.
 
-    ``arm``: ``search``, ``original``, ``surgery`` or ``restart``. ``trial`` is the search trial whose schedule this is
-    about, ``params`` what Optuna chose there. ``test``: whether the test images are read, once, at the end.
+    ``arm``: ``search`` or one of ``study.arms``. ``epochs``: where they are not those of the settings. ``trial`` is the
+    search trial whose schedule this is about, ``params`` what Optuna chose there. ``test``: whether the test images are
+    read, once, at the end.
     """
 
     arm: str
     seed: int
     schedule: Sequence[Mapping[str, Any]] = ()
     architecture: Description | None = None
+    epochs: int | None = None
     trial: int | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     test: bool = False
@@ -122,8 +124,9 @@ def run(
         else []
     )
     trainer = Trainer(
-        model, make_optimizer(settings, model), data, epochs=settings.epochs, batch_size=settings.batch_size,
-        seed=cell.seed, device=device, callbacks=[theatre, *probes, Teller(tell, theatre)],
+        model, make_optimizer(settings, model), data, epochs=cell.epochs or settings.epochs,
+        batch_size=settings.batch_size, seed=cell.seed, device=device,
+        callbacks=[theatre, *probes, Teller(tell, theatre)],
     )  # fmt: skip
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
@@ -149,6 +152,7 @@ def run(
         "seconds": train_seconds + theatre.seconds,
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         "spikes": spikes(theatre.records),
+        "steps": trainer.iteration,
         "epochs": trainer.history,
         "operations": theatre.records,
         "checks": theatre.checks,

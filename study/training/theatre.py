@@ -156,6 +156,7 @@ class Theatre(Callback):
             "iteration": trainer.iteration,
             "layer": step.layer,
             "operation": plan.operation,
+            "repair": list(step.repair),
             "units_before": plan.units_before,
             "units_after": plan.units_after,
             "parameters_before": plan.parameters_before,

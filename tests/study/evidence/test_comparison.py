@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,27 @@ import pytest
 from scipy import stats
 
 from ops import OPERATIONS, Moment, Schedule, Step
-from study.config import Settings
+from study.arms import RIVALS
+from study.config import ARMS, Settings
 from study.errors import StudyError
 from study.evidence import comparison
 from study.evidence.results import Folder, Record
+from study.evidence.significance import bootstrap, effect, permutation, seeds_needed
 from study.training.run import Cell
 
+THREE = ("original", "surgery", "restart")
 STEP = {"when": "1ep", "layer": "fc1"}
 
 
 def outcome(accuracy: float, parameters: int = 100, seconds: float = 1.0, changed: bool = True) -> dict[str, Any]:
-    operation = {"units_before": 8, "units_after": 4 if changed else 8, "seconds": 0.1, "epoch_seconds": 1.0}
+    operation = {"units_before": 8, "units_after": 4 if changed else 8, "seconds": 0.1, "epoch_seconds": 1.0,
+                 "parameters_before": 200, "parameters_after": 100, "layer": "fc1", "iteration": 5, "epoch": 1.0,
+                 "repair": []}  # fmt: skip
     return {
         "validation_accuracy": accuracy, "test_accuracy": accuracy, "parameters": parameters, "flops": 10,
         "training_flops": 1000, "seconds": seconds, "operations": [operation], "spikes": [{"factor": 2.0}],
-        "architecture": {"w": [2]}, "epochs": [],
+        "architecture": {"w": [2]}, "steps": 50,
+        "epochs": [{"epoch": float(n), "train_seconds": seconds / 10} for n in range(1, 11)],
     }  # fmt: skip
 
 
@@ -72,24 +79,25 @@ def run_all(source: Any, accuracy: Any) -> list[Record]:
 
 
 def test_every_arm_has_the_same_seeds_and_restarts_follow_their_surgery() -> None:
-    settings = Settings(top=2, seeds=3, seed=7)
+    settings = Settings(top=2, seeds=3, seed=7, arms=ARMS)
     chosen = [trial(1, "min_weight", 0.99), trial(2, "pcns", 0.98)]
     source = comparison.cells([record.cell for record in chosen], settings, [])
     done = run_all(source, lambda cell: 0.9)
-    assert len(done) == source.total == 3 * (1 + 2 + 2)
+    assert len(done) == source.total == 3 * (1 + 2 * (1 + len(RIVALS)))
     seeds: dict[Any, list[int]] = {}
     for record in done:
         seeds.setdefault((record.cell.arm, record.cell.trial), []).append(record.cell.seed)
     assert all(sorted(found) == [8, 9, 10] for found in seeds.values())  # not the search's own seed
     assert all(record.cell.test for record in done)
-    restarts = [record.cell for record in done if record.cell.arm == "restart"]
+    restarts = [record.cell for record in done if record.cell.arm.startswith("restart")]
+    assert len(restarts) == 4 * 3 * 2
     assert all(cell.architecture == {"w": [2]} and not cell.schedule for cell in restarts)
     order = [record.cell.name for record in done]
     assert order.index("restart-001-seed-8") == order.index("surgery-001-seed-8") + 1
 
 
 def test_only_missing_trainings_are_run() -> None:
-    settings = Settings(top=1, seeds=2)
+    settings = Settings(top=1, seeds=2, arms=THREE)
     chosen = [trial(1, "min_weight", 0.99)]
     everything = run_all(comparison.cells([record.cell for record in chosen], settings, []), lambda cell: 0.9)
     assert comparison.cells([record.cell for record in chosen], settings, everything).finished
@@ -97,7 +105,8 @@ def test_only_missing_trainings_are_run() -> None:
     again = run_all(comparison.cells([record.cell for record in chosen], settings, without), lambda cell: 0.9)
     assert [record.cell.name for record in again] == ["restart-001-seed-2"]
     more = run_all(
-        comparison.cells([record.cell for record in chosen], Settings(top=1, seeds=3), everything), lambda cell: 0.9
+        comparison.cells([record.cell for record in chosen], Settings(top=1, seeds=3, arms=THREE), everything),
+        lambda cell: 0.9,
     )
     assert {record.cell.seed for record in more} == {3}
 
@@ -118,6 +127,33 @@ def test_holm_agrees_with_its_definition() -> None:
     assert comparison.holm([0.02, None, 0.02]) == [0.04, None, 0.04]
     assert comparison.holm([0.9, 0.8]) == [1.0, 1.0]
     assert comparison.holm([]) == []
+
+
+def test_exchanged_signs_agree_with_all_of_them() -> None:
+    differences = [0.3, -0.1, 0.4, 0.2, 0.5, 0.05]
+    signs = itertools.product((1, -1), repeat=6)
+    means = [abs(np.mean(np.multiply(differences, each))) for each in signs]
+    share = np.mean([mean >= np.mean(differences) - 1e-12 for mean in means])
+    assert permutation(differences) == pytest.approx(share)
+    assert permutation([0.1, 0.1]) is bootstrap([0.1]) is effect([0.1, 0.1]) is None
+
+
+@pytest.mark.parametrize(("size", "seeds"), [(0.5, 34), (0.8, 15), (1.0, 10)])
+def test_the_power_of_a_paired_test_is_that_of_the_tables(size: float, seeds: int) -> None:
+    """Cohen 1988: pairs for a power of 0.8 at 0.05, two-sided."""
+    differences = [1.0, -1.0] * 50
+    differences = list(np.array(differences) / np.std(differences, ddof=1))
+    assert seeds_needed(differences, size) == seeds
+    assert seeds_needed([0.1, 0.1], 0.5) is None
+
+
+def test_resampling_covers_the_mean_of_skewed_differences() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        low, high = bootstrap(list(rng.exponential(1.0, 30))) or (0.0, 0.0)
+        covered += low <= 1.0 <= high
+    assert 85 <= covered <= 99
 
 
 def test_arms_are_averaged_over_the_seeds_that_both_have(tmp_path: Path) -> None:
@@ -153,7 +189,7 @@ def test_what_a_lost_process_left_is_tried_again_and_what_diverged_is_not() -> N
     ],
 )
 def test_the_verdict_says_what_the_interval_says(tmp_path: Path, gain: float, spread: float, finding: str) -> None:
-    settings = Settings(top=1, seeds=5)
+    settings = Settings(top=1, seeds=5, arms=THREE)
     folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
     chosen = trial(1, "min_weight", 0.99)
     folder.ended(chosen.cell, chosen.result)
@@ -168,6 +204,14 @@ def test_the_verdict_says_what_the_interval_says(tmp_path: Path, gain: float, sp
     assert [row["arm"] for row in rows] == ["original", "surgery", "restart"]
     assert verdict["finding"] == finding and verdict["n"] == 5
     assert finding in verdict["sentence"] and "min_weight keep 0.5 on fc1 at 1ep" in verdict["sentence"]
+    (other,) = verdict["others"]
+    assert other["arm"] == "original" and other["sentence"].startswith("original, uninterrupted: ")
+    differences = [accuracy(Cell("surgery", seed)) - accuracy(Cell("restart", seed)) for seed in range(1, 6)]
+    assert verdict["effect"] == pytest.approx(np.mean(differences) / np.std(differences, ddof=1))
+    assert verdict["bootstrap"][0] <= verdict["difference"] <= verdict["bootstrap"][1]
+    assert verdict["p_permutation"] >= 2 / 2**5
+    more = "more seeds would probably find one of half a point"
+    assert (more in verdict["sentence"]) == (finding == "no difference was found")
     content = folder.write(rows, [verdict])
     assert len(content["comparison"]["cells"]) == 15 and len(content["trials"]) == 1
     assert "architecture" in content["trials"][0]

@@ -75,7 +75,7 @@ def test_cells_run_and_a_failure_does_not_end_the_study(
         return [Cell("restart", 2, architecture=outcome["architecture"], trial=1)] if cell.arm == "surgery" else []
 
     notes = Notes()
-    source = Listed(cells, follow, expected=1)
+    source = Listed(cells, follow, lambda cell: int(cell.arm == "surgery"))
     assert tuner.run_cells(source, digits, SETTINGS, resources, tmp_path, [notes])
     assert set(notes.results) == {"original-seed-1", "surgery-000-seed-1", "surgery-001-seed-2", "restart-001-seed-2"}
     assert "names the layer 'fc9'; this network has fc1, fc2" in notes.results["surgery-000-seed-1"]["failure"]

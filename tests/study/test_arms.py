@@ -1,0 +1,91 @@
+"""What surgery is held against: the arms that follow how it ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ops import MinWeight, Moment, Schedule, Step, WeakExpand
+from study.arms import RIVALS, randomly, rivals
+from study.config import ARMS, Settings
+from study.data import Dataset, load
+from study.training.run import Cell, run
+
+CPU = torch.device("cpu")
+SETTINGS = Settings(model="mlp", epochs=6, batch_size=64, held_out=64, signal_images=64, probe=0, arms=ARMS)
+SHRINK = Schedule((
+    Step(Moment(2), "fc1", MinWeight(0.3), ("bias",)), Step(Moment(3), "fc2", MinWeight(0.5)),
+    Step(Moment(4), "fc1", MinWeight(0.6)),
+)).to_data()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", 0.25)
+
+
+@pytest.fixture(scope="module")
+def surgery(digits: Dataset) -> dict[str, Any]:
+    return run(Cell("surgery", 3, SHRINK, trial=5), digits, SETTINGS, CPU)
+
+
+def followers(outcome: dict[str, Any], settings: Settings = SETTINGS) -> dict[str, Cell]:
+    return {cell.arm: cell for cell in rivals(Cell("surgery", 3, SHRINK, trial=5), outcome, settings)}
+
+
+def test_every_arm_that_is_asked_for_follows(surgery: dict[str, Any]) -> None:
+    found = followers(surgery)
+    assert tuple(found) == RIVALS
+    assert {(cell.seed, cell.trial, cell.test) for cell in found.values()} == {(3, 5, True)}
+    for arm, cell in found.items():
+        assert (cell.architecture is None) == (arm == "random")
+    few = Settings(epochs=6, arms=("surgery", "restart", "random"))
+    assert set(followers(surgery, few)) == {"restart", "random"}
+
+
+def test_restarts_have_the_epochs_that_they_are_called_for(digits: Dataset, surgery: dict[str, Any]) -> None:
+    found = followers(surgery)
+    assert found["restart"].epochs is None and found["restart_late"].epochs == 6 - 2
+    equal = run(found["restart_flops"], digits, SETTINGS, CPU)
+    epoch = equal["training_flops"] / len(equal["epochs"])
+    assert 0 <= equal["training_flops"] - surgery["training_flops"] < epoch  # rounded up, by less than an epoch
+    assert len(equal["epochs"]) == found["restart_flops"].epochs > 6
+    assert equal["architecture"] == surgery["architecture"]
+
+
+def test_equal_seconds_count_what_operations_took(surgery: dict[str, Any]) -> None:
+    outcome = {**surgery, "seconds": 9.1, "epochs": [{"epoch": float(n), "train_seconds": 2.0} for n in range(1, 5)]}
+    outcome["epochs"] += [{"epoch": 5.0, "train_seconds": 0.9}, {"epoch": 6.0, "train_seconds": 1.1}]
+    assert followers(outcome)["restart_seconds"].epochs == 10  # epochs of a second, after the last operation
+
+
+def test_random_units_go_where_chosen_ones_went(digits: Dataset, surgery: dict[str, Any]) -> None:
+    cell = followers(surgery)["random"]
+    outcome = run(cell, digits, SETTINGS, CPU)
+    shapes = [
+        [(o["iteration"], o["layer"], o["units_after"], o["repair"]) for o in x["operations"]]
+        for x in (surgery, outcome)
+    ]
+    assert shapes[0] == shapes[1] and outcome["architecture"] == surgery["architecture"]
+    assert outcome["operations"][0]["repair"] == ["bias"]
+    assert outcome["training_flops"] == surgery["training_flops"]
+    assert outcome["validation_loss"] != surgery["validation_loss"]
+    assert [step["seed"] for step in cell.schedule] == [3, 4, 5]
+
+
+def test_where_nothing_was_removed_there_is_no_random_arm(digits: Dataset) -> None:
+    grow = Schedule((Step(Moment(2), "fc1", WeakExpand(0.5)),)).to_data()
+    outcome = run(Cell("surgery", 3, grow, trial=5), digits, SETTINGS, CPU)
+    assert set(followers(outcome)) == set(RIVALS) - {"random"}
+    assert randomly([], 0) == []
+    idle = {"units_before": 8, "units_after": 8, "parameters_before": 90, "parameters_after": 90}
+    gone = {"units_before": 8, "units_after": 6, "parameters_before": 90, "parameters_after": 70, "iteration": 4}
+    gone |= {"layer": "fc1", "repair": []}
+    assert [step["keep"] for step in randomly([idle, gone], 0)] == [0.75]  # one that found nothing to do
+    assert randomly([gone, idle | {"parameters_after": 60}], 0) == []  # weights were pruned
+
+
+def test_a_schedule_that_never_operated_is_held_against_a_restart_only(surgery: dict[str, Any]) -> None:
+    assert set(followers({**surgery, "operations": []})) == {"restart"}
