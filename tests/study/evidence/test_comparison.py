@@ -25,8 +25,8 @@ STEP = {"when": "1ep", "layer": "fc1"}
 
 def outcome(accuracy: float, parameters: int = 100, seconds: float = 1.0, changed: bool = True) -> dict[str, Any]:
     operation = {"units_before": 8, "units_after": 4 if changed else 8, "seconds": 0.1, "epoch_seconds": 1.0,
-                 "parameters_before": 200, "parameters_after": 100, "layer": "fc1", "iteration": 5, "epoch": 1.0,
-                 "repair": []}  # fmt: skip
+                 "parameters_before": 200, "parameters_after": 100 if changed else 200, "layer": "fc1",
+                 "iteration": 5, "epoch": 1.0, "repair": []}  # fmt: skip
     return {
         "validation_accuracy": accuracy, "test_accuracy": accuracy, "parameters": parameters, "flops": 10,
         "training_flops": 1000, "seconds": seconds, "operations": [operation], "spikes": [{"factor": 2.0}],

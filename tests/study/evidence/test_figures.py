@@ -56,7 +56,11 @@ def cell(
 
 def verdict(trial: int, n: int = 3) -> dict[str, Any]:
     sentence = f"Surgery of trial {trial} is compared over {n} seeds: no difference was found."
-    return {"trial": trial, "n": n, "difference": 0.0125, "finding": "no difference was found", "sentence": sentence}
+    others = [{"arm": "random", "sentence": "random units of the same layers: +0.10 points, no difference was found"}]
+    return {
+        "trial": trial, "n": n, "difference": 0.0125, "finding": "no difference was found", "sentence": sentence,
+        "others": others,
+    }  # fmt: skip
 
 
 def row(arm: str, trial: int | None = None, n: int = 3) -> dict[str, Any]:

@@ -31,7 +31,7 @@ OUTCOME = {"validation_accuracy": 0.9, "validation_loss": 0.4, "parameters": 10,
            "train_seconds": 1.5, "operation_seconds": 0.5, "probe_seconds": 0.01,
            "spikes": [{"epoch": 1.0, "factor": 2.0}], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
 
-VERDICT = {"sentence": "Surgery is fine.", "surgery": 0.9, "restart": 0.8, "difference": 0.1, "compute_ratio": 1.0,
+VERDICT = {"sentence": "Surgery is fine.", "surgery": 0.9, "rival": 0.8, "difference": 0.1, "compute_ratio": 1.0,
            "time_ratio": 1.0}  # fmt: skip
 
 
