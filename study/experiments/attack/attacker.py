@@ -1,0 +1,83 @@
+"""The attack: for a few iterations one unit's incoming weights learn much faster than everything else.
+
+Source: Evci 2018, *Detecting dead weights and units*, section 3.3: the learning rate of the unit's weights, not of its
+bias, is multiplied at iteration S and again every I iterations, N times in all. For plain SGD this is the same as
+multiplying their gradient, which is what is done here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from ops import HiddenLayer
+from study.errors import StudyError
+from study.training.trainer import Callback, Trainer
+
+
+@dataclass(frozen=True)
+class Attack:
+    """``multiplier`` times the learning rate, first at iteration ``start``, ``times`` times, ``every`` so many."""
+
+    multiplier: float
+    start: int
+    every: int = 10
+    times: int = 10
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.every < 1 or self.times < 1:
+            raise StudyError(f"{self}: start counts from 0, every and times from 1")
+
+    @property
+    def name(self) -> str:
+        return f"×{self.multiplier:g} from {self.start:,}" + (f", every {self.every}" if self.every != 10 else "")
+
+    @property
+    def end(self) -> int:
+        """The iteration before which all of it has happened, with ``every − 1`` calm ones after the last."""
+        return self.start + self.every * self.times
+
+    def at(self, iteration: int) -> bool:
+        """Whether the optimizer step after so many others is part of the attack.
+
+        >>> [i for i in range(60) if Attack(100, 20, 10, 3).at(i)]
+        [20, 30, 40]
+        """
+        return self.start <= iteration < self.end and (iteration - self.start) % self.every == 0
+
+    def scaled(self, factor: float) -> Attack:
+        """The same attack in a run of ``factor`` times as many iterations: start and distance are scaled."""
+        return replace(self, start=round(self.start * factor), every=max(1, round(self.every * factor)))
+
+
+class Attacker(Callback):
+    """Attacks one unit of a layer. Raises StudyError at an attack on anything but plain SGD."""
+
+    def __init__(self, attack: Attack, layer: HiddenLayer, unit: int) -> None:
+        if not 0 <= unit < layer.units:
+            raise StudyError(f"layer {layer.name} has units 0 to {layer.units - 1}, not {unit}")
+        self._attack, self._layer, self._unit = attack, layer, unit
+        self._hooks: list[RemovableHandle] = []
+
+    def before_step(self, trainer: Trainer) -> None:
+        if not self._attack.at(trainer.iteration):
+            return
+        for group in trainer.optimizer.param_groups:
+            if type(trainer.optimizer) is not torch.optim.SGD or group["momentum"] or group["weight_decay"]:
+                raise StudyError("an attack scales gradients, which is a learning rate for plain SGD alone")
+        for place in self._layer.makers:
+            weight = self._layer.tensor(place)
+            factors = torch.ones([place.size if axis == place.axis else 1 for axis in range(weight.dim())])
+            factors.index_fill_(place.axis, place.positions[self._unit], self._attack.multiplier)
+            self._hooks.append(weight.register_hook(_times(factors.to(weight))))
+
+    def after_step(self, trainer: Trainer, loss: Tensor) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+
+def _times(factors: Tensor):  # type: ignore[no-untyped-def]
+    return lambda gradient: gradient * factors

@@ -1,0 +1,106 @@
+"""What is seen of every unit of a layer, on images that are not trained on: ``[units]`` each.
+
+Source: Evci 2018, *Detecting dead weights and units*, section 3.1 (MRP, MRS) and 3.2 (output gradient, flat region).
+
+``mrp``
+    Mean replacement penalty: what the next layer receives from the unit is replaced by its mean over images and
+    positions; the change of an image's loss, without its sign, mean over images.
+``mrp_before``
+    The same with the mean taken before the activation, as the thesis does, and sent through it.
+``mrs``
+    The first order of ``mrp``: |(mean − output) · gradient of an image's loss|, mean over images.
+``gradient``, ``largest``
+    Of the gradient at the unit's own output, before the activation: its L1 norm over positions, mean over images, and
+    its largest entry.
+``flat``
+    The share of outputs at which the activation's slope is below ``FLAT``: the zeros of ReLU, the ends of tanh.
+``in_l1``, ``in_l2``, ``out_l1``, ``out_l2``
+    Norms of the incoming and of the outgoing weights, without biases.
+
+``ops.unit_scores`` finds the first three in any network. These networks are chains of modules, so that only what comes
+behind a layer need be run again for each of its units; that is a third of the time, and a look is taken thousands of
+times.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ops import HiddenLayer
+from ops.anatomy import evaluating
+
+#: A slope of the activation below which its input is called flat; for tanh, an output beyond ± 0.975.
+FLAT = 0.05
+MEASURES = ("mrp", "mrp_before", "mrs", "gradient", "largest", "flat", "in_l1", "in_l2", "out_l1", "out_l2")
+
+
+def seen(
+    model: nn.Sequential, layer: HiddenLayer, inputs: Tensor, targets: Tensor, before: bool = False
+) -> dict[str, Tensor]:
+    """``MEASURES`` of a layer, ``[units]`` each, in evaluation mode; ``mrp_before`` on demand: it doubles the price.
+
+    ``inputs [n, …]``, ``targets [n]`` classes.
+    """
+    (maker,), (reader,) = layer.makers, layer.readers
+    names = [name for name, _ in model.named_children()]
+    first, last = (names.index(place.tensor.rpartition(".")[0]) for place in (maker, reader))
+    with evaluating(model):
+        with torch.no_grad():
+            made = model[: first + 1](inputs)
+        made.requires_grad_()
+        steps = [made]
+        for module in model[first + 1 : last]:
+            steps.append(module(steps[-1]))
+        received = steps[-1]
+
+        def loss(given: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(model[last:](given), targets, reduction="none")
+
+        losses = loss(received)
+        at_made, at_received = torch.autograd.grad(losses.sum(), (made, received))
+        outputs, every = by_unit(received.detach(), layer.units), range(layer.units)
+        with torch.no_grad():
+            constants = {"mrp": outputs.mean(dim=(0, 2))}
+            if before:
+                level = by_unit(made, layer.units).mean(dim=(0, 2)).view(1, -1, *[1] * (made.dim() - 2))
+                sent = model[first + 1 : last](level.expand_as(made[:1]))
+                constants["mrp_before"] = by_unit(sent, layer.units)[0, :, 0]
+            penalties = {
+                name: torch.stack([(loss(_replaced(received, unit, each)) - losses).abs().mean() for unit in every])
+                for name, each in constants.items()
+            }
+    slopes = torch.cat([by_unit(each, layer.units) for each in _slopes(model[first + 1 : last], steps)], dim=2)
+    around = (constants["mrp"].view(-1, 1) - outputs) * by_unit(at_received, layer.units)
+    slope = by_unit(at_made, layer.units).abs()
+    incoming, outgoing = layer.incoming(maker).flatten(1), layer.outgoing_rows()
+    return {
+        **penalties,
+        "mrs": around.sum(dim=2).abs().mean(dim=0),
+        "gradient": slope.sum(dim=2).mean(dim=0), "largest": slope.amax(dim=(0, 2)),
+        "flat": (slopes < FLAT).double().mean(dim=(0, 2)),
+        "in_l1": incoming.norm(p=1, dim=1), "in_l2": incoming.norm(dim=1),
+        "out_l1": outgoing.norm(p=1, dim=1), "out_l2": outgoing.norm(dim=1),
+    }  # fmt: skip
+
+
+def by_unit(outputs: Tensor, units: int) -> Tensor:
+    """``[n, units, positions]`` of a layer's outputs ``[n, units, *positions]`` or ``[n, units × positions]``."""
+    return outputs.reshape(len(outputs), units, -1)
+
+
+def _replaced(received: Tensor, unit: int, constants: Tensor) -> Tensor:
+    """A copy of what is received, with a unit's outputs replaced by its constant."""
+    outputs = by_unit(received.detach(), len(constants)).clone()
+    outputs[:, unit] = constants[unit]
+    return outputs.reshape(received.shape)
+
+
+def _slopes(modules: nn.Sequential, steps: list[Tensor]) -> list[Tensor]:
+    """The slope of each activation among the modules, at what it was given: ``steps[i]`` for the i-th."""
+    found: list[Tensor] = []
+    for module, given in zip(modules, steps, strict=False):
+        if isinstance(module, (nn.ReLU, nn.Tanh)):
+            at = given.detach().requires_grad_()
+            found += torch.autograd.grad(module(at).sum(), at)
+    return found
