@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -70,11 +71,19 @@ def table(results: Mapping[str, Mapping[str, Any]], machine: str) -> str:
     lines.append("\n## Why layers are pinned\n")
     reasons, models = Counter[str](), Counter[str]()
     for found in swept.values():
-        reasons.update(found["reasons"])
-        models.update(list(found["reasons"]))
+        mine = Counter[str]()
+        for reason, number in found["reasons"].items():
+            mine[_alike(reason)] += number
+        reasons.update(mine)
+        models.update(list(mine))
     lines += ["| reason | layers | models |", "|---|---:|---:|"]
     lines.extend(f"| {reason} | {number} | {models[reason]} |" for reason, number in reasons.most_common())
     return "\n".join(lines) + "\n"
+
+
+def _alike(reason: str) -> str:
+    """A reason without its numbers, so that those which differ by a size are one."""
+    return re.sub(r"\[[^]]*\]|\d+", "…", reason)
 
 
 def _row(name: str, result: Mapping[str, Any]) -> str:
