@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -18,6 +19,7 @@ from ops import (
     Step,
     SurgeryError,
     apply,
+    free_attention,
     measure,
     operate,
     predicted_loss_change,
@@ -27,7 +29,7 @@ from ops.masks import masks_of, parameters_of
 from ops.schedule import Condition, Moment, Schedule
 from ops.weight_scores import SCORES
 from study import models
-from tests.ops.networks import build, mlp_bn, outputs, train
+from tests.ops.networks import Net, build, mlp_bn, outputs, train
 
 
 def evci() -> tuple[nn.Module, Tensor, Tensor]:
@@ -190,3 +192,44 @@ def test_the_whole_network_in_a_schedule() -> None:
     for step in (Step(Moment(1), "*", MinWeight()), Step(waiting, "*", PruneWeights())):
         with pytest.raises(SurgeryError, match=r"can be done on a layer, not on the whole network, '\*'"):
             Schedule((step,)).check(["fc1"], epochs=3, per_epoch=5)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_masked_recurrent_layers_compute_and_learn(kind: type[nn.RNNBase]) -> None:
+    """torch's recurrent modules keep a list of their weights beside: the masks are not passed by."""
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: m.out(m.recurrent(x)[0][:, -1]), recurrent=kind(5, 6, batch_first=True), out=nn.Linear(6, 3)
+    )
+    plain, inputs = copy.deepcopy(model), torch.randn(9, 4, 5)
+    anatomy, optimizer = Anatomy(model, inputs[:2]), torch.optim.Adam(model.parameters(), lr=0.1)
+    names = [name for name, _ in plain.named_parameters()]
+    operate(anatomy["*"], PruneWeights(0.5), optimizer)
+    before = anatomy.live("recurrent.weight_hh_l0")
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), torch.arange(9) % 3).backward()
+        optimizer.step()
+        for name, parameter in zip(names, plain.parameters(), strict=True):
+            parameter.data.copy_(anatomy.live(name))
+        assert torch.equal(model(inputs), plain(inputs))
+    after = anatomy.live("recurrent.weight_hh_l0")
+    assert not after[before == 0].any() and (after != before)[before != 0].all() and (before == 0).any()
+    assert list(Anatomy(model, inputs[:2])) == ["recurrent"]
+
+
+def test_masked_attention_is_operated_on() -> None:
+    torch.manual_seed(0)
+    model = free_attention(
+        torchvision.models.VisionTransformer(
+            image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24, num_classes=10
+        )
+    )
+    images = torch.randn(4, 3, 32, 32)
+    before = list(Anatomy(model, images[:2]))
+    operate(Anatomy(model, images[:2])["*"], PruneWeights(0.5))
+    anatomy = Anatomy(model, images[:2])
+    assert list(anatomy) == before and any("heads" in name for name in before)
+    for name in before:
+        operate(anatomy[name], MinWeight(0.5), verify=True)
+    assert model(images).shape == (4, 10)
