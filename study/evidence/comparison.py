@@ -81,12 +81,12 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     """The closing table's rows and a verdict for each schedule, from the folder's finished cells.
 
     A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of test accuracy (0 … 1) and seconds, mean
-    parameters, FLOPs and epochs, median spike factor, median operation seconds / epoch seconds. A verdict is the
-    contrast with restarting (see ``_contrast``), with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its
-    conditions were never met, so surgery is the original and restarting repeats it), ``finding`` and ``sentence``;
-    ``others`` are the contrasts with the other arms. Holm's adjustment is over the schedules for the contrasts with
-    restarting, which are the question, and over all others together. Surgery and restart are averaged over the seeds
-    that both have.
+    parameters, FLOPs, epochs, top-5 accuracy, latency by batch and peak memory (None where they were not taken),
+    median spike factor, median operation seconds / epoch seconds. A verdict is the contrast with restarting (see
+    ``_contrast``), with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its conditions were never met, so
+    surgery is the original and restarting repeats it), ``finding`` and ``sentence``; ``others`` are the contrasts with
+    the other arms. Holm's adjustment is over the schedules for the contrasts with restarting, which are the question,
+    and over all others together. Surgery and restart are averaged over the seeds that both have.
     """
     groups: dict[tuple[str, int | None], dict[int, Record]] = {}
     failed: dict[int | None, set[int]] = {}
@@ -177,11 +177,23 @@ def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, An
         "parameters": statistics.fmean(result["parameters"] for result in results),
         "flops": statistics.fmean(result["flops"] for result in results),
         "epochs": statistics.fmean(len(result["epochs"]) for result in results),
+        "top5": _mean(result.get("test_top5") for result in results),
+        "latency_seconds": {
+            batch: _mean(result["latency_seconds"][batch] for result in results)
+            for batch in results[0].get("latency_seconds", {})
+        },
+        "peak_memory": _mean(result.get("peak_memory") for result in results),
         "seconds": statistics.fmean(seconds),
         "seconds_deviation": statistics.stdev(seconds) if len(seconds) > 1 else None,
         "spike_factor": statistics.median(factors) if factors else None,
         "operation_to_epoch": statistics.median(shares) if shares else None,
     }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None where one is missing."""
+    known = list(values)
+    return None if None in known else statistics.fmean(value for value in known if value is not None)
 
 
 def _contrast(arm: str, surgery: Mapping[int, Record], others: Mapping[int, Record]) -> dict[str, Any]:

@@ -39,6 +39,9 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
         layers=results["layers"],
         verdicts=comparison.get("verdicts", ()),
         progress=_progress(results),
+        taken={
+            key: any(row[key] is not None for row in comparison.get("summary", ())) for key in ("top5", "peak_memory")
+        },
         rows=[_arm(row, original) for row in comparison.get("summary", ())],
         failures=[cell for cell in comparison.get("cells", ()) if "failure" in cell],
         figures=[_figure(name, drawing) for name, drawing in drawings.items()],
@@ -82,6 +85,9 @@ def _arm(row: Mapping[str, Any], original: Mapping[str, Any] | None) -> dict[str
             _around(row["seconds"], row["seconds_deviation"]),
             MISSING if row["spike_factor"] is None else f"×{row['spike_factor']:,.2f}",
             MISSING if row["operation_to_epoch"] is None else f"{100 * row['operation_to_epoch']:.3g}%",
+            " / ".join(f"{1000 * seconds:.3g}" for seconds in row["latency_seconds"].values()) or MISSING,
+            *([] if row["top5"] is None else [f"{row['top5']:.2%}"]),
+            *([] if row["peak_memory"] is None else [f"{row['peak_memory'] / 2**20:,.0f} MiB"]),
         ],
     }
 

@@ -27,10 +27,11 @@ from study.config import Settings
 from study.data import Dataset
 from study.errors import StudyError
 from study.training import checkpoint
+from study.training.measures import on_test, speed
 from study.training.probe import Probe
 from study.training.restart import renew
 from study.training.theatre import Theatre, spikes
-from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
+from study.training.trainer import Batches, Callback, Trainer, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
     model = models.build(settings.model, data.shape, len(data.classes))
     if cell.architecture is not None:
@@ -159,7 +162,7 @@ def run(
         "architecture": describe(model),
     }
     if cell.test:
-        outcome["test_loss"], outcome["test_accuracy"] = evaluate(model, Batches(data.test, device))
+        outcome |= on_test(model, Batches(data.test, device)) | speed(model, Batches(held_out, device), device)
     return outcome
 
 

@@ -67,7 +67,7 @@ def row(arm: str, trial: int | None = None, n: int = 3) -> dict[str, Any]:
     return {
         "arm": arm, "trial": trial, "label": f"the {arm}", "n": n, "accuracy": 0.9, "accuracy_deviation": 0.01,
         "parameters": 900.0, "flops": 5000.0, "seconds": 2.0, "seconds_deviation": None, "spike_factor": None,
-        "operation_to_epoch": 0.01,
+        "operation_to_epoch": 0.01, "latency_seconds": {"1": 0.001, "256": 0.0321}, "top5": 0.99, "peak_memory": None,
     }  # fmt: skip
 
 

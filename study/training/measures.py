@@ -1,0 +1,55 @@
+"""What a finished network is measured by: the test images, read once, and how fast and large it is."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from torch import nn
+
+from ops.anatomy import evaluating
+from study.training.trainer import Batches, clock
+
+#: The batches whose latency is taken.
+BATCHES = (1, 256)
+#: Forward passes after one that warms up.
+REPEATS = 5
+#: With fewer classes than twice as many, being among the first so many says little.
+TOP = 5
+
+
+def on_test(model: nn.Module, images: Batches, most: int = 1024) -> dict[str, float]:
+    """``test_loss`` (mean cross entropy) and ``test_accuracy`` (0 … 1); with ten classes or more ``test_top5``."""
+    loss = torch.zeros((), dtype=torch.float64, device=images.labels.device)
+    hits = torch.zeros(TOP, dtype=torch.int64, device=images.labels.device)
+    classes = 0
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(images), most):
+            inputs, targets = images.take(slice(start, start + most))
+            scores = model(inputs)
+            classes = scores.shape[1]
+            loss += nn.functional.cross_entropy(scores, targets, reduction="sum").double()
+            found = scores.topk(min(TOP, classes), dim=1).indices == targets.unsqueeze(1)
+            hits[: found.shape[1]] += found.sum(dim=0)
+    result = {"test_loss": float(loss) / len(images), "test_accuracy": int(hits[0]) / len(images)}
+    return result | ({"test_top5": int(hits.sum()) / len(images)} if classes >= 2 * TOP else {})
+
+
+def speed(model: nn.Module, images: Batches, device: torch.device) -> dict[str, Any]:
+    """``latency_seconds``: batch → median seconds of a forward pass (the images are repeated as often as that takes).
+
+    ``peak_memory``: the most bytes that the GPU held for this process; None on a CPU.
+    """
+    found = {}
+    with evaluating(model), torch.no_grad():
+        for batch in BATCHES:
+            inputs = images.take(torch.arange(batch) % len(images))[0]
+            seconds = []
+            for _ in range(REPEATS + 1):
+                start = clock(device)
+                model(inputs)
+                seconds.append(clock(device) - start)
+            found[str(batch)] = statistics.median(seconds[1:])
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"latency_seconds": found, "peak_memory": memory}

@@ -1,0 +1,53 @@
+"""What a finished network is measured by."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.metrics import log_loss, top_k_accuracy_score
+
+from study import models
+from study.config import Settings
+from study.data import load
+from study.training.measures import on_test, speed
+from study.training.run import Cell, run
+from study.training.trainer import Batches
+
+CPU = torch.device("cpu")
+
+
+def test_the_test_images_agree_with_scikit_learn() -> None:
+    torch.manual_seed(0)
+    data = load("digits", 0.25)
+    model, images = models.build("mlp", data.shape, 10), Batches(data.test, CPU)
+    found = on_test(model, images, most=100)
+    with torch.no_grad():
+        odds = model.eval()(images.take(slice(None))[0]).softmax(dim=1).double().numpy()
+    labels = images.labels.numpy()
+    odds /= odds.sum(axis=1, keepdims=True)
+    assert abs(found["test_loss"] - log_loss(labels, odds)) < 1e-5
+    assert found["test_accuracy"] == top_k_accuracy_score(labels, odds, k=1)
+    assert found["test_top5"] == top_k_accuracy_score(labels, odds, k=5)
+
+
+def test_few_classes_have_no_first_five() -> None:
+    data = load("digits", 0.25)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 9))
+    images = Batches(data.test, CPU)
+    images.labels = images.labels % 9
+    assert set(on_test(model, images)) == {"test_loss", "test_accuracy"}
+
+
+def test_speed_is_taken_of_one_image_and_of_many() -> None:
+    shapes = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    model.register_forward_pre_hook(lambda module, args: shapes.append(len(args[0])))
+    found = speed(model, Batches(load("digits", 0.25).validation, CPU), CPU)
+    assert set(shapes) == {1, 256} and found["peak_memory"] is None and model.training
+    assert found["latency_seconds"]["1"] > 0 and found["latency_seconds"]["256"] > 0
+
+
+def test_only_what_is_compared_is_measured() -> None:
+    settings = Settings(model="mlp", epochs=1, batch_size=64, held_out=64, probe=0)
+    for test in (True, False):
+        outcome = run(Cell("original", 0, test=test), load("digits", 0.25), settings, CPU)
+        assert all((key in outcome) == test for key in ("test_accuracy", "test_top5", "latency_seconds"))
