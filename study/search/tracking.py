@@ -127,9 +127,13 @@ class Tracker:
         if "failure" in result:
             self._jobs.put(lambda: self._client.set_tag(self._runs[cell.name], "failure", result["failure"]))
         else:
-            names = ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss", "parameters", "flops")
+            names = ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss", "test_top5", "parameters",
+                     "flops", "peak_memory")  # fmt: skip
             seconds = ("seconds", "train_seconds", "operation_seconds", "probe_seconds")
-            metrics = [(f"final/{key}", float(result[key]), 0) for key in (*names, *seconds) if key in result]
+            metrics = [
+                (f"final/{key}", float(result[key]), 0) for key in (*names, *seconds) if result.get(key) is not None
+            ]
+            metrics += [(f"final/latency_{n}", value, 0) for n, value in result.get("latency_seconds", {}).items()]
             metrics += [("spike/factor", event["factor"], int(event["epoch"]) + 1) for event in result["spikes"]]
             for operation in result["operations"]:  # known only at the end of training
                 if operation["epochs_to_recover"] is not None:

@@ -29,6 +29,7 @@ EPOCH = {"epoch": 2.0, "train_loss": 0.5, "validation_loss": 0.4, "validation_ac
          "idle": {"fc1": {"units": 8, "dead": 3, "frozen": 1}}, "probe_seconds": 0.01}  # fmt: skip
 OUTCOME = {"validation_accuracy": 0.9, "validation_loss": 0.4, "parameters": 10, "flops": 20, "seconds": 2.0,
            "train_seconds": 1.5, "operation_seconds": 0.5, "probe_seconds": 0.01,
+           "latency_seconds": {"1": 0.002}, "peak_memory": None,
            "spikes": [{"epoch": 1.0, "factor": 2.0}], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
 
 VERDICT = {"sentence": "Surgery is fine.", "surgery": 0.9, "rival": 0.8, "difference": 0.1, "compute_ratio": 1.0,
@@ -72,6 +73,7 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     assert parent.data.params["epochs"] == "10"
     assert child.data.metrics["accuracy/validation"] == 0.9
     assert child.data.metrics["operation/spike_factor/fc1"] == 2.0
+    assert child.data.metrics["final/latency_1"] == 0.002 and "final/peak_memory" not in child.data.metrics
     assert child.data.metrics["operation/epochs_to_recover/fc1"] == 2.0
     assert child.data.metrics["operation/held_out_error/fc1"] == 0.25
     assert child.data.metrics["redundancy/blocks.0.attention:heads/units_99"] == 3
