@@ -127,7 +127,7 @@ class _Stage:
     def run(self, name: str, source: Source) -> bool:
         if source.total == 0:
             return True
-        with Display(self.console, name, source.total) as display:
+        with Display(self.console, name, source) as display:
             whole = tuner.run_cells(
                 source, self.dataset, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display],

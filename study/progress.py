@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,11 +12,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from study.training.run import Cell
 
 
+class Counted(Protocol):
+    """What knows how many trainings a stage has; that may change as they end."""
+
+    @property
+    def total(self) -> int: ...
+
+
 class Display:
     """A listener that shows one stage: how many of its trainings have ended, the best so far, elapsed and left time."""
 
-    def __init__(self, console: Console, stage: str, total: int) -> None:
-        self._console, self._stage, self._total = console, stage, total
+    def __init__(self, console: Console, stage: str, source: Counted) -> None:
+        self._console, self._stage, self._source = console, stage, source
         self._ended = self._failed = 0
         self._best: tuple[float, str] | None = None
         self._running: set[str] = set()
@@ -31,7 +38,7 @@ class Display:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task(stage, total=total, note="starting")
+        self._task = self._progress.add_task(stage, total=source.total, note="starting")
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -43,7 +50,9 @@ class Display:
         self._progress.stop()
         failed = f", {self._failed} failed" if self._failed else ""
         best = f", {self._note_of_best()}" if self._best else ""
-        self._console.print(f"{self._stage}: {self._ended} of {self._total} trainings{failed}{best}, {self._elapsed()}")
+        self._console.print(
+            f"{self._stage}: {self._ended} of {self._source.total} trainings{failed}{best}, {self._elapsed()}"
+        )
 
     def started(self, cell: Cell) -> None:
         self._running.add(cell.name)
@@ -63,7 +72,7 @@ class Display:
                 self._best = (accuracy, cell.name)
             if not self._console.is_terminal:
                 self._console.print(
-                    f"  {self._ended}/{self._total} {cell.name}: validation {accuracy:.2%}, "
+                    f"  {self._ended}/{self._source.total} {cell.name}: validation {accuracy:.2%}, "
                     f"{result['parameters']:,} parameters, {result['seconds']:.1f} s",
                     markup=False, highlight=False,
                 )  # fmt: skip
@@ -72,7 +81,7 @@ class Display:
     def _show(self) -> None:
         left = ""
         if self._ended:
-            seconds = (time.monotonic() - self._start) / self._ended * max(self._total - self._ended, 0)
+            seconds = (time.monotonic() - self._start) / self._ended * max(self._source.total - self._ended, 0)
             left = f"about {_clock(seconds)} left"
         best = self._note_of_best() if self._best else ""
         running = f"{len(self._running)} running" if self._running else "starting"
