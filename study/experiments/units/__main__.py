@@ -1,0 +1,60 @@
+"""``python -m study.experiments.units``: measures, draws and writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from study.errors import StudyError
+from study.experiments import evci
+from study.experiments.evci import Asked
+from study.experiments.units import figures
+from study.experiments.units.looks import Looking
+from study.experiments.units.parallel import Size, measure
+from study.experiments.units.report import report
+
+
+def main(
+    images: Annotated[str, typer.Option("--data", help="digits, cifar10 or folder:PATH.")] = "digits",
+    name: Annotated[str | None, typer.Option(help="What the page calls these images.")] = None,
+    most: Annotated[
+        int | None, typer.Option("--images", min=100, help="Training images that are read at most.")
+    ] = None,
+    iterations: Annotated[
+        int, typer.Option(min=100, help="Of the trainings that are looked at, and of the longer schedule.")
+    ] = evci.ITERATIONS,
+    seeds: Annotated[int, typer.Option(min=2, help="How many trainings of each kind, each with its own seed.")] = 5,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes, a core each.")] = 2,
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for what was measured of these very images; what lies there is not measured again."
+        ),
+    ] = None,
+    page: Annotated[str, typer.Option(help="The name of the page and, in front, of its figures.")] = "units",
+    out: Annotated[Path, typer.Option(help="Where page and figures are written.")] = Path("study/docs"),
+) -> None:
+    """Measures, draws and writes: half an hour of CPU time for five seeds on 28 × 28 images, by two processes half."""
+    try:
+        data = evci.images(images, most)
+    except StudyError as error:
+        raise typer.BadParameter(str(error)) from None
+    rows = measure(data, seeds, workers, kept, Size(Looking(iterations)))
+    called = name or images.partition(":")[0]
+    source = "folder:PATH" if images.startswith("folder:") else images
+    command = (
+        f"python -m study.experiments.units --data {source} --name {called} --seeds {seeds} --iterations {iterations}"
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    drawings = figures.draw(rows)
+    files = {key: f"{page}{key.removeprefix('units')}.png" for key in drawings}
+    for key, drawing in drawings.items():
+        drawing.save_small(out / files[key])
+    text = report(rows, Asked(called, data, command), drawings, files)
+    (out / f"{page}.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
