@@ -76,7 +76,7 @@ def _changes(rows: Sequence[Row]) -> Drawing:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     seeds = len({row["seed"] for row in rows if row["kind"] == "loss"})
     caption = (
-        f"Change of the loss on 1,000 training images when a fraction of one layer's units goes, by the score that "
+        f"Change of the loss on some training images when a fraction of one layer's units goes, by the score that "
         f"chooses them (mean after the activation left behind), undone after each look. Means over {seeds} seeds. "
         f"The scale is linear below {LINEAR:g}."
     )

@@ -40,8 +40,9 @@ iterations here, after {", ".join(f"{moment:,}" for moment in at)}. Test accurac
 {NOTES.get(asked.name, "")}
 ## Looks: units removed and put back
 
-At each look every score ranks the units of a layer on 1,000 training images, a fraction of the units (rounded down, as
-in the thesis) is removed, the loss is taken, and everything is put back. `l1_in` and `l2_in` are norms of a unit's own
+At each look every score ranks the units of a layer on training images (1,000 at most), a fraction of the units
+(rounded down, as in the thesis) is removed, the loss is taken, and everything is put back. `l1_in` and `l2_in` are
+norms of a unit's own
 weights (the thesis's), `l1` and `l2` of those that read it; `random` is the mean of three draws. The thesis speaks of
 256 units in `fc1`; the network whose parameters it counts has 64.
 
@@ -149,8 +150,9 @@ def _schedule(rows: Sequence[Row], asked: Asked) -> str:
     epochs = ", ".join(str(tenth) for tenth, _ in PLAN)
     together = together_left(rows, asked)
     return f"""After epochs {epochs} of 10 a fraction {fractions} of the units is gone, those of the lowest score on
-1,000 training images at that moment, with bias propagation. The thesis does not say of what these are fractions, but
-how many of its 20,522 parameters are left on MNIST: 4,019. Here the network has {whole:,}; the readings leave
+training images (1,000 at most) at that moment, with bias propagation. The thesis does not say of what these are
+fractions, but how many of its 20,522 parameters are left on MNIST: 4,019. Here the network has {whole:,}; the readings
+leave
 
 {chr(10).join(lines)}
 

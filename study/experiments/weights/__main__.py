@@ -40,9 +40,9 @@ def main(
     rows = measure(data, seeds, workers, kept, Size(Looking(iterations)))
     called = name or images.partition(":")[0]
     source = "folder:PATH" if images.startswith("folder:") else images
-    command = (
-        f"python -m study.experiments.weights --data {source} --name {called} --seeds {seeds} --iterations {iterations}"
-    )
+    few = f" --images {most}" if most else ""
+    asked = f"--data {source} --name {called!r}{few} --seeds {seeds} --iterations {iterations}"
+    command = f"python -m study.experiments.weights {asked}"
     out.mkdir(parents=True, exist_ok=True)
     drawings = figures.draw(rows)
     files = {key: f"{page}{key.removeprefix('weights')}.png" for key in drawings}

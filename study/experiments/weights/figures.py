@@ -81,7 +81,7 @@ def _changes(rows: Sequence[Row]) -> Drawing:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     caption = (
-        f"Change of the loss on 1,000 validation images when a fraction of one layer's weights is set to zero, by the "
+        f"Change of the loss on the validation images when a fraction of one layer's weights is set to zero, by the "
         f"score that chooses them, undone after each look. Means over {seeds_of(rows)} seeds. Signed scores dotted, "
         "absolute values solid. Scales differ by column and are linear around zero."
     )

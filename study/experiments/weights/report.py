@@ -56,7 +56,7 @@ lowest scores is set to zero, the loss is taken, and the weights are put back. `
 Differences are of the mean over all looks of a training, where nothing else is said, paired by seed, with 95 %
 intervals (Student's t, n = {seeds}); **bold**: p < 0.05 after Holm over the table; (alone): the interval
 does not reach zero, but Holm's correction does not leave it standing. The right half is of
-1,000 training images, which no score has seen.
+training images (1,000 at most), which no score has seen.
 
 Change of the loss with {MOST:g} of a layer's weights gone, mean over all looks and seeds (± half of the 95 % interval
 over seeds; in brackets the largest of the looks' means):

@@ -315,7 +315,7 @@ def test_a_page_and_its_figures_are_written(tmp_path, monkeypatch):
     assert (given, seeds, workers, kept) == (asked, 6, 1, tmp_path / "kept") and size.looking.iterations == 400
     text = (tmp_path / "docs" / "page.md").read_text(encoding="utf-8")
     assert (
-        "images of handwriting" in text and "--data folder:PATH --name handwriting --seeds 6 --iterations 400" in text
+        "images of handwriting" in text and "--data folder:PATH --name 'handwriting' --seeds 6 --iterations 400" in text
     )
     assert "somewhere" not in text and "nan" not in text and "| 4 | 7 | 26 | 4,019 |" in text
     for part in ("", "_replacement", "_ranks", "_schedule", "_maps"):

@@ -273,7 +273,7 @@ def test_a_page_and_its_figures_are_written(tmp_path, monkeypatch):
     assert (given, seeds, workers, kept) == (blank, 6, 1, None) and size.looking.iterations == 400
     text = (tmp_path / "docs" / "page.md").read_text(encoding="utf-8")
     assert (
-        "images of handwriting" in text and "--data folder:PATH --name handwriting --seeds 6 --iterations 400" in text
+        "images of handwriting" in text and "--data folder:PATH --name 'handwriting' --seeds 6 --iterations 400" in text
     )
     assert "somewhere" not in text and "nan" not in text
     assert "`conv1` has\n200 weights" in text and "16,384 weights" in text
