@@ -13,7 +13,7 @@ from typing import ClassVar
 from ops.anatomy import HiddenLayer
 from ops.errors import SurgeryError
 from ops.min_weight import strongest
-from ops.operation import Operation, choice, flag, fraction, kept, whole
+from ops.operation import Operation, choice, fraction, kept, whole
 from ops.plan import Plan
 from ops.repair import bias, leave
 from ops.replacement import REPLACEMENTS, constants
@@ -45,7 +45,7 @@ class MeanReplace(Operation):
         fraction(self, "keep", self.keep)
         choice(self, "score", self.score, SCORES)
         choice(self, "replacement", self.replacement, REPLACEMENTS)
-        flag(self, "bias_propagation", self.bias_propagation)
+        choice(self, "bias_propagation", self.bias_propagation, (True, False))
         whole(self, "seed", self.seed)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:

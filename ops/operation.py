@@ -42,12 +42,6 @@ def whole(operation: Operation, field: str, value: int) -> None:
         raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r}, but it must be a whole number from 0 on")
 
 
-def flag(operation: Operation, field: str, value: bool) -> None:
-    """Raises SurgeryError unless the value is true or false."""
-    if not isinstance(value, bool):
-        raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r}, but it must be true or false")
-
-
 def choice(operation: Operation, field: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raises SurgeryError unless the value is one of those allowed."""
     if value not in allowed:

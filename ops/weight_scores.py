@@ -164,11 +164,13 @@ def loss_changes(loss: Loss, name: str, weight: Tensor, most: int = 1) -> Tensor
         return loss({name: weight * kept.view(weight.shape)})
 
     for chunk in entries.split(most):
-        try:
-            if most == 1:
-                raise NotImplementedError
-            changed = vmap(without)(chunk)
-        except (RuntimeError, NotImplementedError):
-            most, changed = 1, torch.stack([without(entry) for entry in chunk])
+        changed = None
+        if most > 1:
+            try:
+                changed = vmap(without)(chunk)
+            except Exception:  # whatever in the foreign network has no batching rule
+                most = 1
+        if changed is None:
+            changed = torch.stack([without(entry) for entry in chunk])
         found[chunk] = changed - plain
     return found.view(weight.shape).to(weight.dtype)

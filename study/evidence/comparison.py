@@ -110,7 +110,7 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         if seeds:
             others = [
                 _contrast(arm, surgery, theirs)
-                for arm in ("original", *RIVALS[1:])
+                for arm in ("original", *(rival for rival in RIVALS if rival != "restart"))
                 if (theirs := groups.get((arm, None if arm == "original" else trial), {})).keys() & surgery.keys()
             ]
             verdicts.append(_contrast("restart", surgery, restart) | {

@@ -64,8 +64,7 @@ def family(differences: Mapping[Key, Sequence[float] | NDArray[np.float64]]) -> 
     adjusted = holm([p for _, _, p in outcomes])
     found = {}
     for (key, each), (mean, interval, alone), p in zip(values.items(), outcomes, adjusted, strict=True):
-        effect = mean / statistics.stdev(each) if interval else None
-        found[key] = Difference(mean, interval, p, effect, len(each), alone)
+        found[key] = Difference(mean, interval, p, effect(each), len(each), alone)
     return found
 
 
