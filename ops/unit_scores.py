@@ -33,15 +33,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
 from torch.utils import _pytree
 
+from ops.altered import Altered, Together
 from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import call, plainly
 from ops.condensed import Condensed
 from ops.errors import SurgeryError
 from ops.gradients import sample_losses
-from ops.masks import torch_names
 from ops.replacement import constants
 from ops.signals import Signals
 
@@ -124,9 +123,9 @@ def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping
     removed = _Removed(layer, left)
     with plainly(model):
         for inputs, told in _pieces(signals.inputs, targets):
-            before = sample_losses(call(model, inputs), told)
+            before, losses = sample_losses(call(model, inputs), told), removed.losses(inputs, told)
             for units in torch.arange(layer.units).split(UNITS):
-                after = removed.losses(units.to(total.device), inputs, told)
+                after = losses(units.to(total.device))
                 total[units] += (after - before).abs().sum(dim=1, dtype=torch.float64)
     return total / len(targets)
 
@@ -135,8 +134,7 @@ class _Removed:
     """A network with one unit of a layer removed, at its old size: weights that read it are zero."""
 
     def __init__(self, layer: HiddenLayer, left: Mapping[str, Tensor]) -> None:
-        self._layer, self._model, self._together = layer, layer.anatomy.model, True
-        anatomy, self._told = layer.anatomy, torch_names(self._model)
+        anatomy, self._layer, self._network = layer.anatomy, layer, Altered(layer.anatomy.model)
         device = layer.tensor(layer.readers[0]).device
         self._masks: list[tuple[str, int, Tensor]] = []
         self._sent: list[tuple[str, Tensor]] = []
@@ -149,16 +147,9 @@ class _Removed:
                 sent = sign * torch.einsum("uok,u->uo", outgoing, left[place.tensor].to(outgoing))
                 self._sent.append((name, sent))
 
-    def losses(self, units: Tensor, inputs: Any, targets: Tensor) -> Tensor:
-        """The loss of every sample without each of these units, ``[units, samples]``."""
-        if self._together:
-            try:
-                return vmap(lambda unit: self._losses(unit, inputs, targets), randomness="same")(units)
-            except SurgeryError:
-                raise
-            except Exception:  # whatever in the foreign network has no batching rule
-                self._together = False
-        return torch.stack([self._losses(unit, inputs, targets) for unit in units])
+    def losses(self, inputs: Any, targets: Tensor) -> Together:
+        """Units ``[units]`` → the loss of every sample without each of them, ``[units, samples]``."""
+        return Together(lambda unit: sample_losses(self._network(self.tensors(unit), inputs), targets))
 
     def tensors(self, unit: Tensor) -> dict[str, Tensor]:
         """The tensors of the network without this unit that differ from those with it, by name."""
@@ -171,13 +162,6 @@ class _Removed:
             old = changed.get(name, self._layer.anatomy.tensor(name))
             changed[name] = old + sent.index_select(0, unit.reshape(1)).to(old).view(old.shape)
         return changed
-
-    def _losses(self, unit: Tensor, inputs: Any, targets: Tensor) -> Tensor:
-        given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        named = dict(inputs) if isinstance(inputs, Mapping) else {}
-        changed = {self._told[name]: tensor for name, tensor in self.tensors(unit).items()}
-        outputs = functional_call(self._model, changed, () if named else given, named)
-        return sample_losses(outputs, targets)
 
 
 def _pieces(inputs: Any, targets: Tensor) -> Iterator[tuple[Any, Tensor]]:

@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ops.altered import Altered, Together
 from ops.anatomy.running import flat_tensors, plainly
 from ops.errors import SurgeryError
-from ops.masks import tensors_of, torch_names
+from ops.gradients import sample_losses
+from ops.masks import tensors_of
 from ops.wrappers import inner
 
 #: Scores that look at no data.
@@ -94,13 +95,11 @@ def weight_scores(
 
 def _loss(model: nn.Module, inputs: Any, targets: Tensor) -> Loss:
     """The mean cross entropy as a function of some parameters, by their names, in place of the model's."""
-    told = torch_names(model)
-    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
-    args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    network = Altered(model)
 
     def loss(weights: Mapping[str, Tensor]) -> Tensor:
-        logits = functional_call(model, {told[name]: weight for name, weight in weights.items()}, args, dict(kwargs))
-        return nn.functional.cross_entropy(logits.double(), targets)
+        logits = network(weights, inputs)
+        return sample_losses(logits.double() if isinstance(logits, Tensor) else logits, targets).mean()
 
     return loss
 
@@ -163,14 +162,7 @@ def loss_changes(loss: Loss, name: str, weight: Tensor, most: int = 1) -> Tensor
         kept = torch.arange(weight.numel(), device=weight.device) != entry
         return loss({name: weight * kept.view(weight.shape)})
 
+    losses = Together(without, able=most > 1)
     for chunk in entries.split(most):
-        changed = None
-        if most > 1:
-            try:
-                changed = vmap(without)(chunk)
-            except Exception:  # whatever in the foreign network has no batching rule
-                most = 1
-        if changed is None:
-            changed = torch.stack([without(entry) for entry in chunk])
-        found[chunk] = changed - plain
+        found[chunk] = losses(chunk) - plain
     return found.view(weight.shape).to(weight.dtype)
