@@ -96,6 +96,22 @@ def moments(last: int, count: int) -> list[int]:
     return sorted({round(last * (at / count) ** 2) for at in range(1, count + 1)})
 
 
+def looked(
+    data: Dataset, activation: str, seed: int, iterations: int, count: int, look: Callable[[Trainer], Iterable[Row]]
+) -> list[Row]:
+    """The rows of one training, looked at ``count`` times; the last one, of ``kind`` ``end``, is how it ended."""
+    rows: list[Row] = []
+    about = {"activation": activation, "seed": seed}
+
+    def at(trainer: Trainer) -> None:
+        rows.extend(about | {"iteration": trainer.iteration} | row for row in look(trainer))
+
+    epochs = epochs_of(iterations, data)
+    trainer = prepared(data, activation, seed, epochs, [At(moments(iterations, count), at)])
+    trainer.fit()
+    return [*rows, about | {"kind": "end"} | ended(trainer, data)]
+
+
 class Tail:
     """A sequential network from one of its modules on: what lies before it need not be computed again.
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ops.anatomy import evaluating
-from study.training.trainer import Batches, clock
+from study.training.trainer import Batches, answers, clock
 
 #: The batches whose latency is taken.
 BATCHES = (1, 256)
@@ -21,19 +21,11 @@ TOP = 5
 
 def on_test(model: nn.Module, images: Batches, most: int = 1024) -> dict[str, float]:
     """``test_loss`` (mean cross entropy) and ``test_accuracy`` (0 … 1); with ten classes or more ``test_top5``."""
-    loss = torch.zeros((), dtype=torch.float64, device=images.labels.device)
-    hits = torch.zeros(TOP, dtype=torch.int64, device=images.labels.device)
-    classes = 0
-    with evaluating(model), torch.no_grad():
-        for start in range(0, len(images), most):
-            inputs, targets = images.take(slice(start, start + most))
-            scores = model(inputs)
-            classes = scores.shape[1]
-            loss += nn.functional.cross_entropy(scores, targets, reduction="sum").double()
-            found = scores.topk(min(TOP, classes), dim=1).indices == targets.unsqueeze(1)
-            hits[: found.shape[1]] += found.sum(dim=0)
-    result = {"test_loss": float(loss) / len(images), "test_accuracy": int(hits[0]) / len(images)}
-    return result | ({"test_top5": int(hits.sum()) / len(images)} if classes >= 2 * TOP else {})
+    scores, targets = (torch.cat(parts) for parts in zip(*answers(model, images, most), strict=True))
+    loss = nn.functional.cross_entropy(scores.double(), targets)
+    hits = scores.topk(min(TOP, scores.shape[1]), dim=1).indices == targets.unsqueeze(1)
+    found = {"test_loss": float(loss), "test_accuracy": int(hits[:, 0].sum()) / len(hits)}
+    return found | ({"test_top5": int(hits.sum()) / len(hits)} if scores.shape[1] >= 2 * TOP else {})
 
 
 def speed(model: nn.Module, images: Batches, device: torch.device) -> dict[str, Any]:

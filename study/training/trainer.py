@@ -173,17 +173,22 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 def evaluate(model: nn.Module, batches: Batches, most: int = 1024) -> tuple[float, float]:
     """Mean cross entropy and accuracy (0 … 1) in evaluation mode; the model is left in the mode it was in."""
-    from ops.anatomy import evaluating
-
     loss = torch.zeros((), dtype=torch.float64, device=batches.labels.device)
     hits = torch.zeros((), dtype=torch.int64, device=batches.labels.device)
+    for scores, targets in answers(model, batches, most):
+        loss += nn.functional.cross_entropy(scores, targets, reduction="sum").double()
+        hits += (scores.argmax(dim=1) == targets).sum()
+    return float(loss) / len(batches), int(hits) / len(batches)
+
+
+def answers(model: nn.Module, batches: Batches, most: int = 1024) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scores ``[n, classes]`` and class numbers of all images, in order, in evaluation mode without gradients."""
+    from ops.anatomy import evaluating
+
     with evaluating(model), torch.no_grad():
         for start in range(0, len(batches), most):
             inputs, targets = batches.take(slice(start, start + most))
-            scores = model(inputs)
-            loss += nn.functional.cross_entropy(scores, targets, reduction="sum").double()
-            hits += (scores.argmax(dim=1) == targets).sum()
-    return float(loss) / len(batches), int(hits) / len(batches)
+            yield model(inputs), targets
 
 
 def clock(device: torch.device) -> float:

@@ -61,18 +61,8 @@ def removed(units: int, fraction: float) -> int:
 
 
 def looked(data: Dataset, activation: str, seed: int, looking: Looking) -> list[Row]:
-    """One training, looked at; the last row, of ``kind`` ``end``, is how it ended."""
-    rows: list[Row] = []
-    about = {"activation": activation, "seed": seed}
-
-    def look(trainer: Trainer) -> None:
-        rows.extend(about | {"iteration": trainer.iteration} | row for row in looks(trainer, looking))
-
-    moments = evci.moments(looking.iterations, looking.looks)
-    epochs = evci.epochs_of(looking.iterations, data)
-    trainer = evci.prepared(data, activation, seed, epochs, [evci.At(moments, look)])
-    trainer.fit()
-    return [*rows, about | {"kind": "end"} | evci.ended(trainer, data)]
+    """One training, looked at."""
+    return evci.looked(data, activation, seed, looking.iterations, looking.looks, lambda at: looks(at, looking))
 
 
 def looks(trainer: Trainer, looking: Looking) -> Iterator[Row]:
