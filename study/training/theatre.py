@@ -4,7 +4,7 @@ Around each operation: loss and accuracy on one fixed held-out batch before and 
 after / before), the thesis's loss factor (training loss of the first batch after / of the last batch before), the
 seconds of the operation and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back
 where it was before the first operation of that moment, units, parameters and FLOPs before and after. The anatomy is
-taken once, before the first step, and its seconds are booked apart. Where a step waits for redundancy, every look is
+taken once, before the first step, and its seconds are booked apart. Where a step waits for a condition, every look is
 written down, whether it led to an operation or not.
 """
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ops import MinWeight, Moment, Schedule, Step, WeakExpand
-from study.arms import RIVALS, randomly, rivals
+from study.arms import LABELS, RIVALS, randomly, rivals
 from study.config import ARMS, Settings
 from study.data import Dataset, load
+from study.evidence import drawing
 from study.training.run import Cell, run
 
 CPU = torch.device("cpu")
@@ -33,6 +34,12 @@ def surgery(digits: Dataset) -> dict[str, Any]:
 
 def followers(outcome: dict[str, Any], settings: Settings = SETTINGS) -> dict[str, Cell]:
     return {cell.arm: cell for cell in rivals(Cell("surgery", 3, SHRINK, trial=5), outcome, settings)}
+
+
+def test_every_arm_has_a_label_and_a_look() -> None:
+    assert set(ARMS) == set(drawing.ARMS) == {*LABELS, "surgery"} == {"original", "surgery", *RIVALS}
+    looks = [(look["color"], look["marker"]) for look in drawing.ARMS.values()]
+    assert len(set(looks)) == len(looks) == len({marker for _, marker in looks})  # told apart in grey as well
 
 
 def test_every_arm_that_is_asked_for_follows(surgery: dict[str, Any]) -> None:
