@@ -17,7 +17,7 @@ from study import data
 from study.arms import SHORT
 from study.config import Settings
 from study.errors import StudyError
-from study.evidence import comparison, figures, importance, report, thesis, thesis_figures
+from study.evidence import comparison, figures, report, thesis, thesis_figures
 from study.evidence.results import Folder
 from study.progress import Display
 from study.search import tracking, tuner
@@ -76,7 +76,7 @@ def write_report(folder: Folder, tracker: tracking.Tracker | None = None) -> dic
     """``results.json``, the figures and ``report.html`` from what is stored; nothing is computed again."""
     rows, verdicts = comparison.summarize(folder)
     results = folder.write(rows, verdicts)
-    drawings = figures.draw(results) | importance.draw(results)
+    drawings = figures.draw(results)
     if thesis.concerns(results):
         chapter = thesis_figures.draw(results)
         drawings |= chapter

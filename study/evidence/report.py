@@ -16,7 +16,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from study.evidence.comparison import describe
-from study.evidence.figures import Drawing, Results, count
+from study.evidence.drawing import Drawing, count
+from study.evidence.figures.reading import Results
 
 MISSING = "–"
 

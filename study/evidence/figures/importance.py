@@ -13,16 +13,15 @@ import math
 import warnings
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import optuna
-from matplotlib import style
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FixedTrial, create_trial
 
 from search_spaces import SPACES
-from study.evidence.drawing import BLUE, STYLE, VERMILLION, Drawing, as_percent, new_axes, titled
+from study.evidence.drawing import BLUE, VERMILLION, Drawing, as_percent, new_axes, titled
+from study.evidence.figures.reading import Results
 
 #: Fewer finished trials say nothing.
 LEAST = 10
@@ -31,7 +30,7 @@ NOTICEABLE = 1e-4
 TARGETS = {"accuracy": "validation accuracy", "spike": "largest loss spike (logarithm)"}
 
 
-def importances(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def importances(results: Results) -> dict[str, dict[str, float]]:
     """Target → parameter → share of the variance (0 … 1, together 1), from a search's finished trials.
 
     Empty where there was no search, where fewer than ``LEAST`` trials have ended, or where every trial has parameters
@@ -68,38 +67,35 @@ def importances(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def draw(results: Mapping[str, Any]) -> dict[str, Drawing]:
-    """The figure ``importance``: a bar a parameter, for each target; none where nothing can be said."""
+def importance(results: Results) -> Drawing | None:
+    """A bar a parameter, for each target; none where nothing can be said."""
     found = importances(results)
     if not found:
-        return {}
+        return None
     names = sorted({name for shares in found.values() for name in shares}, key=lambda n: _most(found, n))
-    with style.context(["default", STYLE]):
-        figure, axes = new_axes(height=1.8 + 0.45 * len(names))
-        at = np.arange(len(names))
-        for offset, (target, shares), colour in zip((0.2, -0.2), found.items(), (BLUE, VERMILLION), strict=False):
-            widths = [shares.get(name, 0.0) for name in names]
-            axes.barh(at + offset, widths, 0.38, color=colour, label=TARGETS[target])
-        axes.set_yticks(at, names)
-        axes.set_xlim(0, None)
-        axes.xaxis.set_major_formatter(as_percent)
-        axes.set_xlabel("share of the variance over the search space")
-        axes.grid(visible=False, axis="y")
-        figure.legend(loc="outside lower center", ncols=2)
-        leaders = {target: max(shares, key=lambda name: shares[name]) for target, shares in found.items()}
-        title = ", ".join(f"{TARGETS[target].split(' (')[0]}: {name}" for target, name in leaders.items())
-        words = "; ".join(
-            f"{target}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-            for target, shares in found.items()
-        )
-        return {
-            "importance": titled(
-                figure, f"What mattered most: {title}",
-                f"fANOVA over {sum('failure' not in trial for trial in results['trials'])} trials of the search, one "
-                "seed each. Parameters that only some trials have are left out. With few trials the shares are rough.",
-                words + ".",
-            )
-        }  # fmt: skip
+    figure, axes = new_axes(height=1.8 + 0.45 * len(names))
+    at = np.arange(len(names))
+    for offset, (target, shares), colour in zip((0.2, -0.2), found.items(), (BLUE, VERMILLION), strict=False):
+        widths = [shares.get(name, 0.0) for name in names]
+        axes.barh(at + offset, widths, 0.38, color=colour, label=TARGETS[target])
+    axes.set_yticks(at, names)
+    axes.set_xlim(0, None)
+    axes.xaxis.set_major_formatter(as_percent)
+    axes.set_xlabel("share of the variance over the search space")
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", ncols=2)
+    leaders = {target: max(shares, key=lambda name: shares[name]) for target, shares in found.items()}
+    title = ", ".join(f"{TARGETS[target].split(' (')[0]}: {name}" for target, name in leaders.items())
+    words = "; ".join(
+        f"{target}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        for target, shares in found.items()
+    )
+    return titled(
+        figure, f"What mattered most: {title}",
+        f"fANOVA over {sum('failure' not in trial for trial in results['trials'])} trials of the search, one "
+        "seed each. Parameters that only some trials have are left out. With few trials the shares are rough.",
+        words + ".",
+    )  # fmt: skip
 
 
 def _most(found: Mapping[str, Mapping[str, float]], name: str) -> float:

@@ -20,6 +20,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ops.signals import SAMPLES_PER_UNIT
 from study.evidence.drawing import BLACK, Drawing, Look, as_percent, percent, titled
+from study.evidence.figures.marks import marks_of
+from study.evidence.figures.reading import Results, compared, named
 
 #: The part of the variance, in percent, that the figure is about.
 PART = 99
@@ -136,3 +138,16 @@ def _paint(axes: Axes, each: Panel, marks: Mapping[str, Look]) -> Any:
 
 def _few(each: Panel, layer: str) -> bool:
     return each.rows[layer] < SAMPLES_PER_UNIT / 2
+
+
+def redundancy(results: Results) -> Drawing | None:
+    """How many of their units the layers need over training: uninterrupted, and under the first verdict's schedule."""
+    cells, trial = compared(results)
+    arms = {"original": [c for c in cells if c["arm"] == "original"]}
+    arms[f"surgery of trial {trial}"] = [c for c in cells if c["arm"] == "surgery" and c["trial"] == trial]
+    found = [
+        panel(name, members, [(o["epoch"], o["layer"], o["op"]) for member in members for o in named(member)])
+        for name, members in arms.items()
+    ]
+    panels = [each for each in found if each is not None]
+    return heat_map(panels, results["settings"]["epochs"], marks_of(results)) if panels else None

@@ -1,0 +1,46 @@
+"""The figures of a study, drawn from the content of ``results.json`` alone.
+
+``draw`` returns each figure with a title that says its finding, a caption that says how to read it and a text for
+those who cannot see it. A figure for which there is no data yet is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from matplotlib import style
+
+from study.evidence.drawing import STYLE, Drawing
+from study.evidence.figures import arms, importance, operations, redundancy, trials
+from study.evidence.figures.reading import Results
+
+#: In reading order.
+FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
+    "arms": arms.arms,
+    "accuracy": arms.accuracy,
+    "search": trials.search,
+    "timeline": operations.timeline,
+    "spike": operations.spike,
+    "timing": operations.timing,
+    "redundancy": redundancy.redundancy,
+    "importance": importance.importance,
+}
+
+
+def draw(results: Results) -> dict[str, Drawing]:
+    """All figures for which ``results`` (see ``study.evidence.results``) holds data, by name, in reading order."""
+    with style.context(["default", STYLE]):
+        drawings = {name: figure(results) for name, figure in FIGURES.items()}
+    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+
+
+def save(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
+    """Writes ``NAME.png`` (150 dpi) and ``NAME.svg`` for each drawing into a folder, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, drawing in drawings.items():
+        for kind in ("png", "svg"):
+            paths.append(folder / f"{name}.{kind}")
+            paths[-1].write_bytes(drawing.image(kind))
+    return paths

@@ -1,0 +1,110 @@
+"""The arms of a comparison: their accuracy over training, and of every seed at the end."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from study.arms import SHORT
+from study.evidence.drawing import ARMS, GREY, Drawing, accuracy_scale, around, as_percent, new_axes, titled
+from study.evidence.figures.marks import mark_moments
+from study.evidence.figures.reading import Results, compared, comparison, moments_of
+
+#: The arms of the curves over epochs; more would not be readable.
+LINES = ("original", "surgery", "restart")
+
+
+def accuracy(results: Results) -> Drawing | None:
+    """Validation accuracy over epochs of three arms, for the schedule of the first verdict."""
+    cells, trial = compared(results)
+    arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in LINES}
+    if not arms["surgery"]:
+        return None
+    figure, axes = new_axes(height=4.8)
+    ends, bounds = {}, []
+    for arm, members in arms.items():
+        if members:
+            curves = np.array([[epoch["validation_accuracy"] for epoch in cell["epochs"]] for cell in members])
+            epochs = [epoch["epoch"] for epoch in members[0]["epochs"]]
+            mean, deviation = curves.mean(0), _deviation(curves)
+            low, high = mean - deviation, np.minimum(mean + deviation, 1.0)
+            ends[arm] = f"{mean[-1]:.2%}"
+            look = ARMS[arm] | {"markersize": 5, "markevery": math.ceil(len(epochs) / 15)}
+            axes.plot(epochs, mean, label=f"{arm}: {ends[arm]} (n = {len(members)})", **look)
+            axes.fill_between(epochs, low, high, color=ARMS[arm]["color"], alpha=0.13, linewidth=0)
+            bounds += [low.min(), high.max()]
+    accuracy_scale(axes, bounds)
+    moments = moments_of(arms["surgery"][0])
+    axes.set(xlabel="epoch", ylabel="validation accuracy", xlim=(0, None))
+    mark_moments(axes, moments)
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    figure.legend(loc="outside lower center", ncols=3, title="at the last epoch")
+    when = ", ".join(f"{m['op']} at {m['epoch']:g}" for m in moments) or "none"
+    return titled(
+        figure, "Validation accuracy at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
+        f"Mean over seeds, band: ± one standard deviation; schedule of trial {trial}. A dashed vertical line is an "
+        "operation, with the units of its layers after ÷ before. The scale is stretched towards 100%.",
+        f"Line chart of validation accuracy per epoch. At the last epoch: "
+        f"{', '.join(f'{arm} {end} (n = {len(arms[arm])})' for arm, end in ends.items())}. Operations: {when}.",
+    )  # fmt: skip
+
+
+def arms(results: Results) -> Drawing | None:
+    """Test accuracy of every seed; surgery and restart of one seed are joined."""
+    cells, first = compared(results)
+    trials = sorted({c["trial"] for c in cells} - {None}, key=lambda trial: (trial != first, trial))
+    order = [("original", None), *((arm, trial) for trial in trials for arm in ARMS if arm != "original")]
+    found = {key: {c["seed"]: c["test_accuracy"] for c in cells if (c["arm"], c["trial"]) == key} for key in order}
+    groups = {key: seeds for key, seeds in found.items() if seeds}
+    if not groups:
+        return None
+    figure, axes = new_axes(width=max(7.5, 2.2 + 0.9 * len(groups)))
+    seeds_of = sorted({c["seed"] for c in cells})
+    shift = {seed: 0.12 * (i / max(1, len(seeds_of) - 1) - 0.5) for i, seed in enumerate(seeds_of)}
+    place = {key: i + (0.5 + 0.5 * trials.index(key[1]) if key[1] in trials else 0) for i, key in enumerate(groups)}
+    words = []
+    for (arm, trial), seeds in groups.items():
+        mean, half = _interval(list(seeds.values()))
+        at, look = place[arm, trial], {key: ARMS[arm][key] for key in ("color", "marker")}
+        axes.scatter([at + shift[seed] for seed in seeds], list(seeds.values()), s=34, alpha=0.75, zorder=3, **look)
+        axes.errorbar(at + 0.26, mean, half, markersize=8, capsize=4, zorder=4, **look)
+        words.append(f"{arm}{'' if trial is None else f' of trial {trial}'} {around(mean, half)}")
+        other = groups.get(("restart", trial), {}) if arm == "surgery" else {}
+        for seed in seeds.keys() & other.keys():
+            ends = at + shift[seed], place["restart", trial] + shift[seed]
+            axes.plot(ends, (seeds[seed], other[seed]), color=GREY, linewidth=0.8, zorder=2)
+    names = [
+        SHORT.get(arm, arm).replace(" ", "\n") + ("" if trial is None else f"\ntrial {trial}") for arm, trial in groups
+    ]
+    axes.set_xticks([*place.values()], names)
+    axes.yaxis.set_major_formatter(as_percent)
+    axes.set(xlabel="arm, and the trial whose schedule it is about", ylabel="test accuracy")
+    axes.grid(False, axis="x")
+    verdicts = [
+        f"Trial {v['trial']}: {v['finding']} (surgery − restart {100 * v['difference']:+.2f} points, n = {v['n']})"
+        for v in comparison(results, "verdicts")
+    ]
+    return titled(
+        figure, "\n".join(verdicts[:3]) or "Test accuracy of every seed",
+        "Small points are seeds, a line joins surgery and restart of the same seed; the large point is the mean with "
+        "its 95% interval (Student's t). Points are shifted sideways so that equal ones can be told apart.",
+        f"Dot chart of test accuracy, mean ± half of its 95% interval: {'; '.join(words)}. {'. '.join(verdicts)}",
+    )  # fmt: skip
+
+
+def _deviation(curves: np.ndarray) -> np.ndarray:
+    """Sample standard deviation over seeds (axis 0), zero for one seed."""
+    return curves.std(0, ddof=1) if len(curves) > 1 else np.zeros(curves.shape[1])
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half of its 95 % interval by Student's t; None for one value."""
+    if len(values) < 2:
+        return values[0], None
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), float(half)

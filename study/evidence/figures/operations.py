@@ -1,0 +1,117 @@
+"""The operations of a study: what each did to the loss, how long it took, and when the best trials operated."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from study.evidence.drawing import BLACK, GREY, Drawing, Look, log_scale, new_axes, percent, times, titled
+from study.evidence.figures.marks import MANY, marks_of
+from study.evidence.figures.reading import NOTHING, Results, finished, grouped, moments_of, operations_of, positive
+
+#: How many trials the timeline shows.
+ROWS = 10
+
+
+def spike(results: Results) -> Drawing | None:
+    """What each operation did to the loss on the held-out batch, by operation."""
+    points = [(o["op"], o["spike_factor"]) for o in operations_of(results) if positive(o["spike_factor"])]
+    if not points:
+        return None
+    groups = grouped(points, statistics.median)
+    figure, axes = new_axes(height=1.6 + 0.5 * len(groups))
+    marks, jitter = marks_of(results), np.random.default_rng(0)
+    for row, (name, factors) in enumerate(groups.items()):
+        spread = row + jitter.uniform(-0.22, 0.22, len(factors))
+        axes.scatter(factors, spread, s=26, alpha=0.6, zorder=3, rasterized=len(points) > MANY, **marks[name])
+        axes.plot([statistics.median(factors)] * 2, [row - 0.4, row + 0.4], color=BLACK, linewidth=2.4)
+    log_scale(axes.xaxis, [*(factor for _, factor in points), 0.8, 1.25], lambda value: f"×{value:g}")
+    axes.axvline(1, color=BLACK, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(groups)), [f"{name} (n = {len(factors)})" for name, factors in groups.items()])
+    axes.set(xlabel="held-out loss after ÷ before the operation (log scale)", ylim=(len(groups) - 0.5, -0.5))
+    medians = [f"{name} {times(statistics.median(factors))}" for name, factors in groups.items()]
+    extremes = f"least for {medians[0]}, most for {medians[-1]}" if len(medians) > 1 else medians[0]
+    return titled(
+        figure, f"Median jump of the held-out loss: {extremes}",
+        "Each point is one operation on one layer, in the search or in the comparison; the bar is the median. "
+        "×1 (dashed) leaves the loss where it was. Operations of the same moment follow one another, and each is "
+        "measured against the loss right before it.",
+        f"Strip chart of spike factors by operation. Medians: {', '.join(medians)}. "
+        f"Range {times(min(f for _, f in points))} to {times(max(f for _, f in points))}.",
+    )  # fmt: skip
+
+
+def timing(results: Results) -> Drawing | None:
+    """Seconds of every operation against the seconds of its epoch."""
+    operations = [o for o in operations_of(results) if positive(o["epoch_seconds"]) and positive(o["seconds"])]
+    if not operations:
+        return None
+
+    def share(group: Iterable[Look]) -> float:
+        return statistics.median(o["seconds"] / o["epoch_seconds"] for o in group)
+
+    groups = grouped(((o["op"], o) for o in operations), share)
+    shares = {name: f"{name} {percent(share(group))}" for name, group in groups.items()}
+    figure, axes = new_axes(height=4.8)
+    marks = marks_of(results)
+    for name, group in groups.items():
+        across, up = ([o[key] for o in group] for key in ("epoch_seconds", "seconds"))
+        axes.scatter(across, up, s=34, alpha=0.7, label=shares[name], rasterized=len(operations) > MANY, **marks[name])
+    epochs = [o["epoch_seconds"] for o in operations]
+    log_scale(axes.xaxis, [min(epochs) / 1.3, max(epochs) * 1.3], lambda value: f"{value:g}")
+    low, high = axes.get_xlim()
+    log_scale(axes.yaxis, [*(o["seconds"] for o in operations), low / 200, high], lambda value: f"{value:g}")
+    for ratio, line, words in ((1, "-", "as long"), (0.1, "--", "a tenth"), (0.01, ":", "a hundredth")):
+        axes.plot([low, high], [low * ratio, high * ratio], color=GREY, linewidth=1, linestyle=line)
+        axes.annotate(words, (high, high * ratio), (4, 0), textcoords="offset points", color=GREY, va="center")
+    axes.set(xlabel="seconds of the epoch (log scale)", ylabel="seconds of the operation (log scale)", xlim=(low, high))
+    figure.legend(loc="outside lower center", ncols=3, title="median share of an epoch")
+    slowest = list(shares.values())[-1]
+    return titled(
+        figure, f"An operation takes {percent(share(operations))} of an epoch (median); the slowest, {slowest}",
+        "Each point is one operation on one layer. Lines: the operation takes as long as its epoch, a tenth, a "
+        "hundredth of it; far below, training hardly notices the interruption.",
+        f"Scatter of operation seconds against epoch seconds. Median shares of an epoch: {', '.join(shares.values())}. "
+        f"{len(operations)} operations.",
+    )  # fmt: skip
+
+
+def timeline(results: Results) -> Drawing | None:
+    """When the most accurate trials operated, and how much was left of the layers they operated on."""
+    trials = sorted(finished(results["trials"]), key=lambda t: (-t["validation_accuracy"], t["parameters"]))[:ROWS]
+    rows = [(trial, moments_of(trial)) for trial in trials]
+    if not any(moments for _, moments in rows):
+        return None
+    figure, axes = new_axes(height=1.9 + 0.42 * len(rows))
+    marks = marks_of(results)
+    for row, (_, moments) in enumerate(rows):
+        axes.axhline(row, color="#bbbbbb", linewidth=0.8, zorder=0)
+        for moment in moments:
+            size, at = 60 * min(max(moment["kept"], 0.4), 3), (moment["epoch"], row)
+            axes.scatter(*at, s=size, zorder=3, **marks[moment["op"]])
+            above: Look = {"xytext": (0, math.sqrt(size) / 2 + 1.5), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"×{moment['kept']:.2f}", at, fontsize=8, **above)
+    used = sorted({moment["op"] for _, moments in rows for moment in moments})
+    handles = [Line2D([], [], linestyle="none", label=name, **marks[name]) for name in used]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    labels = [f"#{trial['trial']}: {trial['validation_accuracy']:.2%}" for trial, _ in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    epochs = max(len(trial["epochs"]) for trial, _ in rows)
+    axes.set(xlabel="epoch", ylabel="trial", xlim=(0, 1.03 * epochs), ylim=(len(rows) - 0.5, -0.75))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.grid(False, axis="y")
+    firsts = [moments[0]["epoch"] for _, moments in rows if moments]
+    which = f"{len(rows)} most accurate trials" if len(rows) > 1 else "only finished trial"
+    said = [", ".join(f"{m['op']} at {m['epoch']:g}" for m in moments) or NOTHING for _, moments in rows]
+    told = [f"{label} ({words})" for label, words in zip(labels, said, strict=True)]
+    return titled(
+        figure, f"First operation of the {which}: epoch {statistics.median(firsts):g} of {epochs} (median)",
+        "One row a trial with its validation accuracy, the best on top. The number is the operated layers' units "
+        "after ÷ before.",
+        f"Timeline of operations: {'; '.join(told)}.",
+    )  # fmt: skip

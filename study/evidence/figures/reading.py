@@ -1,0 +1,80 @@
+"""What figures read from the content of ``results.json``: cells, operations by their short names, moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ops import OPERATIONS
+
+Results = Mapping[str, Any]
+
+NOTHING = "no operation"
+
+
+def comparison(results: Results, key: str) -> list[dict[str, Any]]:
+    return (results.get("comparison") or {}).get(key) or []
+
+
+def cells_of(results: Results, arm: str) -> list[dict[str, Any]]:
+    return [cell for cell in comparison(results, "cells") if cell["arm"] == arm]
+
+
+def finished(cells: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [cell for cell in cells if "failure" not in cell]
+
+
+def compared(results: Results) -> tuple[list[Mapping[str, Any]], int | None]:
+    """The finished cells of the comparison, and the trial that comes first: the first verdict's, or the lowest."""
+    cells = finished(comparison(results, "cells"))
+    trials = [v["trial"] for v in comparison(results, "verdicts")] + sorted({c["trial"] for c in cells} - {None})
+    return cells, trials[0] if trials else None
+
+
+def operations_of(results: Results) -> list[dict[str, Any]]:
+    """Every operation's record of the search and the comparison, with the operation's short name as ``op``."""
+    cells = finished([*results["trials"], *comparison(results, "cells")])
+    return [record for cell in cells for record in named(cell)]
+
+
+def named(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = {(step["when"], step["layer"]): step["op"] for step in cell["schedule"]}
+    known = {kind.__name__: name for name, kind in OPERATIONS.items()}  # where ``when`` is written in another way
+
+    def name(operation: Mapping[str, Any]) -> str:
+        kind = operation["operation"].split("(")[0]
+        return names.get((operation["when"], operation["layer"]), known.get(kind, kind))
+
+    return [operation | {"op": name(operation)} for operation in cell["operations"]]
+
+
+def name_of(cell: Mapping[str, Any]) -> str:
+    """The operations of a cell, in words."""
+    return " + ".join(dict.fromkeys(step["op"] for step in cell["schedule"])) or NOTHING
+
+
+def moments_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The operations of one moment taken together: ``op``, ``epoch``, ``kept`` (units after ÷ before)."""
+    found: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for record in named(cell):
+        found.setdefault((record["epoch"], record["op"]), []).append(record)
+
+    def units(members: Iterable[Mapping[str, Any]], when: str) -> int:
+        return sum(record[f"units_{when}"] for record in members)
+
+    return [
+        {"epoch": epoch, "op": op, "kept": units(members, "after") / units(members, "before")}
+        for (epoch, op), members in sorted(found.items())
+    ]
+
+
+def grouped(points: Iterable[tuple[str, Any]], order: Callable[[list[Any]], float]) -> dict[str, list[Any]]:
+    groups: dict[str, list[Any]] = {}
+    for name, value in points:
+        groups.setdefault(name, []).append(value)
+    return dict(sorted(groups.items(), key=lambda item: (order(item[1]), item[0])))
+
+
+def positive(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and value > 0

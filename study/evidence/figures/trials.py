@@ -1,0 +1,69 @@
+"""The trials of a search: their accuracy against their size."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from study.evidence.drawing import BLACK, GREY, Drawing, Look, accuracy_scale, count, log_scale, new_axes, titled
+from study.evidence.figures.marks import MANY, marks_of
+from study.evidence.figures.reading import Results, cells_of, finished, grouped, name_of
+
+
+def search(results: Results) -> Drawing | None:
+    """Validation accuracy against parameters of all trials, with the original network and the chosen schedules."""
+    trials = finished(results["trials"])
+    if not trials:
+        return None
+    figure, axes = new_axes(height=5)
+    marks, many = marks_of(results), len(trials) > MANY
+    points = grouped(((name_of(t), (t["parameters"], t["validation_accuracy"])) for t in trials), lambda _: 0)
+    for name, members in points.items():
+        across, up = zip(*members, strict=True)
+        axes.scatter(across, up, s=44, alpha=0.8, label=name, rasterized=many, **marks[name])
+    front = pareto_front([point for members in points.values() for point in members])
+    look: Look = {"color": GREY, "linewidth": 1.2, "label": "no trial is both smaller and better"}
+    axes.step(*zip(*front, strict=True), where="post", **look)
+    sizes, values = [t["parameters"] for t in trials], [t["validation_accuracy"] for t in trials]
+    originals = finished(cells_of(results, "original"))
+    if originals:
+        size, value = (statistics.fmean(c[key] for c in originals) for key in ("parameters", "validation_accuracy"))
+        words = f"original, mean of n = {len(originals)}"
+        axes.scatter(size, value, marker="*", s=210, color=BLACK, label=words, zorder=3)
+    everything = [*trials, *originals]
+    log_scale(axes.xaxis, [t["parameters"] * pad for t in everything for pad in (0.8, 1.25)], count)
+    accuracy_scale(axes, [t["validation_accuracy"] for t in everything])
+    _ring(axes, [t for t in trials if t["trial"] in {c["trial"] for c in cells_of(results, "surgery")}])
+    axes.set(xlabel="parameters at the end (log scale)", ylabel="validation accuracy")
+    figure.legend(loc="outside lower center", ncols=3)
+    best = max(trials, key=lambda t: (t["validation_accuracy"], -t["parameters"]))
+    found = f"{best['validation_accuracy']:.2%} at {best['parameters']:,} parameters, with {name_of(best)}"
+    return titled(
+        figure, f"The best of {len(trials)} trial{'s' * (len(trials) > 1)}: {found}",
+        "Each point is one trial of the search, one seed each. The line joins the trials that no other trial beats in "
+        "both accuracy and size. The scale is stretched towards 100%.",
+        f"Scatter of validation accuracy against parameters of {len(trials)} finished trials "
+        f"({len(results['trials']) - len(trials)} failed). Best: trial {best['trial']}, {found}. "
+        f"Accuracy from {min(values):.2%}, parameters from {min(sizes):,} to {max(sizes):,}.",
+    )  # fmt: skip
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (parameters, accuracy) points that no other point beats in both, smallest first."""
+    front: list[tuple[float, float]] = []
+    for size, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or value > front[-1][1]:
+            front.append((size, value))
+    return front
+
+
+def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]]) -> None:
+    """A ring with a number around each of these trials."""
+    look: Look = {"facecolors": "none", "edgecolors": BLACK, "linewidths": 1.6}
+    for trial in trials:
+        at = (trial["parameters"], trial["validation_accuracy"])
+        axes.scatter(*at, s=170, label="compared with restarting" if trial is trials[0] else None, **look)
+        axes.annotate(f"#{trial['trial']}", at, (0, 10), textcoords="offset points", ha="center", fontsize=9)
