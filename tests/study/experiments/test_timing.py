@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ops import OPERATIONS, Anatomy, EigenRemove, MinWeight
 from ops.hosvd import truncated_hosvd
-from study.experiments import complexity, timing
-from study.experiments.complexity import Sizes
+from study.experiments.timing import __main__ as command
+from study.experiments.timing import complexity, figure, measure, report
+from study.experiments.timing.complexity import Sizes
 
 pytestmark = pytest.mark.slow
 
@@ -22,25 +23,25 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def timed():
     """Tiny nets; the dense ones with a limit that nothing keeps, so that larger ones are predicted."""
-    found = timing.measure(dense=(16, 32), conv=(8,), vgg_layers=("conv4",), repeats=2)
-    limited = timing.measure(dense=(8, 16), conv=(), vgg_layers=(), repeats=1, limit=1e-9)
+    found = measure.measure(dense=(16, 32), conv=(8,), vgg_layers=("conv4",), repeats=2)
+    limited = measure.measure(dense=(8, 16), conv=(), vgg_layers=(), repeats=1, limit=1e-9)
     return found, limited
 
 
 def test_every_operation_is_timed_on_every_net(timed):
     found, _ = timed
-    assert {type(operation) for operation in timing.OPERATIONS.values()} == set(OPERATIONS.values())
-    assert {operation.rank for operation in timing.OPERATIONS.values() if isinstance(operation, EigenRemove)} >= {
+    assert {type(operation) for operation in measure.OPERATIONS.values()} == set(OPERATIONS.values())
+    assert {operation.rank for operation in measure.OPERATIONS.values() if isinstance(operation, EigenRemove)} >= {
         0.125,
         1,
     }
     nets = [("dense", "16"), ("dense", "32"), ("conv", "8"), ("vgg16", "conv4")]
     assert [(t.net, t.layer, t.name) for t in found.timings] == [
-        (*net, name) for net in nets for name in timing.OPERATIONS
+        (*net, name) for net in nets for name in measure.OPERATIONS
     ]
     for t in found.timings:
         assert len(t.operation) in (2, 3)  # one that takes long needs no warming up
-        assert len(t.signals) == len(t.operation) * timing.OPERATIONS[t.name].needs_signals
+        assert len(t.signals) == len(t.operation) * measure.OPERATIONS[t.name].needs_signals
         assert t.seconds == pytest.approx(np.median(t.operation) + (np.median(t.signals) if t.signals else 0))
         assert t.epoch == 782 * t.step and t.index == pytest.approx(t.epoch / t.seconds) and t.predicted > 0
         assert t.units[0] == (128 if t.net == "vgg16" else int(t.layer)) and (t.units[1] <= t.units[0]) == (
@@ -49,12 +50,12 @@ def test_every_operation_is_timed_on_every_net(timed):
 
 
 def test_the_network_is_as_it_was_after_timing():
-    net = timing._net("dense", 16, torch.device("cpu"))
-    timing._step(net[0], net[1], net[3][:4])
+    net = measure._net("dense", 16, torch.device("cpu"))
+    measure._step(net[0], net[1], net[3][:4])
     before = {key: value.clone() for key, value in net[0].state_dict().items()}
     moments = {id(p): net[1].state[p]["exp_avg"].clone() for p in net[0].parameters()}
-    for operation in timing.OPERATIONS.values():
-        timing._operate(*net, operation, torch.device("cpu"))
+    for operation in measure.OPERATIONS.values():
+        measure._operate(*net, operation, torch.device("cpu"))
         assert all(torch.equal(value, before[key]) for key, value in net[0].state_dict().items())
         assert all(torch.equal(net[1].state[p]["exp_avg"], moments[id(p)]) for p in net[0].parameters())
 
@@ -65,14 +66,14 @@ def test_what_takes_too_long_is_predicted_for_larger_nets(timed):
         assert bool(t.operation) == (t.layer == "8")
         if t.layer == "16":
             assert t.seconds == t.predicted > 0 and t.units[1] > 0
-    assert timing.report(limited, "x.png").count("not measured: predicted ") == len(timing.OPERATIONS)
-    timing.draw(limited)
+    assert report.report(limited, "x.png").count("not measured: predicted ") == len(measure.OPERATIONS)
+    figure.draw(limited)
 
 
 def test_a_report_of_timing_is_written(timed, tmp_path, monkeypatch):
     found, _ = timed
-    monkeypatch.setattr(timing, "measure", lambda *args: found)
-    timing.main(sizes="", repeats=2, device="cpu", limit=60, quick=True, out=tmp_path / "docs")
+    monkeypatch.setattr(command, "measure", lambda *args: found)
+    command.main(sizes="", repeats=2, device="cpu", limit=60, quick=True, out=tmp_path / "docs")
     text = (tmp_path / "docs" / "timing.md").read_text(encoding="utf-8")
     for heading in ("## VGG16", "## Dense nets", "## Convolutions", "## What is calculated", "timing.png", "969 s"):
         assert heading in text
@@ -83,13 +84,13 @@ def test_a_report_of_timing_is_written(timed, tmp_path, monkeypatch):
 
 
 SIZES = Sizes(units=64, inputs=48, outputs=32, samples=256, kept=32)
-of_each_operation = pytest.mark.parametrize("name", timing.OPERATIONS)
+of_each_operation = pytest.mark.parametrize("name", measure.OPERATIONS)
 
 
 @of_each_operation
 @pytest.mark.parametrize("field", ["units", "inputs", "outputs", "positions", "samples", "kept"])
 def test_work_grows_with_every_size(name, field):
-    operation = timing.OPERATIONS[name]
+    operation = measure.OPERATIONS[name]
     larger = dataclasses.replace(SIZES, **{field: getattr(SIZES, field) * 2})
     if field == "kept":
         larger = dataclasses.replace(SIZES, kept=48)
@@ -102,7 +103,7 @@ def test_work_grows_with_every_size(name, field):
 @of_each_operation
 def test_a_dense_layer_is_a_convolution_of_one_position(name):
     """Read from the layers themselves, and up to the matrix that needs one projection only."""
-    operation = timing.OPERATIONS[name]
+    operation = measure.OPERATIONS[name]
     dense = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8))
     conv = nn.Sequential(nn.Conv2d(12, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1))
     one = Sizes.of(Anatomy(dense, torch.randn(2, 12))["0"], samples=64)
