@@ -128,6 +128,21 @@ def test_tokens_that_are_not_ordered_by_samples_are_refused_and_not_mixed_up():
         unit_scores(layer, signals, "mrs")
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_network_that_wants_its_whole_batch_is_looked_at_with_all_of_it(ordered):
+    """Which rows are a sample's is otherwise seen on two samples."""
+    inner, inputs, targets = tokens(ordered), torch.randn(12, 5, 4).double(), torch.arange(12) % 3
+    model = Net(lambda m, x: m.inner(x.view(12, 5, 4)), inner=inner)
+    layer, signals = Anatomy(model, inputs)["inner.first"], Signals(model, inputs, targets)
+    if ordered:
+        again = Anatomy(inner, inputs[:2])["first"]
+        wanted = unit_scores(again, Signals(inner, inputs, targets), "mrs")
+        torch.testing.assert_close(unit_scores(layer, signals, "mrs"), wanted)
+    else:
+        with pytest.raises(SurgeryError, match="not ordered by samples"):
+            unit_scores(layer, signals, "mrs")
+
+
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
 def test_mrs_through_time(kind):
     torch.manual_seed(0)

@@ -216,7 +216,7 @@ def _operate(
         answer = model(inputs[:2])[:1, 0]
     targets = torch.zeros(len(inputs), *answer.shape[1:], dtype=torch.int64, device=device)
     start = clock(device)
-    signals = Signals(model, inputs, targets) if operation.needs_signals else None
+    signals = Signals.over(model, [inputs], [layer], targets) if operation.needs_signals else None
     between = clock(device)
     plan = operation.propose(layer, signals)
     undo = apply(plan, adam)
