@@ -205,16 +205,18 @@ def claims(found: Trainings) -> list[tuple[str, str, str]]:
     verdicts = []
     removal, expansion = PAIRS["removal"], PAIRS["expansion"]
     by_ratio = {
-        RATIOS[ratio]: paired([a - b for (at, _), (a, b) in pairs(found, removal, "accuracy").items() if at == ratio])
+        RATIOS[ratio]: [a - b for (at, _), (a, b) in pairs(found, removal, "accuracy").items() if at == ratio]
         for ratio in RATIOS
         if any(at == ratio for at, _ in pairs(found, removal, "accuracy"))
     }
     if by_ratio:
-        signs = [_sign(interval) for _, interval, _ in by_ratio.values()]
+        differences = family(by_ratio)
+        signs = [difference.sign for difference in differences.values()]
         verdict = "does not hold" if -1 in signs else "holds" if set(signs) == {1} else "undecided"
-        told = ", ".join(f"{100 * mean:+.2f} at {name}" for name, (mean, _, _) in by_ratio.items())
-        verdicts.append(("EigenRemove ends at least as accurate as Minimum Weight Selection at every ratio.", verdict,
-                         f"Mean differences in points: {told}."))  # fmt: skip
+        told = ", ".join(f"{difference.words(100)} at {name}" for name, difference in differences.items())
+        claim = "EigenRemove ends at least as accurate as Minimum Weight Selection at every ratio."
+        told = f"Mean differences in points [95 % interval], a star where shown after Holm: {told}."
+        verdicts.append((claim, verdict, told))
 
     def compared(claim: str, differences: Sequence[float], scale: float, unit: str) -> None:
         if not differences:

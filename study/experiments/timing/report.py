@@ -35,10 +35,10 @@ def report(found: Found, picture: str) -> str:
     return f"""# How long does an operation interrupt training?
 
 Each operation was done to the layer between two equal ones, with an Adam optimizer that had stepped: proposed, applied
-(weights, gradients and both moments follow), then undone off the clock. What looks at signals gets {SIGNAL_IMAGES} inputs
-or twice as many as units (8,192 at most); collecting them is in its seconds. An epoch is {IMAGES:,} images in batches
-of {BATCH}, that is {steps_per_epoch(IMAGES, BATCH)} measured training steps. The *interruptibility index* is an epoch's
-seconds over an operation's: above 100 the operation takes less than 1 % of an epoch.
+(weights, gradients and both moments follow), then undone off the clock. What looks at signals gets {SIGNAL_IMAGES}
+inputs or twice as many as units (8,192 at most); collecting them is in its seconds. An epoch is {IMAGES:,} images in
+batches of {BATCH}, that is {steps_per_epoch(IMAGES, BATCH)} measured training steps. The *interruptibility index* is
+an epoch's seconds over an operation's: above 100 the operation takes less than 1 % of an epoch.
 
 ![Seconds of every operation by size, measured and predicted, against a training step and an epoch]({picture})
 

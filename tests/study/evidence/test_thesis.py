@@ -110,6 +110,19 @@ def test_one_ratio_where_it_is_worse_is_enough() -> None:
     assert said(results(accuracy))["EigenRemove ends at"] == "does not hold"
 
 
+def test_one_of_five_ratios_is_not_worse_by_luck() -> None:
+    """Shown alone (p = 0.02), not after Holm over the five."""
+    drawn = [-0.01, -0.03, -0.04, -0.06, -0.08]
+
+    def accuracy(op: str, ratio: float, seed: int) -> float:
+        return 0.7 + drawn[seed - 1] * (op == "eigen_remove" and ratio == 2 / 3) + noise(op, ratio, seed)
+
+    found = results(accuracy)
+    both = thesis.pairs(thesis.gathered(found), ("eigen_remove", "min_weight"), "accuracy")
+    alone = stats.ttest_1samp([a - b for (ratio, _), (a, b) in both.items() if ratio == 2 / 3], 0.0)
+    assert 0.01 < alone.pvalue < 0.05 and said(found)["EigenRemove ends at"] == "undecided"
+
+
 def test_nothing_is_decided_without_a_spread() -> None:
     verdicts = said(results(lambda op, ratio, seed: 0.7 + 0.1 * (op == "eigen_remove"), seeds=1))
     assert verdicts["EigenRemove ends at"] == "undecided"
