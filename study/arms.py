@@ -14,7 +14,7 @@
     The same for as many epochs as fit into surgery's seconds, operations included, rounded up: what people pay.
 ``restart_late``
     The same for the epochs that were left at surgery's first operation: restarting as people live it, who have trained
-    the original until then (those epochs count as spent).
+    the original until then. What that had cost is *sunk*: it counts in this arm's epochs, seconds, FLOPs and joules.
 ``random``
     Random units removed from the same layers at the same moments down to the same sizes, with the same repairs.
 """
@@ -28,6 +28,7 @@ from typing import Any
 
 from study.config import Settings
 from study.training.run import Cell
+from study.training.spent import before_surgery
 
 #: Arm → what it is in a table.
 LABELS = {
@@ -58,6 +59,7 @@ def rivals(surgery: Cell, outcome: Mapping[str, Any], settings: Settings) -> lis
                 found.append(Cell(arm, surgery.seed, schedule, **common))
         elif arm == "restart" or outcome["operations"]:
             epochs = None if arm == "restart" else _epochs(arm, outcome, settings)
+            common |= {"sunk": before_surgery(outcome)} if arm == "restart_late" else {}
             found.append(Cell(arm, surgery.seed, architecture=outcome["architecture"], epochs=epochs, **common))
     return found
 

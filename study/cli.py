@@ -111,7 +111,7 @@ def compare(
     top: Annotated[int | None, typer.Option(help="How many of the best schedules.", min=1)] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds of every arm.", min=1)] = None,
 ) -> None:
-    """Compare more schedules, or with more seeds; trainings that are there already are not run again."""
+    """Compare more schedules, or with more seeds; trainings that are there already count and are not run again."""
     from study import conduct, data
     from study.evidence.results import Folder
 

@@ -11,13 +11,14 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ops import Schedule
 from study import data
 from study.arms import SHORT
 from study.config import Settings
 from study.errors import StudyError
-from study.evidence import comparison, figures, report, thesis, thesis_figures
+from study.evidence import comparison, figures, report, thesis, thesis_figures, wording
 from study.evidence.results import Folder
 from study.progress import Display
 from study.search import tracking, tuner
@@ -89,16 +90,17 @@ def write_report(folder: Folder, tracker: tracking.Tracker | None = None) -> dic
 
 
 def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
-    """The closing table, the verdict and where to look."""
+    """The closing table, what was found of each schedule with the numbers behind it, the verdict and where to look."""
     rows, verdicts = results["comparison"]["summary"], results["comparison"]["verdicts"]
     if rows:
         console.print(_table(rows))
     for verdict in verdicts:
-        console.print(verdict["sentence"], highlight=False, markup=False, soft_wrap=True)
-        for contrast in verdict["others"]:
-            console.print(f"  against {contrast['sentence']}", highlight=False, markup=False, soft_wrap=True)
+        finding = Text.assemble((f"Trial {verdict['trial']}: ", "bold"), verdict["sentence"])
+        console.print(finding, highlight=False, soft_wrap=True)
+        for line in (verdict["details"], *(f"against {contrast['sentence']}" for contrast in verdict["others"])):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True, style="dim")
     if verdicts:
-        console.print(f"\n[bold]Verdict:[/] {_verdict(verdicts)}", highlight=False, soft_wrap=True)
+        console.print(f"\n[bold]Verdict:[/] {wording.overall(verdicts)}", highlight=False, soft_wrap=True)
     here = Path.cwd()
     path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
     console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
@@ -126,6 +128,7 @@ class _Stage:
 
     def run(self, name: str, source: Source) -> bool:
         if source.total == 0:
+            self.console.print(f"{name}: nothing is missing")
             return True
         with Display(self.console, name, source) as display:
             whole = tuner.run_cells(
@@ -164,6 +167,11 @@ def _compare(stage: _Stage) -> bool:
             f"no trial of {len(trials)} ended with a changed network, so there is nothing to compare"
             + (f"; the first failure: {failures[0]}" if failures else "")
         )
+    if trials and len(chosen) < folder.settings.top:
+        schedules = f"{len(chosen)} schedule{'s' * (len(chosen) > 1)}"
+        stage.console.print(
+            f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
+        )
     cells = comparison.cells(
         chosen, folder.settings, [record for record in folder.records() if record.cell.arm != "search"]
     )
@@ -177,7 +185,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss spike", "op/epoch"):
+    for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss\nspike", "op/\nepoch"):
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for row in rows:
         name = SHORT.get(row["arm"], row["arm"]) + ("" if row["trial"] is None else f" {row['trial']}")
@@ -192,17 +200,3 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             "" if row["operation_to_epoch"] is None else f"{row['operation_to_epoch']:.1%}",
         )
     return table
-
-
-def _verdict(verdicts: list[dict[str, Any]]) -> str:
-    if all(verdict["p_adjusted"] is None for verdict in verdicts):
-        return f"{verdicts[0]['finding']}."
-    better = sum(verdict["finding"] == "surgery is better" for verdict in verdicts)
-    worse = sum(verdict["finding"] == "restarting is better" for verdict in verdicts)
-    if better and not worse:
-        return f"surgery beats restarting for {better} of {len(verdicts)} schedules."
-    if worse and not better:
-        return f"restarting beats surgery for {worse} of {len(verdicts)} schedules."
-    if better and worse:
-        return f"it depends: surgery is better for {better} schedules, restarting for {worse} (of {len(verdicts)})."
-    return "no difference between surgery and restarting was found with these seeds."

@@ -36,13 +36,15 @@ class Settings:
     ``objective``, ``seed``. With ``sampler: grid`` in place of ``tpe``, or with ``schedules`` of one's own, nothing is
     searched: every point of the space, or every schedule, is compared.
     Comparison: ``top`` schedules of a search, ``seeds`` of every arm, ``arms`` (see
-    ``study.arms``).
+    ``study.arms``), ``targets`` (validation accuracies, 0 … 1, whose time is told; none: fractions of what the original
+    ends with, see ``study.evidence.time_to_accuracy``).
     Measuring: ``held_out`` validation images for the loss around an operation, ``signal_images`` training images for
     operations that look at activations, ``probe`` (look at redundancy and dead units after every N-th epoch; 0: never),
     ``dead_threshold`` (a unit is dead, or frozen, below this fraction of its layer's mean; None: that
     of ``ops.dead_units``).
-    Machine: ``device`` (``auto``, ``cpu``, ``cuda``), ``cpus_per_trial``, ``gpus_per_trial`` (a fraction shares a GPU),
-    ``address`` of a running Ray cluster. Tracking: ``tracking_uri`` (default: a database beside the results).
+    Machine: ``device`` (``auto``, ``cpu``, ``cuda``), ``cpus_per_trial``, ``gpus_per_trial`` (a fraction shares a GPU;
+    energy is taken of whole ones), ``address`` of a running Ray cluster. Tracking: ``tracking_uri`` (default: a
+    database beside the results).
     """
 
     data: str = "digits"
@@ -65,6 +67,7 @@ class Settings:
     top: int = 3
     seeds: int = 5
     arms: tuple[str, ...] = ("original", "surgery", "restart", "restart_flops", "random")
+    targets: tuple[float, ...] = ()
     held_out: int = 512
     signal_images: int = 512
     probe: int = 3
@@ -101,6 +104,7 @@ class Settings:
             f"surgery and any of {', '.join(arm for arm in ARMS if arm != 'surgery')}, none twice; more than original "
         )
         self._require("arms", known and whole, right + "and surgery only together with restart")
+        self._require("targets", all(0 < target <= 1 for target in self.targets), "accuracies above 0 and at most 1")
         chosen = set(self.objective)
         different = chosen and chosen <= set(OBJECTIVES) and len(chosen) == len(self.objective)
         self._require("objective", bool(different), f"one or several of {', '.join(OBJECTIVES)}, none of them twice")
@@ -185,6 +189,7 @@ KINDS = {
     int | None: "a whole number",
     float | None: "a number",
     tuple[str, ...]: "a list of names",
+    tuple[float, ...]: "a list of numbers",
     tuple[
         Any, ...
     ]: "a list of schedules, each a list of steps such as {when: 2ep, layer: fc1, op: min_weight, keep: 0.5}",
@@ -207,6 +212,8 @@ def _cast(name: str, value: Any, hint: Any) -> Any:
     if hint == tuple[str, ...] and isinstance(value, (str, list)):
         names = value.split(",") if isinstance(value, str) else value
         return tuple(str(part).strip() for part in names)
+    if hint == tuple[float, ...] and isinstance(value, (str, list)):
+        return tuple(_cast(name, part, float) for part in (value.split(",") if isinstance(value, str) else value))
     if hint == tuple[Any, ...] and _are_schedules(value):
         return tuple(value)
     raise StudyError(f"{name} is {_shown(value)}, but it must be {KINDS[hint]}")

@@ -8,7 +8,7 @@ end of each training. Differences are paired by seed.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,11 @@ from ops import Condition
 from ops.schedule import parse_when
 from study.arms import LABELS, RIVALS, rivals
 from study.config import OBJECTIVES, Settings
+from study.evidence import time_to_accuracy, wording
+from study.evidence.contrast import contrast, decide
 from study.evidence.results import Folder, Record
-from study.evidence.significance import LEVEL, bootstrap, effect, holm, paired, permutation, seeds_needed
 from study.search.sources import Listed, objective
 from study.training.run import Cell
-
-#: The difference of accuracy that an undecided comparison is asked about.
-HALF_A_POINT = 0.005
 
 
 def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
@@ -38,7 +36,7 @@ def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
         for record in trials
         if not record.failed
     }
-    able = [r for r in trials if not r.failed and any(map(_changed, r.result["operations"]))]
+    able = [r for r in trials if not r.failed and any(map(time_to_accuracy.changed, r.result["operations"]))]
     if len(settings.objective) > 1:
         able = [r for r in able if not any(_dominates(values[o.cell.name], values[r.cell.name]) for o in able)]
     able.sort(key=lambda record: (values[record.cell.name], -record.result["parameters"]), reverse=True)
@@ -81,12 +79,14 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     """The closing table's rows and a verdict for each schedule, from the folder's finished cells.
 
     A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of test accuracy (0 … 1) and seconds, mean
-    parameters, FLOPs, epochs, top-5 accuracy, latency by batch and peak memory (None where they were not taken),
-    median spike factor, median operation seconds / epoch seconds. A verdict is the contrast with restarting (see
-    ``_contrast``), with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its conditions were never met, so
-    surgery is the original and restarting repeats it), ``finding`` and ``sentence``; ``others`` are the contrasts with
-    the other arms. Holm's adjustment is over the schedules for the contrasts with restarting, which are the question,
-    and over all others together. Surgery and restart are averaged over the seeds that both have.
+    parameters, FLOPs, epochs (sunk ones included), top-5 accuracy, latency by batch, peak memory and joules (None where
+    they were not taken), median spike factor, median operation seconds / epoch seconds, and the time to fixed
+    accuracies (see ``study.evidence.time_to_accuracy.summary``). A verdict is the contrast with restarting (see
+    ``study.evidence.contrast``), with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its conditions were
+    never met, so surgery is the original and restarting repeats it), ``finding``, ``sentence`` and ``details``;
+    ``others`` are the contrasts with the other arms. Holm's adjustment is over the schedules for the contrasts with
+    restarting, which are the question, and over all others together. Surgery and restart are averaged over the seeds
+    that both have.
     """
     groups: dict[tuple[str, int | None], dict[int, Record]] = {}
     failed: dict[int | None, set[int]] = {}
@@ -98,7 +98,9 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     trials = list(dict.fromkeys(trial for arm, trial in groups if trial is not None))
     ranked = [r.cell.trial for r in choose(folder.records("search"), folder.settings)]
     trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
-    rows = [_row("original", None, list(groups["original", None].values()))] if ("original", None) in groups else []
+    originals = list(groups.get(("original", None), {}).values())
+    targets = time_to_accuracy.targets(folder.settings.targets, [record.result for record in originals])
+    rows = [_row("original", None, originals, targets)] if originals else []
     verdicts = []
     for trial in trials:
         surgery, restart = groups.get(("surgery", trial), {}), groups.get(("restart", trial), {})
@@ -106,19 +108,25 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         for arm in ("surgery", *RIVALS):
             members = groups.get((arm, trial), {})
             records = [members[seed] for seed in seeds if seed in members] or list(members.values())
-            rows += [_row(arm, trial, records)] if records else []
+            rows += [_row(arm, trial, records, targets)] if records else []
         if seeds:
             others = [
-                _contrast(arm, surgery, theirs)
+                contrast(arm, surgery, theirs, targets)
                 for arm in ("original", *(rival for rival in RIVALS if rival != "restart"))
                 if (theirs := groups.get((arm, None if arm == "original" else trial), {})).keys() & surgery.keys()
             ]
-            verdicts.append(_contrast("restart", surgery, restart) | {
+            verdicts.append(contrast("restart", surgery, restart, targets) | {
                 "trial": trial, "label": describe(surgery[seeds[0]].cell.schedule),
                 "failed": len(failed.get(trial, ())), "others": others,
                 "untouched": sum(not surgery[seed].result["operations"] for seed in seeds),
             })  # fmt: skip
-    _decide(verdicts)
+    others = [each for verdict in verdicts for each in verdict["others"]]
+    decide(verdicts)
+    decide(others)
+    for verdict in verdicts:
+        verdict |= {"sentence": wording.sentence(verdict), "details": wording.details(verdict)}
+    for each in others:
+        each["sentence"] = wording.other(each)
     return rows, verdicts
 
 
@@ -156,7 +164,7 @@ def _roughly(condition: Condition) -> str:
     return str(replace(condition, threshold=threshold, gain=gain))
 
 
-def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, Any]:
+def _row(arm: str, trial: int | None, records: Sequence[Record], targets: Sequence[float]) -> dict[str, Any]:
     results = [record.result for record in records]
     factors = [event["factor"] for result in results for event in result["spikes"]]
     shares = [
@@ -176,17 +184,21 @@ def _row(arm: str, trial: int | None, records: Sequence[Record]) -> dict[str, An
         "accuracy_deviation": statistics.stdev(accuracy) if len(accuracy) > 1 else None,
         "parameters": statistics.fmean(result["parameters"] for result in results),
         "flops": statistics.fmean(result["flops"] for result in results),
-        "epochs": statistics.fmean(len(result["epochs"]) for result in results),
+        "epochs": statistics.fmean(
+            len(result["epochs"]) + result.get("sunk", {}).get("epochs", 0) for result in results
+        ),
         "top5": _mean(result.get("test_top5") for result in results),
         "latency_seconds": {
             batch: _mean(result["latency_seconds"][batch] for result in results)
             for batch in results[0].get("latency_seconds", {})
         },
         "peak_memory": _mean(result.get("peak_memory") for result in results),
+        "joules": _mean(result.get("joules") for result in results),
         "seconds": statistics.fmean(seconds),
         "seconds_deviation": statistics.stdev(seconds) if len(seconds) > 1 else None,
         "spike_factor": statistics.median(factors) if factors else None,
         "operation_to_epoch": statistics.median(shares) if shares else None,
+        **time_to_accuracy.summary(results, targets),
     }
 
 
@@ -196,91 +208,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return None if None in known else statistics.fmean(value for value in known if value is not None)
 
 
-def _contrast(arm: str, surgery: Mapping[int, Record], others: Mapping[int, Record]) -> dict[str, Any]:
-    """Surgery against an arm, paired by seed.
-
-    ``arm``, ``n``, mean accuracy of ``surgery`` and of ``rival`` (0 … 1), paired ``difference`` (surgery − rival) with
-    Student's 95 % ``interval`` and ``p``, a ``bootstrap`` interval, ``p_permutation`` (signs exchanged), ``effect``
-    (Cohen's d), ``more_seeds`` that would show a difference of half a point, and the ratios of training FLOPs
-    (``compute_ratio``, which repeats on any machine) and of seconds (``time_ratio``, operations included).
-    """
-    seeds = sorted(surgery.keys() & others.keys())
-    pairs = [(surgery[seed].result, others[seed].result) for seed in seeds]
-    compute, seconds = (
-        statistics.fmean(one[key] for one, _ in pairs) / statistics.fmean(other[key] for _, other in pairs)
-        for key in ("training_flops", "seconds")
-    )
-    differences = [one["test_accuracy"] - other["test_accuracy"] for one, other in pairs]
-    mean, interval, p = paired(differences)
-    wanted = seeds_needed(differences, HALF_A_POINT)
-    return {
-        "arm": arm, "n": len(pairs), "surgery": statistics.fmean(one["test_accuracy"] for one, _ in pairs),
-        "rival": statistics.fmean(other["test_accuracy"] for _, other in pairs), "difference": mean,
-        "interval": interval, "p": p, "bootstrap": bootstrap(differences), "p_permutation": permutation(differences),
-        "effect": effect(differences), "more_seeds": None if wanted is None else max(0, wanted - len(pairs)),
-        "compute_ratio": compute, "time_ratio": seconds,
-    }  # fmt: skip
-
-
-def _decide(verdicts: Sequence[dict[str, Any]]) -> None:
-    """Adds ``p_adjusted``, ``finding`` and ``sentence`` to each verdict, and to each of the other contrasts."""
-    for family in (verdicts, [contrast for verdict in verdicts for contrast in verdict["others"]]):
-        for contrast, p in zip(family, holm([contrast["p"] for contrast in family]), strict=True):
-            contrast["p_adjusted"] = p
-            contrast["finding"] = _finding(contrast)
-    for verdict in verdicts:
-        lost = f"; {verdict['failed']} more failed in one arm" if verdict["failed"] else ""
-        if verdict["untouched"]:
-            lost += f"; its condition was never met in {verdict['untouched']}"
-        verdict["sentence"] = (
-            f"Surgery ({verdict['label']}) ends at {verdict['surgery']:.2%} test accuracy, restarting the same "
-            f"architecture at {verdict['rival']:.2%} (paired difference {_spread(verdict)}, n = {verdict['n']} "
-            f"seeds{lost}), in {verdict['compute_ratio']:.2f} × the compute and {verdict['time_ratio']:.2f} × the "
-            f"seconds: {verdict['finding']}{_power(verdict)}."
-        )
-        for contrast in verdict["others"]:
-            contrast["sentence"] = f"{LABELS[contrast['arm']]}: {_spread(contrast)}, {contrast['finding']}"
-
-
-def _finding(contrast: Mapping[str, Any]) -> str:
-    p, rival = contrast["p_adjusted"], contrast["arm"]
-    if "untouched" in contrast and contrast["untouched"] == contrast["n"]:
-        return "the schedule never operated, so there is nothing to compare"
-    if p is None:
-        return "nothing can be said without a spread between seeds"
-    if p >= LEVEL:
-        return "no difference was found"
-    if contrast["difference"] > 0:
-        return "surgery is better"
-    return "restarting is better" if rival.startswith("restart") else "surgery is worse"
-
-
-def _spread(contrast: Mapping[str, Any]) -> str:
-    """The difference in points, with its interval and p-value where there are any."""
-    words = f"{100 * contrast['difference']:+.2f} points"
-    if contrast["interval"]:
-        low, high = (100 * bound for bound in contrast["interval"])
-        words += f", 95 % interval {low:+.2f} … {high:+.2f}, p = {contrast['p_adjusted']:.2g} after Holm"
-    return words
-
-
-def _power(verdict: Mapping[str, Any]) -> str:
-    """How many more seeds an undecided case would need."""
-    more = verdict["more_seeds"]
-    if verdict["finding"] != "no difference was found" or more is None:
-        return ""
-    if not more:
-        return "; one of half a point would probably have been"
-    return f"; {more} more seed{'s' * (more > 1)} would probably find one of half a point"
-
-
 def _operation(record: Record) -> str:
     return str(record.cell.schedule[0]["op"])
-
-
-def _changed(operation: Mapping[str, Any]) -> bool:
-    """Whether there were other units or (where weights are pruned) parameters afterwards."""
-    return any(operation.get(f"{what}_before") != operation.get(f"{what}_after") for what in ("units", "parameters"))
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -9,7 +9,7 @@ import base64
 import importlib.resources
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,12 @@ from study.evidence.drawing import Drawing, count
 from study.evidence.figures.reading import Results
 
 MISSING = "–"
+#: What not every arm can be measured by, in the order of its columns: how it is worded.
+OPTIONAL: dict[str, Callable[[float], str]] = {
+    "top5": lambda share: f"{share:.2%}",
+    "peak_memory": lambda size: f"{size / 2**20:,.0f} MiB",
+    "joules": lambda energy: f"{energy:,.0f}",
+}
 
 
 def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None:
@@ -33,6 +39,7 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
     original = next((row for row in comparison.get("summary", ()) if row["arm"] == "original"), None)
     compared = {verdict["trial"] for verdict in comparison.get("verdicts", ())}
     settings = {name: _harmless(value) for name, value in results["settings"].items()}
+    taken = {key: any(row.get(key) is not None for row in comparison.get("summary", ())) for key in OPTIONAL}
     page = environment.from_string(layout).render(
         settings=settings,
         yaml="\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()),
@@ -40,10 +47,9 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
         layers=results["layers"],
         verdicts=comparison.get("verdicts", ()),
         progress=_progress(results),
-        taken={
-            key: any(row[key] is not None for row in comparison.get("summary", ())) for key in ("top5", "peak_memory")
-        },
-        rows=[_arm(row, original) for row in comparison.get("summary", ())],
+        taken=taken,
+        times=_times(comparison.get("summary", ())),
+        rows=[_arm(row, original, taken) for row in comparison.get("summary", ())],
         failures=[cell for cell in comparison.get("cells", ()) if "failure" in cell],
         figures=[_figure(name, drawing) for name, drawing in drawings.items()],
         trials=[_trial(trial, compared) for trial in results["trials"]],
@@ -69,14 +75,14 @@ def _progress(results: Results) -> str:
     )
 
 
-def _arm(row: Mapping[str, Any], original: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The closing table's cells of one arm; sizes also as multiples of the original's."""
+def _arm(row: Mapping[str, Any], original: Mapping[str, Any] | None, taken: Mapping[str, bool]) -> dict[str, Any]:
+    """The closing table's cells of one arm; sizes also as multiples of the original's, and what was ``taken``."""
 
     def times(name: str) -> str:
         return "" if original is None or row is original else f" (×{row[name] / original[name]:.2f})"
 
     return {
-        "arm": row["arm"] if row["trial"] is None else f"{row['arm']}, trial {row['trial']}",
+        "arm": _name(row),
         "label": row["label"],
         "numbers": [
             row["n"],
@@ -87,10 +93,24 @@ def _arm(row: Mapping[str, Any], original: Mapping[str, Any] | None) -> dict[str
             MISSING if row["spike_factor"] is None else f"×{row['spike_factor']:,.2f}",
             MISSING if row["operation_to_epoch"] is None else f"{100 * row['operation_to_epoch']:.3g}%",
             " / ".join(f"{1000 * seconds:.3g}" for seconds in row["latency_seconds"].values()) or MISSING,
-            *([] if row["top5"] is None else [f"{row['top5']:.2%}"]),
-            *([] if row["peak_memory"] is None else [f"{row['peak_memory'] / 2**20:,.0f} MiB"]),
+            *(MISSING if row.get(key) is None else words(row[key]) for key, words in OPTIONAL.items() if taken[key]),
         ],
     }
+
+
+def _times(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The table of times: its accuracies, and for each arm the median seconds to them and how many seeds got there."""
+    timed = [row for row in rows if row.get("reached")]
+    entries = []
+    for row in timed:
+        medians = [MISSING if seconds is None else f"{seconds:.2f}" for seconds in row["seconds_to"].values()]
+        numbers = [f"{text} ({n})" for text, n in zip(medians, row["reached"].values(), strict=True)]
+        entries.append({"arm": _name(row), "numbers": [row["n"], *numbers]})
+    return {"targets": [f"{float(key):.1%}" for key in timed[0]["reached"]] if timed else [], "rows": entries}
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return row["arm"] if row["trial"] is None else f"{row['arm']}, trial {row['trial']}"
 
 
 def _trial(trial: Mapping[str, Any], compared: set[int]) -> dict[str, Any]:

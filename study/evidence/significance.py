@@ -133,8 +133,8 @@ def permutation(differences: Sequence[float]) -> float | None:
     return float(found.pvalue)
 
 
-def seeds_needed(differences: Sequence[float], wanted: float, power: float = 0.8) -> int | None:
-    """How many seeds would show a mean difference of ``wanted`` at ``LEVEL`` with this power, by a paired t-test.
+def seeds_needed(differences: Sequence[float], wanted: float, power: float = 0.8, level: float = LEVEL) -> int | None:
+    """How many seeds would show a mean difference of ``wanted`` at this level with this power, by a paired t-test.
 
     From the spread of these differences; None where nothing varies.
     """
@@ -142,7 +142,7 @@ def seeds_needed(differences: Sequence[float], wanted: float, power: float = 0.8
         return None
     shift = wanted / statistics.stdev(differences)
     for n in range(2, MOST_SEEDS):
-        edge = stats.t.ppf(1 - LEVEL / 2, n - 1)
+        edge = stats.t.ppf(1 - level / 2, n - 1)
         if stats.nct.sf(edge, n - 1, shift * math.sqrt(n)) >= power:
             return n
     return MOST_SEEDS

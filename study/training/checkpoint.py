@@ -18,7 +18,7 @@ from ops.architecture import fill, passing
 from study.errors import StudyError
 from study.training.trainer import Callback, Trainer
 
-FORMAT = 3
+FORMAT = 4
 
 
 def save(trainer: Trainer, path: Path) -> None:

@@ -27,9 +27,11 @@ from study.config import Settings
 from study.data import Dataset
 from study.errors import StudyError
 from study.training import checkpoint
+from study.training.energy import Energy, counter_of
 from study.training.measures import on_test, speed
 from study.training.probe import Probe
 from study.training.restart import renew
+from study.training.spent import work
 from study.training.theatre import Theatre, spikes
 from study.training.trainer import Batches, Callback, Trainer, steps_per_epoch
 
@@ -40,7 +42,7 @@ class Cell:
 
     ``arm``: ``search`` or one of ``study.arms``. ``epochs``: where they are not those of the settings. ``trial`` is the
     search trial whose schedule this is about, ``params`` what Optuna chose there. ``test``: whether the test images are
-    read, once, at the end.
+    read, once, at the end. ``sunk``: seconds, FLOPs and joules that had been spent before (``study.training.spent``).
     """
 
     arm: str
@@ -51,6 +53,7 @@ class Cell:
     trial: int | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     test: bool = False
+    sunk: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -61,7 +64,7 @@ class Cell:
     def key(self, settings: Settings) -> str:
         """A name for what this cell computes: equal for equal results, whatever machine runs it."""
         recipe = {k: v for k, v in settings.to_data().items() if k in RECIPE}
-        about = asdict(self) | {"trial": None, "params": None, "arm": None}
+        about = asdict(self) | {"trial": None, "params": None, "arm": None, "sunk": None}
         text = json.dumps([about, recipe], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -104,6 +107,10 @@ def run(
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with accuracy, losses, sizes, seconds, epochs and operations.
 
+    ``seconds`` are those of a clock while the device trains and operates, without evaluation, looks at redundancy and
+    checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
+    multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
+    same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one.
 
     Raises:
@@ -126,10 +133,11 @@ def run(
         if settings.probe and cell.arm in PROBED
         else []
     )
+    energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
     trainer = Trainer(
         model, make_optimizer(settings, model), data, epochs=cell.epochs or settings.epochs,
         batch_size=settings.batch_size, seed=cell.seed, device=device,
-        callbacks=[theatre, *probes, Teller(tell, theatre)],
+        callbacks=[energy, theatre, *probes, Teller(tell, theatre)],
     )  # fmt: skip
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
@@ -149,10 +157,12 @@ def run(
         "validation_loss": last["validation_loss"],
         "parameters": parameters,
         "flops": flops,
-        "training_flops": _training_flops(trainer, theatre, flops),
+        "training_flops": _training_flops(trainer, theatre, flops) + int(cell.sunk.get("training_flops", 0)),
         "train_seconds": train_seconds,
         "operation_seconds": theatre.seconds,
-        "seconds": train_seconds + theatre.seconds,
+        "seconds": train_seconds + theatre.seconds + cell.sunk.get("seconds", 0.0),
+        "joules": _joules(trainer.history, cell.sunk),
+        "sunk": dict(cell.sunk),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         "spikes": spikes(theatre.records),
         "steps": trainer.iteration,
@@ -170,10 +180,14 @@ def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
     """FLOPs of all training steps: three forward passes' worth a sample (forward, and twice that backward), by the
     network's size at the time. It repeats on any machine, where seconds do not; operations are not in it.
     """
-    ends = [record["iteration"] for record in theatre.records] + [trainer.iteration]
-    sizes = [record["flops_before"] for record in theatre.records] + [flops]
-    steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    return 3 * trainer.batch_size * sum(count * size for count, size in zip(steps, sizes, strict=True))
+    return 3 * trainer.batch_size * int(work(theatre.records, flops, trainer.iteration, "iteration"))
+
+
+def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
+    """The joules of all epochs and of what was sunk; None where those of a part are not known."""
+    parts = [record.get("joules") for record in history] + ([sunk.get("joules")] if sunk else [])
+    known = [joules for joules in parts if joules is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def check(settings: Settings, data: Dataset) -> dict[str, int]:

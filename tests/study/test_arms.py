@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,6 +61,19 @@ def test_restarts_have_the_epochs_that_they_are_called_for(digits: Dataset, surg
     assert 0 <= equal["training_flops"] - surgery["training_flops"] < epoch  # rounded up, by less than an epoch
     assert len(equal["epochs"]) == found["restart_flops"].epochs > 6
     assert equal["architecture"] == surgery["architecture"]
+
+
+def test_a_late_restart_counts_what_had_been_spent_before(digits: Dataset, surgery: dict[str, Any]) -> None:
+    cell = followers(surgery)["restart_late"]
+    late = run(cell, digits, SETTINGS, CPU)
+    original = run(Cell("original", 3, epochs=2), digits, SETTINGS, CPU)  # what had been trained when surgery began
+    own = run(replace(cell, sunk={}), digits, SETTINGS, CPU)
+    assert late["training_flops"] == own["training_flops"] + original["training_flops"]
+    assert late["sunk"]["epochs"] == 2 and len(late["epochs"]) == 4
+    assert late["seconds"] - late["train_seconds"] == pytest.approx(
+        sum(epoch["train_seconds"] for epoch in surgery["epochs"][:2])
+    )
+    assert cell.key(SETTINGS) == replace(cell, sunk={}).key(SETTINGS)  # it is the same training
 
 
 def test_equal_seconds_count_what_operations_took(surgery: dict[str, Any]) -> None:

@@ -46,7 +46,10 @@ def test_an_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
 
 def test_settings_survive_json() -> None:
     steps = [{"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}]
-    for settings in (Settings(), Settings(objective=("flops", "accuracy"), schedules=(steps, steps), address="auto")):
+    for settings in (
+        Settings(),
+        Settings(objective=("flops", "accuracy"), schedules=(steps, steps), address="auto", targets=(0.9,)),
+    ):
         assert Settings.from_data(json.loads(json.dumps(settings.to_data())), "here") == settings
 
 
@@ -58,6 +61,8 @@ def test_settings_survive_json() -> None:
         ("gpus_per_trial: 2", "gpus_per_trial", 2.0),
         ("objective: accuracy", "objective", ("accuracy",)),
         ("objective: [flops, accuracy]", "objective", ("flops", "accuracy")),
+        ("targets: [0.9, '0.95']", "targets", (0.9, 0.95)),
+        ("targets: 0.9,1", "targets", (0.9, 1.0)),
         ("tracking_uri: null", "tracking_uri", None),
     ],
 )
@@ -130,6 +135,10 @@ BAD_VALUES = [
     ("objective", "'accuracy,accuracy'", "none of them twice"),
     ("objective", "[1]", "must be one or several of"),
     ("objective", "7", "must be a list of names"),
+    ("targets", "0.9", "must be a list of numbers"),
+    ("targets", "[high]", "must be a number"),
+    ("targets", "[0.9, 95]", "must be accuracies above 0 and at most 1"),
+    ("targets", "[.nan]", "must be accuracies above 0 and at most 1"),
     ("objective", "{accuracy: 1}", "must be a list of names"),
     ("train_images", "0", LONGER),
     ("train_images", "1.5", "must be a whole number"),

@@ -12,13 +12,14 @@ from pathlib import Path
 from matplotlib import style
 
 from study.evidence.drawing import STYLE, Drawing
-from study.evidence.figures import arms, importance, operations, redundancy, trials
+from study.evidence.figures import arms, importance, operations, redundancy, time_to_accuracy, trials
 from study.evidence.figures.reading import Results
 
 #: In reading order.
 FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
     "arms": arms.arms,
     "accuracy": arms.accuracy,
+    "time_to_accuracy": time_to_accuracy.time_to_accuracy,
     "search": trials.search,
     "timeline": operations.timeline,
     "spike": operations.spike,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,26 @@ from study.config import ARMS, Settings
 from study.errors import StudyError
 from study.evidence import comparison
 from study.evidence.results import Folder, Record
-from study.evidence.significance import bootstrap, effect, permutation, seeds_needed
+from study.evidence.significance import bootstrap, effect, holm, paired, permutation, seeds_needed
 from study.training.run import Cell
 
 THREE = ("original", "surgery", "restart")
+BETTER = r" is better by (\S+) points \(95 % interval (\S+) to (\S+), n = 5\)\."
 STEP = {"when": "1ep", "layer": "fc1"}
 
 
 def outcome(accuracy: float, parameters: int = 100, seconds: float = 1.0, changed: bool = True) -> dict[str, Any]:
     operation = {"units_before": 8, "units_after": 4 if changed else 8, "seconds": 0.1, "epoch_seconds": 1.0,
                  "parameters_before": 200, "parameters_after": 100 if changed else 200, "layer": "fc1",
-                 "iteration": 5, "epoch": 1.0, "repair": []}  # fmt: skip
+                 "iteration": 5, "epoch": 1.0, "repair": [], "flops_before": 20}  # fmt: skip
     return {
         "validation_accuracy": accuracy, "test_accuracy": accuracy, "parameters": parameters, "flops": 10,
         "training_flops": 1000, "seconds": seconds, "operations": [operation], "spikes": [{"factor": 2.0}],
-        "architecture": {"w": [2]}, "steps": 50,
-        "epochs": [{"epoch": float(n), "train_seconds": seconds / 10} for n in range(1, 11)],
+        "architecture": {"w": [2]}, "steps": 50, "operation_seconds": 0.1,
+        "epochs": [
+            {"epoch": float(n), "train_seconds": (seconds - 0.1) / 10, "validation_accuracy": accuracy}
+            for n in range(1, 11)
+        ],
     }  # fmt: skip
 
 
@@ -114,19 +119,19 @@ def test_only_missing_trainings_are_run() -> None:
 def test_paired_statistics_agree_with_scipy() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(0.95, 0.01, 8), rng.normal(0.94, 0.01, 8)
-    mean, interval, p = comparison.paired(list(one - other))
+    mean, interval, p = paired(list(one - other))
     reference = stats.ttest_rel(one, other)
     assert mean == pytest.approx(np.mean(one - other))
     assert p == pytest.approx(reference.pvalue)
     assert interval == pytest.approx(list(reference.confidence_interval(0.95)))
-    assert comparison.paired([0.1]) == (0.1, None, None)
-    assert comparison.paired([0.1, 0.1])[1:] == (None, None)
+    assert paired([0.1]) == (0.1, None, None)
+    assert paired([0.1, 0.1])[1:] == (None, None)
 
 
 def test_holm_agrees_with_its_definition() -> None:
-    assert comparison.holm([0.02, None, 0.02]) == [0.04, None, 0.04]
-    assert comparison.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert comparison.holm([]) == []
+    assert holm([0.02, None, 0.02]) == [0.04, None, 0.04]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_exchanged_signs_agree_with_all_of_them() -> None:
@@ -145,6 +150,15 @@ def test_the_power_of_a_paired_test_is_that_of_the_tables(size: float, seeds: in
     differences = list(np.array(differences) / np.std(differences, ddof=1))
     assert seeds_needed(differences, size) == seeds
     assert seeds_needed([0.1, 0.1], 0.5) is None
+
+
+def test_the_power_at_a_stricter_level_is_that_of_simulated_tests() -> None:
+    level, spread = 0.05 / 3, [0.0, 2.0**0.5]  # a standard deviation of one
+    n = seeds_needed(spread, 0.8, level=level)
+    assert n is not None and n > (seeds_needed(spread, 0.8) or 0)
+    samples = np.random.default_rng(0).normal(0.8, 1, (20_000, n))
+    shown = [float(np.mean(stats.ttest_1samp(samples[:, :m], 0, axis=1).pvalue < level)) for m in (n - 1, n)]
+    assert shown[0] < 0.81 and 0.79 < shown[1] < 0.85
 
 
 def test_resampling_covers_the_mean_of_skewed_differences() -> None:
@@ -166,7 +180,8 @@ def test_arms_are_averaged_over_the_seeds_that_both_have(tmp_path: Path) -> None
         folder.ended(Cell("restart", seed, trial=1), result)
     (surgery, restart), (verdict,) = comparison.summarize(folder)
     assert surgery["n"] == restart["n"] == 2 and surgery["accuracy"] == pytest.approx(0.85)
-    assert "1 more failed in one arm" in verdict["sentence"] and "nothing can be said" in verdict["finding"]
+    assert "1 more failed in one arm" in verdict["details"] and "nothing can be said" in verdict["finding"]
+    assert verdict["sentence"] == "Nothing can be said without a spread between seeds (n = 2)."
 
 
 def test_what_a_lost_process_left_is_tried_again_and_what_diverged_is_not() -> None:
@@ -181,14 +196,17 @@ def test_what_a_lost_process_left_is_tried_again_and_what_diverged_is_not() -> N
 
 
 @pytest.mark.parametrize(
-    ("gain", "spread", "finding"),
+    ("gain", "spread", "finding", "sentence"),
     [
-        (0.02, 0.001, "surgery is better"),
-        (-0.02, 0.001, "restarting is better"),
-        (0.001, 0.02, "no difference was found"),
+        (0.02, 0.001, "surgery is better", "Surgery" + BETTER),
+        (-0.02, 0.001, "restarting is better", "Restarting" + BETTER),
+        (0.001, 0.02, "no difference was found",
+         r"No difference found \(n = 5\); (\d+) more seeds would probably find one of 0\.5 points\."),
     ],
-)
-def test_the_verdict_says_what_the_interval_says(tmp_path: Path, gain: float, spread: float, finding: str) -> None:
+)  # fmt: skip
+def test_the_verdict_says_what_the_interval_says(
+    tmp_path: Path, gain: float, spread: float, finding: str, sentence: str
+) -> None:
     settings = Settings(top=1, seeds=5, arms=THREE)
     folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
     chosen = trial(1, "min_weight", 0.99)
@@ -203,15 +221,21 @@ def test_the_verdict_says_what_the_interval_says(tmp_path: Path, gain: float, sp
     rows, (verdict,) = comparison.summarize(folder)
     assert [row["arm"] for row in rows] == ["original", "surgery", "restart"]
     assert verdict["finding"] == finding and verdict["n"] == 5
-    assert finding in verdict["sentence"] and "min_weight keep 0.5 on fc1 at 1ep" in verdict["sentence"]
+    assert "min_weight keep 0.5 on fc1 at 1ep" in verdict["details"]
     (other,) = verdict["others"]
     assert other["arm"] == "original" and other["sentence"].startswith("original, uninterrupted: ")
     differences = [accuracy(Cell("surgery", seed)) - accuracy(Cell("restart", seed)) for seed in range(1, 6)]
     assert verdict["effect"] == pytest.approx(np.mean(differences) / np.std(differences, ddof=1))
     assert verdict["bootstrap"][0] <= verdict["difference"] <= verdict["bootstrap"][1]
     assert verdict["p_permutation"] >= 2 / 2**5
-    more = "more seeds would probably find one of half a point"
-    assert (more in verdict["sentence"]) == (finding == "no difference was found")
+    said = re.fullmatch(sentence, verdict["sentence"])
+    assert said is not None
+    if finding == "no difference was found":
+        assert int(said[1]) == seeds_needed(differences, 0.005) - 5
+    else:
+        low, high = (abs(bound) for bound in stats.ttest_1samp(differences, 0).confidence_interval(0.95))
+        expected = [abs(np.mean(differences)), min(low, high), max(low, high)]
+        assert [float(number) for number in said.groups()] == pytest.approx([100 * e for e in expected], abs=0.05)
     content = folder.write(rows, [verdict])
     assert len(content["comparison"]["cells"]) == 15 and len(content["trials"]) == 1
     assert "architecture" in content["trials"][0]
@@ -283,7 +307,7 @@ def test_a_schedule_that_never_operated_is_said_to(tmp_path: Path, untouched: in
         folder.ended(Cell("restart", seed, trial=0), outcome(0.9))
     (surgery, _), (verdict,) = comparison.summarize(folder)
     assert (surgery["spike_factor"] is None) == (untouched == 3)
-    assert f"its condition was never met in {untouched}" in verdict["sentence"]
+    assert f"its condition was never met in {untouched}" in verdict["details"]
     assert ("never operated" in verdict["finding"]) == ("never operated" in verdict["sentence"]) == (untouched == 3)
     assert "when redundancy(0.01) >= 0.9" in verdict["label"]
 

@@ -47,14 +47,16 @@ def cell(
         steps = [{"when": "1ep", "layer": layer, "op": op, "keep": 0.75} for layer in ("a", "b")]
     operations = [operation(1.0, step["layer"], 2.0 + seed) for step in steps]
     rising = [accuracy - 0.1 * (epochs - e) / epochs for e in range(1, epochs + 1)]
-    history: list[dict[str, Any]] = [{"epoch": e, "validation_accuracy": value} for e, value in enumerate(rising, 1)]
+    history: list[dict[str, Any]] = [
+        {"epoch": e, "validation_accuracy": value, "train_seconds": 0.1} for e, value in enumerate(rising, 1)
+    ]
     if arm in ("original", "surgery"):
         for epoch in history[1 if epochs > 1 else 0 :: 2]:
             epoch["redundancy"] = looked(epoch["epoch"], seed, bool(op))
     return {
         "name": name, "arm": arm, "seed": seed, "trial": trial, "schedule": steps, "params": {},
         "validation_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "parameters": 1000 + 100 * (trial or 0),
-        "flops": 5000, "seconds": 2.0, "epochs": history, "operations": operations,
+        "flops": 5000, "seconds": 2.0, "operation_seconds": 0.5, "epochs": history, "operations": operations,
         "spikes": [{"epoch": 1.0, "factor": 3.0}] if op else [],
     }  # fmt: skip
 
@@ -64,7 +66,7 @@ def verdict(trial: int, n: int = 3) -> dict[str, Any]:
     others = [{"arm": "random", "sentence": "random units of the same layers: +0.10 points, no difference was found"}]
     return {
         "trial": trial, "n": n, "difference": 0.0125, "finding": "no difference was found", "sentence": sentence,
-        "others": others,
+        "details": f"Schedule {trial}: +1.25 points.", "others": others,
     }  # fmt: skip
 
 
@@ -170,7 +172,7 @@ def test_a_schedule_that_never_operated_is_drawn() -> None:
     for member in [*results["trials"], *results["comparison"]["cells"]]:
         member |= {"schedule": [waits] if member["arm"] != "original" else [], "operations": [], "spikes": []}
     drawings = figures.draw(results)
-    assert drawings.keys() == {"arms", "accuracy", "search", "redundancy"}
+    assert drawings.keys() == {"arms", "accuracy", "time_to_accuracy", "search", "redundancy"}
     assert "Operations: none." in drawings["accuracy"].alt
 
 

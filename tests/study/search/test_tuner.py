@@ -190,3 +190,12 @@ def test_the_main_job_interrupted_resumed_and_repeated(tmp_path: Path) -> None:
     again = surgery("resume", "broken", cwd=tmp_path)  # nothing is missing, so nothing is run
     text, _ = again.communicate(timeout=120)
     assert again.returncode == 0 and "trainings" not in text
+
+    kept = ledger.read_text()
+    more = surgery("compare", "broken", "--top", "9", "--seeds", "1", cwd=tmp_path)
+    text, _ = more.communicate(timeout=280)
+    assert more.returncode == 0, text
+    assert "the search has only 3 schedules to compare, 9 are asked for" in text and "Verdict:" in text
+    assert ledger.read_text().startswith(kept)
+    new = [json.loads(line)["cell"] for line in ledger.read_text()[len(kept) :].splitlines() if line]
+    assert {cell["seed"] for cell in new} == {1} and len({cell["trial"] for cell in new}) == 2

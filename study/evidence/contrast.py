@@ -1,0 +1,107 @@
+"""Surgery against one arm: differences paired by seed, and what may be said of them.
+
+A finding is the first of these that holds. *Better*: the difference of test accuracy is shown, after Holm. *Faster*: an
+arm is shown, after Holm, to need less time to a fixed accuracy (the highest at which a difference is shown), and not to
+end worse: the 95 % interval of the accuracies' difference excludes ``MARGIN``. Else no difference was found.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from study.evidence import time_to_accuracy
+from study.evidence.results import Record
+from study.evidence.significance import LEVEL, bootstrap, effect, holm, paired, permutation, seeds_needed
+
+#: Half a point of accuracy: what an undecided comparison is asked about, and what counts as ending worse.
+MARGIN = 0.005
+#: Findings where no arm is ahead.
+UNDECIDED = "no difference was found"
+UNTOUCHED = "the schedule never operated, so there is nothing to compare"
+UNTESTED = "nothing can be said without a spread between seeds"
+
+
+def contrast(
+    arm: str, surgery: Mapping[int, Record], others: Mapping[int, Record], targets: Sequence[float]
+) -> dict[str, Any]:
+    """Surgery against an arm, paired by seed.
+
+    ``arm``, ``n``, mean accuracy of ``surgery`` and of ``rival`` (0 … 1), ``differences`` (surgery − rival) in the
+    order of ``seeds``, their mean (``difference``) with Student's 95 % ``interval`` and ``p``, a ``bootstrap``
+    interval, ``p_permutation`` (signs exchanged), ``effect`` (Cohen's d), the ratios of training FLOPs
+    (``compute_ratio``, which repeats on any machine) and of seconds (``time_ratio``, operations and sunk epochs
+    included) of whole trainings, and ``time_to_accuracy`` (see ``study.evidence.time_to_accuracy``).
+    """
+    seeds = sorted(surgery.keys() & others.keys())
+    pairs = [(surgery[seed].result, others[seed].result) for seed in seeds]
+    compute, seconds = (
+        statistics.fmean(one[key] for one, _ in pairs) / statistics.fmean(other[key] for _, other in pairs)
+        for key in ("training_flops", "seconds")
+    )
+    differences = [one["test_accuracy"] - other["test_accuracy"] for one, other in pairs]
+    mean, interval, p = paired(differences)
+    return {
+        "arm": arm, "n": len(pairs), "seeds": seeds,
+        "surgery": statistics.fmean(one["test_accuracy"] for one, _ in pairs),
+        "rival": statistics.fmean(other["test_accuracy"] for _, other in pairs),
+        "differences": differences, "difference": mean, "interval": interval, "p": p,
+        "bootstrap": bootstrap(differences), "p_permutation": permutation(differences), "effect": effect(differences),
+        "compute_ratio": compute, "time_ratio": seconds,
+        "time_to_accuracy": time_to_accuracy.contrasts(pairs, targets),
+    }  # fmt: skip
+
+
+def decide(family: Sequence[dict[str, Any]]) -> None:
+    """Adds ``p_adjusted`` and ``finding`` to every contrast of a family, and ``more_seeds``: how many more would show a
+    difference of ``MARGIN`` even if it were the only one of the family (None where nothing varies).
+
+    Accuracies are one family for Holm, the times to all fixed accuracies another, and so are FLOPs.
+    """
+    _adjust(family)
+    tests = sum(each["p"] is not None for each in family)
+    for each in family:
+        wanted = seeds_needed(each["differences"], MARGIN, level=LEVEL / max(1, tests))
+        each["more_seeds"] = None if wanted is None else max(0, wanted - each["n"])
+    for cost in time_to_accuracy.COSTS:
+        _adjust([entry[cost] for each in family for entry in each["time_to_accuracy"]])
+    for each in family:
+        each["finding"] = _finding(each)
+
+
+def _adjust(family: Sequence[dict[str, Any]]) -> None:
+    for test, p in zip(family, holm([test["p"] for test in family]), strict=True):
+        test["p_adjusted"] = p
+
+
+def _finding(contrast: Mapping[str, Any]) -> str:
+    """What may be said, in a few words."""
+    restart = contrast["arm"].startswith("restart")
+    if "untouched" in contrast and contrast["untouched"] == contrast["n"]:
+        return UNTOUCHED
+    if contrast["p_adjusted"] is None:
+        return UNTESTED
+    if contrast["p_adjusted"] < LEVEL:
+        if contrast["difference"] > 0:
+            return "surgery is better"
+        return "restarting is better" if restart else "surgery is worse"
+    if (entry := sooner(contrast)) is None:
+        return UNDECIDED
+    if entry["seconds"]["sooner"]:
+        return "surgery is faster"
+    return "restarting is faster" if restart else "surgery is slower"
+
+
+def sooner(contrast: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The highest fixed accuracy to which one arm is shown to need less time, unless that arm may end worse."""
+    shown = [entry for entry in contrast["time_to_accuracy"] if _shown(entry["seconds"])]
+    if not shown or contrast["interval"] is None:
+        return None
+    low, high = contrast["interval"]
+    harmless = low > -MARGIN if shown[-1]["seconds"]["sooner"] else high < MARGIN
+    return shown[-1] if harmless else None
+
+
+def _shown(test: Mapping[str, Any]) -> bool:
+    return test["p_adjusted"] is not None and test["p_adjusted"] < LEVEL

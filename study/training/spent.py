@@ -1,0 +1,61 @@
+"""What a training had cost at any moment, from its outcome: seconds, FLOPs, joules.
+
+An outcome (``study.training.run``) books seconds and joules by epoch and operation and knows when the network had which
+size, so nothing needs to be measured again. A moment is a number of epochs; its fraction is a part of an epoch, an
+operation belongs to what comes after it. ``sunk`` is what had been spent before a training began that would not have
+begun without it (``study.arms``); totals and moments count it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Outcome = Mapping[str, Any]
+
+
+def seconds(outcome: Outcome, epoch: float) -> float:
+    """Seconds of training and of all that surgery did before this moment: the outcome's ``seconds`` at its end."""
+    later = sum(each["seconds"] for each in outcome["operations"] if each["epoch"] >= epoch) + sum(
+        each["seconds"] for each in outcome.get("checks", ()) if not each["operated"] and each["epoch"] >= epoch
+    )
+    return _sunk(outcome, "seconds") + _by(outcome, "train_seconds", epoch) + outcome["operation_seconds"] - later
+
+
+def training_flops(outcome: Outcome, epoch: float) -> float:
+    """FLOPs of the training steps before this moment: the outcome's ``training_flops`` at its end."""
+    sunk, operations = _sunk(outcome, "training_flops"), outcome["operations"]
+    whole = work(operations, outcome["flops"], len(outcome["epochs"]), "epoch")
+    return sunk + (outcome["training_flops"] - sunk) * work(operations, outcome["flops"], epoch, "epoch") / whole
+
+
+def work(operations: Sequence[Mapping[str, Any]], flops: int, until: float, unit: str) -> float:
+    """The network's FLOPs times how long it had them, summed up to a moment in this unit (``iteration`` or ``epoch``).
+
+    ``flops`` are those that it ends with.
+    """
+    ends = [*(min(each[unit], until) for each in operations), until]
+    sizes = [*(each["flops_before"] for each in operations), flops]
+    return sum((end - start) * size for start, end, size in zip([0, *ends], ends, sizes, strict=False))
+
+
+def before_surgery(outcome: Outcome) -> dict[str, float]:
+    """What training had cost when the first operation came, without looks at the network: epochs, seconds, FLOPs and,
+    where it was taken, joules.
+    """
+    epoch = outcome["operations"][0]["epoch"]
+    spent = {"epochs": epoch, "seconds": _by(outcome, "train_seconds", epoch)}
+    spent["training_flops"] = training_flops(outcome, epoch)
+    return spent | ({"joules": _by(outcome, "joules", epoch)} if outcome.get("joules") is not None else {})
+
+
+def _by(outcome: Outcome, name: str, epoch: float) -> float:
+    """What the epochs' records hold under this name, until this moment."""
+    whole, part = math.floor(epoch), epoch - math.floor(epoch)
+    values = [record[name] for record in outcome["epochs"][: whole + 1]]
+    return float(sum(values[:whole]) + (part * values[whole] if part else 0.0))
+
+
+def _sunk(outcome: Outcome, name: str) -> float:
+    return float(outcome.get("sunk", {}).get(name, 0.0))

@@ -1,0 +1,276 @@
+"""Time to accuracy: when an arm is there, censoring, and the tests against their definitions."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from study.config import Settings
+from study.evidence import comparison, figures, report, wording
+from study.evidence.results import Folder
+from study.evidence.significance import seeds_needed
+from study.evidence.time_to_accuracy import ENOUGH, Times, arrival, contrasts, summary, targets, times
+from study.training.run import Cell
+
+STEP = {"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
+
+
+def training(
+    accuracies: Sequence[float], seconds: float = 1.0, cut: float | None = None, sunk: float = 0.0, test: float = 0.9
+) -> dict[str, Any]:
+    """An outcome of ten steps an epoch and this validation accuracy after each; an operation ``cut`` halves the
+    network and takes half a second; twenty FLOPs before, ten after.
+    """
+    n = len(accuracies)
+    operation = {
+        "epoch": cut, "iteration": int(10 * (cut or 0)), "seconds": 0.5, "epoch_seconds": seconds, "layer": "fc1",
+        "units_before": 8, "units_after": 4, "parameters_before": 20, "parameters_after": 10, "flops_before": 20,
+        "operation": "MinWeight(keep=0.5)", "when": "2ep", "repair": [], "spike_factor": 1.5,
+    }  # fmt: skip
+    known = enumerate(accuracies, 1)
+    done, before = ([], 0.0) if cut is None else ([operation], 10 * cut)
+    return {
+        "epochs": [{"epoch": float(e), "validation_accuracy": a, "train_seconds": seconds} for e, a in known],
+        "operations": done, "checks": [], "operation_seconds": 0.5 * len(done), "spikes": [], "architecture": {},
+        "seconds": n * seconds + 0.5 * len(done) + sunk, "sunk": {"seconds": sunk, "training_flops": 100 * sunk},
+        "steps": 10 * n, "flops": 10, "training_flops": 20 * before + 10 * (10 * n - before) + 100 * sunk,
+        "validation_accuracy": accuracies[-1], "test_accuracy": test, "parameters": 10,
+    }  # fmt: skip
+
+
+def test_an_accuracy_counts_at_the_end_of_an_epoch_of_the_final_network() -> None:
+    rising = [0.5, 0.8, 0.9, 0.7, 0.9]
+    assert [arrival(training(rising), target) for target in (0.5, 0.6, 0.9, 0.95)] == [1, 2, 3, None]
+    assert arrival(training(rising, cut=3.0), 0.6) == 4 and arrival(training(rising, cut=3.5), 0.8) == 5
+    idle = training(rising, cut=3.0)
+    idle["operations"][0] |= {"units_after": 8, "parameters_after": 20}
+    assert arrival(idle, 0.6) == 2  # an operation that found nothing to do made no other network
+
+
+def test_costs_are_what_had_been_spent_by_then_and_runs_that_never_arrive_are_censored() -> None:
+    runs = [training([0.5, 0.8, 0.9]), training([0.5, 0.6, 0.7], seconds=2.0), training([0.9] * 3, sunk=4.0)]
+    assert times(runs, 0.8) == Times([2.0, 5.0], [6.0])
+    assert times(runs, 0.8, "training_flops") == Times([200.0, 500.0], [300.0])
+    cut = training([0.5, 0.9, 0.9], cut=1.0)
+    assert times([cut], 0.8) == Times([2.5], []) and times([cut], 0.8, "training_flops") == Times([300.0], [])
+
+
+def kaplan_meier(runs: Times) -> list[tuple[float, float]]:
+    """By its definition: of those still under way at a time, the fraction that gets there then."""
+    alive, found = 1.0, []
+    for at in sorted({*runs.reached, *runs.censored}):
+        under_way = sum(time >= at for time in [*runs.reached, *runs.censored])
+        alive *= 1 - sum(time == at for time in runs.reached) / under_way
+        found.append((at, 1 - alive))
+    return found
+
+
+def test_shares_agree_with_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values, there = rng.integers(1, 8, 12).astype(float), rng.random(12) < 0.6
+        runs = Times([float(v) for v in values[there]], [float(v) for v in values[~there]])
+        np.testing.assert_allclose(runs.shares(), kaplan_meier(runs), atol=1e-12)
+        reached = [at for at, share in kaplan_meier(runs) if share >= 0.5 - 1e-9]
+        assert runs.median() == (reached[0] if reached else None)
+    assert Times([], [3.0, 4.0]).shares() == [(3.0, 0.0), (4.0, 0.0)] and Times([], [3.0]).median() is None
+
+
+def test_the_fixed_accuracies_depend_on_the_original_alone_or_are_given() -> None:
+    originals = [training([0.5, 0.9]), training([0.5, 0.8])]
+    assert targets((), originals) == pytest.approx([0.765, 0.8075, 0.8415])
+    assert targets((0.9, 0.5, 0.9), originals) == [0.5, 0.9]
+    assert targets((), []) == []
+
+
+def test_where_all_arrive_times_are_ratios_paired_by_seed() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.lognormal(0, 0.3, 6), rng.lognormal(0.5, 0.3, 6)
+    pairs = [(training([0.5, 0.9], a), training([0.5, 0.5, 0.9], b)) for a, b in zip(ours, theirs, strict=True)]
+    (found,) = contrasts(pairs, [0.8])
+    logs = np.log(2 * ours / (3 * theirs))
+    reference = stats.ttest_1samp(logs, 0)
+    test = found["seconds"]
+    assert found["reached"] == [6, 6] and test["test"] == "paired t" and test["n"] == 6 and test["sooner"]
+    assert test["ratio"] == pytest.approx(stats.gmean(2 * ours / (3 * theirs)))
+    assert test["p"] == pytest.approx(reference.pvalue)
+    assert test["interval"] == pytest.approx(np.exp(list(reference.confidence_interval(0.95))))
+    flops = found["training_flops"]  # the same epochs in every pair: a ratio without a spread
+    assert flops["ratio"] == pytest.approx(200 / 300) and flops["p"] is flops["interval"] is flops["test"] is None
+
+
+def log_rank(ours: Times, theirs: Times) -> float:
+    """The two-sided p-value by its definition: arrivals against those expected if both arms were alike."""
+    excess = variance = 0.0
+    for at in sorted({*ours.reached, *theirs.reached}):
+        n = [sum(time >= at for time in [*each.reached, *each.censored]) for each in (ours, theirs)]
+        d = [each.reached.count(at) for each in (ours, theirs)]
+        excess += d[0] - sum(d) * n[0] / sum(n)
+        if sum(n) > 1:
+            variance += sum(d) * n[0] * n[1] * (sum(n) - sum(d)) / (sum(n) ** 2 * (sum(n) - 1))
+    return math.erfc(abs(excess) / math.sqrt(2 * variance))
+
+
+def test_where_some_never_arrive_the_log_rank_test_decides_if_there_are_enough() -> None:
+    rng = np.random.default_rng(1)
+    quick, slow = [0.5, 0.9, 0.9, 0.9], [0.5, 0.5, 0.5, 0.9]
+    pairs = [
+        (training(quick, s), training(slow if seed % 3 else slow[:3], t))
+        for seed, (s, t) in enumerate(rng.lognormal(0, 0.2, (ENOUGH, 2)))
+    ]
+    (found,) = contrasts(pairs, [0.8])
+    test = found["seconds"]
+    assert found["reached"] == [ENOUGH, ENOUGH - 3] and test["test"] == "log-rank" and test["sooner"]
+    assert test["p"] == pytest.approx(log_rank(*(times([pair[side] for pair in pairs], 0.8) for side in (0, 1))))
+    swapped = contrasts([(other, one) for one, other in pairs], [0.8])[0]["seconds"]
+    assert swapped["p"] == pytest.approx(test["p"]) and swapped["sooner"] is False
+    few = contrasts(pairs[1:], [0.8])[0]["seconds"]
+    assert few["p"] is few["test"] is few["sooner"] is None and few["ratio"] < 1
+    never = contrasts(pairs, [0.99])[0]
+    assert never["reached"] == [0, 0] and never["seconds"]["ratio"] is never["seconds"]["p"] is None
+
+
+def test_a_table_says_how_many_arrived_and_when_half_were_there() -> None:
+    found = summary([training([0.5, 0.9]), training([0.5, 0.8]), training([0.9], 3.0)], [0.85, 0.95])
+    assert found["reached"] == {"0.8500": 2, "0.9500": 0}
+    assert found["seconds_to"] == {"0.8500": 3.0, "0.9500": None}
+    assert found["flops_to"] == {"0.8500": 200.0, "0.9500": None}
+
+
+def study(folder: Path, surgery: Any, restart: Any, seeds: int = 10, **settings: Any) -> Folder:
+    """A folder with an original, and these arms as functions of a random generator."""
+    made = Folder.make(folder, Settings(seeds=seeds, **settings), {"fc1": 8})
+    rng = np.random.default_rng(0)
+    for seed in range(1, seeds + 1):
+        made.ended(Cell("original", seed), training([0.5, 0.9, 0.9, 0.9]))
+        made.ended(Cell("surgery", seed, [STEP], trial=0), surgery(rng))
+        made.ended(Cell("restart", seed, trial=0), restart(rng))
+    return made
+
+
+def arm(epochs: int, test: float = 0.9, spread: float = 0.001, cut: float | None = None, seconds: float = 1.0) -> Any:
+    """Trainings that arrive after so many epochs, each so many seconds long within a tenth."""
+    curve = [0.5] * (epochs - 1) + [0.9] * (5 - epochs)
+    return lambda rng: training(curve, seconds * rng.uniform(0.9, 1.1), cut, test=test + rng.normal(0, spread))
+
+
+RATIO = r"in (\d\d) % of the time of {} \(95 % interval (\d\d)–(\d\d) %, n = 10\) and ends no worse\."
+CLAIMS = {
+    "faster": (arm(2, cut=0.5), arm(4), r"Surgery reaches 89\.1 % " + RATIO.format("restarting")),
+    "slower": (arm(4, cut=0.5), arm(2), r"Restarting reaches 89\.1 % " + RATIO.format("surgery")),
+    "late surgery": (arm(1, cut=3.0), arm(2), r"Restarting reaches 89\.1 % " + RATIO.format("surgery")),
+    "faster, and may end worse": (
+        arm(2, spread=0.02, cut=0.5), arm(4, spread=0.02), r"No difference found \(n = 10\); \d+ more seeds would.*"
+    ),
+    "alike": (  # the operation takes half a second
+        arm(2, cut=0.5), arm(2, seconds=1.25), r"No difference found \(n = 10\); one of 0\.5 points would probably .*"
+    ),
+    "faster, and ends worse": (arm(2, test=0.88, cut=0.5), arm(4), r"Restarting is better by \d\.\d points .*"),
+    "censored": (
+        arm(2, cut=0.5), lambda rng: training([0.5] * 4, test=0.9 + rng.normal(0, 0.001)),
+        r"Surgery reaches 89\.1 % sooner than restarting \(with 10 against 0 of 10 seeds\) and ends no worse\.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_a_claim_of_time_wants_a_shown_ratio_and_no_worse_an_end(tmp_path: Path, case: str) -> None:
+    surgery, restart, sentence = CLAIMS[case]
+    _, (verdict,) = comparison.summarize(study(tmp_path / "s", surgery, restart))
+    said = re.fullmatch(sentence, verdict["sentence"])
+    assert said is not None, verdict["sentence"]
+    if case == "censored":
+        assert "; 89.1 % on validation reached by 10 of 10, the other arm by 0, p = " in verdict["details"]
+    assert ("reaches" in verdict["sentence"]) == verdict["finding"].endswith("faster")
+    if said.groups():
+        found = verdict["time_to_accuracy"][-1]["seconds"]
+        ratio, low, high = found["ratio"], *found["interval"]
+        expected = (ratio, low, high) if found["sooner"] else (1 / ratio, 1 / high, 1 / low)
+        assert [int(number) for number in said.groups()] == [round(100 * value) for value in expected]
+        assert found["p_adjusted"] < 0.05 and not low <= 1 <= high
+
+
+@pytest.mark.parametrize(
+    ("findings", "line"),
+    [
+        (["surgery is faster"], "surgery is faster."),
+        (["no difference was found"], "no difference was found with these seeds."),
+        (["no difference was found"] * 2, "no difference between surgery and restarting was found with these seeds."),
+        (["surgery is better", "no difference was found", "surgery is better"],
+         "of 3 schedules, surgery is better for 2; no difference was found for 1."),
+    ],
+)  # fmt: skip
+def test_all_schedules_in_one_line(findings: list[str], line: str) -> None:
+    assert wording.overall([{"finding": finding} for finding in findings]) == line
+
+
+def test_times_are_adjusted_over_all_schedules_and_accuracies(tmp_path: Path) -> None:
+    made = study(tmp_path / "s", arm(2, spread=0.02, cut=0.5), arm(2), seeds=5, targets=(0.7, 0.8, 0.9))
+    rng = np.random.default_rng(5)
+    for seed in range(1, 6):
+        made.ended(Cell("surgery", seed, [STEP], trial=1), arm(2, cut=0.5)(rng))
+        made.ended(Cell("restart", seed, trial=1), arm(3)(rng))
+    rows, verdicts = comparison.summarize(made)
+    entries = [entry["seconds"] for verdict in verdicts for entry in verdict["time_to_accuracy"]]
+    assert [entry["target"] for entry in verdicts[0]["time_to_accuracy"]] == [0.7, 0.8, 0.9] and len(entries) == 6
+    p = [entry["p"] for entry in entries]
+    assert min(entry["p_adjusted"] for entry in entries) == pytest.approx(6 * min(p))
+    for verdict in verdicts:  # how many seeds are needed knows of both schedules
+        needed = seeds_needed(verdict["differences"], 0.005, level=0.05 / 2)
+        assert needed is not None and verdict["more_seeds"] == max(0, needed - 5)
+    assert list(rows[0]["reached"]) == ["0.7000", "0.8000", "0.9000"]
+
+
+def test_no_original_and_no_targets_mean_no_times(tmp_path: Path) -> None:
+    made = Folder.make(tmp_path / "s", Settings(seeds=2, arms=("surgery", "restart")), {"fc1": 8})
+    for seed in (1, 2):
+        made.ended(Cell("surgery", seed, [STEP], trial=0), training([0.5, 0.9]))
+        made.ended(Cell("restart", seed, trial=0), training([0.5, 0.9]))
+    rows, (verdict,) = comparison.summarize(made)
+    assert verdict["time_to_accuracy"] == [] and rows[0]["reached"] == {}
+    results = made.write(rows, [verdict])
+    assert "time_to_accuracy" not in figures.draw(results)
+
+
+def test_the_figure_s_steps_lie_where_seeds_arrive(tmp_path: Path) -> None:
+    made = study(
+        tmp_path / "s", arm(2, cut=0.5), lambda rng: training([0.5, *[0.5 + 0.4 * (rng.random() < 0.5)] * 3]), seeds=6
+    )  # fmt: skip
+    rows, verdicts = comparison.summarize(made)
+    results = made.write(rows, verdicts)
+    drawing = figures.draw(results)["time_to_accuracy"]
+    cells = [c for c in results["comparison"]["cells"] if c["arm"] == "restart"]
+    runs = times(cells, verdicts[0]["time_to_accuracy"][-1]["target"])
+    assert runs.reached and runs.censored  # else this shows nothing
+    lines = {str(line.get_label()): line for line in drawing.figure.axes[-1].lines}
+    np.testing.assert_allclose(np.transpose(lines["restart"].get_data())[1:], kaplan_meier(runs))
+    assert f"restart {len(runs.reached)} of 6 seeds" in drawing.alt
+    bars = [line for line in drawing.figure.axes[-1].lines if line.get_marker() == "|"]
+    assert len(bars) == 1 and np.asarray(bars[0].get_xdata()).tolist() == sorted(set(runs.censored))
+
+
+def test_the_report_has_the_times_and_joules_where_there_are_any(tmp_path: Path) -> None:
+    made = study(tmp_path / "s", arm(2, cut=0.5), arm(4), seeds=3)
+    for seed in (1, 2, 3):
+        made.ended(Cell("restart", seed, trial=0), arm(4)(np.random.default_rng(seed)) | {"joules": 1500.0 * seed})
+    rows, verdicts = comparison.summarize(made)
+    assert [row["joules"] for row in rows] == [None, None, 3000.0]
+    for row in rows:  # what these trainings lack
+        row |= {"latency_seconds": {}, "top5": None}
+    report.write(made.write(rows, verdicts), tmp_path / "report.html", {})
+    text = " ".join((tmp_path / "report.html").read_text().split())
+    assert 'class="number">Joules</th>' in text and 'class="number">3,000</td>' in text
+    assert '<th scope="col" class="number">89.1%</th>' in text
+    median = rows[2]["seconds_to"]["0.8910"]
+    assert f'<td class="number">{median:.2f} (3)</td>' in text
+    for row in rows:
+        row["joules"] = None
+    report.write(made.write(rows, verdicts), tmp_path / "report.html", {})
+    assert "Joules" not in (tmp_path / "report.html").read_text()
