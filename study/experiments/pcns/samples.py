@@ -32,7 +32,7 @@ def expected(samples: float, kept: float) -> float:
     """The error on new data over that on the sample, by the normal distribution's formulas.
 
     >>> round(expected(1000, 100), 3), round(expected(10, 5), 2)
-    (1.113, 2.71)
+    (1.112, 2.71)
     """
     return ((samples + 1) * (samples - 2) / ((samples - kept - 2) * (samples - kept - 1))) ** 0.5
 
