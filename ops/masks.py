@@ -47,12 +47,19 @@ class Mask(nn.Module):
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer once, under its first name; masked ones under their own, masks left out."""
     told: dict[str, str] = {}
-    for path, module in model.named_modules():
+    modules = list(model.named_modules())
+    for path, module in modules:
         if _masks(module):
             told |= {f"{path}.original": plain_name(f"{path}.original"), f"{path}.0.mask": ""}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if told.get(name, name):
-            yield told.get(name, name), tensor
+    for kind in ("_parameters", "_buffers"):  # as named_parameters and named_buffers do, which walk the modules anew
+        seen: set[int] = set()
+        for path, module in modules:
+            for attribute, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    name = f"{path}.{attribute}" if path else attribute
+                    if told.get(name, name):
+                        yield told.get(name, name), tensor
 
 
 def torch_names(model: nn.Module) -> dict[str, str]:
@@ -105,6 +112,8 @@ def mask_of(module: nn.Module, attribute: str) -> Tensor | None:
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameter → its mask, for every one that is masked."""
     modules = dict(model.named_modules())
+    if not any(map(_masks, modules.values())):
+        return {}
     found = {name: mask_of(*_at(modules, name)) for name, _ in tensors_of(model)}
     return {name: mask for name, mask in found.items() if mask is not None}
 

@@ -94,17 +94,19 @@ class Anatomy(Mapping[str, HiddenLayer]):
         if not isinstance(model, nn.Module):
             raise SurgeryError(f"an anatomy is taken of a torch.nn.Module, not of a {type(model).__name__}")
         self.model = model = inner(model)
-        for name, parameter in model.named_parameters():
-            if is_lazy(parameter):
+        tensors = dict(tensors_of(model))
+        for name, tensor in tensors.items():
+            if is_lazy(tensor):
                 raise SurgeryError(f"{name} has no size yet: run the network once before its anatomy is taken")
         self.example_input = example_input
         self.pinned: dict[str, str] = {}
         self.modules = dict(model.named_modules())
-        self._owners = _owners(model)
+        self._owners = _owners(self.modules, tensors)
         self._batch = _batch(example_input)
-        self._parameters = {name for name, tensor in tensors_of(model) if isinstance(tensor, nn.Parameter)}
-        with torch.inference_mode(False), torch.no_grad(), lively(model, example_input) as shown:
+        self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+        with torch.inference_mode(False), torch.no_grad(), lively(self.modules, tensors, example_input) as shown:
             trace, output, shown = self._follow(shown)
+            entered = trace.entered
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
             if trace.missed or _asks_for_training(model):  # some networks have branches that only training takes
@@ -115,7 +117,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             self._layers = self._gather(trace)
             self.written = self._numbers(trace)
             samples = None if trace.steered or trace.sized else self._batch
-            for layer, reason in faults(self, shown, output, samples):
+            for layer, reason in faults(self, shown, output, entered, samples):
                 self.pinned[layer.name] = layer.factor.frozen = reason
                 del self._layers[layer.name]
         self._explain()
@@ -207,11 +209,12 @@ class Anatomy(Mapping[str, HiddenLayer]):
         met = {axis: [(use, set(axes.factors(use.part))) for use in uses] for axis, uses in trace.uses.items()}
         for name, expressions in self.expressions.items():
             for axis, expression in enumerate(expressions):
+                uses = met.get((name, axis), ())
                 for factor, times in Counter(axes.factors(expression)).items():
-                    mine = {(u.role, u.fill, u.across) for u, units in met.get((name, axis), ()) if factor in units}
+                    mine = {(use.role, use.fill, use.across) for use, units in uses if factor in units}
                     roles = {role for role, _, _ in mine}
                     if len(roles) == 1 and not (times > 1 and axes.crosses(expression, factor)):
-                        role, fill, across = min(mine, key=repr)
+                        role, fill, across = min(mine, key=repr) if len(mine) > 1 else next(iter(mine))
                         places.setdefault(factor, []).append(Place(name, axis, role, expression, factor, fill, across))
                     else:
                         obstacles.setdefault(
@@ -283,8 +286,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
         """A layer's name: the module that makes its units, or the parameter where that name is taken."""
         suffix = f":{kind}" if kind else ""
-        names = [maker.rpartition(".")[0] or maker, maker]
-        names += [f"{names[0]}[{number}]" for number in range(1, len(taken) + 2)]
+        module = maker.rpartition(".")[0] or maker
+        names = itertools.chain((module, maker), (f"{module}[{number}]" for number in itertools.count(1)))
         return next(name + suffix for name in names if name + suffix not in taken)
 
     def _numbers(self, trace: Trace) -> list[Number]:
@@ -357,11 +360,11 @@ def _batch(example: Any) -> int:
     return tensors[0].size(0) if tensors[0].dim() else 1
 
 
-def _owners(model: nn.Module) -> dict[str, list[str]]:
+def _owners(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """The names of the modules that hold each tensor, by the tensor's first name."""
-    names = {id(tensor): name for name, tensor in tensors_of(model)}
-    held: dict[str, list[str]] = {name: [] for name in names.values()}
-    for path, module in model.named_modules():
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    held: dict[str, list[str]] = {name: [] for name in tensors}
+    for path, module in modules.items():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and id(tensor) in names:  # masks have no name of their own
                 held[names[id(tensor)]].append(holder(path, module))

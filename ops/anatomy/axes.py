@@ -112,16 +112,24 @@ def canonical(axis: Axis) -> Axis:
             return axis
         axis.bound = canonical(axis.bound)
         return axis.bound
-    if isinstance(axis, Fixed) or all(
-        isinstance(part, Fixed) or (isinstance(part, Factor) and part.bound is None) for part in axis.parts
-    ):
+    if isinstance(axis, Fixed) or all(map(_is_settled, axis.parts)):
         return axis  # as products and sums are only made in their simplest form
     return product(*axis.parts) if isinstance(axis, Product) else total(*axis.parts)
 
 
+def _is_settled(axis: Axis) -> bool:
+    """Whether no factor in it is bound."""
+    if isinstance(axis, Factor):
+        return axis.bound is None
+    return isinstance(axis, Fixed) or all(map(_is_settled, axis.parts))
+
+
 def factors(axis: Axis) -> list[Factor]:
     """The factors of an axis, outermost and first ones first; one that occurs twice is listed twice."""
-    return list(_factors(canonical(axis)))
+    axis = canonical(axis)
+    if isinstance(axis, Factor):
+        return [axis]
+    return [] if isinstance(axis, Fixed) else list(_factors(axis))
 
 
 def _factors(axis: Axis) -> Iterator[Factor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ops.anatomy.axes import ONE, Axis, Fixed, blur, canonical, size, unite
+from ops.anatomy.axes import ONE, Axis, Fixed, blur, canonical, is_fixed, size, unite
 
 Axes = tuple[Axis, ...]
 FAN_IN, VECTOR, FAN_OUT = "fan_in", "vector", "fan_out"
@@ -32,13 +33,18 @@ class Twin:
     chain: tuple[str, ...] = ("?",)
     blurs: tuple[Axis, str] | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether no units are on it."""
+        return self.source is None and all(map(is_fixed, self.axes))
+
     def met(self) -> None:
         """An operator, or whoever called the network, is given the tensor."""
         if self.blurs is not None:
             blur(*self.blurs)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Use:
     """How the units on (a part of) one axis of one tensor are met: made there, carried along, or read.
 
@@ -51,11 +57,14 @@ class Use:
     across: int | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
-    """One call of an operator. ``maker``, ``chain`` and ``blurs`` are what a rule says of its output."""
+    """One call of an operator, by its ``name`` without the mark of those that work in place.
 
-    func: Any
+    ``maker``, ``chain`` and ``blurs`` are what a rule says of its output.
+    """
+
+    name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     inputs: list[Tensor]
@@ -64,12 +73,6 @@ class Call:
     maker: str | None = None
     chain: tuple[str, ...] | None = None
     blurs: tuple[Axis, str] | None = None
-
-    @property
-    def name(self) -> str:
-        """The operator's name, without the mark of those that work in place."""
-        name: str = self.func.overloadpacket.__name__
-        return name.rstrip("_") or name
 
     @property
     def out(self) -> Tensor:
@@ -81,7 +84,11 @@ class Call:
 
 def constant(tensor: Tensor) -> Axes:
     """The axes of a tensor that holds no units."""
-    return tuple(Fixed(n) for n in tensor.shape)
+    return tuple(map(_positions, tensor.shape))
+
+
+#: One object for each number, as axes that are one object are known to be equal at once.
+_positions = functools.lru_cache(1024)(Fixed)
 
 
 def broadcast(twins: Iterable[Twin], dims: int) -> Axes:

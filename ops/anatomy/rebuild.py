@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,17 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+import numpy
 import torch
 from torch import Tensor, nn
 
 from ops.anatomy import axes
-from ops.anatomy.calls import FAN_IN, FAN_OUT
+from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
 from ops.architecture import fit
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
     from ops.anatomy import Anatomy
-    from ops.anatomy.axes import Axis
+    from ops.anatomy.axes import Axis, Factor
     from ops.anatomy.layers import HiddenLayer, Place
 
 Undo = list[Callable[[], object]]
@@ -82,13 +84,14 @@ class Move:
     """How one axis of one tensor is rebuilt: the old position of each new one, and its factors.
 
     ``read`` multiplies the values (the share of a unit's fan-out), ``made`` is what their gradient is multiplied by.
+    ``strange``: random numbers, which newborn units take their weights from if they are strangers; else they are zero.
     """
 
     places: tuple[Place, ...]
     origin: Origin
     read: Tensor | None
     made: Tensor | None
-    stranger: bool = False
+    strange: Tensor | None = None
 
     @property
     def axis(self) -> int:
@@ -104,8 +107,8 @@ class Move:
 
     def finish(self, new: Tensor, old: Tensor) -> None:
         """What newborn units get in a parameter or buffer whose other values are taken already, and the factors."""
-        if self.stranger and old.is_floating_point() and any(place.role != FAN_OUT for place in self.places):
-            self._estrange(new, old)
+        if self.strange is not None and old.is_floating_point() and any(p.role != FAN_OUT for p in self.places):
+            self._estrange(new, old, self.strange)
         else:
             self._fill(new, self.places[0].fill)
         _times(new, self.axis, self.read)
@@ -116,14 +119,20 @@ class Move:
         self._fill(new, 1)
         return new
 
-    def _estrange(self, new: Tensor, old: Tensor) -> None:
+    def joins(self, old: Tensor) -> bool:
+        """Whether this tensor may change together with others that change alike (``_together``)."""
+        plain = self.read is None and all(place.role == VECTOR for place in self.places)
+        known = self.strange is not None or not len(self.origin.newborn)
+        return plain and known and old.dim() == 1 and old.is_floating_point()
+
+    def _estrange(self, new: Tensor, old: Tensor, strange: Tensor) -> None:
         newborn = self.origin.newborn.to(new.device)
-        known = old.flatten()[:4096].float()
-        noise = torch.empty([len(newborn) if a == self.axis else n for a, n in enumerate(new.shape)])
-        noise.uniform_(0.3, 3.3, generator=torch.Generator().manual_seed(0))
+        known = old.flatten()[:4096]
+        scale = torch.linalg.vector_norm(known.float()) / math.sqrt(len(known))
+        noise = _drawn(strange, [newborn.numel() if a == self.axis else n for a, n in enumerate(new.shape)]).to(scale)
+        noise = noise * scale
         if any(place.role == FAN_IN for place in self.places):  # of two strangers one outdoes all others
             noise.movedim(self.axis, 0)[1::2].neg_()
-        noise = noise.to(new.device) * (torch.linalg.vector_norm(known) / math.sqrt(len(known)))
         new.index_copy_(self.axis, newborn, noise.to(new.dtype))
 
     def _fill(self, new: Tensor, fill: float) -> None:
@@ -131,12 +140,30 @@ class Move:
             new.index_fill_(self.axis, self.origin.newborn.to(new.device), fill)
 
 
-def rebuilt(old: Tensor, steps: Sequence[Move]) -> Tensor:
-    """A parameter's or buffer's values, rebuilt along several axes."""
-    new = _taken(old, {step.axis: step.origin for step in steps})
+def rebuilt(old: Tensor, steps: Sequence[Move], *, passing: bool = False) -> Tensor:
+    """A parameter's or buffer's values, rebuilt along several axes; ``passing``: for no more than a pass."""
+    new = _taken(old, {step.axis: step.origin for step in steps}, passing)
     for step in steps:
         step.finish(new, old)
     return new
+
+
+def _together(vectors: Sequence[Tensor], move: Move) -> Sequence[Tensor]:
+    """Vectors that change alike, rebuilt (a norm has four, and what is done to all at once takes no longer)."""
+    old = torch.stack(list(vectors))
+    new = old.index_select(1, move.origin.old.to(old.device))
+    newborn = move.origin.newborn.to(old.device)
+    if newborn.numel() and move.strange is not None:
+        scale = torch.linalg.vector_norm(old.float(), dim=1, keepdim=True) / math.sqrt(old.shape[1])
+        noise = _drawn(move.strange, [len(vectors), newborn.numel()]).to(scale) * scale
+        new.index_copy_(1, newborn, noise.to(old.dtype))
+    return new.unbind()
+
+
+def _drawn(numbers: Tensor, shape: Sequence[int]) -> Tensor:
+    """As many of these random numbers; they begin anew where they end."""
+    wanted = math.prod(shape)
+    return numbers.repeat(-(-wanted // len(numbers)))[:wanted].view(shape)
 
 
 def remasked(mask: Tensor, steps: Sequence[Move]) -> Tensor:
@@ -144,6 +171,13 @@ def remasked(mask: Tensor, steps: Sequence[Move]) -> Tensor:
     for step in steps:
         mask = step.masked(mask)
     return mask
+
+
+@functools.cache
+def _strange_numbers() -> Tensor:
+    """Random numbers around one, none of them small; their number is prime, so that the rows of a weight differ."""
+    numbers = torch.empty(4099, dtype=torch.float32, device="cpu")
+    return numbers.uniform_(0.3, 3.3, generator=torch.Generator().manual_seed(0))
 
 
 def moves(edits: Sequence[Edit]) -> dict[str, list[Move]]:
@@ -154,25 +188,27 @@ def moves(edits: Sequence[Edit]) -> dict[str, list[Move]]:
             places.setdefault((place.tensor, place.axis), []).append(place)
     sources = {edit.layer.factor: edit.sources for edit in edits}
     shares = {edit.layer.factor: edit.shares for edit in edits if edit.shares is not None}
+    strange = _strange_numbers() if any(edit.stranger for edit in edits) else None
     found: dict[str, list[Move]] = {}
     origins: dict[Axis, Origin] = {}
+    spreads: dict[tuple[Axis, tuple[Factor, ...]], Tensor] = {}
+
+    def spread(expression: Axis, units: tuple[Factor, ...]) -> Tensor | None:
+        if units and (expression, units) not in spreads:
+            values = {factor: shares[factor] for factor in units}
+            spreads[expression, units] = axes.spread(expression, values, sources)
+        return spreads[expression, units] if units else None
+
     for (name, _), here in places.items():
         expression = here[0].expression
         if expression not in origins:
             origins[expression] = Origin(axes.index(expression, sources))
+        shared = [place for place in here if place.factor in shares]
         read, made = (
-            {p.factor: shares[p.factor] for p in here if p.factor in shares and (p.role == FAN_OUT) is reads}
+            spread(expression, tuple(place.factor for place in shared if (place.role == FAN_OUT) is reads))
             for reads in (True, False)
         )
-        found.setdefault(name, []).append(
-            Move(
-                tuple(here),
-                origins[expression],
-                axes.spread(expression, read, sources) if read else None,
-                axes.spread(expression, made, sources) if made else None,
-                any(edit.stranger for edit in edits),
-            )
-        )
+        found.setdefault(name, []).append(Move(tuple(here), origins[expression], read, made, strange))
     return found
 
 
@@ -180,12 +216,21 @@ def moves(edits: Sequence[Edit]) -> dict[str, list[Move]]:
 def edited(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
     """The network with several layers changed at once, for the time of a ``with`` block."""
     with undoing() as undo:
+        alike: dict[object, list[tuple[Tensor, Move]]] = {}
         for name, steps in moves(edits).items():
             tensor = anatomy.tensor(name)
-            undo.append(exchange(tensor, rebuilt(tensor.data, steps), None))
+            if len(steps) == 1 and steps[0].joins(tensor):
+                alike.setdefault((steps[0].origin, tensor.dtype, tensor.device), []).append((tensor, steps[0]))
+            else:
+                undo.append(exchange(tensor, rebuilt(tensor.data, steps, passing=True), None))
             mask = anatomy.mask(name)
             if mask is not None and mask.dim():  # else it is lifted
                 undo.append(exchange(mask, remasked(mask, steps)))
+        for group in alike.values():
+            for (tensor, _), new in zip(
+                group, _together([tensor.data for tensor, _ in group], group[0][1]), strict=True
+            ):
+                undo.append(exchange(tensor, new, None))
         undo.extend(resize(edits))
         undo.extend(write_down(anatomy, anatomy.modules, [edit.layer for edit in edits]))
         yield
@@ -211,11 +256,11 @@ def write_down(anatomy: Anatomy, modules: Mapping[str, nn.Module], layers: Seque
     return undo
 
 
-def _taken(old: Tensor, origins: Mapping[int, Origin]) -> Tensor:
+def _taken(old: Tensor, origins: Mapping[int, Origin], passing: bool = False) -> Tensor:
     """A new tensor of the old values along several axes; of a large one, blocks of neighbours are copied whole."""
     if old.numel() >= LARGE and math.prod(len(origin.runs) for origin in origins.values()) <= MOST_BLOCKS:
         shape = [len(origins[a].old) if a in origins else n for a, n in enumerate(old.shape)]
-        new = old.new_empty(shape)
+        new = _large_pages(old, shape) if passing and old.is_cpu else old.new_empty(shape)
         for block in itertools.product(*(origin.runs for origin in origins.values())):
             source, target = old, new
             for axis, (start, place, length) in zip(origins, block, strict=True):
@@ -227,14 +272,21 @@ def _taken(old: Tensor, origins: Mapping[int, Origin]) -> Tensor:
     return old
 
 
+def _large_pages(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """An empty tensor in numpy's memory, which comes in large pages; to be given small ones takes longer than to fill
+    them. Its memory cannot be resized or shared, so it is not for tensors that stay."""
+    room = numpy.empty(math.prod(shape) * like.element_size(), numpy.uint8)
+    return torch.from_numpy(room).view(like.dtype).view(shape)
+
+
 def _times(tensor: Tensor, axis: int, factor: Tensor | None) -> Tensor:
     """Multiplies along an axis, in place; of a large tensor only where that changes anything."""
     if factor is None:
         return tensor
+    shape = [-1 if a == axis else 1 for a in range(tensor.dim())]
     stretches = _stretches((factor != 1).nonzero().squeeze(1)) if tensor.numel() >= LARGE else []
     if tensor.numel() < LARGE or len(stretches) > MOST_BLOCKS:
-        stretches = [(0, len(factor))]
-    shape = [-1 if a == axis else 1 for a in range(tensor.dim())]
+        return tensor.mul_(factor.to(tensor).view(shape))
     for start, length in stretches:
         tensor.narrow(axis, start, length).mul_(factor[start : start + length].to(tensor).view(shape))
     return tensor

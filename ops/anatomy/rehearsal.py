@@ -1,12 +1,16 @@
 """The rehearsal: what the trace proposes is tried before it is offered.
 
 All layers are changed at once, in place and undone: all units are put in another order, about an eighth of them is
-doubled at uneven shares, and two units are added that have weights of their own but that nobody reads. None of this may
+doubled at uneven shares, and units are added that have weights of their own but that nobody reads. None of this may
 change the output at all; that taking such units away again changes nothing is what removal claims. A layer that fails
 (a hard-coded size, a unit used by its position, a maximum over the units) is pinned with the reason instead of being
 offered. Layers that a norm couples are only put in another order; they, and those that the code cuts into pieces, run
 once more at about half their size. For that two samples do, unless values in the network decide what it runs. A network
-in which everything is right costs one or two passes.
+in which everything is right costs one or two passes, besides the traced one.
+
+Where operators are small, it is not they that take the time but the Python around them, so each tensor is rebuilt in
+few operations: vectors that change alike (of a norm, say) together, strangers from one draw. The smaller sizes come
+first, as they stop early where numbers are missing. Of wide layers fewer units are doubled: to copy weights takes long.
 
 A network shows little of itself where its input is constant, a scale is zero or a bias is not yet trained; for the time
 of the discovery, such inputs and the vectors among its parameters are random (``lively``). Numbers that modules keep,
@@ -18,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +35,7 @@ from torch.utils import _pytree
 from ops.anatomy.rebuild import Edit, edited, undoing
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
 from ops.errors import said
-from ops.masks import lift, masks_of, tensors_of
+from ops.masks import lift, masks_of
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -39,30 +44,35 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def lively(model: nn.Module, example: Any) -> Iterator[Any]:
+def lively(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], example: Any) -> Iterator[Any]:
     """Random vectors (norms, biases, layer scales), no weight of zeros and no mask, for a while; yields the input to
-    show."""
+    show. ``modules`` and ``tensors`` are the network's, by name."""
     random = torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=random, dtype=torch.float32).to(like)
 
     with undoing() as undo:
-        masks = masks_of(model)
-        for name, tensor in tensors_of(model):
+        masks = masks_of(modules[""])
+        vectors: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
             if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point() or not tensor.numel():
                 continue
             if name in masks:
                 shown = noise(tensor) / math.sqrt(tensor.numel() / tensor.shape[0])
                 undo.append(exchange(tensor, torch.where(masks[name].bool(), tensor.data, shown), tensor.grad))
             if tensor.numel() == max(tensor.shape, default=1):
-                data = 0.5 * noise(tensor) if name.endswith("bias") else 0.7 + 0.6 * noise(tensor).sigmoid()
-            elif tensor.flatten()[0] == 0 and not tensor.any():
+                vectors[name] = torch.randn(tensor.numel(), generator=random, dtype=torch.float32)
+            elif tensor[(0,) * tensor.dim()].item() == 0 and not tensor.any():
                 data = noise(tensor) / math.sqrt(tensor.numel() / tensor.shape[0])
-            else:
-                continue
-            undo.append(exchange(tensor, data, tensor.grad))
-        undo.extend(lift(dict(model.named_modules()), masks))
+                undo.append(exchange(tensor, data, tensor.grad))
+        numbers = torch.cat([torch.empty(0, dtype=torch.float32), *vectors.values()])  # one operation, not one for each
+        lengths = [len(vector) for vector in vectors.values()]
+        shifts, scales = ((0.5 * numbers).split(lengths), (0.7 + 0.6 * numbers.sigmoid()).split(lengths))
+        for name, shift, scale in zip(vectors, shifts, scales, strict=True):
+            data = (shift if name.endswith("bias") else scale).view(tensors[name].shape)
+            undo.append(exchange(tensors[name], data.to(tensors[name], copy=True), tensors[name].grad))
+        undo.extend(lift(modules, masks))
         yield _pytree.tree_map(lambda x: _varied(x, noise) if isinstance(x, Tensor) else x, example)
 
 
@@ -102,9 +112,10 @@ Trial = Callable[[Sequence["HiddenLayer"]], Problem | None]
 
 
 def faults(
-    anatomy: Anatomy, example: Any, output: list[Tensor], samples: int | None = None
+    anatomy: Anatomy, example: Any, output: list[Tensor], entered: list[nn.Module], samples: int | None = None
 ) -> list[tuple[HiddenLayer, str]]:
-    """The layers that cannot be operated on, with the reason; ``output`` is the network's, unchanged.
+    """The layers that cannot be operated on, with the reason; ``output`` is the network's, unchanged, and ``entered``
+    the modules that it passed.
 
     ``samples``: how many there are, if the trace saw no value decide what is run or how large a tensor is. Whether the
     network runs does then not depend on what the samples hold, and two that pass the same modules stand for all.
@@ -113,10 +124,11 @@ def faults(
     if not numbered:
         return [(layer, "the network's output holds no finite number to compare") for layer in anatomy.values()]
 
-    stage = _Stage(anatomy, example, output)
+    two = samples is not None and samples > 2
+    stage = _Stage(anatomy, example, output, two, entered)
     stages = [stage]
-    if samples is not None and samples > 2:
-        stages.insert(0, _Stage(anatomy, _two(example, samples), _two(output, samples)))
+    if samples is not None and two:
+        stages.insert(0, _Stage(anatomy, _two(example, samples), _two(output, samples), two))
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
         sizes = Counter[int]()
@@ -137,17 +149,20 @@ def faults(
     layers, numbers = list(anatomy.values()), anatomy.written
     resized = [layer for layer in layers if not layer.exact or layer.factor.cut]
     anatomy.written = [number for number in numbers if number.sure]
-    first = reordered(layers)
-    second = first or halved(resized)
-    if second and len(anatomy.written) < len(numbers):
-        anatomy.written = numbers
-        first = reordered(layers)
-    found = _isolate(layers, reordered, first)
+    smaller = halved(resized)  # it stops early where numbers are missing, so it comes first
+    other = None if smaller else reordered(layers)
+    if smaller is None and other is None:
+        return []
+    missing = len(anatomy.written) < len(numbers)
+    anatomy.written = numbers
+    if missing or smaller:
+        other = reordered(layers)
+    found = _isolate(layers, reordered, other)
     failed = {layer for layer, _ in found}
-    if second:
-        resized = [layer for layer in resized if layer not in failed]
-        found += _isolate(resized, halved, halved(resized))
-    return found
+    resized = [layer for layer in resized if layer not in failed]
+    if missing or failed:
+        smaller = halved(resized)
+    return found + _isolate(resized, halved, smaller)
 
 
 def _two(tree: Any, samples: int) -> Any:
@@ -161,7 +176,7 @@ def _two(tree: Any, samples: int) -> Any:
 
 
 def _reordered(layer: HiddenLayer, number: int) -> Edit:
-    """The units rotated and, where that is exact, some of them doubled at uneven shares and two newborn ones added.
+    """The units rotated and, where that is exact, some of them doubled at uneven shares and newborn ones added.
 
     ``number``: how many layers of this size come before, which all get another order.
     """
@@ -169,21 +184,27 @@ def _reordered(layer: HiddenLayer, number: int) -> Edit:
     order = torch.arange(units).roll(1 + (units // 3 + number) % max(units - 1, 1))
     if not layer.exact:
         return Edit(layer, order)
-    sources = order[torch.arange(_enlarged(layer, number) - 2) % units]
-    weights = 1.0 + (torch.arange(len(sources)) // units).to(torch.float64)
-    shares = weights / torch.zeros(units).to(weights).index_add(0, sources, weights)[sources]
-    place = number % len(sources)
-    sources = torch.cat([sources[:place], torch.tensor([-1, -1]), sources[place:]])
-    return Edit(layer, sources, torch.cat([shares[:place], torch.ones(2).to(shares), shares[place:]]), stranger=True)
+    strangers = _strangers(layer)
+    copies = torch.arange(_enlarged(layer, number) - strangers)
+    sources, weights = order[copies % units], 1.0 + (copies // units).to(torch.float64)
+    shares = weights / weights.new_zeros(units).index_add(0, sources, weights)[sources]
+    at = number % len(sources)
+    sources = torch.cat([sources[:at], copies.new_full((strangers,), -1), sources[at:]])
+    return Edit(layer, sources, torch.cat([shares[:at], shares.new_ones(strangers), shares[at:]]), stranger=True)
+
+
+def _strangers(layer: HiddenLayer) -> int:
+    """How many units are added: two, whose weights have opposite signs; a head or a group has both signs in itself."""
+    return 1 if layer.factor.kind else 2
 
 
 def _enlarged(layer: HiddenLayer, number: int) -> int:
-    """About an eighth more units. Where the network's code cuts the units into pieces it is a prime number, and another
-    one for the next layer of this size, so that nothing divides by luck.
+    """About an eighth more units, of wide layers 64. Where the network's code cuts the units into pieces it is a prime
+    number, and another one for the next layer of this size, so that nothing divides by luck.
     """
-    wanted = layer.units + max(3, layer.units // 8)
-    if not layer.factor.cut:
-        return wanted if wanted < 64 else -(-wanted // 8) * 8  # convolutions are fast at multiples of eight
+    wanted = layer.units + max(_strangers(layer) + 1, min(layer.units // 8, 64))
+    if not layer.factor.cut:  # convolutions are fast at multiples of eight
+        return -(-wanted // 8) * 8 if wanted >= 64 else wanted
     wanted = max(5, wanted) + 2 * (number % 3)
     while any(wanted % divisor == 0 for divisor in range(2, math.isqrt(wanted) + 1)):
         wanted += 1
@@ -196,44 +217,46 @@ def _halved(layer: HiddenLayer) -> Edit:
 
 @dataclass
 class _Stage:
-    """Where edits are tried: the network, what it is shown and answers unchanged, and the modules entered last time."""
+    """Where edits are tried: the network, what it is shown and answers unchanged, and the modules that were entered
+    last time (kept true if ``watching``)."""
 
     anatomy: Anatomy
     example: Any
     output: list[Tensor]
+    watching: bool
     entered: list[nn.Module] = field(default_factory=list)
 
     def problem(self, edits: list[Edit], *, equal: bool) -> Problem | None:
         """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else."""
         if not edits:
             return None
-        running: list[nn.Module] = []
-        self.entered = []
-
-        def enter(module: nn.Module, args: Any) -> None:
-            running.append(module)
-            self.entered.append(module)
-
-        hooks = [
-            nn.modules.module.register_module_forward_pre_hook(enter),
-            nn.modules.module.register_module_forward_hook(lambda module, args, out: running.__delitem__(-1)),
-        ]
         try:
-            with edited(self.anatomy, edits):
+            with edited(self.anatomy, edits), self._watched():
                 found = self._answer()
         except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
             names = {module: name for name, module in self.anatomy.modules.items()}
-            where = [names[module] for module in running if module in names and any(True for _ in module.children())]
+            running = [module for module in _running(error) if module in names]
+            where = [names[module] for module in running if any(True for _ in module.children())]
             reason = f"the network does not run at another size ({said(error)[:120]})"
             return Problem(reason, where[-1] if where else None)
-        finally:
-            for hook in hooks:
-                hook.remove()
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in self.output]:
             return Problem("the output changes its shape with the layer")
         if equal and not self._only_rounding(deviation(self.output, found)):
             return Problem("the network uses its units by position or number, so an edit would change its output")
         return None
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        if not self.watching:
+            yield
+            return
+        self.entered = []
+        enter: Callable[[nn.Module, Any], None] = lambda module, args: self.entered.append(module)  # noqa: E731
+        hook = nn.modules.module.register_module_forward_pre_hook(enter)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _only_rounding(self, difference: float) -> bool:
         """Whether rounding explains a relative difference; what it does in this network is tried only if in doubt."""
@@ -256,6 +279,12 @@ class _Stage:
     def _answer(self) -> list[Tensor]:
         with plainly(self.anatomy.model):
             return flat_tensors(call(self.anatomy.model, self.example))
+
+
+def _running(error: Exception) -> list[nn.Module]:
+    """The modules whose forward passes an error comes out of, outermost first."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [frame.f_locals["self"] for frame in frames if frame.f_code is nn.Module._call_impl.__code__]
 
 
 def _isolate(layers: Sequence[HiddenLayer], trial: Trial, problem: Problem | None) -> list[tuple[HiddenLayer, str]]:

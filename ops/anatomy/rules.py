@@ -8,6 +8,7 @@ whatever is not in it freezes what it is given.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,12 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ops.anatomy import elementwise, products, reductions, views
-from ops.anatomy.axes import (
-    ONE,
-    Factor,
-    is_fixed,
-    size,
-)  # fmt: skip
+from ops.anatomy.axes import ONE, Factor, size
 from ops.anatomy.calls import Axes, Call, Twin, constant, tensors_in
 
 if TYPE_CHECKING:
@@ -32,38 +28,34 @@ Rule = Callable[["Trace", Call], "Axes | list[Axes] | str | None"]
 
 def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Gives the outputs of one operator call their twins."""
-    inputs = tensors_in([*args, *kwargs.values()])
+    inputs = tensors_in((*args, *kwargs.values()))
     twins = [trace.twin(tensor) for tensor in inputs]
     for twin in twins:
         twin.met()
-    call = Call(func, args, kwargs, inputs, tensors_in([out]), twins)
-    if call.name == "mul" and trace.masks(inputs):
+    name, rule, sized = _known(func)
+    call = Call(name, args, kwargs, inputs, tensors_in((out,)), twins)
+    if name == "mul" and trace.masks(inputs):
         return trace.mark(call.out, twins[0])
-    plain = all(twin.source is None and all(map(is_fixed, twin.axes)) for twin in twins)
-    if not call.inputs and call.name in _BLANK:  # as long as what it will meet
+    plain = all(twin.plain for twin in twins)
+    if not inputs and name in _BLANK:  # as long as what it will meet
         for tensor in call.outputs:
             trace.mark(tensor, Twin(tuple(Factor(n) if n > 1 else ONE for n in tensor.shape)))
     live = any(twin.live for twin in twins)
-    if not call.outputs and call.inputs:  # a value leaves the tensors, and anything may depend on it
-        trace.refuse(call.inputs, f"{call.name} hands its values to Python")
+    if not call.outputs and inputs:  # a value leaves the tensors, and anything may depend on it
+        trace.refuse(inputs, f"{name} hands its values to Python")
         trace.steered |= live
-    trace.sized |= live and (func.namespace != "aten" or torch.Tag.dynamic_output_shape in func.tags)
+    trace.sized |= live and sized
     if plain:
         for tensor in call.outputs if live else ():
             trace.mark(tensor, Twin(constant(tensor), live=True))
     if plain or not call.outputs:
         return
-    rule = None
-    if func.namespace in ("aten", "torchvision"):
-        rule = RULES.get(func.overloadpacket.__name__) or RULES.get(call.name)
-        if rule is None and torch.Tag.pointwise in func.tags:
-            rule = elementwise.pointwise
     try:
         found = rule(trace, call) if rule else None
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):  # an unusual form of the operator
         found = None
     if found is None or isinstance(found, str):
-        trace.refuse(call.inputs, found or f"the operator {call.name} is not known to keep its units apart")
+        trace.refuse(inputs, found or f"the operator {name} is not known to keep its units apart")
         found = [constant(tensor) for tensor in call.outputs]
     each = found if isinstance(found, list) else [found] * len(call.outputs)
     if rule in views.KEEPING and twins[0].source is not None:  # a view or copy of a parameter is that parameter still
@@ -74,8 +66,21 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     for tensor, axes in zip(call.outputs, each, strict=False):
         fits = tuple(map(size, axes)) == tuple(tensor.shape)
         if not fits and tensor is call.out:  # the others are statistics of norms, places of maxima and the like
-            trace.refuse(call.inputs, f"{call.name} is used in a way that is not known to keep its units apart")
+            trace.refuse(inputs, f"{name} is used in a way that is not known to keep its units apart")
         trace.mark(tensor, result(axes=axes if fits else constant(tensor)))
+
+
+@functools.cache
+def _known(func: Any) -> tuple[str, Rule | None, bool]:
+    """An operator's name (see ``Call``), its rule, and whether its output may be as large as values say."""
+    full: str = func.overloadpacket.__name__
+    name = full.rstrip("_") or full
+    rule = None
+    if func.namespace in ("aten", "torchvision"):
+        rule = RULES.get(full) or RULES.get(name)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = elementwise.pointwise
+    return name, rule, func.namespace != "aten" or torch.Tag.dynamic_output_shape in func.tags
 
 
 def _history(call: Call) -> tuple[str | None, tuple[str, ...]]:
@@ -111,7 +116,8 @@ _KINDS: dict[Rule, str] = {
     elementwise.group_norm: "native_group_norm",
     views.reshape: "view _unsafe_view _reshape_alias _reshape_copy",
     views.permute: "permute transpose t",
-    views.same: "clone detach alias _to_copy native_dropout contiguous lift_fresh bernoulli uniform normal exponential",
+    views.uncut: "alias",
+    views.same: "clone detach _to_copy native_dropout contiguous lift_fresh bernoulli uniform normal exponential",
     views.restride: "as_strided",
     views.as_complex: "view_as_complex view_as_real",
     views.like: "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty",

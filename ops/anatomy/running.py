@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import random
 import sys
@@ -102,7 +101,7 @@ def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        torch.manual_seed(0)
+        _seed(modules)
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -110,6 +109,13 @@ def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+def _seed(modules: Iterable[nn.Module]) -> None:
+    """Seeds the random numbers; those of other devices only if the network is there, as torch takes its time for it."""
+    tensors = (t for m in modules for held in (m._parameters, m._buffers) for t in held.values())
+    here = all(tensor is None or tensor.is_cpu for tensor in tensors)
+    (torch.default_generator.manual_seed if here else torch.manual_seed)(0)
 
 
 #: What every module keeps of its own.
@@ -121,31 +127,42 @@ def _unmarked(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Takes back what is done to a network's attributes, buffers, renormalized embeddings and random numbers."""
     state, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
-    attributes = [
-        (kept, dict(kept), {k: copy.copy(v) for k, v in kept.items() if type(v) in (list, dict, set) and k not in OWN})
-        for module in modules
-        for kept in (vars(module), module._buffers)
-    ]
-    buffers = {id(buffer): buffer for module in modules for buffer in module._buffers.values() if buffer is not None}
-    written = [buffer for buffer in buffers.values() if buffer.layout == torch.strided]
+    attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    containers: list[tuple[Any, Any]] = []
+    for module in modules:
+        kept, buffers = vars(module), module._buffers
+        attributes += [(kept, kept.copy()), (buffers, buffers.copy())]
+        for name in kept.keys() - OWN:
+            if type(value := kept[name]) in (list, dict, set):
+                containers.append((value, value.copy()))
+    held = {id(buffer): buffer for module in modules for buffer in module._buffers.values() if buffer is not None}
+    written = [buffer for buffer in held.values() if buffer.layout == torch.strided]
     for embedding in modules:
         if isinstance(embedding, (nn.Embedding, nn.EmbeddingBag)) and embedding.max_norm is not None:
             written.append(embedding.weight)
-    tensors = [(tensor, tensor.detach().clone()) for tensor in written]
+    kinds: dict[Any, list[Tensor]] = {}
+    for tensor in written:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    copies = [(group, _joined(group)) for group in kinds.values()]
     try:
         yield
     finally:
-        for kept, before, containers in attributes:
-            kept.clear()
-            kept.update(before)
-            for name, content in containers.items():
-                container: Any = before[name]
-                container.clear()
-                refill: Any = container.extend if isinstance(container, list) else container.update
-                refill(content)
-        for tensor, values in tensors:  # batch norm does not count up a tensor's version
-            if not torch.equal(tensor, values):
-                tensor.data.copy_(values)
+        for now, before in attributes:
+            now.clear()
+            now.update(before)
+        for container, content in containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
+        for group, values in copies:  # batch norm does not count up a tensor's version
+            if not torch.equal(_joined(group), values):
+                for tensor, old in zip(group, values.split([t.numel() for t in group]), strict=True):
+                    tensor.data.copy_(old.view(tensor.shape))
         random.setstate(state)
         if numpy is not None:
             numpy.random.set_state(numpy_state)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """A copy of all their values, one after the other."""
+    with torch.no_grad():
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])

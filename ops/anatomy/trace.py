@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.anatomy.axes import Axis, Factor, Fixed, freeze, is_fixed, product, size, total, unite
-from ops.anatomy.calls import VECTOR, Twin, Use
+from ops.anatomy.calls import VECTOR, Twin, Use, constant
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
 from ops.attention import FreeAttention, can_be_freed
@@ -32,7 +32,8 @@ class Trace(TorchDispatchMode):
     ``calls`` weight → how often each of its elements is used per sample (for FLOPs); ``products`` the axes of every
     product of two activations; ``sinks`` weight → the bias that what it makes meets first, with the sign in which a
     constant enters it; ``chains`` weight → operators between the units' birth and this reader; ``written`` numbers
-    that modules keep as attributes and that were found to be the size of an axis; ``seen``, if it is to
+    that modules keep as attributes and that were found to be the size of an axis; ``entered`` the modules that the last
+    run passed; ``seen``, if it is to
     ``remember`` (all weights, or some by name), weight → copies of what it was multiplied with, the dimension that is
     summed over last.
     """
@@ -58,8 +59,10 @@ class Trace(TorchDispatchMode):
         for name, tensor in self._tensors.items():
             if tensor.layout == torch.strided:
                 self._named.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
-        self._twins: dict[int, tuple[Twin, weakref.ref[Tensor]]] = {}
+        self._alone = {id(here[0][1]) for here in self._named.values() if len(here) == 1 and here[0][1].numel()}
+        self._twins: dict[int, tuple[Twin, weakref.ref[Tensor] | None]] = {}
         self._modules: list[nn.Module] = []
+        self.entered: list[nn.Module] = []
         self.steered = False  # the network hands values that depend on its input to Python
         self.sized = False  # or its tensors may be as large as such values say
 
@@ -77,9 +80,10 @@ class Trace(TorchDispatchMode):
                 lambda module, args, out: self._modules.__delitem__(-1), always_call=True
             ),
         ]
+        self.entered = []
         try:
             for tensor in flat_tensors(example):
-                self.mark(tensor, Twin(tuple(Fixed(n) for n in tensor.shape), live=True))
+                self.mark(tensor, Twin(constant(tensor), live=True))
             with self:
                 self.output = call(self.model, example)
         finally:
@@ -99,6 +103,7 @@ class Trace(TorchDispatchMode):
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modules.append(module)
+        self.entered.append(module)
         if isinstance(module, FreeAttention):
             self._tell_heads(module)
         elif isinstance(module, nn.MultiheadAttention):  # its forward pass computes heads from the width of its input
@@ -132,7 +137,7 @@ class Trace(TorchDispatchMode):
         known = self._twins.get(id(tensor))
         if known is not None:
             return known[0]
-        return self._parameter(tensor) or Twin(tuple(Fixed(n) for n in tensor.shape))
+        return self._parameter(tensor) or Twin(constant(tensor))
 
     def mark(self, tensor: Tensor, twin: Twin) -> None:
         key = id(tensor)  # unique for as long as the tensor lives; then its twin goes, too
@@ -151,24 +156,30 @@ class Trace(TorchDispatchMode):
             return twin
         for axis in twin.axes:
             freeze(axis, "its values are used, not one for each unit")
-        return Twin(tuple(Fixed(n) for n in tensor.shape))
+        return Twin(constant(tensor))
 
     def _parameter(self, tensor: Tensor) -> Twin | None:
+        if id(tensor) in self._alone:  # and lives as long as the network does
+            twin = self._named_twin(self._names[id(tensor)])
+            self._twins[id(tensor)] = twin, None
+            return twin
         if tensor.layout != torch.strided or not tensor.numel():
             return None
         known = self._named.get(tensor.untyped_storage().data_ptr())
         if known is None:
             return None
         for name, base in known:
-            if base is tensor or (
-                base.data_ptr() == tensor.data_ptr() and base.shape == tensor.shape and base.stride() == tensor.stride()
-            ):
-                twin = Twin(self.axes_of(name), name, tuple(range(tensor.dim())))
+            if base.data_ptr() == tensor.data_ptr() and base.shape == tensor.shape and base.stride() == tensor.stride():
+                twin = self._named_twin(name)
                 self.mark(tensor, twin)
                 return twin
         for name, _ in known:
             self.freeze_parameter(name, "a view of it is kept outside of the module")
         return None
+
+    def _named_twin(self, name: str) -> Twin:
+        axes = self.axes_of(name)
+        return Twin(axes, name, tuple(range(len(axes))))
 
     def axes_of(self, name: str) -> tuple[Axis, ...]:
         if name not in self.axes:

@@ -82,6 +82,13 @@ def same(trace: Trace, call: Call) -> Axes | None:
     return trace.twin(call.args[0]).axes
 
 
+def uncut(trace: Trace, call: Call) -> Axes | None:
+    """``alias``, which is what becomes of a slice that leaves nothing out: ``x[:, :n]`` where there are ``n``."""
+    axes = trace.twin(call.args[0]).axes
+    trace.write_down(axes)
+    return axes
+
+
 def restride(trace: Trace, call: Call) -> Axes | None:
     """``as_strided`` only where it changes nothing but the strides of dimensions of size one."""
     x, out = call.args[0], call.out
@@ -327,4 +334,4 @@ def unfold(trace: Trace, call: Call) -> Axes | None:
 
 
 #: Rules under which a parameter stays that parameter.
-KEEPING = (reshape, permute, same, expand, narrow, select, unbind, split_up, squeeze, unsqueeze)
+KEEPING = (reshape, permute, same, uncut, expand, narrow, select, unbind, split_up, squeeze, unsqueeze)

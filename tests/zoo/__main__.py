@@ -3,6 +3,7 @@
     python -m tests.zoo                                 everything; hours on two cores
     python -m tests.zoo --models 'resnet*' --jobs 1     some, by pattern
     python -m tests.zoo --no-clock                      without timing discovery at the published sizes
+    python -m tests.zoo --clock-only --skip-giants      timing anew, the sweep's results kept; a quarter of an hour
 
 Each model runs in a process of its own. Results are kept in a JSON file beside the table, which is written anew after
 each model, so that a sweep can go on where it stopped (``--again`` forgets).
@@ -47,6 +48,7 @@ def main() -> None:
         print(f"{animal.name:42}{part:6} {_short(found)}", flush=True)
 
     wanted = [a for a in animals.values() if arguments.again or "sweep" not in results.get(a.name, {})]
+    wanted = [] if arguments.clock_only else wanted
     for animal in [a for a in wanted if a.name in GIANTS and arguments.skip_giants]:
         keep(animal, "sweep", {"problem": f"skipped: {GIANTS[animal.name]}"})
         wanted.remove(animal)
@@ -54,9 +56,10 @@ def main() -> None:
         running = {pool.submit(_child, animal, "sweep", arguments.limit): animal for animal in wanted}
         for done in as_completed(running):
             keep(running[done], "sweep", done.result())
-    for animal in animals.values():
+    anew = arguments.again or arguments.clock_only
+    for animal in [a for a in animals.values() if a.native and arguments.clock]:
         giant = animal.name in GIANTS and arguments.skip_giants
-        if arguments.clock and animal.native and not giant and (arguments.again or "clock" not in results[animal.name]):
+        if not giant and (anew or "clock" not in results.get(animal.name, {})):
             keep(animal, "clock", _child(animal, "clock", arguments.limit))
 
 
@@ -69,6 +72,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="also models that have a result")
     parser.add_argument("--skip-giants", action="store_true", help=f"leave out {' and '.join(GIANTS)}")
     parser.add_argument("--no-clock", dest="clock", action="store_false", help="no timing at published sizes")
+    parser.add_argument("--clock-only", action="store_true", help="timing alone, also of models that have been timed")
     parser.add_argument("--one", choices=("sweep", "clock"), help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -26,8 +26,8 @@ in the output; then all layers at once. The promises of an edit:
 removal leaves a network that amplifies rounding, it means an error below ten times what the last digit of every weight
 changes, and below 1e-4; where it amplifies rounding beyond that, the modules up to there are compared. *Faint* layers
 change the output by less than one in a million even when all of their units are silenced: on them a check shows
-nothing. Forward and discovery are medians with one thread, in single precision, on two samples at the published image
-size.
+nothing. Forward and discovery are medians, taken in turns with one thread, in single precision, on two samples at the
+published image size.
 
 Written by `python -m tests.zoo`: {machine}.
 
