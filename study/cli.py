@@ -83,7 +83,7 @@ def study(
     from study import conduct
 
     console = _console()
-    with conduct.begin(settings, place) as (folder, dataset):
+    with conduct.begin(settings, place, preset) as (folder, dataset):
         images = f"{len(dataset.train):,} + {len(dataset.validation):,} + {len(dataset.test):,} images"
         console.print(
             f"{settings.model} on {settings.data}: {images} (train, validation, test), {len(dataset.classes)} classes; "
@@ -202,7 +202,7 @@ def ui(
     import subprocess
 
     from study.evidence.results import Folder
-    from study.search.tracking import default_uri
+    from study.search.tracking import default_uri, page
 
     folder = Folder.open(study or _newest())
     elsewhere = folder.settings.tracking_uri
@@ -213,9 +213,12 @@ def ui(
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     _console().print(
-        f"MLflow shows {folder.path} at http://127.0.0.1:{port}/#/experiments/1/runs until Ctrl-C", highlight=False
-    )
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+        f"MLflow shows {folder.path} until Ctrl-C at\nhttp://127.0.0.1:{port}{page(folder)}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    # MLflow's seven processes for jobs of language models have nothing to do here.
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    raise typer.Exit(subprocess.run(command, check=False, env=environment).returncode)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from study.evidence.results import Folder
 from study.progress import Display
 from study.search import tracking, tuner
 from study.search.sources import Sampled, Source, given
+from study.search.tracking.tracker import Tracker
 from study.training import run
 from study.training.trainer import steps_per_epoch
 
@@ -30,8 +31,10 @@ __all__ = ["begin", "compare", "proceed", "show", "write_report"]
 
 
 @contextlib.contextmanager
-def begin(settings: Settings, out: Path) -> Iterator[tuple[Folder, data.Dataset]]:
+def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[tuple[Folder, data.Dataset]]:
     """Loads the data, builds the network once, joins the cluster for the time of a ``with`` block, makes the folder.
+
+    ``preset``: the name that the settings were started from, for the record.
 
     Raises:
         StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
@@ -48,7 +51,7 @@ def begin(settings: Settings, out: Path) -> Iterator[tuple[Folder, data.Dataset]
     Folder.check(out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers), dataset
+        yield Folder.make(out, settings, layers, preset), dataset
 
 
 def proceed(folder: Folder, dataset: data.Dataset, console: Console) -> bool:
@@ -73,7 +76,7 @@ def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | 
         return _compare(stage)
 
 
-def write_report(folder: Folder, tracker: tracking.Tracker | None = None) -> dict[str, Any]:
+def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
     """``results.json``, the figures and ``report.html`` from what is stored; nothing is computed again."""
     rows, verdicts = comparison.summarize(folder)
     results = folder.write(rows, verdicts)
@@ -123,7 +126,7 @@ class _Stage:
     folder: Folder
     dataset: data.Dataset
     resources: dict[str, float]
-    tracker: tracking.Tracker
+    tracker: Tracker
     console: Console
 
     def run(self, name: str, source: Source) -> bool:
@@ -135,6 +138,7 @@ class _Stage:
                 source, self.dataset, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display],
             )  # fmt: skip
+        self.tracker.stage_ended()
         if not whole:
             self.tracker.interrupted()
         return whole
@@ -143,7 +147,7 @@ class _Stage:
 @contextlib.contextmanager
 def _stage(folder: Folder, dataset: data.Dataset, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
-    with folder.locked(), tuner.cluster(folder.settings) as resources, tracking.Tracker(folder) as tracker:
+    with folder.locked(), tuner.cluster(folder.settings) as resources, Tracker(folder, dataset) as tracker:
         try:
             yield _Stage(folder, dataset, resources, tracker, console)
         finally:

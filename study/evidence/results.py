@@ -43,8 +43,11 @@ class Folder:
     Also a listener (see ``study.search.tuner``): it writes the ledger.
     """
 
-    def __init__(self, path: Path, settings: Settings, layers: dict[str, int], identity: str) -> None:
-        self.path, self.settings, self.layers, self.identity = path, settings, layers, identity
+    def __init__(
+        self, path: Path, settings: Settings, layers: dict[str, int], identity: str, preset: str | None = None
+    ) -> None:
+        """``preset``: the name of the settings that the study was started with, before options overlaid them."""
+        self.path, self.settings, self.layers, self.identity, self.preset = path, settings, layers, identity, preset
 
     optuna = property(lambda self: self.path / "optuna.db")
     mlflow = property(lambda self: self.path / "mlflow.db")
@@ -66,7 +69,7 @@ class Folder:
             raise StudyError(f"{path} is not empty; choose another --out")
 
     @classmethod
-    def make(cls, path: Path, settings: Settings, layers: dict[str, int]) -> Folder:
+    def make(cls, path: Path, settings: Settings, layers: dict[str, int], preset: str | None = None) -> Folder:
         """A new study in an empty or missing folder. Raises StudyError as ``check``, or where it cannot be written."""
         cls.check(path)
         try:
@@ -75,11 +78,11 @@ class Folder:
             raise StudyError(f"{path} cannot be made: {error.strerror}") from None
         identity = uuid.uuid4().hex
         content = {
-            "format": FORMAT, "identity": identity, "settings": settings.to_data(), "layers": layers,
-            "machine": machine(),
+            "format": FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
+            "layers": layers, "machine": machine(),
         }  # fmt: skip
         _write(path / "study.json", content)
-        return cls(path.resolve(), settings, layers, identity)
+        return cls(path.resolve(), settings, layers, identity, preset)
 
     @classmethod
     def open(cls, path: Path) -> Folder:
@@ -96,7 +99,8 @@ class Folder:
             settings, layers, identity = content["settings"], content["layers"], content["identity"]
         except KeyError as error:
             raise StudyError(f"{path / 'study.json'} is damaged: it lacks {error}") from None
-        return cls(path.resolve(), Settings.from_data(settings, str(path / "study.json")), layers, identity)
+        known = Settings.from_data(settings, str(path / "study.json"))
+        return cls(path.resolve(), known, layers, identity, content.get("preset"))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -113,7 +117,7 @@ class Folder:
         content = json.loads((self.path / "study.json").read_text())
         content["settings"] |= settings
         _write(self.path / "study.json", content)
-        return Folder(self.path, replace(self.settings, **settings), self.layers, self.identity)
+        return Folder(self.path, replace(self.settings, **settings), self.layers, self.identity, self.preset)
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""

@@ -21,16 +21,27 @@ from study.training.run import Cell, run
 from study.training.trainer import device_name, pick_device
 
 
-def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, checkpoints: str) -> None:
-    """Runs ``config["cell"]`` (JSON). ``arrays``: views of shared memory; ``checkpoints``: a folder for all nodes."""
+def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, folder: str) -> None:
+    """Runs ``config["cell"]`` (JSON). ``arrays``: views of shared memory; ``folder``: the study's, for all nodes.
+
+    There it keeps a checkpoint while it runs, and the final network of a comparison; the outcome's ``network`` says
+    where in the folder.
+    """
     cell = Cell(**json.loads(config["cell"]))
     device = pick_device(settings.device)
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    saved = Path(checkpoints) / f"{cell.name}-{cell.key(settings)}.pt"
+    saved = Path(folder) / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
+    network = Path(folder) / "networks" / f"{cell.name}.pt" if cell.test else None
+
+    def tell(epoch: dict[str, Any]) -> None:
+        tune.report({"kind": "epoch", "told": json.dumps(epoch)})
+
     try:
-        outcome = run(cell, dataset_of(arrays), settings, device, lambda epoch: tune.report(_told(epoch)), saved)
+        outcome = run(cell, dataset_of(arrays), settings, device, tell, saved, network)
+        if network is not None:
+            outcome["network"] = network.relative_to(folder).as_posix()
     except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:
         outcome = {"failure": (str(error).splitlines() or [type(error).__name__])[0]}
     outcome["device"] = device_name(device)
@@ -47,7 +58,3 @@ def arrays_of(data: Dataset) -> dict[str, Any]:
 def dataset_of(arrays: dict[str, Any]) -> Dataset:
     train, validation, test = (Images(*arrays[name]) for name in ("train", "validation", "test"))
     return Dataset(train, validation, test, tuple(arrays["classes"]))
-
-
-def _told(epoch: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": "epoch", "told": json.dumps(epoch)}

@@ -97,7 +97,7 @@ def run_cells(
     searcher, callback = _adaptors(source, listeners)
     # No trial takes a GPU that it did not ask for.
     where = settings if "gpu" in share else replace(settings, device="cpu")
-    function = tune.with_parameters(trial, arrays=arrays_of(data), settings=where, checkpoints=str(out / "checkpoints"))
+    function = tune.with_parameters(trial, arrays=arrays_of(data), settings=where, folder=str(out))
     with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(function, share),

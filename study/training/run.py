@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ops import Anatomy, Schedule, describe
+from ops import Anatomy, Schedule, describe, save
 from ops.anatomy import count
 from ops.architecture import Description
 from ops.dead_units import THRESHOLD
@@ -104,6 +105,7 @@ def run(
     device: torch.device,
     tell: Callable[[dict[str, Any]], None] = lambda epoch: None,
     saved: Path | None = None,
+    network: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with accuracy, losses, sizes, seconds, epochs and operations.
 
@@ -111,7 +113,8 @@ def run(
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
-    ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one.
+    ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
+    where the final network is written, by ``ops.save``.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -146,8 +149,10 @@ def run(
                 checkpoint.load(trainer, saved)
             except StudyError:  # damaged: the run starts over, with a network that loading has not touched
                 saved.unlink()
-                return run(cell, data, settings, device, tell, saved)
+                return run(cell, data, settings, device, tell, saved, network)
     trainer.fit()
+    if network is not None:
+        _keep(model, network)
     example = Batches(held_out, device).take(slice(0, 2))[0]
     parameters, flops = count(model, example)
     last = trainer.history[-1]
@@ -174,6 +179,14 @@ def run(
     if cell.test:
         outcome |= on_test(model, Batches(data.test, device)) | speed(model, Batches(held_out, device), device)
     return outcome
+
+
+def _keep(model: nn.Module, path: Path) -> None:
+    """Writes a network to a file that is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save(model, part)
+    os.replace(part, path)
 
 
 def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:

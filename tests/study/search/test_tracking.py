@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from ops import Anatomy, ZeroExpand, operate, save
+from study import models
 from study.config import Settings
+from study.data import Dataset, Images
 from study.errors import StudyError
 from study.evidence.results import Folder
 from study.search import tracking
-from study.search.tracking import Tracker, check_server, default_uri
+from study.search.tracking import check_server, default_uri, inputs, measures, names, tracker
+from study.search.tracking.machine import Machine
+from study.search.tracking.tracker import Tracker
+from study.search.tracking.views import FIRST, view_tags
 from study.training.run import Cell
 
 CELL = Cell("search", 0, [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=3,
             params={"op": "min_weight", "keep": 0.5})  # fmt: skip
-OPERATION: dict[str, Any] = dict.fromkeys(tracking._OPERATION_METRICS, 2.0) | {
+OPERATION: dict[str, Any] = dict.fromkeys((k for keys in measures._OPERATION.values() for k in keys), 2.0) | {
     "layer": "fc1", "epochs_to_recover": None, "epoch": 1.0, "evidence": {"held_out_error": 0.25}
 }  # fmt: skip
 EPOCH = {"epoch": 2.0, "train_loss": 0.5, "validation_loss": 0.4, "validation_accuracy": 0.9, "train_seconds": 1.0,
          "parameters": 10, "operations": [OPERATION],
          "checks": [{"layer": "fc1", "measure": "redundancy", "gain": 0.25}],
          "redundancy": {"blocks.0.attention:heads": {"units": 8, "samples": 90, "units_99": 3, "units_99.9": 5},
-                        "weird (name)": {"units_99": 2}},
+                        "weird (n/me)": {"units_99": 2}},
          "idle": {"fc1": {"units": 8, "dead": 3, "frozen": 1}}, "probe_seconds": 0.01}  # fmt: skip
 OUTCOME = {"validation_accuracy": 0.9, "validation_loss": 0.4, "parameters": 10, "flops": 20, "seconds": 2.0,
-           "train_seconds": 1.5, "operation_seconds": 0.5, "probe_seconds": 0.01,
-           "latency_seconds": {"1": 0.002}, "peak_memory": None,
+           "train_seconds": 1.5, "operation_seconds": 0.5, "probe_seconds": 0.01, "epochs": [{}] * 10,
+           "latency_seconds": {"1": 0.002}, "peak_memory": None, "device": "cpu",
            "spikes": [{"epoch": 1.0, "factor": 2.0}], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
 
-VERDICT = {"sentence": "Surgery is fine.", "surgery": 0.9, "rival": 0.8, "difference": 0.1, "compute_ratio": 1.0,
+VERDICT = {"sentence": "Surgery is fine.", "details": "By 10 points.", "surgery": 0.9, "rival": 0.8, "difference": 0.1, "compute_ratio": 1.0,
            "time_ratio": 1.0}  # fmt: skip
 
 
+def images(count: int, seed: int = 0) -> Images:
+    random = np.random.default_rng(seed)
+    return Images(random.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8), np.arange(count) % 3)
+
+
+DATA = Dataset(images(6), images(5, 1), images(4, 2), ("a", "b", "c"))
+
+
 def folder(path: Path, **changes: Any) -> Folder:
-    return Folder.make(path / "study", Settings(**changes), {"fc1": 8})
+    return Folder.make(path / "study", Settings(**changes), {"fc1": 8}, "smoke")
 
 
 def client(study: Folder) -> Any:
@@ -54,83 +73,219 @@ def runs(study: Folder) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None:
+    import mlflow
+
     study = folder(tmp_path)
     note = tmp_path / "note.txt"
     note.write_text("hello")
-    with Tracker(study) as tracker:
-        tracker.started(CELL)
-        tracker.epoch(CELL, EPOCH)
-        tracker.ended(CELL, OUTCOME)
+    with Tracker(study, DATA) as tracked:
+        tracked.started(CELL)
+        tracked.epoch(CELL, EPOCH)
+        study.ended(CELL, OUTCOME)
+        tracked.ended(CELL, OUTCOME)
         failing = Cell("search", 0, trial=4)
-        tracker.started(failing)
-        tracker.ended(failing, {"failure": "the loss became nan"})
-        tracker.summary([{"arm": "original", "accuracy": 0.9}], [VERDICT], [note])
-    assert tracker.lost == 0
+        tracked.started(failing)
+        tracked.ended(failing, {"failure": "the loss became nan"})
+        rows = [{"arm": "original", "accuracy": 0.9, "latency_seconds": {"1": 0.1, "256": 0.2}}]
+        tracked.summary([*rows, {"arm": "surgery", "accuracy": None, "latency_seconds": {}}], [VERDICT], [note])
+        while not tracked._machine:  # a study outlasts the making of its database
+            time.sleep(0.01)
+    assert tracked.lost == 0
     found = runs(study)
-    parent, child, failed = found["study: small_cnn on digits"], found["search-003 min_weight"], found["search-004"]
+    parent, child = found["study: small_cnn on digits"], found["search 3: min_weight keep 0.5 on fc1 at 1ep"]
+    failed = found["search 4"]
     assert child.data.tags["mlflow.parentRunId"] == failed.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.params["keep"] == "0.5" and child.data.params["trial"] == "3"
+    assert json.loads(child.data.params["schedule"]) == list(CELL.schedule)
     assert parent.data.params["epochs"] == "10"
+    tags = {"arm": "search", "trial": "3", "operation": "min_weight", "preset": "smoke", "device": "cpu"}
+    assert tags.items() <= child.data.tags.items()
+    assert parent.data.tags["preset"] == "smoke" and parent.data.tags["verdict"] == "Surgery is fine."
     assert child.data.metrics["accuracy/validation"] == 0.9
-    assert child.data.metrics["operation/spike_factor/fc1"] == 2.0
-    assert child.data.metrics["final/latency_1"] == 0.002 and "final/peak_memory" not in child.data.metrics
-    assert child.data.metrics["operation/epochs_to_recover/fc1"] == 2.0
-    assert child.data.metrics["operation/held_out_error/fc1"] == 0.25
-    assert child.data.metrics["redundancy/blocks.0.attention:heads/units_99"] == 3
-    assert child.data.metrics["redundancy/blocks.0.attention:heads/units_99.9"] == 5
-    assert child.data.metrics["redundancy/weird _name_/units_99"] == 2
-    assert (child.data.metrics["idle/fc1/dead"], child.data.metrics["idle/fc1/frozen"]) == (3, 1)
-    assert child.data.metrics["redundancy/fc1/gain"] == 0.25 and child.data.metrics["seconds/probe"] == 0.01
-    assert client(study).get_metric_history(child.info.run_id, "redundancy/fc1/gain")[0].step == 2
-    assert child.data.tags["operation"] == "min_weight" and child.data.tags["arm"] == "search"
     assert client(study).get_metric_history(child.info.run_id, "loss/train")[0].step == 2
     assert (parent.info.status, child.info.status, failed.info.status) == ("FINISHED", "FINISHED", "FAILED")
     assert failed.data.tags["failure"] == "the loss became nan"
-    assert parent.data.tags["verdict"] == "Surgery is fine."
-    names = {artifact.path for artifact in client(study).list_artifacts(parent.info.run_id)}
-    assert names == {"note.txt", "summary.json", "summary.md"}
+    files = {artifact.path for artifact in client(study).list_artifacts(parent.info.run_id)}
+    assert files == {"note.txt", "comparison.json", "trainings.json"}
+    listed = json.loads(parent.data.tags["mlflow.loggedArtifacts"])  # what MLflow's page shows as tables
+    assert {entry["path"] for entry in listed} == {"comparison.json", "trainings.json"}
+    table = mlflow.artifacts.load_dict(f"{parent.info.artifact_uri}/trainings.json")
+    (row,) = (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
+    assert (row["training"], row["validation accuracy"], row["test accuracy"]) == ("search-003", 0.9, "")
+    table = mlflow.artifacts.load_dict(f"{parent.info.artifact_uri}/comparison.json")
+    assert table["columns"] == ["arm", "accuracy", "latency_seconds 1", "latency_seconds 256"]
+    assert table["data"] == [["original", 0.9, 0.1, 0.2], ["surgery", "", "", ""]]
+    assert parent.data.tags["mlflow.note.content"] == "**Surgery is fine.** By 10 points."
     assert parent.data.metrics["verdict/difference"] == 0.1
+    assert any(name.startswith("system/") for name in parent.data.metrics)
     assert (tmp_path / "study" / "mlflow-artifacts").is_dir()
 
     again = Folder.open(tmp_path / "study")  # a resumed study goes on with the runs it had
-    with Tracker(again) as tracker:
-        tracker.started(failing)
-        tracker.ended(failing, OUTCOME)
-        tracker.interrupted()
-    assert tracker.lost == 0
+    with Tracker(again, DATA) as tracked:
+        tracked.started(failing)
+        tracked.ended(failing, OUTCOME)
+        tracked.interrupted()
+    assert tracked.lost == 0
     after = runs(study)
     assert set(after) == set(found)
-    assert after["search-004"].info.run_id == failed.info.run_id
-    assert after["search-004"].info.status == "FINISHED"
+    assert after["search 4"].info.run_id == failed.info.run_id
+    assert after["search 4"].info.status == "FINISHED"
     assert after["study: small_cnn on digits"].info.status == "KILLED"
+
+
+def test_the_metrics_of_an_epoch_and_of_an_outcome() -> None:
+    found = {name: (value, step) for name, value, step in measures.of_epoch(EPOCH)}
+    for name, value in {
+        "loss/train": 0.5, "accuracy/validation": 0.9, "size/parameters": 10, "seconds/probe": 0.01,
+        "operation loss/spike_factor fc1": 2, "operation size/units_after fc1": 2, "operation seconds/seconds fc1": 2,
+        "operation loss/held_out_error fc1": 0.25, "condition/redundancy fc1": 0.25, "idle/dead fc1": 3,
+        "redundancy/units_99.9 blocks.0.attention:heads": 5, "redundancy/units_99 weird _n_me_": 2,
+    }.items():  # fmt: skip
+        assert found[name] == (value, 2)
+    assert "operation loss/epochs_to_recover fc1" not in found  # nobody knows yet
+    ended = {name: (value, step) for name, value, step in measures.of_outcome(OUTCOME)}
+    assert ended["seconds/total"] == (2, 10) and ended["seconds/latency 1"] == (0.002, 10)
+    assert ended["operation loss/epochs_to_recover fc1"] == ended["operation loss/spike_factor"] == (2, 2)
+    assert "size/peak_memory" not in ended and not measures.of_test(OUTCOME)
+    assert measures.of_test(OUTCOME | {"test_accuracy": 0.75}) == [("accuracy/test", 0.75, 10)]
+    assert all(name.count("/") == 1 for name in found | ended)  # MLflow's charts have a section for what is before it
+
+
+def test_the_final_network_is_the_model_of_its_run(tmp_path: Path) -> None:
+    """It is altered, so that the factory alone would not make it; what MLflow loads computes what it computes."""
+    import mlflow
+
+    study = folder(tmp_path, model="mlp")
+    network = models.build("mlp", DATA.shape, 3)
+    operate(Anatomy(network, torch.zeros(2, 1, 8, 8))["fc1"], ZeroExpand(0.5))
+    (study.path / "networks").mkdir()
+    save(network, study.path / "networks" / "it.pt")
+    cell = Cell("surgery", 1, CELL.schedule, trial=3, test=True)
+    outcome = OUTCOME | {"test_accuracy": 0.75, "network": "networks/it.pt"}
+    with Tracker(study, DATA) as tracked:
+        tracked.started(cell)
+        tracked.ended(cell, outcome)
+    assert tracked.lost == 0
+    run = runs(study)["surgery 3, seed 1: min_weight keep 0.5 on fc1 at 1ep"]
+    mlflow.set_tracking_uri(default_uri(study))
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/network")
+    shown = np.random.default_rng(0).uniform(-1, 1, (7, 1, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(loaded.predict(shown)), network.eval()(torch.tensor(shown)))
+    assert loaded.get_raw_model().fc1.out_features == 192
+    assert [spec.shape for spec in loaded.metadata.signature.inputs.inputs] == [(-1, 1, 8, 8)]
+    assert [spec.shape for spec in loaded.metadata.signature.outputs.inputs] == [(-1, 3)]
+    with pytest.raises(mlflow.MlflowException, match="shape"):
+        loaded.predict(shown[:, :, :4])
+    model = client(study).search_logged_models([run.info.experiment_id])[0]
+    assert (model.name, str(model.status), model.source_run_id) == ("network", "READY", run.info.run_id)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    (metric,) = model.metrics
+    assert (metric.key, metric.value, metric.dataset_digest) == ("accuracy/test", 0.75, inputs.digest(DATA.test))
+    assert run.data.metrics["accuracy/test"] == 0.75
+    kinds = {tag.value: each.dataset for each in run.inputs.dataset_inputs for tag in each.tags}
+    assert {kind: data.digest for kind, data in kinds.items()} == {
+        "training": inputs.digest(DATA.train), "validation": inputs.digest(DATA.validation),
+        "test": inputs.digest(DATA.test),
+    }  # fmt: skip
+    assert json.loads(kinds["test"].profile)["features_shape"] == [4, 1, 8, 8]
+
+
+def test_a_fingerprint_is_of_pixels_and_labels() -> None:
+    one = images(6)
+    assert inputs.digest(one) == inputs.digest(images(6)) != inputs.digest(images(6, 1))
+    assert inputs.digest(Images(one.pixels, one.labels[::-1].copy())) != inputs.digest(one)
+    assert inputs.digest(Images(one.pixels.reshape(6, 1, 4, 16), one.labels)) != inputs.digest(one)
+    read_only = one.pixels.copy()[:]
+    read_only.flags.writeable = False
+    assert inputs.digest(Images(read_only, one.labels)) == inputs.digest(one)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "kind", "source"),
+    [
+        ("digits", "train", "code", "sklearn.datasets.load_digits"),
+        ("cifar10", "test", "http", "cifar-10-python.tar.gz"),
+        ("folder:/data/pets", "train", "local", "/data/pets/train"),
+        ("folder:/data/pets", "test", "local", "/data/pets/test"),
+    ],
+)
+def test_a_dataset_says_where_it_is_from(name: str, part: str, kind: str, source: str) -> None:
+    found = inputs.datasets(name, DATA)[part].dataset
+    assert found.source_type == kind and source in found.source
+    assert found.name in ("digits", "cifar10", "pets")
+
+
+def test_every_operation_of_a_schedule_is_a_tag(tmp_path: Path) -> None:
+    steps = [{"op": "pcns"}, {"op": "eigen_remove"}, {"op": "pcns"}]
+    tags = names.cell_tags(folder(tmp_path), Cell("surgery", 1, steps), "parent")
+    assert tags["operation"] == "pcns, eigen_remove" and "trial" not in tags
+    assert names.cell_tags(folder(tmp_path / "other"), Cell("original", 1), "parent")["operation"] == "none"
+
+
+def test_the_commit_of_the_folder_that_the_command_runs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@y", "-c", "commit.gpgsign=false", "-C", str(tmp_path)]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    said = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    monkeypatch.chdir(tmp_path)
+    tags = names.origin_tags()
+    assert tags["mlflow.source.git.commit"] == said.stdout.strip()
+    assert tags["mlflow.user"] and tags["mlflow.source.name"]
+
+
+def test_the_load_of_the_machine_is_told_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
+    over, heard = threading.Event(), []
+    machine = Machine(heard.append, over)
+    while len(heard) < 3:
+        time.sleep(0.01)
+    over.set()
+    machine.join()
+    count = len(heard)
+    time.sleep(0.1)
+    assert len(heard) == count
+    assert 0 < heard[0]["system/system_memory_usage_percentage"] < 100
+
+
+def test_views_show_what_the_tracker_writes() -> None:
+    """Every column and every order is a metric or a tag that runs have."""
+    known = {name for name, *_ in [*measures.of_epoch(EPOCH), *measures.of_outcome(OUTCOME)]} | {"accuracy/test"}
+    tags = {"arm", "operation"}
+    assert f"mlflow.sharedViewState.{FIRST}" in view_tags()
+    for view in view_tags().values():
+        state = json.loads(json.loads(view)["state"])
+        for column in (*state["selectedColumns"], state["orderByKey"]):
+            kind, _, name = column.partition(".")
+            assert name.strip("`") in {"metrics": known, "tags": tags}[kind]
 
 
 def test_a_server_that_is_away_neither_holds_up_nor_ends_a_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(tracker, "PATIENCE_SECONDS", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     study = folder(tmp_path, tracking_uri=f"http://127.0.0.1:{port}")
-    with Tracker(study) as tracker:
+    with Tracker(study, DATA) as tracked:
         start = time.monotonic()
         for _ in range(100):
-            tracker.started(CELL)
-            tracker.epoch(CELL, EPOCH)
+            tracked.started(CELL)
+            tracked.epoch(CELL, EPOCH)
         held_up = time.monotonic() - start
     assert held_up < 1
-    assert tracker.lost > 0
+    assert tracked.lost > 0
     with pytest.raises(StudyError, match=f"nothing can be tracked at http://127.0.0.1:{port}"):
         check_server(f"http://127.0.0.1:{port}")
 
 
 def test_what_waits_is_caught_up_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first tries fail, as when a server restarts; nothing is lost and the order stays."""
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.05)
-    tracker = Tracker(folder(tmp_path))
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.05)
+    tracked = Tracker(folder(tmp_path), DATA)
     failures = iter([True, True, False, True])
     heard: list[str] = []
 
@@ -142,10 +297,10 @@ def test_what_waits_is_caught_up_with(tmp_path: Path, monkeypatch: pytest.Monkey
 
         return write
 
-    monkeypatch.setattr(tracker, "_open", job("open"))
-    monkeypatch.setattr(tracker, "_client", type("C", (), {"set_terminated": lambda *_: heard.append("closed")})())
-    with tracker:
+    monkeypatch.setattr(tracked, "_open", job("open"))
+    monkeypatch.setattr(tracked, "_client", type("C", (), {"set_terminated": lambda *_: heard.append("closed")})())
+    with tracked:
         for name in "abc":
-            tracker._jobs.put(job(name))
+            tracked._jobs.put(job(name))
     assert heard == ["open", "a", "b", "c", "closed"]
-    assert tracker.lost == 0
+    assert tracked.lost == 0

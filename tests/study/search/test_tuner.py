@@ -14,14 +14,21 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from ops import MinWeight, Moment, Schedule, Step
+from ops import load as load_network
+from study import models
 from study.config import Settings
 from study.data import Dataset, load
 from study.errors import StudyError
+from study.evidence.results import Folder
 from study.search import tuner
 from study.search.sources import Listed
+from study.search.tracking import EXPERIMENT, default_uri
+from study.training.measures import on_test
 from study.training.run import Cell
+from study.training.trainer import Batches
 
 pytestmark = pytest.mark.slow
 SETTINGS = Settings(model="mlp", epochs=3, device="cpu", held_out=64, signal_images=64)
@@ -84,11 +91,11 @@ def test_cells_run_and_a_failure_does_not_end_the_study(
     assert notes.epochs["surgery-001-seed-2"] == [1.0, 2.0, 3.0]
     assert surgery["device"] == "cpu"
     assert not list((tmp_path / "checkpoints").iterdir())
+    kept = {path.name for path in (tmp_path / "networks").iterdir()}  # of what ended, and is not only tried
+    assert kept == {"original-seed-1.pt"} and "network" not in surgery
 
 
 def test_ray_computes_what_a_plain_call_computes(digits: Dataset, resources: dict[str, float], tmp_path: Path) -> None:
-    import torch
-
     from study.training.run import run
 
     notes = Notes()
@@ -100,6 +107,15 @@ def test_ray_computes_what_a_plain_call_computes(digits: Dataset, resources: dic
     torch.set_num_threads(threads)
     for key in ("test_accuracy", "test_loss", "validation_loss", "parameters", "architecture"):
         assert notes.results[cell.name][key] == plain[key]
+    assert measured(tmp_path, notes.results[cell.name], digits) == {
+        key: plain[key] for key in ("test_loss", "test_accuracy", "test_top5")
+    }
+
+
+def measured(folder: Path, outcome: dict[str, Any], data: Dataset) -> dict[str, float]:
+    """What the stored final network does on the test images."""
+    network = load_network(lambda: models.build("mlp", data.shape, 10), folder / outcome["network"])
+    return on_test(network, Batches(data.test, torch.device("cpu")))
 
 
 def test_a_lost_worker_resumes_from_its_last_epoch(
@@ -126,6 +142,9 @@ def test_a_lost_worker_resumes_from_its_last_epoch(
     told = notes.epochs[cell.name]
     assert told.count(1.0) == 1 and told[-1] == 40.0  # it did not start again
     assert notes.results[cell.name]["test_loss"] == plain.results[cell.name]["test_loss"]
+    assert (
+        measured(tmp_path / "b", notes.results[cell.name], digits)["test_loss"] == notes.results[cell.name]["test_loss"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,6 +184,8 @@ def comparable(folder: Path) -> list[Any]:
 @pytest.mark.timeout(600)
 def test_the_main_job_interrupted_resumed_and_repeated(tmp_path: Path) -> None:
     """The smallest main job: once whole, once stopped by Ctrl-C and resumed; both give the same."""
+    import mlflow
+
     small = ("--preset", "smoke", "--epochs", "6")
     whole = surgery("study", *small, "--out", "whole", cwd=tmp_path)
     text, _ = whole.communicate(timeout=280)
@@ -187,9 +208,18 @@ def test_the_main_job_interrupted_resumed_and_repeated(tmp_path: Path) -> None:
     assert resumed.returncode == 0, text
     assert comparable(tmp_path / "broken") == comparable(tmp_path / "whole")
 
+    study = Folder.open(tmp_path / "broken")
+    compared = {record.cell.name for record in study.records() if record.cell.arm != "search"}
+    assert {path.stem for path in (study.path / "networks").iterdir()} == compared
+    client = mlflow.MlflowClient(default_uri(study))
+    tracked = client.search_logged_models([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    runs = {client.get_run(model.source_run_id).data.tags["network_surgery.cell"] for model in tracked}
+    assert len(tracked) == len(compared) and runs == {f"{study.identity}/{name}" for name in compared}
+    assert study.preset == "smoke"
+
     again = surgery("resume", "broken", cwd=tmp_path)  # nothing is missing, so nothing is run
     text, _ = again.communicate(timeout=120)
-    assert again.returncode == 0 and "trainings" not in text
+    assert again.returncode == 0 and "trainings" not in text and "did not reach MLflow" not in text
 
     kept = ledger.read_text()
     more = surgery("compare", "broken", "--top", "9", "--seeds", "1", cwd=tmp_path)

@@ -1,0 +1,38 @@
+"""Every training of a study in one table: what it was, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from study.config import ARMS
+from study.evidence.comparison import describe
+from study.evidence.results import Record
+
+
+def table(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """A row for each training, those of the search first, then arm by arm; None where something does not apply.
+
+    Accuracies are 0 … 1, ``loss spike`` is the largest of its operations; ``failure`` says why it has no more.
+    """
+    order = ("search", *ARMS)
+    return [_row(record) for record in sorted(records, key=lambda record: order.index(record.cell.arm))]
+
+
+def _row(record: Record) -> dict[str, Any]:
+    cell, result = record.cell, record.result
+    return {
+        "training": cell.name,
+        "validation accuracy": result.get("validation_accuracy"),
+        "test accuracy": result.get("test_accuracy"),
+        "parameters": result.get("parameters"),
+        "FLOPs": result.get("flops"),
+        "seconds": result.get("seconds"),
+        "loss spike": max((event["factor"] for event in result.get("spikes", ())), default=None),
+        "operations": None if record.failed else len(result["operations"]),
+        "schedule": describe(cell.schedule) if cell.schedule else None,
+        "failure": result.get("failure"),
+        "arm": cell.arm,
+        "trial": cell.trial,
+        "seed": cell.seed,
+    }

@@ -1,0 +1,47 @@
+"""A final network in the form of MLflow's models: with a signature, and without pickle (``study.network`` loads it)."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from study.config import Settings
+from study.data import Dataset
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+#: What a run's model is called: ``mlflow.pyfunc.load_model("runs:/RUN/network")``.
+NAME = "network"
+
+
+def write(place: Path, network: Path, settings: Settings, data: Dataset, logged: LoggedModel) -> None:
+    """Makes the folder ``place`` of MLflow's files for a ``network`` that ``ops.save`` wrote."""
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from study.network import recipe
+
+    number = np.dtype(np.float32)
+    images, scores = TensorSpec(number, (-1, *data.shape)), TensorSpec(number, (-1, len(data.classes)))
+    mlflow.pyfunc.save_model(
+        place, loader_module="study.network", data_path=str(network),
+        model_config=recipe(settings.model, data.shape, len(data.classes)),
+        signature=ModelSignature(Schema([images]), Schema([scores])),
+        metadata={"classes": list(data.classes), "inputs": "pixels from 0 … 255 scaled to -1 … 1"},
+        pip_requirements=_requirements(settings.model),  # else MLflow would load the model to see what it imports
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location, run_id=logged.source_run_id, model_uuid=logged.model_id,
+            model_id=logged.model_id,
+        ),
+    )  # fmt: skip
+
+
+def _requirements(model: str) -> list[str]:
+    """What loading needs besides this project."""
+    packages = ["torch", "numpy", *(["torchvision"] if model.startswith("torchvision:") else [])]
+    return [f"{package}=={version(package).partition('+')[0]}" for package in packages]

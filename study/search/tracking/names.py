@@ -1,0 +1,70 @@
+"""What a run is called, and the tags that runs are filtered by."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import study
+from study.arms import SHORT
+from study.evidence.comparison import describe
+from study.evidence.results import Folder
+from study.training.run import Cell
+
+STUDY, CELL = "network_surgery.study", "network_surgery.cell"
+
+
+def parent_name(folder: Folder) -> str:
+    """The study's folder, network and data, as in ``digits-20260102-101500: small_cnn on digits``."""
+    return f"{folder.path.name}: {folder.settings.model} on {Path(folder.settings.data).name}"
+
+
+def run_name(cell: Cell) -> str:
+    """The arm as the closing table calls it, trial and seed, and the schedule in a few words.
+
+    >>> run_name(Cell("surgery", 3, [{"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=7))
+    'surgery 7, seed 3: min_weight keep 0.5 on fc1 at 2ep'
+    >>> run_name(Cell("restart_flops", 3, trial=7))
+    'equal FLOPs 7, seed 3'
+    """
+    name = SHORT.get(cell.arm, cell.arm) + ("" if cell.trial is None else f" {cell.trial}")
+    name += "" if cell.arm == "search" else f", seed {cell.seed}"
+    return f"{name}: {describe(cell.schedule)}" if cell.schedule else name
+
+
+def study_tags(folder: Folder) -> dict[str, str]:
+    """The parent run's."""
+    return {STUDY: folder.identity, CELL: "study", "folder": str(folder.path)} | _preset(folder)
+
+
+def cell_tags(folder: Folder, cell: Cell, parent: str) -> dict[str, str]:
+    """A child run's: ``arm``, ``trial``, ``operation`` (all that its schedule names, joined by commas), ``preset``."""
+    operations = dict.fromkeys(step["op"] for step in cell.schedule)
+    about = {"arm": cell.arm, "operation": ", ".join(operations) or "none"}
+    about |= {} if cell.trial is None else {"trial": str(cell.trial)}
+    return (
+        {cell_tag(folder, cell)[0]: cell_tag(folder, cell)[1], "mlflow.parentRunId": parent} | about | _preset(folder)
+    )
+
+
+def cell_tag(folder: Folder, cell: Cell) -> tuple[str, str]:
+    """The tag by which a cell's run is found again, and its value."""
+    return CELL, f"{folder.identity}/{cell.name}"
+
+
+def origin_tags() -> dict[str, str]:
+    """What MLflow itself notes of a run: the user, the command, and the git commit that is checked out.
+
+    The commit is that of the folder in which the command runs, else that of this package's source; none where neither
+    is in a git work tree.
+    """
+    from mlflow.tracking.context.default_context import DefaultRunContext
+    from mlflow.utils.git_utils import get_git_commit
+    from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
+
+    commit = get_git_commit(os.getcwd()) or get_git_commit(os.path.dirname(study.__file__))
+    return DefaultRunContext().tags() | ({MLFLOW_GIT_COMMIT: commit} if commit else {})
+
+
+def _preset(folder: Folder) -> dict[str, str]:
+    return {"preset": folder.preset} if folder.preset else {}

@@ -1,0 +1,40 @@
+"""The table of all trainings: each once, in the order of the arms, with what came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from study.evidence.results import Record
+from study.evidence.trainings import table
+from study.training.run import Cell
+
+STEP = {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
+
+
+def outcome(accuracy: float, **more: Any) -> dict[str, Any]:
+    ended = {"validation_accuracy": accuracy, "parameters": 10, "flops": 20, "seconds": 1.5, "spikes": []}
+    return ended | {"operations": []} | more
+
+
+def test_the_table_of_all_trainings() -> None:
+    spikes = [{"factor": 1.25, "epoch": 1.0}, {"factor": 3.5, "epoch": 2.0}]
+    records = [
+        Record(Cell("restart", 1, trial=0), outcome(0.8, test_accuracy=0.7)),
+        Record(Cell("surgery", 1, [STEP], trial=0), outcome(0.9, test_accuracy=0.85, spikes=spikes, operations=[{}])),
+        Record(Cell("original", 1), outcome(0.7, test_accuracy=0.6)),
+        Record(Cell("search", 0, [STEP], trial=1), {"failure": "the loss became nan"}),
+        Record(Cell("search", 0, [STEP], trial=0), outcome(0.5)),
+    ]
+    rows = table(records)
+    names = ["search-001", "search-000", "original-seed-1", "surgery-000-seed-1", "restart-000-seed-1"]
+    assert [row["training"] for row in rows] == names
+    failed, searched, original, surgery, restart = rows
+    assert failed["failure"] == "the loss became nan"
+    assert {key for key, value in failed.items() if value is not None} == {
+        "training", "failure", "schedule", "arm", "trial", "seed"
+    }  # fmt: skip
+    assert searched["validation accuracy"] == 0.5 and searched["test accuracy"] is None
+    assert original["trial"] is None and original["schedule"] is None and original["failure"] is None
+    assert surgery["loss spike"] == 3.5 and surgery["operations"] == 1 and restart["loss spike"] is None
+    assert surgery["schedule"] == "min_weight keep 0.5 on fc1 at 1ep"
+    assert [row["test accuracy"] for row in rows] == [None, None, 0.6, 0.85, 0.7]
