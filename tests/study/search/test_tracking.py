@@ -43,8 +43,8 @@ OUTCOME = {"validation_accuracy": 0.9, "validation_loss": 0.4, "parameters": 10,
            "latency_seconds": {"1": 0.002}, "peak_memory": None, "device": "cpu",
            "spikes": [{"epoch": 1.0, "factor": 2.0}], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
 
-VERDICT = {"sentence": "Surgery is fine.", "details": "By 10 points.", "surgery": 0.9, "rival": 0.8, "difference": 0.1, "compute_ratio": 1.0,
-           "time_ratio": 1.0}  # fmt: skip
+VERDICT = {"sentence": "Surgery is fine.", "details": "By 10 points.", "surgery": 0.9, "rival": 0.8, "difference": 0.1,
+           "compute_ratio": 1.0, "time_ratio": 1.0}  # fmt: skip
 
 
 def images(count: int, seed: int = 0) -> Images:
