@@ -56,6 +56,9 @@ def study(
     objective: Annotated[
         str | None, typer.Option(help="accuracy, or several: accuracy,parameters,flops,seconds.")
     ] = None,
+    early_stopping: Annotated[
+        str | None, typer.Option(help="asha ends unpromising trials early, but forgives what an operation does; none.")
+    ] = None,
     top: Annotated[int | None, typer.Option(help="How many schedules are compared with restarting.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds of every arm of the comparison.")] = None,
     arms: Annotated[str | None, typer.Option(help="surgery, with original and restart or without.")] = None,

@@ -18,7 +18,7 @@ from study import data
 from study.arms import SHORT
 from study.config import Settings
 from study.errors import StudyError
-from study.evidence import comparison, figures, report, thesis, thesis_figures, wording
+from study.evidence import comparison, figures, front, report, thesis, thesis_figures, wording
 from study.evidence.results import Folder
 from study.progress import Display
 from study.search import tracking, tuner
@@ -79,7 +79,8 @@ def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | 
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
     """``results.json``, the figures and ``report.html`` from what is stored; nothing is computed again."""
     rows, verdicts = comparison.summarize(folder)
-    results = folder.write(rows, verdicts)
+    finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    results = folder.write(rows, verdicts, front.front(finished, folder.settings.objective))
     drawings = figures.draw(results)
     if thesis.concerns(results):
         chapter = thesis_figures.draw(results)
@@ -88,7 +89,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     files = figures.save(drawings, folder.figures)
     report.write(results, folder.report, drawings)
     if tracker is not None:
-        tracker.summary(rows, verdicts, [*files, folder.report, folder.results])
+        tracker.summary(results, [*files, folder.report, folder.results])
     return results
 
 
@@ -104,6 +105,9 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True, style="dim")
     if verdicts:
         console.print(f"\n[bold]Verdict:[/] {wording.overall(verdicts)}", highlight=False, soft_wrap=True)
+    if results["front"]:
+        words = front.sentence(results["front"])
+        console.print(f"\n[bold]Front:[/] {words}", highlight=False, soft_wrap=True)
     here = Path.cwd()
     path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
     console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
@@ -116,7 +120,7 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
 def _search(folder: Folder) -> Source:
     """What Optuna is still to try."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known)
+    return Sampled(folder.settings, folder.layers, folder.optuna, known, comparison.describe)
 
 
 @dataclass

@@ -19,6 +19,7 @@ DEVICES = ("auto", "cpu", "cuda")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SAMPLERS = ("tpe", "grid")
 STATES = ("carry", "reset")
+STOPPING = ("none", "asha")
 ARMS = ("original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late", "random")
 
 
@@ -34,7 +35,10 @@ class Settings:
     ``reset``: the optimizer forgets, as if made anew).
     Search: ``trials``, ``generation`` (how many are sampled together, and so can run at once), ``space``,
     ``objective``, ``seed``. With ``sampler: grid`` in place of ``tpe``, or with ``schedules`` of one's own, nothing is
-    searched: every point of the space, or every schedule, is compared.
+    searched: every point of the space, or every schedule, is compared. ``early_stopping`` (``asha``: the search ends
+    unpromising trials early, see ``study.search.stopping``; ``none``), at rungs from epoch ``first_rung`` on, each
+    ``reduction`` times the last one, where one in ``reduction`` trials goes on; ``recovery`` (for how many epochs after
+    an operation a trial that has not recovered from it is not judged).
     Comparison: ``top`` schedules of a search, ``seeds`` of every arm, ``arms`` (see
     ``study.arms``), ``targets`` (validation accuracies, 0 … 1, whose time is told; none: fractions of what the original
     ends with, see ``study.evidence.time_to_accuracy``).
@@ -63,6 +67,10 @@ class Settings:
     sampler: str = "tpe"
     schedules: tuple[Any, ...] = ()
     objective: tuple[str, ...] = ("accuracy",)
+    early_stopping: str = "none"
+    first_rung: int = 2
+    reduction: int = 3
+    recovery: int = 3
     seed: int = 0
     top: int = 3
     seeds: int = 5
@@ -108,6 +116,26 @@ class Settings:
         chosen = set(self.objective)
         different = chosen and chosen <= set(OBJECTIVES) and len(chosen) == len(self.objective)
         self._require("objective", bool(different), f"one or several of {', '.join(OBJECTIVES)}, none of them twice")
+        self._require("early_stopping", self.early_stopping in STOPPING, f"one of {', '.join(STOPPING)}")
+        self._require("first_rung", self.first_rung >= 1, "at least 1")
+        self._require("reduction", self.reduction >= 2, "at least 2")
+        self._require("recovery", self.recovery >= 0, "0 or more")
+        if self.early_stopping != "none":
+            self._check_stopping()
+
+    def _check_stopping(self) -> None:
+        """Early stopping that could not stop anything is refused, not ignored."""
+        if self.objective != ("accuracy",):
+            right = "it compares trials by accuracy alone, so it needs objective: accuracy"
+        elif self.sampler == "grid" or self.schedules:
+            right = "it stops trials of a search, and without one every schedule is compared whole"
+        elif self.first_rung >= self.epochs:
+            right = f"its first rung, epoch {self.first_rung}, is not before the last of {self.epochs} epochs"
+        elif self.generation >= self.trials:
+            right = f"it compares with earlier generations, and all {self.trials} trials are in one; lower generation"
+        else:
+            return
+        raise StudyError(f"early_stopping is {self.early_stopping!r}, but {right}")
 
     def _require(self, name: str, holds: bool, right: str) -> None:
         if not holds:

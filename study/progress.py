@@ -24,7 +24,7 @@ class Display:
 
     def __init__(self, console: Console, stage: str, source: Counted) -> None:
         self._console, self._stage, self._source = console, stage, source
-        self._ended = self._failed = 0
+        self._ended = self._failed = self._stopped = 0
         self._best: tuple[float, str] | None = None
         self._running: set[str] = set()
         self._start = time.monotonic()
@@ -49,9 +49,10 @@ class Display:
     ) -> None:
         self._progress.stop()
         failed = f", {self._failed} failed" if self._failed else ""
+        stopped = f", {self._stopped} stopped early" if self._stopped else ""
         best = f", {self._note_of_best()}" if self._best else ""
         self._console.print(
-            f"{self._stage}: {self._ended} of {self._source.total} trainings{failed}{best}, {self._elapsed()}"
+            f"{self._stage}: {self._ended} of {self._source.total} trainings{failed}{stopped}{best}, {self._elapsed()}"
         )
 
     def started(self, cell: Cell) -> None:
@@ -66,6 +67,14 @@ class Display:
         if "failure" in result:
             self._failed += 1
             self._console.print(f"  {cell.name} failed: {result['failure']}", style="red", markup=False)
+        elif "stopped" in result:
+            self._stopped += 1
+            if not self._console.is_terminal:
+                self._console.print(
+                    f"  {self._ended}/{self._source.total} {cell.name}: stopped early after epoch {result['stopped']}, "
+                    f"validation {result['validation_accuracy']:.2%}",
+                    markup=False, highlight=False,
+                )  # fmt: skip
         else:
             accuracy = result["validation_accuracy"]
             if self._best is None or accuracy > self._best[0]:

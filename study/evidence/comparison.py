@@ -15,31 +15,26 @@ from typing import Any
 from ops import Condition
 from ops.schedule import parse_when
 from study.arms import LABELS, RIVALS, rivals
-from study.config import OBJECTIVES, Settings
-from study.evidence import time_to_accuracy, wording
+from study.config import Settings
+from study.evidence import front, time_to_accuracy, wording
 from study.evidence.contrast import contrast, decide
 from study.evidence.results import Folder, Record
-from study.search.sources import Listed, objective
+from study.search.sources import Listed
 from study.training.run import Cell
 
 
 def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
-    """The best schedules of a search, at most ``settings.top``, that changed the network: the best of every operation
-    first, since two that hardly differ answer one question twice.
+    """The best schedules of a search that changed the network, at most ``settings.top``.
 
-    With one objective the best values, the smaller network where they are equal; with several the trials that no other
-    trial dominates, the first objective deciding among them.
+    With one objective those with the best values (the smaller network where they are equal), the best of every
+    operation first, since two that hardly differ answer one question twice. With several those of the front (see
+    ``study.evidence.front``) that stand for it: the best in the first objective, then what adds most hypervolume.
     """
-    sign = [1.0 if OBJECTIVES[name] == "max" else -1.0 for name in settings.objective]
-    values = {
-        record.cell.name: [s * objective(record.result, name) for s, name in zip(sign, settings.objective, strict=True)]
-        for record in trials
-        if not record.failed
-    }
-    able = [r for r in trials if not r.failed and any(map(time_to_accuracy.changed, r.result["operations"]))]
-    if len(settings.objective) > 1:
-        able = [r for r in able if not any(_dominates(values[o.cell.name], values[r.cell.name]) for o in able)]
-    able.sort(key=lambda record: (values[record.cell.name], -record.result["parameters"]), reverse=True)
+    able = [r for r in trials if r.finished and any(map(time_to_accuracy.changed, r.result["operations"]))]
+    losses = front.losses([r.result for r in able], settings.objective)
+    if len(settings.objective) > 1 and able:
+        return [able[index] for index in front.leading(losses, settings.top)]
+    able = [able[i] for i in sorted(range(len(able)), key=lambda i: (losses[i, 0], able[i].result["parameters"]))]
     leading = {_operation(record): record for record in reversed(able)}
     rest = [record for record in able if record is not leading[_operation(record)]]
     return [record for record in able if record not in rest][: settings.top] + rest[
@@ -210,7 +205,3 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _operation(record: Record) -> str:
     return str(record.cell.schedule[0]["op"])
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a >= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)

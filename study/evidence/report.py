@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 
 from study.evidence.comparison import describe
 from study.evidence.drawing import Drawing, count
-from study.evidence.figures.reading import Results
+from study.evidence.figures.reading import Results, finished, unfinished
 
 MISSING = "–"
 #: What not every arm can be measured by, in the order of its columns: how it is worded.
@@ -64,11 +64,10 @@ def _progress(results: Results) -> str:
         compared = {cell["trial"] for cell in results["comparison"]["cells"] if cell["trial"] is not None}
         return f"Nothing is searched: every schedule is compared, of which {len(compared)} have ended."
     trials, wanted = results["trials"], settings["trials"]
-    finished = [trial for trial in trials if "failure" not in trial]
-    text = f"{len(trials)} of {wanted} trials have ended, {len(trials) - len(finished)} of them failed."
-    if not finished:
+    text = f"{len(trials)} of {wanted} trials have ended, of which {unfinished(trials)}."
+    if not finished(trials):
         return text
-    best = max(finished, key=lambda trial: (trial["validation_accuracy"], -trial["parameters"]))
+    best = max(finished(trials), key=lambda trial: (trial["validation_accuracy"], -trial["parameters"]))
     return (
         f"{text} The most accurate is trial {best['trial']} ({describe(best['schedule'])}) with "
         f"{best['validation_accuracy']:.2%} validation accuracy and {best['parameters']:,} parameters."
@@ -115,6 +114,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _trial(trial: Mapping[str, Any], compared: set[int]) -> dict[str, Any]:
     entry = {"number": trial["trial"], "schedule": describe(trial["schedule"]), "compared": trial["trial"] in compared}
+    entry["stopped"] = trial.get("stopped")
     if "failure" in trial:
         return entry | {"failure": str(trial["failure"])}
     factors = [event["factor"] for event in trial["spikes"]]

@@ -27,7 +27,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Record:
-    """A cell and how it ended: an outcome (see ``study.training.run``) or ``{"failure": reason}``."""
+    """A cell and how it ended: an outcome (see ``study.training.run``), ``{"failure": reason}``, or what a trial had
+    reached that was ``stopped`` early (see ``study.search.stopping``).
+    """
 
     cell: Cell
     result: dict[str, Any]
@@ -35,6 +37,11 @@ class Record:
     @property
     def failed(self) -> bool:
         return "failure" in self.result
+
+    @property
+    def finished(self) -> bool:
+        """Trained to its end."""
+        return not self.failed and "stopped" not in self.result
 
 
 class Folder:
@@ -147,8 +154,13 @@ class Folder:
             ledger.flush()
             os.fsync(ledger.fileno())
 
-    def write(self, summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Writes ``results.json`` from the ledger and a comparison; returns its content."""
+    def write(
+        self,
+        summary: Sequence[dict[str, Any]],
+        verdicts: Sequence[dict[str, Any]],
+        front: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Writes ``results.json`` from the ledger, a comparison and a search's front; returns its content."""
         study = json.loads((self.path / "study.json").read_text())
         content = {
             "format": FORMAT,
@@ -156,6 +168,7 @@ class Folder:
             "machine": study["machine"],
             "layers": self.layers,
             "trials": [_flat(record) for record in self.records("search")],
+            "front": front,
             "comparison": {
                 "summary": list(summary),
                 "verdicts": list(verdicts),

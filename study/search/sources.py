@@ -1,13 +1,14 @@
 """Where cells come from: Optuna's sampling, a grid, or a list that grows while it is worked off.
 
-A source hands out cells one by one and is told how each ended. It knows nothing of where cells run.
+A source hands out cells one by one, hears of every epoch, says whether a cell goes on, and is told how each ended. It
+knows nothing of where cells run.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,12 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import BaseTrial, TrialState
+from optuna.trial import TrialState
 
 from search_spaces import SPACES
 from study.config import OBJECTIVES, Settings
 from study.errors import StudyError
+from study.search.stopping import SETTLED, ForgivingHalving, settled
 from study.training.run import Cell
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -28,7 +30,11 @@ Result = dict[str, Any]
 
 
 class Source(Protocol):
-    """Hands out ``total`` cells. ``next`` returns None while it waits for results; ``finished``: no more will come."""
+    """Hands out ``total`` cells. ``next`` returns None while it waits for results; ``finished``: no more will come.
+
+    ``epoch`` hears what a cell's training tells of an epoch (see ``study.training.run.Teller``) and returns whether it
+    goes on.
+    """
 
     @property
     def total(self) -> int: ...
@@ -37,6 +43,8 @@ class Source(Protocol):
 
     @property
     def finished(self) -> bool: ...
+
+    def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool: ...
 
     def tell(self, cell: Cell, result: Result) -> None: ...
 
@@ -68,6 +76,10 @@ class Listed:
     def finished(self) -> bool:
         return not self._waiting and not self._running
 
+    def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
+        """What is compared is trained to its end."""
+        return True
+
     def tell(self, cell: Cell, result: Result) -> None:
         self._running -= 1
         found = [] if "failure" in result else list(self._follow(cell, result))
@@ -83,22 +95,32 @@ class Sampled:
     """
 
     def __init__(
-        self, settings: Settings, layers: Mapping[str, int], storage: Path, known: Mapping[int, Result] | None = None
+        self,
+        settings: Settings,
+        layers: Mapping[str, int],
+        storage: Path,
+        known: Mapping[int, Result] | None = None,
+        words: Callable[[Sequence[Any]], str] = str,
     ) -> None:
         """``known`` are the results of trials that ended in an earlier run of this study, by number.
 
         A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
+        ``words`` makes of a schedule what people read of it in Optuna's database.
         """
         self._settings = settings
         self._layers = _sized(layers)
+        self._words = words
         self.study = open_study(settings, storage)
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
+        self._trials: dict[int, optuna.Trial] = {}
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+            # It keeps the parameters that it has; one cut off while it was drawn gets the others now.
+            cell = self._cell(optuna.Trial(self.study, trial._trial_id))
             if known and trial.number in known:  # it ended, but the driver died before Optuna heard of it
                 self._record(trial.number, known[trial.number])
-            else:  # it keeps the parameters that it has; one cut off while it was drawn gets the others now
-                self._drawn.append(self._cell(trial.number, optuna.Trial(self.study, trial._trial_id)))
+            else:
+                self._drawn.append(cell)
         self.total = self.missing
 
     @staticmethod
@@ -111,7 +133,7 @@ class Sampled:
     @property
     def missing(self) -> int:
         """How many trials are still to end."""
-        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         return max(self._settings.trials - len(ended), 0)
 
     @property
@@ -123,8 +145,7 @@ class Sampled:
             drawn = len(self.study.get_trials(deepcopy=False))
             self.study.sampler = _sampler(self._settings, drawn)  # so a resumed search samples as an uninterrupted one
             for _ in range(min(self._settings.generation, self.missing)):
-                trial = self.study.ask()
-                self._drawn.append(self._cell(trial.number, trial))
+                self._drawn.append(self._cell(self.study.ask()))
         if not self._drawn:
             return None
         cell = self._drawn.popleft()
@@ -132,22 +153,50 @@ class Sampled:
         self._running.add(cell.trial)
         return cell
 
+    def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
+        """Reports validation accuracy to Optuna, where it is the one objective, and asks whether the trial goes on."""
+        assert cell.trial is not None
+        if self._settings.objective != ("accuracy",):  # Optuna takes no intermediate values of several
+            return True
+        trial, epoch = self._trials[cell.trial], int(record["epoch"])
+        with warnings.catch_warnings():  # an epoch that a lost process had told is told again
+            warnings.simplefilter("ignore")
+            trial.report(record["validation_accuracy"], epoch)
+        if self._settings.early_stopping == "none" or epoch >= self._settings.epochs:
+            return True
+        if settled(epoch, record["so_far"]["operations"], self._settings.recovery):
+            trial.set_user_attr(SETTLED, sorted({*trial.user_attrs.get(SETTLED, ()), epoch}))
+        return not trial.should_prune()
+
     def tell(self, cell: Cell, result: Result) -> None:
         assert cell.trial is not None
         self._running.discard(cell.trial)
         self._record(cell.trial, result)
 
-    def _cell(self, number: int, trial: BaseTrial) -> Cell:
-        schedule = SPACES[self._settings.space](trial, self._layers, self._settings.epochs)
-        return Cell("search", self._settings.seed, schedule.to_data(), trial=number, params=dict(trial.params))
+    def _cell(self, trial: optuna.Trial) -> Cell:
+        schedule = SPACES[self._settings.space](trial, self._layers, self._settings.epochs).to_data()
+        self._trials[trial.number] = trial
+        trial.set_user_attr("schedule", self._words(schedule))
+        return Cell("search", self._settings.seed, schedule, trial=trial.number, params=dict(trial.params))
 
     def _record(self, number: int, result: Result) -> None:
+        """Tells Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
+        about = {key: result[key] for key in ("failure", "stopped", *SHOWN) if key in result}
+        if result.get("spikes"):
+            about["largest loss spike"] = max(event["factor"] for event in result["spikes"])
+        trial = self._trials.pop(number)
+        for key, value in about.items():
+            trial.set_user_attr(key.replace("_", " "), value)
         if "failure" in result:
             self.study.tell(number, state=TrialState.FAIL)
+        elif "stopped" in result:
+            self.study.tell(number, state=TrialState.PRUNED)
         else:
             self.study.tell(number, [objective(result, name) for name in self._settings.objective])
 
 
+#: What a trial has reached, as far as it is shown in Optuna's database.
+SHOWN = ("validation_accuracy", "parameters", "flops", "seconds")
 #: Points from which on a grid is taken for a mistake.
 MOST_POINTS = 1000
 
@@ -192,12 +241,26 @@ def _sized(layers: Mapping[str, int]) -> dict[str, SimpleNamespace]:
 
 
 def open_study(settings: Settings, storage: Path) -> optuna.Study:
-    """The Optuna study in this database file, made if there is none."""
+    """The Optuna study in this database file, made if there is none, named as the study is in MLflow."""
     up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
     directions = [up if OBJECTIVES[name] == "max" else down for name in settings.objective]
-    return optuna.create_study(
-        storage=f"sqlite:///{storage}", study_name="search", directions=directions, load_if_exists=True
+    database = optuna.storages.RDBStorage(f"sqlite:///{storage}")
+    there = optuna.get_all_study_names(database)  # of an earlier version it has another name
+    name = there[0] if there else f"{storage.parent.name}: {settings.model} on {Path(settings.data).name}"
+    pruner = ForgivingHalving(settings.first_rung, settings.reduction, settings.generation)
+    study = optuna.create_study(
+        storage=database, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([METRICS.get(name, name) for name in settings.objective])
+    for name in ("model", "data", "epochs", "space", "seed"):
+        study.set_user_attr(name, getattr(settings, name))
+    return study
+
+
+#: Objectives whose name alone does not say what was measured.
+METRICS = {"accuracy": "validation accuracy", "flops": "FLOPs"}
 
 
 def _sampler(settings: Settings, drawn: int) -> optuna.samplers.BaseSampler:

@@ -17,6 +17,7 @@ from ops import SurgeryError
 from study.config import Settings
 from study.data import Dataset, Images
 from study.errors import Diverged, StudyError
+from study.search.tuner import checkpoint_of
 from study.training.run import Cell, run
 from study.training.trainer import device_name, pick_device
 
@@ -32,7 +33,7 @@ def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, fo
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    saved = Path(folder) / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
+    saved = checkpoint_of(cell, settings, Path(folder))
     network = Path(folder) / "networks" / f"{cell.name}.pt" if cell.test else None
 
     def tell(epoch: dict[str, Any]) -> None:

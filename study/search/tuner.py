@@ -1,8 +1,9 @@
 """The one place that talks to Ray (with ``trial``, which runs in its workers).
 
 It starts or joins a cluster and runs the cells of a source as Tune trials. Tune asks the source for cells through a
-searcher, and the listeners hear of every start, epoch and end through a callback on the driver. Ray's own checkpoints
-and restores are not used: a cell keeps its checkpoint under the study's folder, by what it computes, so that a lost
+searcher, which ones go on through a scheduler, and the listeners hear of every start, epoch and end on the driver. A
+trial that is stopped ends in its process's next report, and the process is used again. Ray's own checkpoints and
+restores are not used: a cell keeps its checkpoint under the study's folder, by what it computes, so that a lost
 node, a killed driver and Ctrl-C all resume in the same way.
 """
 
@@ -14,7 +15,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from study.config import Settings
 from study.data import Dataset
 from study.errors import StudyError
 from study.search.sources import Source
+from study.search.stopping import stopped
 from study.training.run import Cell
 
 _QUIET = {
@@ -94,7 +96,8 @@ def run_cells(
 
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
-    searcher, callback = _adaptors(source, listeners)
+    adaptors = _adaptors(source, listeners, lambda cell: checkpoint_of(cell, settings, out))
+    searcher, scheduler, callback = adaptors
     # No trial takes a GPU that it did not ask for.
     where = settings if "gpu" in share else replace(settings, device="cpu")
     function = tune.with_parameters(trial, arrays=arrays_of(data), settings=where, folder=str(out))
@@ -102,7 +105,7 @@ def run_cells(
         tuner = tune.Tuner(
             tune.with_resources(function, share),
             tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=-1, reuse_actors=True, metric="told", mode="max"
+                search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric="told", mode="max"
             ),
             run_config=tune.RunConfig(
                 name="cells", storage_path=scratch, callbacks=[callback], verbose=0,
@@ -127,13 +130,33 @@ def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str
     return {"cpu": settings.cpus_per_trial} | ({"gpu": gpus} if gpus else {})
 
 
-def _adaptors(source: Source, listeners: Sequence[Listener]) -> tuple[Any, Any]:
-    """The source as Tune's searcher, the listeners as Tune's callback. Both see a trial by Tune's id of it."""
+def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
+    """Where a cell that is being trained keeps its checkpoint in the study's folder, by what it computes."""
+    return folder / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
+
+
+def _adaptors(
+    source: Source, listeners: Sequence[Listener], checkpoint: Callable[[Cell], Path]
+) -> tuple[Any, Any, Any]:
+    """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
+
+    ``checkpoint`` says where a cell keeps its checkpoint: a trial that is stopped cannot remove its own.
+    """
     from ray.tune import Callback
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 
     cells: dict[str, Cell] = {}
     ended: set[str] = set()
+
+    def end(trial: Any, outcome: dict[str, Any]) -> None:
+        if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has told its outcome
+            return
+        ended.add(trial.trial_id)
+        cell = cells[trial.trial_id]
+        for listener in listeners:  # the ledger first: what it holds is never run again
+            listener.ended(cell, outcome)
+        source.tell(cell, outcome)
 
     class Unsaved:
         """Tune pickles what it is given to restore from it later, which we never do."""
@@ -152,37 +175,36 @@ def _adaptors(source: Source, listeners: Sequence[Listener]) -> tuple[Any, Any]:
             return {"cell": json.dumps(asdict(cell))}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            """Everything is told by the callback, which also hears of trials that end by an error."""
+            """Everything is told by the others, which also hear of trials that end by an error."""
 
         def save(self, checkpoint_path: str) -> None: ...
 
         def restore(self, checkpoint_path: str) -> None: ...
+
+    class GoOn(Unsaved, FIFOScheduler):
+        """Hears every result, since Tune asks its scheduler before it tells its callbacks."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            cell, told = cells[trial.trial_id], json.loads(result["told"])
+            if result["kind"] == "outcome":
+                end(trial, told)  # and the trial ends by itself
+                return TrialScheduler.CONTINUE
+            for listener in listeners:
+                listener.epoch(cell, told)
+            if source.epoch(cell, told):
+                return TrialScheduler.CONTINUE
+            end(trial, stopped(told))
+            checkpoint(cell).unlink(missing_ok=True)
+            return TrialScheduler.STOP
 
     class Hear(Unsaved, Callback):
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             for listener in listeners:
                 listener.started(cells[trial.trial_id])
 
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-            told = json.loads(result["told"])
-            if result["kind"] == "outcome":
-                self._end(trial, told)
-            else:
-                for listener in listeners:
-                    listener.epoch(cells[trial.trial_id], told)
-
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             error = trial.get_error()
             reason = str(getattr(error, "cause", None) or error or "the trial's process was lost")
-            self._end(trial, {"failure": reason.strip().splitlines()[-1], "lost": True})
+            end(trial, {"failure": reason.strip().splitlines()[-1], "lost": True})
 
-        def _end(self, trial: Any, outcome: dict[str, Any]) -> None:
-            if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has told its outcome
-                return
-            ended.add(trial.trial_id)
-            cell = cells[trial.trial_id]
-            for listener in listeners:  # the ledger first: what it holds is never run again
-                listener.ended(cell, outcome)
-            source.tell(cell, outcome)
-
-    return Ask(metric="told", mode="max"), Hear()
+    return Ask(metric="told", mode="max"), GoOn(), Hear()

@@ -81,7 +81,10 @@ PROBED = ("original", "surgery")
 
 
 class Teller(Callback):
-    """Tells somebody of every epoch: its record, and the operations and looks at redundancy since the last one."""
+    """Tells somebody of every epoch: its record, and the operations and looks at redundancy since the last one.
+
+    ``so_far`` is what the training has reached (see ``reached``): all there is to know where it is stopped here.
+    """
 
     def __init__(self, tell: Callable[[dict[str, Any]], None], theatre: Theatre) -> None:
         self._tell, self._theatre, self._told, self._told_checks = tell, theatre, 0, 0
@@ -89,7 +92,8 @@ class Teller(Callback):
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         operations, checks = self._theatre.records[self._told :], self._theatre.checks[self._told_checks :]
         self._told, self._told_checks = len(self._theatre.records), len(self._theatre.checks)
-        self._tell({**record, "parameters": parameters_of(trainer.model), "operations": operations, "checks": checks})
+        news = {"parameters": parameters_of(trainer.model), "operations": operations, "checks": checks}
+        self._tell({**record, **news, "so_far": reached(trainer, self._theatre, {})})
 
     def state(self) -> dict[str, Any]:
         return {"told": self._told, "told_checks": self._told_checks}
@@ -155,30 +159,36 @@ def run(
         _keep(model, network)
     example = Batches(held_out, device).take(slice(0, 2))[0]
     parameters, flops = count(model, example)
-    last = trainer.history[-1]
-    train_seconds = sum(record["train_seconds"] for record in trainer.history)
-    outcome: dict[str, Any] = {
-        "validation_accuracy": last["validation_accuracy"],
-        "validation_loss": last["validation_loss"],
+    outcome = reached(trainer, theatre, cell.sunk) | {
         "parameters": parameters,
         "flops": flops,
         "training_flops": _training_flops(trainer, theatre, flops) + int(cell.sunk.get("training_flops", 0)),
+        "architecture": describe(model),
+    }
+    if cell.test:
+        outcome |= on_test(model, Batches(data.test, device)) | speed(model, Batches(held_out, device), device)
+    return outcome
+
+
+def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> dict[str, Any]:
+    """What a training has reached after any of its epochs: accuracy, loss, seconds, steps, epochs, operations."""
+    last = trainer.history[-1]
+    train_seconds = sum(record["train_seconds"] for record in trainer.history)
+    return {
+        "validation_accuracy": last["validation_accuracy"],
+        "validation_loss": last["validation_loss"],
         "train_seconds": train_seconds,
         "operation_seconds": theatre.seconds,
-        "seconds": train_seconds + theatre.seconds + cell.sunk.get("seconds", 0.0),
-        "joules": _joules(trainer.history, cell.sunk),
-        "sunk": dict(cell.sunk),
+        "seconds": train_seconds + theatre.seconds + sunk.get("seconds", 0.0),
+        "joules": _joules(trainer.history, sunk),
+        "sunk": dict(sunk),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         "spikes": spikes(theatre.records),
         "steps": trainer.iteration,
         "epochs": trainer.history,
         "operations": theatre.records,
         "checks": theatre.checks,
-        "architecture": describe(model),
     }
-    if cell.test:
-        outcome |= on_test(model, Batches(data.test, device)) | speed(model, Batches(held_out, device), device)
-    return outcome
 
 
 def _keep(model: nn.Module, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib import style
 
 from study.evidence.drawing import STYLE, Drawing
-from study.evidence.figures import arms, importance, operations, redundancy, time_to_accuracy, trials
+from study.evidence.figures import arms, front, importance, operations, redundancy, time_to_accuracy, trials
 from study.evidence.figures.reading import Results
 
 #: In reading order.
@@ -21,6 +21,7 @@ FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
     "accuracy": arms.accuracy,
     "time_to_accuracy": time_to_accuracy.time_to_accuracy,
     "search": trials.search,
+    "front": front.front,
     "timeline": operations.timeline,
     "spike": operations.spike,
     "timing": operations.timing,

@@ -21,7 +21,7 @@ from optuna.trial import FixedTrial, create_trial
 
 from search_spaces import SPACES
 from study.evidence.drawing import BLUE, VERMILLION, Drawing, as_percent, new_axes, titled
-from study.evidence.figures.reading import Results
+from study.evidence.figures.reading import Results, finished, unfinished
 
 #: Fewer finished trials say nothing.
 LEAST = 10
@@ -42,7 +42,7 @@ def importances(results: Results) -> dict[str, dict[str, float]]:
         again = FixedTrial(dict(trial["params"]))
         with contextlib.suppress(ValueError):  # of another version's space, or of schedules of one's own
             SPACES[settings["space"]](again, layers, settings["epochs"])
-            if "failure" not in trial:
+            if finished([trial]):
                 ended.append(trial)
                 distributions.append(again.distributions)
     if len(ended) < LEAST:
@@ -92,8 +92,9 @@ def importance(results: Results) -> Drawing | None:
     )
     return titled(
         figure, f"What mattered most: {title}",
-        f"fANOVA over {sum('failure' not in trial for trial in results['trials'])} trials of the search, one "
-        "seed each. Parameters that only some trials have are left out. With few trials the shares are rough.",
+        f"fANOVA over the {len(finished(results['trials']))} finished trials of the search "
+        f"({unfinished(results['trials'])}), one seed each. Parameters that only some trials have are left out. With "
+        "few trials the shares are rough.",
         words + ".",
     )  # fmt: skip
 

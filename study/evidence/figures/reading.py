@@ -22,7 +22,16 @@ def cells_of(results: Results, arm: str) -> list[dict[str, Any]]:
 
 
 def finished(cells: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [cell for cell in cells if "failure" not in cell]
+    """Those trained to their end: neither failed nor stopped early."""
+    return [cell for cell in cells if "failure" not in cell and "stopped" not in cell]
+
+
+def unfinished(cells: Iterable[Mapping[str, Any]]) -> str:
+    """How many of these are not among ``finished``, and why: "1 failed, 4 stopped early"."""
+    cells = list(cells)
+    words = [f"{sum('failure' in cell for cell in cells)} failed"]
+    stopped = sum("stopped" in cell for cell in cells)
+    return ", ".join(words + [f"{stopped} stopped early"] * bool(stopped))
 
 
 def compared(results: Results) -> tuple[list[Mapping[str, Any]], int | None]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from study.evidence.drawing import BLACK, GREY, Drawing, Look, accuracy_scale, count, log_scale, new_axes, titled
 from study.evidence.figures.marks import MANY, marks_of
-from study.evidence.figures.reading import Results, cells_of, finished, grouped, name_of
+from study.evidence.figures.reading import Results, cells_of, finished, grouped, name_of, unfinished
 
 
 def search(results: Results) -> Drawing | None:
@@ -46,7 +46,7 @@ def search(results: Results) -> Drawing | None:
         "Each point is one trial of the search, one seed each. The line joins the trials that no other trial beats in "
         "both accuracy and size. The scale is stretched towards 100%.",
         f"Scatter of validation accuracy against parameters of {len(trials)} finished trials "
-        f"({len(results['trials']) - len(trials)} failed). Best: trial {best['trial']}, {found}. "
+        f"({unfinished(results['trials'])}). Best: trial {best['trial']}, {found}. "
         f"Accuracy from {min(values):.2%}, parameters from {min(sizes):,} to {max(sizes):,}.",
     )  # fmt: skip
 

@@ -76,11 +76,9 @@ class Tracker:
         self._metrics(cell.name, measures.of_epoch(record))
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
-        if "device" in result:
-            self._jobs.put(lambda: self._client.set_tag(self._runs[cell.name], "device", result["device"]))
-        if "failure" in result:
-            self._jobs.put(lambda: self._client.set_tag(self._runs[cell.name], "failure", result["failure"]))
-        else:
+        tags: dict[str, str] = {name: str(result[name]) for name in ("device", "failure", "stopped") if name in result}
+        self._jobs.put(lambda: self._tags(cell, tags))
+        if "failure" not in result:
             self._metrics(cell.name, measures.of_outcome(result))
             network = self._folder.path / result.get("network", "none")
             if network.is_file():  # a worker may have another file system
@@ -100,13 +98,14 @@ class Tracker:
         self._status = "KILLED"
         self._jobs.put(self._kill)
 
-    def summary(
-        self, rows: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], files: Sequence[Path]
-    ) -> None:
-        """The closing table, the verdict and the files (figures, report, results) on the parent run."""
+    def summary(self, results: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """The closing table, the verdict, the front and the files (figures, report, results) on the parent run."""
+        verdicts, front = results["comparison"]["verdicts"], results["front"]
 
         def write() -> None:
-            self._table("comparison.json", rows)
+            self._table("comparison.json", results["comparison"]["summary"])
+            if front:
+                self._client.log_metric(self._parent, "front/hypervolume", front["hypervolume"])
             if verdicts:
                 best = {
                     key: verdicts[0][key] for key in ("surgery", "rival", "difference", "compute_ratio", "time_ratio")
@@ -226,6 +225,10 @@ class Tracker:
         self._client.finalize_logged_model(logged.model_id, "READY")
         step = cell.epochs or self._folder.settings.epochs
         self._client.log_outputs(self._runs[cell.name], [LoggedModelOutput(logged.model_id, step)])
+
+    def _tags(self, cell: Cell, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            self._client.set_tag(self._runs[cell.name], name, value)
 
     def _metrics(self, name: str, measured: measures.Measured, on: str | None = None) -> None:
         """``on``: the part of the data that says something of the final network."""

@@ -73,6 +73,24 @@ def test_several_objectives_choose_from_the_front() -> None:
     assert numbers(comparison.choose(trials, settings)) == [0, 2]
 
 
+def test_of_many_on_the_front_the_bend_comes_before_the_ends() -> None:
+    settings = Settings(top=2, objective=("accuracy", "parameters"))
+    trials = [
+        trial(0, "a", 0.99, parameters=900), trial(1, "b", 0.985, parameters=850), trial(2, "c", 0.95, parameters=100),
+        trial(3, "d", 0.5, parameters=90),
+    ]  # fmt: skip
+    assert numbers(comparison.choose(trials, settings)) == [0, 2]
+    assert numbers(comparison.choose(trials, Settings(top=9, objective=settings.objective)))[:2] == [0, 2]
+
+
+@pytest.mark.parametrize("objective", [("accuracy",), ("accuracy", "seconds")])
+def test_a_trial_that_was_stopped_is_never_compared(objective: tuple[str, ...]) -> None:
+    trials = [trial(0, "a", 0.9), trial(1, "b", 0.99)]
+    trials[1].result["stopped"] = 2
+    assert numbers(comparison.choose(trials, Settings(objective=objective))) == [0]
+    assert comparison.choose(trials[1:], Settings(objective=objective)) == []
+
+
 def run_all(source: Any, accuracy: Any) -> list[Record]:
     done = []
     while not source.finished:

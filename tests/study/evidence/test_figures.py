@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import statistics
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 from study.evidence import figures
 from study.evidence.figures import reading
 from study.evidence.figures.trials import pareto_front
+from study.evidence.front import front
 
-#: The figures of the samples below: the importance of parameters wants more trials.
-DRAWN = figures.FIGURES.keys() - {"importance"}
+#: The figures of the samples below: the importance of parameters wants more trials, a front several objectives.
+DRAWN = figures.FIGURES.keys() - {"importance", "front"}
 
 
 def operation(epoch: float, layer: str, factor: float, seconds: float = 0.01) -> dict[str, Any]:
@@ -223,6 +225,44 @@ def test_odd_studies_are_drawn(tmp_path: Path) -> None:
         for path in figures.save(drawings, tmp_path / str(number)):
             assert path.stat().st_size > 5000
         assert "nan" not in " ".join(d.alt + d.title for d in drawings.values()).lower()
+
+
+def test_trials_that_were_stopped_are_not_mixed_with_finished_ones() -> None:
+    results = sample(trials=5)
+    results["trials"][0] |= {"stopped": 2, "validation_accuracy": 0.999}
+    drawings = figures.draw(results)
+    assert "3 finished trials (1 failed, 1 stopped early)" in drawings["search"].alt
+    assert "99.90%" not in drawings["search"].alt and "#0" not in drawings["timeline"].alt
+    dots = drawings["search"].figure.axes[0].collections
+    assert not {0.999} & {round(y, 6) for drawn in dots for _, y in np.asarray(drawn.get_offsets())}
+
+
+@pytest.mark.parametrize("objectives", [("parameters", "accuracy"), ("accuracy", "parameters", "flops", "seconds")])
+def test_every_two_objectives_are_drawn_with_the_front_marked(objectives: tuple[str, ...]) -> None:
+    results = sample(trials=6)
+    for trial, accuracy, size in zip(
+        results["trials"], (0.9, 0.8, 0.7, 0.85, 0.95), (90, 20, 30, 40, 90), strict=False
+    ):
+        trial |= {"validation_accuracy": accuracy, "parameters": size}
+    results["front"] = front(reading.finished(results["trials"]), objectives)
+    drawing = figures.draw(results)["front"]
+    *pairs, growth = drawing.figure.axes
+    labels = [(axes.get_xlabel().split(" (")[0], axes.get_ylabel().split(" (")[0]) for axes in pairs]
+    names = [name.replace("accuracy", "validation accuracy").replace("flops", "FLOPs") for name in objectives]
+    assert sorted(map(sorted, labels)) == sorted(map(sorted, itertools.combinations(names, 2)))
+    beaten, best, reference = (np.asarray(drawn.get_offsets()) for drawn in pairs[0].collections)
+    assert pairs[0].get_xlabel().startswith("parameters")
+    assert {tuple(at) for at in best} == {(90, 0.95), (40, 0.85), (20, 0.8)} and len(beaten) == 2
+    np.testing.assert_allclose(reference, [[97.0, 0.785]])
+    np.testing.assert_allclose(growth.lines[0].get_ydata()[-1], results["front"]["hypervolume"])
+    assert "3 of 5 trials are beaten by no other" in drawing.title and "#4 (min_weight)" in drawing.alt
+    assert drawing.image("png").startswith(b"\x89PNG") and "nan" not in drawing.alt
+
+
+def test_a_front_of_one_trial_is_drawn() -> None:
+    results = sample(trials=2)
+    results["front"] = front(reading.finished(results["trials"]), ("accuracy", "seconds"))
+    assert "1 of 1 trial is beaten by no other" in figures.draw(results)["front"].title
 
 
 def test_equal_figures_are_equal_files() -> None:

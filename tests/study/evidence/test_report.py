@@ -66,6 +66,14 @@ def test_it_holds_verdicts_arms_trials_figures_settings(tmp_path: Path) -> None:
     assert found.all("html") == [{"lang": "en"}]
 
 
+def test_a_trial_that_was_stopped_says_so(tmp_path: Path) -> None:
+    results = sample(trials=5)
+    results["trials"][1] |= {"stopped": 2, "validation_accuracy": 0.999}
+    words = " ".join(page(results, tmp_path)[0].text.split())
+    assert "5 of 5 trials have ended, of which 1 failed, 1 stopped early. The most accurate is trial 3" in words
+    assert words.count("(stopped early, after epoch 2)") == 1 and "(stopped early, after epoch 2) 99.90%" in words
+
+
 def test_it_asks_the_network_for_nothing(tmp_path: Path) -> None:
     found, text = page(sample(), tmp_path)
     names = ("src", "href", "srcset", "data", "action")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import FixedTrial, TrialState
 
@@ -72,6 +73,30 @@ def test_a_result_that_optuna_never_heard_of_is_not_run_again(tmp_path: Path) ->
     resumed = Sampled(settings(), LAYERS, tmp_path / "a.db", {cell.trial: outcome(cell)})
     assert resumed.study.trials[cell.trial].state == TrialState.COMPLETE
     assert resumed.total == 9
+
+
+def test_a_search_of_an_earlier_version_goes_on_under_its_name(tmp_path: Path) -> None:
+    place = f"sqlite:///{tmp_path / 'a.db'}"
+    old = optuna.create_study(storage=place, study_name="search", direction="maximize")
+    old.ask()
+    source = Sampled(settings(), LAYERS, tmp_path / "a.db")
+    assert source.study.study_name == "search" and optuna.get_all_study_names(place) == ["search"]
+    assert len(work_off(source)) == 10 and len(source.study.trials) == 10
+
+
+def test_people_can_read_the_database(tmp_path: Path) -> None:
+    source = Sampled(settings(trials=3), LAYERS, tmp_path / "a.db", words=lambda schedule: f"{len(schedule)} steps")
+    first, second, third = (source.next() for _ in range(3))
+    assert first is not None and second is not None and third is not None
+    source.tell(first, outcome(first) | {"spikes": [{"factor": 2.0}, {"factor": 5.0}]})
+    source.tell(second, {"failure": "the loss became nan"})
+    assert source.study.study_name == f"{tmp_path.name}: small_cnn on digits"
+    assert source.study.metric_names == ["validation accuracy"]
+    assert source.study.user_attrs["space"] == "mixed"
+    told = source.study.trials[0].user_attrs
+    assert told["schedule"] == f"{len(first.schedule)} steps" and told["largest loss spike"] == 5.0
+    assert told["parameters"] == outcome(first)["parameters"]
+    assert source.study.trials[1].user_attrs["failure"] == "the loss became nan"
 
 
 def test_a_failed_trial_counts_and_is_known_as_failed(tmp_path: Path) -> None:

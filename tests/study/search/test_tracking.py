@@ -86,8 +86,13 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
         failing = Cell("search", 0, trial=4)
         tracked.started(failing)
         tracked.ended(failing, {"failure": "the loss became nan"})
+        ended_early = Cell("search", 0, trial=5)
+        tracked.started(ended_early)
+        tracked.ended(ended_early, OUTCOME | {"stopped": 2})
         rows = [{"arm": "original", "accuracy": 0.9, "latency_seconds": {"1": 0.1, "256": 0.2}}]
-        tracked.summary([*rows, {"arm": "surgery", "accuracy": None, "latency_seconds": {}}], [VERDICT], [note])
+        rows.append({"arm": "surgery", "accuracy": None, "latency_seconds": {}})
+        found = {"comparison": {"summary": rows, "verdicts": [VERDICT]}, "front": {"hypervolume": 0.75}}
+        tracked.summary(found, [note])
         while not tracked._machine:  # a study outlasts the making of its database
             time.sleep(0.01)
     assert tracked.lost == 0
@@ -104,6 +109,7 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     assert child.data.metrics["accuracy/validation"] == 0.9
     assert client(study).get_metric_history(child.info.run_id, "loss/train")[0].step == 2
     assert (parent.info.status, child.info.status, failed.info.status) == ("FINISHED", "FINISHED", "FAILED")
+    assert found["search 5"].data.tags["stopped"] == "2" and found["search 5"].info.status == "FINISHED"
     assert failed.data.tags["failure"] == "the loss became nan"
     files = {artifact.path for artifact in client(study).list_artifacts(parent.info.run_id)}
     assert files == {"note.txt", "comparison.json", "trainings.json"}
@@ -116,7 +122,7 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     assert table["columns"] == ["arm", "accuracy", "latency_seconds 1", "latency_seconds 256"]
     assert table["data"] == [["original", 0.9, 0.1, 0.2], ["surgery", "", "", ""]]
     assert parent.data.tags["mlflow.note.content"] == "**Surgery is fine.** By 10 points."
-    assert parent.data.metrics["verdict/difference"] == 0.1
+    assert parent.data.metrics["verdict/difference"] == 0.1 and parent.data.metrics["front/hypervolume"] == 0.75
     assert any(name.startswith("system/") for name in parent.data.metrics)
     assert (tmp_path / "study" / "mlflow-artifacts").is_dir()
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from study.data import Dataset, load
 from study.errors import StudyError
 from study.evidence.results import Folder
 from study.search import tuner
-from study.search.sources import Listed
+from study.search.sources import Listed, Sampled
 from study.search.tracking import EXPERIMENT, default_uri
 from study.training.measures import on_test
 from study.training.run import Cell
@@ -145,6 +146,44 @@ def test_a_lost_worker_resumes_from_its_last_epoch(
     assert (
         measured(tmp_path / "b", notes.results[cell.name], digits)["test_loss"] == notes.results[cell.name]["test_loss"]
     )
+
+
+def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
+    digits: Dataset, resources: dict[str, float], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, epochs=8, trials=12, early_stopping="asha", first_rung=2, recovery=1)
+    layers = {"fc1": 128, "fc2": 64}
+
+    def search(name: str, trials: int, known: dict[int, dict[str, Any]] | None = None) -> Notes:
+        """``trials`` is what an interruption leaves; a search's number of trials does not change what it samples."""
+        folder, notes = tmp_path / name, Notes()
+        folder.mkdir(exist_ok=True)
+        source = Sampled(replace(settings, trials=trials), layers, folder / "optuna.db", known)
+        assert tuner.run_cells(source, digits, settings, resources, folder, [notes])
+        assert not list((folder / "checkpoints").iterdir())
+        return notes
+
+    whole = search("whole", 12)
+    stopped = {name: result["stopped"] for name, result in whole.results.items() if "stopped" in result}
+    assert (
+        len(whole.results) == 12
+        and stopped
+        and not {"search-000", "search-001", "search-002", "search-003"} & set(stopped)
+    )
+    for name, result in whole.results.items():
+        assert "failure" not in result and len(result["epochs"]) == len(whole.epochs[name]) == stopped.get(name, 8)
+        assert whole.heard.count(("ended", name)) == 1
+    for name in stopped:
+        result = whole.results[name]
+        assert result["operations"] and result["spikes"] and result["seconds"] > 0 and result["parameters"] > 0
+        assert result["validation_accuracy"] == result["epochs"][-1]["validation_accuracy"]
+
+    first = search("parts", 8)
+    known = {int(name.removeprefix("search-")): result for name, result in first.results.items()}
+    rest = search("parts", 12, known)
+    assert {name: len(r["epochs"]) for name, r in (first.results | rest.results).items()} == {
+        name: len(result["epochs"]) for name, result in whole.results.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed == [float(epoch) for epoch in range(after + 1, 4)]
 
 
+def test_every_epoch_tells_what_has_been_reached(digits: Dataset) -> None:
+    """All that a shorter training ends with, so that nothing is missing where one is stopped."""
+    told: list[dict[str, Any]] = []
+    cell = Cell("search", 3, SHRINK, trial=0)
+    whole = run(cell, digits, SETTINGS, CPU, tell=lambda record: told.append(copy.deepcopy(record)))
+    shorter = run(replace(cell, schedule=SHRINK[:1]), digits, replace(SETTINGS, epochs=2), CPU)
+    for outcome, record in ((shorter, told[1]), (whole, told[2])):
+        reached = without_times(record["so_far"])
+        assert {"validation_accuracy", "spikes", "epochs", "operations", "checks", "steps"} <= reached.keys()
+        assert reached == {key: value for key, value in without_times(outcome).items() if key in reached}
+        assert set(outcome) - set(record["so_far"]) == {"parameters", "flops", "training_flops", "architecture"}
+        assert record["parameters"] == outcome["parameters"]
+
+
 def test_a_checkpoint_describes_its_own_architecture(digits: Dataset, tmp_path: Path) -> None:
     def trainer() -> Trainer:
         torch.manual_seed(0)

@@ -1,0 +1,96 @@
+"""The front of a search with several objectives: each two of them against each other, and how the front grew."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from study.evidence.drawing import BLUE, GREY, VERMILLION, Drawing, Look, accuracy_scale, count, log_scale, titled
+from study.evidence.figures.reading import Results, finished, name_of
+from study.evidence.front import WORDS, listed, sentence
+from study.search.sources import objective
+
+LABELS = {
+    "accuracy": "validation accuracy", "parameters": "parameters (log scale)", "flops": "FLOPs (log scale)",
+    "seconds": "seconds (log scale)",
+}  # fmt: skip
+
+
+def front(results: Results) -> Drawing | None:
+    """Pairs of objectives with the front marked, and hypervolume over trials; none for a study of one objective."""
+    found, trials = results.get("front"), finished(results["trials"])
+    if not found or not trials:
+        return None
+    pairs = list(itertools.combinations(found["objectives"], 2))
+    rows = math.ceil((len(pairs) + 1) / 2)
+    figure = Figure(figsize=(9, 0.8 + 3.3 * rows), layout="constrained")
+    panels = [figure.add_subplot(rows, 2, place + 1) for place in range(len(pairs) + 1)]
+    for axes, (one, other) in zip(panels, pairs, strict=False):
+        across, up = (one, other) if other == "accuracy" else (other, one)
+        _pair(axes, trials, found, across, up)
+    _growth(panels[-1], found)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return _worded(figure, trials, found)
+
+
+def _pair(axes: Axes, trials: Sequence[Mapping[str, Any]], found: Mapping[str, Any], across: str, up: str) -> None:
+    at = {trial["trial"]: (_value(trial, across), _value(trial, up)) for trial in trials}
+    corner = [found["reference"][found["objectives"].index(name)] for name in (across, up)]
+    beaten, best = ([at[number] for number in at if (number in found["trials"]) == inside] for inside in (False, True))
+    look: Look = {"s": 30, "color": GREY, "alpha": 0.7, "label": "beaten by another trial"}
+    if beaten:
+        axes.scatter(*zip(*beaten, strict=True), **look)
+    look = {"s": 150, "color": BLUE, "alpha": 0.85, "marker": "s", "linewidths": 0, "zorder": 3}
+    axes.scatter(*zip(*best, strict=True), label="on the front, with its number", **look)
+    look = {"s": 60, "color": VERMILLION, "marker": "x", "linewidths": 2, "label": "reference point"}
+    axes.scatter(*corner, **look)
+    for number in found["trials"]:
+        axes.annotate(f"{number}", at[number], color="white", ha="center", va="center", fontsize=7.5, zorder=4)
+    points = [*at.values(), corner]
+    for axis, name, values in zip((axes.xaxis, axes.yaxis), (across, up), zip(*points, strict=True), strict=True):
+        if name == "accuracy":
+            accuracy_scale(axes, values)
+        else:
+            log_scale(axis, [max(value, 1e-9) * pad for value in values for pad in (0.85, 1.2)], count)
+    axes.set(xlabel=LABELS[across], ylabel=LABELS[up])
+
+
+def _growth(axes: Axes, found: Mapping[str, Any]) -> None:
+    numbers, volumes = zip(*found["history"], strict=True)
+    axes.step(numbers, volumes, where="post", color=BLUE, marker="s", markersize=4)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="trials, in the order of their numbers", ylabel="hypervolume of the front so far", ylim=(0, 1))
+
+
+def _worded(figure: Figure, trials: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> Drawing:
+    known = {trial["trial"]: trial for trial in trials}
+    members = [
+        f"#{number} ({name_of(known[number])}): "
+        + ", ".join(WORDS[name].format(_value(known[number], name)) for name in found["objectives"])
+        for number in found["trials"]
+    ]
+    volumes = [volume for _, volume in found["history"]]
+    whole = sentence(found)
+    return titled(
+        figure, whole.split(";")[0],
+        "Each point is one finished trial of the search, one seed each. On the front (squares) are the trials that no "
+        "other is as good as in every objective and better in one; a trial may lie on it that looks beaten in one of "
+        "the panels. Hypervolume is the part that the front dominates of the box between the best values on it and the "
+        "reference point (cross), which lies a tenth of the front's range beyond its worst values; a trial beyond that "
+        "point adds nothing.",
+        f"Scatter plots of {listed(found['objectives'])}, each against each. {whole} "
+        f"On the front: {'; '.join(members)}. "
+        f"Hypervolume after the first of {len(volumes)} trials {volumes[0]:.2f}, after half of them "
+        f"{volumes[(len(volumes) - 1) // 2]:.2f}, after all {volumes[-1]:.2f}.",
+    )  # fmt: skip
+
+
+def _value(trial: Mapping[str, Any], name: str) -> float:
+    return objective(dict(trial), name)

@@ -1,0 +1,29 @@
+"""What a person sees while a study runs, where the output is no terminal."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+from rich.console import Console
+
+from study.progress import Display
+from study.training.run import Cell
+
+
+def test_a_stage_is_told_line_by_line() -> None:
+    text = io.StringIO()
+    whole = {"validation_accuracy": 0.9, "parameters": 1200, "seconds": 1.5}
+    results = [whole, {"failure": "the loss became nan"}, whole | {"stopped": 2, "validation_accuracy": 0.95}]
+    with Display(Console(file=text, width=200), "search", SimpleNamespace(total=3)) as display:
+        for number, result in enumerate(results):
+            cell = Cell("search", 0, trial=number)
+            display.started(cell)
+            display.ended(cell, result)
+    first, failed, stopped, last = text.getvalue().splitlines()
+    assert "1/3 search-000: validation 90.00%, 1,200 parameters, 1.5 s" in first
+    assert "search-001 failed: the loss became nan" in failed
+    assert "3/3 search-002: stopped early after epoch 2, validation 95.00%" in stopped
+    assert last.startswith(
+        "search: 3 of 3 trainings, 1 failed, 1 stopped early, best 90.00% on validation (search-000)"
+    )
