@@ -19,7 +19,9 @@ from study.arms import SHORT
 from study.config import Settings
 from study.errors import StudyError
 from study.evidence import comparison, figures, front, report, thesis, thesis_figures, wording
-from study.evidence.results import Folder
+from study.evidence.importance import importance
+from study.evidence.results import Folder, write_whole
+from study.evidence.state import state
 from study.progress import Display
 from study.search import tracking, tuner
 from study.search.sources import Sampled, Source, given
@@ -77,15 +79,19 @@ def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | 
 
 
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
-    """``results.json``, the figures and ``report.html`` from what is stored; nothing is computed again."""
+    """``results.json``, the figures and ``report.html`` from what is stored, also while another runs it."""
     rows, verdicts = comparison.summarize(folder)
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
-    results = folder.write(rows, verdicts, front.front(finished, folder.settings.objective))
+    results = folder.write(
+        rows, verdicts, front=front.front(finished, folder.settings.objective), state=state(folder),
+        importance=importance(folder),
+    )  # fmt: skip
     drawings = figures.draw(results)
     if thesis.concerns(results):
         chapter = thesis_figures.draw(results)
         drawings |= chapter
-        folder.thesis.write_text(thesis.page(results, [f"{folder.figures.name}/{name}.png" for name in chapter]))
+        page = thesis.page(results, [f"{folder.figures.name}/{name}.png" for name in chapter])
+        write_whole(folder.thesis, page)
     files = figures.save(drawings, folder.figures)
     report.write(results, folder.report, drawings)
     if tracker is not None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,11 @@ from jinja2 import Environment, StrictUndefined
 from study.evidence.comparison import describe
 from study.evidence.drawing import Drawing, count
 from study.evidence.figures.reading import Results, finished, unfinished
+from study.evidence.results import write_whole
 
 MISSING = "–"
+#: So many trials stand in the open; all of them are folded away below. So are failures and layers, where they are more.
+BEST, FEW = 20, 5
 #: What not every arm can be measured by, in the order of its columns: how it is worded.
 OPTIONAL: dict[str, Callable[[float], str]] = {
     "top5": lambda share: f"{share:.2%}",
@@ -31,7 +37,7 @@ OPTIONAL: dict[str, Callable[[float], str]] = {
 def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None:
     """Writes the report of ``results`` (see ``study.evidence.results``) with the drawings to ``path``.
 
-    A study that still runs gets a report too: of the trials so far, with a note that the comparison is to come.
+    A study that still runs, or was interrupted, gets a report too: of the trainings so far, and it says so.
     """
     layout = (importlib.resources.files("study.evidence") / "report.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -45,33 +51,69 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
         yaml="\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()),
         machine=results["machine"],
         layers=results["layers"],
+        limits={"best": BEST, "few": FEW},
+        state=_state(results["state"], path.parent.name),
         verdicts=comparison.get("verdicts", ()),
+        findings=_findings(comparison.get("verdicts", ())),
         progress=_progress(results),
+        search=bool(results["state"]["search"]["of"]),
         taken=taken,
         times=_times(comparison.get("summary", ())),
         rows=[_arm(row, original, taken) for row in comparison.get("summary", ())],
         failures=[cell for cell in comparison.get("cells", ()) if "failure" in cell],
         figures=[_figure(name, drawing) for name, drawing in drawings.items()],
-        trials=[_trial(trial, compared) for trial in results["trials"]],
+        trials=[_trial(trial, compared) for trial in sorted(results["trials"], key=_rank)],
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
+
+
+def _findings(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """What was found of how many schedules, the most frequent first."""
+    counts = Counter(verdict["finding"] for verdict in verdicts).most_common()
+    parts = [f"{finding} for {times} of {len(verdicts)} schedules" for finding, times in counts]
+    if len(verdicts) == 1:
+        parts = [verdicts[0]["finding"]]
+    return f"{parts[0][0].upper()}{parts[0][1:]}{''.join(f'; {part}' for part in parts[1:])}." if parts else ""
+
+
+def _state(state: Mapping[str, Any], folder: str) -> dict[str, str]:
+    """Whether the study runs, how many of its trainings have ended, and how to go on: ``now``, ``words``, ``hint``."""
+    stages = [
+        f"{state[stage]['ended']:,} of {state[stage]['of']:,} {words}"
+        for stage, words in (("search", "trials of the search"), ("comparison", "trainings of the comparison"))
+        if state[stage]["of"]
+    ]
+    hints = {
+        "running": f"This page shows what had ended by {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; write it anew with "
+        f"surgery report {folder}",
+        "interrupted": f"Go on with surgery resume {folder}",
+        "finished": "",
+    }
+    return {"now": state["now"], "words": " and ".join(stages) + " have ended.", "hint": hints[state["now"]]}
 
 
 def _progress(results: Results) -> str:
-    """How far the search is, and its best trial, in one sentence."""
-    settings = results["settings"]
-    if settings.get("schedules") or settings.get("sampler") == "grid":
+    """What the search found, in a sentence or two."""
+    if not results["state"]["search"]["of"]:
         compared = {cell["trial"] for cell in results["comparison"]["cells"] if cell["trial"] is not None}
         return f"Nothing is searched: every schedule is compared, of which {len(compared)} have ended."
-    trials, wanted = results["trials"], settings["trials"]
-    text = f"{len(trials)} of {wanted} trials have ended, of which {unfinished(trials)}."
-    if not finished(trials):
+    trials = results["trials"]
+    ended = finished(trials)
+    text = f"Of the search's {len(trials)} trials so far {unfinished(trials)}. " if len(ended) < len(trials) else ""
+    if not ended:
         return text
-    best = max(finished(trials), key=lambda trial: (trial["validation_accuracy"], -trial["parameters"]))
+    best = min(ended, key=_rank)
     return (
-        f"{text} The most accurate is trial {best['trial']} ({describe(best['schedule'])}) with "
+        f"{text}The most accurate trial of the search is #{best['trial']} ({describe(best['schedule'])}) with "
         f"{best['validation_accuracy']:.2%} validation accuracy and {best['parameters']:,} parameters."
     )
+
+
+def _rank(trial: Mapping[str, Any]) -> tuple[bool, float, int]:
+    """The most accurate first, the smaller one of equals; then those that were stopped early, failed ones last."""
+    if "failure" in trial:
+        return True, math.inf, trial["trial"]
+    return "stopped" in trial, -trial["validation_accuracy"], trial["parameters"]
 
 
 def _arm(row: Mapping[str, Any], original: Mapping[str, Any] | None, taken: Mapping[str, bool]) -> dict[str, Any]:
@@ -139,4 +181,5 @@ def _harmless(value: Any) -> Any:
 def _figure(name: str, drawing: Drawing) -> dict[str, str]:
     """A figure's words, and as ``source`` the address of an image that lies in the page itself."""
     source = f"data:image/svg+xml;base64,{base64.b64encode(drawing.image('svg')).decode()}"
-    return {"name": name, "source": source, "caption": drawing.caption, "alt": drawing.alt}
+    words = {"title": drawing.title, "caption": drawing.caption, "alt": drawing.alt}
+    return {"name": name, "source": source, **words}

@@ -55,6 +55,8 @@ class Folder:
     ) -> None:
         """``preset``: the name of the settings that the study was started with, before options overlaid them."""
         self.path, self.settings, self.layers, self.identity, self.preset = path, settings, layers, identity, preset
+        self._ours = False
+        self._read: tuple[tuple[int, int], list[Record]] = (0, 0), []
 
     optuna = property(lambda self: self.path / "optuna.db")
     mlflow = property(lambda self: self.path / "mlflow.db")
@@ -117,7 +119,25 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StudyError(f"{self.path} is being run by another process; wait for it, or stop it") from None
-            yield
+            self._ours = True
+            try:
+                yield
+            finally:
+                self._ours = False
+
+    @property
+    def running(self) -> bool:
+        """Whether another process runs this study now; one that was killed holds its lock no more."""
+        if self._ours:
+            return False
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so two that ask do not see each other
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def changed(self, **settings: Any) -> Folder:
         """The same study with other settings of its comparison, kept for when it is resumed or reported."""
@@ -128,19 +148,27 @@ class Folder:
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""
-        found: dict[str, Record] = {}
-        if self._ledger.exists():
+        return [record for record in self._ended() if not arms or record.cell.arm in arms]
+
+    def _ended(self) -> list[Record]:
+        """The ledger, read again only where it has changed: it is asked for many times and may be long."""
+        if not self._ledger.exists():
+            return []
+        known = self._ledger.stat()
+        if self._read[0] != (known.st_size, known.st_mtime_ns):
+            found: dict[str, Record] = {}
             for line in self._ledger.read_text().splitlines():
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:  # a line cut off by a killed process
                     continue
                 record = Record(Cell(**entry["cell"]), entry["result"])
-                if not arms or record.cell.arm in arms:
-                    found[record.cell.name] = record
-        return sorted(
-            found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed)
-        )
+                found[record.cell.name] = record
+            ordered = sorted(
+                found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed)
+            )
+            self._read = (known.st_size, known.st_mtime_ns), ordered
+        return self._read[1]
 
     def started(self, cell: Cell) -> None: ...
 
@@ -155,12 +183,9 @@ class Folder:
             os.fsync(ledger.fileno())
 
     def write(
-        self,
-        summary: Sequence[dict[str, Any]],
-        verdicts: Sequence[dict[str, Any]],
-        front: dict[str, Any] | None = None,
+        self, summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], **more: Any
     ) -> dict[str, Any]:
-        """Writes ``results.json`` from the ledger, a comparison and a search's front; returns its content."""
+        """Writes ``results.json`` from the ledger, a comparison and what else is to be kept; returns its content."""
         study = json.loads((self.path / "study.json").read_text())
         content = {
             "format": FORMAT,
@@ -168,27 +193,44 @@ class Folder:
             "machine": study["machine"],
             "layers": self.layers,
             "trials": [_flat(record) for record in self.records("search")],
-            "front": front,
             "comparison": {
                 "summary": list(summary),
                 "verdicts": list(verdicts),
                 "cells": [_flat(record) for record in self.records() if record.cell.arm != "search"],
             },
+            **more,
         }
         _write(self.results, content)
         return content
 
 
 def _flat(record: Record) -> dict[str, Any]:
-    cell = {key: value for key, value in asdict(record.cell).items() if key not in ("architecture", "test")}
+    cell = {key: value for key, value in vars(record.cell).items() if key not in ("architecture", "test")}
     return {"name": record.cell.name, **cell, **record.result}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """JSON that is whole or not there."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(path, _laid_out(content, 3) + "\n")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file that is whole or not there; several processes may write it, and read it, at once."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, path)
+
+
+def _laid_out(value: Any, levels: int, margin: str = "") -> str:
+    """JSON with an entry a line down to so many levels, which is a tenth of the work of indenting all of it."""
+    if not levels or not value or not isinstance(value, (dict, list)):
+        return json.dumps(value)
+    inner = margin + " "
+    if isinstance(value, dict):
+        lines = [f"{json.dumps(key)}: {_laid_out(entry, levels - 1, inner)}" for key, entry in value.items()]
+    else:
+        lines = [_laid_out(entry, levels - 1, inner) for entry in value]
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return f"{first}\n{inner}" + f",\n{inner}".join(lines) + f"\n{margin}{last}"
 
 
 def machine() -> dict[str, str]:

@@ -12,14 +12,29 @@ from pathlib import Path
 from matplotlib import style
 
 from study.evidence.drawing import STYLE, Drawing
-from study.evidence.figures import arms, front, importance, operations, redundancy, time_to_accuracy, trials
+from study.evidence.figures import (
+    architecture,
+    arms,
+    costs,
+    front,
+    importance,
+    operations,
+    recovery,
+    redundancy,
+    time_to_accuracy,
+    trials,
+)
 from study.evidence.figures.reading import Results
+from study.evidence.results import write_whole
 
 #: In reading order.
 FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
     "arms": arms.arms,
+    "costs": costs.costs,
     "accuracy": arms.accuracy,
     "time_to_accuracy": time_to_accuracy.time_to_accuracy,
+    "recovery": recovery.recovery,
+    "architecture": architecture.architecture,
     "search": trials.search,
     "front": front.front,
     "timeline": operations.timeline,
@@ -44,5 +59,5 @@ def save(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
     for name, drawing in drawings.items():
         for kind in ("png", "svg"):
             paths.append(folder / f"{name}.{kind}")
-            paths[-1].write_bytes(drawing.image(kind))
+            write_whole(paths[-1], drawing.image(kind))
     return paths

@@ -7,16 +7,19 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from study.arms import SHORT
 from study.evidence.drawing import ARMS, GREY, Drawing, accuracy_scale, around, as_percent, new_axes, titled
-from study.evidence.figures.marks import mark_moments
-from study.evidence.figures.reading import Results, compared, comparison, moments_of
+from study.evidence.figures.marks import MOMENT, mark_moments
+from study.evidence.figures.reading import Results, compared, comparison, elapsed, moments_of
 
 #: The arms of the curves over epochs; more would not be readable.
 LINES = ("original", "surgery", "restart")
+#: Schedules beside each other; more would be too small.
+SCHEDULES = 6
 
 
 def accuracy(results: Results) -> Drawing | None:
@@ -25,30 +28,42 @@ def accuracy(results: Results) -> Drawing | None:
     arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in LINES}
     if not arms["surgery"]:
         return None
-    figure, axes = new_axes(height=4.8)
+    figure = Figure(figsize=(9.0, 4.8), layout="constrained")
+    axes, clock = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     ends, bounds = {}, []
     for arm, members in arms.items():
         if members:
             curves = np.array([[epoch["validation_accuracy"] for epoch in cell["epochs"]] for cell in members])
             epochs = [epoch["epoch"] for epoch in members[0]["epochs"]]
+            seconds = np.mean([elapsed(cell) for cell in members], 0)
             mean, deviation = curves.mean(0), _deviation(curves)
             low, high = mean - deviation, np.minimum(mean + deviation, 1.0)
             ends[arm] = f"{mean[-1]:.2%}"
-            look = ARMS[arm] | {"markersize": 5, "markevery": math.ceil(len(epochs) / 15)}
+            look = ARMS[arm] | {"markersize": 5, "markevery": math.ceil(len(epochs) / 12)}
             axes.plot(epochs, mean, label=f"{arm}: {ends[arm]} (n = {len(members)})", **look)
-            axes.fill_between(epochs, low, high, color=ARMS[arm]["color"], alpha=0.13, linewidth=0)
+            clock.plot(seconds, mean, **look)
+            for panel, across in ((axes, epochs), (clock, seconds)):
+                panel.fill_between(across, low, high, color=ARMS[arm]["color"], alpha=0.13, linewidth=0)
+            if arm == "surgery":
+                moments = moments_of(members[0])
+                at = np.interp([moment["epoch"] for moment in moments], [0, *epochs], [0, *seconds])
             bounds += [low.min(), high.max()]
     accuracy_scale(axes, bounds)
-    moments = moments_of(arms["surgery"][0])
-    axes.set(xlabel="epoch", ylabel="validation accuracy", xlim=(0, None))
+    for panel, words in ((axes, "epoch"), (clock, "seconds of training and surgery")):
+        panel.set(xlabel=words, xlim=(0, None))
+    axes.set_ylabel("validation accuracy")
     mark_moments(axes, moments)
+    for second in at:
+        clock.axvline(second, **MOMENT)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    clock.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(loc="outside lower center", ncols=3, title="at the last epoch")
     when = ", ".join(f"{m['op']} at {m['epoch']:g}" for m in moments) or "none"
     return titled(
         figure, "Validation accuracy at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
-        f"Mean over seeds, band: ± one standard deviation; schedule of trial {trial}. A dashed vertical line is an "
-        "operation, with the units of its layers after ÷ before. The scale is stretched towards 100%.",
+        f"Mean over seeds, band: ± one standard deviation; schedule of trial {trial}. Left by epoch, right by the mean "
+        "seconds spent until then. A dashed line is an operation, with the units of its layers after ÷ before. "
+        "The scale is stretched towards 100%.",
         f"Line chart of validation accuracy per epoch. At the last epoch: "
         f"{', '.join(f'{arm} {end} (n = {len(arms[arm])})' for arm, end in ends.items())}. Operations: {when}.",
     )  # fmt: skip
@@ -58,7 +73,8 @@ def arms(results: Results) -> Drawing | None:
     """Test accuracy of every seed; surgery and restart of one seed are joined."""
     cells, first = compared(results)
     trials = sorted({c["trial"] for c in cells} - {None}, key=lambda trial: (trial != first, trial))
-    order = [("original", None), *((arm, trial) for trial in trials for arm in ARMS if arm != "original")]
+    shown = trials[:SCHEDULES]
+    order = [("original", None), *((arm, trial) for trial in shown for arm in ARMS if arm != "original")]
     found = {key: {c["seed"]: c["test_accuracy"] for c in cells if (c["arm"], c["trial"]) == key} for key in order}
     groups = {key: seeds for key, seeds in found.items() if seeds}
     if not groups:
@@ -85,6 +101,7 @@ def arms(results: Results) -> Drawing | None:
     axes.yaxis.set_major_formatter(as_percent)
     axes.set(xlabel="arm, and the trial whose schedule it is about", ylabel="test accuracy")
     axes.grid(False, axis="x")
+    left_out = f" The first {len(shown)} of {len(trials)} schedules." if len(trials) > len(shown) else ""
     verdicts = [
         f"Trial {v['trial']}: {v['finding']} (surgery − restart {100 * v['difference']:+.2f} points, n = {v['n']})"
         for v in comparison(results, "verdicts")
@@ -92,7 +109,8 @@ def arms(results: Results) -> Drawing | None:
     return titled(
         figure, "\n".join(verdicts[:3]) or "Test accuracy of every seed",
         "Small points are seeds, a line joins surgery and restart of the same seed; the large point is the mean with "
-        "its 95% interval (Student's t). Points are shifted sideways so that equal ones can be told apart.",
+        "its 95% interval (Student's t). Points are shifted sideways so that equal ones can be told apart."
+        + left_out,
         f"Dot chart of test accuracy, mean ± half of its 95% interval: {'; '.join(words)}. {'. '.join(verdicts)}",
     )  # fmt: skip
 

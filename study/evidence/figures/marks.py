@@ -7,31 +7,46 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.markers import MarkerStyle
 
 from study.evidence.drawing import COLOURS, GREY, MARKERS, Look
-from study.evidence.figures.reading import NOTHING, Results, comparison, name_of, operations_of
+from study.evidence.figures.reading import NOTHING, Results, comparison, finished, name_of, names_of
 
 #: Above so many points a figure's points are stored as pixels, to keep the report small.
 MANY = 600
+#: Of more moments only those are named that differ from the one before.
+SEVERAL = 5
+#: The line of a moment at which something was operated on.
+MOMENT: Look = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 1}
 
 
 def marks_of(results: Results) -> dict[str, Look]:
-    """Colour and marker of each operation, and of each combination of operations, in this study."""
+    """Colour and marker of each operation, and of each combination of operations, in this study.
+
+    There are fewer colours than operations: each has another shape the second time, and is hollow.
+    """
     cells = [*results["trials"], *comparison(results, "cells")]
-    names = {name_of(cell) for cell in cells} | {record["op"] for record in operations_of(results)}
+    names = {name_of(cell) for cell in cells} | {name for cell in finished(cells) for name in names_of(cell)}
     marks: dict[str, Look] = {NOTHING: {"color": GREY, "marker": "x"}}
     for index, name in enumerate(sorted(names - {NOTHING})):
-        marks[name] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        turn, colour = divmod(index, len(COLOURS))
+        marker = MarkerStyle(MARKERS[index % len(MARKERS)], fillstyle="none" if turn % 2 else "full")
+        marks[name] = {"color": COLOURS[colour], "marker": marker}
     return marks
 
 
-def mark_moments(axes: Axes, moments: Sequence[Mapping[str, Any]]) -> None:
-    """A vertical line at each moment, named where there is room."""
-    named = -math.inf
+def mark_moments(axes: Axes, moments: Sequence[Mapping[str, Any]], top: bool = False) -> None:
+    """A vertical line at each moment; its operations are named where there is room, below or at the ``top``."""
+    named, last = -math.inf, ""
+    together: dict[float, list[str]] = {}
     for moment in moments:
-        axes.axvline(moment["epoch"], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        if moment["epoch"] - named > 0.04 * axes.get_xlim()[1]:
-            named = moment["epoch"]
-            look: Look = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 8.5, "color": "#444444"}
-            look |= {"xycoords": axes.get_xaxis_transform(), "xytext": (-2, 4), "textcoords": "offset points"}
-            axes.annotate(f"{moment['op']} ×{moment['kept']:.2f}", (moment["epoch"], 0), **look)
+        together.setdefault(moment["epoch"], []).append(f"{moment['op']} ×{moment['kept']:.2f}")
+    for epoch, operations in together.items():
+        axes.axvline(epoch, **MOMENT)
+        words = ", ".join(operations)
+        if epoch - named > 0.04 * axes.get_xlim()[1] and (len(together) <= SEVERAL or words != last):
+            named, last = epoch, words
+            look: Look = {"rotation": 90, "ha": "right", "fontsize": 8.5, "color": "#444444"}
+            look |= {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+            look |= {"va": "top" if top else "bottom"}
+            axes.annotate(words, (epoch, int(top)), xytext=(-2, -4 if top else 4), **look)

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from study.evidence.drawing import BLACK, GREY, Drawing, Look, log_scale, new_axes, percent, times, titled
+from study.evidence.drawing import BLACK, GREY, Drawing, Look, as_percent, log_scale, new_axes, percent, times, titled
 from study.evidence.figures.marks import MANY, marks_of
 from study.evidence.figures.reading import NOTHING, Results, finished, grouped, moments_of, operations_of, positive
 
 #: How many trials the timeline shows.
 ROWS = 10
+#: Epochs until the loss was back, least and most, and the look of their part of a bar: the longer the darker.
+RECOVERED: dict[str, tuple[int, float | None, Look]] = {
+    "it never rose": (0, 0, {"color": "#f0e9d2"}),
+    "1 epoch": (1, 1, {"color": "#cfc06f"}),
+    "2 or 3": (2, 3, {"color": "#8f8f80"}),
+    "more": (4, math.inf, {"color": "#48577a"}),
+    "not by the end": (0, None, {"color": "#111111", "hatch": "///"}),
+}
 
 
 def spike(results: Results) -> Drawing | None:
     """What each operation did to the loss on the held-out batch, by operation."""
-    points = [(o["op"], o["spike_factor"]) for o in operations_of(results) if positive(o["spike_factor"])]
+    operations = operations_of(results)
+    points = [(o["op"], o["spike_factor"]) for o in operations if positive(o["spike_factor"])]
     if not points:
         return None
     groups = grouped(points, statistics.median)
-    figure, axes = new_axes(height=1.6 + 0.5 * len(groups))
+    figure = Figure(figsize=(9.5, 1.9 + 0.45 * len(groups)), layout="constrained")
+    axes, shares = figure.subplots(1, 2, sharey=True, width_ratios=(5, 4))
     marks, jitter = marks_of(results), np.random.default_rng(0)
     for row, (name, factors) in enumerate(groups.items()):
         spread = row + jitter.uniform(-0.22, 0.22, len(factors))
@@ -33,17 +45,42 @@ def spike(results: Results) -> Drawing | None:
     log_scale(axes.xaxis, [*(factor for _, factor in points), 0.8, 1.25], lambda value: f"×{value:g}")
     axes.axvline(1, color=BLACK, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(groups)), [f"{name} (n = {len(factors)})" for name, factors in groups.items()])
-    axes.set(xlabel="held-out loss after ÷ before the operation (log scale)", ylim=(len(groups) - 0.5, -0.5))
+    axes.set(xlabel="held-out loss after ÷ before (log scale)", ylim=(len(groups) - 0.5, -0.5))
+    back: dict[str, list[int | None]] = {name: [] for name in groups}
+    for operation in operations:
+        back.get(operation["op"], []).append(operation.get("epochs_to_recover"))
+    _recovery(shares, [*back.values()])
+    figure.legend(*shares.get_legend_handles_labels(), loc="outside lower center", ncols=len(RECOVERED))
     medians = [f"{name} {times(statistics.median(factors))}" for name, factors in groups.items()]
     extremes = f"least for {medians[0]}, most for {medians[-1]}" if len(medians) > 1 else medians[0]
+    every = [epochs for each in back.values() for epochs in each]
+    never = percent(sum(epochs is None for epochs in every) / len(every))
     return titled(
-        figure, f"Median jump of the held-out loss: {extremes}",
-        "Each point is one operation on one layer, in the search or in the comparison; the bar is the median. "
+        figure, f"Median jump of the held-out loss: {extremes}; not back by the end after {never} of all operations",
+        "Left: each point is one operation on one layer, in the search or in the comparison; the bar is the median. "
         "×1 (dashed) leaves the loss where it was. Operations of the same moment follow one another, and each is "
-        "measured against the loss right before it.",
+        "measured against the loss right before it. Right: how many epochs it took until the loss was back where "
+        "it was before that moment.",
         f"Strip chart of spike factors by operation. Medians: {', '.join(medians)}. "
-        f"Range {times(min(f for _, f in points))} to {times(max(f for _, f in points))}.",
+        f"Range {times(min(f for _, f in points))} to {times(max(f for _, f in points))}. Not back by the end: "
+        + ", ".join(f"{name} {sum(e is None for e in each)} of {len(each)}" for name, each in back.items()) + ".",
     )  # fmt: skip
+
+
+def _recovery(axes: Axes, back: Sequence[Sequence[int | None]]) -> None:
+    """One bar a row, of the shares of operations whose loss was back after so many epochs."""
+    starts = np.zeros(len(back))
+    for words, (least, most, look) in RECOVERED.items():
+        inside = [
+            [most is None if epochs is None else most is not None and least <= epochs <= most for epochs in each]
+            for each in back
+        ]
+        widths = np.array([sum(each) / len(each) for each in inside])
+        axes.barh(range(len(back)), widths, 0.7, starts, label=words, edgecolor="white", linewidth=0.6, **look)
+        starts += widths
+    axes.set(xlabel="operations whose loss was back after", xlim=(0, 1))
+    axes.xaxis.set_major_formatter(as_percent)
+    axes.grid(False, axis="y")
 
 
 def timing(results: Results) -> Drawing | None:
@@ -88,11 +125,13 @@ def timeline(results: Results) -> Drawing | None:
     if not any(moments for _, moments in rows):
         return None
     figure, axes = new_axes(height=1.9 + 0.42 * len(rows))
-    marks = marks_of(results)
+    marks, epochs = marks_of(results), max(len(trial["epochs"]) for trial, _ in rows)
     for row, (_, moments) in enumerate(rows):
         axes.axhline(row, color="#bbbbbb", linewidth=0.8, zorder=0)
-        for moment in moments:
-            size, at = 60 * min(max(moment["kept"], 0.4), 3), (moment["epoch"], row)
+        for place, moment in enumerate(moments):
+            together = [other for other in moments if other["epoch"] == moment["epoch"]]
+            beside = place - moments.index(together[0]) - (len(together) - 1) / 2
+            size, at = 60 * min(max(moment["kept"], 0.4), 3), (moment["epoch"] + 0.07 * epochs * beside, row)
             axes.scatter(*at, s=size, zorder=3, **marks[moment["op"]])
             above: Look = {"xytext": (0, math.sqrt(size) / 2 + 1.5), "textcoords": "offset points", "ha": "center"}
             axes.annotate(f"×{moment['kept']:.2f}", at, fontsize=8, **above)
@@ -101,7 +140,6 @@ def timeline(results: Results) -> Drawing | None:
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     labels = [f"#{trial['trial']}: {trial['validation_accuracy']:.2%}" for trial, _ in rows]
     axes.set_yticks(range(len(rows)), labels)
-    epochs = max(len(trial["epochs"]) for trial, _ in rows)
     axes.set(xlabel="epoch", ylabel="trial", xlim=(0, 1.03 * epochs), ylim=(len(rows) - 0.5, -0.75))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.grid(False, axis="y")
@@ -112,6 +150,6 @@ def timeline(results: Results) -> Drawing | None:
     return titled(
         figure, f"First operation of the {which}: epoch {statistics.median(firsts):g} of {epochs} (median)",
         "One row a trial with its validation accuracy, the best on top. The number is the operated layers' units "
-        "after ÷ before.",
+        "after ÷ before. Marks that touch are operations of one moment, one after the other.",
         f"Timeline of operations: {'; '.join(told)}.",
     )  # fmt: skip

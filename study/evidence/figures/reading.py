@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ops import OPERATIONS
+from study.training import spent
 
 Results = Mapping[str, Any]
 
 NOTHING = "no operation"
+#: The class of an operation → its short name.
+SHORT = {kind.__name__: name for name, kind in OPERATIONS.items()}
 
 
 def comparison(results: Results, key: str) -> list[dict[str, Any]]:
@@ -48,14 +51,18 @@ def operations_of(results: Results) -> list[dict[str, Any]]:
 
 
 def named(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of a cell's operations, each with its short name as ``op``."""
+    return [operation | {"op": op} for operation, op in zip(cell["operations"], names_of(cell), strict=True)]
+
+
+def names_of(cell: Mapping[str, Any]) -> list[str]:
+    """The short name of each operation of a cell."""
     names = {(step["when"], step["layer"]): step["op"] for step in cell["schedule"]}
-    known = {kind.__name__: name for name, kind in OPERATIONS.items()}  # where ``when`` is written in another way
-
-    def name(operation: Mapping[str, Any]) -> str:
-        kind = operation["operation"].split("(")[0]
-        return names.get((operation["when"], operation["layer"]), known.get(kind, kind))
-
-    return [operation | {"op": name(operation)} for operation in cell["operations"]]
+    kinds = (operation["operation"].split("(")[0] for operation in cell["operations"])
+    return [  # by its class where ``when`` is written in another way
+        names.get((operation["when"], operation["layer"]), SHORT.get(kind, kind))
+        for operation, kind in zip(cell["operations"], kinds, strict=True)
+    ]
 
 
 def name_of(cell: Mapping[str, Any]) -> str:
@@ -76,6 +83,28 @@ def moments_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"epoch": epoch, "op": op, "kept": units(members, "after") / units(members, "before")}
         for (epoch, op), members in sorted(found.items())
     ]
+
+
+def jumps_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The operations of one moment taken together: ``epoch``, held-out loss ``before`` and ``after``, ``factor``, and
+    ``back``: the epochs until the loss was back (None: not by the end).
+    """
+    found: dict[float, list[Mapping[str, Any]]] = {}
+    for record in cell["operations"]:
+        found.setdefault(record["epoch"], []).append(record)
+    return [
+        {
+            "epoch": epoch, "before": members[0]["loss_before"], "after": members[-1]["loss_after"],
+            "factor": members[-1]["loss_after"] / max(members[0]["loss_before"], 1e-12),
+            "back": members[0].get("epochs_to_recover"),
+        }
+        for epoch, members in sorted(found.items())
+    ]  # fmt: skip
+
+
+def elapsed(cell: Mapping[str, Any]) -> list[float]:
+    """Seconds of training and surgery (and sunk ones) up to the end of each epoch; the last is the cell's."""
+    return [spent.seconds(cell, epoch) for epoch in range(1, len(cell["epochs"]) + 1)]
 
 
 def grouped(points: Iterable[tuple[str, Any]], order: Callable[[list[Any]], float]) -> dict[str, list[Any]]:

@@ -79,7 +79,7 @@ def panel(name: str, cells: Sequence[Mapping[str, Any]], operations: Iterable[tu
 
 def heat_map(panels: Sequence[Panel], end: int, marks: Mapping[str, Look]) -> Drawing:
     """The panels below each other; ``end`` is the last epoch, ``marks`` how each operation is drawn."""
-    heights = [min(max(0.27 * len(each.layers), 0.8), 9.0) for each in panels]
+    heights = [min(max(0.27 * len(each.layers), 0.8), 7.0) for each in panels]
     figure = Figure(figsize=(7.5, 1.5 + sum(heights) + 0.75 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for axes, each in zip(grid, panels, strict=True):
@@ -88,7 +88,7 @@ def heat_map(panels: Sequence[Panel], end: int, marks: Mapping[str, Look]) -> Dr
         axes.title.set_fontsize(10)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    bar = figure.colorbar(image, ax=list(grid), format=as_percent, pad=0.01, aspect=30)
+    bar = figure.colorbar(image, ax=list(grid), format=as_percent, pad=0.01, aspect=max(25, 5 * sum(heights)))
     bar.set_label(f"units needed for {PART}% of the variance")
     used = dict.fromkeys(op for each in panels for _, _, op in each.operations)
     handles = [Line2D([], [], linestyle="none", label=op, **marks[op]) for op in used]

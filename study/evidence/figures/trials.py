@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from study.evidence.drawing import BLACK, GREY, Drawing, Look, accuracy_scale, count, log_scale, new_axes, titled
+from study.evidence.drawing import BLACK, GREY, Drawing, Look, accuracy_scale, count, halo, log_scale, new_axes, titled
 from study.evidence.figures.marks import MANY, marks_of
 from study.evidence.figures.reading import Results, cells_of, finished, grouped, name_of, unfinished
 
@@ -23,7 +23,7 @@ def search(results: Results) -> Drawing | None:
     points = grouped(((name_of(t), (t["parameters"], t["validation_accuracy"])) for t in trials), lambda _: 0)
     for name, members in points.items():
         across, up = zip(*members, strict=True)
-        axes.scatter(across, up, s=44, alpha=0.8, label=name, rasterized=many, **marks[name])
+        axes.scatter(across, up, s=18 if many else 44, alpha=0.8, label=name, rasterized=many, **marks[name])
     front = pareto_front([point for members in points.values() for point in members])
     look: Look = {"color": GREY, "linewidth": 1.2, "label": "no trial is both smaller and better"}
     axes.step(*zip(*front, strict=True), where="post", **look)
@@ -66,4 +66,4 @@ def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]]) -> None:
     for trial in trials:
         at = (trial["parameters"], trial["validation_accuracy"])
         axes.scatter(*at, s=170, label="compared with restarting" if trial is trials[0] else None, **look)
-        axes.annotate(f"#{trial['trial']}", at, (0, 10), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(f"#{trial['trial']}", at, (0, 10), textcoords="offset points", ha="center", fontsize=9, **halo())

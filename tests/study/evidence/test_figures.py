@@ -27,6 +27,7 @@ def operation(epoch: float, layer: str, factor: float, seconds: float = 0.01) ->
         "when": f"{epoch:g}ep", "epoch": epoch, "iteration": int(10 * epoch), "layer": layer,
         "operation": "MinWeight(keep=0.75)", "units_before": 32, "units_after": 24, "loss_before": 0.5,
         "loss_after": 0.5 * factor, "spike_factor": factor, "seconds": seconds, "epoch_seconds": 1.0,
+        "epochs_to_recover": 2,
     }  # fmt: skip
 
 
@@ -50,7 +51,8 @@ def cell(
     operations = [operation(1.0, step["layer"], 2.0 + seed) for step in steps]
     rising = [accuracy - 0.1 * (epochs - e) / epochs for e in range(1, epochs + 1)]
     history: list[dict[str, Any]] = [
-        {"epoch": e, "validation_accuracy": value, "train_seconds": 0.1} for e, value in enumerate(rising, 1)
+        {"epoch": e, "validation_accuracy": value, "validation_loss": 1 - value, "train_seconds": 0.25}
+        for e, value in enumerate(rising, 1)
     ]
     if arm in ("original", "surgery"):
         for epoch in history[1 if epochs > 1 else 0 :: 2]:
@@ -58,7 +60,8 @@ def cell(
     return {
         "name": name, "arm": arm, "seed": seed, "trial": trial, "schedule": steps, "params": {},
         "validation_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "parameters": 1000 + 100 * (trial or 0),
-        "flops": 5000, "seconds": 2.0, "operation_seconds": 0.5, "epochs": history, "operations": operations,
+        "flops": 5000, "training_flops": 60_000 + 1000 * epochs, "seconds": 2.0,
+        "operation_seconds": 1.0, "epochs": history, "operations": operations,
         "spikes": [{"epoch": 1.0, "factor": 3.0}] if op else [],
     }  # fmt: skip
 
@@ -96,6 +99,7 @@ def sample(trials: int = 4, seeds: int = 3, epochs: int = 4) -> dict[str, Any]:
         "settings": settings,
         "machine": {"python": "3.11", "torch": "2.0"},
         "layers": {"a": 32, "b": 32},
+        "state": {"now": "finished", "search": {"ended": trials, "of": trials}, "comparison": {"ended": 9, "of": 9}},
         "trials": found,
         "comparison": {"summary": summary, "verdicts": [verdict(0, seeds)] if seeds else [], "cells": cells},
     }
@@ -174,7 +178,7 @@ def test_a_schedule_that_never_operated_is_drawn() -> None:
     for member in [*results["trials"], *results["comparison"]["cells"]]:
         member |= {"schedule": [waits] if member["arm"] != "original" else [], "operations": [], "spikes": []}
     drawings = figures.draw(results)
-    assert drawings.keys() == {"arms", "accuracy", "time_to_accuracy", "search", "redundancy"}
+    assert drawings.keys() == {"arms", "costs", "accuracy", "time_to_accuracy", "search", "redundancy"}
     assert "Operations: none." in drawings["accuracy"].alt
 
 

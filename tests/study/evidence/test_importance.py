@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,11 @@ import optuna
 import pytest
 
 from search_spaces import SPACES
-from study.evidence.figures import importance
+from study.conduct import write_report
+from study.evidence import importance
+from study.evidence.figures.importance import importance as figure
+from study.evidence.results import Folder
+from tests.study.evidence import made
 
 LAYERS = {"a": 32, "b": 64, "c": 64}
 Value = Callable[[Mapping[str, Any]], float]
@@ -58,7 +64,7 @@ def test_rounding_is_no_spike() -> None:
 @pytest.mark.parametrize("change", ["few", "failed", "unknown space", "other version"])
 def test_nothing_is_said_where_nothing_is_known(change: str) -> None:
     found = results("pcns", 12, lambda p: p["variance_threshold"], lambda p: 1 + p["first_epoch"])
-    assert importance.importance(found) is not None
+    assert importance.importances(found)
     if change == "few":
         found["trials"] = found["trials"][:9]
     elif change == "unknown space":
@@ -68,11 +74,46 @@ def test_nothing_is_said_where_nothing_is_known(change: str) -> None:
             trial["failure"] = "the loss became nan"
         elif change == "other version":
             trial["params"] = {"threshold": 0.5}
-    assert importance.importance(found) is None
+    assert importance.importances(found) == {}
 
 
 def test_the_figure_says_its_finding() -> None:
-    drawing = importance.importance(results("weak_expand", 30, lambda p: p["grow"], lambda p: 1 + p["first_epoch"]))
+    found = results("weak_expand", 30, lambda p: p["grow"], lambda p: 1 + p["first_epoch"])
+    assert figure(found) is None  # nothing was stored
+    drawing = figure(found | {"importance": {"key": "", "shares": importance.importances(found)}})
     assert drawing is not None
     assert drawing.title == "What mattered most: validation accuracy: grow, largest loss spike: first_epoch"
     assert "accuracy: grow " in drawing.alt and drawing.image("png").startswith(b"\x89PNG")
+
+
+def test_a_large_search_takes_a_smaller_forest_that_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = results("weak_expand", importance.FEW + 50, lambda p: p["grow"] + 0.05 * p["first_epoch"], lambda p: 2.0)
+    small = importance.importances(found)["accuracy"]
+    monkeypatch.setattr(importance, "FEW", len(found["trials"]))
+    whole = importance.importances(found)["accuracy"]
+    assert small != whole and small.keys() == whole.keys()
+    assert max(abs(small[name] - whole[name]) for name in whole) < 0.05
+
+
+def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made.study(tmp_path / "s", LAYERS, trials=20, epochs=6, seeds=1, space="weak_expand")
+    first = write_report(folder)["importance"]
+    assert first["shares"]["accuracy"] and figure(write_report(folder)) is not None
+
+    def again(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importance, "importances", again)
+        assert write_report(Folder.open(folder.path))["importance"] == first
+    cell, result = made.trainings(folder)[0]
+    folder.ended(replace(cell, trial=20), result)  # one more trial
+    changed = write_report(folder)["importance"]
+    assert changed["key"] != first["key"] and changed["shares"] != first["shares"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"importance": null}', '{"importance": {"key": 3}}'])
+def test_damaged_or_older_results_are_computed_anew(damage: str, tmp_path: Path) -> None:
+    folder = made.study(tmp_path / "s", LAYERS, trials=12, epochs=6, seeds=1, space="weak_expand")
+    folder.results.write_text(damage)
+    assert importance.importance(folder)["shares"]

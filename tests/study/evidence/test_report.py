@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from study.evidence import figures, report
 from study.evidence.comparison import describe
-from tests.study.evidence.test_figures import DRAWN, sample
+from tests.study.evidence.test_figures import DRAWN, sample, verdict
 
 EMPTY = {"meta", "link", "img", "br"}
 
@@ -41,8 +42,8 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page(results: dict[str, Any], folder: Path) -> tuple[Page, str]:
-    report.write(results, folder / "report.html", figures.draw(results))
+def page(results: dict[str, Any], folder: Path, drawn: bool = True) -> tuple[Page, str]:
+    report.write(results, folder / "report.html", figures.draw(results) if drawn else {})
     text = (folder / "report.html").read_text(encoding="utf-8")
     return Page(text), text
 
@@ -51,8 +52,8 @@ def test_it_holds_verdicts_arms_trials_figures_settings(tmp_path: Path) -> None:
     results = sample()
     found, text = page(results, tmp_path)
     words = " ".join(found.text.split())
-    for verdict in results["comparison"]["verdicts"]:
-        assert verdict["sentence"] in words
+    for each in results["comparison"]["verdicts"]:
+        assert each["sentence"] in words
     assert words.index(results["comparison"]["verdicts"][0]["sentence"]) < 300 + words.index("Does surgery beat")
     for trial in results["trials"]:
         assert f"{trial['trial']} {describe(trial['schedule'])} " in words
@@ -70,7 +71,10 @@ def test_a_trial_that_was_stopped_says_so(tmp_path: Path) -> None:
     results = sample(trials=5)
     results["trials"][1] |= {"stopped": 2, "validation_accuracy": 0.999}
     words = " ".join(page(results, tmp_path)[0].text.split())
-    assert "5 of 5 trials have ended, of which 1 failed, 1 stopped early. The most accurate is trial 3" in words
+    assert (
+        "Of the search's 5 trials so far 1 failed, 1 stopped early. The most accurate trial of the search is #3"
+        in words
+    )
     assert words.count("(stopped early, after epoch 2)") == 1 and "(stopped early, after epoch 2) 99.90%" in words
 
 
@@ -108,4 +112,49 @@ def test_passwords_in_addresses_are_left_out(tmp_path: Path) -> None:
 def test_a_running_study_has_a_report(trials: int, tmp_path: Path) -> None:
     found, _ = page(sample(trials, seeds=0), tmp_path)
     assert "There is no verdict yet" in found.text
-    assert f"{trials} of {trials} trials have ended" in found.text
+
+
+def test_the_page_says_how_far_the_study_is(tmp_path: Path) -> None:
+    results = sample()
+    for now, hint in (("running", "surgery report"), ("interrupted", "surgery resume"), ("finished", "")):
+        results["state"] = {"now": now, "search": {"ended": 4, "of": 16}, "comparison": {"ended": 2, "of": 1060}}
+        found, _ = page(results, tmp_path, drawn=False)
+        words = " ".join(found.text.split())
+        assert f"{now.capitalize()}. 4 of 16 trials of the search and 2 of 1,060 trainings of the comparison" in words
+        assert (f"{hint} {tmp_path.name}" in words) == bool(hint)
+
+
+def test_what_was_found_is_said_first(tmp_path: Path) -> None:
+    results = sample()
+    findings = ["surgery is better", "no difference was found", "surgery is better"]
+    results["comparison"]["verdicts"] = [verdict(0) | {"finding": finding} for finding in findings]
+    found, _ = page(results, tmp_path, drawn=False)
+    first = "Surgery is better for 2 of 3 schedules; no difference was found for 1 of 3 schedules."
+    assert found.text.index(first) < found.text.index("Trial 0: ")
+
+
+def test_a_thousand_trials_are_folded_away_best_first(tmp_path: Path) -> None:
+    results = sample()
+    one = results["trials"][0]
+    results["trials"] = [
+        one | {"trial": i, "validation_accuracy": 0.5 + (7 * i % 1000) / 2500, "operations": [], "spikes": []}
+        for i in range(1000)
+    ] + [results["trials"][-1] | {"trial": 1000}]
+    _, text = page(results, tmp_path, drawn=False)
+    opened, folded = text.split("<h2>The trials of the search</h2>")[1].split("<details>")
+    rows = re.compile(r'<th scope="row" class="number">(\d+)</th>')
+    ranked = sorted(range(1000), key=lambda i: -(7 * i % 1000))
+    assert [*map(int, rows.findall(opened))] == ranked[:20]
+    assert [*map(int, rows.findall(folded))] == [*ranked, 1000]  # the failed one is last
+    assert "All 1001 trials" in folded
+
+
+def test_headings_regions_and_tables_can_be_found_without_seeing(tmp_path: Path) -> None:
+    found, _ = page(sample(), tmp_path)
+    levels = [int(tag[1]) for tag, _ in found.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert len(found.all("main")) == len(found.all("header")) == 1
+    assert len(found.all("caption")) == len(found.all("table"))
+    for each in [attributes for _, attributes in found.elements if attributes.get("class") == "wide"]:
+        assert each["tabindex"] == "0" and each["aria-label"]  # what scrolls is reached by the keyboard

@@ -190,7 +190,8 @@ def test_the_report_writes_it(tmp_path: Path) -> None:
             operation |= {"parameters_before": 9, "parameters_after": 5, "iteration": 1}
         outcome = found | {
             "spikes": [{"epoch": 1.0, "factor": 1.0, "loss_before": 1.0, "loss_after": 1.0, "seconds": 0.1}],
-            "epochs": [{"epoch": 1.0, "validation_accuracy": 0.5}], "seconds": 1.0, "parameters": 5, "flops": 7,
+            "epochs": [{"epoch": 1.0, "validation_accuracy": 0.5, "train_seconds": 0.9}],
+            "operation_seconds": 0.1, "seconds": 1.0, "parameters": 5, "flops": 7,
             "training_flops": 9, "validation_accuracy": 0.5, "architecture": {},
         }  # fmt: skip
         for key in ("arm", "trial", "seed", "params"):

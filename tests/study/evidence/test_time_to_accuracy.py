@@ -13,9 +13,11 @@ import pytest
 from scipy import stats
 
 from study.config import Settings
-from study.evidence import comparison, figures, report, wording
+from study.evidence import comparison, report, wording
+from study.evidence.figures import time_to_accuracy as figure
 from study.evidence.results import Folder
 from study.evidence.significance import seeds_needed
+from study.evidence.state import state
 from study.evidence.time_to_accuracy import ENOUGH, Times, arrival, contrasts, summary, targets, times
 from study.training.run import Cell
 
@@ -236,7 +238,7 @@ def test_no_original_and_no_targets_mean_no_times(tmp_path: Path) -> None:
     rows, (verdict,) = comparison.summarize(made)
     assert verdict["time_to_accuracy"] == [] and rows[0]["reached"] == {}
     results = made.write(rows, [verdict])
-    assert "time_to_accuracy" not in figures.draw(results)
+    assert figure.time_to_accuracy(results) is None
 
 
 def test_the_figure_s_steps_lie_where_seeds_arrive(tmp_path: Path) -> None:
@@ -245,7 +247,8 @@ def test_the_figure_s_steps_lie_where_seeds_arrive(tmp_path: Path) -> None:
     )  # fmt: skip
     rows, verdicts = comparison.summarize(made)
     results = made.write(rows, verdicts)
-    drawing = figures.draw(results)["time_to_accuracy"]
+    drawing = figure.time_to_accuracy(results)
+    assert drawing is not None
     cells = [c for c in results["comparison"]["cells"] if c["arm"] == "restart"]
     runs = times(cells, verdicts[0]["time_to_accuracy"][-1]["target"])
     assert runs.reached and runs.censored  # else this shows nothing
@@ -264,7 +267,8 @@ def test_the_report_has_the_times_and_joules_where_there_are_any(tmp_path: Path)
     assert [row["joules"] for row in rows] == [None, None, 3000.0]
     for row in rows:  # what these trainings lack
         row |= {"latency_seconds": {}, "top5": None}
-    report.write(made.write(rows, verdicts), tmp_path / "report.html", {})
+    results = made.write(rows, verdicts, state=state(made))
+    report.write(results, tmp_path / "report.html", {})
     text = " ".join((tmp_path / "report.html").read_text().split())
     assert 'class="number">Joules</th>' in text and 'class="number">3,000</td>' in text
     assert '<th scope="col" class="number">89.1%</th>' in text
@@ -272,5 +276,6 @@ def test_the_report_has_the_times_and_joules_where_there_are_any(tmp_path: Path)
     assert f'<td class="number">{median:.2f} (3)</td>' in text
     for row in rows:
         row["joules"] = None
-    report.write(made.write(rows, verdicts), tmp_path / "report.html", {})
+    results = made.write(rows, verdicts, state=state(made))
+    report.write(results, tmp_path / "report.html", {})
     assert "Joules" not in (tmp_path / "report.html").read_text()

@@ -1,0 +1,96 @@
+"""What accuracy costs: the arms of a comparison against parameters, FLOPs and seconds, with the Pareto fronts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from study.arms import SHORT
+from study.evidence.drawing import ARMS, Drawing, Look, accuracy_scale, count, halo, log_scale, titled
+from study.evidence.figures.reading import Results, compared, positive
+from study.evidence.figures.trials import pareto_front
+
+COSTS = {"parameters": "parameters at the end", "training_flops": "FLOPs of training", "seconds": "seconds of training"}
+#: Above so many schedules their numbers would cover each other; only those on a front keep theirs.
+NUMBERED = 4
+FRONT: Look = {"color": "#444444", "linewidth": 1.6, "zorder": 1}
+
+Group = tuple[str, int | None]
+
+
+def costs(results: Results) -> Drawing | None:
+    """Test accuracy of every arm against each of its costs, means and seeds; one panel a cost that all cells know."""
+    cells, _ = compared(results)
+    groups: dict[Group, list[Mapping[str, Any]]] = {}
+    for cell in sorted(cells, key=lambda cell: [*ARMS].index(cell["arm"])):
+        groups.setdefault((cell["arm"], cell["trial"]), []).append(cell)
+    known = {cost: words for cost, words in COSTS.items() if cells and all(positive(c.get(cost)) for c in cells)}
+    if len(groups) < 2 or not known:
+        return None
+    figure = Figure(figsize=(max(4.0, 3.1 * len(known)), 4.6), layout="constrained")
+    grid = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
+    accuracies = {key: statistics.fmean(c["test_accuracy"] for c in members) for key, members in groups.items()}
+    fronts: dict[str, list[Group]] = {}
+    for axes, (cost, words) in zip(grid, known.items(), strict=True):
+        means = {key: (statistics.fmean(c[cost] for c in g), accuracies[key]) for key, g in groups.items()}
+        front = pareto_front(means.values())
+        fronts[cost] = [key for key, mean in means.items() if mean in front]
+        log_scale(axes.xaxis, [c[cost] * pad for c in cells for pad in (0.85, 1.18)], count)
+        _panel(axes, cost, groups, means, fronts[cost])
+        ends = [*front, (axes.get_xlim()[1], front[-1][1])]
+        axes.step(*zip(*ends, strict=True), where="post", **FRONT)
+        axes.set_xlabel(f"{words} (log scale)")
+        axes.tick_params(axis="x", labelsize=8.5)
+    accuracy_scale(grid[0], [c["test_accuracy"] for c in cells])
+    grid[0].set_ylabel("test accuracy")
+    arms = dict.fromkeys(arm for arm, _ in groups)
+    handles = [Line2D([], [], label=SHORT.get(a, a), **ARMS[a] | {"linestyle": "none"}) for a in arms]
+    handles.append(Line2D([], [], label="Pareto front of the means", **FRONT))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+    said = {cost: ", ".join(_name(key) for key in keys) for cost, keys in fronts.items()}
+    ours = {cost: [f"#{trial}" for arm, trial in keys if arm == "surgery"] for cost, keys in fronts.items()}
+    found = [f"{COSTS[cost].split(' (')[0]} ({', '.join(numbers)})" for cost, numbers in ours.items() if numbers]
+    points = "; ".join(
+        f"{_name(key)} {accuracies[key]:.2%} at "
+        + ", ".join(f"{count(statistics.fmean(c[cost] for c in g))} {COSTS[cost].split()[0]}" for cost in known)
+        for key, g in groups.items()
+    )
+    where = f"the Pareto front of accuracy and {'; '.join(found)}" if found else "no Pareto front"
+    return titled(
+        figure, f"Surgery is on {where}",
+        "Large points are means over the seeds, small ones the seeds; dots join a schedule's surgery (with its trial's "
+        "number) and its rivals. On the dark line lie the means that no other mean beats at the same cost or less. "
+        "Accuracy is stretched towards 100%.",
+        f"{len(known)} scatter charts of mean test accuracy. {points}. On the fronts: "
+        + "; ".join(f"{COSTS[cost]}: {names}" for cost, names in said.items()) + ".",
+    )  # fmt: skip
+
+
+def _panel(
+    axes: Axes, cost: str, groups: Mapping[Group, list[Mapping[str, Any]]],
+    means: Mapping[Group, tuple[float, float]], front: list[Group],
+) -> None:  # fmt: skip
+    trials: list[int | None] = list(dict.fromkeys(trial for _, trial in groups if trial is not None))
+    for (arm, trial), members in groups.items():
+        look = {name: ARMS[arm][name] for name in ("color", "marker")}
+        seeds = [c[cost] for c in members], [c["test_accuracy"] for c in members]
+        axes.scatter(*seeds, s=9, alpha=0.35, linewidths=0, zorder=2, **look)
+        at = means[arm, trial]
+        axes.scatter(*at, s=62, edgecolors="white", linewidths=0.8, zorder=4, **look)
+        if arm == "surgery" and (len(trials) <= NUMBERED or (arm, trial) in front):
+            side = (-8, 8)[trials.index(trial) % 2]  # neighbours' numbers keep apart
+            label: Look = {"xytext": (side, 6), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
+            axes.annotate(f"#{trial}", at, fontsize=8.5, **label, **halo())
+        if ("surgery", trial) in means and arm != "surgery":
+            ends = zip(at, means["surgery", trial], strict=True)
+            axes.plot(*ends, color="#aaaaaa", linewidth=0.8, linestyle=":", zorder=1)
+
+
+def _name(key: Group) -> str:
+    arm, trial = key
+    return SHORT.get(arm, arm) + ("" if trial is None else f" #{trial}")

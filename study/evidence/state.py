@@ -1,0 +1,47 @@
+"""How far a study is: running, interrupted or finished, and how many trainings of how many have ended.
+
+Nothing is kept for it. What is still missing follows from the ledger as ``resume`` would find it, and a study runs as
+long as a process holds its lock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ops import SurgeryError
+from study.arms import RIVALS
+from study.errors import StudyError
+from study.evidence import comparison
+from study.evidence.results import Folder
+from study.search.sources import given
+from study.training.run import Cell
+
+
+def state(folder: Folder) -> dict[str, Any]:
+    """``{"now": "running" | "interrupted" | "finished", "search": {"ended", "of"}, "comparison": {"ended", "of"}}``.
+
+    A stage that a study does not have is 0 of 0. Until the search has ended, and until surgeries have, the comparison's
+    number is what is expected of them: at most.
+    """
+    settings, trials = folder.settings, folder.records("search")
+    done = [record for record in folder.records() if record.cell.arm != "search" and not record.result.get("lost")]
+    listed = _listed(folder)
+    search = {"ended": len(trials), "of": 0 if listed else settings.trials}
+    if listed or len(trials) >= settings.trials:
+        chosen = listed or [record.cell for record in comparison.choose(trials, settings)]
+        missing = comparison.cells(chosen, settings, done).total if chosen else 0
+    else:
+        each = sum(arm in settings.arms for arm in ("surgery", *RIVALS))
+        expected = settings.seeds * (("original" in settings.arms) + settings.top * each)
+        missing = max(0, expected - len(done))
+    whole = not missing and search["ended"] >= search["of"]
+    now = "running" if folder.running else "finished" if whole else "interrupted"
+    return {"now": now, "search": search, "comparison": {"ended": len(done), "of": len(done) + missing}}
+
+
+def _listed(folder: Folder) -> list[Cell]:
+    """The schedules that are all compared; those that were, where this version cannot list an older study's grid."""
+    try:
+        return given(folder.settings, folder.layers)
+    except (StudyError, SurgeryError):
+        return list({record.cell.trial: record.cell for record in folder.records("surgery")}.values())
