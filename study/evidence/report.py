@@ -18,6 +18,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from study.arms import SHORT
 from study.evidence.comparison import describe
 from study.evidence.drawing import Drawing, count
 from study.evidence.figures.reading import Results, finished, unfinished
@@ -151,7 +152,8 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return row["arm"] if row["trial"] is None else f"{row['arm']}, trial {row['trial']}"
+    arm = SHORT.get(row["arm"], row["arm"])
+    return arm if row["trial"] is None else f"{arm}, trial {row['trial']}"
 
 
 def _trial(trial: Mapping[str, Any], compared: set[int]) -> dict[str, Any]:
