@@ -35,11 +35,11 @@ def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
     if len(settings.objective) > 1 and able:
         return [able[index] for index in front.leading(losses, settings.top)]
     able = [able[i] for i in sorted(range(len(able)), key=lambda i: (losses[i, 0], able[i].result["parameters"]))]
-    leading = {_operation(record): record for record in reversed(able)}
+    leading: dict[str, Record] = {}
+    for record in able:
+        leading.setdefault(_operation(record), record)
     rest = [record for record in able if record is not leading[_operation(record)]]
-    return [record for record in able if record not in rest][: settings.top] + rest[
-        : max(0, settings.top - len(leading))
-    ]
+    return [*leading.values(), *rest][: settings.top]
 
 
 def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) -> Listed:

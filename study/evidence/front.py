@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import moocore
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,8 +40,7 @@ def front(trials: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> dic
     best = sorted(undominated(points), key=lambda index: (*points[index], trials[index]["trial"]))
     reference, ideal = reference_point(points, best), points[best].min(axis=0)
     box = float(np.prod(reference - ideal))
-    fronts = [undominated(points[: count + 1]) for count in range(len(points))]
-    volumes = [hypervolume(points[rows], reference) / box for rows in fronts]
+    volumes = [hypervolume(points[: count + 1], reference) / box for count in range(len(points))]
     return {
         "objectives": list(objectives),
         "trials": [trials[index]["trial"] for index in best],
@@ -64,9 +64,7 @@ def losses(results: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> N
 
 def undominated(losses: NDArray[np.float64]) -> list[int]:
     """The rows of ``losses [n, objectives]`` that no other row is as good as in everything and better in something."""
-    as_good = (losses[:, None] <= losses[None]).all(axis=2)
-    better = (losses[:, None] < losses[None]).any(axis=2)
-    return np.flatnonzero(~(as_good & better).any(axis=0)).tolist()
+    return np.flatnonzero(moocore.is_nondominated(losses, keep_weakly=True)).tolist()
 
 
 def reference_point(losses: NDArray[np.float64], best: Sequence[int]) -> NDArray[np.float64]:
@@ -80,18 +78,8 @@ def reference_point(losses: NDArray[np.float64], best: Sequence[int]) -> NDArray
 
 
 def hypervolume(losses: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
-    """The volume that the rows of ``losses [n, objectives]`` dominate up to ``reference [objectives]``.
-
-    Exact, slice by slice along the last objective (Knowles 2002; While et al. 2006, HSO): quick enough for fronts of
-    a hundred trials. Optuna has no public function for it, but a plot.
-    """
-    inside = losses[(losses < reference).all(axis=1)]
-    inside = inside[np.argsort(inside[:, -1])]
-    depths = np.diff(np.append(inside[:, -1], reference[-1]))
-    if len(reference) == 2:
-        return float(depths @ (reference[0] - np.minimum.accumulate(inside[:, 0])))
-    areas = (hypervolume(inside[: last + 1, :-1], reference[:-1]) for last in range(len(inside)))
-    return sum(depth * area for depth, area in zip(depths.tolist(), areas, strict=True))
+    """The volume that the rows of ``losses [n, objectives]`` dominate up to ``reference [objectives]``, exactly."""
+    return float(moocore.hypervolume(losses, ref=reference))
 
 
 def leading(points: NDArray[np.float64], count: int) -> list[int]:
