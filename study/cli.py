@@ -48,7 +48,8 @@ def study(
         int | None, typer.Option(help="Seed of the search; the comparison takes the following ones.")
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="mixed, removal, expansion, eigen_remove, weak_expand, pcns or thesis.")
+        str | None,
+        typer.Option(help="mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning or thesis."),
     ] = None,
     sampler: Annotated[
         str | None, typer.Option(help="tpe searches; grid compares every point of a space of choices.")
@@ -61,7 +62,13 @@ def study(
     ] = None,
     top: Annotated[int | None, typer.Option(help="How many schedules are compared with restarting.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds of every arm of the comparison.")] = None,
-    arms: Annotated[str | None, typer.Option(help="surgery, with original and restart or without.")] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="surgery and what it is held against: original, restart, restart_flops, restart_seconds, "
+            "restart_late, random."
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adam, adamw or sgd.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The optimizer's learning rate.")] = None,
