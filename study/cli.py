@@ -209,6 +209,7 @@ def ui(
     port: Annotated[int, typer.Option(help="The port on the loopback address.", min=1, max=65535)] = 5000,
 ) -> None:
     """Open a study in MLflow's browser interface, on this machine only."""
+    import signal
     import subprocess
 
     from study.evidence.results import Folder
@@ -228,7 +229,11 @@ def ui(
     )  # fmt: skip
     # MLflow's seven processes for jobs of language models have nothing to do here.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    raise typer.Exit(subprocess.run(command, check=False, env=environment).returncode)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    for end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the server has processes of its own
+        signal.signal(end, lambda *_: os.killpg(server.pid, signal.SIGTERM))
+    status = server.wait()
+    raise typer.Exit(max(status, 0))
 
 
 def main() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -310,3 +313,23 @@ def test_what_waits_is_caught_up_with(tmp_path: Path, monkeypatch: pytest.Monkey
             tracked._jobs.put(job(name))
     assert heard == ["open", "a", "b", "c", "closed"]
     assert tracked.lost == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_of_the_browser_interface_is_left_when_it_is_ended(end: int, tmp_path: Path) -> None:
+    study = Folder.make(tmp_path / "study", Settings(), {"fc1": 8})
+    with Tracker(study, DATA):
+        pass
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "study", "ui", str(study.path), "--port", str(port)]
+    shown = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert shown.stdout is not None
+    assert any("startup complete" in line for line in shown.stdout)
+    processes = psutil.Process(shown.pid).children(recursive=True)
+    assert processes
+    shown.send_signal(end)
+    assert shown.wait(60) == 0
+    assert not psutil.wait_procs(processes, 20)[1]
