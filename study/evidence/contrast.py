@@ -2,7 +2,8 @@
 
 A finding is the first of these that holds. *Better*: the difference of test accuracy is shown, after Holm. *Faster*: an
 arm is shown, after Holm, to need less time to a fixed accuracy (the highest at which a difference is shown), and not to
-end worse: the 95 % interval of the accuracies' difference excludes ``MARGIN``. Else no difference was found.
+end worse: the 95 % interval of the accuracies' difference excludes ``MARGIN`` (said of every arm but the original).
+Else no difference was found.
 """
 
 from __future__ import annotations
@@ -94,9 +95,12 @@ def _finding(contrast: Mapping[str, Any]) -> str:
 
 
 def sooner(contrast: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The highest fixed accuracy to which one arm is shown to need less time, unless that arm may end worse."""
+    """The highest fixed accuracy to which one arm is shown to need less time, unless that arm may end worse.
+
+    None against the original, which surgery was until its final network began: it comes later, whatever it is worth.
+    """
     shown = [entry for entry in contrast["time_to_accuracy"] if _shown(entry["seconds"])]
-    if not shown or contrast["interval"] is None:
+    if not shown or contrast["interval"] is None or contrast["arm"] == "original":
         return None
     low, high = contrast["interval"]
     harmless = low > -MARGIN if shown[-1]["seconds"]["sooner"] else high < MARGIN

@@ -199,6 +199,16 @@ def test_a_claim_of_time_wants_a_shown_ratio_and_no_worse_an_end(tmp_path: Path,
         assert found["p_adjusted"] < 0.05 and not low <= 1 <= high
 
 
+def test_against_the_original_nothing_is_claimed_of_time(tmp_path: Path) -> None:
+    """Surgery was the original until its final network began, so that network comes later by construction."""
+    _, (verdict,) = comparison.summarize(study(tmp_path / "s", arm(1, cut=3.0), arm(2)))
+    (original,) = verdict["others"]
+    time = original["time_to_accuracy"][-1]["seconds"]
+    assert time["p_adjusted"] < 0.05 and not time["sooner"] and max(original["interval"]) < 0.005
+    assert original["finding"] == "no difference was found" and "seconds" not in original["sentence"]
+    assert verdict["finding"] == "restarting is faster"
+
+
 @pytest.mark.parametrize(
     ("findings", "line"),
     [
