@@ -21,7 +21,7 @@ from study.errors import StudyError
 from study.evidence import comparison, figures, front, report, thesis, thesis_figures, wording
 from study.evidence.importance import importance
 from study.evidence.results import Folder, write_whole
-from study.evidence.state import state
+from study.evidence.state import in_words, state
 from study.progress import Display
 from study.search import tracking, tuner
 from study.search.sources import Sampled, Source, given
@@ -115,6 +115,9 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
         words = front.sentence(results["front"])
         console.print(f"\n[bold]Front:[/] {words}", highlight=False, soft_wrap=True)
     here = Path.cwd()
+    if results["state"]["now"] != "finished":
+        told = in_words(results["state"], str(folder.path))
+        console.print(f"\n[bold]{told['now'].capitalize()}:[/] {told['words']}", highlight=False, soft_wrap=True)
     path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
     console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
     console.print(f"Results  {path / folder.results.name}", highlight=False, soft_wrap=True)

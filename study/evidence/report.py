@@ -12,7 +12,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from study.evidence.comparison import describe
 from study.evidence.drawing import Drawing, count
 from study.evidence.figures.reading import Results, finished, unfinished
 from study.evidence.results import write_whole
+from study.evidence.state import in_words
 
 MISSING = "–"
 #: So many trials stand in the open; all of them are folded away below. So are failures and layers, where they are more.
@@ -53,7 +53,7 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
         machine=results["machine"],
         layers=results["layers"],
         limits={"best": BEST, "few": FEW},
-        state=_state(results["state"], path.parent.name),
+        state=in_words(results["state"], path.parent.name),
         verdicts=comparison.get("verdicts", ()),
         findings=_findings(comparison.get("verdicts", ())),
         progress=_progress(results),
@@ -75,22 +75,6 @@ def _findings(verdicts: Sequence[Mapping[str, Any]]) -> str:
     if len(verdicts) == 1:
         parts = [verdicts[0]["finding"]]
     return f"{parts[0][0].upper()}{parts[0][1:]}{''.join(f'; {part}' for part in parts[1:])}." if parts else ""
-
-
-def _state(state: Mapping[str, Any], folder: str) -> dict[str, str]:
-    """Whether the study runs, how many of its trainings have ended, and how to go on: ``now``, ``words``, ``hint``."""
-    stages = [
-        f"{state[stage]['ended']:,} of {state[stage]['of']:,} {words}"
-        for stage, words in (("search", "trials of the search"), ("comparison", "trainings of the comparison"))
-        if state[stage]["of"]
-    ]
-    hints = {
-        "running": f"This page shows what had ended by {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; write it anew with "
-        f"surgery report {folder}",
-        "interrupted": f"Go on with surgery resume {folder}",
-        "finished": "",
-    }
-    return {"now": state["now"], "words": " and ".join(stages) + " have ended.", "hint": hints[state["now"]]}
 
 
 def _progress(results: Results) -> str:

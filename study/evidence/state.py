@@ -6,6 +6,8 @@ long as a process holds its lock.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from ops import SurgeryError
@@ -37,6 +39,22 @@ def state(folder: Folder) -> dict[str, Any]:
     whole = not missing and search["ended"] >= search["of"]
     now = "running" if folder.running else "finished" if whole else "interrupted"
     return {"now": now, "search": search, "comparison": {"ended": len(done), "of": len(done) + missing}}
+
+
+def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
+    """Whether the study runs, how many of its trainings have ended, and how to go on: ``now``, ``words``, ``hint``."""
+    stages = [
+        f"{state[stage]['ended']:,} of {state[stage]['of']:,} {words}"
+        for stage, words in (("search", "trials of the search"), ("comparison", "trainings of the comparison"))
+        if state[stage]["of"]
+    ]
+    hints = {
+        "running": f"This page shows what had ended by {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; write it anew with "
+        f"surgery report {folder}",
+        "interrupted": f"Go on with surgery resume {folder}",
+        "finished": "",
+    }
+    return {"now": state["now"], "words": " and ".join(stages) + " have ended.", "hint": hints[state["now"]]}
 
 
 def _listed(folder: Folder) -> list[Cell]:

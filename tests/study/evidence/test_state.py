@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from study.conduct import write_report
+from study.conduct import show, write_report
 from study.evidence.results import Folder
 from study.evidence.state import state
 from tests.study.evidence import made
@@ -65,6 +67,18 @@ def test_a_finished_study_has_nothing_left_to_do(folder: Folder) -> None:
     assert state(folder) == expected
     assert write_report(folder)["state"] == expected == json.loads(folder.results.read_text())["state"]
     assert "Finished.</strong> 6 of 6 trials of the search and 18 of 18 trainings of the comparison" in page(folder)
+
+
+def test_the_terminal_says_so_too(folder: Folder) -> None:
+    def shown() -> str:
+        console = Console(record=True, width=200, file=io.StringIO())
+        show(write_report(folder), folder, console)
+        return console.export_text()
+
+    assert "Interrupted" not in shown()
+    cut(folder, 8)
+    words = "Interrupted: 6 of 6 trials of the search and 2 of 18 trainings of the comparison have ended."
+    assert words in shown()
 
 
 @pytest.mark.parametrize(
