@@ -42,9 +42,7 @@ def cell_tags(folder: Folder, cell: Cell, parent: str) -> dict[str, str]:
     operations = dict.fromkeys(step["op"] for step in cell.schedule)
     about = {"arm": cell.arm, "operation": ", ".join(operations) or "none"}
     about |= {} if cell.trial is None else {"trial": str(cell.trial)}
-    return (
-        {cell_tag(folder, cell)[0]: cell_tag(folder, cell)[1], "mlflow.parentRunId": parent} | about | _preset(folder)
-    )
+    return dict([cell_tag(folder, cell)]) | {"mlflow.parentRunId": parent} | about | _preset(folder)
 
 
 def cell_tag(folder: Folder, cell: Cell) -> tuple[str, str]:
