@@ -67,24 +67,17 @@ class Display:
         if "failure" in result:
             self._failed += 1
             self._console.print(f"  {cell.name} failed: {result['failure']}", style="red", markup=False)
-        elif "stopped" in result:
-            self._stopped += 1
-            if not self._console.is_terminal:
-                self._console.print(
-                    f"  {self._ended}/{self._source.total} {cell.name}: stopped early after epoch {result['stopped']}, "
-                    f"validation {result['validation_accuracy']:.2%}",
-                    markup=False, highlight=False,
-                )  # fmt: skip
         else:
             accuracy = result["validation_accuracy"]
-            if self._best is None or accuracy > self._best[0]:
-                self._best = (accuracy, cell.name)
+            if "stopped" in result:
+                self._stopped += 1
+                words = f"stopped early after epoch {result['stopped']}, validation {accuracy:.2%}"
+            else:
+                self._best = max(self._best or (accuracy, cell.name), (accuracy, cell.name), key=lambda best: best[0])
+                words = f"validation {accuracy:.2%}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
             if not self._console.is_terminal:
-                self._console.print(
-                    f"  {self._ended}/{self._source.total} {cell.name}: validation {accuracy:.2%}, "
-                    f"{result['parameters']:,} parameters, {result['seconds']:.1f} s",
-                    markup=False, highlight=False,
-                )  # fmt: skip
+                told = f"  {self._ended}/{self._source.total} {cell.name}: {words}"
+                self._console.print(told, markup=False, highlight=False)
         self._show()
 
     def _show(self) -> None:

@@ -11,6 +11,7 @@ written down, whether it led to an operation or not.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -189,12 +190,15 @@ class Theatre(Callback):
         return Batches(images, device).take(slice(0, count))
 
 
-def spikes(records: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """The operations of one moment taken together: epoch, held-out loss before the first and after the last, factor."""
-    events: dict[int, dict[str, float]] = {}
+def spikes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The operations of one moment taken together: epoch, held-out loss before the first and after the last, factor,
+    seconds, and the epochs until the loss was back (None: not by the end).
+    """
+    events: dict[int, dict[str, Any]] = {}
     for record in records:
         event = events.setdefault(
-            record["iteration"], {"epoch": record["epoch"], "loss_before": record["loss_before"], "seconds": 0.0}
+            record["iteration"],
+            {name: record.get(name) for name in ("epoch", "loss_before", "epochs_to_recover")} | {"seconds": 0.0},
         )
         event["loss_after"] = record["loss_after"]
         event["factor"] = event["loss_after"] / max(event["loss_before"], 1e-12)

@@ -85,23 +85,6 @@ def moments_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def jumps_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The operations of one moment taken together: ``epoch``, held-out loss ``before`` and ``after``, ``factor``, and
-    ``back``: the epochs until the loss was back (None: not by the end).
-    """
-    found: dict[float, list[Mapping[str, Any]]] = {}
-    for record in cell["operations"]:
-        found.setdefault(record["epoch"], []).append(record)
-    return [
-        {
-            "epoch": epoch, "before": members[0]["loss_before"], "after": members[-1]["loss_after"],
-            "factor": members[-1]["loss_after"] / max(members[0]["loss_before"], 1e-12),
-            "back": members[0].get("epochs_to_recover"),
-        }
-        for epoch, members in sorted(found.items())
-    ]  # fmt: skip
-
-
 def elapsed(cell: Mapping[str, Any]) -> list[float]:
     """Seconds of training and surgery (and sunk ones) up to the end of each epoch; the last is the cell's."""
     return [spent.seconds(cell, epoch) for epoch in range(1, len(cell["epochs"]) + 1)]

@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from study.evidence.drawing import BLACK, GREY, Drawing, Look, accuracy_scale, count, halo, log_scale, new_axes, titled
 from study.evidence.figures.marks import MANY, marks_of
 from study.evidence.figures.reading import Results, cells_of, finished, grouped, name_of, unfinished
+from study.evidence.front import undominated
 
 
 def search(results: Results) -> Drawing | None:
@@ -53,11 +55,8 @@ def search(results: Results) -> Drawing | None:
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """The (parameters, accuracy) points that no other point beats in both, smallest first."""
-    front: list[tuple[float, float]] = []
-    for size, value in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or value > front[-1][1]:
-            front.append((size, value))
-    return front
+    found = list(points)
+    return sorted({found[row] for row in undominated(np.array([(size, -value) for size, value in found]))})
 
 
 def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]]) -> None:

@@ -171,13 +171,14 @@ def test_steps_can_fall_inside_an_epoch(digits: Dataset) -> None:
 
 def test_operations_of_one_moment_count_as_one_spike() -> None:
     records = [
-        {"iteration": 5, "epoch": 1.0, "loss_before": 0.5, "loss_after": 1.0, "seconds": 0.1},
-        {"iteration": 5, "epoch": 1.0, "loss_before": 1.0, "loss_after": 2.0, "seconds": 0.2},
+        {"iteration": 5, "epoch": 1.0, "loss_before": 0.5, "loss_after": 1.0, "seconds": 0.1, "epochs_to_recover": 2},
+        {"iteration": 5, "epoch": 1.0, "loss_before": 1.0, "loss_after": 2.0, "seconds": 0.2, "epochs_to_recover": 1},
         {"iteration": 9, "epoch": 2.0, "loss_before": 0.4, "loss_after": 0.4, "seconds": 0.1},
     ]
     first, second = spikes(records)
     assert first["factor"] == 4 and first["seconds"] == pytest.approx(0.3)
-    assert second["factor"] == 1
+    assert (first["loss_before"], first["loss_after"], first["epochs_to_recover"]) == (0.5, 2.0, 2)
+    assert second["factor"] == 1 and second["epochs_to_recover"] is None
 
 
 def test_an_empty_schedule_trains_like_a_plain_loop(digits: Dataset) -> None:
