@@ -18,6 +18,7 @@ from ops.eigen_remove import EigenRemove
 from ops.errors import SurgeryError
 from ops.mean_replace import MeanReplace
 from ops.min_weight import MinWeight
+from ops.operate import operate
 from ops.operation import Operation
 from ops.pcns import PCNS
 from ops.plan import Plan
@@ -26,7 +27,7 @@ from ops.prune_weights import PruneWeights
 from ops.random_remove import RandomRemove
 from ops.schedule import Condition, Moment, Schedule, Step
 from ops.signals import Signals
-from ops.surgery import apply, operate, trial_surgery
+from ops.surgery import apply, trial_surgery
 from ops.unit_scores import unit_scores
 from ops.verification import measure
 from ops.weak_expand import WeakExpand

@@ -17,11 +17,12 @@ from torch import Tensor
 from ops.anatomy import Anatomy, HiddenLayer, Place
 from ops.errors import SurgeryError
 from ops.min_weight import strongest
+from ops.operate import operate
 from ops.operation import Operation
 from ops.plan import Plan
 from ops.repair import bias
 from ops.signals import Signals
-from ops.surgery import Averages, Optimizers, operate
+from ops.surgery import Averages, Optimizers
 
 #: A unit is constant where its output's deviation is below this fraction of its size.
 CONSTANT = 1e-6
