@@ -12,8 +12,10 @@ A *chain* names them in order. All look at ``Signals``, so what they take belong
     The running statistics of every BatchNorm behind the layer are estimated anew, as the plain average over the
     signals' batches, with the network as it is after the operation.
 
-The first two are part of the plan; they need the units that stay to stay as they are. BatchNorm's statistics are no
-weights: they are estimated once the plan has been applied, layer after layer where several are cut.
+The first two are part of the plan, and so is their error: where a convolution pads, the constant is not exact at the
+border; where a norm stands over the units, those that stay change, and the plan is tried to see by how much. A reader
+after which no vector can hold a constant (``ops.anatomy.sinks``) gets none. BatchNorm's statistics are no weights: they
+are estimated once the plan has been applied, layer after layer where several are cut.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from ops.anatomy.running import call, evaluating
 from ops.condensed import Combination, Condensed, relative_error
 from ops.errors import SurgeryError, said
 from ops.plan import Plan
+from ops.received import received_error
 from ops.signals import Signals
 from ops.wrappers import inner
 
@@ -83,7 +86,7 @@ def leave(plan: Plan, signals: Signals, left: Mapping[str, Tensor]) -> Plan:
 def least_squares(plan: Plan, signals: Signals, ridge: float = 0.0) -> Plan:
     """The plan with each reader refitted; ``ridge`` as in ``Condensed.combination``.
 
-    The plan's evidence tells the ``condition`` number of the worst least squares.
+    The plan's evidence has the ``condition`` number of the worst least squares.
     """
     sinks = plan.layer.anatomy.sinks
     return _with(
@@ -162,23 +165,27 @@ def _with(plan: Plan, signals: Signals, fit: Callable[[str, Condensed], Combinat
         return plan
     mixing, constants = {}, {}
     missed = spread = unseen_missed = unseen_spread = condition = 0.0
+    places = {place.tensor: place for place in layer.readers}
     for tensor, seen in signals.condensed(layer).items():
         found = fit(tensor, seen.whole)
         mixing[tensor] = found.mixing
         if tensor in layer.anatomy.sinks:
             constants[tensor] = found.constant
-        missed, spread = missed + found.missed(seen.whole), spread + seen.whole.spread
+        padded = signals.padded_rows(places[tensor], seen.whole.samples) * float(found.constant.square().sum())
+        missed, spread = missed + found.missed(seen.whole) + padded, spread + seen.whole.spread
         condition = max(condition, found.condition)
         if seen.held_out is not None:
-            unseen_missed += fit(tensor, seen.fitted).missed(seen.held_out)
+            unseen = fit(tensor, seen.fitted)
+            padded = signals.padded_rows(places[tensor], seen.held_out.samples) * float(unseen.constant.square().sum())
+            unseen_missed += unseen.missed(seen.held_out) + padded
             unseen_spread += seen.held_out.spread
     evidence: dict[str, Any] = {"condition": condition} if condition else {}
+    plan = replace(plan, mixing=mixing, constants=constants, error=relative_error(missed, spread))
+    if not layer.exact:  # the units that stay change as well
+        return replace(plan, error=received_error(plan, signals), evidence={**plan.evidence, **evidence})
     if unseen_spread:
         evidence["held_out_error"] = relative_error(unseen_missed, unseen_spread)
-    return replace(
-        plan, mixing=mixing, constants=constants, error=relative_error(missed, spread),
-        evidence={**plan.evidence, **evidence},
-    )  # fmt: skip
+    return replace(plan, evidence={**plan.evidence, **evidence})
 
 
 def _left(plan: Plan, signals: Signals, left: Callable[[str, Condensed], Tensor | None]) -> Plan:

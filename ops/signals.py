@@ -89,7 +89,7 @@ class Signals:
         for inputs in batches:
             self._look(model, inputs, wanted)
             self._looked += 1
-            first = first or (self.outputs, self._seen, inputs)
+            first = first or (self.outputs, self._seen, self._padding, inputs)
             found = {
                 layer.name: {place.tensor: self._divided(layer, place) for place in layer.readers} for layer in layers
             }
@@ -101,7 +101,7 @@ class Signals:
                 break
         if first is None:
             raise SurgeryError("signals need at least one batch")
-        self.outputs, self._seen, self._inputs = first
+        self.outputs, self._seen, self._padding, self._inputs = first
         return self
 
     @property
@@ -118,7 +118,7 @@ class Signals:
         trace = Trace(model, 1, remember=wanted)
         with plainly(model):
             trace.run(inputs)
-        self.outputs, self._seen = trace.output, trace.seen
+        self.outputs, self._seen, self._padding = trace.output, trace.seen, trace.padding
 
     def again(self, layer: HiddenLayer) -> Signals:
         """What the layer's readers are given of the (first) batch by the network as it is now."""
@@ -163,6 +163,11 @@ class Signals:
             seen.fitted.samples + (0 if seen.held_out is None else seen.held_out.samples)
             for seen in self.condensed(layer).values()
         )
+
+    def padded_rows(self, place: Place, rows: int) -> float:
+        """How many rows of padded zeros a convolution meets beside this number of rows of its input."""
+        share = self._padding.get(place.tensor, 0.0)
+        return rows * share / (1.0 - share)
 
     def together(self, layer: HiddenLayer) -> Condensed:
         """What all readers of the layer receive."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ops.anatomy import Anatomy, HiddenLayer, Place, rebuild
+from ops.anatomy import Anatomy, Place, rebuild
 from ops.anatomy.calls import FAN_OUT
 from ops.anatomy.rebuild import Edit, Move, Undo, undoing
 from ops.attention import FreeAttention
@@ -68,8 +68,9 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
             undo.append(body.set(name, body.tensor(name) + change if body.averaged else plan.replaced[name]))
         for place in layer.readers:
             if place.tensor in plan.constants:
-                name, sign = anatomy.sinks[place.tensor]
-                undo.append(body.add(name, sign * _sent(body, layer, place, plan.constants[place.tensor])))
+                weight = body.live(place.tensor).to(torch.float64)
+                amount = layer.sent(place, weight, plan.constants[place.tensor].to(weight))
+                undo.append(body.add(anatomy.sinks[place.tensor].tensor, amount))
     undo.extend(rebuild.resize([edit]))
     for body in bodies:
         for name, steps in moves.items():
@@ -142,7 +143,7 @@ class _Body:
 
     def add(self, name: str, amount: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
-        return self.set(name, tensor.data.to(torch.float64) + amount.view(tensor.shape))
+        return self.set(name, tensor.data.to(torch.float64) + amount)
 
 
 def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor], undo: Undo) -> None:
@@ -187,12 +188,6 @@ def _unmask(body: _Body, name: str) -> Undo:
     return [] if mask is None else [body.set(name, body.live(name)), exchange(mask, torch.ones_like(mask))]
 
 
-def _sent(body: _Body, layer: HiddenLayer, place: Place, constant: Tensor) -> Tensor:
-    """What a constant output of each unit sends on to the bias behind this reader."""
-    outgoing = layer.by_unit(place, body.live(place.tensor).to(torch.float64))
-    return torch.einsum("uok,u->o", outgoing, constant.to(outgoing))
-
-
 def _check(plan: Plan) -> None:
     layer = plan.layer
     if plan.units_before != layer.units:
@@ -215,6 +210,8 @@ def _check(plan: Plan) -> None:
     for name, value in plan.mixing.items():
         _fits(plan, name, value.shape, torch.Size([layer.units, len(plan.sources)]))
     for name, value in plan.constants.items():
+        if name not in layer.anatomy.sinks:
+            raise SurgeryError(f"{plan.operation} on {layer.name}: no vector after {name} can hold a constant")
         _fits(plan, name, value.shape, torch.Size([layer.units]))
     for name, value in plan.replaced.items():
         if name not in layer.anatomy.expressions:

@@ -142,10 +142,9 @@ class _Removed:
             mask = torch.ones(layer.units, place.size).scatter_(1, place.positions, 0)
             self._masks.append((place.tensor, place.axis, mask.to(device)))
             if place.tensor in left:
-                name, sign = anatomy.sinks[place.tensor]
-                outgoing = layer.outgoing(place)
-                sent = sign * torch.einsum("uok,u->uo", outgoing, left[place.tensor].to(outgoing))
-                self._sent.append((name, sent))
+                weight = anatomy.live(place.tensor).to(torch.float64)
+                sent = layer.sent(place, weight, left[place.tensor].to(weight).diag())
+                self._sent.append((anatomy.sinks[place.tensor].tensor, sent))
 
     def losses(self, inputs: Any, targets: Tensor) -> Together:
         """Units ``[units]`` → the loss of every sample without each of them, ``[units, samples]``."""
@@ -160,7 +159,7 @@ class _Removed:
             changed[name] = old * row.view([-1 if dim == axis else 1 for dim in range(old.dim())])
         for name, sent in self._sent:
             old = changed.get(name, self._layer.anatomy.tensor(name))
-            changed[name] = old + sent.index_select(0, unit.reshape(1)).to(old).view(old.shape)
+            changed[name] = old + sent.index_select(0, unit.reshape(1)).squeeze(0).to(old)
         return changed
 
 

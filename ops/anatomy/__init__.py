@@ -111,7 +111,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 self._trace_otherwise(trace, shown)
             if trace.missed or _asks_for_training(model):  # some networks have branches that only training takes
                 self._trace_training(trace, shown)
-            self.chains, self.sinks, self.calls = trace.chains, trace.sinks, trace.calls
+            self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls
             self.products = [axes.product(*each) for each in trace.products]
             self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
             self._layers = self._gather(trace)

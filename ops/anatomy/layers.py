@@ -134,6 +134,16 @@ class HiddenLayer:
         across = place.across if place.across is not None else 1 - place.axis
         return weight.movedim((place.axis, across), (0, 1)), place.positions.to(weight.device)
 
+    def sent(self, place: Place, weight: Tensor, constants: Tensor) -> Tensor:
+        """What the vector that holds a reader's constants (``anatomy.sinks``) gains, in a shape that broadcasts to it.
+
+        ``weight``: the reader's values. ``constants``: a value for each unit, ``[units]``; or several of these,
+        ``[…, units]``, each of which gives such an amount, ``[…, *shape]``.
+        """
+        values = constants.new_zeros(*constants.shape[:-1], place.size)
+        values[..., place.positions.to(constants.device)] = constants.unsqueeze(-1)
+        return self.anatomy.sinks[place.tensor].amount(weight, place.axis, values)
+
     def outgoing_rows(self) -> Tensor:
         """All outgoing weights of each unit, over all readers: shape ``[units, weights]`` (float64)."""
         return torch.cat([self.outgoing(place).flatten(1) for place in self.readers], dim=1)

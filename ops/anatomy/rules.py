@@ -36,6 +36,13 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     call = Call(name, args, kwargs, inputs, tensors_in((out,)), twins)
     if name == "mul" and trace.masks(inputs):
         return trace.mark(call.out, twins[0])
+    _carry(trace, call, rule, sized)
+    _account(trace, call, rule)
+
+
+def _carry(trace: Trace, call: Call, rule: Rule | None, sized: bool) -> None:
+    """The axes of the outputs."""
+    name, inputs, twins = call.name, call.inputs, call.twins
     plain = all(twin.plain for twin in twins)
     if not inputs and name in _BLANK:  # as long as what it will meet
         for tensor in call.outputs:
@@ -62,12 +69,25 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         result = partial(replace, twins[0], origins=views.origins(call, twins[0], rule))
     else:
         maker, chain = _history(call) if call.chain is None else (call.maker, call.chain)
-        result = partial(Twin, live=live, maker=maker, chain=chain, blurs=call.blurs)
+        result = partial(Twin, live=live, maker=maker, chain=chain, blurs=call.blurs, making=call.making)
     for tensor, axes in zip(call.outputs, each, strict=False):
         fits = tuple(map(size, axes)) == tuple(tensor.shape)
         if not fits and tensor is call.out:  # the others are statistics of norms, places of maxima and the like
             trace.refuse(inputs, f"{name} is used in a way that is not known to keep its units apart")
         trace.mark(tensor, result(axes=axes if fits else constant(tensor)))
+
+
+def _account(trace: Trace, call: Call, rule: Rule | None) -> None:
+    """What the call does to products that nothing was done to yet, and how it uses parameters (``sinks``)."""
+    for twin in call.twins:
+        if twin.making is not None and twin.making not in call.held:
+            passed = [trace.twin(tensor) for tensor in call.outputs] if call.name in _PASSING else []
+            for after in passed:
+                after.making = twin.making
+            if not passed or not all(trace.carries(tensor) for tensor in call.outputs):
+                twin.making.meet(None)
+        if twin.source is not None and not (rule in views.KEEPING and twin is call.twins[0]):
+            trace.account.use(twin.source, call.partners.get(twin.source))
 
 
 @functools.cache
@@ -97,6 +117,11 @@ def _history(call: Call) -> tuple[str | None, tuple[str, ...]]:
     return known[0].maker, (*known[0].chain, name)
 
 
+#: Operators that hand on every value of a tensor, perhaps in another shape.
+_PASSING = {
+    "view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "permute", "transpose", "t", "squeeze", "unsqueeze",
+    "alias", "clone", "detach", "contiguous", "_to_copy", "lift_fresh",
+}  # fmt: skip
 _BLANK = {"zeros", "ones", "full", "empty", "scalar_tensor", "empty_strided"}
 
 
