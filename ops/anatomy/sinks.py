@@ -53,7 +53,7 @@ class Sink:
         summed = [at for at in place.values() if at not in kept]
         sent = sent.sum(dim=summed) if summed else sent
         order = sorted(kept)
-        sent = sent.permute(*range(lead), *(lead + order.index(at) for at in kept))
+        sent = sent.permute([*range(lead), *(lead + order.index(at) for at in kept)])
         for at, dim in enumerate(self.entries):
             if dim is None:
                 sent = sent.unsqueeze(lead + at)
