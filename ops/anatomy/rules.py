@@ -98,9 +98,15 @@ def _known(func: Any) -> tuple[str, Rule | None, bool]:
     rule = None
     if func.namespace in ("aten", "torchvision"):
         rule = RULES.get(full) or RULES.get(name)
-        if rule is None and torch.Tag.pointwise in func.tags:
+        if rule is None and (_element_wise(func.overloadpacket) or _element_wise(getattr(torch.ops.aten, name, None))):
             rule = elementwise.pointwise
     return name, rule, func.namespace != "aten" or torch.Tag.dynamic_output_shape in func.tags
+
+
+def _element_wise(packet: Any) -> bool:
+    """Whether torch tags any form of the operator so: forms in place or for numbers often lack the tag."""
+    forms = packet.overloads() if packet is not None else ()
+    return any(torch.Tag.pointwise in getattr(packet, form).tags for form in forms)
 
 
 def _history(call: Call) -> tuple[str | None, tuple[str, ...]]:
@@ -134,7 +140,7 @@ _KINDS: dict[Rule, str] = {
     products.attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
     " _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
     elementwise.pointwise: "prelu _prelu_kernel copy masked_fill where fill zero hardswish log_sigmoid_forward rsub"
-    " rrelu_with_noise",
+    " rrelu_with_noise leaky_relu _conj_physical",  # torch tags the last two since 2.12
     elementwise.batch_norm: "native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training"
     " _native_batch_norm_legit _batch_norm_with_update miopen_batch_norm",
     elementwise.layer_norm: "native_layer_norm _fused_rms_norm",

@@ -171,8 +171,9 @@ def test_degenerate(shape, either_way):
 @pytest.mark.parametrize("rows", [1, 5, 128, 129, 300, 1100])
 def test_gram(rows):
     matrix = torch.randn(rows, 40, dtype=torch.float64)
-    torch.testing.assert_close(gram(matrix), matrix @ matrix.T)
-    assert torch.equal(gram(matrix), gram(matrix).T)
+    found = gram(matrix)
+    torch.testing.assert_close(found, matrix @ matrix.T)
+    torch.testing.assert_close(found, found.T)  # no BLAS promises a symmetric product to the last bit
 
 
 @pytest.mark.parametrize("columns", [3, 20, 60])
