@@ -22,7 +22,7 @@ from ops.attention import FreeAttention
 from ops.errors import SurgeryError
 from ops.masks import put
 from ops.operation import Operation
-from ops.optimizer_state import check, exchange, follow, listed
+from ops.optimizer_state import check, exchange, follow, listed, shift
 from ops.plan import Plan
 from ops.repair import reestimate, repaired
 from ops.signals import Signals
@@ -184,11 +184,12 @@ class _Body:
                     f"{name or 'the attention'} has been freed in the network, but not in an average of it: free the "
                     "average as well, ops.free_attention(average)"
                 )
-        check(self.optimizers, here)
+        check(self.optimizers, {name: self.tensor(name) for name in here})
 
     def set(self, name: str, data: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
-        return exchange(tensor, data.to(tensor), tensor.grad)
+        steps = [*shift(self.optimizers, tensor, data), exchange(tensor, data.to(tensor), tensor.grad)]
+        return lambda: [step() for step in reversed(steps)]
 
     def add(self, name: str, amount: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
