@@ -140,7 +140,6 @@ KEYS: Mapping[str, Mapping[str, Mapping[str, Degree]]] = {
         "AggMo": _SGD,
         "DiffGrad": _DIFFGRAD,
         "PID": _PID,
-        "SGDP": _MOMENTUM,
     },
     "transformers": {"Adafactor": _FACTORED},
 }  # fmt: skip
@@ -164,6 +163,8 @@ def register_state(optimizer_class: type, key: str, degree: Degree) -> None:
     ``"weights"``   it is a copy or an average of the weights, and becomes what they become
     ``"fixed"``     it belongs to no unit and stays as it is, whatever its shape
     =============== ==================================================================================
+
+    Not for state that weights are calculated from at every step (dual averaging): whatever follows, they would jump.
 
     Raises:
         SurgeryError: not a class of optimizers or tensors, not a name, or no such degree.
