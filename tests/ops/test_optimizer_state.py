@@ -72,6 +72,12 @@ EXACT = {
     "SGD momentum": partial(optim.SGD, lr=0.05, momentum=0.9),  # L2 decay has a part of its own in the state
     "Adam amsgrad": partial(optim.Adam, amsgrad=True),
 }
+#: Another way through the same steps leaves the same state.
+EXACT |= {
+    f"{name} foreach maximize": partial(form, foreach=True, maximize=True)
+    for name, form in EXACT.items()
+    if not {"foreach", "fused", "maximize"} & form.keywords.keys()
+}
 #: 0 → 1 copy, 3 → 3 copies, 1 and 7 → 2, signed and uneven, summing to one.
 SOURCES = (0, 1, 2, 3, 4, 5, 6, 7, 3, 1, 7, 3)
 SHARES = torch.tensor([1, 1.5, 1, 0.25, 1, 1, 1, 0.3, -0.5, -0.5, 0.7, 1.25], dtype=torch.float64)
