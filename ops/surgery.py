@@ -19,6 +19,7 @@ from ops.anatomy import WHOLE, Anatomy, HiddenLayer, Place, rebuild
 from ops.anatomy.calls import FAN_OUT
 from ops.anatomy.rebuild import Edit, Move, Undo, undoing
 from ops.attention import FreeAttention
+from ops.double import double
 from ops.errors import SurgeryError
 from ops.masks import put
 from ops.operation import Operation
@@ -193,7 +194,7 @@ class _Body:
 
     def add(self, name: str, amount: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
-        return self.set(name, tensor.data.to(torch.float64) + amount.view(tensor.shape))
+        return self.set(name, double(tensor.data) + amount.view(tensor.shape))
 
 
 def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor], undo: Undo) -> None:
@@ -203,8 +204,8 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     def weights(old: Tensor) -> Tensor:
         data = rebuild.rebuilt(old, [step])
         if place in old_columns:
-            columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)].to(torch.float64)
-            mixed = torch.einsum("uk...,un->nk...", columns, plan.mixing[name].to(columns))
+            columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)]
+            mixed = torch.einsum("uk...,un->nk...", double(columns), plan.mixing[name].to(double(columns)))
             data.movedim(place.axis, 0)[place.positions.to(data.device)] = mixed.to(data)
         if place.role != FAN_OUT and name in plan.newborn:
             newborn = step.origin.newborn.to(data.device)
@@ -240,7 +241,7 @@ def _unmask(body: _Body, name: str) -> Undo:
 
 def _sent(body: _Body, layer: HiddenLayer, place: Place, constant: Tensor) -> Tensor:
     """What a constant output of each unit sends on to the bias behind this reader."""
-    outgoing = layer.by_unit(place, body.live(place.tensor).to(torch.float64))
+    outgoing = layer.by_unit(place, double(body.live(place.tensor)))
     return torch.einsum("uok,u->o", outgoing, constant.to(outgoing))
 
 
