@@ -20,6 +20,7 @@ from ops.mean_replace import MeanReplace
 from ops.min_weight import MinWeight
 from ops.operate import operate
 from ops.operation import Operation
+from ops.optimizer_keys import register_state
 from ops.pcns import PCNS
 from ops.plan import Plan
 from ops.prediction import Prediction, predicted_loss_change
@@ -54,5 +55,5 @@ __all__ = [
     "Moment", "Operation", "Plan", "Prediction", "PruneWeights", "RandomRemove", "RemoveDead", "Revive", "Schedule",
     "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply", "compact", "dead_units",
     "describe", "free_attention", "frozen_units", "inner", "load", "measure", "operate", "predicted_loss_change",
-    "rewrap", "save", "trial_surgery", "unit_scores", "weight_scores",
+    "register_state", "rewrap", "save", "trial_surgery", "unit_scores", "weight_scores",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ops.anatomy import HiddenLayer, Place
+from ops.double import numeric
 from ops.errors import SurgeryError
 from ops.operation import Operation, choice, fraction, whole
 from ops.plan import Plan
@@ -115,7 +116,7 @@ class Revive(Operation):
         generator = torch.Generator().manual_seed(self.seed)
         newborn = {place.tensor: _begun(layer, place, idle, generator) for place in layer.makers}
         for place in layer.vectors:
-            if layer.tensor(place).is_floating_point():
+            if numeric(layer.tensor(place)):
                 newborn[place.tensor] = _averaged(layer, place, idle)
         sources = tuple(-1 if gone else unit for unit, gone in enumerate(idle.tolist()))
         return replace(removed, sources=sources, newborn=newborn)

@@ -59,6 +59,8 @@ class EigenRemove(Operation):
         """One number for each unit, over all that reads it: shape ``[units]``."""
         if self.strength == "norm":
             return torch.stack([reduced.row_norms() for reduced in outgoing]).norm(dim=0)
+        if any(reduced.core.is_complex() for reduced in outgoing):
+            raise SurgeryError(f"{self!r}: the mean of complex weights gives units no order; take strength='norm'")
         return torch.cat([reduced.tensor().flatten(1) for reduced in outgoing], dim=1).mean(dim=1)
 
     def _reduce(self, layer: HiddenLayer, place: Place, by_unit: Tensor) -> Truncated:

@@ -167,6 +167,8 @@ class Emission:
             names = ", ".join(place.tensor for place in makers)
             self._refuse(f"its units are made by {len(makers)} weights ({names}), and one is solved for")
         (maker,) = makers
+        if any(self.layer.tensor(place).is_complex() for place in self.layer.places):
+            self._refuse("its weights are complex, and activations are inverted for real ones")
         module = self.layer.anatomy.owner(maker.tensor)
         if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             kind = type(module).__name__

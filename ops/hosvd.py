@@ -71,7 +71,7 @@ class Truncated:
 def truncated_hosvd(tensor: Tensor, rank: float) -> Truncated:
     """The tensor with its first two modes projected on their leading singular vectors.
 
-    ``tensor``: ``[units, channels, positions]``, float64 or float32, finite. ``rank`` is the fraction of
+    ``tensor``: ``[units, channels, positions]``, real or complex, finite. ``rank`` is the fraction of
     ``min(units, channels)`` that stays in each of the two modes, rounded down but at least 1; at 1 the tensor stays
     whole. The result is the same in every run; signs of singular vectors do not enter it.
 
@@ -107,41 +107,42 @@ def truncated_hosvd(tensor: Tensor, rank: float) -> Truncated:
 
 def leading(matrix: Tensor, size: int) -> Tensor:
     """Orthonormal columns ``[rows, size]`` that span the leading left singular vectors of a matrix, each with its
-    largest entry positive.
+    largest entry positive (and real).
     """
     if len(matrix) <= matrix.shape[1]:
         columns = eigenvectors(gram(matrix), size)
     else:
-        right = eigenvectors(gram(matrix.T), min(size, matrix.shape[1])).flip(1)
+        right = eigenvectors(gram(matrix.mH), min(size, matrix.shape[1])).flip(1)
         # Not divided by singular values, some of which may vanish: the first columns are the sure ones.
         columns = torch.linalg.qr(matrix @ right).Q
     largest = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))
-    return columns * torch.where(largest < 0, -1.0, 1.0).to(columns)
+    return columns * largest.sgn().conj()
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """``matrix @ matrix.T``; of a large one only the lower blocks are calculated, and mirrored."""
+    """``matrix @ matrix.mH``; of a large one only the lower blocks are calculated, and mirrored."""
     rows = len(matrix)
     if rows <= 128:
-        return matrix @ matrix.T
+        return matrix @ matrix.mH
     product = matrix.new_empty(rows, rows)
     block = max(128, math.ceil(rows / 8))
     for start in range(0, rows, block):
         stop = min(rows, start + block)
-        torch.mm(matrix[start:stop], matrix[:stop].T, out=product[start:stop, :stop])
-        product[:start, start:stop] = product[start:stop, :start].T
+        torch.mm(matrix[start:stop], matrix[:stop].mH, out=product[start:stop, :stop])
+        product[:start, start:stop] = product[start:stop, :start].mH
     return product
 
 
 def eigenvectors(square: Tensor, size: int) -> Tensor:
-    """The eigenvectors of the ``size`` largest eigenvalues, ascending, of a symmetric matrix."""
+    """The eigenvectors of the ``size`` largest eigenvalues, ascending, of a symmetric (Hermitian) matrix."""
     rows = len(square)
     few = size <= FEW * rows
     if few and rows > EXACT_UP_TO:
         return _iterated(square, size)
     if few and square.device.type == "cpu":
         first, last = rows - size, rows - 1
-        _, vectors = scipy.linalg.eigh(square.detach().numpy(), subset_by_index=(first, last), check_finite=False)
+        matrix = square.detach().resolve_conj().numpy()
+        _, vectors = scipy.linalg.eigh(matrix, subset_by_index=(first, last), check_finite=False)
         return torch.from_numpy(vectors)
     return torch.linalg.eigh(square).eigenvectors[:, -size:]
 
@@ -153,7 +154,7 @@ def _iterated(square: Tensor, size: int) -> Tensor:
     basis = basis.to(square.device)
     for _ in range(ROUNDS):
         basis = torch.linalg.qr(square @ basis).Q
-    return basis @ torch.linalg.eigh(basis.T @ (square @ basis)).eigenvectors[:, -size:]
+    return basis @ torch.linalg.eigh(basis.mH @ (square @ basis)).eigenvectors[:, -size:]
 
 
 def _reduced_modes(factors: tuple[Tensor | None, ...]) -> tuple[list[int], list[Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from ops.condensed import relative_error
+from ops.double import energy
 from ops.plan import Plan
 from ops.signals import Signals
 from ops.surgery import trial_surgery
@@ -34,8 +35,8 @@ def received_error(
             if units is not None:
                 off, around = off[:, units.to(off.device)], around[:, units.to(off.device)]
             rows = signals.padded_rows(place, len(before))
-            missed += float(off.square().sum() + rows * constant.square().sum())
-            spread += float(around.square().sum())
+            missed += float(energy(off).sum() + rows * energy(constant).sum())
+            spread += float(energy(around).sum())
     return relative_error(missed, spread)
 
 

@@ -32,6 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ops.anatomy import HiddenLayer
 from ops.anatomy.running import call, evaluating
 from ops.condensed import Combination, Condensed, relative_error
+from ops.double import energy
 from ops.errors import SurgeryError, said
 from ops.plan import Plan
 from ops.received import received_error
@@ -171,12 +172,12 @@ def _with(plan: Plan, signals: Signals, fit: Callable[[str, Condensed], Combinat
         mixing[tensor] = found.mixing
         if tensor in layer.anatomy.sinks:
             constants[tensor] = found.constant
-        padded = signals.padded_rows(places[tensor], seen.whole.samples) * float(found.constant.square().sum())
+        padded = signals.padded_rows(places[tensor], seen.whole.samples) * float(energy(found.constant).sum())
         missed, spread = missed + found.missed(seen.whole) + padded, spread + seen.whole.spread
         condition = max(condition, found.condition)
         if seen.held_out is not None:
             unseen = fit(tensor, seen.fitted)
-            padded = signals.padded_rows(places[tensor], seen.held_out.samples) * float(unseen.constant.square().sum())
+            padded = signals.padded_rows(places[tensor], seen.held_out.samples) * float(energy(unseen.constant).sum())
             unseen_missed += unseen.missed(seen.held_out) + padded
             unseen_spread += seen.held_out.spread
     evidence: dict[str, Any] = {"condition": condition} if condition else {}

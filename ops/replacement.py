@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ops.anatomy import HiddenLayer
 from ops.anatomy.rebuild import undoing
+from ops.double import double
 from ops.errors import SurgeryError
 from ops.optimizer_state import exchange
 from ops.signals import Signals
@@ -42,6 +43,11 @@ def constants(layer: HiddenLayer, signals: Signals, replacement: str = "mean") -
     found = {}
     for place in readers:
         received = signals.received(layer, place)
+        if received.is_complex():
+            raise SurgeryError(
+                f"layer {layer.name}: {place.tensor} receives complex numbers, which have no {replacement}; take "
+                "replacement='mean'"
+            )
         if replacement == "median":
             found[place.tensor] = received.median(dim=0).values
         else:
@@ -66,7 +72,7 @@ def _pushed(layer: HiddenLayer, signals: Signals) -> dict[str, Tensor]:
             means = layer.incoming(place).flatten(1) @ signals.fed(layer, place).mean(dim=0)
             bias, positions = anatomy.tensor(sink.tensor), place.positions.flatten().to(weight.device)
             silent = weight.detach().index_fill(place.axis, positions, 0)
-            moved = bias.detach().flatten().to(torch.float64).index_add(0, positions, sink.sign * means)
+            moved = double(bias.detach()).flatten().index_add(0, positions, sink.sign * means)
             undo.append(exchange(weight, silent, weight.grad))
             undo.append(exchange(bias, moved.view(bias.shape).to(bias), bias.grad))
         seen = signals.again(layer)

@@ -15,6 +15,7 @@ from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import plainly
 from ops.anatomy.trace import Trace
 from ops.condensed import Condensed
+from ops.double import double
 from ops.errors import SurgeryError
 from ops.gradients import Gradients
 from ops.wrappers import inner
@@ -258,11 +259,11 @@ def patches(convolution: nn.Conv1d | nn.Conv2d, given: Sequence[Tensor]) -> Tens
     images = [piece for x in given for piece in (x.unsqueeze(1) if flat else x).movedim(-1, 1).split(IMAGES)]
     counts = [len(x) * nn.functional.unfold(x[:1, :1], **settings).shape[2] for x in images]
     chosen = _chosen(sum(counts)).to(images[0].device)
-    rows = torch.empty(len(chosen), convolution.weight[0].numel(), dtype=torch.float64, device=chosen.device)
+    rows = double(images[0]).new_empty(len(chosen), convolution.weight[0].numel())
     start = 0
     for x, count in zip(images, counts, strict=True):
         here = ((chosen >= start) & (chosen < start + count)).nonzero().squeeze(1)
-        unfolded = nn.functional.unfold(x.to(torch.float64), **settings).transpose(1, 2).flatten(0, 1)
+        unfolded = nn.functional.unfold(double(x), **settings).transpose(1, 2).flatten(0, 1)
         rows[here] = unfolded[chosen[here] - start]
         start += count
     return rows
@@ -291,4 +292,4 @@ def _thin(rows: Tensor) -> Tensor:
     """At most ``MOST_SAMPLES`` of the rows, the same for every tensor of so many, in float64."""
     if len(rows) > MOST_SAMPLES:
         rows = rows[_chosen(len(rows)).to(rows.device)]
-    return rows.to(torch.float64)
+    return double(rows)

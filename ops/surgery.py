@@ -18,9 +18,10 @@ from ops.anatomy import Anatomy, Place, rebuild
 from ops.anatomy.calls import FAN_OUT
 from ops.anatomy.rebuild import Edit, Move, Undo, undoing
 from ops.attention import FreeAttention
+from ops.double import double
 from ops.errors import SurgeryError
 from ops.masks import put
-from ops.optimizer_state import check, exchange, follow, listed
+from ops.optimizer_state import check, exchange, follow, listed, shift
 from ops.plan import Plan
 from ops.wrappers import inner
 
@@ -68,7 +69,7 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
             undo.append(body.set(name, body.tensor(name) + change if body.averaged else plan.replaced[name]))
         for place in layer.readers:
             if place.tensor in plan.constants:
-                weight = body.live(place.tensor).to(torch.float64)
+                weight = double(body.live(place.tensor))
                 amount = layer.sent(place, weight, plan.constants[place.tensor].to(weight))
                 undo.append(body.add(anatomy.sinks[place.tensor].tensor, amount))
     undo.extend(rebuild.resize([edit]))
@@ -135,15 +136,16 @@ class _Body:
                     f"{name or 'the attention'} has been freed in the network, but not in an average of it: free the "
                     "average as well, ops.free_attention(average)"
                 )
-        check(self.optimizers, here)
+        check(self.optimizers, {name: self.tensor(name) for name in here})
 
     def set(self, name: str, data: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
-        return exchange(tensor, data.to(tensor), tensor.grad)
+        steps = [*shift(self.optimizers, tensor, data), exchange(tensor, data.to(tensor), tensor.grad)]
+        return lambda: [step() for step in reversed(steps)]
 
     def add(self, name: str, amount: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
-        return self.set(name, tensor.data.to(torch.float64) + amount)
+        return self.set(name, double(tensor.data) + amount)
 
 
 def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor], undo: Undo) -> None:
@@ -153,8 +155,8 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     def weights(old: Tensor) -> Tensor:
         data = rebuild.rebuilt(old, [step])
         if place in old_columns:
-            columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)].to(torch.float64)
-            mixed = torch.einsum("uk...,un->nk...", columns, plan.mixing[name].to(columns))
+            columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)]
+            mixed = torch.einsum("uk...,un->nk...", double(columns), plan.mixing[name].to(double(columns)))
             data.movedim(place.axis, 0)[place.positions.to(data.device)] = mixed.to(data)
         if place.role != FAN_OUT and name in plan.newborn:
             newborn = step.origin.newborn.to(data.device)

@@ -39,6 +39,7 @@ from ops.altered import Altered, Together
 from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import call, plainly
 from ops.condensed import Condensed
+from ops.double import double, energy
 from ops.errors import SurgeryError
 from ops.gradients import sample_losses
 from ops.replacement import constants
@@ -68,7 +69,7 @@ def unit_scores(
         return rows.norm(p=int(score[1]), dim=1)
     if score == "random":
         order = torch.randperm(layer.units, generator=torch.Generator().manual_seed(seed))
-        return order.to(layer.outgoing_rows())
+        return order.to(layer.outgoing_rows().real)
     if score not in SCORES:
         raise SurgeryError(f"there is no unit score {score!r}; there are {', '.join(SCORES)}")
     if signals is None:
@@ -85,11 +86,11 @@ def unit_scores(
 
 def variance(layer: HiddenLayer, seen: Mapping[Place, Condensed]) -> Tensor:
     """The score of that name, ``[units]``. ``seen``: what each reader receives."""
-    change = torch.zeros_like(layer.outgoing_rows()[:, 0])
+    change = torch.zeros_like(layer.outgoing_rows()[:, 0].real)
     for place, each in seen.items():
         about = each if place.tensor in layer.anatomy.sinks else each.about_zero()
-        around = about.deviations.square().sum(dim=0) / each.samples
-        change += around * layer.outgoing(place).flatten(1).square().sum(dim=1)
+        around = energy(about.deviations).sum(dim=0) / each.samples
+        change += around * energy(layer.outgoing(place)).flatten(1).sum(dim=1)
     return change.sqrt()
 
 
@@ -104,7 +105,7 @@ def first_order(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor]
         for given, slope in signals.sloped(layer, place):
             moved = constant.to(given).view(-1, *[1] * (given.dim() - 1)) - given
             summed = [dim for dim in range(1, given.dim()) if dim != 2]
-            total = total + (moved * slope).sum(dim=summed, dtype=torch.float64)
+            total = total + (moved * slope.conj()).real.sum(dim=summed, dtype=torch.float64)
     assert isinstance(total, Tensor)
     return total.T
 
@@ -142,7 +143,7 @@ class _Removed:
             mask = torch.ones(layer.units, place.size).scatter_(1, place.positions, 0)
             self._masks.append((place.tensor, place.axis, mask.to(device)))
             if place.tensor in left:
-                weight = anatomy.live(place.tensor).to(torch.float64)
+                weight = double(anatomy.live(place.tensor))
                 sent = layer.sent(place, weight, left[place.tensor].to(weight).diag())
                 self._sent.append((anatomy.sinks[place.tensor].tensor, sent))
 

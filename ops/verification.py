@@ -26,6 +26,7 @@ from ops.anatomy.rebuild import undoing
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
 from ops.anatomy.trace import Trace
+from ops.double import double, numeric
 from ops.errors import SurgeryError, said
 from ops.masks import lift, tensors_of
 from ops.optimizer_state import exchange
@@ -183,7 +184,7 @@ def _weights(plan: Plan, reader: str) -> Tensor:
         if old >= 0:
             continued[new, old] = 1.0
     if reader in plan.mixing:
-        return plan.mixing[reader].cpu().to(torch.float64) @ continued
+        return (mixing := double(plan.mixing[reader].cpu())) @ continued.to(mixing)
     shares = torch.ones(plan.units_after) if plan.shares is None else plan.shares.cpu()
     return torch.diag(shares.to(torch.float64) @ continued)
 
@@ -193,10 +194,10 @@ def in_double(anatomy: Anatomy) -> Iterator[None]:
     """All floating-point parameters and buffers in double precision for a while."""
     with undoing() as undo:
         for _, tensor in tensors_of(anatomy.model):
-            if tensor.is_floating_point() and tensor.dtype != torch.float64:
-                undo.append(exchange(tensor, tensor.data.to(torch.float64), None))
+            if doubled(tensor) is not tensor:
+                undo.append(exchange(tensor, doubled(tensor.data), None))
         yield
 
 
 def doubled(value: Any) -> Any:
-    return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value
+    return double(value) if isinstance(value, Tensor) and numeric(value) else value

@@ -74,6 +74,9 @@ def weight_scores(
     if odd := [name for name in names if not isinstance(known.get(name), nn.Parameter)]:
         raise SurgeryError(f"the network has no parameter {odd[0]!r} to score")
     weights = {name: known[name].detach() for name in names}
+    expanded = score.removesuffix("_abs") in ("taylor1", "taylor2", "hessian")
+    if expanded and (odd := [name for name, weight in weights.items() if weight.is_complex()]):
+        raise SurgeryError(f"the weight score {score} is one of real weights, but {odd[0]} is complex: take magnitude")
     if score == "magnitude":
         return {name: weight.abs() for name, weight in weights.items()}
     if score == "random":
@@ -165,4 +168,4 @@ def loss_changes(loss: Loss, name: str, weight: Tensor, most: int = 1) -> Tensor
     losses = Together(without, able=most > 1)
     for chunk in entries.split(most):
         found[chunk] = losses(chunk) - plain
-    return found.view(weight.shape).to(weight.dtype)
+    return found.view(weight.shape).to(weight.real.dtype)

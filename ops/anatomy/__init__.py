@@ -33,6 +33,7 @@ from ops.anatomy.rehearsal import faults, lively
 from ops.anatomy.running import call, evaluating, flat_tensors, plainly
 from ops.anatomy.trace import Trace
 from ops.attention import FreeAttention
+from ops.double import numeric
 from ops.errors import SurgeryError, said
 from ops.masks import hidden, holder, mask_of, parameters_of, raw, tensors_of
 from ops.wrappers import inner
@@ -173,7 +174,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def weights(self) -> list[str]:
         """The parameters by which something is multiplied and summed over: of dense layers, convolutions and such."""
         known = [(name, self.tensor(name)) for name in self.calls if name in self._parameters]
-        return [name for name, tensor in known if tensor.dim() > 1 and tensor.is_floating_point()]
+        return [name for name, tensor in known if tensor.dim() > 1 and numeric(tensor)]
 
     def cost(self) -> tuple[int, int]:
         """Parameters and FLOPs (two per multiply-add of convolutions and products) of one sample.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ops.anatomy import axes
 from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
 from ops.architecture import fit
+from ops.double import numeric
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Move:
 
     def finish(self, new: Tensor, old: Tensor) -> None:
         """What newborn units get in a parameter or buffer whose other values are taken already, and the factors."""
-        if self.strange is not None and old.is_floating_point() and any(p.role != FAN_OUT for p in self.places):
+        if self.strange is not None and numeric(old) and any(p.role != FAN_OUT for p in self.places):
             self._estrange(new, old, self.strange)
         else:
             self._fill(new, self.places[0].fill)
@@ -128,6 +129,7 @@ class Move:
     def _estrange(self, new: Tensor, old: Tensor, strange: Tensor) -> None:
         newborn = self.origin.newborn.to(new.device)
         known = old.flatten()[:4096]
+        known = torch.view_as_real(known.resolve_conj()).flatten() if known.is_complex() else known
         scale = torch.linalg.vector_norm(known.float()) / math.sqrt(len(known))
         noise = _drawn(strange, [newborn.numel() if a == self.axis else n for a, n in enumerate(new.shape)]).to(scale)
         noise = noise * scale
