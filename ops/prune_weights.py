@@ -70,10 +70,15 @@ class PruneWeights(Operation):
         names = [name for name in dict.fromkeys(names) if name in anatomy.weights]
         if not names:
             raise SurgeryError(f"{self!r} on {layer.name}: there are no weights that could be pruned")
-        if self.needs_signals and (signals is None or signals.targets is None):
-            raise SurgeryError(f"{self!r} on {layer.name} looks at the loss: give it Signals(model, inputs, targets)")
-        seen = () if signals is None or not self.needs_signals else (signals.inputs, signals.targets)
-        scores = weight_scores(anatomy.model, names, self.score, *seen, strength=self.strength, seed=self.seed)
+        seen: dict[str, Any] = {}
+        if self.needs_signals:
+            if signals is None or (signals.targets is None and signals.loss_function is None):
+                raise SurgeryError(
+                    f"{self!r} on {layer.name} looks at the loss: give it Signals(model, inputs, targets)"
+                )
+            signals.check_network(layer)
+            seen = {"inputs": signals.inputs, "targets": signals.targets, "loss": signals.loss_function}
+        scores = weight_scores(anatomy.model, names, self.score, **seen, strength=self.strength, seed=self.seed)
         before = {name: anatomy.mask(name) for name in names}
         lives = {
             name: torch.ones_like(scores[name], dtype=torch.bool) if mask is None else mask.bool()

@@ -39,8 +39,8 @@ from ops.altered import Altered, Together
 from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import call, plainly
 from ops.condensed import Condensed
-from ops.errors import SurgeryError
-from ops.gradients import sample_losses
+from ops.errors import SurgeryError, explained
+from ops.losses import Loss, batch_of, changes, is_batch_first, suited
 from ops.replacement import constants
 from ops.signals import Signals
 
@@ -119,15 +119,17 @@ def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping
     for all of them. A network that cannot be run so (``torch.func.vmap``) is run once for each unit.
     """
     targets = signals.classes
-    model, total = layer.anatomy.model, torch.zeros(layer.units, dtype=torch.float64, device=targets.device)
-    removed = _Removed(layer, left)
-    with plainly(model):
-        for inputs, told in _pieces(signals.inputs, targets):
-            before, losses = sample_losses(call(model, inputs), told), removed.losses(inputs, told)
+    samples, removed = batch_of(targets, signals.inputs), _Removed(layer, left)
+    device = layer.tensor(layer.readers[0]).device
+    model, total = layer.anatomy.model, torch.zeros(layer.units, dtype=torch.float64, device=device)
+    with torch.inference_mode(False), plainly(model):
+        for inputs, classes in _pieces(signals.inputs, targets, samples):
+            with explained(f"layer {layer.name}: the network does not run on this batch"):
+                before = call(model, inputs)
+            found = removed.changes(inputs, before, classes, suited(signals.loss_function, before, classes))
             for units in torch.arange(layer.units).split(UNITS):
-                after = losses(units.to(total.device))
-                total[units] += (after - before).abs().sum(dim=1, dtype=torch.float64)
-    return total / len(targets)
+                total[units] += found(units.to(device)).abs().sum(dim=1, dtype=torch.float64)
+    return total / samples
 
 
 class _Removed:
@@ -147,9 +149,12 @@ class _Removed:
                 sent = sign * torch.einsum("uok,u->uo", outgoing, left[place.tensor].to(outgoing))
                 self._sent.append((name, sent))
 
-    def losses(self, inputs: Any, targets: Tensor) -> Together:
-        """Units ``[units]`` → the loss of every sample without each of them, ``[units, samples]``."""
-        return Together(lambda unit: sample_losses(self._network(self.tensors(unit), inputs), targets))
+    def changes(self, inputs: Any, before: Any, targets: Any, loss: Loss) -> Together:
+        """Units ``[units]`` → how the loss of every sample changes without each of them, ``[units, samples]``.
+
+        ``before``: the network's output. ``loss``: a suited one.
+        """
+        return Together(lambda unit: changes(loss, before, self._network(self.tensors(unit), inputs), targets))
 
     def tensors(self, unit: Tensor) -> dict[str, Tensor]:
         """The tensors of the network without this unit that differ from those with it, by name."""
@@ -164,12 +169,11 @@ class _Removed:
         return changed
 
 
-def _pieces(inputs: Any, targets: Tensor) -> Iterator[tuple[Any, Tensor]]:
-    """A few samples at a time, where every tensor of the input has one entry for each of them; else all at once."""
-    tensors = [leaf for leaf in _pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    if not all(tensor.dim() and len(tensor) == len(targets) for tensor in tensors):
+def _pieces(inputs: Any, targets: Any, samples: int) -> Iterator[tuple[Any, Any]]:
+    """A few samples at a time, where every tensor has one entry for each of them; else all at once."""
+    if not is_batch_first((inputs, targets), samples):
         yield inputs, targets
         return
-    for start in range(0, len(targets), SAMPLES):
+    for start in range(0, samples, SAMPLES):
         part = slice(start, start + SAMPLES)
-        yield _pytree.tree_map(lambda x, part=part: x[part] if isinstance(x, Tensor) else x, inputs), targets[part]
+        yield _pytree.tree_map(lambda x, part=part: x[part] if isinstance(x, Tensor) else x, (inputs, targets))
