@@ -10,6 +10,10 @@ class SurgeryError(ValueError):
     """An operation that cannot be done: the message says what, where, and what would be right."""
 
 
+class NoSignal(SurgeryError):
+    """The loss says nothing of a layer, so nothing can be chosen by it."""
+
+
 def said(error: BaseException) -> str:
     """The first line of what somebody else's error says, or else its kind."""
     lines = (line.strip() for line in str(error).splitlines())

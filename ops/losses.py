@@ -182,22 +182,22 @@ def check_classes(outputs: Any, targets: Any) -> None:
     if not outputs.numel():
         raise SurgeryError(f"the batch is empty: the network returns {logits}")
     classes, shape = outputs.shape[1], (len(outputs), *outputs.shape[2:])
-    if classes < 2:
-        raise SurgeryError(
-            f"the network returns one logit for each target ({logits}), whose cross entropy is always 0; {REMEDY} or "
-            "binary_cross_entropy_with_logits"
-        )
-    if targets.is_floating_point() and targets.shape == outputs.shape:
+    if targets.is_floating_point() and targets.shape == outputs.shape and classes > 1:
         sums = targets.detach().double().sum(dim=1)
         if bool((targets >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
             return
         raise SurgeryError(f"the targets ({where}) are neither class numbers nor probabilities that sum to 1; {REMEDY}")
     if targets.is_floating_point() or targets.is_complex():
         raise SurgeryError(f"the targets are {where}, but classes are whole numbers of shape {list(shape)}; {REMEDY}")
+    if classes < 2:
+        raise SurgeryError(
+            f"the network returns a single logit ({logits}), whose cross entropy is always 0: give the loss that it is "
+            "trained by, such as loss=torch.nn.functional.binary_cross_entropy_with_logits"
+        )
     if tuple(targets.shape) != shape:
         raise SurgeryError(
-            f"the targets are {where}, but logits {logits} need one class for each of {list(shape)}: the loss of each "
-            f"sample needs logits of shape [batch, classes, …] and classes [batch, …]; {REMEDY}"
+            f"the targets are {where}, but the network's output, logits {logits}, needs classes of shape {list(shape)}; "
+            f"{REMEDY}"
         )
     known = targets[targets.long() != IGNORED]
     if not known.numel():

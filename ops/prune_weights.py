@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ops.anatomy import WHOLE, HiddenLayer
-from ops.errors import SurgeryError
+from ops.errors import NoSignal, SurgeryError
 from ops.operation import Operation, choice, fraction, whole
 from ops.plan import Plan
 from ops.signals import Signals
@@ -79,6 +79,12 @@ class PruneWeights(Operation):
             signals.check_network(layer)
             seen = {"inputs": signals.inputs, "targets": signals.targets, "loss": signals.loss_function}
         scores = weight_scores(anatomy.model, names, self.score, **seen, strength=self.strength, seed=self.seed)
+        if any(not torch.isfinite(each).all() for each in scores.values()):
+            raise SurgeryError(f"{self!r} on {layer.name}: scores are not finite, as weights or outputs are not")
+        if self.needs_signals and not any(each.any() for each in scores.values()):
+            raise NoSignal(
+                f"{self!r} on {layer.name}: every score is 0, so the loss does not tell which weights to prune"
+            )
         before = {name: anatomy.mask(name) for name in names}
         lives = {
             name: torch.ones_like(scores[name], dtype=torch.bool) if mask is None else mask.bool()

@@ -171,6 +171,11 @@ class Signals:
         for given, slope in zip(self._by_unit(layer, place), slopes, strict=True):
             yield gradients.by_sample(layer, place, given), gradients.by_sample(layer, place, slope)
 
+    def precision(self, layer: HiddenLayer) -> torch.dtype:
+        """The coarsest type of number that the layer's readers are given."""
+        given = [x.dtype for place in layer.readers for x in self._inputs_of(layer, place)]
+        return max(given, key=lambda dtype: torch.finfo(dtype).eps)
+
     def samples(self, layer: HiddenLayer) -> int:
         """How many rows ``condensed`` stands for, at the reader that has the fewest."""
         return min(

@@ -45,6 +45,8 @@ from ops.replacement import constants
 from ops.signals import Signals
 
 SCORES = ("l2", "l1", "l2_in", "l1_in", "variance", "mrs", "mrp", "taylor", "random")
+#: Those that look at the loss.
+BY_LOSS = ("mrs", "mrp", "taylor")
 #: Samples, and units that are replaced one by one, in one batch of ``mean_replacement_penalty``.
 SAMPLES, UNITS = 32, 32
 
@@ -59,8 +61,23 @@ def unit_scores(
     ``mrp`` and ``mrs``. ``seed``: of ``random``.
 
     Raises:
-        SurgeryError: there is no such score, or the signals that it needs are missing or not those of this network.
+        SurgeryError: there is no such score, the signals that it needs are missing or not those of this network, or
+            scores are not finite.
     """
+    if not isinstance(layer, HiddenLayer):
+        raise SurgeryError(f"units are those of a layer of an anatomy, not of a {type(layer).__name__}")
+    if signals is not None and not isinstance(signals, Signals):
+        raise SurgeryError(f"signals must be Signals(model, inputs, targets), not {type(signals).__name__}")
+    scores = _scores(layer, signals, score, replacement, seed)
+    if not torch.isfinite(scores).all():
+        raise SurgeryError(
+            f"layer {layer.name}: the unit score {score!r} is not finite: look for NaN or infinite numbers in the "
+            "network's weights and in the batch"
+        )
+    return scores
+
+
+def _scores(layer: HiddenLayer, signals: Signals | None, score: str, replacement: str, seed: int) -> Tensor:
     if score in ("l1", "l2"):
         return layer.outgoing_rows().norm(p=int(score[1]), dim=1)
     if score in ("l1_in", "l2_in"):
