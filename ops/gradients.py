@@ -151,7 +151,7 @@ class Gradients:
         frozen = [p for p in self._model.parameters() if p.is_floating_point() and not p.requires_grad]
         try:
             with (
-                plainly(self._model), torch.inference_mode(False), torch.enable_grad(), parametrize.cached(),
+                plainly(self._model), torch.enable_grad(), parametrize.cached(),
                 without_checkpoints(),
             ):  # fmt: skip
                 for parameter in frozen:
@@ -179,7 +179,7 @@ class Gradients:
 def _followed(value: Any) -> Any:
     """An input of the network whose gradient is asked for, so that there is one behind frozen weights, too."""
     if isinstance(value, Tensor) and value.is_floating_point():
-        return (value.clone() if value.is_inference() else value).detach().requires_grad_(True)
+        return value.detach().requires_grad_(True)
     return value
 
 

@@ -139,6 +139,8 @@ def put(modules: Modules, name: str, mask: Tensor) -> Undo:
     known = mask_of(module, attribute)
     if known is not None:
         return [exchange(known, mask.to(known))]
+    if isinstance(module, torch.jit.ScriptModule):
+        raise SurgeryError(f"{name} cannot be masked: it is in a scripted part; operate first, script afterwards")
     weight = module._parameters.get(attribute)
     if weight is None:
         raise SurgeryError(f"{name} cannot be masked: it is no parameter, or it is parametrized by something else")
@@ -253,6 +255,8 @@ def _at(modules: Modules, name: str) -> tuple[nn.Module, str]:
 
 
 def _list(module: nn.Module, attribute: str) -> ParametrizationList | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     lists = module._modules.get("parametrizations")
     found = lists._modules.get(attribute) if isinstance(lists, nn.ModuleDict) else None
     return found if isinstance(found, ParametrizationList) and _masks(found) else None

@@ -24,7 +24,7 @@ from torch.utils import _pytree
 
 from ops.anatomy.rebuild import undoing
 from ops.anatomy.running import call, plainly
-from ops.checks import check_real
+from ops.checks import check_real, usable
 from ops.errors import SurgeryError, explained
 from ops.losses import Loss, suited
 from ops.masks import lift
@@ -66,6 +66,7 @@ def predicted_loss_change(plan: Plan, inputs: Any, targets: Any = None, loss: Lo
         raise SurgeryError(f"{plan.operation} on {plan.layer.name} makes units anew: there is no line to follow")
     model = plan.layer.anatomy.model
     check_real(model, inputs)
+    inputs, targets = usable((inputs, targets))
     with torch.inference_mode(False), in_double(plan.layer.anatomy), plainly(model):
         inputs = _pytree.tree_map(doubled, inputs)
         with explained("the loss cannot be predicted, as the network does not run on this batch in double precision"):

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import plainly
 from ops.anatomy.trace import Trace
-from ops.checks import check_real
+from ops.checks import check_real, usable
 from ops.condensed import Condensed
 from ops.errors import SurgeryError, explained
 from ops.gradients import Gradients
@@ -71,8 +70,8 @@ class Signals:
     def __init__(self, model: nn.Module, inputs: Any, targets: Any = None, loss: Loss | None = None) -> None:
         self._batches: Iterable[Any] = [inputs]
         self._looked = 1
-        self.targets, self.loss_function = targets, loss
-        self._inputs = _usable(inputs)
+        self.targets, self.loss_function = usable(targets), loss
+        self._inputs = usable(inputs)
         self._condensed: dict[str, dict[str, Seen]] = {}
         self._gradients: Gradients | None = None
         self._look(inner(model), self._inputs, True)
@@ -93,12 +92,12 @@ class Signals:
         of the layers ``SAMPLES_PER_UNIT`` rows for each unit, or of all of them.
         """
         self = cls.__new__(cls)
-        self._batches, self._looked, self.targets, self._condensed = batches, 0, targets, {}
+        self._batches, self._looked, self.targets, self._condensed = batches, 0, usable(targets), {}
         self.loss_function, self._gradients = loss, None
         model, layers = inner(model), [layer for layer in layers if layer.readers]  # the whole network has none
         wanted = {place.tensor for layer in layers for place in (*layer.readers, *layer.makers)}
         first = None
-        for inputs in map(_usable, batches):
+        for inputs in map(usable, batches):
             self._look(model, inputs, wanted)
             self._looked += 1
             first = first or (self.outputs, self._seen, inputs)
@@ -128,7 +127,7 @@ class Signals:
 
     def _look(self, model: nn.Module, inputs: Any, wanted: bool | Container[str]) -> None:
         check_real(model, inputs)
-        with explained("signals: the network does not run on this batch"), torch.inference_mode(False), plainly(model):
+        with explained("signals: the network does not run on this batch"), plainly(model):
             trace = Trace(model, 1, remember=wanted)
             trace.run(inputs)
         self.model, self.outputs, self._seen = model, trace.output, trace.seen
@@ -289,13 +288,6 @@ def patches(convolution: nn.Conv1d | nn.Conv2d, given: Sequence[Tensor]) -> Tens
         rows[here] = unfolded[chosen[here] - start]
         start += count
     return rows
-
-
-def _usable(inputs: Any) -> Any:
-    """Inputs that autograd may remember: those made in ``torch.inference_mode`` are copied."""
-    if not any(isinstance(x, Tensor) and x.is_inference() for x in _pytree.tree_leaves(inputs)):
-        return inputs
-    return _pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, inputs)
 
 
 def _part(x: Tensor, dim: int, held_out: bool | None) -> Tensor:

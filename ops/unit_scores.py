@@ -136,10 +136,11 @@ def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping
     for all of them. A network that cannot be run so (``torch.func.vmap``) is run once for each unit.
     """
     targets = signals.classes
-    samples, removed = batch_of(targets, signals.inputs), _Removed(layer, left)
-    device = layer.tensor(layer.readers[0]).device
-    model, total = layer.anatomy.model, torch.zeros(layer.units, dtype=torch.float64, device=device)
-    with torch.inference_mode(False), plainly(model):
+    signals.check_network(layer)
+    model, samples = layer.anatomy.model, batch_of(targets, signals.inputs)
+    with plainly(model):
+        removed, device = _Removed(layer, left), layer.tensor(layer.readers[0]).device
+        total = torch.zeros(layer.units, dtype=torch.float64, device=device)
         for inputs, classes in _pieces(signals.inputs, targets, samples):
             with explained(f"layer {layer.name}: the network does not run on this batch"):
                 before = call(model, inputs)

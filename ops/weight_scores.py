@@ -29,7 +29,7 @@ from torch.utils import _pytree
 
 from ops.altered import Altered, Together
 from ops.anatomy.running import flat_tensors, plainly
-from ops.checks import check_real
+from ops.checks import check_real, usable
 from ops.errors import SurgeryError, explained
 from ops.gradients import NO_GRADIENT, without_checkpoints
 from ops.losses import Loss as LossFunction
@@ -89,8 +89,9 @@ def weight_scores(
     if inputs is None or (targets is None and loss is None):
         raise SurgeryError(f"the score {score} looks at the loss: give it inputs and targets, Signals(…, targets)")
     check_real(model, inputs)
+    inputs, targets = usable((inputs, targets))
     with (
-        torch.inference_mode(False), plainly(model), without_checkpoints(),
+        plainly(model), without_checkpoints(),
         sdpa_kernel(SDPBackend.MATH),  # which has second derivatives, and can be batched
         explained(f"the score {score} cannot be had of this network and batch"),
     ):  # fmt: skip
