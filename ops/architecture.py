@@ -117,12 +117,13 @@ def adopt(model: nn.Module, description: Description) -> None:
         raise SurgeryError(f"an architecture is what ops.describe returns, not {description!r:.60}")
     modules, late = dict(model.named_modules()), description.get("buffers", {})
     tensors = dict(tensors_of(model))
-    wanted = {name: shape for name, shape in description["shapes"].items() if name in tensors or name not in late}
+    wanted = {
+        name: shape
+        for name, shape in description["shapes"].items()
+        if name in tensors or name not in late or name.rpartition(".")[0] not in modules
+    }
     early = [n for n, tensor in tensors.items() if not isinstance(tensor, nn.Parameter) and n not in wanted]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in early}
-    for name in set(late) - set(wanted):
-        if name.rpartition(".")[0] not in modules:
-            raise SurgeryError(f"the architecture is of another network: it has a buffer {name}")
     found = {name: torch.Size(wanted[name]) for name in description.get("masks", {}) if name in wanted}
     masks = {name: unpacked(description["masks"][name], shape) for name, shape in found.items()}
     for name in description.get("masks", {}):

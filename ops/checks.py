@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch.utils import _pytree
 from ops.anatomy.running import flat_tensors
 from ops.errors import SurgeryError
 from ops.masks import tensors_of
+
+if TYPE_CHECKING:
+    from ops.anatomy import HiddenLayer
 
 
 def check_real(model: nn.Module, inputs: Any = ()) -> None:
@@ -25,6 +28,24 @@ def check_real(model: nn.Module, inputs: Any = ()) -> None:
             )
     for leaf in flat_tensors(inputs):
         _check(leaf, "the batch")
+
+
+def check_current(layer: HiddenLayer) -> None:
+    """Raises SurgeryError where the network has changed by other hands since the layer's anatomy was taken."""
+    anatomy = layer.anatomy
+    modules = dict(anatomy.model.named_modules())
+    for name in anatomy.holders(layer) if layer.places else list(anatomy.modules):
+        if modules.get(name) is not anatomy.modules[name] and not name.partition("parametrizations")[1]:
+            done = "replaced" if name in modules else "removed"
+            raise SurgeryError(
+                f"layer {layer.name}: the module {name} has been {done} since the anatomy was taken; take it anew"
+            )
+    for place in layer.places:
+        module, attribute = anatomy.owner(place.tensor), place.tensor.rpartition(".")[2]
+        if not isinstance(getattr(module, attribute, None), Tensor):
+            raise SurgeryError(
+                f"layer {layer.name}: {place.tensor} is gone since the anatomy was taken; take it anew"
+            )
 
 
 def usable(tree: Any) -> Any:
