@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ops.anatomy import HiddenLayer, Place
 from ops.double import numeric
-from ops.errors import SurgeryError
+from ops.errors import NoSignal, SurgeryError
 from ops.operation import Operation, choice, fraction, whole
 from ops.plan import Plan
 from ops.repair import bias
@@ -27,29 +27,35 @@ from ops.unit_scores import unit_scores
 #: Below this fraction of the mean over the layer's units a unit is dead, or frozen.
 THRESHOLD = 0.01
 KINDS = ("dead", "frozen", "either")
+#: Roundings of a unit's whole part in the loss below which its saliency is none.
+ROUNDING = 16
 
 
 def dead_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESHOLD) -> Tensor:
     """Which units are dead, ``[units]`` of bool: the saliency is at most ``threshold`` times the layer's mean.
 
-    ``signals`` with targets. Raises SurgeryError where the gradients are not known.
+    ``signals`` with targets. Raises SurgeryError where the gradients are not known, and NoSignal (which is one) where
+    no unit has any saliency: then nothing tells which of them are dead.
     """
-    return _nearly_zero(unit_scores(layer, signals, "mrs"), threshold)
+    saliency = unit_scores(layer, signals, "mrs")
+    # a constant that is a mean is known up to rounding, so what a constant unit is worth is not quite zero
+    rounding = ROUNDING * torch.finfo(signals.precision(layer)).eps * unit_scores(layer, signals, "taylor").max()
+    return _nearly_zero(layer, saliency, threshold, "saliency", float(rounding))
 
 
 def frozen_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESHOLD) -> Tensor:
     """Which units are frozen, ``[units]`` of bool: their largest gradient is at most ``threshold`` times the mean.
 
     The largest one is over samples, positions and makers; the mean is over the layer's units. ``signals`` with targets.
-    Raises SurgeryError where the gradients are not known.
+    Raises SurgeryError where the gradients are not known, and NoSignal where no unit has any.
     """
-    largest = torch.zeros(layer.units, dtype=torch.float64, device=signals.classes.device)
     gradients = signals.gradients(layer)
+    largest = torch.zeros(layer.units, dtype=torch.float64, device=layer.tensor(layer.makers[0]).device)
     for place in layer.makers:
         for slope in gradients.made(place):
             by_unit = slope.movedim(-1, 0)[place.positions.to(slope.device)]
             largest = torch.maximum(largest, by_unit.flatten(1).abs().amax(dim=1).to(largest))
-    return _nearly_zero(largest, threshold)
+    return _nearly_zero(layer, largest, threshold, "gradient")
 
 
 def idle_units(layer: HiddenLayer, signals: Signals, kind: str, threshold: float = THRESHOLD) -> Tensor:
@@ -66,7 +72,8 @@ class RemoveDead(Operation):
     """Removes the units that are dead (or frozen); their mean stays behind in the next bias.
 
     ``threshold``: a fraction of the layer's mean, above 0 and at most 1. ``kind``: ``dead``, ``frozen`` or ``either``.
-    At least two units stay: of those that are idle, the first.
+    At least two units stay: of those that are idle, the first. A layer in which no unit has any saliency (or gradient)
+    is refused, not emptied.
     """
 
     threshold: float = THRESHOLD
@@ -122,7 +129,15 @@ class Revive(Operation):
         return replace(removed, sources=sources, newborn=newborn)
 
 
-def _nearly_zero(values: Tensor, threshold: float) -> Tensor:
+def _nearly_zero(layer: HiddenLayer, values: Tensor, threshold: float, what: str, rounding: float = 0.0) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise SurgeryError(f"layer {layer.name}: the {what} of a unit is not finite")
+    if not (values > rounding).any():
+        raise NoSignal(
+            f"layer {layer.name}: no unit has any {what}, so the loss does not tell which are dead: the batch holds a "
+            "single sample (or copies of one), what reads the layer is all zero (a branch that begins at zero), or the "
+            "layer is dead as a whole"
+        )
     return values <= threshold * values.mean()
 
 

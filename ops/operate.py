@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ops.anatomy import WHOLE, HiddenLayer
+from ops.checks import check_current
 from ops.errors import SurgeryError
 from ops.operation import Operation
 from ops.plan import Plan
@@ -41,6 +42,7 @@ def operate(
             "operate takes a layer of an anatomy and an operation, such as MinWeight(keep=0.5); it was given a "
             f"{type(layer).__name__} and {operation!r}"
         )
+    check_current(layer)
     if signals is not None and not isinstance(signals, Signals):
         raise SurgeryError(f"signals must be Signals(model, inputs), not {type(signals).__name__}")
     if layer.name == WHOLE and not operation.whole_network:

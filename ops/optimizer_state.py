@@ -84,6 +84,8 @@ def listed(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[Optimizer, ...]
                     add(leaf)
             found.append(optimizer)
 
+    if not isinstance(optimizers, (Optimizer, Iterable)):
+        raise SurgeryError(f"optimizers must be torch.optim.Optimizer objects, not {type(optimizers).__name__}")
     for optimizer in (optimizers,) if isinstance(optimizers, Optimizer) else optimizers:
         add(optimizer)
     return tuple(found)

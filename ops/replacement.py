@@ -38,6 +38,8 @@ def constants(layer: HiddenLayer, signals: Signals, replacement: str = "mean") -
     readers = [place for place in layer.readers if place.tensor in layer.anatomy.sinks]
     if replacement == "mean":
         return {place.tensor: signals.condensed(layer)[place.tensor].whole.origin for place in readers}
+    if replacement not in REPLACEMENTS:
+        raise SurgeryError(f"there is no replacement {replacement!r}; there are {', '.join(REPLACEMENTS)}")
     if replacement == "mean_before":
         return _pushed(layer, signals)
     found = {}

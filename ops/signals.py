@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import plainly
 from ops.anatomy.trace import Trace
+from ops.checks import check_real, usable
 from ops.condensed import Condensed
 from ops.double import double
-from ops.errors import SurgeryError
+from ops.errors import SurgeryError, explained
 from ops.gradients import Gradients
+from ops.losses import Loss, mean_loss
 from ops.wrappers import inner
 
 #: Rows of one batch that an operation works on at most; of more positions a random part is taken.
@@ -57,37 +59,46 @@ class Seen:
 class Signals:
     """What every weight was multiplied with, for one batch, in evaluation mode.
 
-    ``inputs`` is what the model takes (a batch of a few times as many samples as the widest layer has units);
-    ``targets`` are class numbers ``[batch]`` for operations that look at the loss. The values belong to the network as
+    ``inputs`` is what the model takes (a batch of a few times as many samples as the widest layer has units). For
+    operations that look at the loss, ``targets`` are class numbers ``[batch]``, or whatever ``loss`` takes: a function
+    of (output, targets), see ``ops.losses``; the cross entropy where there is none. The values belong to the network as
     it is now: after an operation, collect anew.
+
+    Raises:
+        SurgeryError: the network does not run on the inputs. Targets are looked at when the loss is.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any, targets: Tensor | None = None) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, targets: Any = None, loss: Loss | None = None) -> None:
         self._batches: Iterable[Any] = [inputs]
         self._looked = 1
-        self.targets = targets
-        self._inputs = inputs
+        self.targets, self.loss_function = usable(targets), loss
+        self._inputs = usable(inputs)
         self._condensed: dict[str, dict[str, Seen]] = {}
         self._gradients: Gradients | None = None
-        self._look(inner(model), inputs, True)
+        self._look(inner(model), self._inputs, True)
 
     @classmethod
     def over(
-        cls, model: nn.Module, batches: Iterable[Any], layers: Iterable[HiddenLayer], targets: Tensor | None = None
+        cls,
+        model: nn.Module,
+        batches: Iterable[Any],
+        layers: Iterable[HiddenLayer],
+        targets: Any = None,
+        loss: Loss | None = None,
     ) -> Signals:
         """Of several batches, for some layers only; memory does not grow with their number.
 
         ``batches`` can be gone through again and again (a list, or an object that makes each batch as it is asked
-        for). The first is remembered as ever, ``targets`` are its classes; ``condensed`` is of as many as give each
+        for). The first is remembered as ever, ``targets`` and ``loss`` are its own; ``condensed`` is of as many as give each
         of the layers ``SAMPLES_PER_UNIT`` rows for each unit, or of all of them.
         """
         self = cls.__new__(cls)
-        self._batches, self._looked, self.targets, self._condensed = batches, 0, targets, {}
-        self._gradients = None
+        self._batches, self._looked, self.targets, self._condensed = batches, 0, usable(targets), {}
+        self.loss_function, self._gradients = loss, None
         model, layers = inner(model), [layer for layer in layers if layer.readers]  # the whole network has none
         wanted = {place.tensor for layer in layers for place in (*layer.readers, *layer.makers)}
         first = None
-        for inputs in batches:
+        for inputs in map(usable, batches):
             self._look(model, inputs, wanted)
             self._looked += 1
             first = first or (self.outputs, self._seen, self._padding, inputs)
@@ -116,35 +127,38 @@ class Signals:
         return itertools.islice(self._batches, self._looked)
 
     def _look(self, model: nn.Module, inputs: Any, wanted: bool | Container[str]) -> None:
-        trace = Trace(model, 1, remember=wanted)
-        with plainly(model):
+        check_real(model, inputs)
+        with explained("signals: the network does not run on this batch"), plainly(model):
+            trace = Trace(model, 1, remember=wanted)
             trace.run(inputs)
-        self.outputs, self._seen, self._padding = trace.output, trace.seen, trace.padding
+        self.model, self.outputs = model, trace.output
+        self._seen, self._padding = trace.seen, trace.padding
 
     def again(self, layer: HiddenLayer) -> Signals:
         """What the layer's readers are given of the (first) batch by the network as it is now."""
         new = type(self).__new__(type(self))
         new._batches, new._looked, new._inputs = [self._inputs], 1, self._inputs
-        new.targets, new._condensed, new._gradients = self.targets, {}, None
+        new.targets, new.loss_function, new._condensed, new._gradients = self.targets, self.loss_function, {}, None
         new._look(layer.anatomy.model, self._inputs, {place.tensor for place in layer.readers})
         return new
 
     @property
-    def classes(self) -> Tensor:
-        """The targets. Raises SurgeryError where there are none."""
-        if self.targets is None:
+    def classes(self) -> Any:
+        """The targets. Raises SurgeryError where there are none, unless a loss is given, which may need none."""
+        if self.targets is None and self.loss_function is None:
             raise SurgeryError("what looks at the loss needs targets: give Signals(model, inputs, targets)")
         return self.targets
 
     @property
     def loss(self) -> Tensor:
-        """The mean cross entropy of the (first) batch. Raises SurgeryError without targets."""
-        return nn.functional.cross_entropy(self.outputs, self.classes)
+        """The loss of the (first) batch. Raises SurgeryError without targets, or where it cannot be had of them."""
+        return mean_loss(self.outputs, self.classes, self.loss_function)
 
     def gradients(self, layer: HiddenLayer) -> Gradients:
         """The gradients of the (first) batch's losses; one backward pass serves every layer. See ``ops.gradients``."""
+        self.check_network(layer)
         if self._gradients is None:
-            self._gradients = Gradients(layer.anatomy.model, self._inputs, self.classes, self._seen)
+            self._gradients = Gradients(self.model, self._inputs, self.classes, self._seen, self.loss_function)
         return self._gradients
 
     def sloped(self, layer: HiddenLayer, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
@@ -157,6 +171,11 @@ class Signals:
         slopes = self._by_unit(layer, place, gradients.received(place, self._inputs_of(layer, place)))
         for given, slope in zip(self._by_unit(layer, place), slopes, strict=True):
             yield gradients.by_sample(layer, place, given), gradients.by_sample(layer, place, slope)
+
+    def precision(self, layer: HiddenLayer) -> torch.dtype:
+        """The coarsest type of number that the layer's readers are given."""
+        given = [x.dtype for place in layer.readers for x in self._inputs_of(layer, place)]
+        return max(given, key=lambda dtype: torch.finfo(dtype).eps)
 
     def samples(self, layer: HiddenLayer) -> int:
         """How many rows ``condensed`` stands for, at the reader that has the fewest."""
@@ -229,7 +248,16 @@ class Signals:
             positions = (starts + place.positions.unsqueeze(1)).flatten(1)
             yield x.movedim(-1, 0)[positions.to(x.device)]
 
+    def check_network(self, layer: HiddenLayer) -> None:
+        """Raises SurgeryError unless the layer is one of the network that the signals are of."""
+        if layer.anatomy.model is not self.model:
+            raise SurgeryError(
+                f"layer {layer.name}: the signals are those of another network (a {type(self.model).__name__}); signals "
+                "need the same model, not a copy of it"
+            )
+
     def _inputs_of(self, layer: HiddenLayer, place: Place) -> list[Tensor]:
+        self.check_network(layer)
         layer.tensor(place)  # complains of an anatomy that is out of date
         if place.tensor not in self._seen:
             raise SurgeryError(

@@ -18,6 +18,7 @@ from ops.anatomy import Anatomy, Place, rebuild
 from ops.anatomy.calls import FAN_OUT
 from ops.anatomy.rebuild import Edit, Move, Undo, undoing
 from ops.attention import FreeAttention
+from ops.checks import check_current
 from ops.double import double
 from ops.errors import SurgeryError
 from ops.masks import put
@@ -191,19 +192,22 @@ def _unmask(body: _Body, name: str) -> Undo:
 
 
 def _check(plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        raise SurgeryError(f"a plan is what an operation proposes, not a {type(plan).__name__}")
     layer = plan.layer
+    check_current(layer)
     if plan.units_before != layer.units:
         raise SurgeryError(
             f"{plan.operation} on {layer.name}: the plan was made for {plan.units_before} units, the layer has "
             f"{layer.units}; propose again"
         )
-    if not plan.sources:
+    if not plan.sources and layer.units:
         raise SurgeryError(f"{plan.operation} on {layer.name}: no unit would be left")
     if not all(isinstance(source, int) for source in plan.sources):
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources must be whole numbers")
     if plan.shares is not None and (not isinstance(plan.shares, Tensor) or plan.shares.shape != (len(plan.sources),)):
         raise SurgeryError(f"{plan.operation} on {layer.name}: shares must be a tensor of {len(plan.sources)} numbers")
-    if max(plan.sources) >= layer.units or min(plan.sources) < -1:
+    if not all(-1 <= source < layer.units for source in plan.sources):
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources name units outside 0 … {layer.units - 1}")
     known = {place.tensor for place in layer.places}
     for values in (plan.newborn, plan.mixing, plan.constants):
@@ -240,8 +244,12 @@ def _fits(plan: Plan, name: str, found: torch.Size, wanted: torch.Size) -> None:
 
 
 def _several(averages: Averages) -> list[nn.Module]:
-    found = [averages] if isinstance(averages, nn.Module) else list(averages)
+    found = list(averages) if isinstance(averages, Iterable) and not isinstance(averages, nn.Module) else [averages]
     for each in found:
         if not isinstance(each, nn.Module):
-            raise SurgeryError(f"averages must be networks (torch.nn.Module), not {type(each).__name__}")
+            raise SurgeryError(
+                f"averages must be networks of the same shapes (torch.nn.Module), such as "
+                f"torch.optim.swa_utils.AveragedModel; a {type(each).__name__} cannot follow, as bare copies of parameters "
+                "have no modules: make such an average anew after the operation"
+            )
     return found

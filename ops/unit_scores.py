@@ -40,12 +40,14 @@ from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import call, plainly
 from ops.condensed import Condensed
 from ops.double import double, energy
-from ops.errors import SurgeryError
-from ops.gradients import sample_losses
+from ops.errors import SurgeryError, explained
+from ops.losses import Loss, batch_of, changes, is_batch_first, suited
 from ops.replacement import constants
 from ops.signals import Signals
 
 SCORES = ("l2", "l1", "l2_in", "l1_in", "variance", "mrs", "mrp", "taylor", "random")
+#: Those that look at the loss.
+BY_LOSS = ("mrs", "mrp", "taylor")
 #: Samples, and units that are replaced one by one, in one batch of ``mean_replacement_penalty``.
 SAMPLES, UNITS = 32, 32
 
@@ -60,8 +62,23 @@ def unit_scores(
     ``mrp`` and ``mrs``. ``seed``: of ``random``.
 
     Raises:
-        SurgeryError: there is no such score, or the signals that it needs are missing or not those of this network.
+        SurgeryError: there is no such score, the signals that it needs are missing or not those of this network, or
+            scores are not finite.
     """
+    if not isinstance(layer, HiddenLayer):
+        raise SurgeryError(f"units are those of a layer of an anatomy, not of a {type(layer).__name__}")
+    if signals is not None and not isinstance(signals, Signals):
+        raise SurgeryError(f"signals must be Signals(model, inputs, targets), not {type(signals).__name__}")
+    scores = _scores(layer, signals, score, replacement, seed)
+    if not torch.isfinite(scores).all():
+        raise SurgeryError(
+            f"layer {layer.name}: the unit score {score!r} is not finite: look for NaN or infinite numbers in the "
+            "network's weights and in the batch"
+        )
+    return scores
+
+
+def _scores(layer: HiddenLayer, signals: Signals | None, score: str, replacement: str, seed: int) -> Tensor:
     if score in ("l1", "l2"):
         return layer.outgoing_rows().norm(p=int(score[1]), dim=1)
     if score in ("l1_in", "l2_in"):
@@ -120,15 +137,18 @@ def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping
     for all of them. A network that cannot be run so (``torch.func.vmap``) is run once for each unit.
     """
     targets = signals.classes
-    model, total = layer.anatomy.model, torch.zeros(layer.units, dtype=torch.float64, device=targets.device)
-    removed = _Removed(layer, left)
+    signals.check_network(layer)
+    model, samples = layer.anatomy.model, batch_of(targets, signals.inputs)
     with plainly(model):
-        for inputs, told in _pieces(signals.inputs, targets):
-            before, losses = sample_losses(call(model, inputs), told), removed.losses(inputs, told)
+        removed, device = _Removed(layer, left), layer.tensor(layer.readers[0]).device
+        total = torch.zeros(layer.units, dtype=torch.float64, device=device)
+        for inputs, classes in _pieces(signals.inputs, targets, samples):
+            with explained(f"layer {layer.name}: the network does not run on this batch"):
+                before = call(model, inputs)
+            found = removed.changes(inputs, before, classes, suited(signals.loss_function, before, classes))
             for units in torch.arange(layer.units).split(UNITS):
-                after = losses(units.to(total.device))
-                total[units] += (after - before).abs().sum(dim=1, dtype=torch.float64)
-    return total / len(targets)
+                total[units] += found(units.to(device)).abs().sum(dim=1, dtype=torch.float64)
+    return total / samples
 
 
 class _Removed:
@@ -147,9 +167,12 @@ class _Removed:
                 sent = layer.sent(place, weight, left[place.tensor].to(weight).diag())
                 self._sent.append((anatomy.sinks[place.tensor].tensor, sent))
 
-    def losses(self, inputs: Any, targets: Tensor) -> Together:
-        """Units ``[units]`` → the loss of every sample without each of them, ``[units, samples]``."""
-        return Together(lambda unit: sample_losses(self._network(self.tensors(unit), inputs), targets))
+    def changes(self, inputs: Any, before: Any, targets: Any, loss: Loss) -> Together:
+        """Units ``[units]`` → how the loss of every sample changes without each of them, ``[units, samples]``.
+
+        ``before``: the network's output. ``loss``: a suited one.
+        """
+        return Together(lambda unit: changes(loss, before, self._network(self.tensors(unit), inputs), targets))
 
     def tensors(self, unit: Tensor) -> dict[str, Tensor]:
         """The tensors of the network without this unit that differ from those with it, by name."""
@@ -164,12 +187,11 @@ class _Removed:
         return changed
 
 
-def _pieces(inputs: Any, targets: Tensor) -> Iterator[tuple[Any, Tensor]]:
-    """A few samples at a time, where every tensor of the input has one entry for each of them; else all at once."""
-    tensors = [leaf for leaf in _pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    if not all(tensor.dim() and len(tensor) == len(targets) for tensor in tensors):
+def _pieces(inputs: Any, targets: Any, samples: int) -> Iterator[tuple[Any, Any]]:
+    """A few samples at a time, where every tensor has one entry for each of them; else all at once."""
+    if not is_batch_first((inputs, targets), samples):
         yield inputs, targets
         return
-    for start in range(0, len(targets), SAMPLES):
+    for start in range(0, samples, SAMPLES):
         part = slice(start, start + SAMPLES)
-        yield _pytree.tree_map(lambda x, part=part: x[part] if isinstance(x, Tensor) else x, inputs), targets[part]
+        yield _pytree.tree_map(lambda x, part=part: x[part] if isinstance(x, Tensor) else x, (inputs, targets))

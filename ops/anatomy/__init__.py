@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.utils import _pytree
 
@@ -33,6 +32,7 @@ from ops.anatomy.rehearsal import faults, lively
 from ops.anatomy.running import call, evaluating, flat_tensors, plainly
 from ops.anatomy.trace import Trace
 from ops.attention import FreeAttention
+from ops.checks import check_real, scripted, usable
 from ops.double import numeric
 from ops.errors import SurgeryError, said
 from ops.masks import hidden, holder, mask_of, parameters_of, raw, tensors_of
@@ -96,10 +96,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
             raise SurgeryError(f"an anatomy is taken of a torch.nn.Module, not of a {type(model).__name__}")
         self.model = model = inner(model)
         tensors = dict(tensors_of(model))
-        for name, tensor in tensors.items():
-            if is_lazy(tensor):
-                raise SurgeryError(f"{name} has no size yet: run the network once before its anatomy is taken")
-        self.example_input = example_input
+        check_real(model, example_input)
+        self.example_input = example_input = usable(example_input)
         self.pinned: dict[str, str] = {}
         self.modules = dict(model.named_modules())
         self._owners = _owners(self.modules, tensors)
@@ -112,6 +110,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 self._trace_otherwise(trace, shown)
             if trace.missed or _asks_for_training(model):  # some networks have branches that only training takes
                 self._trace_training(trace, shown)
+            for name, reason in scripted(model).items():
+                trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls
             self.products = [axes.product(*each) for each in trace.products]
             self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
@@ -335,7 +335,8 @@ def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
 
 def _asks_for_training(model: nn.Module) -> bool:
     """Whether the code of a module that is not torch's takes another branch in training mode."""
-    kinds = [(module, type_before_parametrizations(module)) for module in model.modules()]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    kinds = [(module, type_before_parametrizations(module)) for module in modules]
     theirs = [module for module, kind in kinds if not kind.__module__.startswith(("torch.nn.", "ops.masks"))]
     code = {getattr(type(module).forward, "__code__", None) for module in theirs}
     code |= {getattr(value, "__code__", None) for module in theirs for value in vars(module).values()}

@@ -74,7 +74,7 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
-    changed = [module for module in modules if module.training is not training]
+    changed = [module for module in modules if getattr(module, "training", training) is not training]  # none if frozen
     for module in changed:
         module.training = training
     try:
@@ -99,6 +99,7 @@ def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
         stack.enter_context(_in_mode(modules, training))
         for device in ("cpu", "cuda"):  # its cache of cast weights would not notice surgery
             stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         _seed(modules)
@@ -131,7 +132,9 @@ def _unmarked(modules: Sequence[nn.Module]) -> Iterator[None]:
     containers: list[tuple[Any, Any]] = []
     for module in modules:
         kept, buffers = vars(module), module._buffers
-        attributes += [(kept, kept.copy()), (buffers, buffers.copy())]
+        attributes.append((kept, kept.copy()))
+        if isinstance(buffers, dict):  # those of scripted modules are no dict, and cannot become others
+            attributes.append((buffers, buffers.copy()))
         for name in kept.keys() - OWN:
             if type(value := kept[name]) in (list, dict, set):
                 containers.append((value, value.copy()))
