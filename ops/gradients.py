@@ -85,9 +85,10 @@ class Gradients:
         """
         slopes = self.made(place)
         if self._forward is None:
-            self._forward = _Forward(self._model, self._wanted)
-            with plainly(self._model), parametrize.cached(), self._forward:
-                call(self._model, self._inputs)
+            with plainly(self._model), parametrize.cached():
+                self._forward = _Forward(self._model, self._wanted)
+                with self._forward:
+                    call(self._model, self._inputs)
         known = self._forward.made.get(place.tensor, [])[::-1]  # what was met last comes back first
         if [x.numel() for x in known] != [x.numel() for x in slopes]:
             raise SurgeryError(f"what {place.tensor} makes is not known")
