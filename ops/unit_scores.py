@@ -153,6 +153,14 @@ def _by_unit(made: Tensor, place: Place) -> Tensor:
 def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor]) -> Tensor:
     """``mean over samples of |loss without this unit − loss|`` on the (first) batch, ``[units]`` in float64.
 
+    ``left``: as in ``loss_changes``.
+    """
+    return loss_changes(layer, signals, left).abs().mean(dim=1)
+
+
+def loss_changes(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor]) -> Tensor:
+    """``loss without this unit − loss`` of each sample of the (first) batch, ``[units, samples]`` in float64.
+
     ``left``: reader → the constant ``[units]`` that goes into the bias behind it (so behind a convolution that pads it
     counts at the border as well, as it does after the removal).
 
@@ -160,15 +168,14 @@ def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping
     for all of them. A network that cannot be run so (``torch.func.vmap``) is run once for each unit.
     """
     targets = signals.classes
-    model, total = layer.anatomy.model, torch.zeros(layer.units, dtype=torch.float64, device=targets.device)
-    removed = _Removed(layer, left)
+    model, removed = layer.anatomy.model, _Removed(layer, left)
+    pieces = []
     with plainly(model):
         for inputs, told in _pieces(signals.inputs, targets):
             before, losses = sample_losses(call(model, inputs), told), removed.losses(inputs, told)
-            for units in torch.arange(layer.units).split(UNITS):
-                after = losses(units.to(total.device))
-                total[units] += (after - before).abs().sum(dim=1, dtype=torch.float64)
-    return total / len(targets)
+            some = torch.arange(layer.units, device=targets.device).split(UNITS)
+            pieces.append(torch.cat([(losses(units) - before).to(torch.float64) for units in some]))
+    return torch.cat(pieces, dim=1)
 
 
 class _Removed:
