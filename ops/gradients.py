@@ -79,6 +79,7 @@ class Gradients:
         self._batch_first = False
         self._watch = self._backward(inputs, targets)
         self._order: tuple[_Backward, int] | None = None
+        self._forward: _Forward | None = None
 
     def received(self, place: Place, like: list[Tensor]) -> list[Tensor]:
         """At what a reader is given, in the shapes of ``like``: what it was given, the dimension summed over last.
@@ -96,6 +97,22 @@ class Gradients:
         if not found or any(x.shape[-1] != place.size for x in found):
             raise SurgeryError(f"the gradient of what {place.tensor} makes is not known")
         return found
+
+    def values(self, place: Place) -> list[Tensor]:
+        """What a maker makes, in the shapes and the order of ``made``, up to a constant: a bias may be in it or not.
+
+        Costs a forward pass, once for all makers. Raises SurgeryError where what it makes is not known.
+        """
+        slopes = self.made(place)
+        if self._forward is None:
+            with plainly(self._model), parametrize.cached():
+                self._forward = _Forward(self._model, self._wanted)
+                with self._forward:
+                    call(self._model, self._inputs)
+        known = self._forward.made.get(place.tensor, [])[::-1]  # what was met last comes back first
+        if [x.numel() for x in known] != [x.numel() for x in slopes]:
+            raise SurgeryError(f"what {place.tensor} makes is not known")
+        return [x.reshape(y.shape) for x, y in zip(known, slopes, strict=True)]
 
     def by_sample(self, layer: HiddenLayer, place: Place, rows: Tensor) -> Tensor:
         """``[units, positions of a unit, rows, …]`` as ``[units, positions of a unit, samples, rows of a sample, …]``.
@@ -218,4 +235,25 @@ class _Backward(TorchDispatchMode):
 
     def _note(self, weight: str, given: Tensor, made: Tensor) -> None:
         self.given.setdefault(weight, []).append(given.detach().clone())
+        self.made.setdefault(weight, []).append(made.detach().clone())
+
+
+class _Forward(_Backward):
+    """Watches a forward pass. ``made``: weight → what it makes, first call first, its own axis last."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "convolution":
+            if weight := self._name(args[1]):
+                self._note(weight, args[0], out.movedim(1, -1))
+        elif name in PRODUCTS:
+            left, right = (args[position] for position in PRODUCTS[name])
+            if weight := self._name(right):
+                self._note(weight, left, out)
+            elif weight := self._name(left):
+                self._note(weight, right, out.movedim(-2, -1))
+        return out
+
+    def _note(self, weight: str, given: Tensor, made: Tensor) -> None:
         self.made.setdefault(weight, []).append(made.detach().clone())

@@ -18,6 +18,14 @@ et al. 2016, *Pruning convolutional neural networks for resource efficient infer
 ``mrs``
     Mean replacement saliency, the first order of it: ``mean over samples of |Σ (constant − h) · ∂ loss / ∂ h|``, summed
     over the unit's positions. One backward pass for all units of all layers.
+``mrs_before``
+    Evci's own form of it (equation 3.3): the same, but ``h`` is what the unit's makers make *before* BatchNorm and
+    activation, the constant is its mean over samples and positions, and the gradient is that at ``h``. Of several
+    makers (a residual stream, a gate) the first orders are summed. What it measures is replacement by the mean before
+    the activation: the first order of ``mrp`` with ``replacement="mean_before"`` where no pooling chooses between.
+``mrs_before_positions``
+    The same with the absolute value taken at each position before the sum, ``mean over samples of Σ |(mean − h) ·
+    ∂ loss / ∂ h|``, as Evci's pytorchpruner does for convolutions. With one position a unit, the same.
 ``taylor``
     ``mean over samples of |Σ h · ∂ loss / ∂ h|``: the same for an output that becomes zero.
 ``random``
@@ -45,9 +53,11 @@ from ops.losses import Loss, batch_of, changes, is_batch_first, suited
 from ops.replacement import constants
 from ops.signals import Signals
 
-SCORES = ("l2", "l1", "l2_in", "l1_in", "variance", "mrs", "mrp", "taylor", "random")
+SCORES = (
+    "l2", "l1", "l2_in", "l1_in", "variance", "mrs", "mrs_before", "mrs_before_positions", "mrp", "taylor", "random",
+)  # fmt: skip
 #: Those that look at the loss.
-BY_LOSS = ("mrs", "mrp", "taylor")
+BY_LOSS = ("mrs", "mrs_before", "mrs_before_positions", "mrp", "taylor")
 #: Samples, and units that are replaced one by one, in one batch of ``mean_replacement_penalty``.
 SAMPLES, UNITS = 32, 32
 
@@ -57,7 +67,7 @@ def unit_scores(
 ) -> Tensor:
     """A score for each unit, ``[units]`` in float64; those with the highest stay.
 
-    ``signals``: needed by ``variance``, ``mrp``, ``mrs`` and ``taylor``; the last three look at the loss, so with
+    ``signals``: needed by all but the norms and ``random``; all of these but ``variance`` look at the loss, so with
     targets. ``replacement``: what a unit leaves behind (``ops.replacement``), for ``variance`` (about the mean only),
     ``mrp`` and ``mrs``. ``seed``: of ``random``.
 
@@ -95,6 +105,8 @@ def _scores(layer: HiddenLayer, signals: Signals | None, score: str, replacement
         return variance(layer, {place: signals.condensed(layer)[place.tensor].whole for place in layer.readers})
     if score == "taylor":
         return first_order(layer, signals, {}).abs().mean(dim=0)
+    if score in ("mrs_before", "mrs_before_positions"):
+        return first_order_before(layer, signals, each_position=score.endswith("positions")).abs().mean(dim=0)
     left = constants(layer, signals, replacement)
     if score == "mrs":
         return first_order(layer, signals, left).abs().mean(dim=0)
@@ -127,8 +139,45 @@ def first_order(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor]
     return total.T
 
 
+def first_order_before(layer: HiddenLayer, signals: Signals, each_position: bool = False) -> Tensor:
+    """How each sample's loss changes, in first order, as each unit makes its mean all the time: ``[samples, units]``.
+
+    The mean is of what a maker makes, before BatchNorm and activation, over samples and positions (and calls, where it
+    is called more than once). ``each_position``: the sum of the absolute values over positions.
+
+    Raises:
+        SurgeryError: no targets, or what a maker makes or the gradient there is not known.
+    """
+    gradients = signals.gradients(layer)
+    total: Tensor | float = 0.0
+    for place in layer.makers:
+        values = [_by_unit(x, place).to(torch.float64) for x in gradients.values(place)]
+        rows = torch.cat([x.flatten(2) for x in values], dim=2)
+        mean = rows.mean(dim=2)
+        for value, made in zip(values, gradients.made(place), strict=True):
+            moved = (mean.view(*mean.shape, *[1] * (value.dim() - 2)) - value) * _by_unit(made, place)
+            moved = gradients.by_sample(layer, place, moved)
+            summed = [dim for dim in range(1, moved.dim()) if dim != 2]
+            total = total + (moved.abs() if each_position else moved).sum(dim=summed)
+    assert isinstance(total, Tensor)
+    return total.T
+
+
+def _by_unit(made: Tensor, place: Place) -> Tensor:
+    """``[..., size of the place]`` as ``[units, positions of a unit, ...]``."""
+    return made.movedim(-1, 0)[place.positions.to(made.device)]
+
+
 def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor]) -> Tensor:
     """``mean over samples of |loss without this unit − loss|`` on the (first) batch, ``[units]`` in float64.
+
+    ``left``: as in ``loss_changes``.
+    """
+    return loss_changes(layer, signals, left).abs().mean(dim=1)
+
+
+def loss_changes(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor]) -> Tensor:
+    """``loss without this unit − loss`` of each sample of the (first) batch, ``[units, samples]`` in float64.
 
     ``left``: reader → the constant ``[units]`` that goes into the bias behind it (so behind a convolution that pads it
     counts at the border as well, as it does after the removal).
@@ -138,17 +187,16 @@ def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping
     """
     targets = signals.classes
     signals.check_network(layer)
-    model, samples = layer.anatomy.model, batch_of(targets, signals.inputs)
+    model, samples, pieces = layer.anatomy.model, batch_of(targets, signals.inputs), []
     with plainly(model):
         removed, device = _Removed(layer, left), layer.tensor(layer.readers[0]).device
-        total = torch.zeros(layer.units, dtype=torch.float64, device=device)
         for inputs, classes in _pieces(signals.inputs, targets, samples):
             with explained(f"layer {layer.name}: the network does not run on this batch"):
                 before = call(model, inputs)
-            found = removed.changes(inputs, before, classes, suited(signals.loss_function, before, classes))
-            for units in torch.arange(layer.units).split(UNITS):
-                total[units] += found(units.to(device)).abs().sum(dim=1, dtype=torch.float64)
-    return total / samples
+            changed = removed.changes(inputs, before, classes, suited(signals.loss_function, before, classes))
+            some = torch.arange(layer.units, device=device).split(UNITS)
+            pieces.append(torch.cat([changed(units).to(torch.float64) for units in some]))
+    return torch.cat(pieces, dim=1)
 
 
 class _Removed:
