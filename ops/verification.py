@@ -44,17 +44,17 @@ def measure(plan: Plan, batch: Any = None) -> float:
     anatomy = plan.layer.anatomy
     example = anatomy.example_input if batch is None else batch
     new_basis = -1 in plan.sources and bool(plan.mixing)
-    with in_double(anatomy), plainly(anatomy.model):
+    with in_double(anatomy):
         example = _pytree.tree_map(doubled, example)
         try:
-            wanted = flat_tensors(call(anatomy.model, example))
+            wanted = _answer(anatomy, example)
         except Exception as error:  # whatever the foreign forward pass raises
             raise SurgeryError(f"the network does not run on this batch in double precision: {said(error)}") from error
         if not new_basis:
             with emulated(plan):
-                wanted = flat_tensors(call(anatomy.model, example))
+                wanted = _answer(anatomy, example)
         with trial_surgery(plan):
-            found = flat_tensors(call(anatomy.model, example))
+            found = _answer(anatomy, example)
     difference = deviation(wanted, found)
     object.__setattr__(plan, "measured", difference)
     if plan.layer.exact and not new_basis and not difference <= TOLERANCE:
@@ -63,6 +63,12 @@ def measure(plan: Plan, batch: Any = None) -> float:
             "of its size from what the plan says: nothing has been changed; please report this network"
         )
     return difference
+
+
+def _answer(anatomy: Anatomy, example: Any) -> list[Tensor]:
+    """What the network answers; each pass begins in the state that the network is in."""
+    with plainly(anatomy.model):
+        return flat_tensors(call(anatomy.model, example))
 
 
 @contextlib.contextmanager
