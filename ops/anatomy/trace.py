@@ -21,6 +21,7 @@ from ops.anatomy.axes import Axis, Factor, Fixed, freeze, is_fixed, product, siz
 from ops.anatomy.calls import VECTOR, Twin, Use, constant
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
+from ops.anatomy.watch import Watch
 from ops.attention import FreeAttention, can_be_freed
 from ops.masks import masks_of, raw, tensors_of
 
@@ -33,7 +34,7 @@ class Trace(TorchDispatchMode):
     product of two activations; ``sinks`` weight → the bias that what it makes meets first, with the sign in which a
     constant enters it; ``chains`` weight → operators between the units' birth and this reader; ``written`` numbers
     that modules keep as attributes and that were found to be the size of an axis; ``entered`` the modules that the last
-    run passed; ``seen``, if it is to
+    run passed; ``watch`` what the network's own code reads of modes and sizes; ``seen``, if it is to
     ``remember`` (all weights, or some by name), weight → copies of what it was multiplied with, the dimension that is
     summed over last.
     """
@@ -63,6 +64,7 @@ class Trace(TorchDispatchMode):
         self._twins: dict[int, tuple[Twin, weakref.ref[Tensor] | None]] = {}
         self._modules: list[nn.Module] = []
         self.entered: list[nn.Module] = []
+        self.watch = Watch(self)
         self.steered = False  # the network hands values that depend on its input to Python
         self.sized = False  # or its tensors may be as large as such values say
 
@@ -84,7 +86,7 @@ class Trace(TorchDispatchMode):
         try:
             for tensor in flat_tensors(example):
                 self.mark(tensor, Twin(constant(tensor), live=True))
-            with self:
+            with self.watch, self:
                 self.output = call(self.model, example)
         finally:
             for hook in hooks:
