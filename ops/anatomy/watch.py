@@ -6,6 +6,8 @@ else in training mode, which then has to be followed as well. Code that reads th
 knows which axis it is the size of (``Extent``): where a view or a slice is given that number, the two axes are one;
 where it is compared with another number, the network may take another path once an edit has changed one of them.
 torch's own code is not watched.
+"""
+
 from __future__ import annotations
 
 import math
