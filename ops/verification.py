@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from ops.anatomy import Anatomy
-from ops.anatomy.rebuild import undoing
+from ops.anatomy.rebuild import doubled, in_double, undoing
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
 from ops.errors import SurgeryError, said
-from ops.masks import lift, tensors_of
+from ops.masks import lift
 from ops.optimizer_state import exchange
 from ops.plan import Plan
 from ops.surgery import trial_surgery
@@ -105,17 +105,3 @@ def _weights(plan: Plan, reader: str) -> Tensor:
         return plan.mixing[reader].cpu().to(torch.float64) @ continued
     shares = torch.ones(plan.units_after) if plan.shares is None else plan.shares.cpu()
     return torch.diag(shares.to(torch.float64) @ continued)
-
-
-@contextlib.contextmanager
-def in_double(anatomy: Anatomy) -> Iterator[None]:
-    """All floating-point parameters and buffers in double precision for a while."""
-    with undoing() as undo:
-        for _, tensor in tensors_of(anatomy.model):
-            if tensor.is_floating_point() and tensor.dtype != torch.float64:
-                undo.append(exchange(tensor, tensor.data.to(torch.float64), None))
-        yield
-
-
-def doubled(value: Any) -> Any:
-    return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -107,15 +107,20 @@ class Anatomy(Mapping[str, HiddenLayer]):
             entered = trace.entered
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
-            if trace.missed or trace.watch.asks_mode:  # some networks have branches that only training takes
-                self._trace_training(trace, shown)
+            training = bool(trace.missed) or trace.watch.asks_mode
+            if training:  # some networks have branches that only training takes
+                training = self._trace_training(trace, shown)
             self.chains, self.sinks, self.calls = trace.chains, trace.sinks, trace.calls
             self.products = [axes.product(*each) for each in trace.products]
             self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
             self._layers = self._gather(trace)
             self.written = self._numbers(trace)
             samples = None if trace.steered or trace.sized else self._batch
-            for layer, reason in faults(self, shown, output, entered, samples):
+            found = faults(
+                self, shown, output, entered, samples, training=training,
+                comparisons=list(trace.watch.comparisons.values()), measured=trace.watch.measured,
+            )  # fmt: skip
+            for layer, reason in found:
                 self.pinned[layer.name] = layer.factor.frozen = reason
                 del self._layers[layer.name]
         self._explain()
@@ -264,8 +269,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
         with contextlib.suppress(Exception), plainly(self.model):
             trace.run(opposite)
 
-    def _trace_training(self, trace: Trace, shown: Any) -> None:
-        """Follows the network in training mode, too; weights that are still not met may cost every layer."""
+    def _trace_training(self, trace: Trace, shown: Any) -> bool:
+        """Follows the network in training mode, too, and says whether it runs in it; weights that are still not met may
+        cost every layer."""
         problem = ""
         try:
             with plainly(self.model, training=True):
@@ -280,6 +286,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             )
             for name in trace.axes:
                 trace.freeze_parameter(name, reason)
+        return not problem
 
     def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
         """A layer's name: the module that makes its units, or the parameter where that name is taken."""

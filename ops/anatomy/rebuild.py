@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ops.anatomy import axes
 from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
 from ops.architecture import fit
+from ops.masks import tensors_of
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -39,6 +40,20 @@ def undoing() -> Iterator[Undo]:
     finally:
         for step in reversed(undo):
             step()
+
+
+@contextlib.contextmanager
+def in_double(anatomy: Anatomy) -> Iterator[None]:
+    """All floating-point parameters and buffers in double precision for a while."""
+    with undoing() as undo:
+        for _, tensor in tensors_of(anatomy.model):
+            if tensor.is_floating_point() and tensor.dtype != torch.float64:
+                undo.append(exchange(tensor, tensor.data.to(torch.float64), None))
+        yield
+
+
+def doubled(value: Any) -> Any:
+    return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Snapshot:
         kept = vars(module)
         self._attributes.append((kept, kept.copy()))
         for name, value in kept.items():
-            if name in TABLES:
+            if name in TABLES and isinstance(value, (dict, set)):  # those of a scripted module are none
                 if not value:
                     self._empty.append(value)
                     continue

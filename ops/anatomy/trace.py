@@ -78,9 +78,7 @@ class Trace(TorchDispatchMode):
         """Runs the model once; returns the tensors of its output, whose axes are then frozen."""
         hooks = [
             nn.modules.module.register_module_forward_pre_hook(self._enter),
-            nn.modules.module.register_module_forward_hook(
-                lambda module, args, out: self._modules.__delitem__(-1), always_call=True
-            ),
+            nn.modules.module.register_module_forward_hook(lambda module, args, out: self._leave(), always_call=True),
         ]
         self.entered = []
         try:
@@ -88,6 +86,7 @@ class Trace(TorchDispatchMode):
                 self.mark(tensor, Twin(constant(tensor), live=True))
             with self.watch, self:
                 self.output = call(self.model, example)
+            self.watch.settle()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -106,6 +105,7 @@ class Trace(TorchDispatchMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modules.append(module)
         self.entered.append(module)
+        self.watch.enter(module, args)
         if isinstance(module, FreeAttention):
             self._tell_heads(module)
         elif isinstance(module, nn.MultiheadAttention):  # its forward pass computes heads from the width of its input
@@ -113,6 +113,10 @@ class Trace(TorchDispatchMode):
             self._freeze_module(module, f"nn.MultiheadAttention takes its heads from its input{remedy}")
         if isinstance(module, nn.RNNBase) and module.proj_size:
             self._freeze_module(module, "torch knows a projected recurrent layer by its sizes")
+
+    def _leave(self) -> None:
+        self._modules.pop()
+        self.watch.leave()
 
     def _freeze_module(self, module: nn.Module, reason: str) -> None:
         for parameter in module.parameters():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
+from ops.anatomy.steady import Steady
 
 if TYPE_CHECKING:
     from ops.anatomy.trace import Trace
@@ -109,8 +110,8 @@ class _Mode:
     def __get__(self, module: Any, owner: Any = None) -> bool:
         if module is None or "training" not in vars(module):
             raise AttributeError("training")
-        if not self.watch.asks_mode and not _is_known(1):
-            self.watch.asks_mode = True
+        if not _is_known(1):
+            self.watch.ask_mode()
         mode: bool = vars(module)["training"]
         return mode
 
@@ -121,13 +122,16 @@ class _Mode:
 class Watch(TorchFunctionMode):
     """Notes what code that is not torch's reads during a traced pass.
 
-    ``asks_mode``: it reads the mode. ``comparisons``: of sizes with others than their own.
+    ``asks_mode``: it reads the mode. ``measured``: it reads the size of an axis with units on
+    it. ``comparisons``: of such sizes with others than their own.
     """
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
-        self.asks_mode = False
+        self.asks_mode = self.measured = False
+        self._running: list[tuple[nn.Module, tuple[Any, ...] | None]] = []
+        self._small: list[tuple[nn.Module, tuple[Any, ...]]] = []
         self.comparisons: dict[object, Comparison] = {}
 
     def __enter__(self) -> Watch:
@@ -143,7 +147,8 @@ class Watch(TorchFunctionMode):
         torch.is_grad_enabled = self._is_grad_enabled
 
     def _grad_mode(self) -> bool:
-        self.asks_mode = self.asks_mode or not _is_known(1)
+        if not _is_known(1):
+            self.ask_mode()
         return self._is_grad_enabled()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -151,12 +156,56 @@ class Watch(TorchFunctionMode):
         if func in SIZES:
             return out if _is_known(1) else self._sized(args[0], out, args[1] if len(args) > 1 else None)
         if func == REQUIRES_GRAD:
-            self.asks_mode = self.asks_mode or not _is_known(1)
+            if not _is_known(1):
+                self.ask_mode()
         elif func in VIEWS:
             self._viewed(args[1:], out)
         elif func == Tensor.__getitem__:
             self._cut(args[1], out)
         return out
+
+    # -- modes ---------------------------------------------------------------------------------------------------------
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A module begins to run; what a small one is given is kept, in case that it reads the mode."""
+        small = not module._modules and not module._parameters and not module._buffers
+        self._running.append((module, args if small and len(args) == 1 else None))
+
+    def leave(self) -> None:
+        self._running.pop()
+
+    def ask_mode(self) -> None:
+        """The module that runs reads the mode."""
+        if not self._running or self._running[-1][1] is None:
+            self.asks_mode = True
+        else:
+            self._small.append(self._running[-1])  # type: ignore[arg-type]
+
+    def settle(self) -> None:
+        """Modules that read the mode and hold nothing, such as stochastic depth, are tried by themselves: if they do the
+        same to each unit in training mode, the network need not be followed in it."""
+        self.asks_mode = self.asks_mode or not all(
+            self._does_the_same(*each) for each in {module: (module, args) for module, args in self._small}.values()
+        )
+        self._small.clear()
+
+    def _does_the_same(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
+        (x,) = args
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+            return False
+        dims = [dim for dim, axis in enumerate(self.trace.twin(x).axes) if not is_fixed(axis)]
+        before, module.training = module.training, True
+        try:
+            with Steady():
+                other, whole = x, module.forward(x)
+                for dim in dims:
+                    order = torch.arange(x.size(dim) + 3, device=x.device).mul(7).add(1) % x.size(dim)
+                    other, whole = other.index_select(dim, order), whole.index_select(dim, order)
+                return bool(torch.equal(module.forward(other), whole))
+        except Exception:  # whatever the foreign forward pass raises
+            return False
+        finally:
+            module.training = before
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
 
@@ -172,6 +221,7 @@ class Watch(TorchFunctionMode):
         axes = self.trace.twin(tensor).axes
         if len(axes) != tensor.dim() or all(map(is_fixed, axes)):
             return out
+        self.measured = True
         each = [
             n if is_fixed(axis) else self.extent(n, axis, (axis,), partial(size, axis))
             for n, axis in zip(tensor.shape, axes, strict=True)
