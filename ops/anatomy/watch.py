@@ -182,8 +182,9 @@ class Watch(TorchFunctionMode):
             self._small.append(self._running[-1])  # type: ignore[arg-type]
 
     def settle(self) -> None:
-        """Modules that read the mode and hold nothing, such as stochastic depth, are tried by themselves: if they do the
-        same to each unit in training mode, the network need not be followed in it."""
+        """Modules that read the mode and hold nothing, such as stochastic depth, are tried by themselves.
+
+        If they do the same to each unit in training mode, the network need not be followed in it."""
         self.asks_mode = self.asks_mode or not all(
             self._does_the_same(*each) for each in {module: (module, args) for module, args in self._small}.values()
         )
