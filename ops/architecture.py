@@ -185,7 +185,9 @@ def passing(model: nn.Module) -> dict[str, Tensor]:
 def _empty(model: nn.Module) -> list[str]:
     """The buffers that are None."""
     modules = model.named_modules()
-    return [f"{path}.{name}".lstrip(".") for path, m in modules for name, tensor in m._buffers.items() if tensor is None]
+    return [
+        f"{path}.{name}".lstrip(".") for path, m in modules for name, tensor in m._buffers.items() if tensor is None
+    ]
 
 
 def load(factory: Callable[[], Model], path: str | Path, device: torch.device | str = "cpu") -> Model:

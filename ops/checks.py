@@ -43,9 +43,7 @@ def check_current(layer: HiddenLayer) -> None:
     for place in layer.places:
         module, attribute = anatomy.owner(place.tensor), place.tensor.rpartition(".")[2]
         if not isinstance(getattr(module, attribute, None), Tensor):
-            raise SurgeryError(
-                f"layer {layer.name}: {place.tensor} is gone since the anatomy was taken; take it anew"
-            )
+            raise SurgeryError(f"layer {layer.name}: {place.tensor} is gone since the anatomy was taken; take it anew")
 
 
 def usable(tree: Any) -> Any:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from ops.anatomy.rebuild import undoing
+from ops.anatomy.rebuild import doubled, in_double, undoing
 from ops.anatomy.running import call, plainly
 from ops.checks import check_real, usable
 from ops.errors import SurgeryError, explained
@@ -30,7 +30,7 @@ from ops.losses import Loss, suited
 from ops.masks import lift
 from ops.optimizer_state import exchange
 from ops.plan import Plan
-from ops.verification import doubled, emulated, in_double
+from ops.verification import emulated
 
 #: How far along the line the output is looked at, on both sides of its beginning.
 STEP = 1e-3

@@ -20,8 +20,7 @@ are estimated once the plan has been applied, layer after layer where several ar
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ops.anatomy import HiddenLayer
-from ops.anatomy.running import call, evaluating
+from ops.anatomy.running import call, plainly
 from ops.condensed import Combination, Condensed, relative_error
 from ops.double import energy
 from ops.errors import SurgeryError, said
@@ -123,34 +122,20 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: 
 
     hooks = [module.register_forward_pre_hook(enter) for module in model.modules()]
     try:
-        with _restored(model), evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with plainly(model):
             for inputs in signals.shown:
                 begun = False
                 call(model, inputs)
                 if not reached:  # no norm lies behind this layer
                     break
+            estimated = [(buffer, buffer.clone()) for norm in reached for buffer in norm.buffers()]
     except Exception as error:  # whatever the foreign forward pass raises
         raise SurgeryError(f"BatchNorm's statistics cannot be estimated on this batch: {said(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Gives every norm its momentum and mode back; and, if the block fails, its statistics."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm, norm.momentum, norm.training, [b.clone() for b in norm.buffers()]) for norm in norms]
-    try:
-        yield
-    except BaseException:
-        for norm, _, _, buffers in before:
-            for buffer, values in zip(norm.buffers(), buffers, strict=True):
-                buffer.copy_(values)
-        raise
-    finally:
-        for norm, momentum, training, _ in before:
-            norm.momentum, norm.training = momentum, training
+    for buffer, values in estimated:  # all else is as it was before the passes
+        buffer.data.copy_(values)
 
 
 def _with(plan: Plan, signals: Signals, fit: Callable[[str, Condensed], Combination]) -> Plan:

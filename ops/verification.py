@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ops.anatomy import Anatomy, Place
-from ops.anatomy.rebuild import undoing
+from ops.anatomy.rebuild import doubled, in_double, undoing
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
 from ops.anatomy.trace import Trace
-from ops.double import double, numeric
+from ops.double import double
 from ops.errors import SurgeryError, said
-from ops.masks import lift, tensors_of
+from ops.masks import lift
 from ops.optimizer_state import exchange
 from ops.plan import Plan
 from ops.surgery import trial_surgery
@@ -50,16 +50,16 @@ def measure(plan: Plan, batch: Any = None) -> float:
     anatomy = plan.layer.anatomy
     example = anatomy.example_input if batch is None else batch
     new_basis = -1 in plan.sources and bool(plan.mixing)
-    with in_double(anatomy), plainly(anatomy.model):
+    with in_double(anatomy):
         example = _pytree.tree_map(doubled, example)
         try:
-            wanted = flat_tensors(call(anatomy.model, example))
+            wanted = _answer(anatomy, example)
         except Exception as error:  # whatever the foreign forward pass raises
             raise SurgeryError(f"the network does not run on this batch in double precision: {said(error)}") from error
         if not new_basis:
             wanted = received_as(plan, example)
         with trial_surgery(plan):
-            found = flat_tensors(call(anatomy.model, example))
+            found = _answer(anatomy, example)
     difference = deviation(wanted, found)
     object.__setattr__(plan, "measured", difference)
     if plan.layer.exact and not new_basis and not difference <= TOLERANCE:
@@ -72,7 +72,7 @@ def measure(plan: Plan, batch: Any = None) -> float:
 
 def received_as(plan: Plan, example: Any) -> list[Tensor]:
     """The output of the network at its old size, while its readers receive the units as the plan says."""
-    with _rewritten(plan):
+    with _rewritten(plan), plainly(plan.layer.anatomy.model):
         altered = _Altered(plan)
         output = altered.run(example)
         if altered.waiting:
@@ -145,6 +145,12 @@ class _Altered(Trace):
 _PRODUCTS = {"linear": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}
 
 
+def _answer(anatomy: Anatomy, example: Any) -> list[Tensor]:
+    """What the network answers; each pass begins in the state that the network is in."""
+    with plainly(anatomy.model):
+        return flat_tensors(call(anatomy.model, example))
+
+
 @contextlib.contextmanager
 def _rewritten(plan: Plan) -> Iterator[None]:
     """The network with the plan's masks and replaced values, for the time of a ``with`` block."""
@@ -187,17 +193,3 @@ def _weights(plan: Plan, reader: str) -> Tensor:
         return (mixing := double(plan.mixing[reader].cpu())) @ continued.to(mixing)
     shares = torch.ones(plan.units_after) if plan.shares is None else plan.shares.cpu()
     return torch.diag(shares.to(torch.float64) @ continued)
-
-
-@contextlib.contextmanager
-def in_double(anatomy: Anatomy) -> Iterator[None]:
-    """All floating-point parameters and buffers in double precision for a while."""
-    with undoing() as undo:
-        for _, tensor in tensors_of(anatomy.model):
-            if doubled(tensor) is not tensor:
-                undo.append(exchange(tensor, doubled(tensor.data), None))
-        yield
-
-
-def doubled(value: Any) -> Any:
-    return double(value) if isinstance(value, Tensor) and numeric(value) else value

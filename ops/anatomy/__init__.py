@@ -8,19 +8,17 @@ undone (``rehearsal``, ``rebuild``), before it is offered.
 from __future__ import annotations
 
 import contextlib
-import dis
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree
 
 from ops.anatomy import axes
@@ -108,8 +106,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
             entered = trace.entered
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
-            if trace.missed or _asks_for_training(model):  # some networks have branches that only training takes
-                self._trace_training(trace, shown)
+            training = bool(trace.missed) or trace.watch.asks_mode
+            if training:  # some networks have branches that only training takes
+                training = self._trace_training(trace, shown)
             for name, reason in scripted(model).items():
                 trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls
@@ -118,7 +117,11 @@ class Anatomy(Mapping[str, HiddenLayer]):
             self._layers = self._gather(trace)
             self.written = self._numbers(trace)
             samples = None if trace.steered or trace.sized else self._batch
-            for layer, reason in faults(self, shown, output, entered, samples):
+            found = faults(
+                self, shown, output, entered, samples, training=training,
+                comparisons=list(trace.watch.comparisons.values()), measured=trace.watch.measured,
+            )  # fmt: skip
+            for layer, reason in found:
                 self.pinned[layer.name] = layer.factor.frozen = reason
                 del self._layers[layer.name]
         self._explain()
@@ -267,8 +270,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
         with contextlib.suppress(Exception), plainly(self.model):
             trace.run(opposite)
 
-    def _trace_training(self, trace: Trace, shown: Any) -> None:
-        """Follows the network in training mode, too; weights that are still not met may cost every layer."""
+    def _trace_training(self, trace: Trace, shown: Any) -> bool:
+        """Follows the network in training mode, too, and says whether it runs in it; weights that are still not met may
+        cost every layer."""
         problem = ""
         try:
             with plainly(self.model, training=True):
@@ -283,6 +287,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             )
             for name in trace.axes:
                 trace.freeze_parameter(name, reason)
+        return not problem
 
     def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
         """A layer's name: the module that makes its units, or the parameter where that name is taken."""
@@ -331,25 +336,6 @@ def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
     terms = sum(sizes.get(name, 0) * times for name, times in trace.calls.items())
     terms += sum(axes.size(axes.product(*each)) for each in trace.products) / trace.batch
     return parameters_of(model), round(2 * terms)
-
-
-def _asks_for_training(model: nn.Module) -> bool:
-    """Whether the code of a module that is not torch's takes another branch in training mode."""
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    kinds = [(module, type_before_parametrizations(module)) for module in modules]
-    theirs = [module for module, kind in kinds if not kind.__module__.startswith(("torch.nn.", "ops.masks"))]
-    code = {getattr(type(module).forward, "__code__", None) for module in theirs}
-    code |= {getattr(value, "__code__", None) for module in theirs for value in vars(module).values()}
-    return any(_branches_on_training(each) for each in code if each is not None)
-
-
-def _branches_on_training(code: CodeType) -> bool:
-    """Whether it, or a function in it, tests an attribute ``training``; handing it on, to a dropout, is no branch."""
-    if "training" in code.co_names:
-        for step, after in itertools.pairwise(dis.get_instructions(code)):
-            if step.argval == "training" and ("JUMP" in after.opname or after.opname in ("UNARY_NOT", "TO_BOOL")):
-                return True
-    return any(_branches_on_training(inside) for inside in code.co_consts if isinstance(inside, CodeType))
 
 
 def _batch(example: Any) -> int:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ops.anatomy import axes
 from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
 from ops.architecture import fit
-from ops.double import numeric
+from ops.double import double, numeric
+from ops.masks import tensors_of
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -40,6 +41,20 @@ def undoing() -> Iterator[Undo]:
     finally:
         for step in reversed(undo):
             step()
+
+
+@contextlib.contextmanager
+def in_double(anatomy: Anatomy) -> Iterator[None]:
+    """All floating-point parameters and buffers in double precision for a while."""
+    with undoing() as undo:
+        for _, tensor in tensors_of(anatomy.model):
+            if doubled(tensor) is not tensor:
+                undo.append(exchange(tensor, doubled(tensor.data), None))
+        yield
+
+
+def doubled(value: Any) -> Any:
+    return double(value) if isinstance(value, Tensor) and numeric(value) else value
 
 
 @dataclass(frozen=True)

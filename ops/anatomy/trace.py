@@ -21,6 +21,7 @@ from ops.anatomy.calls import VECTOR, Axes, Call, Twin, Use, constant
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
 from ops.anatomy.sinks import Making, Sinks
+from ops.anatomy.watch import Watch
 from ops.attention import FreeAttention, can_be_freed
 from ops.masks import masks_of, raw, tensors_of
 
@@ -33,9 +34,9 @@ class Trace(TorchDispatchMode):
     product of two activations; ``account`` where a constant can go (``sinks``); ``padding`` weight → the share of
     padding in what a convolution meets; ``chains`` weight → operators between the units' birth and this reader;
     ``written`` numbers that modules keep as attributes and that were found to be the size of an axis; ``entered`` the
-    modules that the last run passed; ``seen``, if it is to
-    ``remember`` (all weights, or some by name), weight → copies of what it was multiplied with, the dimension that is
-    summed over last.
+    modules that the last run passed; ``watch`` what the network's own code reads of modes and sizes; ``seen``, if it is
+    to ``remember`` (all weights, or some by name), weight → copies of what it was multiplied with, the dimension that
+    is summed over last.
     """
 
     def __init__(self, model: nn.Module, batch: int, remember: bool | Container[str] = False) -> None:
@@ -64,6 +65,7 @@ class Trace(TorchDispatchMode):
         self._twins: dict[int, tuple[Twin, weakref.ref[Tensor] | None]] = {}
         self._modules: list[nn.Module] = []
         self.entered: list[nn.Module] = []
+        self.watch = Watch(self)
         self.steered = False  # the network hands values that depend on its input to Python
         self.sized = False  # or its tensors may be as large as such values say
 
@@ -77,16 +79,15 @@ class Trace(TorchDispatchMode):
         """Runs the model once; returns the tensors of its output, whose axes are then frozen."""
         hooks = [
             nn.modules.module.register_module_forward_pre_hook(self._enter),
-            nn.modules.module.register_module_forward_hook(
-                lambda module, args, out: self._modules.__delitem__(-1), always_call=True
-            ),
+            nn.modules.module.register_module_forward_hook(lambda module, args, out: self._leave(), always_call=True),
         ]
         self.entered = []
         try:
             for tensor in flat_tensors(example):
                 self.mark(tensor, Twin(constant(tensor), live=True))
-            with self:
+            with self.watch, self:
                 self.output = call(self.model, example)
+            self.watch.settle()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -109,6 +110,7 @@ class Trace(TorchDispatchMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modules.append(module)
         self.entered.append(module)
+        self.watch.enter(module, args)
         if isinstance(module, FreeAttention):
             self._tell_heads(module)
         elif isinstance(module, nn.MultiheadAttention):  # its forward pass computes heads from the width of its input
@@ -116,6 +118,10 @@ class Trace(TorchDispatchMode):
             self._freeze_module(module, f"nn.MultiheadAttention takes its heads from its input{remedy}")
         if isinstance(module, nn.RNNBase) and module.proj_size:
             self._freeze_module(module, "torch knows a projected recurrent layer by its sizes")
+
+    def _leave(self) -> None:
+        self._modules.pop()
+        self.watch.leave()
 
     def _freeze_module(self, module: nn.Module, reason: str) -> None:
         for parameter in module.parameters():

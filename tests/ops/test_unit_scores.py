@@ -10,11 +10,11 @@ from torch.utils import _pytree
 
 from ops import Anatomy, Plan, Signals, SurgeryError, trial_surgery
 from ops.anatomy import call, evaluating
+from ops.anatomy.rebuild import doubled
 from ops.gradients import sample_losses
 from ops.repair import leave
 from ops.replacement import REPLACEMENTS, constants
 from ops.unit_scores import SCORES, _Removed, first_order, mean_replacement_penalty, unit_scores
-from ops.verification import doubled
 from tests.ops.networks import Net, build
 
 
