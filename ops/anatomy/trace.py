@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ops.anatomy.axes import Axis, Factor, Fixed, freeze, is_fixed, product, size, total, unite
+from ops.anatomy.axes import Axis, Factor, Fixed, canonical, freeze, is_fixed, product, size, total, unite
 from ops.anatomy.calls import VECTOR, Twin, Use, constant
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
@@ -252,7 +252,7 @@ class Trace(TorchDispatchMode):
     def write_down(self, axes: Sequence[Axis]) -> None:
         """Notes which numbers of the module that is running are the size of one of these axes."""
         wanted: dict[int, Axis] = {}
-        for axis in axes:  # two of one size cannot be told apart
+        for axis in map(canonical, axes):  # two of one size cannot be told apart
             wanted[size(axis)] = Fixed(0) if size(axis) in wanted and wanted[size(axis)] != axis else axis
         wanted = {n: axis for n, axis in wanted.items() if not is_fixed(axis)}
         if not wanted or not self._modules or isinstance(self._modules[-1], FreeAttention):  # which is told its heads

@@ -18,6 +18,7 @@ from ops.anatomy.axes import (
     is_fixed,
     product,
     section,
+    sections,
     size,
     split,
     total,
@@ -169,20 +170,13 @@ def unbind(trace: Trace, call: Call) -> Axes | None:
 def split_up(trace: Trace, call: Call) -> list[Axes] | None:
     x = call.args[0]
     dim = call.get(2, "dim", 0) % x.dim()
-    axes, found, at = list(trace.twin(x).axes), [], 0
-    lengths = {tensor.size(dim) for tensor in call.outputs}
-    if not isinstance(call.args[1], (list, tuple)) and len(lengths) == 1 and len(call.outputs) > 1:  # equal pieces
-        outer, piece = split(axes[dim], (len(call.outputs), lengths.pop()))
-        freeze(outer, "its parts are told apart by position")
-        axes[dim] = piece
-        trace.write_down([piece])
-        return [tuple(map(canonical, axes))] * len(call.outputs)
-    for tensor in call.outputs:
-        piece = section(axes[dim], at, at + tensor.size(dim))
-        at += tensor.size(dim)
-        found.append((*axes[:dim], piece, *axes[dim + 1 :]))
-    trace.write_down([each[dim] for each in found])
-    return [tuple(map(canonical, each)) for each in found]
+    axes, lengths = list(trace.twin(x).axes), [tensor.size(dim) for tensor in call.outputs]
+    numbered = not isinstance(call.args[1], (list, tuple))
+    if numbered and len(set(lengths)) > 1:
+        freeze(axes[dim], "it is split by a number that leaves a smaller piece over")
+    pieces = sections(axes[dim], lengths, alike=numbered)
+    trace.write_down(pieces)
+    return [tuple(map(canonical, (*axes[:dim], piece, *axes[dim + 1 :]))) for piece in pieces]
 
 
 def squeeze(trace: Trace, call: Call) -> Axes | None:

@@ -43,7 +43,7 @@ UNSTEADY = {"data_branch", "data_loop", "routed", "value_branch"}
 #: Constructs that cost the layers around them: drawn less often, so that most networks have something to operate on.
 AWKWARD = UNSTEADY | {
     "custom_over_channels", "mask_constant", "arange_mask", "permuted", "fancy_index", "flip", "add_flip", "roll",
-    "split_sizes", "chunk_gate", "glu", "chunk_swap", "halves_sum", "first_half", "last_dropped", "every_other",
+    "split_sizes", "uneven_chunks", "chunk_gate", "glu", "chunk_swap", "halves_sum", "first_half", "last_dropped", "every_other",
     "one_changed", "grouped_view", "max_out", "shuffle", "padded", "width_scale", "width_branch", "softmax",
     "softmax_gate", "log_sum", "cumsum", "sort", "top", "argmax_gate", "fourier", "stack_interleave", "python_value",
     "outer_product", "cosine", "conv_over_channels", "autoencoder", "weight_norm", "masked_weight", "hyper_network",

@@ -22,7 +22,7 @@ EVERYWHERE = (
     "in_place in_place_sum custom_elementwise dropout scale vector_scale shift affine full_shift learnt_swish scalar "
     "mask_buffer layer_norm layer_norm_plain root_mean_square weighted_norm mean_subtract mean_gate max_gate softmax "
     "cat_self crelu cat_thrice repeat repeat_interleave stack_interleave flatten_back through_rows to_and_fro "
-    "with_constant chunk_gate glu chunk_swap halves_sum max_out"
+    "with_constant own_sizes equal_sizes chunk_gate glu chunk_swap halves_sum max_out"
 )
 DENSE = {
     2: "twice tied_pair highway",
