@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
 from ops.anatomy.axes import (
     ONE,
@@ -111,7 +111,14 @@ def like(trace: Trace, call: Call) -> Axes | None:
     axes = trace.twin(call.args[0]).axes
     if tuple(map(size, axes)) == tuple(call.out.shape):
         return axes
-    return tuple(Factor(n) if n > 1 else ONE for n in call.out.shape)  # new_zeros and its like
+    return blank(trace, call.out)  # new_zeros and its like
+
+
+def blank(trace: Trace, tensor: Tensor) -> Axes:
+    """The axes of a new tensor: each is as long as what it will meet."""
+    axes = tuple(Factor(n) if n > 1 else ONE for n in tensor.shape)
+    trace.write_down(axes)
+    return axes
 
 
 def expand(trace: Trace, call: Call) -> Axes | None:
@@ -269,24 +276,6 @@ def pad(trace: Trace, call: Call) -> Axes | None:
         else:
             axes[dim] = total(Fixed(before), axes[dim], Fixed(after))
     return tuple(axes)
-
-
-def index(trace: Trace, call: Call) -> Axes | None:
-    """Fancy indexing of one dimension by constants."""
-    x, indices = call.args[0], call.args[1]
-    axes = list(trace.twin(x).axes)
-    if call.name == "index_select":
-        dim, at = call.args[1] % x.dim(), call.args[2]
-    else:
-        given = [number for number, each in enumerate(indices) if each is not None]
-        if len(given) != 1:
-            return None
-        dim, at = given[0], indices[given[0]]
-    chosen = trace.constant(at).axes
-    if not all(map(is_fixed, chosen)) or at.dtype == torch.bool:
-        return None
-    freeze(axes[dim], "its units are picked by position")
-    return (*axes[:dim], *chosen, *axes[dim + 1 :])
 
 
 def pixel_shuffle(trace: Trace, call: Call) -> Axes | None:
