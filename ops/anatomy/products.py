@@ -126,6 +126,14 @@ def _read_and_make(trace: Trace, weight: Twin, summed: int, free: int | None, bo
             trace.use(weight, dim, VECTOR)
 
 
+def grouped_product(trace: Trace, call: Call) -> Axes | str | None:
+    """Rows in groups, each times a matrix of its own: the kernel is particular about sizes."""
+    return (
+        "grouped products take only sizes of whole 16 bytes; let the experts be multiplied one by one "
+        "(in transformers: experts_implementation='eager')"
+    )
+
+
 def embedding_bag(trace: Trace, call: Call) -> Axes | str | None:
     """Sums, means or maxima of rows of the table."""
     weight = trace.twin(call.args[0])

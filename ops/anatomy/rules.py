@@ -47,10 +47,10 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         trace.refuse(inputs, f"{name} hands its values to Python")
         trace.steered |= live
     trace.sized |= live and sized
-    if plain:
+    if plain and rule is not views.expand:  # which makes a tensor as long as it is asked to
         for tensor in call.outputs if live else ():
             trace.mark(tensor, Twin(constant(tensor), live=True))
-    if plain or not call.outputs:
+    if not call.outputs or (plain and rule is not views.expand):
         return
     try:
         found = rule(trace, call) if rule else None
@@ -116,6 +116,7 @@ _KINDS: dict[Rule, str] = {
     products.matmul: "mm bmm mv dot",
     products.addmm: "addmm baddbmm addmv",
     products.embedding: "embedding",
+    products.grouped_product: "_grouped_mm",
     products.embedding_bag: "_embedding_bag _embedding_bag_forward_only",
     products.attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
     " _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",

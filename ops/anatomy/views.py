@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from ops.anatomy import indexing
 from ops.anatomy.axes import (
     ONE,
     Axis,
@@ -155,8 +157,12 @@ def narrow(trace: Trace, call: Call) -> Axes | None:
         freeze(inner, "its units are picked by position")
         axes[dim] = outer
     elif step == 1:
-        axes[dim] = section(axes[dim], start, stop)
+        whole = axes[dim]
+        axes[dim] = section(whole, start, stop)
         trace.write_down([axes[dim]])
+        for bound in (start, stop):  # a number may say where the slice begins or ends
+            if 1 < bound < length:
+                trace.write_down([section(whole, 0, bound)])
     else:
         axes[dim] = Fixed(call.out.size(dim))
     return tuple(axes)
@@ -223,6 +229,12 @@ def origins(call: Call, twin: Twin, rule: Callable[..., object]) -> tuple[int | 
         old.insert(call.args[1] % (len(old) + 1), None)
     elif rule is expand:
         old = [*(None for _ in range(call.out.dim() - len(old))), *old]
+    elif rule is indexing.index:
+        picked = [dim for dim, n in enumerate(call.args[1]) if n is not None] if call.name == "index" else []
+        if len(picked) > 1 or (picked and call.args[1][picked[0]].dtype == torch.bool):
+            return (None,) * call.out.dim()
+        dim = picked[0] if picked else call.args[1] % len(old)
+        old[dim : dim + 1] = [None] * (call.out.dim() - len(old) + 1)
     elif rule is reshape:
         new: list[int | None] = []
         for before, after in _regroup([size(a) for a in twin.axes], list(call.out.shape)):
@@ -317,4 +329,6 @@ def unfold(trace: Trace, call: Call) -> Axes | None:
 
 
 #: Rules under which a parameter stays that parameter.
-KEEPING = (reshape, permute, same, uncut, expand, narrow, select, unbind, split_up, squeeze, unsqueeze)
+KEEPING = (
+    reshape, permute, same, uncut, expand, narrow, select, unbind, split_up, squeeze, unsqueeze, indexing.index
+)  # fmt: skip

@@ -150,7 +150,8 @@ def on_channels(axis: int) -> dict[str, Construct]:
         """Parts whose sizes the module keeps; the first one divides the whole."""
         first = next((n for n in (2, 3, 1) if shape[axis] % n == 0 and shape[axis] > 3 * n), 0)
         need(first > 0)
-        second = chance.choice([n for n in range(1, shape[axis] - first) if n != first and shape[axis] - first - n != n])
+        rest = shape[axis] - first
+        second = chance.choice([n for n in range(1, rest) if first != n != rest - n])
         forms = (
             lambda m, h: h.split([m.one, m.two, m.three], axis),
             lambda m, h: h.split(m.sizes, axis),
@@ -196,6 +197,35 @@ def on_channels(axis: int) -> dict[str, Construct]:
 
     def uneven_chunks(chance: Random, shape: Shape) -> nn.Module:
         return Net(lambda m, h: torch.cat(h.chunk(3, axis)[::-1], axis))
+
+    def assigned(chance: Random, shape: Shape) -> nn.Module:
+        """Slices of a new tensor, assigned one after the other."""
+        new = chance.choice((
+            lambda h, n: h.new_zeros([*h.shape[:-1], n] if axis == -1 else [h.size(0), n, *h.shape[2:]]),
+            lambda h, n: torch.zeros([*h.shape[:-1], n] if axis == -1 else [len(h), n, *h.shape[2:]], dtype=h.dtype),
+        ))  # fmt: skip
+
+        def forward(m: Any, h: Tensor) -> Tensor:
+            channels = h.size(axis)
+            out = new(h, 2 * channels)
+            out.narrow(axis, 0, channels)[...] = h.tanh()
+            out.narrow(axis, channels, channels).copy_(h.sin()).mul_(0.5)
+            return out
+
+        return Net(forward)
+
+    def assigned_from(chance: Random, shape: Shape) -> nn.Module:
+        """As ``assigned``, into a copy of the tensor itself, from a given channel on."""
+        need(shape[axis] > 3)
+
+        def forward(m: Any, h: Tensor) -> Tensor:
+            out = h.clone()
+            out.narrow(axis, m.kept, h.size(axis) - m.kept).mul_(0.3)
+            return out
+
+        net = Net(forward)
+        net.kept = shape[axis] // 3
+        return net
 
     def chunk_gate(chance: Random, shape: Shape) -> nn.Module:
         need(shape[axis] % 2 == 0)
@@ -346,6 +376,8 @@ def on_channels(axis: int) -> dict[str, Construct]:
         "own_sizes": own_sizes,
         "equal_sizes": equal_sizes,
         "uneven_chunks": uneven_chunks,
+        "assigned": assigned,
+        "assigned_from": assigned_from,
         "chunk_gate": chunk_gate,
         "glu": glu,
         "chunk_swap": chunk_swap,
