@@ -162,7 +162,7 @@ def narrow(trace: Trace, call: Call) -> Axes | None:
         trace.write_down([axes[dim]])
         for bound in (start, stop):  # a number may say where the slice begins or ends
             if 1 < bound < length:
-                trace.write_down([section(whole, 0, bound)])
+                trace.write_down([section(whole, 0, bound)], given=True)
     else:
         axes[dim] = Fixed(call.out.size(dim))
     return tuple(axes)
@@ -188,7 +188,7 @@ def split_up(trace: Trace, call: Call) -> list[Axes] | None:
     if numbered and len(set(lengths)) > 1:
         freeze(axes[dim], "it is split by a number that leaves a smaller piece over")
     pieces = sections(axes[dim], lengths, alike=numbered)
-    trace.write_down(pieces)
+    trace.write_down(pieces, given=not numbered)
     return [tuple(map(canonical, (*axes[:dim], piece, *axes[dim + 1 :]))) for piece in pieces]
 
 

@@ -220,7 +220,7 @@ def on_channels(axis: int) -> dict[str, Construct]:
 
         def forward(m: Any, h: Tensor) -> Tensor:
             out = h.clone()
-            out.narrow(axis, m.kept, h.size(axis) - m.kept).mul_(0.3)
+            out.narrow(axis, m.kept, h.size(axis) - m.kept).relu_()
             return out
 
         net = Net(forward)
