@@ -46,7 +46,7 @@ def sizes(module: nn.Module) -> Mapping[str, object]:
         return {"normalized_shape": tuple(module.weight.shape)}
     if isinstance(module, nn.GroupNorm) and module.weight is not None:
         return {"num_channels": len(module.weight)}
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
     if isinstance(module, nn.RNNBase):
         gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)

@@ -308,6 +308,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 if offered & set(axes.units_on(expression)):
                     told = isinstance(module, FreeAttention)
                     sure = told or attribute in ("groups", "num_groups", "normalized_shape")
+                    sure |= (module, attribute, position) in trace.given
                     found.append(Number(names[module], attribute, position, expression, sure))
         return found
 

@@ -18,6 +18,7 @@ inside that head.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,28 +195,68 @@ def split(axis: Axis, sizes: Sequence[int], *, cut: bool = True) -> list[Axis]:
 
 
 def section(axis: Axis, start: int, stop: int) -> Axis:
-    """The axis from ``start`` to ``stop``: a term of a concatenation, one of several equal pieces, or a cut."""
+    """The axis from ``start`` to ``stop``: terms of a concatenation, half of it, or a cut.
+
+    A piece that is cut off and is as long as another one is united with it: one number may stand for both.
+    """
     axis = canonical(axis)
     length, whole = stop - start, size(axis)
     if length == whole:
         return axis
     if isinstance(axis, Fixed) or length < 1:
         return Fixed(max(length, 0))
-    bounds = [0]
-    for term in _terms(axis):
-        bounds.append(bounds[-1] + size(term))
-    if start in bounds and stop in bounds:
-        return total(*_terms(axis)[bounds.index(start) : bounds.index(stop)])
-    if whole % length == 0 and start % length == 0 and length > 1:  # one of several equal pieces: they stay equal
-        outer, inner = split(axis, (whole // length, length))
+    if length > 1 and (frozen := _reason(axis)):  # whose pieces need not be known
+        return Factor(length, frozen=frozen, cut=True)
+    if length > 1 and 2 * length == whole and start in (0, length) and not isinstance(axis, Sum):
+        outer, inner = split(axis, (2, length))  # as a gated unit has them
         freeze(outer, "its parts are told apart by position")
         return inner
-    left = _cut(axis, start) if start else (Fixed(0), axis)
-    right = _cut(left[1], length) if left and start + length < whole else left and (left[1], Fixed(0))
-    if left is None or right is None:
-        freeze(axis, "its units are picked by position")
-        return Fixed(length)
-    return canonical(right[0])
+    if not {start, stop} <= _seams(axis):
+        left = _cut(axis, start) if start else (Fixed(0), axis)
+        right = _cut(left[1], length) if left and start + length < whole else left and (left[1], Fixed(0))
+        if left is None or right is None:
+            freeze(axis, "its units are picked by position")
+            return Fixed(length)
+        _unite_equals(_terms(canonical(axis)))
+        return canonical(right[0])
+    before, found = 0, []
+    for term in _terms(axis):
+        if start <= before < stop:
+            found.append(term)
+        before += size(term)
+    return total(*found)
+
+
+def sections(axis: Axis, lengths: Sequence[int], *, alike: bool = False) -> list[Axis]:
+    """The axis in pieces of these lengths, one after the other; ``alike``: they are of one size for ever."""
+    bounds = list(itertools.accumulate(lengths, initial=0))
+    fitting = set(bounds) <= _seams(canonical(axis)) and not alike
+    if len(set(lengths)) == 1 and len(lengths) > 1 and not fitting:
+        outer, inner = split(axis, (len(lengths), lengths[0]))
+        freeze(outer, "its parts are told apart by position")
+        return [inner] * len(lengths)
+    for start, stop in itertools.pairwise(bounds):  # a later cut may refine an earlier piece
+        section(axis, start, stop)
+    return [section(axis, start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+def _reason(axis: Axis) -> str | None:
+    """Why an axis is frozen, None where some of its units are not or it is a concatenation."""
+    reasons = [] if isinstance(axis, Sum) else [factor.frozen for factor in _factors(axis)]
+    return reasons[0] if reasons and all(reasons) else None
+
+
+def _seams(axis: Axis) -> set[int]:
+    """The positions at which terms of a concatenation begin and end."""
+    return set(itertools.accumulate(map(size, _terms(axis)), initial=0))
+
+
+def _unite_equals(terms: Sequence[Axis]) -> None:
+    """Unites the cut pieces among these terms that are of one size."""
+    known: dict[int, Axis] = {}
+    for term in terms:
+        if isinstance(term, Factor) and term.cut:
+            unite(known.setdefault(term.size, term), term)
 
 
 def index(axis: Axis, chosen: Mapping[Factor, Tensor]) -> Tensor:

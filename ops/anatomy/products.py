@@ -156,6 +156,24 @@ def _read_and_make(trace: Trace, weight: Twin, summed: int, free: int | None, bo
             trace.use(weight, dim, VECTOR)
 
 
+def grouped_product(trace: Trace, call: Call) -> Axes | str | None:
+    """Rows in groups, each times a matrix of its own: the kernel is particular about sizes."""
+    return (
+        "grouped products take only sizes of whole 16 bytes; let the experts be multiplied one by one "
+        "(in transformers: experts_implementation='eager')"
+    )
+
+
+def embedding_bag(trace: Trace, call: Call) -> Axes | str | None:
+    """Sums, means or maxima of rows of the table."""
+    weight = trace.twin(call.args[0])
+    if weight.source is None or not all(map(is_fixed, (axis for twin in call.twins[1:] for axis in twin.axes))):
+        return None
+    trace.use(weight, 1, FAN_IN, across=0)
+    call.maker, call.chain = weight.source, ()
+    return Fixed(call.out.size(0)), weight.axes[1]
+
+
 def embedding(trace: Trace, call: Call) -> Axes | str | None:
     weight, indices = trace.twin(call.args[0]), trace.constant(call.args[1])
     if weight.source is None or not all(map(is_fixed, indices.axes)):

@@ -557,7 +557,7 @@ def _kind(layer: HiddenLayer, module: str | None = None) -> tuple[object, ...]:
             if type(modules[".".join(path[:depth])]) is type(modules[module]):
                 steps = ("*" if step.isdigit() else step for step in path[depth:])
                 return type(modules[module]), *steps, layer.factor.kind
-    for depth in range(len(path) - 2, -1, -1):
+    for depth in range(max(len(path) - 2, 0), -1, -1):
         owner = modules[".".join(path[:depth])]
         if not isinstance(owner, LISTS):
             break

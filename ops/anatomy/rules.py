@@ -15,9 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from ops.anatomy import elementwise, products, reductions, views
-from ops.anatomy.axes import ONE, Factor, size
+from ops.anatomy import elementwise, indexing, products, reductions, views
+from ops.anatomy.axes import size
 from ops.anatomy.calls import Axes, Call, Twin, constant, tensors_in
 
 if TYPE_CHECKING:
@@ -36,26 +37,27 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     call = Call(name, args, kwargs, inputs, tensors_in((out,)), twins)
     if name == "mul" and trace.masks(inputs):
         return trace.mark(call.out, twins[0])
-    _carry(trace, call, rule, sized)
+    _carry(trace, func, call, rule, sized)
     _account(trace, call, rule)
 
 
-def _carry(trace: Trace, call: Call, rule: Rule | None, sized: bool) -> None:
+def _carry(trace: Trace, func: Any, call: Call, rule: Rule | None, sized: bool) -> None:
     """The axes of the outputs."""
     name, inputs, twins = call.name, call.inputs, call.twins
     plain = all(twin.plain for twin in twins)
-    if not inputs and name in _BLANK:  # as long as what it will meet
-        for tensor in call.outputs:
-            trace.mark(tensor, Twin(tuple(Factor(n) if n > 1 else ONE for n in tensor.shape)))
+    if name in _BLANK and (plain if name.startswith("new_") else not inputs):
+        return trace.mark(call.out, Twin(views.blank(trace, call.out)))
     live = any(twin.live for twin in twins)
+    if func._schema.is_mutable and inputs and inputs[0]._base is not None:
+        _write_into(trace, inputs[0]._base, live)
     if not call.outputs and inputs:  # a value leaves the tensors, and anything may depend on it
         trace.refuse(inputs, f"{name} hands its values to Python")
         trace.steered |= live
     trace.sized |= live and sized
-    if plain:
+    if plain and rule is not views.expand:  # which makes a tensor as long as it is asked to
         for tensor in call.outputs if live else ():
             trace.mark(tensor, Twin(constant(tensor), live=True))
-    if plain or not call.outputs:
+    if not call.outputs or (plain and rule is not views.expand):
         return
     try:
         found = rule(trace, call) if rule else None
@@ -88,6 +90,13 @@ def _account(trace: Trace, call: Call, rule: Rule | None) -> None:
                 twin.making.meet(None)
         if twin.source is not None and not (rule in views.KEEPING and twin is call.twins[0]):
             trace.account.use(twin.source, call.partners.get(twin.source))
+
+
+def _write_into(trace: Trace, base: Tensor, live: bool) -> None:
+    """A view of ``base`` is written to: what was known of how its units came about is no longer true."""
+    twin = trace.twin(base)
+    if twin.source is None:
+        trace.mark(base, replace(twin, live=twin.live or live, maker=None, chain=("?",)))
 
 
 @functools.cache
@@ -129,6 +138,7 @@ _PASSING = {
     "alias", "clone", "detach", "contiguous", "_to_copy", "lift_fresh",
 }  # fmt: skip
 _BLANK = {"zeros", "ones", "full", "empty", "scalar_tensor", "empty_strided"}
+_BLANK |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"}
 
 
 _KINDS: dict[Rule, str] = {
@@ -137,6 +147,8 @@ _KINDS: dict[Rule, str] = {
     products.matmul: "mm bmm mv dot",
     products.addmm: "addmm baddbmm addmv",
     products.embedding: "embedding",
+    products.grouped_product: "_grouped_mm",
+    products.embedding_bag: "_embedding_bag _embedding_bag_forward_only",
     products.attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
     " _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
     elementwise.pointwise: "prelu _prelu_kernel copy masked_fill where fill zero hardswish log_sigmoid_forward rsub"
@@ -165,15 +177,23 @@ _KINDS: dict[Rule, str] = {
     views.flip: "flip roll",
     views.pad: "constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"
     " reflection_pad3d replication_pad3d",
-    views.index: "index index_select",
     views.pixel_shuffle: "pixel_shuffle pixel_unshuffle",
     views.channel_shuffle: "channel_shuffle native_channel_shuffle",
     views.im2col: "im2col",
+    indexing.fold: "col2im",
+    indexing.index: "index index_select",
+    indexing.index_put: "index_put _unsafe_index_put",
+    indexing.index_onto: "index_add index_copy index_reduce index_fill",
+    indexing.scatter: "scatter scatter_add scatter_reduce gather",
+    indexing.segments: "segment_reduce",
+    indexing.order: "sort topk argsort kthvalue median nanmedian mode",
+    indexing.pack: "_pack_padded_sequence",
+    indexing.diagonal: "diagonal",
     views.unfold: "unfold",
     reductions.reduction: "mean sum amax amin var std var_mean std_mean max min prod logsumexp linalg_vector_norm norm"
     " all any argmax argmin",
     reductions.softmax: "_softmax _log_softmax _safe_softmax",
-    reductions.cumulative: "cumsum cumprod logcumsumexp",
+    reductions.cumulative: "cumsum cumprod logcumsumexp cummax cummin",
     reductions.window: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d max_pool1d"
     " avg_pool1d mkldnn_max_pool2d avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d upsample_nearest1d"
     " upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ops.anatomy.axes import Axis, Factor, Fixed, freeze, is_fixed, product, size, total, unite
+from ops.anatomy.axes import Axis, Factor, Fixed, canonical, freeze, is_fixed, product, size, total, unite
 from ops.anatomy.calls import VECTOR, Axes, Call, Twin, Use, constant
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
@@ -33,10 +33,10 @@ class Trace(TorchDispatchMode):
     ``calls`` weight → how often each of its elements is used per sample (for FLOPs); ``products`` the axes of every
     product of two activations; ``account`` where a constant can go (``sinks``); ``padding`` weight → the share of
     padding in what a convolution meets; ``chains`` weight → operators between the units' birth and this reader;
-    ``written`` numbers that modules keep as attributes and that were found to be the size of an axis; ``entered`` the
-    modules that the last run passed; ``watch`` what the network's own code reads of modes and sizes; ``seen``, if it is
-    to ``remember`` (all weights, or some by name), weight → copies of what it was multiplied with, the dimension that
-    is summed over last.
+    ``written`` numbers that modules keep as attributes and that were found to be the size of an axis, ``given`` those of
+    them that say where a tensor is cut; ``entered`` the modules that the last run passed; ``watch`` what the network's
+    own code reads of modes and sizes; ``seen``, if it is to ``remember`` (all weights, or some by name), weight →
+    copies of what it was multiplied with, the dimension that is summed over last.
     """
 
     def __init__(self, model: nn.Module, batch: int, remember: bool | Container[str] = False) -> None:
@@ -54,6 +54,7 @@ class Trace(TorchDispatchMode):
         self.padding: dict[str, float] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
         self.written: dict[tuple[nn.Module, str, int | None], list[Axis]] = {}
+        self.given: set[tuple[nn.Module, str, int | None]] = set()
         self._named: dict[int, list[tuple[str, Tensor]]] = {}
         self._tensors = dict(tensors_of(model))
         self._names = {id(tensor): name for name, tensor in self._tensors.items()}
@@ -282,10 +283,13 @@ class Trace(TorchDispatchMode):
         if module is not None and getattr(module, attribute, None) == size(axis):
             self.written.setdefault((module, attribute, None), []).append(axis)
 
-    def write_down(self, axes: Sequence[Axis]) -> None:
-        """Notes which numbers of the module that is running are the size of one of these axes."""
+    def write_down(self, axes: Sequence[Axis], *, given: bool = False) -> None:
+        """Notes which numbers of the module that is running are the size of one of these axes.
+
+        ``given``: the operator is given these sizes as numbers, so that such an attribute is where they come from.
+        """
         wanted: dict[int, Axis] = {}
-        for axis in axes:  # two of one size cannot be told apart
+        for axis in map(canonical, axes):  # two of one size cannot be told apart
             wanted[size(axis)] = Fixed(0) if size(axis) in wanted and wanted[size(axis)] != axis else axis
         wanted = {n: axis for n, axis in wanted.items() if not is_fixed(axis)}
         if not wanted or not self._modules or isinstance(self._modules[-1], FreeAttention):  # which is told its heads
@@ -295,7 +299,9 @@ class Trace(TorchDispatchMode):
             if isinstance(value, int):
                 if not isinstance(value, bool) and value in wanted:
                     self.written.setdefault((module, name, None), []).append(wanted[value])
+                    self.given |= {(module, name, None)} if given else set()
             elif isinstance(value, (tuple, list)):
                 for position, number in enumerate(value):
                     if isinstance(number, int) and number > 1 and number in wanted:
                         self.written.setdefault((module, name, position), []).append(wanted[number])
+                        self.given |= {(module, name, position)} if given else set()

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from ops.anatomy import indexing
 from ops.anatomy.axes import (
     ONE,
     Axis,
@@ -18,6 +20,7 @@ from ops.anatomy.axes import (
     is_fixed,
     product,
     section,
+    sections,
     size,
     split,
     total,
@@ -110,7 +113,14 @@ def like(trace: Trace, call: Call) -> Axes | None:
     axes = trace.twin(call.args[0]).axes
     if tuple(map(size, axes)) == tuple(call.out.shape):
         return axes
-    return tuple(Factor(n) if n > 1 else ONE for n in call.out.shape)  # new_zeros and its like
+    return blank(trace, call.out)  # new_zeros and its like
+
+
+def blank(trace: Trace, tensor: Tensor) -> Axes:
+    """The axes of a new tensor: each is as long as what it will meet."""
+    axes = tuple(Factor(n) if n > 1 else ONE for n in tensor.shape)
+    trace.write_down(axes)
+    return axes
 
 
 def expand(trace: Trace, call: Call) -> Axes | None:
@@ -147,8 +157,12 @@ def narrow(trace: Trace, call: Call) -> Axes | None:
         freeze(inner, "its units are picked by position")
         axes[dim] = outer
     elif step == 1:
-        axes[dim] = section(axes[dim], start, stop)
+        whole = axes[dim]
+        axes[dim] = section(whole, start, stop)
         trace.write_down([axes[dim]])
+        for bound in (start, stop):  # a number may say where the slice begins or ends
+            if 1 < bound < length:
+                trace.write_down([section(whole, 0, bound)], given=True)
     else:
         axes[dim] = Fixed(call.out.size(dim))
     return tuple(axes)
@@ -169,20 +183,13 @@ def unbind(trace: Trace, call: Call) -> Axes | None:
 def split_up(trace: Trace, call: Call) -> list[Axes] | None:
     x = call.args[0]
     dim = call.get(2, "dim", 0) % x.dim()
-    axes, found, at = list(trace.twin(x).axes), [], 0
-    lengths = {tensor.size(dim) for tensor in call.outputs}
-    if not isinstance(call.args[1], (list, tuple)) and len(lengths) == 1 and len(call.outputs) > 1:  # equal pieces
-        outer, piece = split(axes[dim], (len(call.outputs), lengths.pop()))
-        freeze(outer, "its parts are told apart by position")
-        axes[dim] = piece
-        trace.write_down([piece])
-        return [tuple(map(canonical, axes))] * len(call.outputs)
-    for tensor in call.outputs:
-        piece = section(axes[dim], at, at + tensor.size(dim))
-        at += tensor.size(dim)
-        found.append((*axes[:dim], piece, *axes[dim + 1 :]))
-    trace.write_down([each[dim] for each in found])
-    return [tuple(map(canonical, each)) for each in found]
+    axes, lengths = list(trace.twin(x).axes), [tensor.size(dim) for tensor in call.outputs]
+    numbered = not isinstance(call.args[1], (list, tuple))
+    if numbered and len(set(lengths)) > 1:
+        freeze(axes[dim], "it is split by a number that leaves a smaller piece over")
+    pieces = sections(axes[dim], lengths, alike=numbered)
+    trace.write_down(pieces, given=not numbered)
+    return [tuple(map(canonical, (*axes[:dim], piece, *axes[dim + 1 :]))) for piece in pieces]
 
 
 def squeeze(trace: Trace, call: Call) -> Axes | None:
@@ -222,6 +229,12 @@ def origins(call: Call, twin: Twin, rule: Callable[..., object]) -> tuple[int | 
         old.insert(call.args[1] % (len(old) + 1), None)
     elif rule is expand:
         old = [*(None for _ in range(call.out.dim() - len(old))), *old]
+    elif rule is indexing.index:
+        picked = [dim for dim, n in enumerate(call.args[1]) if n is not None] if call.name == "index" else []
+        if len(picked) > 1 or (picked and call.args[1][picked[0]].dtype == torch.bool):
+            return (None,) * call.out.dim()
+        dim = picked[0] if picked else call.args[1] % len(old)
+        old[dim : dim + 1] = [None] * (call.out.dim() - len(old) + 1)
     elif rule is reshape:
         new: list[int | None] = []
         for before, after in _regroup([size(a) for a in twin.axes], list(call.out.shape)):
@@ -277,24 +290,6 @@ def pad(trace: Trace, call: Call) -> Axes | None:
     return tuple(axes)
 
 
-def index(trace: Trace, call: Call) -> Axes | None:
-    """Fancy indexing of one dimension by constants."""
-    x, indices = call.args[0], call.args[1]
-    axes = list(trace.twin(x).axes)
-    if call.name == "index_select":
-        dim, at = call.args[1] % x.dim(), call.args[2]
-    else:
-        given = [number for number, each in enumerate(indices) if each is not None]
-        if len(given) != 1:
-            return None
-        dim, at = given[0], indices[given[0]]
-    chosen = trace.constant(at).axes
-    if not all(map(is_fixed, chosen)) or at.dtype == torch.bool:
-        return None
-    freeze(axes[dim], "its units are picked by position")
-    return (*axes[:dim], *chosen, *axes[dim + 1 :])
-
-
 def pixel_shuffle(trace: Trace, call: Call) -> Axes | None:
     """Channels that become positions in space, or the reverse: ``[…, C·r², H, W] ↔ […, C, H·r, W·r]``."""
     axes = list(trace.twin(call.args[0]).axes)
@@ -334,4 +329,6 @@ def unfold(trace: Trace, call: Call) -> Axes | None:
 
 
 #: Rules under which a parameter stays that parameter.
-KEEPING = (reshape, permute, same, uncut, expand, narrow, select, unbind, split_up, squeeze, unsqueeze)
+KEEPING = (
+    reshape, permute, same, uncut, expand, narrow, select, unbind, split_up, squeeze, unsqueeze, indexing.index
+)  # fmt: skip

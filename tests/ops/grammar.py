@@ -39,7 +39,7 @@ CONSTRUCTS: dict[str, dict[str, Construct]] = {"flat": FLAT, "image": IMAGE, "si
 SHAPES: dict[str, Shape] = {"flat": (2, 5), "image": (2, 2, 6, 6), "signal": (2, 3, 8), "sequence": (2, 4, 5)}
 AXES: dict[str, int] = {"flat": 1, "image": 1, "signal": 1, "sequence": -1}
 #: What these compute depends on values, so that a run on one input does not show the network: examined on that input.
-UNSTEADY = {"data_branch", "data_loop", "routed", "value_branch"}
+UNSTEADY = {"data_branch", "data_loop", "routed", "routed_rows", "value_branch"}
 #: Constructs that cost the layers around them: drawn less often, so that most networks have something to operate on.
 AWKWARD = UNSTEADY | {
     "custom_over_channels", "mask_constant", "arange_mask", "permuted", "fancy_index", "flip", "add_flip", "roll",
@@ -48,7 +48,7 @@ AWKWARD = UNSTEADY | {
     "softmax_gate", "log_sum", "cumsum", "sort", "top", "argmax_gate", "fourier", "stack_interleave", "python_value",
     "outer_product", "cosine", "conv_over_channels", "autoencoder", "weight_norm", "masked_weight", "hyper_network",
     "standardized_weight", "local_response", "channel_gate", "pixel_shuffle", "pixel_unshuffle", "unfolded",
-    "layer_norm_all", "normalize", "full_shift", "split_branches",
+    "layer_norm_all", "normalize", "full_shift", "split_branches", "uneven_chunks",
 }  # fmt: skip
 POOLS = {
     kind: ([n for n in table if n not in AWKWARD], [n for n in table if n in AWKWARD])

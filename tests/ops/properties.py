@@ -394,7 +394,7 @@ def fingerprint(model: nn.Module) -> Mapping[str, Any]:
     """Every bit of every tensor, its identity, gradient and flag, and every module's mode and plain attributes."""
     seen: dict[str, Any] = {}
     for name, tensor in tensors(model):
-        bits = hash(tensor.detach().cpu().contiguous().numpy().tobytes())
+        bits = hash(tensor.detach().cpu().to_dense().contiguous().numpy().tobytes())
         identity = id(tensor) if isinstance(tensor, nn.Parameter) else 0
         seen[name] = (identity, tuple(tensor.shape), bits, tensor.requires_grad, tensor.grad is None)
     for name, module in model.named_modules():

@@ -324,3 +324,29 @@ def test_one_number_in_the_code_pins_what_it_is_about_and_no_other_layer_of_its_
     assert list(anatomy) == [
         "0.conv", *(f"{stage}.{name}.conv" for stage in (1, 2) for name in ("blocks.0", "blocks.1", "blocks.2", "join"))
     ]  # fmt: skip
+
+
+class Parts(nn.Module):
+    """One product in parts of their own, as a state space model has them."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.sizes = list(sizes)
+        self.all = nn.Linear(5, sum(sizes))
+        self.readers = nn.ModuleList(nn.Linear(size, 3) for size in sizes)
+
+    def forward(self, x):
+        return sum(read(part.tanh()) for read, part in zip(self.readers, self.all(x).split(self.sizes, 1), strict=True))
+
+
+@pytest.mark.parametrize(("sizes", "units"), [
+    ((2, 4, 6), [2, 4, 6]), ((3, 4, 6), [3, 4, 6]), ((4, 2, 6), [4, 2, 6]), ((2, 4), [2, 4]), ((6, 2), [6, 2]),
+    ((5, 5), [5]), ((4, 4, 4), [4]), ((3, 3, 6), [3, 6]), ((2, 6, 2), [2, 6]),
+])  # fmt: skip
+def test_unequal_parts_are_layers_of_their_own_and_equal_ones_are_one(sizes, units):
+    model, inputs = Parts(*sizes).double(), torch.randn(4, 5, dtype=torch.float64)
+    anatomy = Anatomy(model, inputs)
+    assert [layer.units for layer in anatomy.values()] == units
+    for layer in anatomy.values():
+        assert removal_error(anatomy, layer, inputs) < EXACT
+        assert duplication_error(anatomy, layer, inputs) < EXACT

@@ -22,8 +22,14 @@ EVERYWHERE = (
     "in_place in_place_sum custom_elementwise dropout scale vector_scale shift affine full_shift learnt_swish scalar "
     "mask_buffer layer_norm layer_norm_plain root_mean_square weighted_norm mean_subtract mean_gate max_gate softmax "
     "cat_self crelu cat_thrice repeat repeat_interleave stack_interleave flatten_back through_rows to_and_fro "
-    "with_constant chunk_gate glu chunk_swap halves_sum max_out"
+    "with_constant assigned assigned_from own_sizes equal_sizes chunk_gate glu chunk_swap halves_sum max_out"
 )
+PICKED = {
+    2: "gathered sorted_rows stored table_rows",
+    3: "graph_index_add graph_index_reduce graph_scatter_add graph_scatter_mean graph_scatter_max graph_put "
+    "sparse_product picked_weights",
+    4: "routed_rows",
+}
 DENSE = {
     2: "twice tied_pair highway",
     3: "linear functional_linear raw_matmul raw_einsum expert_weights hand_written_recurrence",
@@ -42,21 +48,21 @@ SPATIAL = {
 FLAT = {2: "batch_norm channel_prelu", 3: "raw_addmm group_norm"}
 IMAGE = {
     2: "pixel_shuffle pixel_unshuffle coordinates memory_format",
-    3: "channels_last_dense non_local unfolded through_depth",
+    3: "channels_last_dense non_local unfolded folded through_depth",
 }
 SEQUENCE = {
     2: "positions embedded_positions learnt_token",
     3: "fixed_attention einsum_attention single_head normed_attention feed_forward transformer_block token_mixing "
-    "step_conv recurrent recurrent_cell",
+    "step_conv recurrent recurrent_cell packed",
     4: "fused_attention separate_attention batched_attention linear_attention state_space",
     5: "cross_attention multihead encoder_layer",
     7: "decoder_layer",
 }
 FLOORS: dict[str, tuple[dict[int, str], ...]] = {
-    "flat": ({2: EVERYWHERE}, DENSE, FLAT),
+    "flat": ({2: EVERYWHERE}, DENSE, PICKED, FLAT),
     "image": ({2: EVERYWHERE}, SPATIAL, IMAGE),
     "signal": ({2: EVERYWHERE}, SPATIAL, {3: "recurrent_signal"}),
-    "sequence": ({2: EVERYWHERE}, DENSE, SEQUENCE),
+    "sequence": ({2: EVERYWHERE}, DENSE, PICKED, SEQUENCE),
     "flat-image": ({3: "to_image"},),
     "flat-sequence": ({2: "repeated"},),
     "image-flat": ({2: "flatten view last_flatten swapped_flatten mean peak adaptive"},),
@@ -64,7 +70,9 @@ FLOORS: dict[str, tuple[dict[int, str], ...]] = {
     "image-signal": ({2: "rows row_mean row_channels"},),
     "signal-flat": ({2: "signal_flatten signal_mean signal_peak signal_last"},),
     "signal-sequence": ({2: "to_steps to_steps_"},),
-    "sequence-flat": ({2: "step_mean step_sum first_step last_step step_flatten step_peak attention_pool last_state"},),
+    "sequence-flat": (
+        {2: "step_mean step_sum first_step last_step step_flatten step_peak attention_pool last_state own_last_step"},
+    ),
     "sequence-signal": ({2: "to_channels"},),
     "sequence-image": ({2: "to_plane"},),
 }

@@ -146,6 +146,87 @@ def on_channels(axis: int) -> dict[str, Construct]:
 
         return Net(forward)
 
+    def own_sizes(chance: Random, shape: Shape) -> nn.Module:
+        """Parts whose sizes the module keeps; the first one divides the whole."""
+        first = next((n for n in (2, 3, 1) if shape[axis] % n == 0 and shape[axis] > 3 * n), 0)
+        need(first > 0)
+        rest = shape[axis] - first
+        second = chance.choice([n for n in range(1, rest) if first != n != rest - n])
+        forms = (
+            lambda m, h: h.split([m.one, m.two, m.three], axis),
+            lambda m, h: h.split(m.sizes, axis),
+            lambda m, h: (
+                h.narrow(axis, 0, m.one),
+                h.narrow(axis, m.one, m.two),
+                h.narrow(axis, m.one + m.two, h.size(axis) - m.one - m.two),
+            ),
+            lambda m, h: h.tensor_split((m.one, m.one + m.two), axis),
+        )
+        split = chance.choice(forms)
+
+        def forward(m: Any, h: Tensor) -> Tensor:
+            one, two, three = split(m, h)
+            return torch.cat([two.tanh(), three, one.sin()], axis)
+
+        net = Net(forward)
+        net.one, net.two, net.three = first, second, shape[axis] - first - second
+        net.sizes = (net.one, net.two, net.three)
+        return net
+
+    def equal_sizes(chance: Random, shape: Shape) -> nn.Module:
+        """Equal parts of one size that the module keeps, and what is left over."""
+        size = shape[axis] // chance.choice((2, 3))
+        need(size > 1)
+        forms = (
+            lambda m, h: h.split((m.size, m.size, *[h.size(axis) - 2 * m.size] * (h.size(axis) > 2 * m.size)), axis),
+            lambda m, h: (
+                h.narrow(axis, 0, m.size),
+                h.narrow(axis, m.size, m.size),
+                h.narrow(axis, 2 * m.size, h.size(axis) - 2 * m.size),
+            ),
+        )
+        split = chance.choice(forms)
+
+        def forward(m: Any, h: Tensor) -> Tensor:
+            parts = split(m, h)
+            return torch.cat([parts[1].tanh(), *parts], axis)
+
+        net = Net(forward)
+        net.size = size
+        return net
+
+    def uneven_chunks(chance: Random, shape: Shape) -> nn.Module:
+        return Net(lambda m, h: torch.cat(h.chunk(3, axis)[::-1], axis))
+
+    def assigned(chance: Random, shape: Shape) -> nn.Module:
+        """Slices of a new tensor, assigned one after the other."""
+        new = chance.choice((
+            lambda h, n: h.new_zeros([*h.shape[:-1], n] if axis == -1 else [h.size(0), n, *h.shape[2:]]),
+            lambda h, n: torch.zeros([*h.shape[:-1], n] if axis == -1 else [len(h), n, *h.shape[2:]], dtype=h.dtype),
+        ))  # fmt: skip
+
+        def forward(m: Any, h: Tensor) -> Tensor:
+            channels = h.size(axis)
+            out = new(h, 2 * channels)
+            out.narrow(axis, 0, channels)[...] = h.tanh()
+            out.narrow(axis, channels, channels).copy_(h.sin()).mul_(0.5)
+            return out
+
+        return Net(forward)
+
+    def assigned_from(chance: Random, shape: Shape) -> nn.Module:
+        """As ``assigned``, into a copy of the tensor itself, from a given channel on."""
+        need(shape[axis] > 3)
+
+        def forward(m: Any, h: Tensor) -> Tensor:
+            out = h.clone()
+            out.narrow(axis, m.kept, h.size(axis) - m.kept).relu_()
+            return out
+
+        net = Net(forward)
+        net.kept = shape[axis] // 3
+        return net
+
     def chunk_gate(chance: Random, shape: Shape) -> nn.Module:
         need(shape[axis] % 2 == 0)
 
@@ -292,6 +373,11 @@ def on_channels(axis: int) -> dict[str, Construct]:
         "add_flip": plain(lambda h: h + h.flip(axis)),
         "roll": plain(lambda h: h.roll(1, axis)),
         "split_sizes": split_sizes,
+        "own_sizes": own_sizes,
+        "equal_sizes": equal_sizes,
+        "uneven_chunks": uneven_chunks,
+        "assigned": assigned,
+        "assigned_from": assigned_from,
         "chunk_gate": chunk_gate,
         "glu": glu,
         "chunk_swap": chunk_swap,

@@ -56,6 +56,20 @@ def last_state(chance: Random, shape: Shape) -> nn.Module:
     return Net(lambda m, h: m.inner(h)[1][-1], inner=nn.GRU(shape[2], chance.choice((3, 4, 6)), batch_first=True))
 
 
+def own_last_step(chance: Random, shape: Shape) -> nn.Module:
+    """The last step of each sequence, which has a length of its own."""
+    lengths = torch.tensor([1 + chance.randrange(shape[1]) for _ in range(shape[0])])
+    forms = (
+        lambda h, at: h[torch.arange(len(h)), at],
+        lambda h, at: h.gather(1, at.view(-1, 1, 1).expand(-1, 1, h.size(-1))).squeeze(1),
+        lambda h, at: h.take_along_dim(at.view(-1, 1, 1), 1).squeeze(1),
+        lambda h, at: h.transpose(0, 1)[at, torch.arange(len(h))],
+        lambda h, at: h[torch.arange(h.size(1)).expand(len(h), -1) == at.unsqueeze(1)],
+    )
+    form = chance.choice(forms)
+    return Net(lambda m, h: form(h, lengths - 1))
+
+
 CONVERSIONS: dict[tuple[str, str], dict[str, Construct]] = {
     ("flat", "image"): {"to_image": to_image},
     ("flat", "signal"): {"to_signal": to_signal},
@@ -96,6 +110,7 @@ CONVERSIONS: dict[tuple[str, str], dict[str, Construct]] = {
         "step_peak": plain(lambda h: h.max(1).values),
         "attention_pool": attention_pool,
         "last_state": last_state,
+        "own_last_step": own_last_step,
     },
     ("sequence", "signal"): {"to_channels": plain(lambda h: h.transpose(1, 2).contiguous())},
     ("sequence", "image"): {"to_plane": plain(lambda h: h.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, 2))},

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tests.ops.constructs.base import Construct, Shape, need, parameter, width
 from tests.ops.constructs.channels import activation, on_channels
+from tests.ops.constructs.picking import picked
 from tests.ops.networks import Net
 
 
@@ -257,6 +258,7 @@ DENSE: dict[str, Construct] = {
 FLAT: dict[str, Construct] = {
     **on_channels(1),
     **DENSE,
+    **picked(0),
     "raw_addmm": raw_addmm,
     "routed": routed,
     "data_branch": data_branch,

@@ -13,6 +13,7 @@ from ops import free_attention
 from tests.ops.constructs.base import Construct, Shape, need, parameter, width
 from tests.ops.constructs.channels import on_channels
 from tests.ops.constructs.dense import DENSE
+from tests.ops.constructs.picking import packed, picked
 from tests.ops.networks import Net
 
 
@@ -368,6 +369,8 @@ def state_space(chance: Random, shape: Shape) -> nn.Module:
 SEQUENCE: dict[str, Construct] = {
     **on_channels(-1),
     **DENSE,
+    **picked(1),
+    "packed": packed,
     "fused_attention": fused_attention,
     "fixed_attention": fixed_attention,
     "separate_attention": separate_attention,

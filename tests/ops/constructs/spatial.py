@@ -386,6 +386,17 @@ def unfolded(chance: Random, shape: Shape) -> nn.Module:
     return Net(forward, weight=parameter(units, 9 * shape[1]))
 
 
+def folded(chance: Random, shape: Shape) -> nn.Module:
+    """A transposed convolution as a matrix times columns."""
+    units, size, stride = width(chance), *chance.choice(((3, 1), (2, 2)))
+
+    def forward(m: Any, h: Tensor) -> Tensor:
+        rows, columns = ((n - 1) * stride + size for n in h.shape[2:])
+        return F.fold(m.weight @ h.flatten(2), (rows, columns), size, stride=stride)
+
+    return Net(forward, weight=parameter(units * size * size, shape[1]))
+
+
 def through_depth(chance: Random, shape: Shape) -> nn.Module:
     """A 3-d convolution on one frame."""
     return Net(
@@ -413,6 +424,7 @@ IMAGE: dict[str, Construct] = {
     "channels_last_dense": channels_last_dense,
     "non_local": non_local,
     "unfolded": unfolded,
+    "folded": folded,
     "through_depth": through_depth,
     "coordinates": coordinates,
     "memory_format": memory_format,
