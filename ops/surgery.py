@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from ops.optimizer_state import check, exchange, follow, listed
 from ops.plan import Plan
 from ops.repair import reestimate, repaired
 from ops.signals import Signals
-from ops.wrappers import inner
+from ops.wrappers import inner, invalidate_guards
 
 Optimizers = Optimizer | Iterable[Optimizer]
 Averages = nn.Module | Iterable[nn.Module]
@@ -107,6 +108,8 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     edit = Edit(layer, torch.tensor(plan.sources, dtype=torch.int64), plan.shares)
     moves = rebuild.moves([edit])
     old_columns = {place: place.positions for place in layer.readers if place.tensor in plan.mixing}
+    holders = [body.modules[name] for body in bodies for name in anatomy.holders(layer)]
+    undo.append(partial(invalidate_guards, holders))
     for body in bodies:
         for name, mask in plan.masks.items():
             undo.extend(_mask(body, name, mask))
@@ -126,6 +129,7 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
             for step in steps:
                 _rebuild(body, name, step, plan, old_columns, undo)
         undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
+    invalidate_guards(holders)
 
 
 @contextlib.contextmanager
