@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from ops.errors import SurgeryError
 from ops.masks import put
 from ops.optimizer_state import check, exchange, follow, listed, shift
 from ops.plan import Plan
-from ops.wrappers import inner
+from ops.wrappers import inner, invalidate_guards
 
 Optimizers = Optimizer | Iterable[Optimizer]
 Averages = nn.Module | Iterable[nn.Module]
@@ -59,6 +60,8 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     edit = Edit(layer, torch.tensor(plan.sources, dtype=torch.int64), plan.shares)
     moves = rebuild.moves([edit])
     old_columns = {place: place.positions for place in layer.readers if place.tensor in plan.mixing}
+    holders = [body.modules[name] for body in bodies for name in anatomy.holders(layer)]
+    undo.append(partial(invalidate_guards, holders))
     for body in bodies:
         for name, mask in plan.masks.items():
             undo.extend(_mask(body, name, mask))
@@ -79,6 +82,7 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
             for step in steps:
                 _rebuild(body, name, step, plan, old_columns, undo)
         undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
+    invalidate_guards(holders)
 
 
 @contextlib.contextmanager

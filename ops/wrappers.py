@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -70,6 +71,18 @@ def rewrap(model: nn.Module) -> nn.Module:
     if any(_is_compiled(module) for module in model.modules()):
         torch.compiler.reset()
     return _renewed(model)
+
+
+def invalidate_guards(modules: Iterable[nn.Module]) -> None:
+    """Makes compiled code compare the shapes of these modules' parameters at its next call.
+
+    Before torch 2.12 the guards take it that a parameter is as it was while nobody has written to the dictionary of its
+    module. So each one is taken out and put back.
+    """
+    for module in modules:
+        for name, parameter in list(module._parameters.items()):
+            module._parameters[name] = None
+            module._parameters[name] = parameter
 
 
 def _renewed(model: nn.Module) -> nn.Module:
