@@ -1,4 +1,4 @@
-"""EigenRemove alone: ratio, δ (a rank or a threshold), which weights are kept, what makes a unit strong; where, when."""
+"""EigenRemove alone: ratio, δ (a rank or a threshold), which weights are kept, how units are weighed; where, when."""
 
 from __future__ import annotations
 

@@ -46,18 +46,26 @@ TABLES = {"4.1": ("removal", "accuracy"), "4.2": ("removal", "factor"), "4.3": (
           "4.4": ("expansion", "factor")}  # fmt: skip
 #: The p-values that the thesis prints for its pairs of methods, all ratios together.
 PRINTED_P = {"4.1": 2.229e-6, "4.2": 2e-5, "4.3": 0.0025, "4.4": 0.0869}
+#: What it prints of the spread over ratios: the variance of the five median loss factors.
+PRINTED_VARIANCE = {"eigen_remove": 0.003, "min_weight": 0.029}
+#: The last layer of the order: its published code operates on it and records nothing of it, and its text lists ten.
+UNRECORDED = grid.ORDER[-1]
 #: Loss factors this close count as the same.
 SAME = 0.05
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the thesis reads from one training; ``factor`` and ``seconds`` are medians over its operations."""
+    """What the thesis reads from one training; ``factor`` and ``seconds`` are medians over its operations.
+
+    ``recorded``: the loss factors that the thesis has recorded, of every operation but that on ``UNRECORDED``.
+    """
 
     accuracy: float
     factor: float
     seconds: float
     epoch_seconds: float
+    recorded: tuple[float, ...] = ()
 
 
 #: (method, ratio) → seed → training.
@@ -82,8 +90,24 @@ def gathered(results: Results) -> Trainings:
             statistics.median(operation["loss_factor"] for operation in operations),
             statistics.median(operation["seconds"] for operation in operations),
             statistics.median(operation["epoch_seconds"] for operation in operations),
+            tuple(operation["loss_factor"] for operation in operations if operation["layer"] != UNRECORDED),
         )
     return found
+
+
+def as_printed(found: Trainings, method: str, ratio: float, measure: str) -> float | None:
+    """The number that the thesis prints, from these trainings; None where there are none.
+
+    ``accuracy``: the median of the trainings' final test accuracies (it is called an average there). ``factor``: the
+    median of the recorded loss factors of all trainings pooled (ten operations × five trainings there), which is not
+    the mean of the trainings' medians.
+    """
+    members = found.get((method, ratio), {}).values()
+    if measure == "accuracy":
+        values = [training.accuracy for training in members]
+    else:
+        values = [factor for training in members for factor in training.recorded]
+    return statistics.median(values) if values else None
 
 
 def without_operation(results: Results) -> list[float]:
@@ -144,6 +168,7 @@ def page(results: Results, pictures: Sequence[str]) -> str:
     ]
     for number, (pair, measure) in TABLES.items():
         lines += [f"## Table {number}: {MEASURES[measure]} by ratio", "", *_table(found, PAIRS[pair], measure), ""]
+        lines += [*_as_printed(found, PAIRS[pair], measure), ""]
         idle = without_operation(results)
         if measure == "factor" and idle:
             lines += [
@@ -171,6 +196,33 @@ def _table(found: Trainings, methods: Sequence[str], measure: str) -> list[str]:
             theirs = f"{100 * printed:.2f}" if measure == "accuracy" else f"{printed:.3f}"
             cells.append(f"{_spread(ours, measure == 'accuracy') if ours else 'not run'} ({theirs})")
         lines.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
+    return lines
+
+
+def _as_printed(found: Trainings, methods: Sequence[str], measure: str) -> list[str]:
+    """The thesis's own statistics, with what it prints."""
+    if measure == "accuracy":
+        words = "The thesis's own statistic, the median over its trainings:"
+    else:
+        words = (
+            "The thesis's own statistic, the median of all recorded operations of all trainings pooled "
+            f"({UNRECORDED} is operated on and not recorded):"
+        )
+    lines = [words, "", f"| | {' | '.join(RATIOS.values())} |", "|---|" + "---|" * len(RATIOS)]
+    spreads = []
+    for method in methods:
+        ours = [as_printed(found, method, ratio, measure) for ratio in RATIOS]
+        cells = [
+            ("not run" if value is None else f"{100 * value:.2f}" if measure == "accuracy" else f"{value:.3f}")
+            + (f" ({100 * printed:.2f})" if measure == "accuracy" else f" ({printed:.3f})")
+            for value, printed in zip(ours, PRINTED[measure, method], strict=True)
+        ]
+        lines.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
+        known = [value for value in ours if value is not None]
+        if measure == "factor" and method in PRINTED_VARIANCE and len(known) == len(RATIOS):
+            spreads.append(f"{NAMES[method]} {statistics.variance(known):.4f} ({PRINTED_VARIANCE[method]})")
+    if spreads:
+        lines += ["", f"Variance of these medians over the ratios: {', '.join(spreads)}."]
     return lines
 
 

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from ops import PCNS, EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, WeakExpand, ZeroExpand
 
-#: The ranks of the thesis, and how they are written.
-RANKS = {1.0: "1", 0.75: "3/4", 0.5: "1/2", 0.25: "1/4", 0.125: "1/8"}
+#: The ranks of the thesis, and how they are written. The fifth is one fifth in its text and 1/8 in its code and figure.
+RANKS = {1.0: "1", 0.75: "3/4", 0.5: "1/2", 0.25: "1/4", 0.2: "1/5", 0.125: "1/8"}
+#: The thesis's lowest rank, as its text and as its code have it.
+LOWEST = (0.2, 0.125)
 WEIGHTS = ("original", "reduced")
 MIN_WEIGHT, RANDOM_REMOVE, PIVOTED = "MinWeight", "RandomRemove", "PCNS"
 MEAN_L2, MEAN_VARIANCE = "MeanReplace, l2", "MeanReplace, variance"

@@ -25,8 +25,8 @@ from study.experiments.isolation.curves import (
 )
 
 #: One hue for EigenRemove, darker for higher ranks; every curve has its own marker too.
-BLUES = dict(zip(RANKS, ("#08306b", "#2171b5", "#4f9bd0", "#7fbbe0", "#a9d3ef"), strict=True))
-RANK_MARKERS = dict(zip(RANKS, ("o", "s", "^", "D", "v"), strict=True))
+BLUES = dict(zip(RANKS, ("#08306b", "#2171b5", "#4f9bd0", "#7fbbe0", "#93c7e8", "#a9d3ef"), strict=True))
+RANK_MARKERS = dict(zip(RANKS, ("o", "s", "^", "D", "h", "v"), strict=True))
 LOOKS: dict[str, Look] = {
     REPLACED: {"color": VERMILLION, "linestyle": (0, (1, 1.2)), "marker": "x"},
     RANDOM_REMOVE: {"color": GREY, "linestyle": (0, (4, 2)), "marker": "P"},

@@ -74,7 +74,8 @@ for all methods. Operations that look at activations see {min(4 * asked.width, 8
 (validation accuracy {_spread(100 * accuracy, ".2f")} %); each hidden layer alone; logits on the validation images, in
 evaluation mode; operations that look at activations see {settings.signal_images} training images.
 
-**Methods.** EigenRemove at ranks {", ".join(RANKS.values())}, keeping the chosen units' original weights (Algorithm 2)
+**Methods.** EigenRemove at ranks {", ".join(RANKS.values())} (the lowest is 1/5 in the thesis's text and 1/8 in its
+code and figure; both are tested), keeping the chosen units' original weights (Algorithm 2)
 or the rank-reduced ones (Listing 6.1); MinWeight; random removal; mean replacement, which leaves the mean output of
 what goes in the next bias, with units chosen by the norm of their outgoing weights (`l2`) or by the change expected
 (`variance`); PCNS with a pivoted basis at the same number of units; random replacement: both matrices drawn anew (the

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from study.evidence.significance import Difference, family
 from study.experiments.isolation.curves import (
     GROWTHS,
+    LOWEST,
     MEAN_L2,
     MEAN_VARIANCE,
     MIN_WEIGHT,
@@ -79,13 +80,19 @@ def _each_rank(curves: Curves, weights: str) -> Differences:
 
 
 def _first_cut(curves: Curves, weights: str) -> Differences:
-    low, full = curves.relative[eigen(0.125, weights)], curves.relative[eigen(1.0)]
-    return {f"1/8 − 1 at {curves.sizes[-1]} units": (low - full)[:, -1]}
+    full = curves.relative[eigen(1.0)]
+    return {
+        f"{RANKS[rank]} − 1 at {curves.sizes[-1]} units": (curves.relative[eigen(rank, weights)] - full)[:, -1]
+        for rank in LOWEST
+    }
 
 
 def _flatter(curves: Curves, weights: str) -> Differences:
-    full, low = (curves.relative[eigen(rank, weights)] for rank in (1.0, 0.125))
-    return {"rise of 1 − rise of 1/8": (full[:, 0] - full[:, -1]) - (low[:, 0] - low[:, -1])}
+    def rise(rank: float) -> NDArray[np.float64]:
+        values = curves.relative[eigen(rank, weights)]
+        return np.asarray(values[:, 0] - values[:, -1])
+
+    return {f"rise of 1 − rise of {RANKS[rank]}": rise(1.0) - rise(rank) for rank in LOWEST}
 
 
 def _drastic(curves: Curves, weights: str) -> Differences:
@@ -93,7 +100,7 @@ def _drastic(curves: Curves, weights: str) -> Differences:
     return {
         f"1 − {RANKS[rank]} at {curves.sizes[at]} units": (full - curves.relative[eigen(rank, weights)])[:, at]
         for at in dict.fromkeys(curves.nearest(fraction) for fraction in (0.25, 0.125))
-        for rank in (0.25, 0.125)
+        for rank in (0.25, *LOWEST)
     }
 
 
@@ -101,8 +108,13 @@ def _converges(curves: Curves, weights: str) -> Differences:
     half, most = curves.nearest(0.5), curves.nearest(0.125)
     if half == most:
         return {}
-    gaps = [_gap(curves, eigen(0.125, weights), at) for at in (half, most)]
-    return {f"gap of 1/8 at {curves.sizes[half]} − at {curves.sizes[most]} units": gaps[0] - gaps[1]}
+    return {
+        f"gap of {RANKS[rank]} at {curves.sizes[half]} − at {curves.sizes[most]} units": _gap(
+            curves, eigen(rank, weights), half
+        )
+        - _gap(curves, eigen(rank, weights), most)
+        for rank in LOWEST
+    }
 
 
 def _higher_error(curves: Curves, weights: str) -> Differences:

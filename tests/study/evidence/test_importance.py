@@ -44,7 +44,7 @@ def test_what_decides_is_found() -> None:
     assert max(found["accuracy"], key=found["accuracy"].__getitem__) == "keep" and found["accuracy"]["keep"] > 0.9
     assert max(found["spike"], key=found["spike"].__getitem__) == "weights"
     for shares in found.values():
-        assert math.isclose(sum(shares.values()), 1.0) and {"rank", "strength", "order", "first_epoch"} <= set(shares)
+        assert math.isclose(sum(shares.values()), 1.0) and {"delta", "strength", "order", "first_epoch"} <= set(shares)
 
 
 def test_what_only_some_trials_have_is_left_out() -> None:

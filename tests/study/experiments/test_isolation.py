@@ -144,9 +144,9 @@ def ranked(**averages):
 @pytest.mark.parametrize(
     ("averages", "finding"),
     [
-        ((0.1, 0.2, 0.3, 0.4, 0.5), HOLDS),
-        ((0.1, 0.2, 0.15, 0.4, 0.5), CONTRARY),
-        ((0.1, 0.2, 0.2, 0.4, 0.5), UNDECIDED),
+        ((0.1, 0.2, 0.3, 0.4, 0.45, 0.5), HOLDS),
+        ((0.1, 0.2, 0.15, 0.4, 0.45, 0.5), CONTRARY),
+        ((0.1, 0.2, 0.2, 0.4, 0.45, 0.5), UNDECIDED),
     ],
 )
 def test_a_statement_is_judged_by_all_of_its_comparisons(averages, finding):
@@ -159,6 +159,14 @@ def test_a_statement_is_judged_by_all_of_its_comparisons(averages, finding):
     for test in found["Every reduction of rank adds error"].tests.values():
         low, high = test.interval
         assert test.alone is not None and test.p >= test.alone and low < test.mean < high
+
+
+def test_the_lowest_rank_is_judged_as_the_text_and_as_the_code_have_it():
+    (flatter,) = [
+        each for each in judge([ranked(**dict(zip(RANKS.values(), (0.1, 0.2, 0.3, 0.4, 0.45, 0.5), strict=True)))])
+        if each.statement == "The curve of a low rank is flatter" and each.weights == "original"
+    ]  # fmt: skip
+    assert set(flatter.tests) == {"rise of 1 − rise of 1/5", "rise of 1 − rise of 1/8"}
 
 
 def run(monkeypatch, *arguments):
@@ -183,6 +191,7 @@ def test_the_command_writes_what_it_found(tmp_path, monkeypatch, capsys):
     }  # fmt: skip
     text = (out / "isolation.md").read_text(encoding="utf-8")
     assert all(name in shown for name in written) and "EigenRemove 1/8" in shown
+    assert "EigenRemove 1/5" in shown  # the text's fifth rank, beside the code's
     assert all(name in text for name in written - {"isolation.md"}) and text.count("WeakExpand, signed |") == 3
     found = json.loads((out / "isolation.json").read_text(encoding="utf-8"))
     assert [curves["where"] for curves in found["curves"]] == ["random weights"] * 2 + ["fc1"] * 2 + ["fc2"] * 2
