@@ -14,6 +14,7 @@ loss itself on the same batch, so choose by that where a number is all that is w
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,10 @@ def _prediction(ahead: Any, behind: Any, targets: Any, loss: Loss | None) -> Pre
     value = suited(loss, output, targets)(output, targets).mean()
     with explained("the loss cannot be predicted, as it cannot be differentiated twice by the network's output"):
         slope = _along(value, at, speeds)
-        return Prediction(slope.item(), _along(slope, at, speeds).item())
+        found = Prediction(slope.item(), _along(slope, at, speeds).item())
+    if not math.isfinite(found.change):
+        raise SurgeryError("the loss cannot be predicted, as it or the network's output is not finite on this batch")
+    return found
 
 
 def _along(value: Tensor, at: list[Tensor], speeds: list[Tensor]) -> Tensor:

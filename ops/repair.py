@@ -42,8 +42,9 @@ RIDGE = 1e-6
 
 def check_chain(chain: Sequence[str]) -> tuple[str, ...]:
     """The chain as a tuple. Raises SurgeryError unless it names known repairs, none twice."""
-    if isinstance(chain, str) or not set(chain) <= set(CHAIN) or len(set(chain)) != len(chain):
-        raise SurgeryError(f"a repair is a list of {', '.join(CHAIN)}, none of them twice; it is {chain!r}")
+    known = isinstance(chain, Sequence) and not isinstance(chain, str) and all(step in CHAIN for step in chain)
+    if not known or len(set(chain)) != len(chain):
+        raise SurgeryError(f"a repair is a list of {', '.join(CHAIN)}, none of them twice; it is {chain!r:.60}")
     return tuple(chain)
 
 
@@ -125,6 +126,8 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: 
                 call(model, inputs)
                 if not reached:  # no norm lies behind this layer
                     break
+            if not all(bool(torch.isfinite(buffer).all()) for norm in reached for buffer in norm.buffers()):
+                raise ValueError("they are not finite there")
     except Exception as error:  # whatever the foreign forward pass raises
         raise SurgeryError(f"BatchNorm's statistics cannot be estimated on this batch: {said(error)}") from error
     finally:

@@ -94,6 +94,11 @@ class Signals:
         self = cls.__new__(cls)
         self._batches, self._looked, self.targets, self._condensed = batches, 0, usable(targets), {}
         self.loss_function, self._gradients = loss, None
+        if not isinstance(batches, Iterable) or isinstance(layers, HiddenLayer) or not isinstance(layers, Iterable):
+            raise SurgeryError("signals over batches take a list of batches and a list of layers")
+        layers = list(layers)
+        if odd := [layer for layer in layers if not isinstance(layer, HiddenLayer)]:
+            raise SurgeryError(f"signals are of layers of an anatomy, not of {odd[0]!r:.60}")
         model, layers = inner(model), [layer for layer in layers if layer.readers]  # the whole network has none
         wanted = {place.tensor for layer in layers for place in (*layer.readers, *layer.makers)}
         first = None
@@ -256,6 +261,8 @@ class Signals:
             raise SurgeryError(
                 f"layer {layer.name}: nothing was seen of what {place.tensor} is given; signals need the same model"
             )
+        if not any(x.numel() for x in self._seen[place.tensor]):
+            raise SurgeryError(f"layer {layer.name}: nothing of this batch reaches {place.tensor}; is it empty?")
         return self._seen[place.tensor]
 
 

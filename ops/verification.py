@@ -21,6 +21,7 @@ from torch.utils import _pytree
 from ops.anatomy import Anatomy
 from ops.anatomy.rebuild import undoing
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
+from ops.checks import check_real, usable
 from ops.errors import SurgeryError, said
 from ops.masks import lift, tensors_of
 from ops.optimizer_state import exchange
@@ -41,8 +42,11 @@ def measure(plan: Plan, batch: Any = None) -> float:
     Raises:
         SurgeryError: the layer is said to be exact, but the difference is larger than rounding.
     """
+    if not isinstance(plan, Plan):
+        raise SurgeryError(f"a plan is what an operation proposes, not a {type(plan).__name__}")
     anatomy = plan.layer.anatomy
-    example = anatomy.example_input if batch is None else batch
+    example = anatomy.example_input if batch is None else usable(batch)
+    check_real(anatomy.model, example)
     new_basis = -1 in plan.sources and bool(plan.mixing)
     with in_double(anatomy), plainly(anatomy.model):
         example = _pytree.tree_map(doubled, example)
@@ -50,6 +54,8 @@ def measure(plan: Plan, batch: Any = None) -> float:
             wanted = flat_tensors(call(anatomy.model, example))
         except Exception as error:  # whatever the foreign forward pass raises
             raise SurgeryError(f"the network does not run on this batch in double precision: {said(error)}") from error
+        if not any(torch.isfinite(tensor).any() for tensor in wanted):
+            raise SurgeryError("nothing can be verified on this batch: the network's output holds no finite number")
         if not new_basis:
             with emulated(plan):
                 wanted = flat_tensors(call(anatomy.model, example))
