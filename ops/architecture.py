@@ -80,9 +80,9 @@ def describe(model: nn.Module) -> Description:
 
     ``{"shapes": {tensor: [sizes]}, "numbers": {module: {attribute: whole number or list of them}}}``; the numbers are
     those that do not follow from the shapes (the groups of a convolution, an attention's number of heads). Where
-    there are buffers, ``"buffers": {buffer: whether a state_dict holds it}`` names them (null: it is None as yet), since
-    a network may register some in its first forward pass only. Where weights are masked there is ``"masks": {parameter: text}``, too: which of
-    them live is part of the architecture.
+    there are buffers, ``"buffers": {buffer: whether a state_dict holds it}`` names them (None: not made as yet), since
+    a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
+    {parameter: text}``, too: which of them live is part of the architecture.
 
     Raises:
         SurgeryError: a parameter or buffer has no size yet.
@@ -187,7 +187,9 @@ def passing(model: nn.Module) -> dict[str, Tensor]:
 def _empty(model: nn.Module) -> list[str]:
     """The buffers that are None."""
     modules = model.named_modules()
-    return [f"{path}.{name}".lstrip(".") for path, m in modules for name, tensor in m._buffers.items() if tensor is None]
+    return [
+        f"{path}.{name}".lstrip(".") for path, m in modules for name, tensor in m._buffers.items() if tensor is None
+    ]
 
 
 def load(factory: Callable[[], Model], path: str | Path, device: torch.device | str = "cpu") -> Model:
@@ -235,7 +237,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], description: Descripti
     for name, kept in (description or {}).get("buffers", {}).items():
         if name not in here and name in weights:
             path, _, attribute = name.rpartition(".")
-            vars(modules[path]).pop(attribute, None)  # such as None, until the first forward pass
+            modules[path].__dict__.pop(attribute, None)  # such as None, until the first forward pass
             device = next((tensor.device for tensor in here.values()), weights[name].device)
             modules[path].register_buffer(attribute, weights[name].to(device, copy=True), persistent=bool(kept))
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -23,8 +23,8 @@ def check_real(model: nn.Module, inputs: Any = ()) -> None:
         _check(tensor, name)
         if isinstance(tensor, nn.Parameter) and tensor.is_inference():
             raise SurgeryError(
-                f"{name} was made in torch.inference_mode and can neither be trained nor changed: make the network outside "
-                "of it"
+                f"{name} was made in torch.inference_mode and can neither be trained nor changed: make the network "
+                "outside of it"
             )
     for leaf in flat_tensors(inputs):
         _check(leaf, "the batch")
@@ -43,9 +43,7 @@ def check_current(layer: HiddenLayer) -> None:
     for place in layer.places:
         module, attribute = anatomy.owner(place.tensor), place.tensor.rpartition(".")[2]
         if not isinstance(getattr(module, attribute, None), Tensor):
-            raise SurgeryError(
-                f"layer {layer.name}: {place.tensor} is gone since the anatomy was taken; take it anew"
-            )
+            raise SurgeryError(f"layer {layer.name}: {place.tensor} is gone since the anatomy was taken; take it anew")
 
 
 def usable(tree: Any) -> Any:

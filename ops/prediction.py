@@ -2,9 +2,9 @@
 
 Any plan that keeps or combines old units can be written into the weights that read them, at their old size
 (``verification.emulated``). Between the weights as they are and those the loss is followed along a line: with an output
-``z`` that moves at the speed ``z'`` where the line begins, the loss ``L(z)`` changes at the speed ``∇L · z'`` and bends,
-with the network linear in its weights (Gauss and Newton), by ``z'ᵀ ∇²L z'``. Slope plus half the curvature is the
-prediction. Of cross entropy these are ``E[(p − y) · z']`` and ``E[z'ᵀ (diag p − p pᵀ) z']``.
+``z`` that moves at the speed ``z'`` where the line begins, the loss ``L(z)`` changes at the speed ``∇L · z'`` and
+bends, with the network linear in its weights (Gauss and Newton), by ``z'ᵀ ∇²L z'``. Slope plus half the curvature is
+the prediction. Of cross entropy these are ``E[(p − y) · z']`` and ``E[z'ᵀ (diag p − p pᵀ) z']``.
 
 It is for looking at an operation: how much of the loss is lost in the first order, how much to curvature, and how far
 the network is from linear in between. Two forward passes make it. One forward pass under ``trial_surgery`` gives the

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ops.anatomy import HiddenLayer
-from ops.anatomy.running import call, evaluating
+from ops.anatomy.running import call, evaluating, flat_tensors
 from ops.condensed import Combination, Condensed, relative_error
 from ops.errors import SurgeryError, said
 from ops.plan import Plan
@@ -123,6 +123,8 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: 
         with _restored(model), evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for inputs in signals.shown:
                 begun = False
+                if not any(tensor.numel() for tensor in flat_tensors(inputs)):
+                    raise ValueError("it is empty")
                 call(model, inputs)
                 if not reached:  # no norm lies behind this layer
                     break

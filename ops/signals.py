@@ -88,8 +88,8 @@ class Signals:
         """Of several batches, for some layers only; memory does not grow with their number.
 
         ``batches`` can be gone through again and again (a list, or an object that makes each batch as it is asked
-        for). The first is remembered as ever, ``targets`` and ``loss`` are its own; ``condensed`` is of as many as give each
-        of the layers ``SAMPLES_PER_UNIT`` rows for each unit, or of all of them.
+        for). The first is remembered as ever, ``targets`` and ``loss`` are its own; ``condensed`` is of as many as give
+        each of the layers ``SAMPLES_PER_UNIT`` rows for each unit, or of all of them.
         """
         self = cls.__new__(cls)
         self._batches, self._looked, self.targets, self._condensed = batches, 0, usable(targets), {}
@@ -250,8 +250,8 @@ class Signals:
         """Raises SurgeryError unless the layer is one of the network that the signals are of."""
         if layer.anatomy.model is not self.model:
             raise SurgeryError(
-                f"layer {layer.name}: the signals are those of another network (a {type(self.model).__name__}); signals "
-                "need the same model, not a copy of it"
+                f"layer {layer.name}: the signals are those of another network (a {type(self.model).__name__}); "
+                "signals need the same model, not a copy of it"
             )
 
     def _inputs_of(self, layer: HiddenLayer, place: Place) -> list[Tensor]:

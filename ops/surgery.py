@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -251,12 +252,12 @@ def _fits(plan: Plan, name: str, value: Any, wanted: torch.Size) -> None:
 
 def _several(averages: Averages) -> list[nn.Module]:
     alone = isinstance(averages, (nn.Module, Mapping)) or not isinstance(averages, Iterable)
-    found: list[Any] = [averages] if alone else list(averages)
+    found: list[Any] = [averages] if alone else [*averages]  # type: ignore[misc]
     for each in found:
         if not isinstance(each, nn.Module):
             raise SurgeryError(
-                f"averages must be networks of the same shapes (torch.nn.Module), such as "
-                f"torch.optim.swa_utils.AveragedModel; a {type(each).__name__} cannot follow, as bare copies of parameters "
-                "have no modules: make such an average anew after the operation"
+                "averages must be networks of the same shapes (torch.nn.Module), such as "
+                f"torch.optim.swa_utils.AveragedModel; a {type(each).__name__} cannot follow, as bare copies of "
+                "parameters have no modules: make such an average anew after the operation"
             )
     return found

@@ -133,7 +133,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def _lack(self, name: str) -> str:
         """Why there is no layer of this name."""
         if not isinstance(name, str):
-            return f"a layer is called by its name, not {name!r:.60}; this network has {', '.join(self._layers) or 'none'}"
+            return (
+                f"a layer is called by its name, not {name!r:.60}; this network has {', '.join(self._layers) or 'none'}"
+            )
         if name in self.pinned:
             return f"layer {name!r} cannot be operated on: {self.pinned[name]}"
         for layer in self.values():
