@@ -180,9 +180,10 @@ def _mask(body: _Body, name: str, mask: Tensor) -> Undo:
     """Masks a parameter: its values, its gradient and its optimizers' state are zero there from now on."""
     tensor = body.tensor(name)
     mask = mask.to(tensor.device)
-    undo: Undo = [*follow(body.optimizers, tensor, lambda old, degree: old * mask)]
+    undo: Undo = put(body.modules, name, mask)  # first, as it may be refused
+    undo.extend(follow(body.optimizers, tensor, lambda old, degree: old * mask))
     undo.append(exchange(tensor, tensor.data * mask, None if tensor.grad is None else tensor.grad * mask))
-    return undo + put(body.modules, name, mask)
+    return undo
 
 
 def _unmask(body: _Body, name: str) -> Undo:
