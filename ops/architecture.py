@@ -20,7 +20,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ops.attention import FreeAttention, can_be_freed
-from ops.errors import SurgeryError, said
+from ops.checks import check_real
+from ops.errors import SurgeryError, explained, said
 from ops.masks import masks_of, packed, put, take_off, tensors_of, unpacked
 from ops.optimizer_state import exchange
 from ops.wrappers import inner
@@ -79,17 +80,16 @@ def describe(model: nn.Module) -> Description:
 
     ``{"shapes": {tensor: [sizes]}, "numbers": {module: {attribute: whole number or list of them}}}``; the numbers are
     those that do not follow from the shapes (the groups of a convolution, an attention's number of heads). Where
-    there are buffers, ``"buffers": {buffer: whether a state_dict holds it}`` names them (null: it is None as yet), since
-    a network may register some in its first forward pass only. Where weights are masked there is ``"masks": {parameter: text}``, too: which of
-    them live is part of the architecture.
+    there are buffers, ``"buffers": {buffer: whether a state_dict holds it}`` names them (None: not made as yet), since
+    a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
+    {parameter: text}``, too: which of them live is part of the architecture.
 
     Raises:
         SurgeryError: a parameter or buffer has no size yet.
     """
     model = inner(model)
-    for name, tensor in tensors_of(model):
-        if is_lazy(tensor):
-            raise SurgeryError(f"{name} has no size yet: run the network once before it is described or saved")
+    if lazy := [name for name, tensor in tensors_of(model) if is_lazy(tensor)]:
+        raise SurgeryError(f"{lazy[0]} has no size yet: run the network once before it is described or saved")
     numbers = {name: found for name, module in model.named_modules() if (found := _numbers(module))}
     masks = {name: packed(mask) for name, mask in masks_of(model).items()}
     shapes = {name: list(tensor.shape) for name, tensor in tensors_of(model)}
@@ -113,7 +113,8 @@ def adopt(model: nn.Module, description: Description) -> None:
             one. The network has not been changed.
     """
     model = inner(model)
-    if not isinstance(description, Mapping) or not {"shapes", "numbers"} <= set(description):
+    parts = [description.get(part) for part in ("shapes", "numbers")] if isinstance(description, Mapping) else [None]
+    if not all(isinstance(part, Mapping) for part in parts):
         raise SurgeryError(f"an architecture is what ops.describe returns, not {description!r:.60}")
     modules, late = dict(model.named_modules()), description.get("buffers", {})
     tensors = dict(tensors_of(model))
@@ -169,6 +170,7 @@ def adopt(model: nn.Module, description: Description) -> None:
 def save(model: nn.Module, path: str | Path) -> None:
     """Writes a network with its architecture and weights to a file that holds no code (see ``load``)."""
     model = inner(model)
+    check_real(model)
     content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
     try:
         torch.save(content, path)
@@ -199,20 +201,25 @@ def load(factory: Callable[[], Model], path: str | Path, device: torch.device | 
         SurgeryError: the file is not one that ``save`` wrote, or of another network than the factory's.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SurgeryError(f"{path} does not exist") from None
     except Exception as error:  # a damaged file can fail in any way
         raise SurgeryError(f"{path} is not a saved network: {said(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SurgeryError(f"{path} is not a network that ops.save wrote in the format {FORMAT}")
-    if not callable(factory) or not isinstance(model := factory(), nn.Module):
-        raise SurgeryError(f"the factory must return the network as it was before any surgery; it is {factory!r:.60}")
-    try:
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise SurgeryError(f"the factory must be a function that makes the network, not a {type(factory).__name__}")
+    with explained("the factory cannot make the network"):
+        model = factory()
+    if not isinstance(model, nn.Module):
+        raise SurgeryError(f"the factory must return the network as it was before any surgery, not {model!r:.60}")
+    with explained(f"the network cannot be moved to {device!r}"):
         model = model.to(device)
+    try:
         adopt(model, content["architecture"])
         fill(model, content["weights"], content["architecture"])
-    except (SurgeryError, RuntimeError, NotImplementedError) as error:
+    except (SurgeryError, RuntimeError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise SurgeryError(f"{path} is not of the network that the factory makes: {reason}") from error
     return model
@@ -230,8 +237,9 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], description: Descripti
     for name, kept in (description or {}).get("buffers", {}).items():
         if name not in here and name in weights:
             path, _, attribute = name.rpartition(".")
-            vars(modules[path]).pop(attribute, None)  # such as None, until the first forward pass
-            modules[path].register_buffer(attribute, weights[name].clone(), persistent=kept)
+            modules[path].__dict__.pop(attribute, None)  # such as None, until the first forward pass
+            device = next((tensor.device for tensor in here.values()), weights[name].device)
+            modules[path].register_buffer(attribute, weights[name].to(device, copy=True), persistent=bool(kept))
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in weights and weights[name].dtype != tensor.dtype:
             exchange(tensor, tensor.data.to(weights[name].dtype))

@@ -45,6 +45,8 @@ def free_attention(model: Model) -> Model:
     >>> sorted(Anatomy(free_attention(layer), torch.zeros(5, 2, 8)))
     ['linear1', 'self_attn', 'self_attn:heads']
     """
+    if not isinstance(model, nn.Module):
+        raise SurgeryError(f"attention is freed in a torch.nn.Module, not in {model!r:.60}")
     for module in model.modules():
         if can_be_freed(module):
             module.__class__ = _freed(type(module))

@@ -23,8 +23,8 @@ def check_real(model: nn.Module, inputs: Any = ()) -> None:
         _check(tensor, name)
         if isinstance(tensor, nn.Parameter) and tensor.is_inference():
             raise SurgeryError(
-                f"{name} was made in torch.inference_mode and can neither be trained nor changed: make the network outside "
-                "of it"
+                f"{name} was made in torch.inference_mode and can neither be trained nor changed: make the network "
+                "outside of it"
             )
     for leaf in flat_tensors(inputs):
         _check(leaf, "the batch")

@@ -82,6 +82,8 @@ def compact(
     Raises:
         SurgeryError: a layer is to be compacted, and there are no signals.
     """
+    if not isinstance(anatomy, Anatomy):
+        raise SurgeryError(f"a network is compacted by its Anatomy(model, inputs), not by a {type(anatomy).__name__}")
     operation, found = Compact(fraction), list[Plan]()
     while True:
         before = len(found)

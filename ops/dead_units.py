@@ -25,7 +25,7 @@ from ops.plan import Plan
 from ops.repair import bias
 from ops.replacement import constants
 from ops.signals import Signals
-from ops.unit_scores import loss_changes, unit_scores
+from ops.unit_scores import check_layer, loss_changes, unit_scores
 
 #: Below this fraction of the mean over the layer's units a unit is dead, or frozen.
 THRESHOLD = 0.01
@@ -61,6 +61,9 @@ def frozen_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESH
     The largest one is over samples, positions and makers; the mean is over the layer's units. ``signals`` with targets.
     Raises SurgeryError where the gradients are not known, and NoSignal where no unit has any.
     """
+    check_layer(layer, signals)
+    if signals is None:
+        raise SurgeryError("frozen units are those without a gradient: give Signals(model, inputs, targets)")
     gradients = signals.gradients(layer)
     largest = torch.zeros(layer.units, dtype=torch.float64, device=layer.tensor(layer.makers[0]).device)
     for place in layer.makers:
@@ -148,6 +151,8 @@ class Revive(Operation):
 
 
 def _nearly_zero(layer: HiddenLayer, values: Tensor, threshold: float, what: str, rounding: float = 0.0) -> Tensor:
+    if not isinstance(threshold, (int, float)) or not threshold >= 0:
+        raise SurgeryError(f"the threshold is {threshold!r}, but it must be a fraction of the layer's mean, from 0 on")
     if not torch.isfinite(values).all():
         raise SurgeryError(f"layer {layer.name}: the {what} of a unit is not finite")
     if not (values > rounding).any():

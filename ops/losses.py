@@ -99,8 +99,8 @@ def suited(loss: Loss | None, outputs: Any, targets: Any) -> Loss:
         samples = batch_of(targets, outputs)
         if not isinstance(value, Tensor) or not value.is_floating_point() or (value.dim() and len(value) != samples):
             raise SurgeryError(
-                f"the loss returns {_named(value)}: it must return one number, the mean over the batch, or one for each "
-                f"of its {samples} samples, as a floating-point tensor"
+                f"the loss returns {_named(value)}: it must return one number, the mean over the batch, or one for "
+                f"each of its {samples} samples, as a floating-point tensor"
             )
         if not value.numel() or not torch.isfinite(value).all():
             raise SurgeryError(
@@ -196,18 +196,18 @@ def check_classes(outputs: Any, targets: Any) -> None:
         )
     if tuple(targets.shape) != shape:
         raise SurgeryError(
-            f"the targets are {where}, but the network's output, logits {logits}, needs classes of shape {list(shape)}; "
-            f"{REMEDY}"
+            f"the targets are {where}, but the network's output, logits {logits}, needs classes of shape "
+            f"{list(shape)}; {REMEDY}"
         )
     known = targets[targets.long() != IGNORED]
     if not known.numel():
         raise SurgeryError(f"every target is {IGNORED}, so none counts")
-    least, most = int(known.min()), int(known.max())
-    if least < 0 or most >= classes:
+    odd = int(known.min()) if known.min() < 0 else int(known.max())
+    if not 0 <= odd < classes:
         raise SurgeryError(
-            f"the targets hold the class {least if least < 0 else most}, but the network has {classes} logits, so there "
-            f"are classes 0 … {classes - 1}; to leave that one out, give loss=functools.partial("
-            f"torch.nn.functional.cross_entropy, ignore_index={least if least < 0 else most})"
+            f"the targets hold the class {odd}, but the network has {classes} logits, so there are classes 0 … "
+            f"{classes - 1}; to leave that one out, give "
+            f"loss=functools.partial(torch.nn.functional.cross_entropy, ignore_index={odd})"
         )
 
 

@@ -52,8 +52,8 @@ class MeanReplace(Operation):
         if signals is None:
             raise SurgeryError(f"{self!r} on {layer.name} looks at outputs: give it Signals(model, inputs)")
         scores = unit_scores(layer, signals, self.score, replacement=self.replacement, seed=self.seed)
-        if self.score in BY_LOSS and not scores.any():
-            raise NoSignal(f"{self!r} on {layer.name}: every score is 0, so the loss does not tell which units to keep")
+        if self.score in (*BY_LOSS, "variance") and not scores.any():
+            raise NoSignal(f"{self!r} on {layer.name}: every score is 0, so they do not tell which units to keep")
         plan = Plan(layer, repr(self), strongest(scores, kept(layer, self.keep)), error=0.0)
         if self.bias_propagation and self.replacement == "mean":
             return bias(plan, signals)

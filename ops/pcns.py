@@ -79,6 +79,8 @@ class PCNS(Operation):
         if signals is None:
             raise SurgeryError(f"{self!r} on {layer.name} looks at outputs: give it Signals(model, inputs)")
         together = signals.together(layer)
+        if together.samples < 2:
+            raise SurgeryError(f"{self!r} on {layer.name}: a single sample shows no variance; give a batch of many")
         spectrum = together.spectrum()
         components = components_needed(spectrum, self.variance_threshold)
         emission = Emission(layer, repr(self)) if self.basis == "eigen" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,10 @@ class Plan:
     def __post_init__(self) -> None:
         if not isinstance(self.layer, HiddenLayer):
             raise SurgeryError(f"a plan is for a layer of an anatomy, not for a {type(self.layer).__name__}")
+        if not isinstance(self.sources, Sequence):
+            raise SurgeryError(
+                f"sources name an old unit for each new one, so they are a tuple, not {self.sources!r:.60}"
+            )
         for name in ("shares", "replaced", "newborn", "mixing", "constants", "masks"):
             object.__setattr__(self, name, usable(getattr(self, name)))
         before, after = self.layer.cost(self.layer.units), self.layer.cost(len(self.sources))

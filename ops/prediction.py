@@ -2,9 +2,9 @@
 
 Any plan that keeps or combines old units can be written into the weights that read them, at their old size
 (``verification.emulated``). Between the weights as they are and those the loss is followed along a line: with an output
-``z`` that moves at the speed ``z'`` where the line begins, the loss ``L(z)`` changes at the speed ``∇L · z'`` and bends,
-with the network linear in its weights (Gauss and Newton), by ``z'ᵀ ∇²L z'``. Slope plus half the curvature is the
-prediction. Of cross entropy these are ``E[(p − y) · z']`` and ``E[z'ᵀ (diag p − p pᵀ) z']``.
+``z`` that moves at the speed ``z'`` where the line begins, the loss ``L(z)`` changes at the speed ``∇L · z'`` and
+bends, with the network linear in its weights (Gauss and Newton), by ``z'ᵀ ∇²L z'``. Slope plus half the curvature is
+the prediction. Of cross entropy these are ``E[(p − y) · z']`` and ``E[z'ᵀ (diag p − p pᵀ) z']``.
 
 It is for looking at an operation: how much of the loss is lost in the first order, how much to curvature, and how far
 the network is from linear in between. Two forward passes make it. One forward pass under ``trial_surgery`` gives the
@@ -14,6 +14,7 @@ loss itself on the same batch, so choose by that where a number is all that is w
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,10 @@ def _prediction(ahead: Any, behind: Any, targets: Any, loss: Loss | None) -> Pre
     value = suited(loss, output, targets)(output, targets).mean()
     with explained("the loss cannot be predicted, as it cannot be differentiated twice by the network's output"):
         slope = _along(value, at, speeds)
-        return Prediction(slope.item(), _along(slope, at, speeds).item())
+        found = Prediction(slope.item(), _along(slope, at, speeds).item())
+    if not math.isfinite(found.change):
+        raise SurgeryError("the loss cannot be predicted, as it or the network's output is not finite on this batch")
+    return found
 
 
 def _along(value: Tensor, at: list[Tensor], speeds: list[Tensor]) -> Tensor:

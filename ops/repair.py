@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ops.anatomy import HiddenLayer
-from ops.anatomy.running import call, plainly
+from ops.anatomy.running import call, flat_tensors, plainly
 from ops.condensed import Combination, Condensed, relative_error
 from ops.double import energy
 from ops.errors import SurgeryError, said
@@ -45,8 +45,9 @@ RIDGE = 1e-6
 
 def check_chain(chain: Sequence[str]) -> tuple[str, ...]:
     """The chain as a tuple. Raises SurgeryError unless it names known repairs, none twice."""
-    if isinstance(chain, str) or not set(chain) <= set(CHAIN) or len(set(chain)) != len(chain):
-        raise SurgeryError(f"a repair is a list of {', '.join(CHAIN)}, none of them twice; it is {chain!r}")
+    known = isinstance(chain, Sequence) and not isinstance(chain, str) and all(step in CHAIN for step in chain)
+    if not known or len(set(chain)) != len(chain):
+        raise SurgeryError(f"a repair is a list of {', '.join(CHAIN)}, none of them twice; it is {chain!r:.60}")
     return tuple(chain)
 
 
@@ -125,10 +126,14 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: 
         with plainly(model):
             for inputs in signals.shown:
                 begun = False
+                if not any(tensor.numel() for tensor in flat_tensors(inputs)):
+                    raise ValueError("it is empty")
                 call(model, inputs)
                 if not reached:  # no norm lies behind this layer
                     break
             estimated = [(buffer, buffer.clone()) for norm in reached for buffer in norm.buffers()]
+            if not all(bool(torch.isfinite(values).all()) for _, values in estimated):
+                raise ValueError("they are not finite there")
     except Exception as error:  # whatever the foreign forward pass raises
         raise SurgeryError(f"BatchNorm's statistics cannot be estimated on this batch: {said(error)}") from error
     finally:

@@ -89,12 +89,17 @@ class Signals:
         """Of several batches, for some layers only; memory does not grow with their number.
 
         ``batches`` can be gone through again and again (a list, or an object that makes each batch as it is asked
-        for). The first is remembered as ever, ``targets`` and ``loss`` are its own; ``condensed`` is of as many as give each
-        of the layers ``SAMPLES_PER_UNIT`` rows for each unit, or of all of them.
+        for). The first is remembered as ever, ``targets`` and ``loss`` are its own; ``condensed`` is of as many as give
+        each of the layers ``SAMPLES_PER_UNIT`` rows for each unit, or of all of them.
         """
         self = cls.__new__(cls)
         self._batches, self._looked, self.targets, self._condensed = batches, 0, usable(targets), {}
         self.loss_function, self._gradients = loss, None
+        if not isinstance(batches, Iterable) or isinstance(layers, HiddenLayer) or not isinstance(layers, Iterable):
+            raise SurgeryError("signals over batches take a list of batches and a list of layers")
+        layers = list(layers)
+        if odd := [layer for layer in layers if not isinstance(layer, HiddenLayer)]:
+            raise SurgeryError(f"signals are of layers of an anatomy, not of {odd[0]!r:.60}")
         model, layers = inner(model), [layer for layer in layers if layer.readers]  # the whole network has none
         wanted = {place.tensor for layer in layers for place in (*layer.readers, *layer.makers)}
         first = None
@@ -252,8 +257,8 @@ class Signals:
         """Raises SurgeryError unless the layer is one of the network that the signals are of."""
         if layer.anatomy.model is not self.model:
             raise SurgeryError(
-                f"layer {layer.name}: the signals are those of another network (a {type(self.model).__name__}); signals "
-                "need the same model, not a copy of it"
+                f"layer {layer.name}: the signals are those of another network (a {type(self.model).__name__}); "
+                "signals need the same model, not a copy of it"
             )
 
     def _inputs_of(self, layer: HiddenLayer, place: Place) -> list[Tensor]:
@@ -263,6 +268,8 @@ class Signals:
             raise SurgeryError(
                 f"layer {layer.name}: nothing was seen of what {place.tensor} is given; signals need the same model"
             )
+        if not any(x.numel() for x in self._seen[place.tensor]):
+            raise SurgeryError(f"layer {layer.name}: nothing of this batch reaches {place.tensor}; is it empty?")
         return self._seen[place.tensor]
 
 

@@ -8,8 +8,9 @@ averages of the weights.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,8 @@ class _Body:
                 shape = tuple(self.tensor(name).shape)
             except (AttributeError, KeyError):
                 shape = None
+            if self.averaged and shape and self.tensor(name) is self.anatomy.tensor(name):
+                raise SurgeryError(f"an average must be a copy of the network, but {name} is the network's own")
             if shape != tuple(tensor.shape):
                 raise SurgeryError(
                     f"an average of the network must have its shapes, but {name} is {tuple(tensor.shape)} in the "
@@ -184,9 +187,10 @@ def _mask(body: _Body, name: str, mask: Tensor) -> Undo:
     """Masks a parameter: its values, its gradient and its optimizers' state are zero there from now on."""
     tensor = body.tensor(name)
     mask = mask.to(tensor.device)
-    undo: Undo = [*follow(body.optimizers, tensor, lambda old, degree: old * mask)]
+    undo: Undo = put(body.modules, name, mask)  # first, as it may be refused
+    undo.extend(follow(body.optimizers, tensor, lambda old, degree: old * mask))
     undo.append(exchange(tensor, tensor.data * mask, None if tensor.grad is None else tensor.grad * mask))
-    return undo + put(body.modules, name, mask)
+    return undo
 
 
 def _unmask(body: _Body, name: str) -> Undo:
@@ -218,28 +222,31 @@ def _check(plan: Plan) -> None:
         if odd := sorted(set(values) - known):
             raise SurgeryError(f"{plan.operation} on {layer.name}: {odd[0]} does not hold its units")
     for name, value in plan.mixing.items():
-        _fits(plan, name, value.shape, torch.Size([layer.units, len(plan.sources)]))
+        _fits(plan, name, value, torch.Size([layer.units, len(plan.sources)]))
     for name, value in plan.constants.items():
         if name not in layer.anatomy.sinks:
             raise SurgeryError(f"{plan.operation} on {layer.name}: no vector after {name} can hold a constant")
-        _fits(plan, name, value.shape, torch.Size([layer.units]))
+        _fits(plan, name, value, torch.Size([layer.units]))
     for name, value in plan.replaced.items():
         if name not in layer.anatomy.expressions:
             raise SurgeryError(f"{plan.operation} on {layer.name}: the network has no tensor {name}")
-        _fits(plan, name, value.shape, layer.anatomy.tensor(name).shape)
+        _fits(plan, name, value, layer.anatomy.tensor(name).shape)
     for name, mask in plan.masks.items():
         if name not in layer.anatomy.weights:
             raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no weight of the network")
-        _fits(plan, name, mask.shape, layer.anatomy.tensor(name).shape)
+        _fits(plan, name, mask, layer.anatomy.tensor(name).shape)
     for place in layer.places:
         if place.role != FAN_OUT and place.tensor in plan.newborn:
             value, shape = plan.newborn[place.tensor], list(layer.tensor(place).shape)
             shape[place.axis] = plan.sources.count(-1) * place.positions.shape[1]
-            _fits(plan, place.tensor, value.shape, torch.Size(shape))
+            _fits(plan, place.tensor, value, torch.Size(shape))
 
 
-def _fits(plan: Plan, name: str, found: torch.Size, wanted: torch.Size) -> None:
+def _fits(plan: Plan, name: str, value: Any, wanted: torch.Size) -> None:
     """Raises SurgeryError where another operation has come between a plan's values and its application."""
+    if not isinstance(value, Tensor):
+        raise SurgeryError(f"{plan.operation} on {plan.layer.name}: its values for {name} must be a tensor")
+    found = value.shape
     if found != wanted:
         raise SurgeryError(
             f"{plan.operation} on {plan.layer.name}: its values for {name} are {tuple(found)}, but {tuple(wanted)} are "
@@ -248,12 +255,13 @@ def _fits(plan: Plan, name: str, found: torch.Size, wanted: torch.Size) -> None:
 
 
 def _several(averages: Averages) -> list[nn.Module]:
-    found = list(averages) if isinstance(averages, Iterable) and not isinstance(averages, nn.Module) else [averages]
+    alone = isinstance(averages, (nn.Module, Mapping)) or not isinstance(averages, Iterable)
+    found: list[Any] = [averages] if alone else [*averages]  # type: ignore[misc]
     for each in found:
         if not isinstance(each, nn.Module):
             raise SurgeryError(
-                f"averages must be networks of the same shapes (torch.nn.Module), such as "
-                f"torch.optim.swa_utils.AveragedModel; a {type(each).__name__} cannot follow, as bare copies of parameters "
-                "have no modules: make such an average anew after the operation"
+                "averages must be networks of the same shapes (torch.nn.Module), such as "
+                f"torch.optim.swa_utils.AveragedModel; a {type(each).__name__} cannot follow, as bare copies of "
+                "parameters have no modules: make such an average anew after the operation"
             )
     return found

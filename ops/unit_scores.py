@@ -75,10 +75,9 @@ def unit_scores(
         SurgeryError: there is no such score, the signals that it needs are missing or not those of this network, or
             scores are not finite.
     """
-    if not isinstance(layer, HiddenLayer):
-        raise SurgeryError(f"units are those of a layer of an anatomy, not of a {type(layer).__name__}")
-    if signals is not None and not isinstance(signals, Signals):
-        raise SurgeryError(f"signals must be Signals(model, inputs, targets), not {type(signals).__name__}")
+    check_layer(layer, signals)
+    if not isinstance(seed, int):
+        raise SurgeryError(f"seed is {seed!r}, but it must be a whole number")
     scores = _scores(layer, signals, score, replacement, seed)
     if not torch.isfinite(scores).all():
         raise SurgeryError(
@@ -86,6 +85,16 @@ def unit_scores(
             "network's weights and in the batch"
         )
     return scores
+
+
+def check_layer(layer: HiddenLayer, signals: Signals | None) -> None:
+    """Raises SurgeryError unless these are a layer with units of its own, and signals if anything."""
+    if not isinstance(layer, HiddenLayer):
+        raise SurgeryError(f"units are those of a layer of an anatomy, not of a {type(layer).__name__}")
+    if not layer.readers:
+        raise SurgeryError(f"units are looked at one layer at a time, not in the whole network ('{layer.name}')")
+    if signals is not None and not isinstance(signals, Signals):
+        raise SurgeryError(f"signals must be Signals(model, inputs, targets), not {type(signals).__name__}")
 
 
 def _scores(layer: HiddenLayer, signals: Signals | None, score: str, replacement: str, seed: int) -> Tensor:

@@ -26,6 +26,7 @@ from ops.anatomy.rebuild import doubled, in_double, undoing
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
 from ops.anatomy.trace import Trace
+from ops.checks import check_real, usable
 from ops.double import double
 from ops.errors import SurgeryError, said
 from ops.masks import lift
@@ -47,8 +48,11 @@ def measure(plan: Plan, batch: Any = None) -> float:
     Raises:
         SurgeryError: the layer is said to be exact, but the difference is larger than rounding.
     """
+    if not isinstance(plan, Plan):
+        raise SurgeryError(f"a plan is what an operation proposes, not a {type(plan).__name__}")
     anatomy = plan.layer.anatomy
-    example = anatomy.example_input if batch is None else batch
+    example = anatomy.example_input if batch is None else usable(batch)
+    check_real(anatomy.model, example)
     new_basis = -1 in plan.sources and bool(plan.mixing)
     with in_double(anatomy):
         example = _pytree.tree_map(doubled, example)
@@ -56,6 +60,8 @@ def measure(plan: Plan, batch: Any = None) -> float:
             wanted = _answer(anatomy, example)
         except Exception as error:  # whatever the foreign forward pass raises
             raise SurgeryError(f"the network does not run on this batch in double precision: {said(error)}") from error
+        if not any(torch.isfinite(tensor).any() for tensor in wanted):
+            raise SurgeryError("nothing can be verified on this batch: the network's output holds no finite number")
         if not new_basis:
             wanted = received_as(plan, example)
         with trial_surgery(plan):

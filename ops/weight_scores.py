@@ -120,7 +120,7 @@ def _loss(model: nn.Module, inputs: Any, targets: Any, loss: LossFunction | None
         output = _pytree.tree_map(_doubled, network(weights, inputs))
         if not known:  # the first pass is of one network alone, so its numbers can be looked at
             known.append(suited(loss, output, targets))
-        return known[0](output, targets).mean()
+        return known[0](output, targets).double().mean()
 
     return loss_with
 

@@ -68,6 +68,7 @@ def rewrap(model: nn.Module) -> nn.Module:
         SurgeryError: a DistributedDataParallel of mixed precision or delayed reduction, whose hooks on the network
             cannot be taken back.
     """
+    inner(model)  # complains of what is no network
     if any(_is_compiled(module) for module in model.modules()):
         torch.compiler.reset()
     return _renewed(model)

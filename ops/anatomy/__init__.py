@@ -32,7 +32,7 @@ from ops.anatomy.trace import Trace
 from ops.attention import FreeAttention
 from ops.checks import check_real, scripted, usable
 from ops.double import numeric
-from ops.errors import SurgeryError, said
+from ops.errors import SurgeryError, explained, said
 from ops.masks import hidden, holder, mask_of, parameters_of, raw, tensors_of
 from ops.wrappers import inner
 
@@ -136,6 +136,10 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     def _lack(self, name: str) -> str:
         """Why there is no layer of this name."""
+        if not isinstance(name, str):
+            return (
+                f"a layer is called by its name, not {name!r:.60}; this network has {', '.join(self._layers) or 'none'}"
+            )
         if name in self.pinned:
             return f"layer {name!r} cannot be operated on: {self.pinned[name]}"
         for layer in self.values():
@@ -329,9 +333,14 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
 
 def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
-    """Parameters, and FLOPs per sample (two per multiply-add of convolutions and products), from one forward pass."""
+    """Parameters, and FLOPs per sample (two per multiply-add of convolutions and products), from one forward pass.
+
+    Raises SurgeryError where the network does not run on the example.
+    """
+    model = inner(model)
+    check_real(model, example_input)
     trace = Trace(model, _batch(example_input))
-    with plainly(model):
+    with explained("the network does not run on the example input"), plainly(model):
         trace.run(example_input)
     sizes = {name: tensor.numel() for name, tensor in tensors_of(model) if isinstance(tensor, nn.Parameter)}
     terms = sum(sizes.get(name, 0) * times for name, times in trace.calls.items())

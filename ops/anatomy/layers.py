@@ -166,7 +166,10 @@ class HiddenLayer:
 
     def tensor(self, place: Place) -> Tensor:
         """The tensor at a place. Raises SurgeryError where something else has changed its size."""
-        tensor = self.anatomy.tensor(place.tensor)
+        try:
+            tensor = self.anatomy.tensor(place.tensor)
+        except AttributeError:
+            raise SurgeryError(f"layer {self.name}: {place.tensor} is gone; take the anatomy anew") from None
         if place.axis >= tensor.dim() or tensor.shape[place.axis] != place.size:
             raise SurgeryError(
                 f"layer {self.name}: {place.tensor} is {tuple(tensor.shape)}, but axis {place.axis} had "

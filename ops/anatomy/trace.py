@@ -33,10 +33,10 @@ class Trace(TorchDispatchMode):
     ``calls`` weight → how often each of its elements is used per sample (for FLOPs); ``products`` the axes of every
     product of two activations; ``account`` where a constant can go (``sinks``); ``padding`` weight → the share of
     padding in what a convolution meets; ``chains`` weight → operators between the units' birth and this reader;
-    ``written`` numbers that modules keep as attributes and that were found to be the size of an axis, ``given`` those of
-    them that say where a tensor is cut; ``entered`` the modules that the last run passed; ``watch`` what the network's
-    own code reads of modes and sizes; ``seen``, if it is to ``remember`` (all weights, or some by name), weight →
-    copies of what it was multiplied with, the dimension that is summed over last.
+    ``written`` numbers that modules keep as attributes and that were found to be the size of an axis, ``given`` those
+    of them that say where a tensor is cut; ``entered`` the modules that the last run passed; ``watch`` what the
+    network's own code reads of modes and sizes; ``seen``, if it is to ``remember`` (all weights, or some by name),
+    weight → copies of what it was multiplied with, the dimension that is summed over last.
     """
 
     def __init__(self, model: nn.Module, batch: int, remember: bool | Container[str] = False) -> None:

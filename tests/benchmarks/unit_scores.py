@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from ops import Anatomy, Signals, unit_scores
 from ops.anatomy import call, evaluating
-from ops.gradients import sample_losses
+from ops.losses import sample_losses
 from ops.replacement import constants
 from ops.unit_scores import _Removed, mean_replacement_penalty
 from study import models

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from ops import Anatomy, RemoveDead, Revive, Signals, SurgeryError, dead_units, frozen_units, operate
-from ops.gradients import sample_losses
+from ops.dead_units import KINDS
+from ops.errors import NoSignal
+from ops.losses import sample_losses
+from ops.schedule import dead_fraction
 
 CONSTANT, UNHEARD, DROWNED = 2, 5, 7
 
@@ -106,15 +109,39 @@ def test_a_unit_that_one_sample_of_many_needs_is_alive_by_its_penalty_and_dead_b
         dead_units(layer, signals, by="luck")
 
 
-def test_two_units_stay_where_all_are_dead():
+def test_two_units_stay_where_hardly_one_is_alive():
     model, inputs, targets = dying()
-    model[2].weight.data.zero_()
+    model[2].weight.data[:, :9] = 0
     layer, signals = look(model, inputs, targets)
     plan = operate(layer, RemoveDead(), signals=signals)
-    assert plan.sources == (0, 1)
+    assert plan.sources == (0, 9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["nobody reads it", "one sample", "copies of one", "all constant", "drowned"])
+def test_a_layer_without_any_signal_is_refused_and_not_emptied(how: str, kind: str) -> None:
+    model, inputs, targets = dying()
+    with torch.no_grad():
+        if how == "nobody reads it":  # a branch that begins at zero
+            model[2].weight.zero_()
+        elif how == "all constant":
+            model[0].weight.zero_()
+        elif how == "drowned":
+            model[0].bias.fill_(-100)
+    if how in ("one sample", "copies of one"):
+        inputs, targets = inputs[:1], targets[:1]
+    if how == "copies of one":
+        inputs, targets = inputs.repeat(7, 1), targets.repeat(7)
     layer, signals = look(model, inputs, targets)
-    with pytest.raises(SurgeryError, match="no unit is alive"):
-        Revive().propose(layer, signals)
+    before = [value.clone() for value in model.state_dict().values()]
+    if kind == "frozen" and how in ("one sample", "copies of one", "all constant"):  # gradients there are
+        assert not frozen_units(layer, signals).all()
+        return
+    for operation in (RemoveDead(kind=kind), Revive(kind=kind)):
+        with pytest.raises(NoSignal, match=r"layer 0: no unit has any (saliency|gradient)"):
+            operate(layer, operation, signals=signals)
+    assert all(map(torch.equal, before, model.state_dict().values()))
+    assert dead_fraction(layer, signals, 0.01) == 0
 
 
 def test_revived_units_begin_anew_silently_and_then_learn():

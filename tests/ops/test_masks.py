@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from ops import (
     save,
     trial_surgery,
     unit_scores,
+    without_masks,
 )  # fmt: skip
 from ops.masks import masks_of, met, packed, parameters_of, put, take_off, tensors_of, unpacked
 from ops.unit_scores import SCORES as UNIT_SCORES
@@ -294,3 +296,65 @@ def test_unit_scores_are_those_of_the_network_with_zeros(score: str, network: st
     layers = Anatomy(bare, inputs)
     for name, layer in Anatomy(model, inputs).items():
         torch.testing.assert_close(unit_scores(layer, signals, score), unit_scores(layers[name], wanted, score))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **settings: Any) -> None:
+        super().__init__()
+        self.cells = kind(4, 6, batch_first=True, **settings)
+        self.out = nn.Linear(12 if settings.get("bidirectional") else 6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.out(self.cells(x)[0][:, -1])
+        return result
+
+
+@pytest.mark.parametrize("settings", [{}, {"bidirectional": True}, {"num_layers": 2}], ids=str)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda kind: kind.__name__)
+def test_masked_recurrent_layers_can_be_copied_at_any_time(kind: type[nn.RNNBase], settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, inputs = Recurrent(kind, **settings), torch.randn(8, 5, 4)
+    plain = model(inputs)
+    with trial_surgery(PruneWeights(0.5).propose(Anatomy(model, inputs)["*"])):
+        assert not torch.equal(model(inputs), plain)
+    assert type(model.cells) is kind and torch.equal(model(inputs), plain)
+    anatomy = Anatomy(model, inputs)
+    operate(anatomy["*"], PruneWeights(0.5))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(inputs).sum().backward()
+        optimizer.step()
+
+    step(model, optimizer)
+    made = model(inputs)
+    copied, average = copy.deepcopy(model), torch.optim.swa_utils.AveragedModel(model)
+    assert torch.equal(copied(inputs), made) and torch.equal(average(inputs), made)
+    step(copied, torch.optim.SGD(copied.parameters(), 0.1))
+    assert torch.equal(model(inputs), made) and not torch.equal(copied(inputs), made)
+    for name in anatomy:
+        operate(anatomy[name], MinWeight(0.7), optimizer, averages=average)
+    step(model, optimizer)
+    average.update_parameters(model)
+    again = copy.deepcopy(model)
+    assert torch.equal(again(inputs), model(inputs)) and not hidden_values(again).any()
+
+
+def test_a_copy_goes_on_without_masks_and_the_network_with_them() -> None:
+    for name in ("mlp", "cnn", "tied", "residual"):
+        model, inputs = masked(name)
+        model.eval()
+        names, made = set(masks_of(model)), outputs(model, inputs)
+        with pytest.raises(SurgeryError, match=r"script a copy without masks, torch\.jit\.script\(ops\.without_masks"):
+            torch.jit.script(model)
+        plain = without_masks(model)
+        assert not masks_of(plain) and set(masks_of(model)) == names and type(plain) is type(model)
+        assert {n: t.shape for n, t in plain.named_parameters()} == {
+            n: t.shape for n, t in tensors_of(model) if isinstance(t, nn.Parameter)
+        }
+        assert difference(outputs(plain, inputs), made) < 1e-6
+        assert difference(outputs(model, inputs), made) == 0
+        if isinstance(plain, nn.Sequential):
+            assert difference(outputs(torch.jit.script(plain), inputs), made) < 1e-6
+            pickle.loads(pickle.dumps(plain))

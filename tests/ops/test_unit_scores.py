@@ -11,7 +11,7 @@ from torch.utils import _pytree
 from ops import Anatomy, Plan, Signals, SurgeryError, trial_surgery
 from ops.anatomy import call, evaluating
 from ops.anatomy.rebuild import doubled
-from ops.gradients import sample_losses
+from ops.losses import sample_losses
 from ops.repair import leave
 from ops.replacement import REPLACEMENTS, constants
 from ops.unit_scores import SCORES, _Removed, first_order, mean_replacement_penalty, unit_scores
