@@ -49,6 +49,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils import _pytree
 
 from ops.errors import SurgeryError
+from ops.layout import laid_out
 from ops.optimizer_keys import Degree, degree_of
 
 #: The setting of the parameter group that a fresh parameter's state starts from, where that is not zero.
@@ -141,7 +142,7 @@ def shift(optimizers: tuple[Optimizer, ...], parameter: Tensor, data: Tensor) ->
 
 
 def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Undo:
-    """Gives a parameter or buffer new data of any shape, in place; returns what undoes it.
+    """Gives a parameter or buffer new data of any shape, in place; returns what undoes it. Channels last stay last.
 
     A graph that is still alive (a loss kept from the last step) would hold on to the old shape through the
     parameter's gradient accumulator; a passage through another dtype makes torch renew it.
@@ -155,7 +156,9 @@ def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Un
         tensor.data = data
         tensor.grad = gradient
 
-    set_to(data, gradient)
+    if gradient is not None and old_gradient is not None:
+        gradient = laid_out(gradient, old_gradient)
+    set_to(laid_out(data, old), gradient)
     return lambda: set_to(old, old_gradient)
 
 
@@ -300,7 +303,7 @@ def _moved(kept: _Kept, parameter: Tensor, remap: Remap) -> Any:
             rows, columns = rows.unsqueeze(-1), columns.unsqueeze(-2)
         mean = rows.mean(dim=-2, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
         axis = -1 if kept.key == pair[0] else -2
-        return remap(rows / mean * columns, 2).mean(dim=axis, keepdim=not apart)
+        return laid_out(remap(rows / mean * columns, 2).mean(dim=axis, keepdim=not apart), kept.value)
 
     def leaf_moved(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
