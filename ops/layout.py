@@ -29,7 +29,7 @@ def channels_last(tensor: Tensor) -> bool | None:
 
 def laid_out(new: Tensor, old: Tensor, last: bool | None = None) -> Tensor:
     """A tensor in the memory order of another with as many axes; ``last``: where that one's is both orders at once."""
-    if new.dim() != old.dim() or new.dim() not in LAST or {new.layout, old.layout} != {torch.strided}:
+    if new is old or new.dim() != old.dim() or new.dim() not in LAST or {new.layout, old.layout} != {torch.strided}:
         return new
     found = channels_last(old)
     if found is None:

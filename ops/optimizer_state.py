@@ -194,7 +194,7 @@ class _Kept:
 def _kept(optimizers: tuple[Optimizer, ...], parameter: Tensor) -> Iterator[_Kept]:
     """All that is kept for a parameter, wherever it lies, each once; wrappers may put things into wrapped state."""
     holders = [o for o in optimizers if parameter in o.state or any(True for _ in _groups(o, parameter))]
-    for key in list(vars(parameter)):
+    for key in [key for key, value in vars(parameter).items() if not isinstance(value, torch.nn.Module)]:
         kinds = [*map(type, holders), type(parameter), torch.nn.Parameter]
         yield _Kept(vars(parameter), key, key, _first(kinds, key), None, "")
     done: set[int] = set()
@@ -284,7 +284,8 @@ def _check_elsewhere(optimizer: Optimizer, optimizers: tuple[Optimizer, ...], te
         places += [(where, value) for where, value in named if id(value) not in followed]
     places += [(f"state, as {key!r},", value) for key, value in optimizer.state.items() if not isinstance(key, Tensor)]
     for where, value in places:
-        for leaf in _tensors(value):
+        own = [each for each in _pytree.tree_leaves(value) if not isinstance(each, torch.nn.Module)]  # not the network
+        for leaf in _tensors(own):
             if leaf.numel() > 1 and id(leaf) not in held:
                 for name, tensor in ours.items():
                     if leaf.shape == tensor.shape or (leaf.dim() == 1 and leaf.numel() in rows):
