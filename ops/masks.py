@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ops.errors import SurgeryError
+from ops.layout import laid_out
 from ops.optimizer_state import exchange
 
 Undo = list[Callable[[], object]]
@@ -145,7 +146,7 @@ def put(modules: Modules, name: str, mask: Tensor) -> Undo:
     if weight is None:
         raise SurgeryError(f"{name} cannot be masked: it is no parameter, or it is parametrized by something else")
     undo: Undo = []
-    new = Mask(mask.to(weight.device))
+    new = Mask(laid_out(mask.to(weight.device), weight))
     for each in modules.values():
         for at in [at for at, parameter in each._parameters.items() if parameter is weight]:
             undo.append(partial(_take_off, each, at, list(each._parameters)))

@@ -139,6 +139,7 @@ KEYS: Mapping[str, Mapping[str, Mapping[str, Degree]]] = {
         "Adafactor": _FACTORED,
         "AggMo": _SGD,
         "DiffGrad": _DIFFGRAD,
+        "Lookahead": {"slow_param": "weights"},
         "PID": _PID,
     },
     "transformers": {"Adafactor": _FACTORED},

@@ -49,6 +49,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils import _pytree
 
 from ops.errors import SurgeryError
+from ops.layout import laid_out
 from ops.optimizer_keys import Degree, degree_of
 
 #: The setting of the parameter group that a fresh parameter's state starts from, where that is not zero.
@@ -143,7 +144,7 @@ def shift(optimizers: tuple[Optimizer, ...], parameter: Tensor, data: Tensor) ->
 
 
 def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Undo:
-    """Gives a parameter or buffer new data of any shape, in place; returns what undoes it.
+    """Gives a parameter or buffer new data of any shape, in place; returns what undoes it. Channels last stay last.
 
     A graph that is still alive (a loss kept from the last step) would hold on to the old shape through the
     parameter's gradient accumulator; a passage through another dtype makes torch renew it.
@@ -157,7 +158,9 @@ def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Un
         tensor.data = data
         tensor.grad = gradient
 
-    set_to(data, gradient)
+    if gradient is not None and old_gradient is not None:
+        gradient = laid_out(gradient, old_gradient)
+    set_to(laid_out(data, old), gradient)
     return lambda: set_to(old, old_gradient)
 
 
@@ -193,7 +196,7 @@ class _Kept:
 def _kept(optimizers: tuple[Optimizer, ...], parameter: Tensor) -> Iterator[_Kept]:
     """All that is kept for a parameter, wherever it lies, each once; wrappers may put things into wrapped state."""
     holders = [o for o in optimizers if parameter in o.state or any(True for _ in _groups(o, parameter))]
-    for key in list(vars(parameter)):
+    for key in [key for key, value in vars(parameter).items() if not isinstance(value, torch.nn.Module)]:
         kinds = [*map(type, holders), type(parameter), torch.nn.Parameter]
         yield _Kept(vars(parameter), key, key, _first(kinds, key), None, "")
     done: set[int] = set()
@@ -283,7 +286,8 @@ def _check_elsewhere(optimizer: Optimizer, optimizers: tuple[Optimizer, ...], te
         places += [(where, value) for where, value in named if id(value) not in followed]
     places += [(f"state, as {key!r},", value) for key, value in optimizer.state.items() if not isinstance(key, Tensor)]
     for where, value in places:
-        for leaf in _tensors(value):
+        own = [each for each in _pytree.tree_leaves(value) if not isinstance(each, torch.nn.Module)]  # not the network
+        for leaf in _tensors(own):
             if leaf.numel() > 1 and id(leaf) not in held:
                 for name, tensor in ours.items():
                     if leaf.shape == tensor.shape or (leaf.dim() == 1 and leaf.numel() in rows):
@@ -302,7 +306,7 @@ def _moved(kept: _Kept, parameter: Tensor, remap: Remap) -> Any:
             rows, columns = rows.unsqueeze(-1), columns.unsqueeze(-2)
         mean = rows.mean(dim=-2, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
         axis = -1 if kept.key == pair[0] else -2
-        return remap(rows / mean * columns, 2).mean(dim=axis, keepdim=not apart)
+        return laid_out(remap(rows / mean * columns, 2).mean(dim=axis, keepdim=not apart), kept.value)
 
     def leaf_moved(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

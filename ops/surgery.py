@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ops.attention import FreeAttention
 from ops.checks import check_current
 from ops.double import double
 from ops.errors import SurgeryError
+from ops.layout import channels_last, laid_out
 from ops.masks import put
 from ops.optimizer_state import check, exchange, follow, listed, shift
 from ops.plan import Plan
@@ -109,6 +110,12 @@ class _Body:
     def tensor(self, name: str) -> Tensor:
         return self.anatomy.tensor(name, self.modules)
 
+    @cached_property
+    def last(self) -> bool:
+        """Whether channels come last where a tensor does not tell: as in another weight of the network."""
+        held = (tensor for module in self.modules.values() for tensor in module._parameters.values())
+        return any(tensor is not None and channels_last(tensor) for tensor in held)
+
     def live(self, name: str) -> Tensor:
         return self.anatomy.live(name, self.modules)
 
@@ -172,15 +179,15 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
         return data.contiguous()
 
     def remap(old: Tensor, degree: int | None) -> Tensor:
-        return weights(old) if degree is None else step.state(old, degree)
+        return laid_out(weights(old) if degree is None else step.state(old, degree), old, body.last)
 
-    data = weights(body.live(name))
-    gradient = step.state(tensor.grad, 1) if tensor.grad is not None else None
+    data = laid_out(weights(body.live(name)), tensor, body.last)
+    gradient = remap(tensor.grad, 1) if tensor.grad is not None else None
     undo.extend(follow(body.optimizers, tensor, remap))
     undo.append(exchange(tensor, data, gradient))
     mask = body.mask(name)
     if mask is not None:
-        undo.append(exchange(mask, step.masked(mask)))
+        undo.append(exchange(mask, laid_out(step.masked(mask), mask, body.last)))
 
 
 def _mask(body: _Body, name: str, mask: Tensor) -> Undo:

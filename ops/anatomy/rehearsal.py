@@ -45,6 +45,7 @@ from ops.anatomy import axes
 from ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
 from ops.anatomy.steady import Precisions, Steady
+from ops.double import numeric
 from ops.errors import said
 from ops.masks import lift, masks_of, tensors_of
 from ops.optimizer_state import exchange
@@ -62,13 +63,14 @@ def lively(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], exam
     random = torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=random, dtype=torch.float32).to(like)
+        dtype = torch.complex64 if like.is_complex() else torch.float32
+        return torch.randn(like.shape, generator=random, dtype=dtype).to(like)
 
     with undoing() as undo:
         masks = masks_of(modules[""])
         vectors: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point() or not tensor.numel():
+            if not isinstance(tensor, nn.Parameter) or not numeric(tensor) or not tensor.numel():
                 continue
             if name in masks:
                 shown = noise(tensor) / math.sqrt(tensor.numel() / tensor.shape[0])
@@ -95,7 +97,7 @@ def _varied(x: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
     for part in (x.flatten()[:16], x):
         if not bool((part == part.flatten()[0]).all()):
             return x
-    if x.is_floating_point():
+    if numeric(x):
         return noise(x)
     whole = not x.is_complex() and x.dtype != torch.bool and int(x.flatten()[0]) == 0
     return (noise(x.float()) > 0).to(x.dtype) if whole else x
@@ -463,7 +465,7 @@ class _Stage:
         random = torch.Generator().manual_seed(0)
         with undoing() as undo:
             for _, tensor in self.anatomy.model.named_parameters():
-                if tensor.is_floating_point():
+                if numeric(tensor):
                     sign = torch.randint(2, tensor.shape, generator=random, dtype=torch.int8).mul_(2).sub_(1).to(tensor)
                     data = tensor.data * (1 + torch.finfo(tensor.dtype).eps * sign)
                     undo.append(exchange(tensor, data, tensor.grad))

@@ -252,3 +252,36 @@ def test_optimizer_state_of_complex_weights():
             for one, other in zip(model.parameters(), real.parameters(), strict=True):
                 found, wanted = optimizers[0].state[one][key], optimizers[1].state[other][key]
                 torch.testing.assert_close(found.real, wanted, rtol=1e-9, atol=1e-15)
+
+
+def test_complex_convolutions_are_pinned():
+    """torch makes real ones of them, of parts and sums of parts of the weight."""
+    for kind, size in ((nn.Conv1d, (6,)), (nn.Conv2d, (6, 6)), (nn.ConvTranspose2d, (6, 6))):
+        model = nn.Sequential(kind(2, 4, 3, dtype=torch.complex64), nn.Tanh(), kind(4, 3, 1, dtype=torch.complex64))
+        anatomy = Anatomy(model, torch.randn(2, 2, *size, dtype=torch.complex64))
+        assert not list(anatomy) and set(anatomy.pinned) == {"0", "2"}
+        with pytest.raises(SurgeryError, match="layer '0' cannot be operated on"):
+            operate(anatomy["0"], MinWeight(keep=0.5))
+
+
+def test_zeros_hide_nothing():
+    """A branch that begins at zero, an input of zeros: the layers are found as with other numbers."""
+
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.into, self.out = (nn.Linear(*sizes, dtype=torch.complex64) for sizes in ((8, 6), (6, 8)))
+            nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)
+
+        def forward(self, x):
+            return x + self.out(torch.tanh(self.into(x)))
+
+    first, last = (nn.Linear(*sizes, dtype=torch.complex64) for sizes in ((4, 8), (8, 3)))
+    model = nn.Sequential(first, Branch(), last, RealPart())
+    anatomy = Anatomy(model, torch.zeros(2, 4, dtype=torch.complex64))
+    assert {name: layer.units for name, layer in anatomy.items()} == {"0": 8, "1.into": 6}
+    z = torch.randn(16, 4, dtype=torch.complex64)
+    before = model(z)
+    for layer in anatomy.values():
+        operate(layer, WeakExpand(grow=0.5), verify=z)
+    torch.testing.assert_close(model(z), before)
