@@ -48,9 +48,22 @@ def choice(operation: Operation, field: str, value: object, allowed: tuple[objec
         raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r}, but it must be one of {allowed}")
 
 
-def kept(layer: HiddenLayer, keep: float) -> int:
-    """How many units a fraction of the layer is: the nearest whole number, at least two.
+#: How a fraction of a layer becomes a whole number of units; ``down`` is Python's ``int()``, as in published code.
+ROUNDINGS = ("nearest", "down")
+
+
+def kept(layer: HiddenLayer, keep: float, rounding: str = "nearest") -> int:
+    """How many units a fraction of the layer is: the nearest whole number (or the one below), at least two.
 
     Two, because a layer of a single unit cannot be told from a broadcast dimension, so no anatomy would find it again.
     """
-    return min(layer.units, max(2, round(keep * layer.units)))
+    count = int(keep * layer.units) if rounding == "down" else round(keep * layer.units)
+    return min(layer.units, max(2, count))
+
+
+def new_units(layer: HiddenLayer, grow: float, rounding: str = "nearest") -> int:
+    """How many units are added to a layer that grows by a fraction: the nearest whole number (or that below), at least
+    one.
+    """
+    count = int(grow * layer.units) if rounding == "down" else round(grow * layer.units)
+    return max(1, count)
