@@ -10,7 +10,7 @@ by ``kernels`` (``ops.min_weight``) and rounds sizes down; each of these is a ch
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import torch
@@ -25,7 +25,7 @@ from ops.plan import Plan
 from ops.signals import Signals
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EigenRemove(Operation):
     """Keeps the units with the strongest *rank-reduced* outgoing weights.
 
@@ -45,9 +45,9 @@ class EigenRemove(Operation):
     rank: float | None = 0.125
     weights: str = "original"
     strength: str = "norm"
-    threshold: float | None = None
-    iterated: bool = False
-    rounding: str = "nearest"
+    threshold: float | None = field(default=None, repr=False)
+    iterated: bool = field(default=False, repr=False)
+    rounding: str = field(default="nearest", repr=False)
 
     def __post_init__(self) -> None:
         fraction(self, "keep", self.keep)

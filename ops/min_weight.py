@@ -10,7 +10,7 @@ counts for more. For dense readers it is the norm. It is offered for comparison.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def kernel_scores(layer: HiddenLayer, outgoing: Mapping[Place, Tensor]) -> Tenso
     return total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MinWeight(Operation):
     """Keeps the units with the largest L2 norm of outgoing weights.
 
@@ -47,8 +47,8 @@ class MinWeight(Operation):
     """
 
     keep: float = 0.5
-    strength: str = "norm"
-    rounding: str = "nearest"
+    strength: str = field(default="norm", repr=False)
+    rounding: str = field(default="nearest", repr=False)
 
     def __post_init__(self) -> None:
         fraction(self, "keep", self.keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
 from ops.errors import SurgeryError
@@ -22,6 +23,15 @@ class Operation:
 
     needs_signals: ClassVar[bool] = False
     whole_network: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        """As a dataclass's, but fields of ``repr=False`` are shown where they are not at their defaults.
+
+        For a class with ``@dataclass(frozen=True, repr=False)``: rare options would make every plan and error long.
+        """
+        values = ((each, getattr(self, each.name)) for each in fields(self))  # type: ignore[arg-type]
+        shown = (f"{each.name}={value!r}" for each, value in values if each.repr or value != each.default)
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         raise SurgeryError(f"{type(self).__name__} does not say what it proposes")

@@ -12,7 +12,7 @@ meet other biases than their originals and part by that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def split_shares(copies: int, split: str, generator: torch.Generator) -> Tensor:
     return drawn / drawn.sum()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeakExpand(Operation):
     """Appends copies of units, those with the largest mean outgoing weight first.
 
@@ -49,7 +49,7 @@ class WeakExpand(Operation):
     split: str = "uneven"
     seed: int = 0
     published: bool = False
-    rounding: str = "nearest"
+    rounding: str = field(default="nearest", repr=False)
 
     def __post_init__(self) -> None:
         fraction(self, "grow", self.grow, most=16)

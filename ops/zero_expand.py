@@ -9,7 +9,7 @@ nothing more, as nobody reads these units.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ops.anatomy import HiddenLayer
 from ops.operation import ROUNDINGS, Operation, choice, fraction, new_units
@@ -17,7 +17,7 @@ from ops.plan import Plan
 from ops.signals import Signals
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ZeroExpand(Operation):
     """Appends units with zero fan-in and fan-out.
 
@@ -27,7 +27,7 @@ class ZeroExpand(Operation):
 
     grow: float = 0.5
     published: bool = False
-    rounding: str = "nearest"
+    rounding: str = field(default="nearest", repr=False)
 
     def __post_init__(self) -> None:
         fraction(self, "grow", self.grow, most=16)

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from ops import Anatomy, EigenRemove, MinWeight, Moment, Schedule, Step, SurgeryError, WeakExpand, ZeroExpand, operate
+from ops import (
+    Anatomy,
+    EigenRemove,
+    MinWeight,
+    Moment,
+    RemoveDead,
+    Schedule,
+    Step,
+    SurgeryError,
+    WeakExpand,
+    ZeroExpand,
+    operate,
+)
 from ops.min_weight import kernel_scores, strongest
 from tests.ops.networks import NETWORKS, build, cnn
 from tests.ops.test_hosvd import brute_force
@@ -196,3 +208,13 @@ def test_sizes_rounded_down_are_int(ratio):
     for kind in (MinWeight, EigenRemove, WeakExpand, ZeroExpand):
         with pytest.raises(SurgeryError, match="rounding is 'up'"):
             kind(rounding="up")
+
+
+def test_rare_options_are_shown_where_they_are_used():
+    assert repr(MinWeight()) == "MinWeight(keep=0.5)"
+    assert repr(MinWeight(0.5, "kernels")) == "MinWeight(keep=0.5, strength='kernels')"
+    assert repr(EigenRemove()) == "EigenRemove(keep=0.5, rank=0.125, weights='original', strength='norm')"
+    words = "EigenRemove(keep=0.5, rank=None, weights='original', strength='norm', threshold=0.5, rounding='down')"
+    assert repr(EigenRemove(threshold=0.5, rounding="down")) == words
+    for operation in (MinWeight(0.5, "kernels"), EigenRemove(threshold=0.5), RemoveDead(by="mrp"), ZeroExpand()):
+        assert eval(repr(operation)) == operation
