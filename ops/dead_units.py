@@ -11,7 +11,7 @@ neither the size of the layer nor that of the loss, which falls while a network 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -84,7 +84,7 @@ def idle_units(
     return dead_units(layer, signals, threshold, by) | frozen_units(layer, signals, threshold)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RemoveDead(Operation):
     """Removes the units that are dead (or frozen); their mean stays behind in the next bias.
 
@@ -95,7 +95,7 @@ class RemoveDead(Operation):
 
     threshold: float = THRESHOLD
     kind: str = "dead"
-    by: str = "mrs"
+    by: str = field(default="mrs", repr=False)
     needs_signals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class RemoveDead(Operation):
         return _removed(self, layer, signals, idle, tuple(sorted(alive)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Revive(Operation):
     """Lets the units that are dead (or frozen) begin anew; the layer keeps its size.
 
@@ -127,7 +127,7 @@ class Revive(Operation):
     threshold: float = THRESHOLD
     kind: str = "dead"
     seed: int = 0
-    by: str = "mrs"
+    by: str = field(default="mrs", repr=False)
     needs_signals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

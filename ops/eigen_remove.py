@@ -3,13 +3,14 @@
 Source: Graham 2019, *Applied HOSVD for weight compression and expansion*, Algorithm 2 and Listing 6.1. The two channel
 modes are reduced to ``floor(rank * min(out, in))``, kernel positions stay whole; for a dense layer that is a truncated
 SVD. Section 3.1.1 states δ otherwise, as a threshold: ``σ_k := 0 for all σ_k < δ``. Both are there; the thesis's
-experiments take the fraction. The maths is in ``hosvd``.
+experiments take the fraction. The published code (InterruptNet) iterates (a Tucker decomposition), scores convolutions
+by ``kernels`` (``ops.min_weight``) and rounds sizes down; each of these is a choice here. The maths is in ``hosvd``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import torch
@@ -17,14 +18,14 @@ from torch import Tensor
 
 from ops.anatomy import HiddenLayer, Place
 from ops.errors import SurgeryError
-from ops.hosvd import Truncated, truncated_hosvd
-from ops.min_weight import strongest
-from ops.operation import Operation, choice, fraction, kept
+from ops.hosvd import Truncated, iterated_tucker, truncated_hosvd
+from ops.min_weight import kernel_scores, strongest
+from ops.operation import ROUNDINGS, Operation, choice, fraction, kept
 from ops.plan import Plan
 from ops.signals import Signals
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EigenRemove(Operation):
     """Keeps the units with the strongest *rank-reduced* outgoing weights.
 
@@ -34,21 +35,27 @@ class EigenRemove(Operation):
     the same threshold cuts more from a layer with smaller weights, and 0 cuts nothing. Where it is given, ``rank``
     becomes None; a rank of one's own beside it is refused.
 
-    ``weights``: what the kept units carry on with, their ``original`` weights (Algorithm 2) or the
-    ``reduced`` ones (Listing 6.1). ``strength``: the ``norm`` of a unit's weights or (Listing 6.1) their ``mean``.
+    ``weights``: what the kept units carry on with, their ``original`` weights (Algorithm 2) or the ``reduced`` ones
+    (Listing 6.1). ``strength``: the ``norm`` of a unit's weights or (Listing 6.1) their ``mean``, or the published
+    code's ``kernels``. ``iterated``: the reduction by an iterated Tucker decomposition. ``rounding`` of the number of
+    units that stays: ``nearest`` or ``down``.
     """
 
     keep: float = 0.5
     rank: float | None = 0.125
     weights: str = "original"
     strength: str = "norm"
-    threshold: float | None = None
+    threshold: float | None = field(default=None, repr=False)
+    iterated: bool = field(default=False, repr=False)
+    rounding: str = field(default="nearest", repr=False)
 
     def __post_init__(self) -> None:
         fraction(self, "keep", self.keep)
         self._settle_rank()
         choice(self, "weights", self.weights, ("original", "reduced"))
-        choice(self, "strength", self.strength, ("norm", "mean"))
+        choice(self, "strength", self.strength, ("norm", "mean", "kernels"))
+        choice(self, "iterated", self.iterated, (True, False))
+        choice(self, "rounding", self.rounding, ROUNDINGS)
         import_module("tensorly")  # needed here alone; its second of importing is not the operation's
 
     def _settle_rank(self) -> None:
@@ -68,7 +75,7 @@ class EigenRemove(Operation):
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         outgoing = {place: self._reduce(layer, place, layer.outgoing(place)) for place in layer.readers}
-        sources = strongest(self._scores(list(outgoing.values())), kept(layer, self.keep))
+        sources = strongest(self._scores(layer, outgoing), kept(layer, self.keep, self.rounding))
         replaced: dict[str, Tensor] = {}
         if self.weights == "reduced" and self.rank != 1:
             incoming = {place: self._reduce(layer, place, layer.incoming(place)) for place in layer.makers}
@@ -77,15 +84,18 @@ class EigenRemove(Operation):
                 replaced[place.tensor] = layer.written(place, weight, reduced.tensor())
         return Plan(layer, repr(self), sources, replaced=replaced)
 
-    def _scores(self, outgoing: list[Truncated]) -> Tensor:
+    def _scores(self, layer: HiddenLayer, outgoing: dict[Place, Truncated]) -> Tensor:
         """One number for each unit, over all that reads it: shape ``[units]``."""
         if self.strength == "norm":
-            return torch.stack([reduced.row_norms() for reduced in outgoing]).norm(dim=0)
-        if any(reduced.core.is_complex() for reduced in outgoing):
+            return torch.stack([reduced.row_norms() for reduced in outgoing.values()]).norm(dim=0)
+        if self.strength == "kernels":
+            return kernel_scores(layer, {place: reduced.tensor() for place, reduced in outgoing.items()})
+        if any(reduced.core.is_complex() for reduced in outgoing.values()):
             raise SurgeryError(f"{self!r}: the mean of complex weights gives units no order; take strength='norm'")
-        return torch.cat([reduced.tensor().flatten(1) for reduced in outgoing], dim=1).mean(dim=1)
+        return torch.cat([reduced.tensor().flatten(1) for reduced in outgoing.values()], dim=1).mean(dim=1)
 
     def _reduce(self, layer: HiddenLayer, place: Place, by_unit: Tensor) -> Truncated:
         if not math.isfinite(float(by_unit.norm())):
             raise SurgeryError(f"{self!r} on {layer.name}: {place.tensor} holds values that are not finite")
-        return truncated_hosvd(by_unit, self.rank, self.threshold)
+        reduce = iterated_tucker if self.iterated else truncated_hosvd
+        return reduce(by_unit, self.rank, self.threshold)

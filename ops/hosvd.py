@@ -3,7 +3,8 @@
 Source: De Lathauwer, De Moor and Vandewalle 2000, *A multilinear singular value decomposition*; its use on weights is
 Graham 2019, *Applied HOSVD for weight compression and expansion*, 3.1. Each mode is projected once on the
 leading left singular vectors of its unfolding. Nothing is iterated over the modes (that would be a Tucker
-decomposition by HOOI), for the two subspaces are all that the source asks for.
+decomposition by HOOI, ``iterated_tucker``, which the source's published code does), for the two subspaces are all that
+the source asks for.
 
 What was measured when this was chosen (512 × 512 × 3 × 3, a rank of 64, one core; ``tests/benchmarks/hosvd.py``
 repeats it):
@@ -109,6 +110,25 @@ def truncated_hosvd(tensor: Tensor, rank: float | None, threshold: float | None 
         core = multi_mode_dot(tensor, matrices, modes=modes, transpose=True) if modes else tensor
     whole = float(tensor.norm())
     lost = max(whole**2 - float(core.norm()) ** 2, 0.0) if modes else 0.0
+    return Truncated(core, (factors[0], factors[1]), math.sqrt(lost) / whole if lost > 0 else 0.0)
+
+
+def iterated_tucker(tensor: Tensor, rank: float | None, threshold: float | None = None) -> Truncated:
+    """The same ranks by tensorly's ``partial_tucker`` with its defaults: the two subspaces are improved in turns.
+
+    Its error is no higher than that of ``truncated_hosvd``, and at least 1 / √2 of that; for a matrix they are the
+    same. Takes the arguments of ``truncated_hosvd``.
+    """
+    from tensorly import backend_context
+    from tensorly.decomposition import partial_tucker
+
+    once = truncated_hosvd(tensor, rank, threshold)
+    if None in once.factors:  # one subspace alone, or a matrix: there is nothing to take turns with
+        return once
+    with backend_context("pytorch", local_threadsafe=True):
+        (core, factors), _ = partial_tucker(tensor, list(once.core.shape[:2]), modes=[0, 1], init="svd")
+    whole = float(tensor.norm())
+    lost = max(whole**2 - float(core.norm()) ** 2, 0.0)
     return Truncated(core, (factors[0], factors[1]), math.sqrt(lost) / whole if lost > 0 else 0.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
 from ops.errors import SurgeryError
@@ -22,6 +23,15 @@ class Operation:
 
     needs_signals: ClassVar[bool] = False
     whole_network: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        """As a dataclass's, but fields of ``repr=False`` are shown where they are not at their defaults.
+
+        For a class with ``@dataclass(frozen=True, repr=False)``: rare options would make every plan and error long.
+        """
+        values = ((each, getattr(self, each.name)) for each in fields(self))  # type: ignore[arg-type]
+        shown = (f"{each.name}={value!r}" for each, value in values if each.repr or value != each.default)
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         raise SurgeryError(f"{type(self).__name__} does not say what it proposes")
@@ -48,9 +58,22 @@ def choice(operation: Operation, field: str, value: object, allowed: tuple[objec
         raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r}, but it must be one of {allowed}")
 
 
-def kept(layer: HiddenLayer, keep: float) -> int:
-    """How many units a fraction of the layer is: the nearest whole number, at least two.
+#: How a fraction of a layer becomes a whole number of units; ``down`` is Python's ``int()``, as in published code.
+ROUNDINGS = ("nearest", "down")
+
+
+def kept(layer: HiddenLayer, keep: float, rounding: str = "nearest") -> int:
+    """How many units a fraction of the layer is: the nearest whole number (or the one below), at least two.
 
     Two, because a layer of a single unit cannot be told from a broadcast dimension, so no anatomy would find it again.
     """
-    return min(layer.units, max(2, round(keep * layer.units)))
+    count = int(keep * layer.units) if rounding == "down" else round(keep * layer.units)
+    return min(layer.units, max(2, count))
+
+
+def new_units(layer: HiddenLayer, grow: float, rounding: str = "nearest") -> int:
+    """How many units are added to a layer that grows by a fraction: the nearest whole number (or that below), at least
+    one.
+    """
+    count = int(grow * layer.units) if rounding == "down" else round(grow * layer.units)
+    return max(1, count)

@@ -12,13 +12,13 @@ meet other biases than their originals and part by that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ops.anatomy import HiddenLayer, Place
-from ops.operation import Operation, choice, fraction, whole
+from ops.operation import ROUNDINGS, Operation, choice, fraction, new_units, whole
 from ops.plan import Plan
 from ops.signals import Signals
 
@@ -35,28 +35,31 @@ def split_shares(copies: int, split: str, generator: torch.Generator) -> Tensor:
     return drawn / drawn.sum()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeakExpand(Operation):
     """Appends copies of units, those with the largest mean outgoing weight first.
 
     ``grow``: the fraction of units that is added, above 0 and at most 16 (1 doubles the layer). ``split``: how copies
     share the fan-out: ``equal``, ``uneven`` (random positive shares, by ``seed``) or ``signed``. ``published``: with
-    the faults of the published code (see the module).
+    the faults of the published code (see the module). ``rounding`` of the number that is added:
+    ``nearest`` or ``down``.
     """
 
     grow: float = 0.5
     split: str = "uneven"
     seed: int = 0
     published: bool = False
+    rounding: str = field(default="nearest", repr=False)
 
     def __post_init__(self) -> None:
         fraction(self, "grow", self.grow, most=16)
         choice(self, "split", self.split, ("equal", "uneven", "signed"))
         whole(self, "seed", self.seed)
         choice(self, "published", self.published, (True, False))
+        choice(self, "rounding", self.rounding, ROUNDINGS)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
-        added = max(1, round(self.grow * layer.units))
+        added = new_units(layer, self.grow, self.rounding)
         order = layer.outgoing_rows().mean(dim=1).real.argsort(descending=True, stable=True).tolist()
         sources = [*range(layer.units), *(order[i % layer.units] for i in range(added))]
         generator = torch.Generator().manual_seed(self.seed)

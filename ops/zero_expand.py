@@ -9,31 +9,33 @@ nothing more, as nobody reads these units.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ops.anatomy import HiddenLayer
-from ops.operation import Operation, choice, fraction
+from ops.operation import ROUNDINGS, Operation, choice, fraction, new_units
 from ops.plan import Plan
 from ops.signals import Signals
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ZeroExpand(Operation):
     """Appends units with zero fan-in and fan-out.
 
     ``grow``: the fraction of units that is added, above 0 and at most 16 (1 doubles the layer). ``published``: their
-    norm scales are zero (see the module).
+    norm scales are zero (see the module). ``rounding`` of the number that is added: ``nearest`` or ``down``.
     """
 
     grow: float = 0.5
     published: bool = False
+    rounding: str = field(default="nearest", repr=False)
 
     def __post_init__(self) -> None:
         fraction(self, "grow", self.grow, most=16)
         choice(self, "published", self.published, (True, False))
+        choice(self, "rounding", self.rounding, ROUNDINGS)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
-        added = max(1, round(self.grow * layer.units))
+        added = new_units(layer, self.grow, self.rounding)
         sources = (*range(layer.units), *(-1,) * added)
         newborn = {}
         for place in layer.vectors if self.published else ():

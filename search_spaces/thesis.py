@@ -20,14 +20,21 @@ DELTA = 1 / 8
 
 
 def operation(method: str, ratio: float, published: bool = False) -> Operation:
-    """The method as the thesis describes it, or as its published code has it."""
+    """The method as the thesis describes it, or as its published code has it.
+
+    There EigenRemove goes on with the reduced weights of an iterated Tucker decomposition, both removals score
+    convolutions by ``kernels``, expansions have the faults that ``ops.weak_expand`` and ``ops.zero_expand`` name, and
+    sizes are rounded down.
+    """
+    rounding, strength = ("down", "kernels") if published else ("nearest", "norm")
     if method == "eigen_remove":
-        return EigenRemove(ratio, DELTA, "reduced" if published else "original")
+        weights = "reduced" if published else "original"
+        return EigenRemove(ratio, DELTA, weights, strength, iterated=published, rounding=rounding)
     if method == "min_weight":
-        return MinWeight(ratio)
+        return MinWeight(ratio, strength, rounding)
     if method == "weak_expand":
-        return WeakExpand(ratio, "equal", published=published)
-    return ZeroExpand(ratio, published=published)
+        return WeakExpand(ratio, "equal", published=published, rounding=rounding)
+    return ZeroExpand(ratio, published=published, rounding=rounding)
 
 
 def place(layers: Layers, chosen: Operation, epochs: int) -> Schedule:

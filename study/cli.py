@@ -111,7 +111,12 @@ def resume(study: Study) -> None:
 
     console = _console()
     folder = Folder.open(study)
-    dataset = data.load(folder.settings.data, folder.settings.validation, folder.settings.train_images)
+    dataset = data.load(
+        folder.settings.data,
+        folder.settings.validation,
+        folder.settings.train_images,
+        folder.settings.train_on_validation,
+    )
     _carry_on(study, console, lambda: conduct.proceed(folder, dataset, console))
 
 
@@ -127,7 +132,12 @@ def compare(
 
     console = _console()
     folder = Folder.open(study)
-    dataset = data.load(folder.settings.data, folder.settings.validation, folder.settings.train_images)
+    dataset = data.load(
+        folder.settings.data,
+        folder.settings.validation,
+        folder.settings.train_images,
+        folder.settings.train_on_validation,
+    )
     _carry_on(study, console, lambda: conduct.compare(folder, dataset, console, top, seeds))
 
 

@@ -42,7 +42,7 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
     """
     tracking.check_server(settings.tracking_uri)
-    dataset = data.load(settings.data, settings.validation, settings.train_images)
+    dataset = data.load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
     layers = run.check(settings, dataset)
     per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
     listed = given(settings, layers)
@@ -202,7 +202,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for title in ("arm", "n", "accuracy %", "parameters", "seconds", "loss\nspike", "op/\nepoch"):
+    for title in ("arm", "n", "accuracy %", "train\n− test", "parameters", "seconds", "loss\nspike", "op/\nepoch"):
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for row in rows:
         name = SHORT.get(row["arm"], row["arm"]) + ("" if row["trial"] is None else f" {row['trial']}")
@@ -211,6 +211,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             name,
             str(row["n"]),
             f"{100 * row['accuracy']:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else ""),
+            "" if row.get("train_test_gap") is None else f"{100 * row['train_test_gap']:+.2f}",
             f"{row['parameters']:,.0f}",
             f"{row['seconds']:.1f}" + (f" ± {slack:.1f}" if slack is not None else ""),
             "" if row["spike_factor"] is None else f"× {row['spike_factor']:.2f}",

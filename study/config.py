@@ -19,6 +19,7 @@ DEVICES = ("auto", "cpu", "cuda")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SAMPLERS = ("tpe", "grid")
 STATES = ("carry", "reset")
+MODES = ("evaluation", "training")
 STOPPING = ("none", "asha")
 ARMS = ("original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late", "random")
 
@@ -33,6 +34,10 @@ class Settings:
     Recipe: ``epochs``, ``batch_size``, ``optimizer`` (``adam``, ``adamw`` or ``sgd`` with momentum 0.9),
     ``learning_rate``, ``weight_decay``, ``optimizer_state`` (``carry``: it follows the units through an operation;
     ``reset``: the optimizer forgets, as if made anew).
+    Faults of published code, to repeat its numbers: ``batchnorm_statistics`` (``carry``, or ``reset``: those of the
+    layer that was operated on begin anew), ``accuracy_mode`` (``evaluation``, or ``training``: losses and accuracies
+    are taken with BatchNorm and dropout as in training, in batches of 1,000), ``train_on_validation`` (the images that
+    schedules are chosen on are trained on, too).
     Search: ``trials``, ``generation`` (how many are sampled together, and so can run at once), ``space``,
     ``objective``, ``seed``. With ``sampler: grid`` in place of ``tpe``, or with ``schedules`` of one's own, nothing is
     searched: every point of the space, or every schedule, is compared. ``early_stopping`` (``asha``: the search ends
@@ -61,6 +66,9 @@ class Settings:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     optimizer_state: str = "carry"
+    batchnorm_statistics: str = "carry"
+    accuracy_mode: str = "evaluation"
+    train_on_validation: bool = False
     trials: int = 16
     generation: int = 4
     space: str = "mixed"
@@ -105,6 +113,8 @@ class Settings:
         self._require("train_images", self.train_images is None or self.train_images >= 1, "at least 1")
         self._require("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         self._require("optimizer_state", self.optimizer_state in STATES, f"one of {', '.join(STATES)}")
+        self._require("batchnorm_statistics", self.batchnorm_statistics in STATES, f"one of {', '.join(STATES)}")
+        self._require("accuracy_mode", self.accuracy_mode in MODES, f"one of {', '.join(MODES)}")
         self._require("sampler", self.sampler in SAMPLERS, f"one of {', '.join(SAMPLERS)}")
         known = set(self.arms) <= set(ARMS) and len(set(self.arms)) == len(self.arms)
         whole = "surgery" in self.arms and ("restart" in self.arms or set(self.arms) <= {"original", "surgery"})
@@ -211,6 +221,7 @@ def _mapping(text: bytes, where: str) -> dict[str, Any]:
 KINDS = {
     int: "a whole number",
     float: "a number",
+    bool: "true or false",
     str: "text",
     str | None: "text",
     float | None: "a number",
@@ -233,6 +244,8 @@ def _cast(name: str, value: Any, hint: Any) -> Any:
             return float(value)
     except (TypeError, ValueError, OverflowError):
         pass
+    if hint is bool and isinstance(value, bool):
+        return value
     if hint in (str, str | None) and isinstance(value, hint):
         return value
     if hint in (int | None, float | None) and value is None:

@@ -42,7 +42,9 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three disjoint sets and the names of the classes. Trained on, chosen on, read once."""
+    """Three sets and the names of the classes: trained on, chosen on, read once. They are disjoint, but that a study
+    may be asked to train on the validation images, too (``load``).
+    """
 
     train: Images
     validation: Images
@@ -56,12 +58,13 @@ class Dataset:
         return channels, height, width
 
 
-def load(name: str, validation: float, train_images: int | None = None) -> Dataset:
+def load(name: str, validation: float, train_images: int | None = None, train_on_validation: bool = False) -> Dataset:
     """``digits``, ``cifar10`` (through torchvision) or ``folder:PATH`` with PATH/train/CLASS/*.png|jpg and
     PATH/test/CLASS/*.
 
     ``validation`` is the fraction of the training images, by class, that schedules are chosen on; ``train_images``
-    how many there are of both at most, as many of each class as it had before.
+    how many there are of both at most, as many of each class as it had before. ``train_on_validation``: the images that
+    schedules are chosen on are trained on as well, as in published code that keeps none apart.
 
     Raises:
         StudyError: an unknown name, a missing folder, an empty class, classes, sizes or colours that do not agree, an
@@ -84,8 +87,8 @@ def load(name: str, validation: float, train_images: int | None = None) -> Datas
         if train_images < 2 * len(classes):
             raise StudyError(f"train_images is {train_images}, but {len(classes)} classes need 2 images each")
         _, train = _split(train, train_images / len(train), classes)
-    train, chosen_on = _split(train, validation, classes)
-    return Dataset(train, chosen_on, test, tuple(classes))
+    rest, chosen_on = _split(train, validation, classes)
+    return Dataset(train if train_on_validation else rest, chosen_on, test, tuple(classes))
 
 
 def _digits() -> Images:

@@ -182,6 +182,7 @@ def _row(arm: str, trial: int | None, records: Sequence[Record], targets: Sequen
         "epochs": statistics.fmean(
             len(result["epochs"]) + result.get("sunk", {}).get("epochs", 0) for result in results
         ),
+        "train_test_gap": _mean(result.get("train_test_gap") for result in results),
         "top5": _mean(result.get("test_top5") for result in results),
         "latency_seconds": {
             batch: _mean(result["latency_seconds"][batch] for result in results)

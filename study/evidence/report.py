@@ -29,6 +29,7 @@ MISSING = "–"
 BEST, FEW = 20, 5
 #: What not every arm can be measured by, in the order of its columns: how it is worded.
 OPTIONAL: dict[str, Callable[[float], str]] = {
+    "train_test_gap": lambda gap: f"{100 * gap:+.2f}",
     "top5": lambda share: f"{share:.2%}",
     "peak_memory": lambda size: f"{size / 2**20:,.0f} MiB",
     "joules": lambda energy: f"{energy:,.0f}",

@@ -58,6 +58,7 @@ SAME = 0.05
 class Training:
     """What the thesis reads from one training; ``factor`` and ``seconds`` are medians over its operations.
 
+    ``gap``: accuracy on the training images less ``accuracy``; None where an older study did not take it.
     ``recorded``: the loss factors that the thesis has recorded, of every operation but that on ``UNRECORDED``.
     """
 
@@ -66,6 +67,7 @@ class Training:
     seconds: float
     epoch_seconds: float
     recorded: tuple[float, ...] = ()
+    gap: float | None = None
 
 
 #: (method, ratio) → seed → training.
@@ -91,6 +93,7 @@ def gathered(results: Results) -> Trainings:
             statistics.median(operation["seconds"] for operation in operations),
             statistics.median(operation["epoch_seconds"] for operation in operations),
             tuple(operation["loss_factor"] for operation in operations if operation["layer"] != UNRECORDED),
+            cell.get("train_test_gap"),
         )
     return found
 
@@ -179,6 +182,9 @@ def page(results: Results, pictures: Sequence[str]) -> str:
     original = [
         c["test_accuracy"] for c in results["comparison"]["cells"] if c["arm"] == "original" and "failure" not in c
     ]
+    gaps = _gaps(found)
+    if gaps:
+        lines += ["## Accuracy on the training images less that on the test images, points", "", *gaps, ""]
     if original:
         lines += [f"The original network without any operation: {_spread(original, percent=True)}.", ""]
     lines += ["## Tests", "", *_tests(found), "", "## What holds", ""]
@@ -223,6 +229,19 @@ def _as_printed(found: Trainings, methods: Sequence[str], measure: str) -> list[
             spreads.append(f"{NAMES[method]} {statistics.variance(known):.4f} ({PRINTED_VARIANCE[method]})")
     if spreads:
         lines += ["", f"Variance of these medians over the ratios: {', '.join(spreads)}."]
+    return lines
+
+
+def _gaps(found: Trainings) -> list[str]:
+    """A table of the gaps between training and test accuracy, by method and ratio; empty where none were taken."""
+    taken = {key: [t.gap for t in members.values() if t.gap is not None] for key, members in found.items()}
+    if not any(taken.values()):
+        return []
+    lines = [f"| | {' | '.join(RATIOS.values())} |", "|---|" + "---|" * len(RATIOS)]
+    for method, name in NAMES.items():
+        columns = [taken.get((method, ratio), []) for ratio in RATIOS]
+        cells = [_spread(values, percent=True) if values else "not taken" for values in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
@@ -277,6 +296,9 @@ def claims(found: Trainings) -> list[tuple[str, str, str]]:
         verdict = {1: "holds", -1: "does not hold", 0: "undecided"}[_sign(interval)]
         verdicts.append((claim, verdict, f"{_difference(mean, interval, scale, unit)}, n = {len(differences)}."))
 
+    gaps = [(a, b) for a, b in pairs(found, removal, "gap").values() if a is not None and b is not None]
+    compared("EigenRemove generalizes better (gap between training and test accuracy, Minimum Weight Selection − "
+             "EigenRemove).", [b - a for a, b in gaps], 100, " points")  # fmt: skip
     factors = pairs(found, removal, "factor")
     compared("EigenRemove's loss factor is the larger one.", [a - b for a, b in factors.values()], 1, "")
     steadier = []

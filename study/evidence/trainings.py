@@ -13,7 +13,8 @@ from study.evidence.results import Record
 def table(records: Iterable[Record]) -> list[dict[str, Any]]:
     """A row for each training, those of the search first, then arm by arm; None where something does not apply.
 
-    Accuracies are 0 … 1, ``loss spike`` is the largest of its operations; ``failure`` says why it has no more.
+    Accuracies are 0 … 1, ``train − test`` is how far that on the training images is above that on the test images,
+    ``loss spike`` the largest of its operations; ``failure`` says why it has no more.
     """
     order = ("search", *ARMS)
     return [_row(record) for record in sorted(records, key=lambda record: order.index(record.cell.arm))]
@@ -25,6 +26,7 @@ def _row(record: Record) -> dict[str, Any]:
         "training": cell.name,
         "validation accuracy": result.get("validation_accuracy"),
         "test accuracy": result.get("test_accuracy"),
+        "train − test": result.get("train_test_gap"),
         "parameters": result.get("parameters"),
         "FLOPs": result.get("flops"),
         "seconds": result.get("seconds"),

@@ -19,9 +19,12 @@ REPEATS = 5
 TOP = 5
 
 
-def on_test(model: nn.Module, images: Batches, most: int = 1024) -> dict[str, float]:
-    """``test_loss`` (mean cross entropy) and ``test_accuracy`` (0 … 1); with ten classes or more ``test_top5``."""
-    scores, targets = (torch.cat(parts) for parts in zip(*answers(model, images, most), strict=True))
+def on_test(model: nn.Module, images: Batches, most: int = 1024, mode: str = "evaluation") -> dict[str, float]:
+    """``test_loss`` (mean cross entropy) and ``test_accuracy`` (0 … 1); with ten classes or more ``test_top5``.
+
+    ``mode``: see ``study.training.trainer.answers``.
+    """
+    scores, targets = (torch.cat(parts) for parts in zip(*answers(model, images, most, mode), strict=True))
     loss = nn.functional.cross_entropy(scores.double(), targets)
     hits = scores.topk(min(TOP, scores.shape[1]), dim=1).indices == targets.unsqueeze(1)
     found = {"test_loss": float(loss), "test_accuracy": int(hits[:, 0].sum()) / len(hits)}

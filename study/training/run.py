@@ -34,7 +34,7 @@ from study.training.probe import Probe
 from study.training.restart import renew
 from study.training.spent import work
 from study.training.theatre import Theatre, spikes
-from study.training.trainer import Batches, Callback, Trainer, steps_per_epoch
+from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Cell:
 #: The settings that decide what a training computes.
 RECIPE = (
     "data", "model", "train_images", "validation", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay",
-    "optimizer_state", "held_out", "signal_images", "probe",
-    "dead_threshold",
+    "optimizer_state", "batchnorm_statistics", "accuracy_mode", "train_on_validation", "held_out", "signal_images",
+    "probe", "dead_threshold",
 )  # fmt: skip
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
@@ -117,6 +117,8 @@ def run(
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
+    Where the test images are read, ``train_accuracy`` is that of the final network on all images that it was trained
+    on, and ``train_test_gap`` how far that is above ``test_accuracy`` (a fraction; how badly it generalizes).
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``.
 
@@ -134,7 +136,8 @@ def run(
     schedule = Schedule.from_data(cell.schedule)
     held_out = data.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
-    theatre = Theatre(schedule, held_out, settings.signal_images, carry)
+    renewed = settings.batchnorm_statistics == "reset"
+    theatre = Theatre(schedule, held_out, settings.signal_images, carry, renewed)
     probes = (
         [Probe(theatre, settings.probe, settings.dead_threshold or THRESHOLD)]
         if settings.probe and cell.arm in PROBED
@@ -145,6 +148,7 @@ def run(
         model, make_optimizer(settings, model), data, epochs=cell.epochs or settings.epochs,
         batch_size=settings.batch_size, seed=cell.seed, device=device,
         callbacks=[energy, theatre, *probes, Teller(tell, theatre)],
+        accuracy_mode=settings.accuracy_mode,
     )  # fmt: skip
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
@@ -166,7 +170,10 @@ def run(
         "architecture": describe(model),
     }
     if cell.test:
-        outcome |= on_test(model, Batches(data.test, device)) | speed(model, Batches(held_out, device), device)
+        tested = on_test(model, Batches(data.test, device), mode=settings.accuracy_mode)
+        trained = evaluate(model, trainer.train, mode=settings.accuracy_mode)[1]
+        outcome |= {"train_accuracy": trained, "train_test_gap": trained - tested["test_accuracy"]}
+        outcome |= tested | speed(model, Batches(held_out, device), device)
     return outcome
 
 

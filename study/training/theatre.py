@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, operate
+from ops.anatomy import WHOLE
 from ops.optimizer_state import forget
 from ops.schedule import Step
 from study.data import Images
@@ -28,13 +30,17 @@ from study.training.trainer import Batches, Callback, Shown, Trainer, clock, eva
 class Theatre(Callback):
     """Applies ``schedule``. ``held_out`` is the fixed batch of validation images; ``signal_images`` how many training
     images a batch has that is shown to operations and repairs that look at activations. Without ``carry`` the optimizer
-    forgets its state with every operation. ``records`` holds one dict of plain numbers and names for each operation,
+    forgets its state with every operation; with ``renewed`` the statistics of the operated layer's BatchNorm begin
+    anew. ``records`` holds one dict of plain numbers and names for each operation,
     ``checks`` one for each look at a condition: ``step`` (its place in the schedule), ``iteration``, ``epoch``,
     ``layer``, ``units``, ``measure`` and ``gain`` (see ``ops.Condition``), ``operated``, ``seconds``.
     """
 
-    def __init__(self, schedule: Schedule, held_out: Images, signal_images: int, carry: bool = True) -> None:
+    def __init__(
+        self, schedule: Schedule, held_out: Images, signal_images: int, carry: bool = True, renewed: bool = False
+    ) -> None:
         self.schedule, self._held_out, self._signal_images, self._carry = schedule, held_out, signal_images, carry
+        self._renewed = renewed
         self.records: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
         self.discovery_seconds = 0.0
@@ -147,6 +153,8 @@ class Theatre(Callback):
         plan = operate(layer, step.operation, trainer.optimizer, signals, repair=step.repair)
         if not self._carry:
             forget(trainer.optimizer)
+        if self._renewed and step.layer != WHOLE:
+            renew_statistics(self.anatomy(trainer)[step.layer])
         seconds = clock(device) - start
         after, accuracy_after = self._look(trainer)
         if not math.isfinite(after):
@@ -184,10 +192,18 @@ class Theatre(Callback):
 
     def _look(self, trainer: Trainer) -> tuple[float, float]:
         """Loss and accuracy on the held-out batch."""
-        return evaluate(trainer.model, Batches(self._held_out, trainer.device))
+        return evaluate(trainer.model, Batches(self._held_out, trainer.device), mode=trainer.accuracy_mode)
 
     def _batch(self, images: Images, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         return Batches(images, device).take(slice(0, count))
+
+
+def renew_statistics(layer: HiddenLayer) -> None:
+    """The running statistics of every BatchNorm of the layer's units begin anew, at 0 and 1."""
+    for place in layer.vectors:
+        module = layer.anatomy.owner(place.tensor)
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
 
 
 def spikes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -81,7 +81,8 @@ class Trainer:
 
     ``history`` holds a record for each finished epoch: ``train_loss`` (the mean over batches, and that of the first
     and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_accuracy`` (0 … 1) and
-    ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps.
+    ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps. ``accuracy_mode``: in which
+    mode losses and accuracies are taken, see ``answers``.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Trainer:
         seed: int,
         device: torch.device,
         callbacks: Sequence[Callback] = (),
+        accuracy_mode: str = "evaluation",
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.epochs, self.batch_size, self.seed, self.device = epochs, batch_size, seed, device
@@ -104,6 +106,7 @@ class Trainer:
         self.epoch = 0
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
+        self.accuracy_mode = accuracy_mode
         self._paused = 0.0
 
     @property
@@ -115,7 +118,7 @@ class Trainer:
         """Trains to the last epoch. Raises Diverged when the loss is no longer finite."""
         while self.epoch < self.epochs:
             record = self._train_epoch()
-            loss, accuracy = evaluate(self.model, self.validation)
+            loss, accuracy = evaluate(self.model, self.validation, mode=self.accuracy_mode)
             if not math.isfinite(loss):
                 raise Diverged(f"the validation loss became {loss} in epoch {self.epoch + 1}")
             record |= {"validation_loss": loss, "validation_accuracy": accuracy}
@@ -171,23 +174,39 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return steps
 
 
-def evaluate(model: nn.Module, batches: Batches, most: int = 1024) -> tuple[float, float]:
-    """Mean cross entropy and accuracy (0 … 1) in evaluation mode; the model is left in the mode it was in."""
+#: Images that are looked at together in training mode, where they depend on each other (as the thesis's code has it).
+TOGETHER = 1000
+
+
+def evaluate(model: nn.Module, batches: Batches, most: int = 1024, mode: str = "evaluation") -> tuple[float, float]:
+    """Mean cross entropy and accuracy (0 … 1); the model is left in the mode it was in. ``mode``: see ``answers``."""
     loss = torch.zeros((), dtype=torch.float64, device=batches.labels.device)
     hits = torch.zeros((), dtype=torch.int64, device=batches.labels.device)
-    for scores, targets in answers(model, batches, most):
+    for scores, targets in answers(model, batches, most, mode):
         loss += nn.functional.cross_entropy(scores, targets, reduction="sum").double()
         hits += (scores.argmax(dim=1) == targets).sum()
     return float(loss) / len(batches), int(hits) / len(batches)
 
 
-def answers(model: nn.Module, batches: Batches, most: int = 1024) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores ``[n, classes]`` and class numbers of all images, in order, in evaluation mode without gradients."""
-    from ops.anatomy import evaluating
+def answers(
+    model: nn.Module, batches: Batches, most: int = 1024, mode: str = "evaluation"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scores ``[n, classes]`` and class numbers of all images, in order, without gradients.
 
-    with evaluating(model), torch.no_grad():
-        for start in range(0, len(batches), most):
-            inputs, targets = batches.take(slice(start, start + most))
+    In evaluation mode, or with ``mode="training"`` as in training: BatchNorm by the batch's own statistics, in batches
+    of ``TOGETHER`` (a rest of one image joins the batch before it). Nothing is left of that: buffers and random numbers
+    are as before.
+    """
+    from ops.anatomy import evaluating
+    from ops.anatomy.running import plainly
+
+    training = mode == "training"
+    parts = torch.arange(len(batches)).split(TOGETHER if training else most)
+    if training and len(parts) > 1 and len(parts[-1]) == 1:
+        parts = (*parts[:-2], torch.cat(parts[-2:]))
+    with plainly(model, training=True) if training else evaluating(model), torch.no_grad():
+        for part in parts:
+            inputs, targets = batches.take(slice(int(part[0]), int(part[-1]) + 1))
             yield model(inputs), targets
 
 

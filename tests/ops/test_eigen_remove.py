@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from ops import Anatomy, EigenRemove, MinWeight, Moment, Schedule, Step, SurgeryError, operate
+from ops import (
+    Anatomy,
+    EigenRemove,
+    MinWeight,
+    Moment,
+    RemoveDead,
+    Schedule,
+    Step,
+    SurgeryError,
+    WeakExpand,
+    ZeroExpand,
+    operate,
+)
+from ops.min_weight import kernel_scores, strongest
 from tests.ops.networks import NETWORKS, build, cnn
 from tests.ops.test_hosvd import brute_force
 
@@ -140,3 +153,68 @@ def test_one_of_rank_and_threshold_holds():
             EigenRemove(**bad)
     step = Step(Moment(1), "0", EigenRemove(threshold=0.2))
     assert Schedule.from_data(Schedule((step,)).to_data()).steps == (step,)
+
+
+def test_kernels_are_the_published_code_s_score():
+    """‖ (‖K‖² of each output) ‖² for a convolution, the norm for a dense reader; EigenRemove at rank 1 agrees."""
+    model, inputs = build("cnn", torch.float64)
+    anatomy = Anatomy(model, inputs)
+    squares = torch.norm(model[4].weight.detach(), dim=(2, 3)) ** 2
+    wanted = (torch.norm(squares, dim=0) ** 2).topk(3).indices.sort().values.tolist()
+    assert list(MinWeight(0.5, "kernels").propose(anatomy["0"]).sources) == wanted
+    for layer in anatomy.values():
+        for keep in (0.3, 0.6):
+            plain = MinWeight(keep, "kernels").propose(layer).sources
+            assert EigenRemove(keep, 1, strength="kernels").propose(layer).sources == plain
+    for name in ("4", "8"):
+        assert MinWeight(0.4, "kernels").propose(anatomy[name]).sources == MinWeight(0.4).propose(anatomy[name]).sources
+    with torch.no_grad():  # one large kernel against many of middling size
+        model[4].weight.zero_()
+        model[4].weight[0, 0, 0, 0], model[4].weight[:, 1, 0, 0] = 1.5, 1.0
+        model[4].weight[:, 2:, 0, 0] = 0.1
+    assert model[4].weight.shape[0] > 2
+    layer = Anatomy(model, inputs)["0"]
+    assert strongest(kernel_scores(layer, {place: layer.outgoing(place) for place in layer.readers}), 1) == (0,)
+    assert strongest(layer.outgoing_rows().norm(dim=1), 1) == (1,)
+
+
+def test_iterated_reduction_is_tensorlys(network="cnn"):
+    from tensorly import backend_context
+    from tensorly.decomposition import partial_tucker
+    from tensorly.tenalg import multi_mode_dot
+
+    model, inputs = build(network, torch.float64)
+    layer = Anatomy(model, inputs)["0"]
+    (reader,) = layer.readers
+    by_unit = layer.outgoing(reader)
+    size = int(0.5 * min(by_unit.shape[:2]))
+    with backend_context("pytorch", local_threadsafe=True):
+        (core, factors), _ = partial_tucker(by_unit, rank=[size, size], modes=[0, 1], init="svd")
+        wanted = multi_mode_dot(core, factors, modes=[0, 1])
+    plan = EigenRemove(0.5, 0.5, "reduced", iterated=True).propose(layer)
+    found = plan.replaced[reader.tensor].movedim(1, 0).flatten(2)
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4])
+def test_sizes_rounded_down_are_int(ratio):
+    model, inputs = build("mlp")
+    for layer in Anatomy(model, inputs).values():
+        units = layer.units
+        for operation in (MinWeight(ratio, rounding="down"), EigenRemove(ratio, rounding="down")):
+            assert operation.propose(layer).units_after == max(2, int(units * ratio))
+        for operation in (WeakExpand(ratio, rounding="down"), ZeroExpand(ratio, rounding="down")):
+            assert operation.propose(layer).units_after == max(units + 1, int(units + units * ratio))
+    for kind in (MinWeight, EigenRemove, WeakExpand, ZeroExpand):
+        with pytest.raises(SurgeryError, match="rounding is 'up'"):
+            kind(rounding="up")
+
+
+def test_rare_options_are_shown_where_they_are_used():
+    assert repr(MinWeight()) == "MinWeight(keep=0.5)"
+    assert repr(MinWeight(0.5, "kernels")) == "MinWeight(keep=0.5, strength='kernels')"
+    assert repr(EigenRemove()) == "EigenRemove(keep=0.5, rank=0.125, weights='original', strength='norm')"
+    words = "EigenRemove(keep=0.5, rank=None, weights='original', strength='norm', threshold=0.5, rounding='down')"
+    assert repr(EigenRemove(threshold=0.5, rounding="down")) == words
+    for operation in (MinWeight(0.5, "kernels"), EigenRemove(threshold=0.5), RemoveDead(by="mrp"), ZeroExpand()):
+        assert eval(repr(operation)) == operation

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ops import hosvd
-from ops.hosvd import gram, leading, truncated_hosvd
+from ops.hosvd import gram, iterated_tucker, leading, truncated_hosvd
 
 SHAPES = [(12, 8, 1), (8, 12, 1), (9, 9, 1), (10, 6, 9), (6, 10, 4), (40, 4, 3), (4, 40, 3), (5, 1, 9), (1, 5, 1)]
 RANKS = [0.01, 0.25, 0.5, 0.9, 1.0]
@@ -125,6 +125,19 @@ def test_error_lies_between_tuckers_and_the_bound(kind, rank):
     tails = [float(torch.linalg.svdvals(each)[size:].square().sum()) for each in unfoldings]
     whole = float(tensor.square().sum())
     assert max(tails) <= found**2 * whole * (1 + 1e-9) <= sum(tails) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_iterated_is_no_worse_than_once_and_the_same_for_a_matrix(shape):
+    tensor = decaying(shape)
+    for rank in (0.25, 0.5, 1.0):
+        once, again = truncated_hosvd(tensor, rank), iterated_tucker(tensor, rank)
+        assert again.error <= once.error + 1e-9 and once.error <= 2**0.5 * again.error + 1e-6
+        error = float((again.tensor() - tensor).norm() / tensor.norm())
+        assert again.error == pytest.approx(error, abs=1e-6) and again.core.shape == once.core.shape
+        torch.testing.assert_close(again.row_norms(), again.tensor().flatten(1).norm(dim=1))
+        if shape[2] == 1:
+            torch.testing.assert_close(again.tensor(), once.tensor())
 
 
 @pytest.fixture

@@ -33,10 +33,14 @@ def test_the_layers_are_those_of_the_model() -> None:
 @pytest.mark.parametrize(
     ("method", "correct", "published"),
     [
-        ("eigen_remove", EigenRemove(0.25, 0.125, "original"), EigenRemove(0.25, 0.125, "reduced")),
-        ("min_weight", MinWeight(0.25), MinWeight(0.25)),
-        ("weak_expand", WeakExpand(0.25, "equal"), WeakExpand(0.25, "equal", published=True)),
-        ("zero_expand", ZeroExpand(0.25), ZeroExpand(0.25, published=True)),
+        (
+            "eigen_remove",
+            EigenRemove(0.25, 0.125, "original"),
+            EigenRemove(0.25, 0.125, "reduced", "kernels", iterated=True, rounding="down"),
+        ),
+        ("min_weight", MinWeight(0.25), MinWeight(0.25, "kernels", "down")),
+        ("weak_expand", WeakExpand(0.25, "equal"), WeakExpand(0.25, "equal", published=True, rounding="down")),
+        ("zero_expand", ZeroExpand(0.25), ZeroExpand(0.25, published=True, rounding="down")),
     ],
 )
 def test_each_method_at_its_ratio(method: str, correct: object, published: object) -> None:

@@ -32,6 +32,14 @@ def test_every_preset_loads(preset: str) -> None:
     assert isinstance(compose(preset, None, {}), Settings)
 
 
+def test_the_published_code_s_faults_are_on_in_its_preset_only() -> None:
+    faults = {"batchnorm_statistics": "reset", "accuracy_mode": "training", "train_on_validation": True}
+    for preset in presets():
+        settings = compose(preset, None, {})
+        on = {name: getattr(settings, name) == value for name, value in faults.items()}
+        assert set(on.values()) == {preset == "thesis-published"}, preset
+
+
 def test_a_flag_beats_the_file_which_beats_the_preset(tmp_path: Path) -> None:
     config = written(tmp_path, "epochs: 7\ntrials: 9\n")
     assert compose("smoke", None, {}).epochs == 4
@@ -143,6 +151,9 @@ BAD_VALUES = [
     ("train_images", "0", LONGER),
     ("train_images", "1.5", "must be a whole number"),
     ("optimizer_state", "forget", "must be one of carry, reset"),
+    ("batchnorm_statistics", "forget", "must be one of carry, reset"),
+    ("accuracy_mode", "test", "must be one of evaluation, training"),
+    ("train_on_validation", "perhaps", "must be true or false"),
     ("sampler", "random", "must be one of tpe, grid"),
     ("arms", "[original]", "must be surgery and any of original, restart"),
     ("arms", "[surgery, surgery]", "must be surgery and any of original, restart"),

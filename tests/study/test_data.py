@@ -270,3 +270,10 @@ def test_cifar10_comes_through_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(StudyError, match=r"neither be found in .*here nor fetched .* --data folder:PATH") as caught:
         load("cifar10", 0.25)
     assert "\n" not in str(caught.value)
+
+
+def test_validation_images_are_trained_on_if_that_is_asked_for(root: Path) -> None:
+    apart, all_of_them = (load(f"folder:{root}", 0.25, train_on_validation=asked) for asked in (False, True))
+    assert rows(all_of_them.validation) == rows(apart.validation) and rows(all_of_them.test) == rows(apart.test)
+    assert rows(all_of_them.train) == sorted([*rows(apart.train), *rows(apart.validation)])
+    assert len(load("digits", 0.25, train_on_validation=True).train) == 1438

@@ -18,7 +18,10 @@ _EPOCH = {
     "joules": "energy/epoch",
 }  # fmt: skip
 #: Known at the end, by the images that it is measured on: the test images, or none.
-_TEST = {"test_accuracy": "accuracy/test", "test_top5": "accuracy/test top 5", "test_loss": "loss/test"}
+_TEST = {
+    "test_accuracy": "accuracy/test", "test_top5": "accuracy/test top 5", "test_loss": "loss/test",
+    "train_accuracy": "accuracy/train", "train_test_gap": "accuracy/train minus test",
+}  # fmt: skip
 _OUTCOME = {
     "flops": "size/flops", "peak_memory": "size/peak_memory", "seconds": "seconds/total",
     "train_seconds": "seconds/total training", "operation_seconds": "seconds/total operations",

@@ -226,3 +226,15 @@ def test_the_report_writes_it(tmp_path: Path) -> None:
     assert (folder.figures / "thesis_expansion.png").exists()
     assert "thesis_removal" in folder.report.read_text()
     assert "every schedule is compared, of which 20 have ended" in folder.report.read_text()
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.02, "holds"), (-0.02, "does not hold"), (0.0, "undecided")])
+def test_whether_eigen_remove_generalizes_better(gain: float, verdict: str) -> None:
+    found = results(lambda *_: 0.7)
+    assert "EigenRemove generalizes better" not in said(found) and "training images less" not in thesis.page(found, [])
+    for each in found["comparison"]["cells"]:
+        op, ratio = each["params"]["op"], each["params"]["ratio"]
+        each["train_test_gap"] = 0.2 - gain * (op == "eigen_remove") + noise(op, ratio, each["seed"])
+    assert said(found)["EigenRemove generalizes better"] == verdict
+    page = thesis.page(found, [])
+    assert "less that on the test images, points" in page and page.count("20.") > 5

@@ -21,7 +21,7 @@ def test_the_table_of_all_trainings() -> None:
     records = [
         Record(Cell("restart", 1, trial=0), outcome(0.8, test_accuracy=0.7)),
         Record(Cell("surgery", 1, [STEP], trial=0), outcome(0.9, test_accuracy=0.85, spikes=spikes, operations=[{}])),
-        Record(Cell("original", 1), outcome(0.7, test_accuracy=0.6)),
+        Record(Cell("original", 1), outcome(0.7, test_accuracy=0.6, train_test_gap=0.125)),
         Record(Cell("search", 0, [STEP], trial=1), {"failure": "the loss became nan"}),
         Record(Cell("search", 0, [STEP], trial=0), outcome(0.5)),
     ]
@@ -38,3 +38,4 @@ def test_the_table_of_all_trainings() -> None:
     assert surgery["loss spike"] == 3.5 and surgery["operations"] == 1 and restart["loss spike"] is None
     assert surgery["schedule"] == "min_weight keep 0.5 on fc1 at 1ep"
     assert [row["test accuracy"] for row in rows] == [None, None, 0.6, 0.85, 0.7]
+    assert [row["train − test"] for row in rows] == [None, None, 0.125, None, None]

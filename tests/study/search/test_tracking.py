@@ -157,6 +157,8 @@ def test_the_metrics_of_an_epoch_and_of_an_outcome() -> None:
     assert ended["operation loss/epochs_to_recover fc1"] == ended["operation loss/spike_factor"] == (2, 2)
     assert "size/peak_memory" not in ended and not measures.of_test(OUTCOME)
     assert measures.of_test(OUTCOME | {"test_accuracy": 0.75}) == [("accuracy/test", 0.75, 10)]
+    gap = {"train_accuracy": 1.0, "train_test_gap": 0.25}
+    assert measures.of_test(OUTCOME | gap) == [("accuracy/train", 1.0, 10), ("accuracy/train minus test", 0.25, 10)]
     assert all(name.count("/") == 1 for name in found | ended)  # MLflow's charts have a section for what is before it
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
+from ops import load as load_network
 from study import models
 from study.config import Settings
 from study.data import load
 from study.training.measures import on_test, speed
 from study.training.run import Cell, run
-from study.training.trainer import Batches
+from study.training.trainer import Batches, evaluate
 
 CPU = torch.device("cpu")
 
@@ -50,4 +53,14 @@ def test_only_what_is_compared_is_measured() -> None:
     settings = Settings(model="mlp", epochs=1, batch_size=64, held_out=64, probe=0)
     for test in (True, False):
         outcome = run(Cell("original", 0, test=test), load("digits", 0.25), settings, CPU)
-        assert all((key in outcome) == test for key in ("test_accuracy", "test_top5", "latency_seconds"))
+        assert all(
+            (key in outcome) == test for key in ("test_accuracy", "test_top5", "latency_seconds", "train_test_gap")
+        )
+
+
+def test_the_gap_is_of_the_final_network_on_all_images_that_it_was_trained_on(tmp_path: Path) -> None:
+    settings, data = Settings(model="mlp", epochs=3, batch_size=64, held_out=64, probe=0), load("digits", 0.25)
+    outcome = run(Cell("original", 0, test=True), data, settings, CPU, network=tmp_path / "net.pt")
+    network = load_network(lambda: models.build("mlp", data.shape, 10), tmp_path / "net.pt")
+    wanted = [evaluate(network, Batches(images, CPU))[1] for images in (data.train, data.test)]
+    assert outcome["train_accuracy"] == wanted[0] and outcome["train_test_gap"] == wanted[0] - wanted[1]

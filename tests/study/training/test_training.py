@@ -20,7 +20,7 @@ from study.training import checkpoint
 from study.training.restart import fan_power, renew
 from study.training.run import Cell, make_optimizer, run
 from study.training.theatre import Theatre, spikes
-from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
+from study.training.trainer import Batches, Callback, Trainer, answers, evaluate, steps_per_epoch
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64)
@@ -342,3 +342,66 @@ def test_the_optimizer_forgets_if_it_is_told_to(digits: Dataset, state: str) -> 
     assert same == (state == "carry")
     keys = {Cell("surgery", 0, SHRINK).key(replace(settings, optimizer_state=s)) for s in ("carry", state)}
     assert len(keys) == 1 + (state == "reset")
+
+
+def test_batchnorm_statistics_begin_anew_if_they_are_told_to(digits: Dataset) -> None:
+    """Those of the layer that was operated on, and no others; weights and scales stay."""
+    settings = replace(SETTINGS, epochs=2)
+    found = {}
+    for state in ("carry", "reset"):
+        model = models.build(settings.model, digits.shape, len(digits.classes))
+        theatre = Theatre(
+            Schedule.from_data(schedule(("1ep", "conv2", MinWeight(0.5)))), digits.validation.thinned(64),
+            64, True, state == "reset",
+        )  # fmt: skip
+
+        class Look(Callback):
+            def before_step(self, trainer: Trainer, state: str = state) -> None:
+                if trainer.iteration == trainer.per_epoch:
+                    found[state] = [
+                        (n.running_mean.clone(), n.running_var.clone(), n.weight.detach().clone())
+                        for n in (trainer.model.norm1, trainer.model.norm2)  # type: ignore[union-attr]
+                    ]
+
+        torch.manual_seed(0)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        Trainer(
+            model, make_optimizer(settings, model), digits, epochs=2, batch_size=64, seed=0, device=CPU,
+            callbacks=[theatre, Look()],
+        ).fit()  # fmt: skip
+    (first, _), (other, renewed) = found["carry"], found["reset"]
+    assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert not renewed[0].any() and torch.equal(renewed[1], torch.ones(32)) and found["carry"][1][0].any()
+    assert torch.equal(renewed[2], found["carry"][1][2])
+    keys = {Cell("surgery", 0, SHRINK).key(replace(settings, batchnorm_statistics=s)) for s in ("carry", "reset")}
+    assert len(keys) == 2
+
+
+def test_accuracy_in_training_mode_is_by_batches_of_their_own_statistics(digits: Dataset) -> None:
+    model = models.build("small_cnn", digits.shape, 10).eval()
+    images = Batches(digits.train, CPU)
+    before, random = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    found = torch.cat([scores for scores, _ in answers(model, images, mode="training")])
+    accuracy = evaluate(model, images, mode="training")[1]
+    assert not model.training and torch.equal(random, torch.random.get_rng_state())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    twin = copy.deepcopy(model).train()
+    inputs, targets = images.take(slice(None))
+    wanted = torch.cat([twin(inputs[:1000]), twin(inputs[1000:])]).detach()
+    assert 1000 < len(images) < 2000
+    torch.testing.assert_close(found, wanted)
+    assert accuracy == float((wanted.argmax(dim=1) == targets).double().mean())
+    assert not torch.allclose(found, torch.cat([scores for scores, _ in answers(model, images)]))
+    rest = Batches(Images(digits.train.pixels[:1001], digits.train.labels[:1001]), CPU)
+    assert [len(scores) for scores, _ in answers(model, rest, mode="training")] == [1001]
+
+
+def test_every_fault_of_the_published_code_changes_a_training_and_is_off_by_default(digits: Dataset) -> None:
+    plain = run(Cell("surgery", 0, SHRINK, test=True), digits, SETTINGS, CPU)
+    for fault in ({"batchnorm_statistics": "reset"}, {"accuracy_mode": "training"}):
+        other = run(Cell("surgery", 0, SHRINK, test=True), digits, replace(SETTINGS, **fault), CPU)
+        assert [e["validation_loss"] for e in other["epochs"]] != [e["validation_loss"] for e in plain["epochs"]]
+        same_training = [e["train_loss"] for e in other["epochs"]] == [e["train_loss"] for e in plain["epochs"]]
+        assert same_training  # BatchNorm's running statistics and the mode of a look do not touch training itself
