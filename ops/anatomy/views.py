@@ -148,7 +148,8 @@ def narrow(trace: Trace, call: Call) -> Axes | None:
         axes[dim] = outer
     elif step == 1:
         axes[dim] = section(axes[dim], start, stop)
-        trace.write_down([axes[dim]])
+        whole = stop - start == length  # before torch 2.9 it may stand for one of another dimension, too
+        trace.write_down(axes if whole else [axes[dim]])
     else:
         axes[dim] = Fixed(call.out.size(dim))
     return tuple(axes)
