@@ -159,7 +159,8 @@ def narrow(trace: Trace, call: Call) -> Axes | None:
     elif step == 1:
         whole = axes[dim]
         axes[dim] = section(whole, start, stop)
-        trace.write_down([axes[dim]])
+        uncut = stop - start == length  # before torch 2.9 it may stand for one of another dimension, too
+        trace.write_down(axes if uncut else [axes[dim]])
         for bound in (start, stop):  # a number may say where the slice begins or ends
             if 1 < bound < length:
                 trace.write_down([section(whole, 0, bound)], given=True)

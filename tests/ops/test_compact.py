@@ -134,8 +134,8 @@ def test_behind_padding_it_is_exact_in_the_interior() -> None:
 def test_a_fraction_is_of_the_weights_that_are_left(fraction: float) -> None:
     model, inputs, anatomy, _ = pruned("leaky", 0.6)
     layer = anatomy["0"]
-    fed = (anatomy.tensor("0.weight") != 0).double().mean(dim=1)
-    read = (anatomy.tensor("2.weight") != 0).double().mean(dim=0)
+    fed = (anatomy.tensor("0.weight") != 0).sum(dim=1).double() / anatomy.tensor("0.weight").shape[1]
+    read = (anatomy.tensor("2.weight") != 0).sum(dim=0).double() / anatomy.tensor("2.weight").shape[0]
     found = weights_left(layer)
     assert torch.equal(found[0], fed) and torch.equal(found[1], read)
     plan = Compact(fraction).propose(layer, Signals(model, inputs))
