@@ -16,9 +16,12 @@ from ops.compact import Compact, compact
 from ops.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from ops.eigen_remove import EigenRemove
 from ops.errors import SurgeryError
+from ops.masks import without_masks
 from ops.mean_replace import MeanReplace
 from ops.min_weight import MinWeight
+from ops.operate import operate
 from ops.operation import Operation
+from ops.optimizer_keys import register_state
 from ops.pcns import PCNS
 from ops.plan import Plan
 from ops.prediction import Prediction, predicted_loss_change
@@ -26,7 +29,7 @@ from ops.prune_weights import PruneWeights
 from ops.random_remove import RandomRemove
 from ops.schedule import Condition, Moment, Schedule, Step
 from ops.signals import Signals
-from ops.surgery import apply, operate, trial_surgery
+from ops.surgery import apply, trial_surgery
 from ops.unit_scores import unit_scores
 from ops.verification import measure
 from ops.weak_expand import WeakExpand
@@ -53,5 +56,5 @@ __all__ = [
     "Moment", "Operation", "Plan", "Prediction", "PruneWeights", "RandomRemove", "RemoveDead", "Revive", "Schedule",
     "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply", "compact", "dead_units",
     "describe", "free_attention", "frozen_units", "inner", "load", "measure", "operate", "predicted_loss_change",
-    "rewrap", "save", "trial_surgery", "unit_scores", "weight_scores",
+    "register_state", "rewrap", "save", "trial_surgery", "unit_scores", "weight_scores", "without_masks",
 ]  # fmt: skip

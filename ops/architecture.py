@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ops.attention import FreeAttention, can_be_freed
@@ -78,26 +79,51 @@ def describe(model: nn.Module) -> Description:
 
     ``{"shapes": {tensor: [sizes]}, "numbers": {module: {attribute: whole number or list of them}}}``; the numbers are
     those that do not follow from the shapes (the groups of a convolution, an attention's number of heads). Where
-    weights are masked there is ``"masks": {parameter: text}``, too: which of them live is part of the architecture.
+    there are buffers, ``"buffers": {buffer: whether a state_dict holds it}`` names them (null: it is None as yet), since
+    a network may register some in its first forward pass only. Where weights are masked there is ``"masks": {parameter: text}``, too: which of
+    them live is part of the architecture.
+
+    Raises:
+        SurgeryError: a parameter or buffer has no size yet.
     """
+    model = inner(model)
+    for name, tensor in tensors_of(model):
+        if is_lazy(tensor):
+            raise SurgeryError(f"{name} has no size yet: run the network once before it is described or saved")
     numbers = {name: found for name, module in model.named_modules() if (found := _numbers(module))}
     masks = {name: packed(mask) for name, mask in masks_of(model).items()}
     shapes = {name: list(tensor.shape) for name, tensor in tensors_of(model)}
+    passes = set(passing(model))
+    buffers: dict[str, bool | None] = dict.fromkeys(_empty(model))
+    buffers |= {name: name not in passes for name, tensor in tensors_of(model) if not isinstance(tensor, nn.Parameter)}
     described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
-    return described | ({"masks": masks} if masks else {})
+    return described | ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
 
 
 def adopt(model: nn.Module, description: Description) -> None:
     """Gives a freshly made network the architecture that surgery gave another one; changed tensors become zeros.
 
-    Masks are put on (or taken off) as they are there, and what they hide becomes zero.
+    Masks are put on (or taken off) as they are there, and what they hide becomes zero. Buffers that only the
+    description has are left to the forward pass that registers them (or to ``load``, which has their values), and those
+    that it does not have are taken away.
 
     Raises:
         SurgeryError: the description is of another network: a tensor is missing on one side or has another number of
             axes, there is no such module or parameter to mask, or an attention was altered that is not free in this
             one. The network has not been changed.
     """
-    tensors, modules, wanted = dict(tensors_of(model)), dict(model.named_modules()), description["shapes"]
+    model = inner(model)
+    if not isinstance(description, Mapping) or not {"shapes", "numbers"} <= set(description):
+        raise SurgeryError(f"an architecture is what ops.describe returns, not {description!r:.60}")
+    modules, late = dict(model.named_modules()), description.get("buffers", {})
+    tensors = dict(tensors_of(model))
+    wanted = {
+        name: shape
+        for name, shape in description["shapes"].items()
+        if name in tensors or name not in late or name.rpartition(".")[0] not in modules
+    }
+    early = [n for n, tensor in tensors.items() if not isinstance(tensor, nn.Parameter) and n not in wanted]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in early}
     found = {name: torch.Size(wanted[name]) for name in description.get("masks", {}) if name in wanted}
     masks = {name: unpacked(description["masks"][name], shape) for name, shape in found.items()}
     for name in description.get("masks", {}):
@@ -105,11 +131,19 @@ def adopt(model: nn.Module, description: Description) -> None:
             raise SurgeryError(f"the architecture is of another network: it masks {name}")
     if odd := sorted(set(tensors) ^ set(wanted)) or sorted(set(description["numbers"]) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {', '.join(odd[:3])} is on one side only")
+    if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
+        raise SurgeryError(f"{lazy[0]} has no size yet: let the factory run its network once")
     for name, shape in wanted.items():
-        if tensors[name].dim() != len(shape):
+        if tensors[name].dim() != len(shape) and name not in late:
             raise SurgeryError(
                 f"{name} has the shape {tuple(tensors[name].shape)}, the architecture says {tuple(shape)}"
             )
+    for name in early:
+        path, _, attribute = name.rpartition(".")
+        if name in late:  # None, until the first forward pass
+            modules[path]._buffers[attribute] = None
+        else:
+            delattr(modules[path], attribute)
     names = {id(tensor): name for name, tensor in tensors.items()}
     for name, module in modules.items():
         if can_be_freed(module) and any(list(p.shape) != list(wanted[names[id(p)]]) for p in module.parameters()):
@@ -138,7 +172,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
     try:
         torch.save(content, path)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # no path, no room, what a module adds to its state_dict, …
         raise SurgeryError(f"{path} cannot be written: {said(error)}") from error
 
 
@@ -146,6 +180,14 @@ def passing(model: nn.Module) -> dict[str, Tensor]:
     """The buffers that a state_dict leaves out (``persistent=False``); of an altered network they are needed, too."""
     kept = set(model.state_dict())
     return {name: buffer for name, buffer in model.named_buffers() if name not in kept}
+
+
+def _empty(model: nn.Module) -> list[str]:
+    """The buffers that are None."""
+    modules = model.named_modules()
+    return [
+        f"{path}.{name}".lstrip(".") for path, m in modules for name, tensor in m._buffers.items() if tensor is None
+    ]
 
 
 def load(factory: Callable[[], Model], path: str | Path, device: torch.device | str = "cpu") -> Model:
@@ -164,22 +206,32 @@ def load(factory: Callable[[], Model], path: str | Path, device: torch.device | 
         raise SurgeryError(f"{path} is not a saved network: {said(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SurgeryError(f"{path} is not a network that ops.save wrote in the format {FORMAT}")
-    model = factory().to(device)
+    if not callable(factory) or not isinstance(model := factory(), nn.Module):
+        raise SurgeryError(f"the factory must return the network as it was before any surgery; it is {factory!r:.60}")
     try:
+        model = model.to(device)
         adopt(model, content["architecture"])
-        fill(model, content["weights"])
-    except (SurgeryError, RuntimeError) as error:
+        fill(model, content["weights"], content["architecture"])
+    except (SurgeryError, RuntimeError, NotImplementedError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise SurgeryError(f"{path} is not of the network that the factory makes: {reason}") from error
     return model
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def fill(model: nn.Module, weights: Mapping[str, Tensor], description: Description | None = None) -> None:
     """Gives a network of the right shapes these weights and buffers, in their precision.
+
+    ``description``: of the network that they are of; buffers that only that one has are registered.
 
     Raises:
         RuntimeError: a tensor is missing, is unknown or has another shape.
     """
+    here, modules = dict(tensors_of(model)), dict(model.named_modules())
+    for name, kept in (description or {}).get("buffers", {}).items():
+        if name not in here and name in weights:
+            path, _, attribute = name.rpartition(".")
+            vars(modules[path]).pop(attribute, None)  # such as None, until the first forward pass
+            modules[path].register_buffer(attribute, weights[name].clone(), persistent=kept)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in weights and weights[name].dtype != tensor.dtype:
             exchange(tensor, tensor.data.to(weights[name].dtype))

@@ -17,11 +17,13 @@ from torch import Tensor
 from ops.anatomy import Anatomy, HiddenLayer, Place
 from ops.errors import SurgeryError
 from ops.min_weight import strongest
+from ops.operate import operate
 from ops.operation import Operation
 from ops.plan import Plan
+from ops.received import received_error
 from ops.repair import bias
 from ops.signals import Signals
-from ops.surgery import Averages, Optimizers, operate
+from ops.surgery import Averages, Optimizers
 
 #: A unit is constant where its output's deviation is below this fraction of its size.
 CONSTANT = 1e-6
@@ -32,9 +34,10 @@ class Compact(Operation):
     """Removes the units with at most a ``fraction`` (0 … 1) of incoming or of outgoing weights that are not zero.
 
     At 0 these are the units without any, and the network computes what it did: of those that nothing feeds only the
-    ones go whose readers receive a constant and have a bias to hold it. (Behind a convolution that pads, that holds in
-    the interior; at the borders the padding was, and the unit was not.) Above 0 the mean output goes into the bias, as
-    in ``mean_replace``. At least two units stay, those with most weights.
+    ones go whose readers receive a constant and have a vector after them that can hold it. There are two exceptions,
+    and the plan's ``error`` counts them: a convolution that pads is exact in the interior alone, since the unit was not
+    where the padding is; and where a norm stands over the units, those that stay change when others go. Above 0 the
+    mean output goes into the bias, as in ``mean_replace``. At least two units stay, those with most weights.
     """
 
     fraction: float = 0.0
@@ -57,7 +60,10 @@ class Compact(Operation):
         score = torch.minimum(fed, read).where(useless, torch.inf)
         sources = strongest(score, max(2, layer.units - int(useless.sum())))
         plan = bias(Plan(layer, repr(self), sources, error=0.0), signals)
-        return plan if self.fraction else replace(plan, error=0.0, evidence={})  # what is lost of it nobody reads
+        if self.fraction:
+            return plan
+        exact = layer.exact and not any(signals.padded_rows(place, 1) for place in layer.readers)
+        return replace(plan, error=0.0 if exact else received_error(plan, signals, units=read > 0), evidence={})
 
 
 def compact(

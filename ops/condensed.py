@@ -1,6 +1,6 @@
 """Outputs of many samples, condensed to what least squares and principal components need of them.
 
-A triangle of the outputs' QR decomposition, their mean and their number stand for any number of samples, in float64;
+A triangle of the outputs' QR decomposition, their mean and their number stand for any number of samples, in doubles;
 batches are joined one after the other, so memory does not grow with the sample. The triangle is the covariance's
 Cholesky factor, calculated without squaring: what is singular in the outputs is not more so in it.
 """
@@ -14,6 +14,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from ops.double import double, energy
 from ops.hosvd import gram
 
 #: Singular values below this fraction of the largest count as none.
@@ -35,7 +36,7 @@ class Condensed:
     @classmethod
     def of(cls, outputs: Tensor) -> Condensed:
         """From outputs ``[samples, units]``, about their mean."""
-        outputs = outputs.to(torch.float64)
+        outputs = double(outputs)
         origin = outputs.mean(dim=0)
         return cls(_triangle(outputs - origin), origin, len(outputs))
 
@@ -58,7 +59,7 @@ class Condensed:
     @property
     def spread(self) -> float:
         """The sum of the squares of all deviations."""
-        return float(self.deviations.square().sum())
+        return float(energy(self.deviations).sum())
 
     def spectrum(self) -> Tensor:
         """The variances of the outputs' principal components, descending, as shares of their sum.
@@ -67,7 +68,7 @@ class Condensed:
         """
         rows = self.about_zero().deviations
         centred = rows - rows.mean(dim=1, keepdim=True)
-        smaller = centred if len(centred) < centred.shape[1] else centred.T  # both Gram matrices have one spectrum
+        smaller = centred if len(centred) < centred.shape[1] else centred.mH  # both Gram matrices have one spectrum
         values = torch.linalg.eigvalsh(gram(smaller)).flip(0).clamp(min=0)
         return values / values.sum() if values.sum() > 0 else values[:0]
 
@@ -95,7 +96,7 @@ class Condensed:
         others = sorted(set(range(units)) - set(chosen))
         rows, count = self.deviations[:, chosen + others], len(chosen)
         if ridge:
-            weight = (ridge * rows[:, :count].square().sum() / count) ** 0.5
+            weight = float(ridge * energy(rows[:, :count]).sum() / count) ** 0.5
             rows = torch.cat([rows, weight * torch.eye(count, units, dtype=rows.dtype, device=rows.device)])
         triangle = torch.linalg.qr(rows, mode="r").R
         solution, condition = smallest_solution(triangle[:count, :count], triangle[:count, count:])
@@ -125,7 +126,7 @@ class Combination:
         chosen = list(self.sources)
         left = seen.deviations - seen.deviations[:, chosen] @ self.mixing.T
         offset = seen.origin - self.mixing @ seen.origin[chosen] - self.constant
-        return float(left.square().sum() + seen.samples * offset.square().sum())
+        return float(energy(left).sum() + seen.samples * energy(offset).sum())
 
 
 def components_needed(spectrum: Tensor, dropped: float) -> int:

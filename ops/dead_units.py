@@ -1,7 +1,9 @@
 """Dead and frozen units: those that the loss would not miss, and those that the loss no longer teaches.
 
 Source: Evci 2018, *Detecting dead weights and units*, 3.2. A *dead* unit could be replaced by a constant: its mean
-replacement saliency (``ops.unit_scores``) is nearly zero. A *frozen* unit gets no gradient: that of the loss at what
+replacement saliency (``ops.unit_scores``) is nearly zero; or, as he defines it, its mean replacement penalty is so for
+*every* sample (``by="mrp"``: measured, a forward pass for every few units; a unit that one sample needs is alive then,
+however many do not). A *frozen* unit gets no gradient: that of the loss at what
 its makers make, before any activation, is nearly zero for every sample and position. A unit can be dead and learn, or
 be frozen and needed. How near to zero he leaves open; here it is a fraction of the mean over the layer's units, so that
 neither the size of the layer nor that of the loss, which falls while a network learns, changes what is dead.
@@ -16,48 +18,67 @@ import torch
 from torch import Tensor
 
 from ops.anatomy import HiddenLayer, Place
-from ops.errors import SurgeryError
+from ops.double import numeric
+from ops.errors import NoSignal, SurgeryError
 from ops.operation import Operation, choice, fraction, whole
 from ops.plan import Plan
 from ops.repair import bias
+from ops.replacement import constants
 from ops.signals import Signals
-from ops.unit_scores import unit_scores
+from ops.unit_scores import loss_changes, unit_scores
 
 #: Below this fraction of the mean over the layer's units a unit is dead, or frozen.
 THRESHOLD = 0.01
 KINDS = ("dead", "frozen", "either")
+#: What tells whether a unit is dead: its saliency in the mean over samples, or its penalty for every sample.
+BY = ("mrs", "mrp")
+#: Roundings of a unit's whole part in the loss below which its saliency is none.
+ROUNDING = 16
 
 
-def dead_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESHOLD) -> Tensor:
-    """Which units are dead, ``[units]`` of bool: the saliency is at most ``threshold`` times the layer's mean.
+def dead_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESHOLD, by: str = "mrs") -> Tensor:
+    """Which units are dead, ``[units]`` of bool: the measure is at most ``threshold`` times its mean over the layer.
 
-    ``signals`` with targets. Raises SurgeryError where the gradients are not known.
+    ``by``: ``mrs``, the mean replacement saliency (a mean over samples); ``mrp``, the largest change of any sample's
+    loss as the unit is removed and its mean left in the bias. ``signals`` with targets. Raises SurgeryError where the
+    gradients are not known, or for another ``by``, and NoSignal (which is one) where no unit has any saliency: then
+    nothing says which of them are dead.
     """
-    return _nearly_zero(unit_scores(layer, signals, "mrs"), threshold)
+    # a constant that is a mean is known up to rounding, so what a constant unit is worth is not quite zero
+    rounding = ROUNDING * torch.finfo(signals.precision(layer)).eps
+    if by == "mrs":
+        whole = float(unit_scores(layer, signals, "taylor").max())
+        return _nearly_zero(layer, unit_scores(layer, signals, "mrs"), threshold, "saliency", rounding * whole)
+    if by != "mrp":
+        raise SurgeryError(f"units are dead by {by!r}, but it must be one of {BY}")
+    changes = loss_changes(layer, signals, constants(layer, signals)).abs().amax(dim=1)
+    return _nearly_zero(layer, changes, threshold, "penalty", rounding)
 
 
 def frozen_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESHOLD) -> Tensor:
     """Which units are frozen, ``[units]`` of bool: their largest gradient is at most ``threshold`` times the mean.
 
     The largest one is over samples, positions and makers; the mean is over the layer's units. ``signals`` with targets.
-    Raises SurgeryError where the gradients are not known.
+    Raises SurgeryError where the gradients are not known, and NoSignal where no unit has any.
     """
-    largest = torch.zeros(layer.units, dtype=torch.float64, device=signals.classes.device)
     gradients = signals.gradients(layer)
+    largest = torch.zeros(layer.units, dtype=torch.float64, device=layer.tensor(layer.makers[0]).device)
     for place in layer.makers:
         for slope in gradients.made(place):
             by_unit = slope.movedim(-1, 0)[place.positions.to(slope.device)]
             largest = torch.maximum(largest, by_unit.flatten(1).abs().amax(dim=1).to(largest))
-    return _nearly_zero(largest, threshold)
+    return _nearly_zero(layer, largest, threshold, "gradient")
 
 
-def idle_units(layer: HiddenLayer, signals: Signals, kind: str, threshold: float = THRESHOLD) -> Tensor:
-    """Which units are ``dead``, ``frozen`` or ``either`` of them, ``[units]`` of bool."""
+def idle_units(
+    layer: HiddenLayer, signals: Signals, kind: str, threshold: float = THRESHOLD, by: str = "mrs"
+) -> Tensor:
+    """Which units are ``dead``, ``frozen`` or ``either`` of them, ``[units]`` of bool. ``by``: as in ``dead_units``."""
     if kind == "dead":
-        return dead_units(layer, signals, threshold)
+        return dead_units(layer, signals, threshold, by)
     if kind == "frozen":
         return frozen_units(layer, signals, threshold)
-    return dead_units(layer, signals, threshold) | frozen_units(layer, signals, threshold)
+    return dead_units(layer, signals, threshold, by) | frozen_units(layer, signals, threshold)
 
 
 @dataclass(frozen=True)
@@ -65,16 +86,19 @@ class RemoveDead(Operation):
     """Removes the units that are dead (or frozen); their mean stays behind in the next bias.
 
     ``threshold``: a fraction of the layer's mean, above 0 and at most 1. ``kind``: ``dead``, ``frozen`` or ``either``.
-    At least two units stay: of those that are idle, the first.
+    ``by``: what dead ones are measured by, ``mrs`` or ``mrp`` (``dead_units``). At least two units stay: of those that
+    are idle, the first. A layer in which no unit has any saliency (or gradient) is refused, not emptied.
     """
 
     threshold: float = THRESHOLD
     kind: str = "dead"
+    by: str = "mrs"
     needs_signals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fraction(self, "threshold", self.threshold)
         choice(self, "kind", self.kind, KINDS)
+        choice(self, "by", self.by, BY)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         signals, idle = _looked(self, layer, signals)
@@ -91,7 +115,7 @@ class Revive(Operation):
     the living units. They are not heard at first: their fan-out is zero, and the mean of what they sent on stays behind
     in the next bias. Their optimizer state begins at zero.
 
-    ``threshold``, ``kind``: as in ``RemoveDead``. ``seed``: of the draw.
+    ``threshold``, ``kind``, ``by``: as in ``RemoveDead``. ``seed``: of the draw.
 
     Raises:
         SurgeryError: no unit of the layer is alive, so there is nothing to begin anew with.
@@ -100,11 +124,13 @@ class Revive(Operation):
     threshold: float = THRESHOLD
     kind: str = "dead"
     seed: int = 0
+    by: str = "mrs"
     needs_signals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fraction(self, "threshold", self.threshold)
         choice(self, "kind", self.kind, KINDS)
+        choice(self, "by", self.by, BY)
         whole(self, "seed", self.seed)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
@@ -115,13 +141,21 @@ class Revive(Operation):
         generator = torch.Generator().manual_seed(self.seed)
         newborn = {place.tensor: _begun(layer, place, idle, generator) for place in layer.makers}
         for place in layer.vectors:
-            if layer.tensor(place).is_floating_point():
+            if numeric(layer.tensor(place)):
                 newborn[place.tensor] = _averaged(layer, place, idle)
         sources = tuple(-1 if gone else unit for unit, gone in enumerate(idle.tolist()))
         return replace(removed, sources=sources, newborn=newborn)
 
 
-def _nearly_zero(values: Tensor, threshold: float) -> Tensor:
+def _nearly_zero(layer: HiddenLayer, values: Tensor, threshold: float, what: str, rounding: float = 0.0) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise SurgeryError(f"layer {layer.name}: the {what} of a unit is not finite")
+    if not (values > rounding).any():
+        raise NoSignal(
+            f"layer {layer.name}: no unit has any {what}, so the loss does not tell which are dead: the batch holds a "
+            "single sample (or copies of one), what reads the layer is all zero (a branch that begins at zero), or the "
+            "layer is dead as a whole"
+        )
     return values <= threshold * values.mean()
 
 
@@ -129,7 +163,7 @@ def _looked(operation: RemoveDead | Revive, layer: HiddenLayer, signals: Signals
     """The signals, and which units are idle."""
     if signals is None:
         raise SurgeryError(f"{operation!r} on {layer.name} looks at the loss: give it Signals(model, inputs, targets)")
-    return signals, idle_units(layer, signals, operation.kind, operation.threshold).cpu()
+    return signals, idle_units(layer, signals, operation.kind, operation.threshold, operation.by).cpu()
 
 
 def _removed(operation: Operation, layer: HiddenLayer, signals: Signals, idle: Tensor, kept: tuple[int, ...]) -> Plan:

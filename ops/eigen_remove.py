@@ -2,7 +2,8 @@
 
 Source: Graham 2019, *Applied HOSVD for weight compression and expansion*, Algorithm 2 and Listing 6.1. The two channel
 modes are reduced to ``floor(rank * min(out, in))``, kernel positions stay whole; for a dense layer that is a truncated
-SVD. The maths is in ``hosvd``.
+SVD. Section 3.1.1 states δ otherwise, as a threshold: ``σ_k := 0 for all σ_k < δ``. Both are there; the thesis's
+experiments take the fraction. The maths is in ``hosvd``.
 """
 
 from __future__ import annotations
@@ -28,27 +29,48 @@ class EigenRemove(Operation):
     """Keeps the units with the strongest *rank-reduced* outgoing weights.
 
     ``keep``: the fraction of units that stays, above 0 and at most 1. ``rank``: the fraction of rank that stays (the
-    thesis's δ). ``weights``: what the kept units carry on with, their ``original`` weights (Algorithm 2) or the
+    thesis's δ, chapter 4), or in its place ``threshold`` (δ of section 3.1.1): singular values below it become zero, in
+    either channel mode those of its own unfolding, the largest never. It is in the units of the weights, not relative:
+    the same threshold cuts more from a layer with smaller weights, and 0 cuts nothing. Where it is given, ``rank``
+    becomes None; a rank of one's own beside it is refused.
+
+    ``weights``: what the kept units carry on with, their ``original`` weights (Algorithm 2) or the
     ``reduced`` ones (Listing 6.1). ``strength``: the ``norm`` of a unit's weights or (Listing 6.1) their ``mean``.
     """
 
     keep: float = 0.5
-    rank: float = 0.125
+    rank: float | None = 0.125
     weights: str = "original"
     strength: str = "norm"
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         fraction(self, "keep", self.keep)
-        fraction(self, "rank", self.rank)
+        self._settle_rank()
         choice(self, "weights", self.weights, ("original", "reduced"))
         choice(self, "strength", self.strength, ("norm", "mean"))
         import_module("tensorly")  # needed here alone; its second of importing is not the operation's
+
+    def _settle_rank(self) -> None:
+        """Leaves one of ``rank`` and ``threshold``. Raises SurgeryError where both or none were given."""
+        if self.threshold is None:
+            if self.rank is None:
+                raise SurgeryError("EigenRemove: rank and threshold are both None, but one of them must be a number")
+            return fraction(self, "rank", self.rank)
+        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+        if not number or not 0 <= self.threshold < math.inf:
+            raise SurgeryError(f"EigenRemove: threshold is {self.threshold!r}, but it must be a number from 0 on")
+        if self.rank not in (None, type(self).rank):
+            raise SurgeryError(
+                f"EigenRemove: rank is {self.rank!r} and threshold is {self.threshold!r}, but only one of them can hold"
+            )
+        object.__setattr__(self, "rank", None)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         outgoing = {place: self._reduce(layer, place, layer.outgoing(place)) for place in layer.readers}
         sources = strongest(self._scores(list(outgoing.values())), kept(layer, self.keep))
         replaced: dict[str, Tensor] = {}
-        if self.weights == "reduced" and self.rank < 1:
+        if self.weights == "reduced" and self.rank != 1:
             incoming = {place: self._reduce(layer, place, layer.incoming(place)) for place in layer.makers}
             for place, reduced in (incoming | outgoing).items():
                 weight = replaced.get(place.tensor, layer.anatomy.tensor(place.tensor))
@@ -59,9 +81,11 @@ class EigenRemove(Operation):
         """One number for each unit, over all that reads it: shape ``[units]``."""
         if self.strength == "norm":
             return torch.stack([reduced.row_norms() for reduced in outgoing]).norm(dim=0)
+        if any(reduced.core.is_complex() for reduced in outgoing):
+            raise SurgeryError(f"{self!r}: the mean of complex weights gives units no order; take strength='norm'")
         return torch.cat([reduced.tensor().flatten(1) for reduced in outgoing], dim=1).mean(dim=1)
 
     def _reduce(self, layer: HiddenLayer, place: Place, by_unit: Tensor) -> Truncated:
         if not math.isfinite(float(by_unit.norm())):
             raise SurgeryError(f"{self!r} on {layer.name}: {place.tensor} holds values that are not finite")
-        return truncated_hosvd(by_unit, self.rank)
+        return truncated_hosvd(by_unit, self.rank, self.threshold)

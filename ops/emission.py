@@ -34,8 +34,8 @@ from ops.condensed import SINGULAR, relative_error
 from ops.errors import SurgeryError
 from ops.inverses import IDENTITY, Activation, activation, encoded, one_sided
 from ops.plan import Plan
+from ops.received import received_error
 from ops.signals import Signals
-from ops.surgery import trial_surgery
 
 NORM = "native_batch_norm"
 #: What BatchNorm is called where, besides.
@@ -70,8 +70,9 @@ class Emission:
         self.layer, self.operation = layer, operation
         self.maker = self._only_maker()
         self.activation, behind = self._passage()
-        name, sign = layer.anatomy.sinks.get(self.maker.tensor, ("", 0.0))
-        self.bias = next((place for place in layer.vectors if place.tensor == name and sign > 0), None)
+        sink = layer.anatomy.sinks.get(self.maker.tensor)
+        name = sink.tensor if sink is not None and sink.sign > 0 else ""
+        self.bias = next((place for place in layer.vectors if place.tensor == name), None)
         self.norm = None if behind is None else self._only_norm(behind)
         self._check_vectors()
         self._check_sinks("activation" if self.activation.shifted else "BatchNorm" if behind else "")
@@ -100,8 +101,8 @@ class Emission:
             [len(signals.received(layer, place, part)) for place in layer.readers] for part in (False, True)
         )
         if min(fitted) >= 2 * layer.units and min(apart) > 0:
-            evidence["held_out_error"] = self._tried(self._solved(signals, count, held_out=False), signals, True)
-        return replace(plan, error=self._tried(plan, signals), evidence=evidence)
+            evidence["held_out_error"] = received_error(self._solved(signals, count, held_out=False), signals, True)
+        return replace(plan, error=received_error(plan, signals), evidence=evidence)
 
     def _solved(self, signals: Signals, count: int, held_out: bool | None = None) -> Plan:
         layer, sigma = self.layer, self.activation
@@ -155,19 +156,6 @@ class Emission:
         tensor = self.layer.tensor(place).detach().to(torch.float64).flatten()
         return tensor[place.positions[:, 0].to(tensor.device)]
 
-    def _tried(self, plan: Plan, signals: Signals, held_out: bool | None = None) -> float:
-        """The relative error of what all readers receive once the plan is applied."""
-        layer = self.layer
-        old = [signals.received(layer, place, held_out) for place in layer.readers]
-        missed = spread = 0.0
-        with trial_surgery(plan):
-            tried = signals.again(layer)
-            for place, before in zip(layer.readers, old, strict=True):
-                after = tried.received(layer, place, held_out) @ plan.mixing[place.tensor].T
-                missed += float((after + plan.constants.get(place.tensor, 0.0) - before).square().sum())
-                spread += float((before - before.mean(dim=0)).square().sum())
-        return relative_error(missed, spread)
-
     # -- what is refused ----------------------------------------------------------------------------------------------
 
     def _refuse(self, reason: str) -> NoReturn:
@@ -179,6 +167,8 @@ class Emission:
             names = ", ".join(place.tensor for place in makers)
             self._refuse(f"its units are made by {len(makers)} weights ({names}), and one is solved for")
         (maker,) = makers
+        if any(self.layer.tensor(place).is_complex() for place in self.layer.places):
+            self._refuse("its weights are complex, and activations are inverted for real ones")
         module = self.layer.anatomy.owner(maker.tensor)
         if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             kind = type(module).__name__

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree
@@ -21,44 +23,63 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import call, plainly
 from ops.errors import SurgeryError, said
+from ops.losses import Loss, batch_of, is_batch_first, sample_losses, suited, total
 from ops.masks import met
 
 #: Products of a gradient with a weight, in the backward pass: where the two operands are.
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "matmul": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
-def sample_losses(outputs: Any, targets: Tensor) -> Tensor:
-    """The cross entropy of each sample, ``[batch]``, the mean over its positions where there are several.
+NO_GRADIENT = (
+    "the loss has no gradient: the network (or the loss) works under torch.no_grad, detaches what it calculates, or "
+    "runs in a kind of checkpoint that autograd cannot look through"
+)
 
-    ``outputs``: logits ``[batch, classes, *positions]``; ``targets``: class numbers ``[batch, *positions]``.
 
-    Raises:
-        SurgeryError: the outputs are not the logits of these targets.
+@contextlib.contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Parts of a network under ``torch.utils.checkpoint`` run plainly, once, for the time of a ``with`` block.
+
+    Reentrant ones (``use_reentrant=True``) know no ``torch.autograd.grad``, and have no gradient at all where nothing
+    that they are given has one. Others run once more in the backward pass, with whatever weights there are then.
     """
-    if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs[:, 0].shape != targets.shape:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        wanted = ", ".join(map(str, (len(targets), "classes", *targets.shape[1:])))
-        raise SurgeryError(f"the loss of each sample needs logits of shape [{wanted}], but the network returns {shape}")
-    losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
-    return losses.flatten(1).mean(dim=1) if losses.dim() > 1 else losses
+
+    def plain(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+    def nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+        yield
+
+    module: Any = torch.utils.checkpoint
+    others = [name for name in vars(module) if name.startswith("_checkpoint_without_reentrant_generator")]
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (module.CheckpointFunction, "apply", plain), *((module, other, nothing) for other in others)
+        ):  # fmt: skip
+            stack.enter_context(mock.patch.object(owner, name, value))
+        yield
 
 
 class Gradients:
     """``∂ loss of sample k / ∂ h`` for one batch, in evaluation mode and the network's own precision.
 
-    ``inputs`` is what the model takes, ``targets`` class numbers ``[batch, …]``, ``wanted`` the names of the weights
-    that are looked at. Values belong to the network as it is. Only what depends on the inputs has gradients; where
-    those are whole numbers (tokens), what depends on any parameter.
+    ``inputs`` is what the model takes, ``targets`` and ``loss`` are as in ``ops.losses``, ``wanted`` the names of the
+    weights that are looked at. Values belong to the network as it is. Only what depends on the inputs has gradients;
+    where those are whole numbers (tokens), what depends on any parameter.
 
     Raises:
-        SurgeryError: the network does not run on the batch, has no gradient or returns no logits.
+        SurgeryError: the network does not run on the batch, has no gradient, or the loss cannot be had of it.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any, targets: Tensor, wanted: Container[str]) -> None:
-        self._model, self._inputs, self._targets, self._wanted = model, inputs, targets, wanted
-        self._samples = len(targets)
-        self._watch = self._backward(inputs, targets, None)
+    def __init__(
+        self, model: nn.Module, inputs: Any, targets: Any, wanted: Container[str], loss: Loss | None = None
+    ) -> None:
+        self._model, self._inputs, self._targets, self._wanted, self._loss = model, inputs, targets, wanted, loss
+        self._samples = batch_of(targets, inputs)
+        self._batch_first = False
+        self._watch = self._backward(inputs, targets)
         self._order: tuple[_Backward, int] | None = None
+        self._forward: _Forward | None = None
 
     def received(self, place: Place, like: list[Tensor]) -> list[Tensor]:
         """At what a reader is given, in the shapes of ``like``: what it was given, the dimension summed over last.
@@ -76,6 +97,22 @@ class Gradients:
         if not found or any(x.shape[-1] != place.size for x in found):
             raise SurgeryError(f"the gradient of what {place.tensor} makes is not known")
         return found
+
+    def values(self, place: Place) -> list[Tensor]:
+        """What a maker makes, in the shapes and the order of ``made``, up to a constant: a bias may be in it or not.
+
+        Costs a forward pass, once for all makers. Raises SurgeryError where what it makes is not known.
+        """
+        slopes = self.made(place)
+        if self._forward is None:
+            with plainly(self._model), parametrize.cached():
+                self._forward = _Forward(self._model, self._wanted)
+                with self._forward:
+                    call(self._model, self._inputs)
+        known = self._forward.made.get(place.tensor, [])[::-1]  # what was met last comes back first
+        if [x.numel() for x in known] != [x.numel() for x in slopes]:
+            raise SurgeryError(f"what {place.tensor} makes is not known")
+        return [x.reshape(y.shape) for x, y in zip(known, slopes, strict=True)]
 
     def by_sample(self, layer: HiddenLayer, place: Place, rows: Tensor) -> Tensor:
         """``[units, positions of a unit, rows, …]`` as ``[units, positions of a unit, samples, rows of a sample, …]``.
@@ -108,25 +145,44 @@ class Gradients:
             return value[:2] if isinstance(value, Tensor) and value.shape[:1] == (self._samples,) else value
 
         with contextlib.suppress(SurgeryError):
-            return self._backward(_pytree.tree_map(shorter, self._inputs), self._targets[:2], 0), min(2, self._samples)
-        return self._backward(self._inputs, self._targets, 0), self._samples
+            inputs, targets = (_pytree.tree_map(shorter, tree) for tree in (self._inputs, self._targets))
+            return self._backward(inputs, targets, first=True), min(2, self._samples)
+        return self._backward(self._inputs, self._targets, first=True), self._samples
 
-    def _backward(self, inputs: Any, targets: Tensor, sample: int | None) -> _Backward:
-        """A backward pass of all samples' losses, or of one's."""
+    def _total(self, outputs: Any, targets: Any) -> Tensor:
+        """The sum of all samples' losses."""
+        self._batch_first = is_batch_first(outputs, self._samples)
+        return total(suited(self._loss, outputs, targets)(outputs, targets), self._samples)
+
+    def _first(self, outputs: Any, targets: Any) -> Tensor:
+        """A number that hangs on the first sample alone, and on all of its output, even where its loss is flat."""
+        if not self._batch_first:
+            return sample_losses(outputs, targets, self._loss)[0]
+        random = torch.Generator().manual_seed(0)
+        rows = [x[0] for x in _pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.dim() and x.requires_grad]
+        return torch.stack([(x * torch.randn(x.shape, generator=random).to(x)).sum() for x in rows]).sum()
+
+    def _backward(self, inputs: Any, targets: Any, first: bool = False) -> _Backward:
+        """A backward pass of all samples' losses, or of what hangs on the first one."""
         inputs = _pytree.tree_map(_followed, inputs)
         frozen = [p for p in self._model.parameters() if p.is_floating_point() and not p.requires_grad]
         try:
-            with plainly(self._model), torch.inference_mode(False), torch.enable_grad(), parametrize.cached():
+            with (
+                plainly(self._model), torch.enable_grad(), parametrize.cached(),
+                without_checkpoints(),
+            ):  # fmt: skip
                 for parameter in frozen:
                     parameter.requires_grad_(True)
                 watch = _Backward(self._model, self._wanted)
-                losses = sample_losses(call(self._model, inputs), targets)
-                total = losses.sum() if sample is None else losses[sample]
+                outputs = call(self._model, inputs)
+                losses = (self._first if first else self._total)(outputs, targets)
                 asked = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+                if not losses.requires_grad:
+                    raise SurgeryError(NO_GRADIENT)
                 if not asked:  # gradients of weights, which nobody looks at, take as long again
                     asked = [p for p in self._model.parameters() if p.requires_grad]
                 with watch:
-                    torch.autograd.grad(total, asked, allow_unused=True)
+                    torch.autograd.grad(losses, asked, allow_unused=True)
         except SurgeryError:
             raise
         except Exception as error:  # whatever the foreign forward pass raises
@@ -179,4 +235,25 @@ class _Backward(TorchDispatchMode):
 
     def _note(self, weight: str, given: Tensor, made: Tensor) -> None:
         self.given.setdefault(weight, []).append(given.detach().clone())
+        self.made.setdefault(weight, []).append(made.detach().clone())
+
+
+class _Forward(_Backward):
+    """Watches a forward pass. ``made``: weight → what it makes, first call first, its own axis last."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "convolution":
+            if weight := self._name(args[1]):
+                self._note(weight, args[0], out.movedim(1, -1))
+        elif name in PRODUCTS:
+            left, right = (args[position] for position in PRODUCTS[name])
+            if weight := self._name(right):
+                self._note(weight, left, out)
+            elif weight := self._name(left):
+                self._note(weight, right, out.movedim(-2, -1))
+        return out
+
+    def _note(self, weight: str, given: Tensor, made: Tensor) -> None:
         self.made.setdefault(weight, []).append(made.detach().clone())

@@ -68,12 +68,14 @@ class Truncated:
         return (rows if self.factors[0] is None else self.factors[0] @ rows).norm(dim=1)
 
 
-def truncated_hosvd(tensor: Tensor, rank: float) -> Truncated:
+def truncated_hosvd(tensor: Tensor, rank: float | None, threshold: float | None = None) -> Truncated:
     """The tensor with its first two modes projected on their leading singular vectors.
 
-    ``tensor``: ``[units, channels, positions]``, float64 or float32, finite. ``rank`` is the fraction of
+    ``tensor``: ``[units, channels, positions]``, real or complex, finite. ``rank`` is the fraction of
     ``min(units, channels)`` that stays in each of the two modes, rounded down but at least 1; at 1 the tensor stays
-    whole. The result is the same in every run; signs of singular vectors do not enter it.
+    whole. With a ``threshold`` in its place (``rank`` None) each of the two modes keeps the singular vectors of its own
+    unfolding whose singular values are at least that, in the units of the weights; at least one. The result is the same
+    in every run; signs of singular vectors do not enter it.
 
     Up to ``EXACT_UP_TO`` rows of the smaller Gram matrix the subspaces are exact to rounding. Above, and for a rank of
     at most 1/8, they are found by iteration (in 0.45 to 0.49 of the exact way's time at 2048 rows, where that was
@@ -92,12 +94,17 @@ def truncated_hosvd(tensor: Tensor, rank: float) -> Truncated:
     if rank == 1:
         return Truncated(tensor, (None, None), 0.0)
     sizes = tensor.shape[:2]
-    size = max(1, math.floor(rank * min(sizes)))
-    wanted = [size < each for each in sizes]
-    if tensor.shape[2] == 1 and all(wanted):  # a matrix: either side alone gives its truncated SVD
-        wanted[int(sizes[0] <= sizes[1])] = False
     with backend_context("pytorch", local_threadsafe=True):
-        factors = tuple(leading(unfold(tensor, mode), size) if wanted[mode] else None for mode in (0, 1))
+        unfoldings = [unfold(tensor, mode) for mode in (0, 1)]
+        if rank is None:
+            assert threshold is not None
+            counts = [large_values(each, threshold) for each in unfoldings]
+        else:
+            counts = [max(1, math.floor(rank * min(sizes)))] * 2
+        wanted = [count < min(each.shape) for count, each in zip(counts, unfoldings, strict=True)]
+        if tensor.shape[2] == 1 and all(wanted):  # a matrix: either side alone gives its truncated SVD
+            wanted[int(sizes[0] <= sizes[1])] = False
+        factors = tuple(leading(unfoldings[mode], counts[mode]) if wanted[mode] else None for mode in (0, 1))
         modes, matrices = _reduced_modes(factors)
         core = multi_mode_dot(tensor, matrices, modes=modes, transpose=True) if modes else tensor
     whole = float(tensor.norm())
@@ -105,43 +112,54 @@ def truncated_hosvd(tensor: Tensor, rank: float) -> Truncated:
     return Truncated(core, (factors[0], factors[1]), math.sqrt(lost) / whole if lost > 0 else 0.0)
 
 
+def large_values(matrix: Tensor, threshold: float) -> int:
+    """How many singular values of a matrix are at least ``threshold``; at least one is counted.
+
+    Those below about 1e-8 of the largest (in float64) are rounding, since they come from the smaller Gram matrix.
+    """
+    square = gram(matrix if len(matrix) <= matrix.shape[1] else matrix.T)
+    values = torch.linalg.eigvalsh(square).clamp(min=0).sqrt()
+    return max(1, int((values >= threshold).sum()))
+
+
 def leading(matrix: Tensor, size: int) -> Tensor:
     """Orthonormal columns ``[rows, size]`` that span the leading left singular vectors of a matrix, each with its
-    largest entry positive.
+    largest entry positive (and real).
     """
     if len(matrix) <= matrix.shape[1]:
         columns = eigenvectors(gram(matrix), size)
     else:
-        right = eigenvectors(gram(matrix.T), min(size, matrix.shape[1])).flip(1)
+        right = eigenvectors(gram(matrix.mH), min(size, matrix.shape[1])).flip(1)
         # Not divided by singular values, some of which may vanish: the first columns are the sure ones.
         columns = torch.linalg.qr(matrix @ right).Q
     largest = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))
-    return columns * torch.where(largest < 0, -1.0, 1.0).to(columns)
+    return columns * largest.sgn().conj()
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """``matrix @ matrix.T``; of a large one only the lower blocks are calculated, and mirrored."""
+    """``matrix @ matrix.mH``; of a large one only the lower blocks are calculated, and mirrored."""
     rows = len(matrix)
     if rows <= 128:
-        return matrix @ matrix.T
+        return matrix @ matrix.mH
     product = matrix.new_empty(rows, rows)
     block = max(128, math.ceil(rows / 8))
     for start in range(0, rows, block):
         stop = min(rows, start + block)
-        torch.mm(matrix[start:stop], matrix[:stop].T, out=product[start:stop, :stop])
-        product[:start, start:stop] = product[start:stop, :start].T
+        torch.mm(matrix[start:stop], matrix[:stop].mH, out=product[start:stop, :stop])
+        product[:start, start:stop] = product[start:stop, :start].mH
     return product
 
 
 def eigenvectors(square: Tensor, size: int) -> Tensor:
-    """The eigenvectors of the ``size`` largest eigenvalues, ascending, of a symmetric matrix."""
+    """The eigenvectors of the ``size`` largest eigenvalues, ascending, of a symmetric (Hermitian) matrix."""
     rows = len(square)
     few = size <= FEW * rows
     if few and rows > EXACT_UP_TO:
         return _iterated(square, size)
     if few and square.device.type == "cpu":
         first, last = rows - size, rows - 1
-        _, vectors = scipy.linalg.eigh(square.detach().numpy(), subset_by_index=(first, last), check_finite=False)
+        matrix = square.detach().resolve_conj().numpy()
+        _, vectors = scipy.linalg.eigh(matrix, subset_by_index=(first, last), check_finite=False)
         return torch.from_numpy(vectors)
     return torch.linalg.eigh(square).eigenvectors[:, -size:]
 
@@ -153,7 +171,7 @@ def _iterated(square: Tensor, size: int) -> Tensor:
     basis = basis.to(square.device)
     for _ in range(ROUNDS):
         basis = torch.linalg.qr(square @ basis).Q
-    return basis @ torch.linalg.eigh(basis.T @ (square @ basis)).eigenvectors[:, -size:]
+    return basis @ torch.linalg.eigh(basis.mH @ (square @ basis)).eigenvectors[:, -size:]
 
 
 def _reduced_modes(factors: tuple[Tensor | None, ...]) -> tuple[list[int], list[Tensor]]:

@@ -11,10 +11,11 @@ keeps it as ``conv1.parametrizations.weight.original``; its mask follows its uni
 from __future__ import annotations
 
 import base64
+import copy
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from ops.optimizer_state import exchange
 
 Undo = list[Callable[[], object]]
 Modules = Mapping[str, nn.Module]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Mask(nn.Module):
@@ -137,6 +139,8 @@ def put(modules: Modules, name: str, mask: Tensor) -> Undo:
     known = mask_of(module, attribute)
     if known is not None:
         return [exchange(known, mask.to(known))]
+    if isinstance(module, torch.jit.ScriptModule):
+        raise SurgeryError(f"{name} cannot be masked: it is in a scripted part; operate first, script afterwards")
     weight = module._parameters.get(attribute)
     if weight is None:
         raise SurgeryError(f"{name} cannot be masked: it is no parameter, or it is parametrized by something else")
@@ -146,7 +150,30 @@ def put(modules: Modules, name: str, mask: Tensor) -> Undo:
         for at in [at for at, parameter in each._parameters.items() if parameter is weight]:
             undo.append(partial(_take_off, each, at, list(each._parameters)))
             parametrize.register_parametrization(each, at, new, unsafe=True)
+            _prepare(each)
     return undo
+
+
+def without_masks(model: Model) -> Model:
+    """A copy of a network whose masked weights are plain parameters, zero where the mask is.
+
+    It computes the same, and is for what does not know parametrizations: ``torch.jit.script``, pickling, quantization.
+    In training its zeros do not stay zero.
+
+    >>> from ops import Anatomy, PruneWeights, operate
+    >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    >>> plan = operate(Anatomy(network, torch.zeros(2, 4))["*"], PruneWeights(0.5))
+    >>> type(torch.jit.script(without_masks(network))).__name__
+    'RecursiveScriptModule'
+    """
+    if not isinstance(model, nn.Module):
+        raise SurgeryError(f"masks are those of a torch.nn.Module, not of {model!r:.60}")
+    copied = copy.deepcopy(model)
+    modules = dict(copied.named_modules())
+    for name, mask in masks_of(copied).items():
+        raw(*_at(modules, name)).data.mul_(mask)
+        take_off(modules, name)
+    return copied
 
 
 def take_off(modules: Modules, name: str) -> None:
@@ -183,12 +210,53 @@ def unpacked(text: str, shape: torch.Size) -> Tensor:
     return bits[: shape.numel()].view(shape).to(torch.uint8)
 
 
+def _prepare(module: nn.Module) -> None:
+    """Lets a masked module, whose class torch has just made for it, be copied, and say why it cannot be scripted."""
+    kind: Any = type(module)
+    if "__prepare_scriptable__" in vars(kind):
+        return
+    kind.__prepare_scriptable__, kind.__deepcopy__ = _refuse_script, _copying(kind.__deepcopy__)
+    if isinstance(module, nn.RNNBase):  # it keeps the weights of its last pass, which cannot be copied
+        kind._flat_weights = property(_flat_weights, _keep_nothing)
+
+
+def _copying(plainly: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """How a masked module is deep-copied: to a class of its own, since taking off masks changes the class."""
+
+    def copied(module: Any, memo: Any) -> Any:
+        replica, kind = plainly(module, memo), type(module)
+        if type(replica) is kind:
+            own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+            replica.__class__ = type(kind.__name__, kind.__bases__, own)
+        return replica
+
+    return copied
+
+
+def _refuse_script(module: nn.Module) -> nn.Module:
+    raise SurgeryError(
+        "TorchScript knows no masked weights (parametrizations): script a copy without masks, "
+        "torch.jit.script(ops.without_masks(model))"
+    )
+
+
+def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
+    """What a recurrent module computes with, masked. What it holds under this name are its parameters."""
+    return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _keep_nothing(module: nn.RNNBase, weights: list[Tensor | None]) -> None:
+    pass
+
+
 def _at(modules: Modules, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     return modules[path], attribute
 
 
 def _list(module: nn.Module, attribute: str) -> ParametrizationList | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     lists = module._modules.get("parametrizations")
     found = lists._modules.get(attribute) if isinstance(lists, nn.ModuleDict) else None
     return found if isinstance(found, ParametrizationList) and _masks(found) else None

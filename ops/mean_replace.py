@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ops.anatomy import HiddenLayer
-from ops.errors import SurgeryError
+from ops.errors import NoSignal, SurgeryError
 from ops.min_weight import strongest
 from ops.operation import Operation, choice, fraction, kept, whole
 from ops.plan import Plan
 from ops.repair import bias, leave
 from ops.replacement import REPLACEMENTS, constants
 from ops.signals import Signals
-from ops.unit_scores import SCORES, unit_scores
+from ops.unit_scores import BY_LOSS, SCORES, unit_scores
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class MeanReplace(Operation):
         if signals is None:
             raise SurgeryError(f"{self!r} on {layer.name} looks at outputs: give it Signals(model, inputs)")
         scores = unit_scores(layer, signals, self.score, replacement=self.replacement, seed=self.seed)
+        if self.score in BY_LOSS and not scores.any():
+            raise NoSignal(f"{self!r} on {layer.name}: every score is 0, so the loss does not tell which units to keep")
         plan = Plan(layer, repr(self), strongest(scores, kept(layer, self.keep)), error=0.0)
         if self.bias_propagation and self.replacement == "mean":
             return bias(plan, signals)

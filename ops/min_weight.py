@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ops.anatomy import HiddenLayer
+from ops.errors import SurgeryError
 from ops.operation import Operation, fraction, kept
 from ops.plan import Plan
 from ops.signals import Signals
 
 
 def strongest(scores: Tensor, count: int) -> tuple[int, ...]:
-    """The ``count`` units with the highest scores ``[units]``, in their old order; ties go to the earlier unit."""
+    """The ``count`` units with the highest scores ``[units]``, in their old order; ties go to the earlier unit.
+
+    Raises:
+        SurgeryError: a score is not a number.
+    """
+    if scores.isnan().any():
+        raise SurgeryError("units cannot be chosen: a score is not a number, as weights or outputs are not finite")
     order = scores.argsort(descending=True, stable=True)[:count]
     return tuple(order.sort().values.tolist())
 

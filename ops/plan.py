@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ops.anatomy import HiddenLayer
 from ops.anatomy.rebuild import Edit, moves, remasked
+from ops.checks import usable
+from ops.errors import SurgeryError
 from ops.masks import hidden
 
 
@@ -55,6 +57,10 @@ class Plan:
     flops_after: int = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layer, HiddenLayer):
+            raise SurgeryError(f"a plan is for a layer of an anatomy, not for a {type(self.layer).__name__}")
+        for name in ("shares", "replaced", "newborn", "mixing", "constants", "masks"):
+            object.__setattr__(self, name, usable(getattr(self, name)))
         before, after = self.layer.cost(self.layer.units), self.layer.cost(len(self.sources))
         object.__setattr__(self, "units_before", self.layer.units)
         object.__setattr__(self, "parameters_before", before[0])

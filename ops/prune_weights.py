@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ops.anatomy import WHOLE, HiddenLayer
-from ops.errors import SurgeryError
+from ops.errors import NoSignal, SurgeryError
 from ops.operation import Operation, choice, fraction, whole
 from ops.plan import Plan
 from ops.signals import Signals
@@ -70,10 +70,21 @@ class PruneWeights(Operation):
         names = [name for name in dict.fromkeys(names) if name in anatomy.weights]
         if not names:
             raise SurgeryError(f"{self!r} on {layer.name}: there are no weights that could be pruned")
-        if self.needs_signals and (signals is None or signals.targets is None):
-            raise SurgeryError(f"{self!r} on {layer.name} looks at the loss: give it Signals(model, inputs, targets)")
-        seen = () if signals is None or not self.needs_signals else (signals.inputs, signals.targets)
-        scores = weight_scores(anatomy.model, names, self.score, *seen, strength=self.strength, seed=self.seed)
+        seen: dict[str, Any] = {}
+        if self.needs_signals:
+            if signals is None or (signals.targets is None and signals.loss_function is None):
+                raise SurgeryError(
+                    f"{self!r} on {layer.name} looks at the loss: give it Signals(model, inputs, targets)"
+                )
+            signals.check_network(layer)
+            seen = {"inputs": signals.inputs, "targets": signals.targets, "loss": signals.loss_function}
+        scores = weight_scores(anatomy.model, names, self.score, **seen, strength=self.strength, seed=self.seed)
+        if any(not torch.isfinite(each).all() for each in scores.values()):
+            raise SurgeryError(f"{self!r} on {layer.name}: scores are not finite, as weights or outputs are not")
+        if self.needs_signals and not any(each.any() for each in scores.values()):
+            raise NoSignal(
+                f"{self!r} on {layer.name}: every score is 0, so the loss does not tell which weights to prune"
+            )
         before = {name: anatomy.mask(name) for name in names}
         lives = {
             name: torch.ones_like(scores[name], dtype=torch.bool) if mask is None else mask.bool()

@@ -12,14 +12,15 @@ A *chain* names them in order. All look at ``Signals``, so what they take belong
     The running statistics of every BatchNorm behind the layer are estimated anew, as the plain average over the
     signals' batches, with the network as it is after the operation.
 
-The first two are part of the plan; they need the units that stay to stay as they are. BatchNorm's statistics are no
-weights: they are estimated once the plan has been applied, layer after layer where several are cut.
+The first two are part of the plan, and so is their error: where a convolution pads, the constant is not exact at the
+border; where a norm stands over the units, those that stay change, and the plan is tried to see by how much. A reader
+after which no vector can hold a constant (``ops.anatomy.sinks``) gets none. BatchNorm's statistics are no weights: they
+are estimated once the plan has been applied, layer after layer where several are cut.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,10 +29,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ops.anatomy import HiddenLayer
-from ops.anatomy.running import call, evaluating
+from ops.anatomy.running import call, plainly
 from ops.condensed import Combination, Condensed, relative_error
+from ops.double import energy
 from ops.errors import SurgeryError, said
 from ops.plan import Plan
+from ops.received import received_error
 from ops.signals import Signals
 from ops.wrappers import inner
 
@@ -83,7 +86,7 @@ def leave(plan: Plan, signals: Signals, left: Mapping[str, Tensor]) -> Plan:
 def least_squares(plan: Plan, signals: Signals, ridge: float = 0.0) -> Plan:
     """The plan with each reader refitted; ``ridge`` as in ``Condensed.combination``.
 
-    The plan's evidence tells the ``condition`` number of the worst least squares.
+    The plan's evidence has the ``condition`` number of the worst least squares.
     """
     sinks = plan.layer.anatomy.sinks
     return _with(
@@ -119,34 +122,20 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: 
 
     hooks = [module.register_forward_pre_hook(enter) for module in model.modules()]
     try:
-        with _restored(model), evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with plainly(model):
             for inputs in signals.shown:
                 begun = False
                 call(model, inputs)
                 if not reached:  # no norm lies behind this layer
                     break
+            estimated = [(buffer, buffer.clone()) for norm in reached for buffer in norm.buffers()]
     except Exception as error:  # whatever the foreign forward pass raises
         raise SurgeryError(f"BatchNorm's statistics cannot be estimated on this batch: {said(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Gives every norm its momentum and mode back; and, if the block fails, its statistics."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm, norm.momentum, norm.training, [b.clone() for b in norm.buffers()]) for norm in norms]
-    try:
-        yield
-    except BaseException:
-        for norm, _, _, buffers in before:
-            for buffer, values in zip(norm.buffers(), buffers, strict=True):
-                buffer.copy_(values)
-        raise
-    finally:
-        for norm, momentum, training, _ in before:
-            norm.momentum, norm.training = momentum, training
+    for buffer, values in estimated:  # all else is as it was before the passes
+        buffer.data.copy_(values)
 
 
 def _with(plan: Plan, signals: Signals, fit: Callable[[str, Condensed], Combination]) -> Plan:
@@ -162,23 +151,27 @@ def _with(plan: Plan, signals: Signals, fit: Callable[[str, Condensed], Combinat
         return plan
     mixing, constants = {}, {}
     missed = spread = unseen_missed = unseen_spread = condition = 0.0
+    places = {place.tensor: place for place in layer.readers}
     for tensor, seen in signals.condensed(layer).items():
         found = fit(tensor, seen.whole)
         mixing[tensor] = found.mixing
         if tensor in layer.anatomy.sinks:
             constants[tensor] = found.constant
-        missed, spread = missed + found.missed(seen.whole), spread + seen.whole.spread
+        padded = signals.padded_rows(places[tensor], seen.whole.samples) * float(energy(found.constant).sum())
+        missed, spread = missed + found.missed(seen.whole) + padded, spread + seen.whole.spread
         condition = max(condition, found.condition)
         if seen.held_out is not None:
-            unseen_missed += fit(tensor, seen.fitted).missed(seen.held_out)
+            unseen = fit(tensor, seen.fitted)
+            padded = signals.padded_rows(places[tensor], seen.held_out.samples) * float(energy(unseen.constant).sum())
+            unseen_missed += unseen.missed(seen.held_out) + padded
             unseen_spread += seen.held_out.spread
     evidence: dict[str, Any] = {"condition": condition} if condition else {}
+    plan = replace(plan, mixing=mixing, constants=constants, error=relative_error(missed, spread))
+    if not layer.exact:  # the units that stay change as well
+        return replace(plan, error=received_error(plan, signals), evidence={**plan.evidence, **evidence})
     if unseen_spread:
         evidence["held_out_error"] = relative_error(unseen_missed, unseen_spread)
-    return replace(
-        plan, mixing=mixing, constants=constants, error=relative_error(missed, spread),
-        evidence={**plan.evidence, **evidence},
-    )  # fmt: skip
+    return replace(plan, evidence={**plan.evidence, **evidence})
 
 
 def _left(plan: Plan, signals: Signals, left: Callable[[str, Condensed], Tensor | None]) -> Plan:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ops.anatomy import HiddenLayer
 from ops.anatomy.rebuild import undoing
+from ops.double import double
 from ops.errors import SurgeryError
 from ops.optimizer_state import exchange
 from ops.signals import Signals
@@ -37,11 +38,18 @@ def constants(layer: HiddenLayer, signals: Signals, replacement: str = "mean") -
     readers = [place for place in layer.readers if place.tensor in layer.anatomy.sinks]
     if replacement == "mean":
         return {place.tensor: signals.condensed(layer)[place.tensor].whole.origin for place in readers}
+    if replacement not in REPLACEMENTS:
+        raise SurgeryError(f"there is no replacement {replacement!r}; there are {', '.join(REPLACEMENTS)}")
     if replacement == "mean_before":
         return _pushed(layer, signals)
     found = {}
     for place in readers:
         received = signals.received(layer, place)
+        if received.is_complex():
+            raise SurgeryError(
+                f"layer {layer.name}: {place.tensor} receives complex numbers, which have no {replacement}; take "
+                "replacement='mean'"
+            )
         if replacement == "median":
             found[place.tensor] = received.median(dim=0).values
         else:
@@ -55,16 +63,18 @@ def _pushed(layer: HiddenLayer, signals: Signals) -> dict[str, Tensor]:
     anatomy = layer.anatomy
     with undoing() as undo, torch.no_grad():
         for place in layer.makers:
-            if place.tensor not in anatomy.sinks or place.positions.shape[1] != 1:
+            sink = anatomy.sinks.get(place.tensor)
+            entries = () if sink is None else tuple(dim for dim in sink.entries if dim is not None)
+            if sink is None or entries != (place.axis,) or place.positions.shape[1] != 1 or None in sink.entries:
                 raise SurgeryError(
                     f"layer {layer.name}: {place.tensor} has no bias of one value a unit to hold a mean before the "
                     "activation; take replacement='mean'"
                 )
-            weight, (name, sign) = anatomy.tensor(place.tensor), anatomy.sinks[place.tensor]
+            weight = anatomy.tensor(place.tensor)
             means = layer.incoming(place).flatten(1) @ signals.fed(layer, place).mean(dim=0)
-            bias, positions = anatomy.tensor(name), place.positions.flatten().to(weight.device)
+            bias, positions = anatomy.tensor(sink.tensor), place.positions.flatten().to(weight.device)
             silent = weight.detach().index_fill(place.axis, positions, 0)
-            moved = bias.detach().flatten().to(torch.float64).index_add(0, positions, sign * means)
+            moved = double(bias.detach()).flatten().index_add(0, positions, sink.sign * means)
             undo.append(exchange(weight, silent, weight.grad))
             undo.append(exchange(bias, moved.view(bias.shape).to(bias), bias.grad))
         seen = signals.again(layer)

@@ -11,7 +11,7 @@ from typing import Any
 from ops.anatomy import WHOLE, HiddenLayer
 from ops.condensed import units_needed
 from ops.dead_units import dead_units
-from ops.errors import SurgeryError
+from ops.errors import NoSignal, SurgeryError
 from ops.operation import Operation
 from ops.repair import check_chain
 from ops.signals import Signals
@@ -53,8 +53,14 @@ def redundancy(layer: HiddenLayer, signals: Signals, threshold: float) -> float:
 
 
 def dead_fraction(layer: HiddenLayer, signals: Signals, threshold: float) -> float:
-    """The fraction of the units (0 … 1) that are dead at this ``threshold`` (see ``ops.dead_units``)."""
-    return int(dead_units(layer, signals, threshold).sum()) / layer.units
+    """The fraction of the units (0 … 1) that are dead at this ``threshold`` (see ``ops.dead_units``).
+
+    0 where the loss says nothing of the layer.
+    """
+    try:
+        return int(dead_units(layer, signals, threshold).sum()) / layer.units
+    except NoSignal:
+        return 0.0
 
 
 #: What a condition may look at: how large a fraction of a layer's units it could do without.

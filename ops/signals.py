@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from ops.anatomy import HiddenLayer, Place
 from ops.anatomy.running import plainly
 from ops.anatomy.trace import Trace
+from ops.checks import check_real, usable
 from ops.condensed import Condensed
-from ops.errors import SurgeryError
+from ops.double import double
+from ops.errors import SurgeryError, explained
 from ops.gradients import Gradients
+from ops.losses import Loss, mean_loss
 from ops.wrappers import inner
 
 #: Rows of one batch that an operation works on at most; of more positions a random part is taken.
@@ -56,40 +59,49 @@ class Seen:
 class Signals:
     """What every weight was multiplied with, for one batch, in evaluation mode.
 
-    ``inputs`` is what the model takes (a batch of a few times as many samples as the widest layer has units);
-    ``targets`` are class numbers ``[batch]`` for operations that look at the loss. The values belong to the network as
+    ``inputs`` is what the model takes (a batch of a few times as many samples as the widest layer has units). For
+    operations that look at the loss, ``targets`` are class numbers ``[batch]``, or whatever ``loss`` takes: a function
+    of (output, targets), see ``ops.losses``; the cross entropy where there is none. The values belong to the network as
     it is now: after an operation, collect anew.
+
+    Raises:
+        SurgeryError: the network does not run on the inputs. Targets are looked at when the loss is.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any, targets: Tensor | None = None) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, targets: Any = None, loss: Loss | None = None) -> None:
         self._batches: Iterable[Any] = [inputs]
         self._looked = 1
-        self.targets = targets
-        self._inputs = inputs
+        self.targets, self.loss_function = usable(targets), loss
+        self._inputs = usable(inputs)
         self._condensed: dict[str, dict[str, Seen]] = {}
         self._gradients: Gradients | None = None
-        self._look(inner(model), inputs, True)
+        self._look(inner(model), self._inputs, True)
 
     @classmethod
     def over(
-        cls, model: nn.Module, batches: Iterable[Any], layers: Iterable[HiddenLayer], targets: Tensor | None = None
+        cls,
+        model: nn.Module,
+        batches: Iterable[Any],
+        layers: Iterable[HiddenLayer],
+        targets: Any = None,
+        loss: Loss | None = None,
     ) -> Signals:
         """Of several batches, for some layers only; memory does not grow with their number.
 
         ``batches`` can be gone through again and again (a list, or an object that makes each batch as it is asked
-        for). The first is remembered as ever, ``targets`` are its classes; ``condensed`` is of as many as give each
+        for). The first is remembered as ever, ``targets`` and ``loss`` are its own; ``condensed`` is of as many as give each
         of the layers ``SAMPLES_PER_UNIT`` rows for each unit, or of all of them.
         """
         self = cls.__new__(cls)
-        self._batches, self._looked, self.targets, self._condensed = batches, 0, targets, {}
-        self._gradients = None
+        self._batches, self._looked, self.targets, self._condensed = batches, 0, usable(targets), {}
+        self.loss_function, self._gradients = loss, None
         model, layers = inner(model), [layer for layer in layers if layer.readers]  # the whole network has none
         wanted = {place.tensor for layer in layers for place in (*layer.readers, *layer.makers)}
         first = None
-        for inputs in batches:
+        for inputs in map(usable, batches):
             self._look(model, inputs, wanted)
             self._looked += 1
-            first = first or (self.outputs, self._seen, inputs)
+            first = first or (self.outputs, self._seen, self._padding, inputs)
             found = {
                 layer.name: {place.tensor: self._divided(layer, place) for place in layer.readers} for layer in layers
             }
@@ -101,7 +113,7 @@ class Signals:
                 break
         if first is None:
             raise SurgeryError("signals need at least one batch")
-        self.outputs, self._seen, self._inputs = first
+        self.outputs, self._seen, self._padding, self._inputs = first
         return self
 
     @property
@@ -115,35 +127,38 @@ class Signals:
         return itertools.islice(self._batches, self._looked)
 
     def _look(self, model: nn.Module, inputs: Any, wanted: bool | Container[str]) -> None:
-        trace = Trace(model, 1, remember=wanted)
-        with plainly(model):
+        check_real(model, inputs)
+        with explained("signals: the network does not run on this batch"), plainly(model):
+            trace = Trace(model, 1, remember=wanted)
             trace.run(inputs)
-        self.outputs, self._seen = trace.output, trace.seen
+        self.model, self.outputs = model, trace.output
+        self._seen, self._padding = trace.seen, trace.padding
 
     def again(self, layer: HiddenLayer) -> Signals:
         """What the layer's readers are given of the (first) batch by the network as it is now."""
         new = type(self).__new__(type(self))
         new._batches, new._looked, new._inputs = [self._inputs], 1, self._inputs
-        new.targets, new._condensed, new._gradients = self.targets, {}, None
+        new.targets, new.loss_function, new._condensed, new._gradients = self.targets, self.loss_function, {}, None
         new._look(layer.anatomy.model, self._inputs, {place.tensor for place in layer.readers})
         return new
 
     @property
-    def classes(self) -> Tensor:
-        """The targets. Raises SurgeryError where there are none."""
-        if self.targets is None:
+    def classes(self) -> Any:
+        """The targets. Raises SurgeryError where there are none, unless a loss is given, which may need none."""
+        if self.targets is None and self.loss_function is None:
             raise SurgeryError("what looks at the loss needs targets: give Signals(model, inputs, targets)")
         return self.targets
 
     @property
     def loss(self) -> Tensor:
-        """The mean cross entropy of the (first) batch. Raises SurgeryError without targets."""
-        return nn.functional.cross_entropy(self.outputs, self.classes)
+        """The loss of the (first) batch. Raises SurgeryError without targets, or where it cannot be had of them."""
+        return mean_loss(self.outputs, self.classes, self.loss_function)
 
     def gradients(self, layer: HiddenLayer) -> Gradients:
         """The gradients of the (first) batch's losses; one backward pass serves every layer. See ``ops.gradients``."""
+        self.check_network(layer)
         if self._gradients is None:
-            self._gradients = Gradients(layer.anatomy.model, self._inputs, self.classes, self._seen)
+            self._gradients = Gradients(self.model, self._inputs, self.classes, self._seen, self.loss_function)
         return self._gradients
 
     def sloped(self, layer: HiddenLayer, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
@@ -157,12 +172,22 @@ class Signals:
         for given, slope in zip(self._by_unit(layer, place), slopes, strict=True):
             yield gradients.by_sample(layer, place, given), gradients.by_sample(layer, place, slope)
 
+    def precision(self, layer: HiddenLayer) -> torch.dtype:
+        """The coarsest type of number that the layer's readers are given."""
+        given = [x.dtype for place in layer.readers for x in self._inputs_of(layer, place)]
+        return max(given, key=lambda dtype: torch.finfo(dtype).eps)
+
     def samples(self, layer: HiddenLayer) -> int:
         """How many rows ``condensed`` stands for, at the reader that has the fewest."""
         return min(
             seen.fitted.samples + (0 if seen.held_out is None else seen.held_out.samples)
             for seen in self.condensed(layer).values()
         )
+
+    def padded_rows(self, place: Place, rows: int) -> float:
+        """How many rows of padded zeros a convolution meets beside this number of rows of its input."""
+        share = self._padding.get(place.tensor, 0.0)
+        return rows * share / (1.0 - share)
 
     def together(self, layer: HiddenLayer) -> Condensed:
         """What all readers of the layer receive."""
@@ -223,7 +248,16 @@ class Signals:
             positions = (starts + place.positions.unsqueeze(1)).flatten(1)
             yield x.movedim(-1, 0)[positions.to(x.device)]
 
+    def check_network(self, layer: HiddenLayer) -> None:
+        """Raises SurgeryError unless the layer is one of the network that the signals are of."""
+        if layer.anatomy.model is not self.model:
+            raise SurgeryError(
+                f"layer {layer.name}: the signals are those of another network (a {type(self.model).__name__}); signals "
+                "need the same model, not a copy of it"
+            )
+
     def _inputs_of(self, layer: HiddenLayer, place: Place) -> list[Tensor]:
+        self.check_network(layer)
         layer.tensor(place)  # complains of an anatomy that is out of date
         if place.tensor not in self._seen:
             raise SurgeryError(
@@ -253,11 +287,11 @@ def patches(convolution: nn.Conv1d | nn.Conv2d, given: Sequence[Tensor]) -> Tens
     images = [piece for x in given for piece in (x.unsqueeze(1) if flat else x).movedim(-1, 1).split(IMAGES)]
     counts = [len(x) * nn.functional.unfold(x[:1, :1], **settings).shape[2] for x in images]
     chosen = _chosen(sum(counts)).to(images[0].device)
-    rows = torch.empty(len(chosen), convolution.weight[0].numel(), dtype=torch.float64, device=chosen.device)
+    rows = double(images[0]).new_empty(len(chosen), convolution.weight[0].numel())
     start = 0
     for x, count in zip(images, counts, strict=True):
         here = ((chosen >= start) & (chosen < start + count)).nonzero().squeeze(1)
-        unfolded = nn.functional.unfold(x.to(torch.float64), **settings).transpose(1, 2).flatten(0, 1)
+        unfolded = nn.functional.unfold(double(x), **settings).transpose(1, 2).flatten(0, 1)
         rows[here] = unfolded[chosen[here] - start]
         start += count
     return rows
@@ -286,4 +320,4 @@ def _thin(rows: Tensor) -> Tensor:
     """At most ``MOST_SAMPLES`` of the rows, the same for every tensor of so many, in float64."""
     if len(rows) > MOST_SAMPLES:
         rows = rows[_chosen(len(rows)).to(rows.device)]
-    return rows.to(torch.float64)
+    return double(rows)

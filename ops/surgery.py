@@ -8,74 +8,26 @@ averages of the weights.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ops.anatomy import WHOLE, Anatomy, HiddenLayer, Place, rebuild
+from ops.anatomy import Anatomy, Place, rebuild
 from ops.anatomy.calls import FAN_OUT
 from ops.anatomy.rebuild import Edit, Move, Undo, undoing
 from ops.attention import FreeAttention
+from ops.checks import check_current
+from ops.double import double
 from ops.errors import SurgeryError
 from ops.masks import put
-from ops.operation import Operation
-from ops.optimizer_state import check, exchange, follow, listed
+from ops.optimizer_state import check, exchange, follow, listed, shift
 from ops.plan import Plan
-from ops.repair import reestimate, repaired
-from ops.signals import Signals
 from ops.wrappers import inner
 
 Optimizers = Optimizer | Iterable[Optimizer]
 Averages = nn.Module | Iterable[nn.Module]
-
-
-def operate(
-    layer: HiddenLayer,
-    operation: Operation,
-    optimizers: Optimizers = (),
-    signals: Signals | None = None,
-    *,
-    repair: Sequence[str] = (),
-    averages: Averages = (),
-    verify: Any = False,
-) -> Plan:
-    """Proposes and applies: the one call of a training loop.
-
-    ``optimizers``: one or several that train this network. ``repair``: what is put right when units go, a chain of
-    ``bias``, ``least_squares`` and ``batchnorm`` (see ``ops.repair``), from the signals. ``averages``: networks of the
-    same shape that follow it, such as ``torch.optim.swa_utils.AveragedModel``. ``verify``: True, or a batch (what the
-    model takes): the plan is measured in double precision first and refused where the network would not compute what
-    the plan says. Returns the plan that was applied.
-
-    Raises:
-        SurgeryError: the operation cannot be done on this layer, or does not do what it says; nothing has changed.
-    """
-    from ops.verification import measure
-
-    if not isinstance(layer, HiddenLayer) or not isinstance(operation, Operation):
-        raise SurgeryError(
-            "operate takes a layer of an anatomy and an operation, such as MinWeight(keep=0.5); it was given a "
-            f"{type(layer).__name__} and {operation!r}"
-        )
-    if signals is not None and not isinstance(signals, Signals):
-        raise SurgeryError(f"signals must be Signals(model, inputs), not {type(signals).__name__}")
-    if layer.name == WHOLE and not operation.whole_network:
-        raise SurgeryError(f"{operation!r} works on one layer at a time, not on the whole network ('{WHOLE}')")
-    plan = repaired(operation.propose(layer, signals), signals, repair)
-    if verify is not False:
-        measure(plan, None if verify is True else verify)
-    undo = apply(plan, optimizers, averages)
-    if "batchnorm" in repair and signals is not None:
-        try:
-            reestimate(layer.anatomy.model, signals, layer, plan.masks)
-        except SurgeryError:
-            for step in reversed(undo):
-                step()
-            raise
-    return plan
 
 
 def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> Undo:
@@ -118,8 +70,9 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
             undo.append(body.set(name, body.tensor(name) + change if body.averaged else plan.replaced[name]))
         for place in layer.readers:
             if place.tensor in plan.constants:
-                name, sign = anatomy.sinks[place.tensor]
-                undo.append(body.add(name, sign * _sent(body, layer, place, plan.constants[place.tensor])))
+                weight = double(body.live(place.tensor))
+                amount = layer.sent(place, weight, plan.constants[place.tensor].to(weight))
+                undo.append(body.add(anatomy.sinks[place.tensor].tensor, amount))
     undo.extend(rebuild.resize([edit]))
     for body in bodies:
         for name, steps in moves.items():
@@ -184,15 +137,16 @@ class _Body:
                     f"{name or 'the attention'} has been freed in the network, but not in an average of it: free the "
                     "average as well, ops.free_attention(average)"
                 )
-        check(self.optimizers, here)
+        check(self.optimizers, {name: self.tensor(name) for name in here})
 
     def set(self, name: str, data: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
-        return exchange(tensor, data.to(tensor), tensor.grad)
+        steps = [*shift(self.optimizers, tensor, data), exchange(tensor, data.to(tensor), tensor.grad)]
+        return lambda: [step() for step in reversed(steps)]
 
     def add(self, name: str, amount: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
-        return self.set(name, tensor.data.to(torch.float64) + amount.view(tensor.shape))
+        return self.set(name, double(tensor.data) + amount)
 
 
 def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor], undo: Undo) -> None:
@@ -202,8 +156,8 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     def weights(old: Tensor) -> Tensor:
         data = rebuild.rebuilt(old, [step])
         if place in old_columns:
-            columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)].to(torch.float64)
-            mixed = torch.einsum("uk...,un->nk...", columns, plan.mixing[name].to(columns))
+            columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)]
+            mixed = torch.einsum("uk...,un->nk...", double(columns), plan.mixing[name].to(double(columns)))
             data.movedim(place.axis, 0)[place.positions.to(data.device)] = mixed.to(data)
         if place.role != FAN_OUT and name in plan.newborn:
             newborn = step.origin.newborn.to(data.device)
@@ -237,26 +191,23 @@ def _unmask(body: _Body, name: str) -> Undo:
     return [] if mask is None else [body.set(name, body.live(name)), exchange(mask, torch.ones_like(mask))]
 
 
-def _sent(body: _Body, layer: HiddenLayer, place: Place, constant: Tensor) -> Tensor:
-    """What a constant output of each unit sends on to the bias behind this reader."""
-    outgoing = layer.by_unit(place, body.live(place.tensor).to(torch.float64))
-    return torch.einsum("uok,u->o", outgoing, constant.to(outgoing))
-
-
 def _check(plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        raise SurgeryError(f"a plan is what an operation proposes, not a {type(plan).__name__}")
     layer = plan.layer
+    check_current(layer)
     if plan.units_before != layer.units:
         raise SurgeryError(
             f"{plan.operation} on {layer.name}: the plan was made for {plan.units_before} units, the layer has "
             f"{layer.units}; propose again"
         )
-    if not plan.sources:
+    if not plan.sources and layer.units:
         raise SurgeryError(f"{plan.operation} on {layer.name}: no unit would be left")
     if not all(isinstance(source, int) for source in plan.sources):
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources must be whole numbers")
     if plan.shares is not None and (not isinstance(plan.shares, Tensor) or plan.shares.shape != (len(plan.sources),)):
         raise SurgeryError(f"{plan.operation} on {layer.name}: shares must be a tensor of {len(plan.sources)} numbers")
-    if max(plan.sources) >= layer.units or min(plan.sources) < -1:
+    if not all(-1 <= source < layer.units for source in plan.sources):
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources name units outside 0 … {layer.units - 1}")
     known = {place.tensor for place in layer.places}
     for values in (plan.newborn, plan.mixing, plan.constants):
@@ -265,6 +216,8 @@ def _check(plan: Plan) -> None:
     for name, value in plan.mixing.items():
         _fits(plan, name, value.shape, torch.Size([layer.units, len(plan.sources)]))
     for name, value in plan.constants.items():
+        if name not in layer.anatomy.sinks:
+            raise SurgeryError(f"{plan.operation} on {layer.name}: no vector after {name} can hold a constant")
         _fits(plan, name, value.shape, torch.Size([layer.units]))
     for name, value in plan.replaced.items():
         if name not in layer.anatomy.expressions:
@@ -291,8 +244,12 @@ def _fits(plan: Plan, name: str, found: torch.Size, wanted: torch.Size) -> None:
 
 
 def _several(averages: Averages) -> list[nn.Module]:
-    found = [averages] if isinstance(averages, nn.Module) else list(averages)
+    found = list(averages) if isinstance(averages, Iterable) and not isinstance(averages, nn.Module) else [averages]
     for each in found:
         if not isinstance(each, nn.Module):
-            raise SurgeryError(f"averages must be networks (torch.nn.Module), not {type(each).__name__}")
+            raise SurgeryError(
+                f"averages must be networks of the same shapes (torch.nn.Module), such as "
+                f"torch.optim.swa_utils.AveragedModel; a {type(each).__name__} cannot follow, as bare copies of parameters "
+                "have no modules: make such an average anew after the operation"
+            )
     return found

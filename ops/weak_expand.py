@@ -57,7 +57,7 @@ class WeakExpand(Operation):
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         added = max(1, round(self.grow * layer.units))
-        order = layer.outgoing_rows().mean(dim=1).argsort(descending=True, stable=True).tolist()
+        order = layer.outgoing_rows().mean(dim=1).real.argsort(descending=True, stable=True).tolist()
         sources = [*range(layer.units), *(order[i % layer.units] for i in range(added))]
         generator = torch.Generator().manual_seed(self.seed)
         origin = torch.tensor(sources)

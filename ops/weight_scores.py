@@ -25,11 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree
 
 from ops.altered import Altered, Together
 from ops.anatomy.running import flat_tensors, plainly
-from ops.errors import SurgeryError
-from ops.gradients import sample_losses
+from ops.checks import check_real, usable
+from ops.errors import SurgeryError, explained
+from ops.gradients import NO_GRADIENT, without_checkpoints
+from ops.losses import Loss as LossFunction
+from ops.losses import suited
 from ops.masks import tensors_of
 from ops.wrappers import inner
 
@@ -52,20 +56,23 @@ def weight_scores(
     names: Sequence[str],
     score: str,
     inputs: Any = None,
-    targets: Tensor | None = None,
+    targets: Any = None,
     *,
+    loss: LossFunction | None = None,
     strength: float = 1.0,
     seed: int = 0,
 ) -> Weights:
     """A score for each entry of some parameters: name → tensor of its shape, in the network's precision.
 
     ``inputs`` is what the model takes and ``targets`` are class numbers ``[batch]``; ``magnitude`` and ``random`` need
-    neither. The loss is the mean cross entropy in evaluation mode; nothing of the network changes. ``seed`` is of
+    neither. The loss is the mean cross entropy in evaluation mode, or another function of (output, targets) that is
+    given as ``loss`` (``ops.losses``); nothing of the network changes. ``seed`` is of
     ``random``. Changes of the loss below the rounding of the logits are noise: to see those, give a network and inputs
     of double precision. Weights that a mask hides score 0, but at ``random``.
 
     Raises:
-        SurgeryError: no such score or parameter, or it looks at the loss and there are no inputs or no targets.
+        SurgeryError: no such score or parameter; it looks at the loss and there are no inputs or no targets, the
+            network does not run on them, or the loss cannot be had of them; a score is not finite.
     """
     if score not in SCORES:
         raise SurgeryError(f"there is no weight score {score!r}; there are {', '.join(SCORES)}")
@@ -74,34 +81,52 @@ def weight_scores(
     if odd := [name for name in names if not isinstance(known.get(name), nn.Parameter)]:
         raise SurgeryError(f"the network has no parameter {odd[0]!r} to score")
     weights = {name: known[name].detach() for name in names}
+    expanded = score.removesuffix("_abs") in ("taylor1", "taylor2", "hessian")
+    if expanded and (odd := [name for name, weight in weights.items() if weight.is_complex()]):
+        raise SurgeryError(f"the weight score {score} is one of real weights, but {odd[0]} is complex: take magnitude")
     if score == "magnitude":
         return {name: weight.abs() for name, weight in weights.items()}
     if score == "random":
         generator = torch.Generator().manual_seed(seed ^ SALT)
         return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
-    if inputs is None or targets is None:
+    if inputs is None or (targets is None and loss is None):
         raise SurgeryError(f"the score {score} looks at the loss: give it inputs and targets, Signals(…, targets)")
-    with plainly(model), sdpa_kernel(SDPBackend.MATH):  # which has second derivatives, and can be batched
-        loss = _loss(model, inputs, targets)
+    check_real(model, inputs)
+    inputs, targets = usable((inputs, targets))
+    with (
+        plainly(model), without_checkpoints(),
+        sdpa_kernel(SDPBackend.MATH),  # which has second derivatives, and can be batched
+        explained(f"the score {score} cannot be had of this network and batch"),
+    ):  # fmt: skip
+        function = _loss(model, inputs, targets, loss)
         if score.startswith("loss_change"):
             found = {
-                name: loss_changes(loss, name, weights[name], at_once(model, name, weights[name], loss))
+                name: loss_changes(function, name, weights[name], at_once(model, name, weights[name], function))
                 for name in names
             }
         else:
-            found = _expansion(loss, weights, score, strength)
+            found = _expansion(function, weights, score, strength)
+    for name, values in found.items():
+        if not torch.isfinite(values).all():
+            raise SurgeryError(f"the scores {score} of {name} are not finite: look at the network's weights and inputs")
     return {name: values.abs() for name, values in found.items()} if score.endswith("_abs") else found
 
 
-def _loss(model: nn.Module, inputs: Any, targets: Tensor) -> Loss:
-    """The mean cross entropy as a function of some parameters, by their names, in place of the model's."""
-    network = Altered(model)
+def _loss(model: nn.Module, inputs: Any, targets: Any, loss: LossFunction | None = None) -> Loss:
+    """The loss of the batch as a function of some parameters, by their names, in place of the model's."""
+    network, known = Altered(model), list[LossFunction]()
 
-    def loss(weights: Mapping[str, Tensor]) -> Tensor:
-        logits = network(weights, inputs)
-        return sample_losses(logits.double() if isinstance(logits, Tensor) else logits, targets).mean()
+    def loss_with(weights: Mapping[str, Tensor]) -> Tensor:
+        output = _pytree.tree_map(_doubled, network(weights, inputs))
+        if not known:  # the first pass is of one network alone, so its numbers can be looked at
+            known.append(suited(loss, output, targets))
+        return known[0](output, targets).mean()
 
-    return loss
+    return loss_with
+
+
+def _doubled(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _expansion(loss: Loss, weights: Weights, score: str, strength: float) -> Weights:
@@ -110,7 +135,10 @@ def _expansion(loss: Loss, weights: Weights, score: str, strength: float) -> Wei
     at = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
     second = score != "taylor1"
     with torch.enable_grad():
-        slopes = torch.autograd.grad(loss(at), list(at.values()), create_graph=second, materialize_grads=True)
+        value = loss(at)
+        if not value.requires_grad:
+            raise SurgeryError(NO_GRADIENT)
+        slopes = torch.autograd.grad(value, list(at.values()), create_graph=second, materialize_grads=True)
         turned: Sequence[Tensor] = ()
         if second:
             along = torch.stack([(s * w).sum() for s, w in zip(slopes, weights.values(), strict=True)]).sum()
@@ -165,4 +193,4 @@ def loss_changes(loss: Loss, name: str, weight: Tensor, most: int = 1) -> Tensor
     losses = Together(without, able=most > 1)
     for chunk in entries.split(most):
         found[chunk] = losses(chunk) - plain
-    return found.view(weight.shape).to(weight.dtype)
+    return found.view(weight.shape).to(weight.real.dtype)

@@ -46,8 +46,10 @@ def inner(model: nn.Module) -> nn.Module:
     is the average), in any nesting.
 
     Raises:
-        SurgeryError: it is fully sharded, so that no process has a whole unit.
+        SurgeryError: it is no network, or it is fully sharded, so that no process has a whole unit.
     """
+    if not isinstance(model, nn.Module):
+        raise SurgeryError(f"a network is a torch.nn.Module, not {model!r:.60}")
     wrapped = _wrapped(model)
     return model if wrapped is None else inner(wrapped)
 

@@ -1,4 +1,4 @@
-"""EigenRemove alone: ratio, rank δ, which weights are kept, what makes a unit strong; layers, order and timing."""
+"""EigenRemove alone: ratio, δ (a rank or a threshold), which weights are kept, what makes a unit strong; where, when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from search_spaces.placement import EPOCHS, Layers, place
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of EigenRemove: ``keep``, ``rank``, ``weights``, ``strength`` and the placement with its ``order``."""
+    """A schedule of EigenRemove: ``keep``, ``delta`` with ``rank`` or ``singular_threshold``, ``weights``, ``strength``
+    and the placement with its ``order``.
+    """
     chosen = removal.operation(trial, "eigen_remove")
     assert isinstance(chosen, EigenRemove)
     strength = trial.suggest_categorical("strength", ("norm", "mean"))

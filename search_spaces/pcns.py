@@ -1,9 +1,13 @@
 """PCNS: how much variance may be lost, layers, and when: at moments, or once a layer is redundant enough.
 
-The basis is pivoted, which works after any activation.
+And the basis: pivoted, which works after any activation, or the draft's eigenvectors. Those need an invertible
+activation and nothing between it and the readers that a constant cannot pass: where a layer is refused
+(``ops.emission``) the trial fails with that reason. Only this space tries them; ``mixed`` is for any network.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from optuna.trial import BaseTrial
 
@@ -12,6 +16,7 @@ from search_spaces.placement import EPOCHS, Layers, place, watch
 
 #: What decides when it operates: the epoch, or the redundancy that is found.
 WHEN = ("moment", "redundancy")
+BASES = ("pivoted", "eigen")
 
 
 def operation(trial: BaseTrial) -> PCNS:
@@ -20,11 +25,12 @@ def operation(trial: BaseTrial) -> PCNS:
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of PCNS: ``variance_threshold``, ``when`` and the placement; for ``redundancy`` the ``gain`` too.
+    """A schedule of PCNS: ``variance_threshold``, ``basis``, ``when`` and the placement; for ``redundancy`` the
+    ``gain`` too.
 
     The redundancy is that at PCNS's own threshold, so an operation removes at least the fraction ``gain``.
     """
-    chosen = operation(trial)
+    chosen = replace(operation(trial), basis=trial.suggest_categorical("basis", BASES))
     if trial.suggest_categorical("when", WHEN) == "moment":
         return place(trial, layers, chosen, epochs)
     return watch(trial, layers, chosen, epochs, chosen.variance_threshold)

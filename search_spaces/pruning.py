@@ -18,20 +18,25 @@ from search_spaces.placement import EPOCHS, Layers, beginning
 
 #: A measured change of the loss takes a forward pass for every few weights: too slow to be tried by the way.
 TRIED = tuple(score for score in SCORES if not score.startswith("loss_change"))
+#: Scores that weigh the second order by λ.
+CURVED = ("taylor2", "taylor2_abs")
 #: What says how much goes: the fraction of all weights, or how many deviations a weight must be large.
 AMOUNTS = ("fraction", "quality")
 RAMPS = ("linear", "cubic")
 
 
 def operation(trial: BaseTrial) -> PruneWeights:
-    """Pruning of the whole network: ``amount``, with ``fraction`` (the last one), ``weight_score`` and ``scope``, or
-    ``quality``.
+    """Pruning of the whole network: ``amount``, with ``fraction`` (the last one), ``weight_score`` (``taylor2``: with
+    ``weight_strength``, its λ) and ``scope``, or ``quality``.
     """
     if trial.suggest_categorical("amount", AMOUNTS) == "quality":
         return PruneWeights(quality=trial.suggest_float("quality", 0.1, 1.5))
     fraction = trial.suggest_float("fraction", 0.2, 0.95)
     score, scope = trial.suggest_categorical("weight_score", TRIED), trial.suggest_categorical("scope", SCOPES)
-    return PruneWeights(fraction, score=score, scope=scope)
+    chosen = PruneWeights(fraction, score=score, scope=scope)
+    if score in CURVED:
+        chosen = replace(chosen, strength=trial.suggest_float("weight_strength", 0.1, 10.0, log=True))
+    return chosen
 
 
 def place(trial: BaseTrial, layers: Layers, chosen: PruneWeights, epochs: int) -> Schedule:

@@ -5,27 +5,42 @@ And what is put right afterwards: ``repair``, a chain of ``ops.repair`` in one w
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from optuna.trial import BaseTrial
 
 from ops import EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, Schedule, SurgeryError
+from ops.replacement import REPLACEMENTS
 from ops.unit_scores import SCORES
 from search_spaces.placement import EPOCHS, Layers, place
 
 NAMES = ("eigen_remove", "mean_replace", "min_weight", "random_remove")
+#: What EigenRemove's δ is: the fraction of rank that stays, or the least singular value that does.
+DELTAS = ("rank", "threshold")
+#: Scores that replace a unit themselves, so that the replacement matters even where nothing of it is left behind.
+REPLACING = ("mrs", "mrp")
 #: What ``repair`` may be: the chain's steps joined by ``+``.
 REPAIRS = ("none", "bias", "least_squares", "batchnorm", "least_squares+batchnorm")
 
 
 def operation(trial: BaseTrial, name: str) -> Operation:
-    """The named removal with its hyperparameters: ``keep``; for EigenRemove ``rank`` (δ) and ``weights``, for
-    MeanReplace ``score``.
+    """The named removal with its hyperparameters: ``keep``; for EigenRemove ``delta``, by that ``rank`` or
+    ``singular_threshold``, and ``weights``; for MeanReplace ``score``, ``bias_propagation`` and, where either makes use
+    of it, ``replacement``.
     """
     keep = trial.suggest_float("keep", 0.2, 0.9)
     if name == "eigen_remove":
-        rank = trial.suggest_float("rank", 1 / 16, 1.0, log=True)
-        return EigenRemove(keep, rank, trial.suggest_categorical("weights", ("original", "reduced")))
+        by_rank = trial.suggest_categorical("delta", DELTAS) == "rank"
+        rank = trial.suggest_float("rank", 1 / 16, 1.0, log=True) if by_rank else None
+        threshold = None if by_rank else trial.suggest_float("singular_threshold", 0.03, 3.0, log=True)
+        weights = trial.suggest_categorical("weights", ("original", "reduced"))
+        return EigenRemove(keep, rank, weights, threshold=threshold)
     if name == "mean_replace":
-        return MeanReplace(keep, trial.suggest_categorical("score", SCORES))
+        score = trial.suggest_categorical("score", SCORES)
+        chosen = MeanReplace(keep, score, bias_propagation=trial.suggest_categorical("bias_propagation", (True, False)))
+        if chosen.bias_propagation or score in REPLACING:
+            chosen = replace(chosen, replacement=trial.suggest_categorical("replacement", REPLACEMENTS))
+        return chosen
     if name == "min_weight":
         return MinWeight(keep)
     if name == "random_remove":
@@ -48,6 +63,6 @@ def repair(trial: BaseTrial, chosen: Operation) -> tuple[str, ...]:
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of removals: ``op``, ``keep``, ``rank``, ``weights``, ``score``, ``repair`` and the placement."""
+    """A schedule of removals: ``op``, its own hyperparameters (see ``operation``), ``repair`` and the placement."""
     chosen = operation(trial, trial.suggest_categorical("op", NAMES))
     return place(trial, layers, chosen, epochs, repair=repair(trial, chosen))

@@ -8,20 +8,17 @@ undone (``rehearsal``, ``rebuild``), before it is offered.
 from __future__ import annotations
 
 import contextlib
-import dis
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree
 
 from ops.anatomy import axes
@@ -33,6 +30,8 @@ from ops.anatomy.rehearsal import faults, lively
 from ops.anatomy.running import call, evaluating, flat_tensors, plainly
 from ops.anatomy.trace import Trace
 from ops.attention import FreeAttention
+from ops.checks import check_real, scripted, usable
+from ops.double import numeric
 from ops.errors import SurgeryError, said
 from ops.masks import hidden, holder, mask_of, parameters_of, raw, tensors_of
 from ops.wrappers import inner
@@ -95,10 +94,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
             raise SurgeryError(f"an anatomy is taken of a torch.nn.Module, not of a {type(model).__name__}")
         self.model = model = inner(model)
         tensors = dict(tensors_of(model))
-        for name, tensor in tensors.items():
-            if is_lazy(tensor):
-                raise SurgeryError(f"{name} has no size yet: run the network once before its anatomy is taken")
-        self.example_input = example_input
+        check_real(model, example_input)
+        self.example_input = example_input = usable(example_input)
         self.pinned: dict[str, str] = {}
         self.modules = dict(model.named_modules())
         self._owners = _owners(self.modules, tensors)
@@ -109,15 +106,22 @@ class Anatomy(Mapping[str, HiddenLayer]):
             entered = trace.entered
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
-            if trace.missed or _asks_for_training(model):  # some networks have branches that only training takes
-                self._trace_training(trace, shown)
-            self.chains, self.sinks, self.calls = trace.chains, trace.sinks, trace.calls
+            training = bool(trace.missed) or trace.watch.asks_mode
+            if training:  # some networks have branches that only training takes
+                training = self._trace_training(trace, shown)
+            for name, reason in scripted(model).items():
+                trace.freeze_parameter(name, reason)
+            self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls
             self.products = [axes.product(*each) for each in trace.products]
             self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
             self._layers = self._gather(trace)
             self.written = self._numbers(trace)
             samples = None if trace.steered or trace.sized else self._batch
-            for layer, reason in faults(self, shown, output, entered, samples):
+            found = faults(
+                self, shown, output, entered, samples, training=training,
+                comparisons=list(trace.watch.comparisons.values()), measured=trace.watch.measured,
+            )  # fmt: skip
+            for layer, reason in found:
                 self.pinned[layer.name] = layer.factor.frozen = reason
                 del self._layers[layer.name]
         self._explain()
@@ -173,7 +177,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def weights(self) -> list[str]:
         """The parameters by which something is multiplied and summed over: of dense layers, convolutions and such."""
         known = [(name, self.tensor(name)) for name in self.calls if name in self._parameters]
-        return [name for name, tensor in known if tensor.dim() > 1 and tensor.is_floating_point()]
+        return [name for name, tensor in known if tensor.dim() > 1 and numeric(tensor)]
 
     def cost(self) -> tuple[int, int]:
         """Parameters and FLOPs (two per multiply-add of convolutions and products) of one sample.
@@ -266,8 +270,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
         with contextlib.suppress(Exception), plainly(self.model):
             trace.run(opposite)
 
-    def _trace_training(self, trace: Trace, shown: Any) -> None:
-        """Follows the network in training mode, too; weights that are still not met may cost every layer."""
+    def _trace_training(self, trace: Trace, shown: Any) -> bool:
+        """Follows the network in training mode, too, and says whether it runs in it; weights that are still not met may
+        cost every layer."""
         problem = ""
         try:
             with plainly(self.model, training=True):
@@ -282,6 +287,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             )
             for name in trace.axes:
                 trace.freeze_parameter(name, reason)
+        return not problem
 
     def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
         """A layer's name: the module that makes its units, or the parameter where that name is taken."""
@@ -331,24 +337,6 @@ def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
     terms = sum(sizes.get(name, 0) * times for name, times in trace.calls.items())
     terms += sum(axes.size(axes.product(*each)) for each in trace.products) / trace.batch
     return parameters_of(model), round(2 * terms)
-
-
-def _asks_for_training(model: nn.Module) -> bool:
-    """Whether the code of a module that is not torch's takes another branch in training mode."""
-    kinds = [(module, type_before_parametrizations(module)) for module in model.modules()]
-    theirs = [module for module, kind in kinds if not kind.__module__.startswith(("torch.nn.", "ops.masks"))]
-    code = {getattr(type(module).forward, "__code__", None) for module in theirs}
-    code |= {getattr(value, "__code__", None) for module in theirs for value in vars(module).values()}
-    return any(_branches_on_training(each) for each in code if each is not None)
-
-
-def _branches_on_training(code: CodeType) -> bool:
-    """Whether it, or a function in it, tests an attribute ``training``; handing it on, to a dropout, is no branch."""
-    if "training" in code.co_names:
-        for step, after in itertools.pairwise(dis.get_instructions(code)):
-            if step.argval == "training" and ("JUMP" in after.opname or after.opname in ("UNARY_NOT", "TO_BOOL")):
-                return True
-    return any(_branches_on_training(inside) for inside in code.co_consts if isinstance(inside, CodeType))
 
 
 def _batch(example: Any) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ops.anatomy.axes import ONE, Axis, Fixed, blur, canonical, is_fixed, size, unite
+
+if TYPE_CHECKING:
+    from ops.anatomy.sinks import Making
 
 Axes = tuple[Axis, ...]
 FAN_IN, VECTOR, FAN_OUT = "fan_in", "vector", "fan_out"
@@ -22,7 +25,7 @@ class Twin:
     ``source`` is the parameter or buffer that it is, or shows unchanged; ``origins`` then tells for each dimension
     which axis of the source it runs along. ``live``: it depends on the network's input. ``maker`` and ``chain``: the
     weight that made these units and the operators since. ``blurs``: an axis and the reason why editing its units is not
-    exact, if anything comes of this tensor.
+    exact, if anything comes of this tensor. ``making``: the product that it is, as long as nothing has been done to it.
     """
 
     axes: Axes
@@ -32,6 +35,7 @@ class Twin:
     maker: str | None = None
     chain: tuple[str, ...] = ("?",)
     blurs: tuple[Axis, str] | None = None
+    making: Making | None = None
 
     @property
     def plain(self) -> bool:
@@ -61,7 +65,9 @@ class Use:
 class Call:
     """One call of an operator, by its ``name`` without the mark of those that work in place.
 
-    ``maker``, ``chain`` and ``blurs`` are what a rule says of its output.
+    ``maker``, ``chain``, ``blurs`` and ``making`` are what a rule says of its output. ``partners``: the weights of
+    products and the vectors that are added to them, each with the weight; ``held``: the products that a vector is added
+    to.
     """
 
     name: str
@@ -73,6 +79,9 @@ class Call:
     maker: str | None = None
     chain: tuple[str, ...] | None = None
     blurs: tuple[Axis, str] | None = None
+    making: Making | None = None
+    partners: dict[str, str] = field(default_factory=dict)
+    held: list[Making] = field(default_factory=list)
 
     @property
     def out(self) -> Tensor:

@@ -26,17 +26,17 @@ def pointwise(trace: Trace, call: Call) -> Axes | None:
     axes = broadcast(call.twins, call.out.dim())
     for twin in call.twins:
         trace.attach(twin, fill)
-    if call.name == "add" and not call.kwargs.get("alpha"):
+    if call.name in ("add", "sub") and call.kwargs.get("alpha", 1) == 1:
         _add_bias(trace, call)
     return axes
 
 
 def _add_bias(trace: Trace, call: Call) -> None:
-    """A vector added to what a weight has just made is its bias: a constant can go there."""
-    twins = [trace.twin(tensor) for tensor in call.inputs]
-    for twin, other in ((twins[0], twins[-1]), (twins[-1], twins[0])):
-        if twin.chain == () and other.source is not None:
-            trace.sink(twin.maker, other)
+    """A vector that is added to what a weight has just made, or taken from it, is its bias."""
+    one, other = call.twins[0], call.twins[-1]
+    trace.sink(call, one.making, one.axes, other, 1.0 if call.name == "add" else -1.0)
+    if call.name == "add" and other is not one:
+        trace.sink(call, other.making, other.axes, one)
 
 
 def batch_norm(trace: Trace, call: Call) -> Axes | None:
@@ -47,8 +47,8 @@ def batch_norm(trace: Trace, call: Call) -> Axes | None:
         if tensor is not None:
             unite(twin.axes[1], trace.twin(tensor).axes[0])
             trace.attach(trace.twin(tensor), fill)
-    if twin.chain == () and mean is not None:
-        trace.sink(twin.maker, trace.twin(mean), sign=-1.0)
+    if mean is not None:
+        trace.sink(call, twin.making, (twin.axes[1],), trace.twin(mean), sign=-1.0)
     return twin.axes
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ops.anatomy import axes
 from ops.anatomy.axes import Axis, Factor
 from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
+from ops.double import double
 from ops.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -105,16 +106,16 @@ class HiddenLayer:
         return [place for place in self.places if place.role == FAN_OUT]
 
     def incoming(self, place: Place) -> Tensor:
-        """A maker's weight by unit, shape ``[units, inputs, positions of a unit × kernel]`` (float64, detached)."""
+        """A maker's weight by unit, shape ``[units, inputs, positions of a unit × kernel]`` (doubles, detached)."""
         return self.by_unit(place, self._values(place))
 
     def outgoing(self, place: Place) -> Tensor:
-        """A reader's weight by unit, shape ``[units, outputs, positions of a unit × kernel]`` (float64, detached)."""
+        """A reader's weight by unit, shape ``[units, outputs, positions of a unit × kernel]`` (doubles, detached)."""
         return self.by_unit(place, self._values(place))
 
     def _values(self, place: Place) -> Tensor:
         self.tensor(place)  # complains of an anatomy that is out of date
-        return self.anatomy.live(place.tensor).to(torch.float64)
+        return double(self.anatomy.live(place.tensor))
 
     def by_unit(self, place: Place, weight: Tensor) -> Tensor:
         """A weight of the shape at this place by unit, ``[units, other axis, positions of a unit × kernel]``."""
@@ -134,8 +135,18 @@ class HiddenLayer:
         across = place.across if place.across is not None else 1 - place.axis
         return weight.movedim((place.axis, across), (0, 1)), place.positions.to(weight.device)
 
+    def sent(self, place: Place, weight: Tensor, constants: Tensor) -> Tensor:
+        """What the vector that holds a reader's constants (``anatomy.sinks``) gains, in a shape that broadcasts to it.
+
+        ``weight``: the reader's values. ``constants``: a value for each unit, ``[units]``; or several of these,
+        ``[…, units]``, each of which gives such an amount, ``[…, *shape]``.
+        """
+        values = constants.new_zeros(*constants.shape[:-1], place.size)
+        values[..., place.positions.to(constants.device)] = constants.unsqueeze(-1)
+        return self.anatomy.sinks[place.tensor].amount(weight, place.axis, values)
+
     def outgoing_rows(self) -> Tensor:
-        """All outgoing weights of each unit, over all readers: shape ``[units, weights]`` (float64)."""
+        """All outgoing weights of each unit, over all readers: shape ``[units, weights]`` (doubles)."""
         return torch.cat([self.outgoing(place).flatten(1) for place in self.readers], dim=1)
 
     def cost(self, units: int) -> tuple[int, int]:

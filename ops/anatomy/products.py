@@ -6,6 +6,7 @@ of two activations (attention) nothing is made: the units that are summed over m
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def convolution(trace: Trace, call: Call) -> Axes | str | None:
-    x, weight, bias, _, _, _, transposed, _, groups = call.args[:9]
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args[:9]
     given, kernel = trace.twin(x), trace.twin(weight)
     if kernel.source is None or x.dim() != weight.dim():
         return "a weight that is computed meets it"
@@ -42,6 +43,14 @@ def convolution(trace: Trace, call: Call) -> Axes | str | None:
         )
     unite(given.axes[1], read)
     trace.passed(kernel, x, 1)
+    trace.make(
+        call, kernel, (rows,), whole=not transposed or (groups == 1 and weight[0, 0].numel() == max(stride) == 1)
+    )
+    if not transposed:
+        trace.pad(
+            kernel.source,
+            padding_share(*map(tuple, (x.shape[2:], call.out.shape[2:], weight.shape[2:], stride, padding, dilation))),
+        )
     where = x if transposed else call.out
     trace.count(kernel.source, where.numel() / where.size(1))
     call.maker, call.chain = kernel.source, () if groups == 1 or size(made) > groups else ("depthwise",)
@@ -49,8 +58,27 @@ def convolution(trace: Trace, call: Call) -> Axes | str | None:
     if bias is not None:
         unite(made, trace.twin(bias).axes[0])
         trace.attach(trace.twin(bias))
-        trace.sink(kernel.source, trace.twin(bias))
+        trace.sink(call, call.making, (made,), trace.twin(bias))
     return (given.axes[0], made, *(Fixed(n) for n in call.out.shape[2:]))
+
+
+@functools.lru_cache(1024)
+def padding_share(*sizes: tuple[int, ...]) -> float:
+    """The share of padded zeros in what a convolution multiplies its kernel with.
+
+    ``sizes``: of the input, the output, the kernel, the stride, the padding and the dilation, a number for each
+    dimension of space.
+
+    >>> round(padding_share((4, 4), (4, 4), (3, 3), (1, 1), (1, 1), (1, 1)), 4)  # of 12 columns and 12 rows 10 are seen
+    0.3056
+    """
+    seen = 1.0
+    longest = max(map(len, sizes))  # one number stands for all dimensions
+    each = (numbers * (longest // len(numbers)) for numbers in sizes)
+    for given, made, kernel, stride, padding, dilation in zip(*each, strict=True):
+        taps = [[at * stride + tap * dilation - padding for at in range(made)] for tap in range(kernel)]
+        seen *= sum(0 <= at < given for tap in taps for at in tap) / (made * kernel)
+    return 1.0 - seen
 
 
 def linear(trace: Trace, call: Call) -> Axes | str | None:
@@ -103,15 +131,17 @@ def _multiply(
         assert weight.source is not None
         trace.count(weight.source, terms / max(trace.shape(weight.source).numel(), 1))
         call.maker, call.chain = weight.source, ()
-    axes = tuple(map(canonical, (*one.axes[:last], *(() if made is None else (other.axes[made],)))))
+        trace.make(call, weight, [dim for dim in range(len(weight.axes)) if dim != summed])
+    batch = other if weight is other else one
+    lead = [batch.axes[dim] if dim in both and size(batch.axes[dim]) > 1 else one.axes[dim] for dim in range(last)]
+    axes = tuple(map(canonical, (*lead, *(() if made is None else (other.axes[made],)))))
     if added is not None:
         bias = trace.twin(added)
         for axis, mine in zip(reversed(axes), reversed(bias.axes), strict=False):
             if size(mine) > 1:
                 unite(axis, mine)
         trace.attach(bias)
-        if weight is not None:
-            trace.sink(weight.source, bias)
+        trace.sink(call, call.making, axes, bias)
     return tuple(map(canonical, axes))
 
 

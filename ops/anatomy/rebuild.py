@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ops.anatomy import axes
 from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
 from ops.architecture import fit
+from ops.double import double, numeric
+from ops.masks import tensors_of
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -39,6 +41,20 @@ def undoing() -> Iterator[Undo]:
     finally:
         for step in reversed(undo):
             step()
+
+
+@contextlib.contextmanager
+def in_double(anatomy: Anatomy) -> Iterator[None]:
+    """All floating-point parameters and buffers in double precision for a while."""
+    with undoing() as undo:
+        for _, tensor in tensors_of(anatomy.model):
+            if doubled(tensor) is not tensor:
+                undo.append(exchange(tensor, doubled(tensor.data), None))
+        yield
+
+
+def doubled(value: Any) -> Any:
+    return double(value) if isinstance(value, Tensor) and numeric(value) else value
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ class Move:
 
     def finish(self, new: Tensor, old: Tensor) -> None:
         """What newborn units get in a parameter or buffer whose other values are taken already, and the factors."""
-        if self.strange is not None and old.is_floating_point() and any(p.role != FAN_OUT for p in self.places):
+        if self.strange is not None and numeric(old) and any(p.role != FAN_OUT for p in self.places):
             self._estrange(new, old, self.strange)
         else:
             self._fill(new, self.places[0].fill)
@@ -128,6 +144,7 @@ class Move:
     def _estrange(self, new: Tensor, old: Tensor, strange: Tensor) -> None:
         newborn = self.origin.newborn.to(new.device)
         known = old.flatten()[:4096]
+        known = torch.view_as_real(known.resolve_conj()).flatten() if known.is_complex() else known
         scale = torch.linalg.vector_norm(known.float()) / math.sqrt(len(known))
         noise = _drawn(strange, [newborn.numel() if a == self.axis else n for a, n in enumerate(new.shape)]).to(scale)
         noise = noise * scale

@@ -4,9 +4,17 @@ All layers are changed at once, in place and undone: all units are put in anothe
 doubled at uneven shares, and units are added that have weights of their own but that nobody reads. None of this may
 change the output at all; that taking such units away again changes nothing is what removal claims. A layer that fails
 (a hard-coded size, a unit used by its position, a maximum over the units) is pinned with the reason instead of being
-offered. Layers that a norm couples are only put in another order; they, and those that the code cuts into pieces, run
-once more at about half their size. For that two samples do, unless values in the network decide what it runs. A network
-in which everything is right costs one or two passes, besides the traced one.
+offered. Layers of one size get several new sizes, so that code that couples two layers by their size is noticed.
+Layers that a norm couples are only put in another order; they, and those that the code cuts into pieces, run
+once more at about half their size, by which no old size can be divided. For that two samples do, unless values in the
+network decide what it runs. A network in which everything is right costs one or two passes, besides the traced one.
+
+Only where the network gives reason to, more is tried. Where its code reads the mode, the same must hold in training
+mode. Where it reads sizes, the new sizes are dealt out a second time, and what runs at half its size runs at a larger
+one, too. Where it compares sizes, each layer is tried at the sizes at which the comparison comes out otherwise
+(a shortcut that is projected only if two shapes differ).
+
+Whether a difference is rounding is not left to rounding: in doubt, both networks are computed in double precision.
 
 Where operators are small, it is not they that take the time but the Python around them, so each tensor is rebuilt in
 few operations: vectors that change alike (of a norm, say) together, strangers from one draw. The smaller sizes come
@@ -21,26 +29,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ops.anatomy.rebuild import Edit, edited, undoing
+from ops.anatomy import axes
+from ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
+from ops.anatomy.steady import Precisions, Steady
 from ops.errors import said
-from ops.masks import lift, masks_of
+from ops.masks import lift, masks_of, tensors_of
 from ops.optimizer_state import exchange
 
 if TYPE_CHECKING:
     from ops.anatomy import Anatomy
     from ops.anatomy.layers import HiddenLayer
+    from ops.anatomy.watch import Comparison
 
 
 @contextlib.contextmanager
@@ -97,11 +109,19 @@ class Problem:
     module: str | None = None
 
 
-#: The largest relative difference that rounding explains, by the precision of the output.
+#: The largest relative difference that rounding explains, by the precision of the output; what needs no second look.
 TOLERANCE = {
     torch.float64: 1e-7, torch.complex128: 1e-7, torch.float32: 1e-3, torch.complex64: 1e-3,
     torch.bfloat16: 0.1, torch.float16: 0.02,
 }  # fmt: skip
+CLEAR = TOLERANCE | {torch.float32: 1e-4, torch.complex64: 1e-4, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+
+#: Larger networks (bytes of parameters in double precision) are not copied to double precision.
+MOST_DOUBLED = 1 << 32
+#: How many new sizes layers of one size share out among them.
+WIDTHS = 3
+#: More layers than these are not tried one by one at sizes at which the network decides otherwise.
+MOST_ALONE = 16
 
 #: No larger difference is taken for rounding, however much a network amplifies it.
 MOST_ROUNDING = 0.03
@@ -112,40 +132,70 @@ Trial = Callable[[Sequence["HiddenLayer"]], Problem | None]
 
 
 def faults(
-    anatomy: Anatomy, example: Any, output: list[Tensor], entered: list[nn.Module], samples: int | None = None
+    anatomy: Anatomy,
+    example: Any,
+    output: list[Tensor],
+    entered: list[nn.Module],
+    samples: int | None = None,
+    *,
+    training: bool = False,
+    comparisons: Sequence[Comparison] = (),
+    measured: bool = False,
 ) -> list[tuple[HiddenLayer, str]]:
     """The layers that cannot be operated on, with the reason; ``output`` is the network's, unchanged, and ``entered``
     the modules that it passed.
 
     ``samples``: how many there are, if the trace saw no value decide what is run or how large a tensor is. Whether the
     network runs does then not depend on what the samples hold, and two that pass the same modules stand for all.
+    ``training``: the same is tried in training mode. ``comparisons`` of sizes are what the network's code may decide
+    by; ``measured``: it reads sizes.
     """
     numbered = any((t.is_floating_point() or t.is_complex()) and torch.isfinite(t).any() for t in output)
     if not numbered:
         return [(layer, "the network's output holds no finite number to compare") for layer in anatomy.values()]
 
     two = samples is not None and samples > 2
-    stage = _Stage(anatomy, example, output, two, entered)
+    stage = _Stage(anatomy, example, output, two or bool(comparisons), entered)
     stages = [stage]
     if samples is not None and two:
         stages.insert(0, _Stage(anatomy, _two(example, samples), _two(output, samples), two))
+    modes = [stage, *_training_stage(anatomy, example)] if training else [stage]
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
-        sizes = Counter[int]()
-        edits = []
-        for layer in layers:
-            edits.append(_reordered(layer, sizes[layer.units]))
-            sizes[layer.units] += 1
-        return stage.problem(edits, equal=True)
+        for turn in range(2 if measured else 1):
+            sizes, edits = Counter[int](), []
+            for layer in layers:
+                edits.append(_reordered(layer, sizes[layer.units], turn))
+                sizes[layer.units] += 1
+            if turn and max(sizes.values(), default=0) <= WIDTHS:
+                break
+            for each in modes:
+                problem = each.problem(edits, equal=True)
+                if problem is not None:
+                    return problem
+        return None
 
     def halved(layers: Sequence[HiddenLayer]) -> Problem | None:
-        edits, problem = [_halved(layer) for layer in layers], None
+        return resized([_halved(layer) for layer in layers]) or resized(
+            [_larger(x) for x in layers if not x.exact and (measured or x.factor.cut)]
+        )
+
+    def resized(edits: list[Edit]) -> Problem | None:
+        problem = None
         for each in stages:
             problem = each.problem(edits, equal=False)
             if problem is None and each.entered == stage.entered:
                 break
-        return problem
+        problems = (each.problem(edits, equal=False) for each in modes[1:])
+        return problem or next(filter(None, problems), None)
 
+    found = _regular(anatomy, reordered, halved)
+    failed = {layer for layer, _ in found}
+    rest = [layer for layer in anatomy.values() if layer not in failed]
+    return found + (_deciding(rest, comparisons, stage, entered) if comparisons else [])
+
+
+def _regular(anatomy: Anatomy, reordered: Trial, halved: Trial) -> list[tuple[HiddenLayer, str]]:
     layers, numbers = list(anatomy.values()), anatomy.written
     resized = [layer for layer in layers if not layer.exact or layer.factor.cut]
     anatomy.written = [number for number in numbers if number.sure]
@@ -165,6 +215,91 @@ def faults(
     return found + _isolate(resized, halved, smaller)
 
 
+def _training_stage(anatomy: Anatomy, example: Any) -> list[_Stage]:
+    """The network in training mode, if it runs so and answers in numbers."""
+    stage = _Stage(anatomy, example, [], False, training=True)
+    try:
+        stage.output = stage.answer()
+    except Exception:  # such as a detector's, which asks for targets
+        return []
+    return [stage] if any(torch.isfinite(t).any() for t in stage.output if t.is_floating_point()) else []
+
+
+def _deciding(
+    layers: Sequence[HiddenLayer], comparisons: Sequence[Comparison], stage: _Stage, entered: list[nn.Module]
+) -> list[tuple[HiddenLayer, str]]:
+    """The layers that fail at a size at which the network's code decides otherwise than it does now.
+
+    Fewer units are compared with the same units silenced, more with the network as it is; of a layer that a norm
+    couples, the network must pass the same modules.
+    """
+
+    def problem(chosen: Sequence[tuple[HiddenLayer, int]]) -> bool:
+        edits = [_resized(layer, units) for layer, units in chosen]
+        with _silenced(stage.anatomy, edits):
+            wanted = replace(stage, output=stage.answer())
+        exact = all(edit.layer.exact for edit in edits)
+        return wanted.problem(edits, equal=exact) is not None or wanted.entered != entered
+
+    found: dict[HiddenLayer, str] = {}
+    waiting = [(layer, units) for layer in layers for units in _other_sizes(layer, comparisons)]
+    reason = "the network's code compares its size with another one, and goes another way at {} units"
+    if len(waiting) > MOST_ALONE:
+        for exact in (True, False):
+            for smaller in (True, False):
+                group = [(x, n) for x, n in waiting if x.exact is exact and (n < x.units) is smaller]
+                if group and not problem(group):
+                    waiting = [each for each in waiting if each not in group]
+    for layer, units in waiting:
+        if layer not in found and problem([(layer, units)]):
+            found[layer] = reason.format(units)
+    return list(found.items())
+
+
+def _other_sizes(layer: HiddenLayer, comparisons: Sequence[Comparison]) -> list[int]:
+    """The next smaller and the next larger size of a layer at which each comparison comes out otherwise, unless it does
+    so anyway at another size."""
+    found: set[int] = set()
+    for comparison in comparisons:
+        if not any(layer.factor in axes.factors(axis) for axis in comparison.axes):
+            continue
+        now = _outcome(layer, comparison, layer.units)
+        if now != _outcome(layer, comparison, layer.units + 1) and now != _outcome(layer, comparison, layer.units - 1):
+            continue  # all that is tried is another size
+        for sizes in (range(layer.units - 1, 0, -1), range(layer.units + 1, 2 * layer.units + 1)):
+            found.update(itertools.islice((n for n in sizes if _outcome(layer, comparison, n) != now), 1))
+    return sorted(found)
+
+
+def _outcome(layer: HiddenLayer, comparison: Comparison, units: int) -> Any:
+    before, layer.factor.size = layer.factor.size, units
+    try:
+        return bool(comparison.outcome())
+    except ArithmeticError:
+        return None
+    finally:
+        layer.factor.size = before
+
+
+def _resized(layer: HiddenLayer, units: int) -> Edit:
+    """Without its last units, or with its first ones once more, at equal shares."""
+    sources = torch.arange(units) % layer.units
+    counts = torch.bincount(sources, minlength=layer.units)
+    return Edit(layer, sources, (1.0 / counts[sources]).to(torch.float64))
+
+
+@contextlib.contextmanager
+def _silenced(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
+    """The network in which nobody reads the units that the edits take away, for the time of a ``with`` block."""
+    with undoing() as undo:
+        for edit in edits:
+            for place in edit.layer.readers:
+                tensor = anatomy.tensor(place.tensor)
+                gone = place.positions[len(edit.sources) :].flatten().to(tensor.device)
+                undo.append(exchange(tensor, tensor.data.index_fill(place.axis, gone, 0), tensor.grad))
+        yield
+
+
 def _two(tree: Any, samples: int) -> Any:
     """The first two samples of every tensor that is as long as there are samples."""
 
@@ -175,17 +310,18 @@ def _two(tree: Any, samples: int) -> Any:
     return _pytree.tree_map(cut, tree)
 
 
-def _reordered(layer: HiddenLayer, number: int) -> Edit:
+def _reordered(layer: HiddenLayer, number: int, turn: int = 0) -> Edit:
     """The units rotated and, where that is exact, some of them doubled at uneven shares and newborn ones added.
 
-    ``number``: how many layers of this size come before, which all get another order.
+    ``number``: how many layers of this size come before, which all get another order and, next to each other, another
+    size; those that got one and the same size at one ``turn`` get several at the next.
     """
     units = layer.units
     order = torch.arange(units).roll(1 + (units // 3 + number) % max(units - 1, 1))
     if not layer.exact:
         return Edit(layer, order)
     strangers = _strangers(layer)
-    copies = torch.arange(_enlarged(layer, number) - strangers)
+    copies = torch.arange(_enlarged(layer, number // WIDTHS**turn) - strangers)
     sources, weights = order[copies % units], 1.0 + (copies // units).to(torch.float64)
     shares = weights / weights.new_zeros(units).index_add(0, sources, weights)[sources]
     at = number % len(sources)
@@ -199,50 +335,73 @@ def _strangers(layer: HiddenLayer) -> int:
 
 
 def _enlarged(layer: HiddenLayer, number: int) -> int:
-    """About an eighth more units, of wide layers 64. Where the network's code cuts the units into pieces it is a prime
-    number, and another one for the next layer of this size, so that nothing divides by luck.
+    """About an eighth more units, of wide layers 64, and another number for the next layer of this size. Where the
+    network's code cuts the units into pieces it is a prime number, so that nothing divides by luck.
     """
     wanted = layer.units + max(_strangers(layer) + 1, min(layer.units // 8, 64))
     if not layer.factor.cut:  # convolutions are fast at multiples of eight
-        return -(-wanted // 8) * 8 if wanted >= 64 else wanted
-    wanted = max(5, wanted) + 2 * (number % 3)
-    while any(wanted % divisor == 0 for divisor in range(2, math.isqrt(wanted) + 1)):
-        wanted += 1
-    return wanted
+        return (-(-wanted // 8) + number % WIDTHS) * 8 if wanted >= 64 else wanted + number % WIDTHS
+    wanted = max(5, wanted)
+    for _ in range(number % WIDTHS):
+        wanted = _next_prime(wanted) + 1
+    return _next_prime(wanted)
+
+
+def _next_prime(number: int) -> int:
+    """The smallest prime number that is not smaller."""
+    while not _is_prime(number):
+        number += 1
+    return number
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
 def _halved(layer: HiddenLayer) -> Edit:
-    return Edit(layer, torch.arange(max(1, (layer.units // 2 - 1) | 1)))
+    """About half of the units: a number that has no divisor in common with that of all, if there is one."""
+    units = layer.units
+    likely = [n for n in range(units // 2, 1, -1) if _is_prime(n)] + list(range(units // 2 + 1, units))
+    return Edit(layer, torch.arange(next((n for n in likely if units % n and math.gcd(n, units) == 1), 1)))
+
+
+def _larger(layer: HiddenLayer) -> Edit:
+    """Some more units: a prime number."""
+    return Edit(layer, torch.arange(_next_prime(layer.units + 1)) % layer.units)
 
 
 @dataclass
 class _Stage:
     """Where edits are tried: the network, what it is shown and answers unchanged, and the modules that were entered
-    last time (kept true if ``watching``)."""
+    last time (kept true if ``watching``). In ``training`` mode, noise is the same for networks of all sizes."""
 
     anatomy: Anatomy
     example: Any
     output: list[Tensor]
     watching: bool
     entered: list[nn.Module] = field(default_factory=list)
+    training: bool = False
 
     def problem(self, edits: list[Edit], *, equal: bool) -> Problem | None:
         """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else."""
         if not edits:
             return None
+        mode = " in training mode" if self.training else ""
         try:
             with edited(self.anatomy, edits), self._watched():
-                found = self._answer()
+                found = self.answer()
         except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
             names = {module: name for name, module in self.anatomy.modules.items()}
             running = [module for module in _running(error) if module in names]
             where = [names[module] for module in running if any(True for _ in module.children())]
-            reason = f"the network does not run at another size ({said(error)[:120]})"
+            reason = f"the network does not run at another size{mode} ({said(error)[:120]})"
             return Problem(reason, where[-1] if where else None)
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in self.output]:
-            return Problem("the output changes its shape with the layer")
-        if equal and not self._only_rounding(deviation(self.output, found)):
-            return Problem("the network uses its units by position or number, so an edit would change its output")
+            return Problem(f"the output changes its shape with the layer{mode}")
+        if equal and not self._only_rounding(edits, deviation(self.output, found)):
+            return Problem(
+                f"the network uses its units by position or number, so an edit would change its output{mode}"
+            )
         return None
 
     @contextlib.contextmanager
@@ -258,11 +417,45 @@ class _Stage:
         finally:
             hook.remove()
 
-    def _only_rounding(self, difference: float) -> bool:
-        """Whether rounding explains a relative difference; what it does in this network is tried only if in doubt."""
-        if difference <= max((TOLERANCE.get(tensor.dtype, 0.0) for tensor in self.output), default=0.0):
+    def _only_rounding(self, edits: list[Edit], difference: float) -> bool:
+        """Whether rounding explains a relative difference. If in doubt, that in double precision decides; where there
+        is none, what rounding does in this network is tried."""
+        kinds = [tensor.dtype for tensor in self.output]
+        if difference <= max((CLEAR.get(kind, 0.0) for kind in kinds), default=0.0):
             return True
+        if not all(kind in (torch.float64, torch.complex128) for kind in kinds):
+            exactly = self._in_double(edits)
+            if exactly is not None:
+                return exactly
+            if difference <= max((TOLERANCE.get(kind, 0.0) for kind in kinds), default=0.0):
+                return True
         return difference <= MOST_ROUNDING and difference <= 10 * self._rounding
+
+    def _in_double(self, edits: list[Edit]) -> bool | None:
+        """Whether the edits change nothing but rounding in double precision; None where not all is computed in it."""
+        if self._doubled is None:
+            return None
+        try:
+            with in_double(self.anatomy):
+                return self._doubled.problem(edits, equal=True) is None
+        except Exception:  # whatever the foreign forward pass raises
+            return None
+
+    @functools.cached_property
+    def _doubled(self) -> _Stage | None:
+        """The stage in double precision."""
+        tensors = [tensor for _, tensor in tensors_of(self.anatomy.model) if tensor.is_floating_point()]
+        if 8 * sum(tensor.numel() for tensor in tensors) > MOST_DOUBLED:
+            return None
+        stage = _Stage(self.anatomy, _pytree.tree_map(doubled, self.example), [], False, training=self.training)
+        try:
+            with in_double(self.anatomy):
+                with Precisions() as precisions:
+                    stage.output = stage.answer()
+                stage._rounding  # noqa: B018  # kept while it is in double precision
+        except Exception:  # whatever the foreign forward pass raises
+            return None
+        return None if precisions.coarse or not stage.output else stage
 
     @functools.cached_property
     def _rounding(self) -> float:
@@ -274,10 +467,13 @@ class _Stage:
                     sign = torch.randint(2, tensor.shape, generator=random, dtype=torch.int8).mul_(2).sub_(1).to(tensor)
                     data = tensor.data * (1 + torch.finfo(tensor.dtype).eps * sign)
                     undo.append(exchange(tensor, data, tensor.grad))
-            return deviation(self.output, self._answer())
+            return deviation(self.output, self.answer())
 
-    def _answer(self) -> list[Tensor]:
-        with plainly(self.anatomy.model):
+    def answer(self) -> list[Tensor]:
+        with (
+            plainly(self.anatomy.model, training=self.training),
+            Steady() if self.training else contextlib.nullcontext(),
+        ):
             return flat_tensors(call(self.anatomy.model, self.example))
 
 

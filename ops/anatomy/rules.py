@@ -37,12 +37,19 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     call = Call(name, args, kwargs, inputs, tensors_in((out,)), twins)
     if name == "mul" and trace.masks(inputs):
         return trace.mark(call.out, twins[0])
+    _carry(trace, call, rule, sized)
+    _account(trace, call, rule)
+    if func._schema.is_mutable and inputs and inputs[0]._base is not None:
+        _write_into(trace, inputs[0]._base, call)
+
+
+def _carry(trace: Trace, call: Call, rule: Rule | None, sized: bool) -> None:
+    """The axes of the outputs."""
+    name, inputs, twins = call.name, call.inputs, call.twins
     plain = all(twin.plain for twin in twins)
     if name in _BLANK and (plain if name.startswith("new_") else not inputs):
         return trace.mark(call.out, Twin(views.blank(trace, call.out)))
     live = any(twin.live for twin in twins)
-    if func._schema.is_mutable and inputs and inputs[0]._base is not None:
-        _write_into(trace, inputs[0]._base, live)
     if not call.outputs and inputs:  # a value leaves the tensors, and anything may depend on it
         trace.refuse(inputs, f"{name} hands its values to Python")
         trace.steered |= live
@@ -64,7 +71,7 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         result = partial(replace, twins[0], origins=views.origins(call, twins[0], rule))
     else:
         maker, chain = _history(call) if call.chain is None else (call.maker, call.chain)
-        result = partial(Twin, live=live, maker=maker, chain=chain, blurs=call.blurs)
+        result = partial(Twin, live=live, maker=maker, chain=chain, blurs=call.blurs, making=call.making)
     for tensor, axes in zip(call.outputs, each, strict=False):
         fits = tuple(map(size, axes)) == tuple(tensor.shape)
         if not fits and tensor is call.out:  # the others are statistics of norms, places of maxima and the like
@@ -72,11 +79,28 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         trace.mark(tensor, result(axes=axes if fits else constant(tensor)))
 
 
-def _write_into(trace: Trace, base: Tensor, live: bool) -> None:
-    """A view of ``base`` is written to: what was known of how its units came about is no longer true."""
+def _write_into(trace: Trace, base: Tensor, call: Call) -> None:
+    """A view of ``base`` was written to: what was known of how its units came about is no longer true."""
     twin = trace.twin(base)
-    if twin.source is None:
-        trace.mark(base, replace(twin, live=twin.live or live, maker=None, chain=("?",)))
+    if twin.source is not None:
+        return
+    if twin.making is not None and twin.making is not call.twins[0].making:
+        twin.making.meet(None)
+    live = any(each.live for each in (twin, *call.twins))
+    trace.mark(base, replace(twin, live=live, maker=None, chain=("?",), making=None))
+
+
+def _account(trace: Trace, call: Call, rule: Rule | None) -> None:
+    """What the call does to products that nothing was done to yet, and how it uses parameters (``sinks``)."""
+    for twin in call.twins:
+        if twin.making is not None and twin.making not in call.held:
+            passed = [trace.twin(tensor) for tensor in call.outputs] if call.name in _PASSING else []
+            for after in passed:
+                after.making = twin.making
+            if not passed or not all(trace.carries(tensor) for tensor in call.outputs):
+                twin.making.meet(None)
+        if twin.source is not None and not (rule in views.KEEPING and twin is call.twins[0]):
+            trace.account.use(twin.source, call.partners.get(twin.source))
 
 
 @functools.cache
@@ -87,9 +111,15 @@ def _known(func: Any) -> tuple[str, Rule | None, bool]:
     rule = None
     if func.namespace in ("aten", "torchvision"):
         rule = RULES.get(full) or RULES.get(name)
-        if rule is None and torch.Tag.pointwise in func.tags:
+        if rule is None and (_element_wise(func.overloadpacket) or _element_wise(getattr(torch.ops.aten, name, None))):
             rule = elementwise.pointwise
     return name, rule, func.namespace != "aten" or torch.Tag.dynamic_output_shape in func.tags
+
+
+def _element_wise(packet: Any) -> bool:
+    """Whether torch tags any form of the operator so: forms in place or for numbers often lack the tag."""
+    forms = packet.overloads() if packet is not None else ()
+    return any(torch.Tag.pointwise in getattr(packet, form).tags for form in forms)
 
 
 def _history(call: Call) -> tuple[str | None, tuple[str, ...]]:
@@ -106,6 +136,11 @@ def _history(call: Call) -> tuple[str | None, tuple[str, ...]]:
     return known[0].maker, (*known[0].chain, name)
 
 
+#: Operators that hand on every value of a tensor, perhaps in another shape.
+_PASSING = {
+    "view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "permute", "transpose", "t", "squeeze", "unsqueeze",
+    "alias", "clone", "detach", "contiguous", "_to_copy", "lift_fresh",
+}  # fmt: skip
 _BLANK = {"zeros", "ones", "full", "empty", "scalar_tensor", "empty_strided"}
 _BLANK |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"}
 
@@ -121,7 +156,7 @@ _KINDS: dict[Rule, str] = {
     products.attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
     " _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
     elementwise.pointwise: "prelu _prelu_kernel copy masked_fill where fill zero hardswish log_sigmoid_forward rsub"
-    " rrelu_with_noise",
+    " rrelu_with_noise leaky_relu _conj_physical",  # torch tags the last two since 2.12
     elementwise.batch_norm: "native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training"
     " _native_batch_norm_legit _batch_norm_with_update miopen_batch_norm",
     elementwise.layer_norm: "native_layer_norm _fused_rms_norm",

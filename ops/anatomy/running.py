@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
+
+from ops.anatomy.snapshot import Snapshot
 
 
 def flat_tensors(tree: Any) -> list[Tensor]:
@@ -74,7 +74,7 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
-    changed = [module for module in modules if module.training is not training]
+    changed = [module for module in modules if getattr(module, "training", training) is not training]  # none if frozen
     for module in changed:
         module.training = training
     try:
@@ -89,16 +89,17 @@ def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Evaluation (or training) mode, no gradients, no compiled code and no fused kernels, for a while.
 
     The random numbers of the CPU are the same each time, so that two passes can be compared; what a forward pass leaves
-    behind in the network (counters, caches, running statistics) is taken back.
+    behind in the network (hooks, counters, caches, running statistics; see ``Snapshot``) is taken back.
     """
     modules = list(model.modules())
     recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
     fast = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_unmarked(modules))
+        stack.callback(Snapshot(modules).restore)
         stack.enter_context(_in_mode(modules, training))
         for device in ("cpu", "cuda"):  # its cache of cast weights would not notice surgery
             stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         _seed(modules)
@@ -116,53 +117,3 @@ def _seed(modules: Iterable[nn.Module]) -> None:
     tensors = (t for m in modules for held in (m._parameters, m._buffers) for t in held.values())
     here = all(tensor is None or tensor.is_cpu for tensor in tensors)
     (torch.default_generator.manual_seed if here else torch.manual_seed)(0)
-
-
-#: What every module keeps of its own.
-OWN = frozenset(vars(nn.Module()))
-
-
-@contextlib.contextmanager
-def _unmarked(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Takes back what is done to a network's attributes, buffers, renormalized embeddings and random numbers."""
-    state, numpy = random.getstate(), sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy is not None else None
-    attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    containers: list[tuple[Any, Any]] = []
-    for module in modules:
-        kept, buffers = vars(module), module._buffers
-        attributes += [(kept, kept.copy()), (buffers, buffers.copy())]
-        for name in kept.keys() - OWN:
-            if type(value := kept[name]) in (list, dict, set):
-                containers.append((value, value.copy()))
-    held = {id(buffer): buffer for module in modules for buffer in module._buffers.values() if buffer is not None}
-    written = [buffer for buffer in held.values() if buffer.layout == torch.strided]
-    for embedding in modules:
-        if isinstance(embedding, (nn.Embedding, nn.EmbeddingBag)) and embedding.max_norm is not None:
-            written.append(embedding.weight)
-    kinds: dict[Any, list[Tensor]] = {}
-    for tensor in written:
-        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    copies = [(group, _joined(group)) for group in kinds.values()]
-    try:
-        yield
-    finally:
-        for now, before in attributes:
-            now.clear()
-            now.update(before)
-        for container, content in containers:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
-        for group, values in copies:  # batch norm does not count up a tensor's version
-            if not torch.equal(_joined(group), values):
-                for tensor, old in zip(group, values.split([t.numel() for t in group]), strict=True):
-                    tensor.data.copy_(old.view(tensor.shape))
-        random.setstate(state)
-        if numpy is not None:
-            numpy.random.set_state(numpy_state)
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """A copy of all their values, one after the other."""
-    with torch.no_grad():
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -7,7 +7,6 @@ unknown operator costs a layer, never a wrong cut.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Container, Iterable, Sequence
 from functools import partial
@@ -18,9 +17,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.anatomy.axes import Axis, Factor, Fixed, canonical, freeze, is_fixed, product, size, total, unite
-from ops.anatomy.calls import VECTOR, Twin, Use, constant
+from ops.anatomy.calls import VECTOR, Axes, Call, Twin, Use, constant
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
+from ops.anatomy.sinks import Making, Sinks
+from ops.anatomy.watch import Watch
 from ops.attention import FreeAttention, can_be_freed
 from ops.masks import masks_of, raw, tensors_of
 
@@ -30,11 +31,11 @@ class Trace(TorchDispatchMode):
 
     Attributes: ``axes`` the axes of every parameter and buffer that was met; ``uses`` ``(tensor, axis) → Use``s;
     ``calls`` weight → how often each of its elements is used per sample (for FLOPs); ``products`` the axes of every
-    product of two activations; ``sinks`` weight → the bias that what it makes meets first, with the sign in which a
-    constant enters it; ``chains`` weight → operators between the units' birth and this reader; ``written`` numbers
-    that modules keep as attributes and that were found to be the size of an axis, ``given`` those of them that say where
-    a tensor is cut; ``entered`` the modules that the last
-    run passed; ``seen``, if it is to
+    product of two activations; ``account`` where a constant can go (``sinks``); ``padding`` weight → the share of
+    padding in what a convolution meets; ``chains`` weight → operators between the units' birth and this reader;
+    ``written`` numbers that modules keep as attributes and that were found to be the size of an axis, ``given`` those
+    that say where a tensor is cut; ``entered`` the modules that the last run passed, ``draws`` the axes of the random
+    numbers that it drew; ``watch`` what the network's own code reads of modes and sizes; ``seen``, if it is to
     ``remember`` (all weights, or some by name), weight → copies of what it was multiplied with, the dimension that is
     summed over last.
     """
@@ -50,7 +51,8 @@ class Trace(TorchDispatchMode):
         self.uses: dict[tuple[str, int], list[Use]] = {}
         self.calls: dict[str, float] = {}
         self.products: list[tuple[Axis, ...]] = []
-        self.sinks: dict[str, tuple[str, float]] = {}
+        self.account = Sinks()
+        self.padding: dict[str, float] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
         self.written: dict[tuple[nn.Module, str, int | None], list[Axis]] = {}
         self.given: set[tuple[nn.Module, str, int | None]] = set()
@@ -65,6 +67,7 @@ class Trace(TorchDispatchMode):
         self._twins: dict[int, tuple[Twin, weakref.ref[Tensor] | None]] = {}
         self._modules: list[nn.Module] = []
         self.entered: list[nn.Module] = []
+        self.watch = Watch(self)
         self.steered = False  # the network hands values that depend on its input to Python
         self.sized = False  # or its tensors may be as large as such values say
 
@@ -78,22 +81,25 @@ class Trace(TorchDispatchMode):
         """Runs the model once; returns the tensors of its output, whose axes are then frozen."""
         hooks = [
             nn.modules.module.register_module_forward_pre_hook(self._enter),
-            nn.modules.module.register_module_forward_hook(
-                lambda module, args, out: self._modules.__delitem__(-1), always_call=True
-            ),
+            nn.modules.module.register_module_forward_hook(lambda module, args, out: self._leave(), always_call=True),
         ]
         self.entered = []
         try:
             for tensor in flat_tensors(example):
                 self.mark(tensor, Twin(constant(tensor), live=True))
-            with self:
+            with self.watch, self:
                 self.output = call(self.model, example)
+            self.watch.settle()
         finally:
             for hook in hooks:
                 hook.remove()
         output = flat_tensors(self.output)
         for twin in map(self.twin, output):
             twin.met()
+            if twin.making is not None:
+                twin.making.meet(None)
+            if twin.source is not None:
+                self.account.use(twin.source, None)
             for axis in twin.axes:
                 freeze(axis, "it is the network's output")
         return output
@@ -106,6 +112,7 @@ class Trace(TorchDispatchMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modules.append(module)
         self.entered.append(module)
+        self.watch.enter(module, args)
         if isinstance(module, FreeAttention):
             self._tell_heads(module)
         elif isinstance(module, nn.MultiheadAttention):  # its forward pass computes heads from the width of its input
@@ -113,6 +120,10 @@ class Trace(TorchDispatchMode):
             self._freeze_module(module, f"nn.MultiheadAttention takes its heads from its input{remedy}")
         if isinstance(module, nn.RNNBase) and module.proj_size:
             self._freeze_module(module, "torch knows a projected recurrent layer by its sizes")
+
+    def _leave(self) -> None:
+        self._modules.pop()
+        self.watch.leave()
 
     def _freeze_module(self, module: nn.Module, reason: str) -> None:
         for parameter in module.parameters():
@@ -140,6 +151,10 @@ class Trace(TorchDispatchMode):
         if known is not None:
             return known[0]
         return self._parameter(tensor) or Twin(constant(tensor))
+
+    def carries(self, tensor: Tensor) -> bool:
+        """Whether what is known of a tensor is kept for whoever meets it next."""
+        return id(tensor) in self._twins
 
     def mark(self, tensor: Tensor, twin: Twin) -> None:
         key = id(tensor)  # unique for as long as the tensor lives; then its twin goes, too
@@ -213,16 +228,34 @@ class Trace(TorchDispatchMode):
             if size(axis) > 1:
                 self.use(twin, dim, VECTOR, fill)
 
-    def sink(self, maker: str | None, bias: Twin, sign: float = 1.0) -> None:
-        """The first vector that is added to what ``maker`` makes: where a constant can go."""
-        if maker is None or bias.source is None:
+    def make(self, call: Call, weight: Twin, outputs: Sequence[int], whole: bool = True) -> None:
+        """Notes that a call is a product with a weight; as ``Sinks.make``."""
+        if weight.source is not None:
+            call.making = self.account.make(weight, outputs, self.shape(weight.source).numel(), whole)
+            call.partners[weight.source] = weight.source
+
+    def sink(self, call: Call, making: Making | None, made: Axes, vector: Twin, sign: float = 1.0) -> None:
+        """A vector is added to a product that has these axes."""
+        if making is None:
             return
-        if math.prod(map(size, bias.axes)) == self.shape(bias.source).numel():
-            self.sinks.setdefault(maker, (bias.source, sign))
+        call.held.append(making)
+        if vector.source is None:
+            return making.meet(None)
+        axes = self.axes_of(making.weight)
+        sink = making.sink_in(vector, self.shape(vector.source), made, axes, sign)
+        making.meet(sink)
+        if sink is not None:
+            call.partners[sink.tensor] = making.weight
+        if call.making is making:  # both in one operator: what comes of it is no bare product any more
+            call.making = None
 
     def count(self, weight: str, times: float) -> None:
         """Each element of a weight is used so many times for the whole batch."""
         self.calls[weight] = self.calls.get(weight, 0.0) + times / self.batch
+
+    def pad(self, weight: str, share: float) -> None:
+        """This share of what a weight is multiplied with is padding."""
+        self.padding[weight] = max(share, self.padding.get(weight, 0.0))
 
     def passed(self, weight: Twin, given: Tensor, dim: int) -> None:
         """A weight reads this tensor, summing over one of its dimensions."""

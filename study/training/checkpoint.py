@@ -59,7 +59,7 @@ def load(trainer: Trainer, path: Path) -> None:
         if content["format"] != FORMAT:
             raise StudyError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
         adopt(trainer.model, content["architecture"])
-        fill(trainer.model, content["weights"])
+        fill(trainer.model, content["weights"], content["architecture"])
     except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
     trainer.optimizer.load_state_dict(content["optimizer"])

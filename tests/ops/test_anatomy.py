@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -232,6 +233,60 @@ def test_of_torchvision(name):
     for layer in [list(anatomy.values())[i] for i in some_of(len(anatomy), 25)]:
         assert removal_error(anatomy, layer, inputs) < EXACT, layer
         assert duplication_error(anatomy, layer, inputs) < EXACT, layer
+
+
+IN_EITHER_FORM = (
+    nn.CELU, nn.ELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.ReLU6, nn.RReLU,
+    nn.SELU, nn.SiLU, partial(nn.Threshold, 0.1, -0.2),
+)  # fmt: skip
+ELEMENT_WISE = (
+    nn.GELU, nn.Hardshrink, nn.LogSigmoid, nn.PReLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh,
+    nn.Tanhshrink, *IN_EITHER_FORM, *(partial(form, inplace=True) for form in IN_EITHER_FORM),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ELEMENT_WISE)
+def test_units_pass_every_element_wise_activation(activation):
+    """Whether or not the installed torch tags its operator as element-wise."""
+    model, inputs = nn.Sequential(nn.Linear(5, 8), activation(), nn.Linear(8, 3)).double(), torch.randn(4, 5).double()
+    anatomy = Anatomy(model, inputs)
+    assert list(anatomy) == ["0"] and removal_error(anatomy, anatomy["0"], inputs) < EXACT
+
+
+IN_PLACE = ("abs_", "copysign_", "gelu_", "heaviside_", "xlogy_", "true_divide_", "exp_", "sinc_", "clamp_", "square_")
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_units_pass_element_wise_methods_in_place(name):
+    class Middle(nn.Module):
+        def forward(self, x):
+            x = x.clone()
+            if name == "gelu_":
+                return torch.ops.aten.gelu_(x)
+            return getattr(x, name)(*MORE.get(name, ()))
+
+    model, inputs = nn.Sequential(nn.Linear(5, 8), Middle(), nn.Linear(8, 3)).double(), torch.randn(4, 5).double()
+    model.requires_grad_(name != "heaviside_")  # which has no derivative
+    anatomy = Anatomy(model, inputs)
+    assert list(anatomy) == ["0"] and removal_error(anatomy, anatomy["0"], inputs) < EXACT
+
+
+MORE = {"copysign_": (1.0,), "heaviside_": (torch.tensor(0.5).double(),), "xlogy_": (2.0,), "true_divide_": (3.0,),
+        "clamp_": (-1, 1)}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_units_pass_the_conjugate_of_complex_values():
+    model = nn.Sequential(nn.Linear(5, 8), Resolved(), nn.Linear(8, 3)).to(torch.complex128)
+    anatomy = Anatomy(model, torch.randn(4, 5, dtype=torch.complex128))
+    assert list(anatomy) == ["0"]
+
+
+class Resolved(nn.Module):
+    """The conjugate, calculated and not only noted."""
+
+    def forward(self, x):
+        return x.conj_physical()
 
 
 class Unit(nn.Module):

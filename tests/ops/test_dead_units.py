@@ -73,6 +73,39 @@ def test_kinds_are_told_apart():
         assert set(RemoveDead(kind=kind).propose(layer, signals).removed) == wanted
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_dead_by_penalty_is_of_every_sample_against_a_slow_reference(activation):
+    model, inputs, targets = dying(activation)
+    layer, signals = look(model, inputs, targets)
+    outputs = model[1](model[0](inputs)).detach()
+    before, worst = sample_losses(model[2](outputs), targets), []
+    for unit in range(10):
+        without = outputs.clone()
+        without[:, unit] = outputs[:, unit].mean()
+        worst.append((sample_losses(model[2](without), targets) - before).abs().max())
+    worst = torch.stack(worst).detach()
+    for threshold in (1e-6, 0.2, 0.5, 1.0):
+        dead = units(dead_units(layer, signals, threshold, by="mrp"))
+        assert dead == units(worst <= threshold * worst.mean())
+        if dead:
+            assert set(RemoveDead(threshold, by="mrp").propose(layer, signals).removed) == dead
+
+
+def test_a_unit_that_one_sample_of_many_needs_is_alive_by_its_penalty_and_dead_by_its_mean():
+    """Evci's definition asks for every sample; a mean over samples forgets the rare one."""
+    model, inputs, targets = dying()
+    with torch.no_grad():  # the unheard unit answers one sample, a little
+        inputs[0] = torch.tensor([9.0, 0, 0, 0, 0, 0])
+        model[0].weight[DROWNED] = torch.tensor([1.0, 0, 0, 0, 0, 0])
+        model[0].bias[DROWNED] = -8.5
+    layer, signals = look(model, inputs, targets)
+    assert DROWNED in units(dead_units(layer, signals, 0.1))
+    assert DROWNED not in units(dead_units(layer, signals, 0.1, by="mrp"))
+    assert {CONSTANT, UNHEARD} <= units(dead_units(layer, signals, 0.1, by="mrp"))
+    with pytest.raises(SurgeryError, match="dead by 'luck'"):
+        dead_units(layer, signals, by="luck")
+
+
 def test_two_units_stay_where_all_are_dead():
     model, inputs, targets = dying()
     model[2].weight.data.zero_()
@@ -118,7 +151,8 @@ def test_revived_units_begin_anew_silently_and_then_learn():
 
 
 @pytest.mark.parametrize(
-    ("bad", "says"), [({"threshold": 0}, "threshold is 0"), ({"kind": "asleep"}, "kind is 'asleep'")]
+    ("bad", "says"),
+    [({"threshold": 0}, "threshold is 0"), ({"kind": "asleep"}, "kind is 'asleep'"), ({"by": "l2"}, "by is 'l2'")],
 )
 @pytest.mark.parametrize("operation", [RemoveDead, Revive])
 def test_refuses_hyperparameters(operation, bad, says):

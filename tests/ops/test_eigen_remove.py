@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ops import Anatomy, EigenRemove, MinWeight, SurgeryError, operate
+from ops import Anatomy, EigenRemove, MinWeight, Moment, Schedule, Step, SurgeryError, operate
 from tests.ops.networks import NETWORKS, build, cnn
 from tests.ops.test_hosvd import brute_force
 
@@ -95,3 +95,48 @@ def test_strength_by_the_mean_of_reduced_weights(network):
     plan = EigenRemove(keep=0.5, rank=0.5, strength="mean").propose(layer)
     assert plan.sources == tuple(sorted(best.tolist()))
     assert plan.sources != EigenRemove(keep=0.5, rank=0.5).propose(layer).sources
+
+
+def test_a_threshold_is_that_of_3_1_1():
+    """σ_k := 0 for all σ_k < δ, of a dense layer's matrices; what counts is the weights' own scale."""
+    model, inputs = build("mlp", torch.float64)
+    matrices = [model[0].weight.detach().numpy().copy(), model[2].weight.detach().numpy().T.copy()]
+    delta = float(np.sort(np.linalg.svd(matrices[1], compute_uv=False))[-3:].min()) - 1e-9
+    wanted = []
+    for matrix in matrices:
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        wanted.append(left * np.where(values < delta, 0, values) @ right)
+    assert np.linalg.matrix_rank(wanted[1]) == 3
+    kept = sorted(np.linalg.norm(wanted[1], axis=1).argsort()[-4:].tolist())
+    plan = operate(Anatomy(model, inputs)["0"], EigenRemove(keep=0.5, threshold=delta, weights="reduced"))
+    assert list(plan.sources) == kept
+    np.testing.assert_allclose(model[0].weight.detach().numpy(), wanted[0][kept], atol=1e-10)
+    np.testing.assert_allclose(model[2].weight.detach().numpy(), wanted[1][kept].T, atol=1e-10)
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn", "residual"])
+def test_at_a_threshold_of_zero_it_is_min_weight_and_a_rank_has_its_threshold(network):
+    model, inputs = build(network, torch.float64)
+    for layer in Anatomy(model, inputs).values():
+        plan = EigenRemove(keep=0.5, threshold=0, weights="reduced").propose(layer)
+        assert plan.sources == MinWeight(keep=0.5).propose(layer).sources
+        for name, tensor in plan.replaced.items():
+            torch.testing.assert_close(tensor, layer.anatomy.tensor(name).detach(), rtol=0, atol=1e-12)
+
+
+def test_one_of_rank_and_threshold_holds():
+    assert EigenRemove(threshold=0.2).rank is None and EigenRemove(0.5, None, threshold=0.2) == EigenRemove(
+        threshold=0.2
+    )
+    assert EigenRemove().rank == 0.125 and EigenRemove().threshold is None
+    for bad, says in (
+        ({"rank": 0.5, "threshold": 0.1}, "only one of them can hold"),
+        ({"rank": None}, "both None"),
+        ({"threshold": -1}, "threshold is -1, but it must be a number from 0 on"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"threshold": True}, "threshold is True"),
+    ):
+        with pytest.raises(SurgeryError, match=says):
+            EigenRemove(**bad)
+    step = Step(Moment(1), "0", EigenRemove(threshold=0.2))
+    assert Schedule.from_data(Schedule((step,)).to_data()).steps == (step,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops import Anatomy
+from ops import Anatomy, Plan, SurgeryError, measure
 from tests.ops.grammar import check, generate, sandwich, sandwiches
 from tests.ops.networks import NETWORKS, build
 from tests.ops.properties import FAINT, examine, lively, slips
@@ -154,3 +154,26 @@ def test_wrong_edits_of_random_networks_are_noticed() -> None:
                 slipped += len(moved)
                 noticed += sum(difference > FAINT for difference in moved.values())
     assert noticed >= 0.95 * slipped > CHUNK
+
+
+@pytest.mark.slow
+def test_constants_of_random_networks_go_where_they_are_exact() -> None:
+    """Half of the units of each layer become constants; what readers receive then is changed by hand to compare."""
+    wrong, places, constants = {}, 0, 0
+    for number, specimen in enumerate([*map(generate, range(CHUNK)), *(sandwich(*each) for each in sandwiches())]):
+        anatomy = Anatomy(specimen.model, specimen.example(0))
+        random = torch.Generator().manual_seed(number)
+        for layer in anatomy.values():
+            readers = {place.tensor for place in layer.readers}
+            held = {
+                reader: torch.randn(layer.units, generator=random, dtype=torch.float64)
+                for reader in sorted(readers & set(anatomy.sinks))
+            }
+            places, constants = places + len(readers), constants + len(held)
+            plan = Plan(layer, "Constants()", tuple(range(0, layer.units, 2)), constants=held)
+            try:
+                measure(plan)
+            except SurgeryError as error:
+                wrong[number, layer.name] = str(error)
+    assert not wrong
+    assert constants > 0.5 * places > 500, "hardly any constant has a place"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -37,8 +39,15 @@ def test_a_constant_channel_leaves_a_trace_only_where_the_padding_is():
     model[0].weight.data[4], model[0].bias.data[4] = 0, 0.5
     inputs = torch.randn(20, 1, 7, 7).double()
     before = model(inputs)
-    plan = operate(Anatomy(model, inputs[:2])["0"], MeanReplace(5 / 6, "variance"), signals=Signals(model, inputs))
-    assert plan.removed == (4,) and plan.error < 1e-12
+    layer, signals, operation = Anatomy(model, inputs[:2])["0"], Signals(model, inputs), MeanReplace(5 / 6, "variance")
+    plan = operation.propose(layer, signals)
+    border = math.tanh(0.5) ** 2 * signals.padded_rows(
+        layer.readers[0], 20 * 49
+    )  # constants there, zeros before
+    spread = (signals.received(layer, layer.readers[0])).var(dim=0, correction=0).sum() * 20 * 49
+    assert plan.error == pytest.approx(float(border / spread) ** 0.5, rel=1e-9)
+    plan = operate(layer, operation, signals=signals)
+    assert plan.removed == (4,)
     change = (model(inputs) - before).abs()
     assert change[..., 1:-1, 1:-1].max() < 1e-14 < 1e-3 < change.max()
 

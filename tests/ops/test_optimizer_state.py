@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
@@ -15,6 +16,8 @@ from torch.optim import lr_scheduler
 from ops import (
     PCNS,
     Anatomy,
+    EigenRemove,
+    MeanReplace,
     MinWeight,
     Plan,
     Signals,
@@ -23,9 +26,11 @@ from ops import (
     ZeroExpand,
     apply,
     operate,
+    register_state,
     trial_surgery,
 )
-from ops.optimizer_state import OTHERS, STATE, check, exchange, follow, listed
+from ops.optimizer_keys import KEYS
+from ops.optimizer_state import check, exchange, follow, listed
 from tests.ops.networks import build, loss, train
 
 #: Optimizers of torch in the forms that keep different state or take different paths.
@@ -66,6 +71,12 @@ EXACT = {
     "ASGD": partial(optim.ASGD, lr=0.0, t0=0),
     "SGD momentum": partial(optim.SGD, lr=0.05, momentum=0.9),  # L2 decay has a part of its own in the state
     "Adam amsgrad": partial(optim.Adam, amsgrad=True),
+}
+#: Another way through the same steps leaves the same state.
+EXACT |= {
+    f"{name} foreach maximize": partial(form, foreach=True, maximize=True)
+    for name, form in EXACT.items()
+    if not {"foreach", "fused", "maximize"} & form.keywords.keys()
 }
 #: 0 → 1 copy, 3 → 3 copies, 1 and 7 → 2, signed and uneven, summing to one.
 SOURCES = (0, 1, 2, 3, 4, 5, 6, 7, 3, 1, 7, 3)
@@ -171,7 +182,7 @@ def test_every_key_of_torch_is_in_the_table():
         parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         keys = {key for key, value in optimizer.state[parameter].items() if value.dim()}
-        assert keys and keys <= STATE[kind.__name__].keys(), kind
+        assert keys and keys <= KEYS["torch"][kind.__name__].keys(), kind
 
 
 def test_newborn_units_start_like_fresh_parameters():
@@ -559,6 +570,9 @@ class Lookahead(optim.Optimizer):
                 fast.copy_(slow)
 
 
+register_state(Lookahead, "slow_buffer", "weights")
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("given", ["wrapper", "both"])
 def test_wrapped_optimizers_are_followed_into(shared, given):
@@ -577,42 +591,200 @@ def test_wrapped_optimizers_are_followed_into(shared, given):
     train(model, inputs, outer)
 
 
-def test_state_of_others_is_read_by_its_name():
+class Declared(Theirs):
+    """All of its keys are declared."""
+
+
+for key, degree in {
+    "constant": 0, "linear": 1, "square": 2, "fourth": 4, "largest": "magnitude", "normalized": "sign",
+    "copy": "weights", "matrix": "fixed",
+}.items():  # fmt: skip
+    register_state(Declared, key, degree)
+
+
+@pytest.mark.parametrize("form", ["plain", "stacked", "listed", "in a row"])
+def test_declared_state_follows(form):
+    """In any form: of the parameter's shape, with an axis in front, in a list, or in one row."""
+    shaped = {
+        "plain": lambda p: p,
+        "stacked": lambda p: torch.stack([p, 2 * p]),
+        "listed": lambda p: [p, 2 * p],
+        "in a row": lambda p: p.flatten(),
+    }[form]
+    back = {
+        "plain": lambda kept, shape: kept,
+        "stacked": lambda kept, shape: kept[1] / 2,
+        "listed": lambda kept, shape: kept[1] / 2,
+        "in a row": lambda kept, shape: kept.view(shape),
+    }[form]
     model, inputs = build("mlp", torch.float64)
-    kept = {key: lambda p: torch.ones_like(p) for key in (*OTHERS, "something")}
-    mask = {"mask": lambda p: torch.ones_like(p, dtype=torch.bool), "count": lambda p: torch.tensor([3.0])}
-    optimizer = Theirs(model.parameters(), **kept, **mask)
+    keys = ("constant", "linear", "square", "fourth", "largest", "normalized", "copy")
+    kept = {key: lambda p: shaped(torch.ones_like(p)) for key in keys}
+    others = {"matrix": lambda p: torch.eye(3), "count": lambda p: torch.tensor([3.0])}
+    optimizer = type("Derived", (Declared,), {})(model.parameters(), **kept, **others)
     widen(model, inputs, optimizer)
-    maker, reader = (optimizer.state[p] for p in (model[0].weight, model[2].weight))
-    wanted = {"exp_avg": SHARES, "something": SHARES, "exp_avg_var": SHARES**2, "exp_inf": SHARES.abs()}
-    for key, scale in wanted.items():
-        assert torch.equal(maker[key], scale[:, None].expand(12, 5)), key
-    assert torch.equal(maker["z"], torch.ones(12, 5, dtype=torch.float64))
-    assert torch.equal(reader["z"], SHARES.expand(6, 12))
-    assert maker["mask"].dtype == torch.bool and maker["mask"].shape == (12, 5) and maker["count"].item() == 3
+    one = torch.ones(12, dtype=torch.float64)
+    wanted = (one, SHARES, SHARES**2, SHARES**4, SHARES.abs(), SHARES.sign(), one)
+    for key, scale in zip(keys, wanted, strict=True):
+        for layer, of, axis in ((model[0], scale, 0), (model[2], SHARES if key == "copy" else one, 1)):
+            found = back(optimizer.state[layer.weight][key], layer.weight.shape)
+            torch.testing.assert_close(found, of.unsqueeze(1 - axis).expand(layer.weight.shape), msg=key)
+    assert torch.equal(optimizer.state[model[0].weight]["matrix"], torch.eye(3))
+    assert optimizer.state[model[0].weight]["count"].item() == 3
+
+
+class Keeper:
+    """An object of another library."""
+
+    def __init__(self, tensor):
+        self.tensors = [tensor]
+
+
+UNKNOWN = {
+    "another name": {"precond": lambda p: torch.eye(len(p))},
+    "in a list": {"history": lambda p: [torch.zeros_like(p)]},
+    "in an object": {"projector": lambda p: Keeper(torch.zeros_like(p))},
+    "a well-known name": {"exp_avg": lambda p: torch.zeros_like(p)},
+    "one that means two things": {"z": lambda p: torch.zeros_like(p)},
+    "whole numbers": {"mask": lambda p: torch.ones_like(p, dtype=torch.bool)},
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_refuses_state_that_is_not_known(kind):
+    model, inputs = build("mlp")
+    optimizers = (optim.SGD(model.parameters(), lr=0.1), Theirs(model.parameters(), **UNKNOWN[kind]))
+    before = copy.deepcopy((model.state_dict(), optimizers[1].state_dict()["param_groups"]))
+    states = [dict(optimizers[1].state[p]) for p in model.parameters()]
+    (key,) = UNKNOWN[kind]
+    says = rf"Theirs keeps {key} .*0.weight of shape \(8, 5\), and it is not known"
+    remedy = rf"register_state\(Theirs, '{key}', degree\), .* or make a new one after surgery"
+    with pytest.raises(SurgeryError, match=f"{says}.*{remedy}"):
+        operate(Anatomy(model, inputs)["0"], MinWeight(), optimizers)
+    assert_equal((model.state_dict(), optimizers[1].state_dict()["param_groups"]), before)
+    assert all(optimizers[1].state[p][key] is kept[key] for p, kept in zip(model.parameters(), states, strict=True))
 
 
 @pytest.mark.parametrize(("kept", "says"), [
-    ({"precond": lambda p: torch.eye(len(p))}, r"Theirs keeps precond of shape \(8, 8\) for 0.weight of shape \(8, 5"),
-    ({"history": lambda p: [torch.zeros_like(p)]}, r"Theirs keeps history of shape \(8, 5\) for 0.weight"),
-    ({"exp_avg_sq_row": lambda p: p.detach().mean(-1)}, r"Theirs keeps exp_avg_sq_row of shape \(8,\) for 0.weight"),
+    ({"square": lambda p: torch.ones(3)}, r"keeps square of shape \(3,\) for 0.weight .*its shape is another"),
+    ({"square": lambda p: torch.ones_like(p, dtype=torch.uint8)}, r"keeps square .* in codes \(torch.uint8\)"),
+    ({"linear": lambda p: Keeper(torch.zeros_like(p))}, r"keeps linear .* in a Keeper"),
+    ({"linear": lambda p: torch.zeros(2, *p.shape)[1]}, r"keeps linear .* as a part of a larger tensor"),
 ])  # fmt: skip
 def test_refuses_state_that_cannot_follow(kept, says):
     model, inputs = build("mlp")
-    optimizers = (optim.SGD(model.parameters(), lr=0.1), Theirs(model.parameters(), **kept))
-    before = copy.deepcopy((model.state_dict(), optimizers[1].state_dict()))
-    with pytest.raises(SurgeryError, match=f"{says}.* or make a new one after surgery"):
-        operate(Anatomy(model, inputs)["0"], MinWeight(), optimizers)
-    assert_equal((model.state_dict(), optimizers[1].state_dict()), before)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(SurgeryError, match=f"Declared {says}.* or make a new one after surgery"):
+        operate(Anatomy(model, inputs)["0"], MinWeight(), Declared(model.parameters(), **kept))
+    assert_equal(model.state_dict(), before)
+
+
+def test_classes_do_not_share_their_keys():
+    """What one class calls z is nothing to another, and a subclass may mean something else by a key than its base."""
+    sub = type("Sub", (optim.SGD,), {})
+    other = type("Other", (optim.SGD,), {})
+    register_state(sub, "z", "weights")
+    register_state(sub, "momentum_buffer", 2)
+    for kind, power in ((sub, 2), (other, 1)):
+        model, inputs = build("mlp", torch.float64)
+        optimizer = kind(model.parameters(), lr=0.1, momentum=0.9)
+        train(model, inputs, optimizer)
+        before = optimizer.state[model[0].weight]["momentum_buffer"].clone()
+        widen(model, inputs, optimizer)
+        after = optimizer.state[model[0].weight]["momentum_buffer"]
+        torch.testing.assert_close(after, before[list(SOURCES)] * SHARES[:, None] ** power)
+        optimizer.state[model[0].weight]["z"] = model[0].weight.detach().clone()
+        with pytest.raises(SurgeryError, match="Other keeps z") if kind is other else contextlib.nullcontext():
+            operate(Anatomy(model, inputs)["0"], MinWeight(keep=0.5), optimizer)
+
+
+@pytest.mark.parametrize("values", [(int, "key", 1), (optim.SGD, 3, 1), (optim.SGD, "key", -1), (optim.SGD, "key", "x"),
+                                    (optim.SGD, "key", True), ("SGD", "key", 1), (optim.SGD, "key", 0.5)])  # fmt: skip
+def test_register_state_refuses(values):
+    with pytest.raises(SurgeryError, match="register_state needs"):
+        register_state(*values)
+
+
+def test_attributes_of_parameters_follow():
+    """Gradients that other libraries keep on the parameter are linear in the gradient; nothing else is known."""
+    model, inputs = build("mlp", torch.float64)
+    names = ("main_grad", "grad_sample", "summed_grad")
+    for parameter in model.parameters():
+        parameter.main_grad, parameter.summed_grad = torch.ones_like(parameter), torch.ones_like(parameter)
+        parameter.grad_sample = torch.ones(4, *parameter.shape, dtype=torch.float64)
+        parameter.is_norm, parameter.hess = False, 0.0
+    weight = model[0].weight
+    old = [getattr(weight, name) for name in names]
+    chosen = list(SOURCES)
+    with trial_surgery(Plan(Anatomy(model, inputs)["0"], "by hand", chosen, shares=SHARES)):
+        for name in names:
+            wanted = SHARES[:, None].expand(12, 5)
+            assert torch.equal(getattr(weight, name), wanted.expand_as(getattr(weight, name)))
+            assert getattr(model[2].weight, name).shape[-2:] == (6, 12)
+    assert all(getattr(weight, name) is value for name, value in zip(names, old, strict=True))
+
+
+def test_refuses_attributes_that_are_not_known():
+    model, inputs = build("mlp")
+    kind = type("Curved", (optim.SGD,), {})
+    optimizer = kind(model.parameters(), lr=0.1)
+    model[2].weight.hess = torch.ones_like(model[2].weight)
+    before = copy.deepcopy(model.state_dict())
+    for optimizers in ((), optimizer):
+        with pytest.raises(SurgeryError, match=r"2.weight of shape \(6, 8\) carries hess as an attribute, and"):
+            operate(Anatomy(model, inputs)["0"], MinWeight(keep=0.5), optimizers)
+    assert_equal(model.state_dict(), before)
+    register_state(kind, "hess", 2)
+    operate(Anatomy(model, inputs)["0"], MinWeight(keep=0.5), optimizer)
+    assert model[2].weight.hess.shape == (6, 4)
+    average = optim.swa_utils.AveragedModel(model)
+    average.module[0].weight.ema = torch.ones(4, 5)
+    with pytest.raises(SurgeryError, match=r"0.weight of shape \(4, 5\) carries ema"):
+        operate(Anatomy(model, inputs)["0"], MinWeight(keep=0.5), optimizer, averages=average)
+    assert model[0].weight.shape == (4, 5)
+
+
+def test_lists_in_parameter_groups_follow():
+    model, inputs = build("mlp", torch.float64)
+    kind = type("Grouped", (optim.SGD,), {})
+    optimizer = kind([{"params": [*model[0].parameters()]}, {"params": [*model[2].parameters()]}], lr=0.1)
+    for group in optimizer.param_groups:
+        group["velocity"] = [torch.ones_like(p) for p in group["params"]]
+    with pytest.raises(SurgeryError, match=r"Grouped keeps a tensor of shape .* parameter group, as velocity, which"):
+        widen(model, inputs, optimizer)
+    register_state(kind, "velocity", 1)
+    with trial_surgery(Plan(Anatomy(model, inputs)["0"], "by hand", SOURCES, shares=SHARES), optimizers=optimizer):
+        assert torch.equal(optimizer.param_groups[0]["velocity"][0], SHARES[:, None].expand(12, 5))
+        assert torch.equal(optimizer.param_groups[0]["velocity"][1], SHARES)
+        assert optimizer.param_groups[1]["velocity"][0].shape == (6, 12)
+    assert optimizer.param_groups[0]["velocity"][0].shape == (8, 5)
+
+
+def test_copies_of_weights_take_the_change_of_weights_that_are_rewritten():
+    """A lower rank, a constant in a bias: what a copy of the weights was away from them, it is still."""
+    for operation in (EigenRemove(keep=0.5, weights="reduced"), MeanReplace(keep=0.5)):
+        model, inputs = build("mlp", torch.float64, batch=32)
+        kind = type("Copying", (optim.SGD,), {})
+        register_state(kind, "z", "weights")
+        optimizer = kind(model.parameters(), lr=0.1)
+        for parameter in model.parameters():
+            optimizer.state[parameter]["z"] = parameter.detach().clone()
+        plan = operate(Anatomy(model, inputs)["0"], operation, optimizer, Signals(model, inputs))
+        assert plan.replaced or plan.constants
+        for parameter in model.parameters():
+            torch.testing.assert_close(optimizer.state[parameter]["z"], parameter.detach())
 
 
 def test_refuses_weights_kept_outside_the_state():
     model, inputs = build("mlp")
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     optimizer.slow_weights = [[p.detach().clone() for p in group["params"]] for group in optimizer.param_groups]
-    with pytest.raises(SurgeryError, match=r"SGD keeps such a tensor in its attribute slow_weights for 0.weight"):
+    with pytest.raises(SurgeryError, match=r"SGD keeps .* its attribute slow_weights, which .* of 0.weight"):
         operate(Anatomy(model, inputs)["0"], MinWeight(), optimizer)
     check((optimizer,), {"another": torch.zeros(7, 7)})
+    optimizer.slow_weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    with pytest.raises(SurgeryError, match=r"SGD keeps .* its attribute slow_weights, which .* of 0.weight"):
+        operate(Anatomy(model, inputs)["0"], MinWeight(), optimizer)
 
 
 def test_follow_tells_squares_from_the_rest():

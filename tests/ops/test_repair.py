@@ -49,13 +49,17 @@ def test_what_the_readers_miss_shrinks_with_every_repair(name: str, operation) -
     missed = {"nothing": sum(float(rows[:, list(plan.removed)].square().sum()) for rows in received.values())}
     for repair in (bias, least_squares):
         put_right = repair(plan, signals)
-        missed[repair.__name__] = 0.0
+        missed[repair.__name__] = padded = 0.0
         for place, rows in received.items():
             mixing = put_right.mixing.get(place.tensor, torch.eye(layer.units).double()[:, list(plan.sources)])
             made = rows[:, list(plan.sources)] @ mixing.T + put_right.constants.get(place.tensor, 0)
             missed[repair.__name__] += float((made - before[place.tensor]).square().sum())
+            constant = put_right.constants.get(place.tensor, torch.zeros(1))
+            padded += signals.padded_rows(place, len(rows)) * float(constant.square().sum())
         spread = sum(float((rows - rows.mean(0)).square().sum()) for rows in received.values())
-        assert put_right.error == pytest.approx((missed[repair.__name__] / spread) ** 0.5, rel=1e-6, abs=1e-9)
+        assert put_right.error == pytest.approx(
+            ((missed[repair.__name__] + padded) / spread) ** 0.5, rel=1e-6, abs=1e-9
+        )
         assert 0 < put_right.evidence["held_out_error"] < 10
     assert missed["least_squares"] <= missed["bias"] * (1 + 1e-9) and missed["bias"] <= missed["nothing"] * (1 + 1e-9)
 

@@ -102,7 +102,7 @@ def test_each_group_of_a_convolution_reads_its_own_part():
 def test_says_what_it_has_not_seen():
     model, inputs = build("mlp")
     layer = Anatomy(model, inputs)["0"]
-    with pytest.raises(SurgeryError, match=r"layer 0: nothing was seen of what 2\.weight is given"):
+    with pytest.raises(SurgeryError, match=r"layer 0: the signals are those of another network \(a Linear\)"):
         Signals(model[0], inputs).received(layer, layer.readers[0])
 
 

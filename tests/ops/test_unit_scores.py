@@ -10,11 +10,11 @@ from torch.utils import _pytree
 
 from ops import Anatomy, Plan, Signals, SurgeryError, trial_surgery
 from ops.anatomy import call, evaluating
+from ops.anatomy.rebuild import doubled
 from ops.gradients import sample_losses
 from ops.repair import leave
 from ops.replacement import REPLACEMENTS, constants
 from ops.unit_scores import SCORES, _Removed, first_order, mean_replacement_penalty, unit_scores
-from ops.verification import doubled
 from tests.ops.networks import Net, build
 
 
@@ -159,6 +159,113 @@ def test_mrs_through_time(kind):
     )
 
 
+def hooked(model, layer, inputs, targets):
+    """Evci's equation 3.3 from the outputs of the makers' modules: first orders ``[samples, units, positions]``."""
+    made = {place: [] for place in layer.makers}
+    hooks = [
+        layer.anatomy.owner(place.tensor).register_forward_hook(lambda m, args, out, of=of: of.append(out))
+        for place, of in made.items()
+    ]
+    with evaluating(model):
+        losses = sample_losses(call(model, inputs), targets)
+    for hook in hooks:
+        hook.remove()
+    total = []
+    for place, outs in made.items():
+        slopes = torch.autograd.grad(losses.sum(), outs, retain_graph=True)
+        channel = 1 if outs[0].dim() in (2, 4) else -1
+        flat = [(x := out.detach().movedim(channel, 1)).reshape(*x.shape[:2], -1) for out in outs]
+        mean = torch.cat([out.movedim(1, 2).flatten(0, 1) for out in flat]).mean(dim=0).view(1, -1, 1)
+        for out, slope in zip(flat, slopes, strict=True):
+            moved = (mean - out) * slope.movedim(channel, 1).reshape(out.shape)
+            total.append(moved[:, place.positions].flatten(2))  # a unit may be several rows, such as those of a gate
+    return total
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        "mlp",
+        "mlp_bn",
+        "cnn",
+        "glu",
+        "grouped",
+        "group_norm",
+        "residual",
+        "dense_concat",
+        "layernorm",
+        "scaled",
+        "separable",
+        "tuple_in",
+    ],
+)
+def test_mrs_before_is_equation_3_3_at_what_makers_make(network):
+    """Also with several makers (a residual stream), a norm behind them, kernels, groups and modules without a bias."""
+    model, inputs, targets = shown(network)
+    signals = Signals(model, inputs, targets)
+    for layer in Anatomy(model, inputs).values():
+        total = hooked(model, layer, inputs, targets)
+        summed = sum(each.sum(dim=2) for each in total).abs().mean(dim=0)
+        apart = sum(each.abs().sum(dim=2) for each in total).mean(dim=0)
+        torch.testing.assert_close(unit_scores(layer, signals, "mrs_before"), summed, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(unit_scores(layer, signals, "mrs_before_positions"), apart, rtol=1e-9, atol=1e-12)
+
+
+def test_mrs_before_is_the_slope_towards_the_mean_before_the_activation():
+    """Without pooling, in a chain: of the loss as the unit's output is moved, a little, towards its mean."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5), nn.Sigmoid(), nn.Linear(5, 3)).double()
+    inputs, targets = torch.randn(40, 6).double(), torch.arange(40) % 3
+    signals = Signals(model, inputs, targets)
+    for name, layer in Anatomy(model, inputs[:2]).items():
+        first, last = model[: int(name) + 1], model[int(name) + 1 :]
+        made, step = first(inputs).detach(), 1e-5
+        for unit, score in enumerate(unit_scores(layer, signals, "mrs_before")):
+            towards = torch.zeros_like(made)
+            towards[:, unit] = made[:, unit].mean() - made[:, unit]
+            up, down = (sample_losses(last(made + far * towards), targets) for far in (step, -step))
+            torch.testing.assert_close(score, ((up - down) / (2 * step)).abs().mean(), rtol=1e-6, atol=1e-10)
+
+
+def test_mrs_before_knows_shared_weights_tokens_and_time():
+    torch.manual_seed(0)
+    inner = nn.Linear(4, 6)
+    model = Net(
+        lambda m, x: m.out(m.second((m.inner(x) * m.inner(x.flip(1)).tanh()).tanh()).tanh().mean(1)),
+        inner=inner, second=nn.Linear(6, 5), out=nn.Linear(5, 3),
+    ).double()  # fmt: skip
+    inputs, targets = torch.randn(12, 5, 4).double(), torch.arange(12) % 3
+    signals = Signals(model, inputs, targets)
+    for layer in Anatomy(model, inputs[:2]).values():
+        wanted = sum(each.sum(dim=2) for each in hooked(model, layer, inputs, targets)).abs().mean(dim=0)
+        torch.testing.assert_close(unit_scores(layer, signals, "mrs_before"), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_evcis_form_ranks_nearly_as_ours_but_not_the_same():
+    """The thesis's small network, trained for a moment: rank correlations of a layer's units."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 4),
+    )  # fmt: skip
+    inputs = torch.randn(256, 1, 14, 14)
+    targets = (inputs[:, 0, :7].sum(dim=(1, 2)) > 0).long() * 2 + (inputs[:, 0, :, :7].sum(dim=(1, 2)) > 0).long()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    signals = Signals(model, inputs, targets)
+    for layer in Anatomy(model, inputs[:2]).values():
+        ours, evci, apart = (
+            unit_scores(layer, signals, score).argsort().argsort().double()
+            for score in ("mrs", "mrs_before", "mrs_before_positions")
+        )
+        for other in (evci, apart):
+            rho = float(torch.corrcoef(torch.stack([ours, other]))[0, 1])
+            assert 0.5 < rho <= 1, (layer.name, rho)
+
+
 def test_nothing_is_left_of_a_look():
     """Frozen parameters stay frozen; gradients, modes and weights are as before."""
     model, inputs, targets = shown("frozen")
@@ -166,7 +273,7 @@ def test_nothing_is_left_of_a_look():
     model.train()
     signals = Signals(model, inputs, targets)
     for layer in Anatomy(model, inputs).values():
-        for score in ("mrs", "mrp"):
+        for score in ("mrs", "mrs_before", "mrp"):
             assert unit_scores(layer, signals, score).max() > 0
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad is before[name][0] and parameter.grad is None
@@ -182,7 +289,10 @@ def test_norms_are_of_the_weights_on_either_side():
         torch.testing.assert_close(unit_scores(layer, None, f"l{number}"), model[2].weight.norm(p=number, dim=0))
 
 
-@pytest.mark.parametrize(("score", "needs"), [("mrs", "targets"), ("mrp", "targets"), ("luck", "there is no unit")])
+@pytest.mark.parametrize(
+    ("score", "needs"),
+    [("mrs", "targets"), ("mrs_before", "targets"), ("mrp", "targets"), ("luck", "there is no unit")],
+)
 def test_refuses_what_it_cannot_score(score, needs):
     model, inputs, _ = shown("mlp")
     with pytest.raises(SurgeryError, match=needs):

@@ -18,6 +18,8 @@ from ops import (
     Anatomy,
     Compact,
     Condition,
+    EigenRemove,
+    MeanReplace,
     Moment,
     PruneWeights,
     Revive,
@@ -26,6 +28,7 @@ from ops import (
     SurgeryError,
     operate,
 )
+from ops.replacement import REPLACEMENTS
 from search_spaces import SPACES, expansion, removal
 from search_spaces.placement import CHOICES, chosen
 
@@ -99,10 +102,14 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
             hyperparameters = {
                 key: value for key, value in step.items() if key not in ("when", "layer", "op", "repair")
             }
+            if step["op"] == "eigen_remove" and trial.params["delta"] == "threshold":
+                assert hyperparameters.pop("rank") is None
             if "ramp" in trial.params or step["op"] == "compact":  # the fraction grows to the one that was chosen
                 hyperparameters.pop("fraction")
             for name, value in hyperparameters.items():
-                assert value == trial.params.get(name, trial.params.get(f"weight_{name}", getattr(default, name)))
+                chosen = (trial.params.get(key) for key in (name, f"weight_{name}", f"singular_{name}"))
+                wanted = next((each for each in chosen if each is not None), getattr(default, name))
+                assert value == wanted
 
 
 @pytest.mark.parametrize(
@@ -128,13 +135,20 @@ def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: se
     [("linear", 4, [0.225, 0.45, 0.675, 0.9]), ("cubic", 3, [0.63333, 0.86667, 0.9]), (None, 1, [0.9])],
 )
 def test_pruning_grows_to_the_fraction_and_compaction_follows(ramp: str, times: int, wanted: list[float]) -> None:
-    params = {"amount": "fraction", "fraction": 0.9, "weight_score": "taylor2_abs", "scope": "layer"}
+    params = {
+        "amount": "fraction",
+        "fraction": 0.9,
+        "weight_score": "taylor2_abs",
+        "weight_strength": 0.5,
+        "scope": "layer",
+    }
     params |= {"first_epoch": 2, "times": times} | ({"every": 2, "ramp": ramp} if ramp else {})
     steps = SPACES["pruning"](FixedTrial(params), LAYERS["three layers"], 12).steps
     pruning, rest = steps[: len(wanted)], steps[len(wanted) :]
     assert [step.operation.fraction for step in pruning] == pytest.approx(wanted, abs=1e-5)  # type: ignore[attr-defined]
     assert {step.layer for step in pruning} == {"*"}
-    assert {(s.operation.score, s.operation.scope) for s in pruning} == {("taylor2_abs", "layer")}  # type: ignore[attr-defined]
+    chosen = {(s.operation.score, s.operation.strength, s.operation.scope) for s in pruning}  # type: ignore[attr-defined]
+    assert chosen == {("taylor2_abs", 0.5, "layer")}
     assert [step.when.count for step in pruning] == [2 + 2 * turn for turn in range(len(wanted))]  # type: ignore[union-attr]
     assert [step.layer for step in rest] == ["a", "b", "c", "b", "a"] and {s.when for s in rest} == {pruning[-1].when}
     early = SPACES["pruning"](FixedTrial(params), LAYERS["one layer"], 5).steps
@@ -214,7 +228,15 @@ def test_which_layers_a_choice_means(choice: str, names: list[str]) -> None:
     ],
 )
 def test_layers_can_take_their_turns(order: str, every: int, wanted: list[tuple[int, str]]) -> None:
-    params = {"keep": 0.5, "rank": 0.5, "weights": "original", "strength": "mean", "layers": "all", "first_epoch": 2}
+    params = {
+        "keep": 0.5,
+        "delta": "rank",
+        "rank": 0.5,
+        "weights": "original",
+        "strength": "mean",
+        "layers": "all",
+        "first_epoch": 2,
+    }
     params |= {"order": order, "every": every} | ({"times": 1} if order == "together" else {})
     schedule = SPACES["eigen_remove"](FixedTrial(params), LAYERS["three layers"], 7)
     assert [(step.when.count, step.layer) for step in schedule.steps] == wanted
@@ -222,7 +244,14 @@ def test_layers_can_take_their_turns(order: str, every: int, wanted: list[tuple[
 
 
 def test_pcns_at_a_moment_or_where_it_is_redundant() -> None:
-    params = {"variance_threshold": 0.02, "layers": "first_half", "first_epoch": 3, "every": 2, "times": 2}
+    params = {
+        "variance_threshold": 0.02,
+        "basis": "eigen",
+        "layers": "first_half",
+        "first_epoch": 3,
+        "every": 2,
+        "times": 2,
+    }
     at = SPACES["pcns"](FixedTrial(params | {"when": "moment"}), LAYERS["three layers"], 9)
     assert [(str(step.when), step.layer) for step in at.steps] == [
         ("3ep", "a"),
@@ -233,7 +262,34 @@ def test_pcns_at_a_moment_or_where_it_is_redundant() -> None:
     found = SPACES["pcns"](FixedTrial(params | {"when": "redundancy", "gain": 0.25}), LAYERS["three layers"], 9)
     assert [step.layer for step in found.steps] == ["a", "b"]
     assert {step.when for step in found.steps} == {Condition(0.02, 0.25, Moment(3), Moment(2), 2)}
-    assert {step.operation for step in found.steps} == {PCNS(0.02)}  # one threshold for both
+    assert {step.operation for step in found.steps} == {PCNS(0.02, "eigen")}  # one threshold for both
+
+
+def test_each_choice_has_the_parameters_that_it_makes_use_of() -> None:
+    """Conditional parameters are drawn where they mean something, and nowhere else; each choice is drawn."""
+    found = set()
+    for space in ("removal", "mixed", "eigen_remove", "pruning", "pcns"):
+        for trial in drawn(space, LAYERS["three layers"], 10, 300):
+            params, (first, *_) = trial.params, Schedule.from_data(trial.user_attrs["schedule"]).steps
+            operation = first.operation
+            if isinstance(operation, EigenRemove):
+                assert ("rank" in params) == (operation.threshold is None) == ("singular_threshold" not in params)
+                found.add(("delta", params["delta"]))
+            if isinstance(operation, MeanReplace):
+                used = operation.bias_propagation or operation.score in ("mrs", "mrp")
+                assert ("replacement" in params) == used and operation.replacement == params.get("replacement", "mean")
+                found |= {("replacement", operation.replacement), ("bias_propagation", operation.bias_propagation)}
+            if isinstance(operation, PruneWeights):
+                assert ("weight_strength" in params) == operation.score.startswith("taylor2")
+                found.add(("strength", operation.strength != 1))
+            if isinstance(operation, PCNS):
+                assert operation.basis == params.get("basis", "pivoted") and ("basis" in params) == (space == "pcns")
+                found.add(("basis", operation.basis))
+    assert found == {
+        ("delta", "rank"), ("delta", "threshold"), ("bias_propagation", True), ("bias_propagation", False),
+        *(("replacement", each) for each in REPLACEMENTS), ("strength", True), ("strength", False),
+        ("basis", "pivoted"), ("basis", "eigen"),
+    }  # fmt: skip
 
 
 def test_pcns_draws_both_and_mixed_draws_moments_only() -> None:

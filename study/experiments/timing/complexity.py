@@ -166,10 +166,11 @@ def _counted(operation: Compact, sizes: Sizes) -> tuple[Work, float]:
 
 
 def _eigen_remove(operation: EigenRemove, sizes: Sizes) -> tuple[Work, float]:
-    found = together(_hosvd(operation.rank, sizes), _in_double(sizes))
+    rank = 1.0 if operation.rank is None else operation.rank  # what a threshold leaves is known afterwards: at most all
+    found = together(_hosvd(rank, sizes), _in_double(sizes))
     if operation.weights == "reduced":
         turned = replace(sizes, outputs=sizes.inputs)
-        found = together(found, _hosvd(operation.rank, turned), _in_double(turned))
+        found = together(found, _hosvd(rank, turned), _in_double(turned))
     return found, operation.keep * sizes.units
 
 

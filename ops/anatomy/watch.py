@@ -1,0 +1,267 @@
+"""Watch: what a network's own code asks of its tensors and modules while it is traced.
+
+Operators do not show why a network calls them. Two things are seen in Python only. Code that reads the *mode*
+(``self.training``, ``torch.is_grad_enabled()``, a tensor's ``requires_grad``), wherever it stands, may do something
+else in training mode, which then has to be followed as well. Code that reads the *size* of a tensor gets a number that
+knows which axis it is the size of (``Extent``): where a view or a slice is given that number, the two axes are one;
+where it is compared with another number, the network may take another path once an edit has changed one of them.
+torch's own code is not watched.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
+from ops.anatomy.steady import Steady
+
+if TYPE_CHECKING:
+    from ops.anatomy.trace import Trace
+
+
+def _is_known(depth: int) -> bool:
+    """Whether the code that asks belongs to torch or to this package."""
+    name: str = sys._getframe(depth + 1).f_globals.get("__name__", "")
+    return name.startswith(("torch.", "ops."))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of a size: ``outcome`` is what it would say at the sizes that the axes in it have now."""
+
+    axes: tuple[Axis, ...]
+    outcome: Callable[[], Any]
+
+
+class Extent(int):
+    """The size of a tensor along an axis, or a number that is computed from such sizes (``axis`` is then None).
+
+    ``now``: the number at the sizes that the ``axes`` in it have now.
+    """
+
+    watch: Watch
+    axis: Axis | None
+    axes: tuple[Axis, ...]
+    now: Callable[[], int]
+
+    __hash__ = int.__hash__
+
+    def __bool__(self) -> bool:
+        if not _is_known(1):
+            self.watch.compare(operator.ne, self, 0)
+        return int(self) != 0
+
+    def __deepcopy__(self, memo: Any) -> int:
+        return int(self)
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+
+def _comparing(compare: Callable[[Any, Any], Any]) -> Callable[[Extent, Any], Any]:
+    def method(self: Extent, other: Any) -> Any:
+        if isinstance(other, (int, float)) and not _is_known(1):
+            self.watch.compare(compare, self, other)
+        return compare(int(self), other)
+
+    return method
+
+
+def _computing(name: str) -> Callable[..., Any]:
+    compute = getattr(int, name)
+
+    def method(self: Extent, *others: Any) -> Any:
+        result = compute(int(self), *others)
+        if type(result) is not int:
+            return result
+        axes = self.axes + tuple(axis for other in others if isinstance(other, Extent) for axis in other.axes)
+        return self.watch.extent(result, None, axes, lambda: compute(self.now(), *map(_now, others)))
+
+    return method
+
+
+def _now(number: Any) -> Any:
+    return number.now() if isinstance(number, Extent) else number
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Extent, f"__{_name}__", _comparing(getattr(operator, _name)))
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    setattr(Extent, f"__{_name}__", _computing(f"__{_name}__"))
+    setattr(Extent, f"__r{_name}__", _computing(f"__r{_name}__"))
+
+
+class _Mode:
+    """``nn.Module.training`` while a network is watched: the mode as it is, and a note that it was read."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def __get__(self, module: Any, owner: Any = None) -> bool:
+        if module is None or "training" not in vars(module):
+            raise AttributeError("training")
+        if not _is_known(1):
+            self.watch.ask_mode()
+        mode: bool = vars(module)["training"]
+        return mode
+
+    def __set__(self, module: Any, mode: bool) -> None:
+        vars(module)["training"] = mode
+
+
+class Watch(TorchFunctionMode):
+    """Notes what code that is not torch's reads during a traced pass.
+
+    ``asks_mode``: it reads the mode. ``measured``: it reads the size of an axis with units on
+    it. ``comparisons``: of such sizes with others than their own.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+        self.asks_mode = self.measured = False
+        self._running: list[tuple[nn.Module, tuple[Any, ...] | None]] = []
+        self._small: list[tuple[nn.Module, tuple[Any, ...]]] = []
+        self.comparisons: dict[object, Comparison] = {}
+
+    def __enter__(self) -> Watch:
+        self._is_grad_enabled = torch.is_grad_enabled
+        torch.is_grad_enabled = self._grad_mode
+        nn.Module.training = _Mode(self)  # type: ignore[assignment]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        del nn.Module.training
+        torch.is_grad_enabled = self._is_grad_enabled
+
+    def _grad_mode(self) -> bool:
+        if not _is_known(1):
+            self.ask_mode()
+        return self._is_grad_enabled()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in SIZES:
+            return out if _is_known(1) else self._sized(args[0], out, args[1] if len(args) > 1 else None)
+        if func == REQUIRES_GRAD:
+            if not _is_known(1):
+                self.ask_mode()
+        elif func in VIEWS:
+            self._viewed(args[1:], out)
+        elif func == Tensor.__getitem__:
+            self._cut(args[1], out)
+        return out
+
+    # -- modes ---------------------------------------------------------------------------------------------------------
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A module begins to run; what a small one is given is kept, in case that it reads the mode."""
+        small = not module._modules and not module._parameters and not module._buffers
+        self._running.append((module, args if small and len(args) == 1 else None))
+
+    def leave(self) -> None:
+        self._running.pop()
+
+    def ask_mode(self) -> None:
+        """The module that runs reads the mode."""
+        if not self._running or self._running[-1][1] is None:
+            self.asks_mode = True
+        else:
+            self._small.append(self._running[-1])  # type: ignore[arg-type]
+
+    def settle(self) -> None:
+        """Modules that read the mode and hold nothing, such as stochastic depth, are tried by themselves.
+
+        If they do the same to each unit in training mode, the network need not be followed in it."""
+        self.asks_mode = self.asks_mode or not all(
+            self._does_the_same(*each) for each in {module: (module, args) for module, args in self._small}.values()
+        )
+        self._small.clear()
+
+    def _does_the_same(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
+        (x,) = args
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+            return False
+        dims = [dim for dim, axis in enumerate(self.trace.twin(x).axes) if not is_fixed(axis)]
+        before, module.training = module.training, True
+        try:
+            with Steady():
+                other, whole = x, module.forward(x)
+                for dim in dims:
+                    order = torch.arange(x.size(dim) + 3, device=x.device).mul(7).add(1) % x.size(dim)
+                    other, whole = other.index_select(dim, order), whole.index_select(dim, order)
+                return bool(torch.equal(module.forward(other), whole))
+        except Exception:  # whatever the foreign forward pass raises
+            return False
+        finally:
+            module.training = before
+
+    # -- sizes ---------------------------------------------------------------------------------------------------------
+
+    def extent(self, number: int, axis: Axis | None, axes: tuple[Axis, ...], now: Callable[[], int]) -> Extent:
+        found = Extent(number)
+        found.watch, found.axis, found.axes, found.now = self, axis, axes, now
+        return found
+
+    def _sized(self, tensor: Tensor, out: Any, dim: int | None) -> Any:
+        """What a tensor says of its sizes: numbers that know their axes, where there are units on them."""
+        if tensor.layout != torch.strided or tensor.is_nested:
+            return out
+        axes = self.trace.twin(tensor).axes
+        if len(axes) != tensor.dim() or all(map(is_fixed, axes)):
+            return out
+        self.measured = True
+        each = [
+            n if is_fixed(axis) else self.extent(n, axis, (axis,), partial(size, axis))
+            for n, axis in zip(tensor.shape, axes, strict=True)
+        ]
+        if isinstance(out, torch.Size):
+            return torch.Size(each)
+        return math.prod(each) if dim is None else each[dim]
+
+    def compare(self, compare: Callable[[Any, Any], Any], extent: Extent, other: Any) -> None:
+        """Notes a comparison, unless both are the size of one axis."""
+        axes = extent.axes + (other.axes if isinstance(other, Extent) else ())
+        if isinstance(other, Extent) and tuple(map(canonical, extent.axes)) == tuple(map(canonical, other.axes)):
+            return
+        key = tuple(map(canonical, axes)), compare, int(extent), float(other)
+        self.comparisons.setdefault(key, Comparison(axes, lambda: compare(extent.now(), _now(other))))
+
+    def _joined(self, axis: Axis, number: Any) -> None:
+        """An axis is as long as the code says, by a number that is the size of another axis."""
+        if isinstance(number, Extent) and number.axis is not None:
+            one, other = canonical(axis), canonical(number.axis)
+            if isinstance(one, Factor) and isinstance(other, Factor) and size(one) == size(other):
+                unite(one, other)
+
+    def _viewed(self, args: Sequence[Any], out: Tensor) -> None:
+        """``x.view(…)``, ``x.reshape(…)``: each size by itself or all in one."""
+        sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
+        if any(isinstance(n, Extent) for n in sizes) and len(sizes) == out.dim():
+            for axis, number in zip(self.trace.twin(out).axes, sizes, strict=True):
+                self._joined(axis, number)
+
+    def _cut(self, index: Any, out: Tensor) -> None:
+        """``x[:, :n]``: the piece is as long as ``n`` says."""
+        index = index if isinstance(index, tuple) else (index,)
+        if all(isinstance(each, slice) for each in index):
+            for axis, each in zip(self.trace.twin(out).axes, index, strict=False):
+                if not each.start and each.step in (None, 1):
+                    self._joined(axis, each.stop)
+
+
+REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement}  # type: ignore[attr-defined]
+VIEWS = {Tensor.view, Tensor.reshape, torch.reshape}

@@ -1,0 +1,49 @@
+"""What the readers of a layer receive once a plan is applied, against what they received before.
+
+Where a norm stands over the units, those that stay change as well, and nothing but trying tells by how much.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ops.condensed import relative_error
+from ops.double import energy
+from ops.plan import Plan
+from ops.signals import Signals
+from ops.surgery import trial_surgery
+
+
+def received_error(
+    plan: Plan, signals: Signals, held_out: bool | None = None, units: torch.Tensor | None = None
+) -> float:
+    """The relative error of what all readers receive of the (first) batch once the plan is applied.
+
+    The plan is tried in the network, in its own precision, and taken back. ``held_out``: as in ``Signals.received``;
+    ``units``: only of these old units, ``[units]`` of true and false.
+    """
+    layer, mixing = plan.layer, dict(plan.mixing)
+    old = [signals.received(layer, place, held_out) for place in layer.readers]
+    missed = spread = 0.0
+    with trial_surgery(plan):
+        tried = signals.again(layer)
+        for place, before in zip(layer.readers, old, strict=True):
+            after = tried.received(layer, place, held_out)
+            constant = plan.constants.get(place.tensor, before.new_zeros(before.shape[1])).to(before)
+            made = mixing[place.tensor].to(after) if place.tensor in mixing else _continued(plan).to(after)
+            off, around = after @ made.T + constant - before, before - before.mean(dim=0)
+            if units is not None:
+                off, around = off[:, units.to(off.device)], around[:, units.to(off.device)]
+            rows = signals.padded_rows(place, len(before))
+            missed += float(energy(off).sum() + rows * energy(constant).sum())
+            spread += float(energy(around).sum())
+    return relative_error(missed, spread)
+
+
+def _continued(plan: Plan) -> torch.Tensor:
+    """How old outputs are made of new ones where units are only taken over, ``[old, new]``."""
+    continued = torch.zeros(plan.units_before, plan.units_after, dtype=torch.float64)
+    for new, old in enumerate(plan.sources):
+        if old >= 0:
+            continued[old, new] = 1.0 if plan.shares is None else float(plan.shares[new])
+    return continued
