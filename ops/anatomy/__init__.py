@@ -103,7 +103,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
         with torch.inference_mode(False), torch.no_grad(), lively(self.modules, tensors, example_input) as shown:
             trace, output, shown = self._follow(shown)
-            entered = trace.entered
+            entered, draws = trace.entered, trace.draws
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
             training = bool(trace.missed) or trace.watch.asks_mode
@@ -116,7 +116,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
             self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
             self._layers = self._gather(trace)
             self.written = self._numbers(trace)
-            samples = None if trace.steered or trace.sized else self._batch
+            self.draws = draws if any(axes.factors(axis) for each in draws for axis in each) else []
+            samples = None if trace.steered or trace.sized or self.draws else self._batch
             found = faults(
                 self, shown, output, entered, samples, training=training,
                 comparisons=list(trace.watch.comparisons.values()), measured=trace.watch.measured,

@@ -142,7 +142,7 @@ _PASSING = {
     "alias", "clone", "detach", "contiguous", "_to_copy", "lift_fresh",
 }  # fmt: skip
 _BLANK = {"zeros", "ones", "full", "empty", "scalar_tensor", "empty_strided"}
-_BLANK |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"}
+_BLANK |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "randn", "rand", "normal"}
 
 
 _KINDS: dict[Rule, str] = {
@@ -156,7 +156,8 @@ _KINDS: dict[Rule, str] = {
     products.attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
     " _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
     elementwise.pointwise: "prelu _prelu_kernel copy masked_fill where fill zero hardswish log_sigmoid_forward rsub"
-    " rrelu_with_noise leaky_relu _conj_physical",  # torch tags the last two since 2.12
+    " rrelu_with_noise bernoulli uniform normal exponential log_normal cauchy geometric"
+    " leaky_relu _conj_physical",  # torch tags the last two since 2.12
     elementwise.batch_norm: "native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training"
     " _native_batch_norm_legit _batch_norm_with_update miopen_batch_norm",
     elementwise.layer_norm: "native_layer_norm _fused_rms_norm",
@@ -164,7 +165,7 @@ _KINDS: dict[Rule, str] = {
     views.reshape: "view _unsafe_view _reshape_alias _reshape_copy",
     views.permute: "permute transpose t",
     views.uncut: "alias",
-    views.same: "clone detach _to_copy native_dropout contiguous lift_fresh bernoulli uniform normal exponential",
+    views.same: "clone detach _to_copy native_dropout contiguous lift_fresh",
     views.restride: "as_strided",
     views.as_complex: "view_as_complex view_as_real",
     views.like: "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty",
@@ -196,6 +197,7 @@ _KINDS: dict[Rule, str] = {
     views.unfold: "unfold",
     reductions.reduction: "mean sum amax amin var std var_mean std_mean max min prod logsumexp linalg_vector_norm norm"
     " all any argmax argmin",
+    reductions.validation: "_is_all_true _is_any_true",
     reductions.softmax: "_softmax _log_softmax _safe_softmax",
     reductions.cumulative: "cumsum cumprod logcumsumexp cummax cummin",
     reductions.window: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d max_pool1d"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.anatomy.axes import Axis, Factor, Fixed, canonical, freeze, is_fixed, product, size, total, unite
-from ops.anatomy.calls import VECTOR, Axes, Call, Twin, Use, constant
+from ops.anatomy.calls import VECTOR, Axes, Call, Twin, Use, constant, tensors_in
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
 from ops.anatomy.sinks import Making, Sinks
@@ -67,6 +67,7 @@ class Trace(TorchDispatchMode):
         self._twins: dict[int, tuple[Twin, weakref.ref[Tensor] | None]] = {}
         self._modules: list[nn.Module] = []
         self.entered: list[nn.Module] = []
+        self.draws: list[Axes] = []
         self.watch = Watch(self)
         self.steered = False  # the network hands values that depend on its input to Python
         self.sized = False  # or its tensors may be as large as such values say
@@ -75,6 +76,8 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         apply_rule(self, func, args, kwargs, out)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.draws.append(self.twin(tensors_in((out,))[0]).axes)
         return out
 
     def run(self, example: Any) -> list[Tensor]:
@@ -83,7 +86,7 @@ class Trace(TorchDispatchMode):
             nn.modules.module.register_module_forward_pre_hook(self._enter),
             nn.modules.module.register_module_forward_hook(lambda module, args, out: self._leave(), always_call=True),
         ]
-        self.entered = []
+        self.entered, self.draws = [], []
         try:
             for tensor in flat_tensors(example):
                 self.mark(tensor, Twin(constant(tensor), live=True))
