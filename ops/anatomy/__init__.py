@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree
 
-from ops.anatomy import axes
+from ops.anatomy import axes, computed
 from ops.anatomy.axes import Axis, Factor
 from ops.anatomy.calls import FAN_IN, FAN_OUT
 from ops.anatomy.layers import HiddenLayer, Place
@@ -318,10 +317,14 @@ class Anatomy(Mapping[str, HiddenLayer]):
         known = {place.tensor for layer in self.values() for place in layer.places}
         for name in sorted(self._parameters - known):
             title, owner = name.rpartition(".")[0] or name, self.owner(name)
+            plain = title.partition(".parametrizations.")[0]
+            if plain != title:  # what torch keeps it under is nobody's name for it
+                self.pinned.pop(title, None)
+                title = plain
             if self.tensor(name).dim() < 2 or title in self.pinned or name in self.pinned or title in self:
                 continue
-            if (is_parametrized(owner) and self.mask(name) is None) or ".parametrizations." in name:
-                self.pinned[title.partition(".parametrizations.")[0]] = "its weights are parametrized (weight_norm)"
+            if (why := computed.reason(self.modules.get(title, owner))) is not None and self.mask(name) is None:
+                self.pinned[title] = why
             elif name in self.expressions:
                 frozen = [factor.frozen for axis in self.expressions[name] for factor in axes.factors(axis)]
                 self.pinned[title] = next(filter(None, frozen), "its weight is not used as one")

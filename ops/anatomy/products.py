@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ops.anatomy.axes import Axis, Fixed, blur, canonical, factors, freeze, is_fixed, product, size, split, unite
-from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twin
+from ops.anatomy.calls import COMPUTED, FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twin
 
 if TYPE_CHECKING:
     from ops.anatomy.trace import Trace
@@ -22,7 +22,7 @@ def convolution(trace: Trace, call: Call) -> Axes | str | None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args[:9]
     given, kernel = trace.twin(x), trace.twin(weight)
     if kernel.source is None or x.dim() != weight.dim():
-        return "a weight that is computed meets it"
+        return trace.computed()
     for axis in given.axes[2:]:
         freeze(axis, "a convolution runs over them")
     rows, columns = (1, 0) if transposed else (0, 1)
@@ -104,9 +104,11 @@ def _multiply(
     one, other = trace.constant(left), trace.constant(right)
     weight = one if one.source is not None else other if other.source is not None else None
     if one.source is not None and other.source is not None:
-        return "it is multiplied by another parameter"
-    if weight is None and not all(twin.live or all(map(is_fixed, twin.axes)) for twin in (one, other)):
-        return "a weight that is computed meets it"
+        return COMPUTED
+    if weight is None and not all(twin.live for twin in (one, other)):
+        fixed = all(twin.live or all(map(is_fixed, twin.axes)) for twin in (one, other))
+        if not fixed or trace.computed() != COMPUTED:
+            return trace.computed()
     last = len(one.axes) - 1
     kept = [dim for dim in range(len(other.axes)) if dim != read]
     made = kept[-1] if kept else None

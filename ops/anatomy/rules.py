@@ -64,7 +64,7 @@ def _carry(trace: Trace, call: Call, rule: Rule | None, sized: bool) -> None:
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):  # an unusual form of the operator
         found = None
     if found is None or isinstance(found, str):
-        trace.refuse(inputs, found or f"the operator {name} is not known to keep its units apart")
+        trace.refuse(inputs, found or _unknown(name))
         found = [constant(tensor) for tensor in call.outputs]
     each = found if isinstance(found, list) else [found] * len(call.outputs)
     if rule in views.KEEPING and twins[0].source is not None:  # a view or copy of a parameter is that parameter still
@@ -77,6 +77,12 @@ def _carry(trace: Trace, call: Call, rule: Rule | None, sized: bool) -> None:
         if not fits and tensor is call.out:  # the others are statistics of norms, places of maxima and the like
             trace.refuse(inputs, f"{name} is used in a way that is not known to keep its units apart")
         trace.mark(tensor, result(axes=axes if fits else constant(tensor)))
+
+
+def _unknown(name: str) -> str:
+    if "quantize" in name:
+        return "it is trained for quantization: operate on the network first, then prepare it for quantization"
+    return f"the operator {name} is not known to keep its units apart"
 
 
 def _write_into(trace: Trace, base: Tensor, call: Call) -> None:

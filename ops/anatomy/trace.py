@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.anatomy.axes import Axis, Factor, Fixed, canonical, freeze, is_fixed, product, size, total, unite
-from ops.anatomy.calls import VECTOR, Axes, Call, Twin, Use, constant, tensors_in
+from ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin, Use, constant, tensors_in
+from ops.anatomy.computed import reason
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
 from ops.anatomy.sinks import Making, Sinks
@@ -280,6 +281,10 @@ class Trace(TorchDispatchMode):
     def freeze_parameter(self, name: str, reason: str) -> None:
         for axis in self.axes_of(name):
             freeze(axis, reason)
+
+    def computed(self) -> str:
+        """Why what meets a weight that the module that is running computes cannot be operated on."""
+        return (reason(self._modules[-1]) if self._modules else None) or COMPUTED
 
     def write_number(self, attribute: str, axis: Axis) -> None:
         """The module that is running keeps the size of this axis as an attribute."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from ops import Anatomy, MinWeight, Plan, SurgeryError, WeakExpand, apply
 from ops.verification import measure
@@ -396,3 +397,42 @@ def test_noise_follows_its_unit(name):
 def test_noise_that_is_met_by_position_pins(noise):
     torch.manual_seed(0)
     assert "hidden" in Anatomy(Noisy(noise), torch.randn(4, 5)).pinned
+
+
+class Merged(nn.Linear):
+    """A low-rank change is added to the weight before it is used."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x):
+        return F.linear(x, self.weight + self.up @ self.down * 0.5, self.bias)
+
+
+REMEDIES = {
+    "weight_norm": (nn.utils.parametrizations.weight_norm, "remove_parametrizations"),
+    "spectral_norm": (nn.utils.parametrizations.spectral_norm, "remove_parametrizations"),
+    "orthogonal": (nn.utils.parametrizations.orthogonal, "remove_parametrizations"),
+    "weight_norm of old": (nn.utils.weight_norm, "remove_weight_norm"),
+    "spectral_norm of old": (nn.utils.spectral_norm, "remove_spectral_norm"),
+    "pruned": (lambda module: prune.l1_unstructured(module, "weight", 0.5), "take_over_masks"),
+    "low rank": (lambda module: Merged(module.in_features, module.out_features), "merge a LoRA"),
+    "quantized": (
+        lambda module: torch.ao.nn.qat.Linear(
+            module.in_features, module.out_features, qconfig=torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+        ),
+        "then prepare it for quantization",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REMEDIES)
+def test_a_weight_that_is_computed_pins_with_the_remedy(name):
+    """The layer that it makes, and the one that it reads."""
+    change, remedy = REMEDIES[name]
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), change(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 3))
+    anatomy = Anatomy(model, torch.randn(4, 5))
+    assert not anatomy
+    assert remedy in anatomy.pinned["0"] and remedy in anatomy.pinned["2"], anatomy.pinned
