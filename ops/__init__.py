@@ -16,7 +16,7 @@ from ops.compact import Compact, compact
 from ops.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from ops.eigen_remove import EigenRemove
 from ops.errors import SurgeryError
-from ops.masks import without_masks
+from ops.masks import take_over_masks, without_masks
 from ops.mean_replace import MeanReplace
 from ops.min_weight import MinWeight
 from ops.operate import operate
@@ -56,5 +56,6 @@ __all__ = [
     "Moment", "Operation", "Plan", "Prediction", "PruneWeights", "RandomRemove", "RemoveDead", "Revive", "Schedule",
     "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply", "compact", "dead_units",
     "describe", "free_attention", "frozen_units", "inner", "load", "measure", "operate", "predicted_loss_change",
-    "register_state", "rewrap", "save", "trial_surgery", "unit_scores", "weight_scores", "without_masks",
+    "register_state", "rewrap", "save", "take_over_masks", "trial_surgery", "unit_scores", "weight_scores",
+    "without_masks",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.prune import BasePruningMethod
 
 from ops.errors import SurgeryError
 from ops.layout import laid_out
@@ -175,6 +176,36 @@ def without_masks(model: Model) -> Model:
         raw(*_at(modules, name)).data.mul_(mask)
         take_off(modules, name)
     return copied
+
+
+def take_over_masks(model: Model) -> Model:
+    """Makes the masks of ``torch.nn.utils.prune`` masks of this package, which follow the units; returns the model.
+
+    Parameters stay the objects that they are, so optimizers hold on to them. What is hidden becomes zero in the
+    parameter, too.
+
+    >>> from torch.nn.utils import prune
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> prune.random_unstructured(net[0], "weight", 0.5)
+    Linear(in_features=4, out_features=8, bias=True)
+    >>> hidden(masks_of(take_over_masks(net)).values())
+    16
+    """
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        hooks = module._forward_pre_hooks
+        for key, hook in [(k, h) for k, h in hooks.items() if isinstance(h, BasePruningMethod)]:
+            name = hook._tensor_name
+            del hooks[key]
+            module.__dict__.pop(name, None)
+            parameter, mask = module._parameters[f"{name}_orig"], module._buffers[f"{name}_mask"]
+            assert parameter is not None and mask is not None
+            delattr(module, f"{name}_mask")
+            module._parameters = {name if n == f"{name}_orig" else n: p for n, p in module._parameters.items()}
+            with torch.no_grad():
+                parameter.mul_(mask)
+            put(modules, f"{path}.{name}" if path else name, mask)
+    return model
 
 
 def take_off(modules: Modules, name: str) -> None:

@@ -25,6 +25,7 @@ from ops.anatomy import Anatomy, Place
 from ops.anatomy.rebuild import doubled, in_double, undoing
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
+from ops.anatomy.steady import Redrawn
 from ops.anatomy.trace import Trace
 from ops.checks import check_real, usable
 from ops.double import double
@@ -64,7 +65,8 @@ def measure(plan: Plan, batch: Any = None) -> float:
             raise SurgeryError("nothing can be verified on this batch: the network's output holds no finite number")
         if not new_basis:
             wanted = received_as(plan, example)
-        with trial_surgery(plan):
+        redrawn = Redrawn(anatomy.draws, {plan.layer.factor: torch.tensor(plan.sources)})
+        with trial_surgery(plan), redrawn:
             found = _answer(anatomy, example)
     difference = deviation(wanted, found)
     object.__setattr__(plan, "measured", difference)

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree
 
-from ops.anatomy import axes
+from ops.anatomy import axes, computed
 from ops.anatomy.axes import Axis, Factor
 from ops.anatomy.calls import FAN_IN, FAN_OUT
 from ops.anatomy.layers import HiddenLayer, Place
@@ -103,7 +102,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
         with torch.inference_mode(False), torch.no_grad(), lively(self.modules, tensors, example_input) as shown:
             trace, output, shown = self._follow(shown)
-            entered = trace.entered
+            entered, draws = trace.entered, trace.draws
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
             training = bool(trace.missed) or trace.watch.asks_mode
@@ -116,7 +115,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
             self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
             self._layers = self._gather(trace)
             self.written = self._numbers(trace)
-            samples = None if trace.steered or trace.sized else self._batch
+            self.draws = draws if any(axes.factors(axis) for each in draws for axis in each) else []
+            samples = None if trace.steered or trace.sized or self.draws else self._batch
             found = faults(
                 self, shown, output, entered, samples, training=training,
                 comparisons=list(trace.watch.comparisons.values()), measured=trace.watch.measured,
@@ -321,10 +321,14 @@ class Anatomy(Mapping[str, HiddenLayer]):
         known = {place.tensor for layer in self.values() for place in layer.places}
         for name in sorted(self._parameters - known):
             title, owner = name.rpartition(".")[0] or name, self.owner(name)
+            plain = title.partition(".parametrizations.")[0]
+            if plain != title:  # what torch keeps it under is nobody's name for it
+                self.pinned.pop(title, None)
+                title = plain
             if self.tensor(name).dim() < 2 or title in self.pinned or name in self.pinned or title in self:
                 continue
-            if (is_parametrized(owner) and self.mask(name) is None) or ".parametrizations." in name:
-                self.pinned[title.partition(".parametrizations.")[0]] = "its weights are parametrized (weight_norm)"
+            if (why := computed.reason(self.modules.get(title, owner))) is not None and self.mask(name) is None:
+                self.pinned[title] = why
             elif name in self.expressions:
                 frozen = [factor.frozen for axis in self.expressions[name] for factor in axes.factors(axis)]
                 self.pinned[title] = next(filter(None, frozen), "its weight is not used as one")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Axes = tuple[Axis, ...]
 FAN_IN, VECTOR, FAN_OUT = "fan_in", "vector", "fan_out"
+COMPUTED = "a weight that is computed meets it; keep it as one parameter (merge a LoRA, fold a scale into it)"
 
 
 @dataclass(slots=True)

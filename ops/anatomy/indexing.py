@@ -115,6 +115,21 @@ def scatter(trace: Trace, call: Call) -> Axes | None:
     return tuple(axes)
 
 
+def masked_scatter(trace: Trace, call: Call) -> Axes | None:
+    """``x.masked_scatter(mask, rows)`` with whole rows: the mask is the same for all units."""
+    x, mask, rows = call.args[:3]
+    axes, others = trace.twin(x).axes, trace.twin(rows).axes
+    if not mask.dim() or (mask.size(-1) > 1 and mask.stride(-1)) or rows.shape[-1:] != x.shape[-1:]:
+        return None
+    for axis in (*axes[:-1], *others[:-1], *trace.constant(mask).axes[:-1]):
+        freeze(axis, PICKED)
+    for tensor in (x, mask, rows):
+        trace.attach(trace.twin(tensor))
+        if tensor.size(-1) > 1:
+            unite(axes[-1], trace.twin(tensor).axes[-1])
+    return tuple(map(canonical, axes))
+
+
 def segments(trace: Trace, call: Call) -> Axes | None:
     """``torch.segment_reduce`` along one axis."""
     axes = list(trace.twin(call.args[0]).axes)

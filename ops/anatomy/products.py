@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ops.anatomy.axes import Axis, Fixed, blur, canonical, factors, freeze, is_fixed, product, size, split, unite
-from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twin
+from ops.anatomy.calls import COMPUTED, FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twin
 
 if TYPE_CHECKING:
     from ops.anatomy.trace import Trace
@@ -22,7 +22,7 @@ def convolution(trace: Trace, call: Call) -> Axes | str | None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args[:9]
     given, kernel = trace.twin(x), trace.twin(weight)
     if kernel.source is None or x.dim() != weight.dim():
-        return "a weight that is computed meets it"
+        return trace.computed()
     for axis in given.axes[2:]:
         freeze(axis, "a convolution runs over them")
     rows, columns = (1, 0) if transposed else (0, 1)
@@ -91,8 +91,6 @@ def matmul(trace: Trace, call: Call) -> Axes | str | None:
 
 
 def addmm(trace: Trace, call: Call) -> Axes | str | None:
-    if call.kwargs:  # scaled by alpha and beta
-        return None
     added, one, other = call.args[:3]
     return _multiply(trace, call, one, other, max(other.dim() - 2, 0), added)
 
@@ -102,11 +100,18 @@ def _multiply(
 ) -> Axes | str | None:
     """``[…, n, k]`` times ``right`` with its dimension ``read`` summed over; the leading dimensions of both are one."""
     one, other = trace.constant(left), trace.constant(right)
-    weight = one if one.source is not None else other if other.source is not None else None
     if one.source is not None and other.source is not None:
-        return "it is multiplied by another parameter"
-    if weight is None and not all(twin.live or all(map(is_fixed, twin.axes)) for twin in (one, other)):
-        return "a weight that is computed meets it"
+        if _is_state(trace, other, read):
+            trace.attach(other)
+            other = Twin(other.axes)
+        else:  # what is learned in place of an input: a first state, queries
+            trace.attach(one)
+            one = Twin(one.axes)
+    weight = one if one.source is not None else other if other.source is not None else None
+    if weight is None and not all(twin.live for twin in (one, other)):
+        fixed = all(twin.live or all(map(is_fixed, twin.axes)) for twin in (one, other))
+        if not fixed or trace.computed() != COMPUTED:
+            return trace.computed()
     last = len(one.axes) - 1
     kept = [dim for dim in range(len(other.axes)) if dim != read]
     made = kept[-1] if kept else None
@@ -141,8 +146,20 @@ def _multiply(
             if size(mine) > 1:
                 unite(axis, mine)
         trace.attach(bias)
-        trace.sink(call, call.making, axes, bias)
+        if not call.kwargs:
+            trace.sink(call, call.making, axes, bias)
+    if call.kwargs:  # alpha and beta: it is not the bare product
+        call.chain = (call.name,)
+        if call.making is not None:
+            call.making.meet(None)
     return tuple(map(canonical, axes))
+
+
+def _is_state(trace: Trace, twin: Twin, read: int) -> bool:
+    """Whether a parameter is one row for all samples, with its units on dimension ``read``: no weight."""
+    assert twin.source is not None
+    shape, others = trace.shape(twin.source), [origin for dim, origin in enumerate(twin.origins) if dim != read]
+    return all(origin is None or shape[origin] == 1 for origin in others)
 
 
 def _read_and_make(trace: Trace, weight: Twin, summed: int, free: int | None, both: list[int]) -> None:

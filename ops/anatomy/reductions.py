@@ -33,6 +33,11 @@ def reduction(trace: Trace, call: Call) -> Axes | None:
     return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)
 
 
+def validation(trace: Trace, call: Call) -> Axes | None:
+    """Whether all values are valid (distributions ask so): as true of fewer units, or of the same ones twice."""
+    return ()
+
+
 def softmax(trace: Trace, call: Call) -> Axes | None:
     axes = trace.twin(call.args[0]).axes
     if axes:

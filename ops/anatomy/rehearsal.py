@@ -44,7 +44,7 @@ from torch.utils import _pytree
 from ops.anatomy import axes
 from ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
-from ops.anatomy.steady import Precisions, Steady
+from ops.anatomy.steady import Precisions, Redrawn, Steady
 from ops.double import numeric
 from ops.errors import said
 from ops.masks import lift, masks_of, tensors_of
@@ -390,8 +390,9 @@ class _Stage:
             return None
         mode = " in training mode" if self.training else ""
         try:
+            redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
             with edited(self.anatomy, edits), self._watched():
-                found = self.answer()
+                found = self.answer(redrawn)
         except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
             names = {module: name for name, module in self.anatomy.modules.items()}
             running = [module for module in _running(error) if module in names]
@@ -471,11 +472,10 @@ class _Stage:
                     undo.append(exchange(tensor, data, tensor.grad))
             return deviation(self.output, self.answer())
 
-    def answer(self) -> list[Tensor]:
-        with (
-            plainly(self.anatomy.model, training=self.training),
-            Steady() if self.training else contextlib.nullcontext(),
-        ):
+    def answer(self, redrawn: Redrawn | None = None) -> list[Tensor]:
+        """What the network answers; ``redrawn`` gives each unit its noise where some of them have changed."""
+        noise = redrawn if self.anatomy.draws and redrawn is not None else contextlib.nullcontext()
+        with plainly(self.anatomy.model, training=self.training), Steady() if self.training else noise:
             return flat_tensors(call(self.anatomy.model, self.example))
 
 

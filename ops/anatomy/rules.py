@@ -39,6 +39,8 @@ def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         return trace.mark(call.out, twins[0])
     _carry(trace, func, call, rule, sized)
     _account(trace, call, rule)
+    if func._schema.is_mutable and inputs and inputs[0]._base is not None:
+        _write_into(trace, inputs[0]._base, call)
 
 
 def _carry(trace: Trace, func: Any, call: Call, rule: Rule | None, sized: bool) -> None:
@@ -48,8 +50,6 @@ def _carry(trace: Trace, func: Any, call: Call, rule: Rule | None, sized: bool) 
     if name in _BLANK and (plain if name.startswith("new_") else not inputs):
         return trace.mark(call.out, Twin(views.blank(trace, call.out)))
     live = any(twin.live for twin in twins)
-    if func._schema.is_mutable and inputs and inputs[0]._base is not None:
-        _write_into(trace, inputs[0]._base, live)
     if not call.outputs and inputs:  # a value leaves the tensors, and anything may depend on it
         trace.refuse(inputs, f"{name} hands its values to Python")
         trace.steered |= live
@@ -64,7 +64,7 @@ def _carry(trace: Trace, func: Any, call: Call, rule: Rule | None, sized: bool) 
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):  # an unusual form of the operator
         found = None
     if found is None or isinstance(found, str):
-        trace.refuse(inputs, found or f"the operator {name} is not known to keep its units apart")
+        trace.refuse(inputs, found or _unknown(name))
         found = [constant(tensor) for tensor in call.outputs]
     each = found if isinstance(found, list) else [found] * len(call.outputs)
     if rule in views.KEEPING and twins[0].source is not None:  # a view or copy of a parameter is that parameter still
@@ -79,6 +79,23 @@ def _carry(trace: Trace, func: Any, call: Call, rule: Rule | None, sized: bool) 
         trace.mark(tensor, result(axes=axes if fits else constant(tensor)))
 
 
+def _unknown(name: str) -> str:
+    if "quantize" in name:
+        return "it is trained for quantization: operate on the network first, then prepare it for quantization"
+    return f"the operator {name} is not known to keep its units apart"
+
+
+def _write_into(trace: Trace, base: Tensor, call: Call) -> None:
+    """A view of ``base`` was written to: what was known of how its units came about is no longer true."""
+    twin = trace.twin(base)
+    if twin.source is not None:
+        return
+    if twin.making is not None and twin.making is not call.twins[0].making:
+        twin.making.meet(None)
+    live = any(each.live for each in (twin, *call.twins))
+    trace.mark(base, replace(twin, live=live, maker=None, chain=("?",), making=None))
+
+
 def _account(trace: Trace, call: Call, rule: Rule | None) -> None:
     """What the call does to products that nothing was done to yet, and how it uses parameters (``sinks``)."""
     for twin in call.twins:
@@ -90,13 +107,6 @@ def _account(trace: Trace, call: Call, rule: Rule | None) -> None:
                 twin.making.meet(None)
         if twin.source is not None and not (rule in views.KEEPING and twin is call.twins[0]):
             trace.account.use(twin.source, call.partners.get(twin.source))
-
-
-def _write_into(trace: Trace, base: Tensor, live: bool) -> None:
-    """A view of ``base`` is written to: what was known of how its units came about is no longer true."""
-    twin = trace.twin(base)
-    if twin.source is None:
-        trace.mark(base, replace(twin, live=twin.live or live, maker=None, chain=("?",)))
 
 
 @functools.cache
@@ -138,21 +148,22 @@ _PASSING = {
     "alias", "clone", "detach", "contiguous", "_to_copy", "lift_fresh",
 }  # fmt: skip
 _BLANK = {"zeros", "ones", "full", "empty", "scalar_tensor", "empty_strided"}
-_BLANK |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"}
+_BLANK |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "randn", "rand", "normal"}
 
 
 _KINDS: dict[Rule, str] = {
     products.convolution: "convolution",
     products.linear: "linear",
     products.matmul: "mm bmm mv dot",
-    products.addmm: "addmm baddbmm addmv",
+    products.addmm: "addmm baddbmm addmv _sparse_addmm",
     products.embedding: "embedding",
     products.grouped_product: "_grouped_mm",
     products.embedding_bag: "_embedding_bag _embedding_bag_forward_only",
     products.attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
     " _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
     elementwise.pointwise: "prelu _prelu_kernel copy masked_fill where fill zero hardswish log_sigmoid_forward rsub"
-    " rrelu_with_noise leaky_relu _conj_physical",  # torch tags the last two since 2.12
+    " rrelu_with_noise bernoulli uniform normal exponential log_normal cauchy geometric"
+    " leaky_relu _conj_physical",  # torch tags the last two since 2.12
     elementwise.batch_norm: "native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training"
     " _native_batch_norm_legit _batch_norm_with_update miopen_batch_norm",
     elementwise.layer_norm: "native_layer_norm _fused_rms_norm",
@@ -160,7 +171,7 @@ _KINDS: dict[Rule, str] = {
     views.reshape: "view _unsafe_view _reshape_alias _reshape_copy",
     views.permute: "permute transpose t",
     views.uncut: "alias",
-    views.same: "clone detach _to_copy native_dropout contiguous lift_fresh bernoulli uniform normal exponential",
+    views.same: "clone detach _to_copy native_dropout contiguous lift_fresh",
     views.restride: "as_strided",
     views.as_complex: "view_as_complex view_as_real",
     views.like: "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty",
@@ -168,6 +179,7 @@ _KINDS: dict[Rule, str] = {
     views.repeat: "repeat",
     views.narrow: "slice",
     views.select: "select",
+    views.slice_scatter: "slice_scatter select_scatter",
     views.unbind: "unbind",
     views.split_up: "split split_with_sizes unsafe_split unsafe_split_with_sizes",
     views.squeeze: "squeeze",
@@ -185,6 +197,7 @@ _KINDS: dict[Rule, str] = {
     indexing.index_put: "index_put _unsafe_index_put",
     indexing.index_onto: "index_add index_copy index_reduce index_fill",
     indexing.scatter: "scatter scatter_add scatter_reduce gather",
+    indexing.masked_scatter: "masked_scatter",
     indexing.segments: "segment_reduce",
     indexing.order: "sort topk argsort kthvalue median nanmedian mode",
     indexing.pack: "_pack_padded_sequence",
@@ -192,6 +205,7 @@ _KINDS: dict[Rule, str] = {
     views.unfold: "unfold",
     reductions.reduction: "mean sum amax amin var std var_mean std_mean max min prod logsumexp linalg_vector_norm norm"
     " all any argmax argmin",
+    reductions.validation: "_is_all_true _is_any_true",
     reductions.softmax: "_softmax _log_softmax _safe_softmax",
     reductions.cumulative: "cumsum cumprod logcumsumexp cummax cummin",
     reductions.window: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d max_pool1d"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ops.anatomy.axes import Factor, canonical, index, size, units_on
+from ops.anatomy.calls import Axes
 
 #: What is drawn in place of noise; masks that keep some entries keep all.
 NOISE = 0.37
@@ -33,6 +37,55 @@ class Steady(TorchDispatchMode):
             if isinstance(tensor, Tensor) and ("bernoulli" in name or tensor.is_floating_point()):
                 tensor.fill_(1 if "bernoulli" in name else NOISE)
         return out
+
+
+class Redrawn(TorchDispatchMode):
+    """A pass at another size in which each unit is given the noise that it had at the old one.
+
+    ``draws``: the axes of the random numbers that a pass draws, one after the other; ``sources``: the old unit of each
+    new one (−1: newborn) of the layers that change, which have their old sizes while this is made.
+    """
+
+    def __init__(self, draws: Sequence[Axes], sources: Mapping[Factor, Tensor]) -> None:
+        super().__init__()
+        self._moves = [[_move(axis, sources) for axis in map(canonical, each)] for each in draws]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or not self._moves:
+            return func(*args, **kwargs)
+        moves = self._moves.pop(0)
+        if not any(moves):
+            return func(*args, **kwargs)
+
+        def before(value: Any) -> Any:
+            """An argument as it was at the old size."""
+            if isinstance(value, Tensor):
+                for dim, move in enumerate(reversed(moves), start=1):
+                    if move is not None and dim <= value.dim() and value.size(-dim) == len(move[0]):
+                        value = value.index_select(value.dim() - dim, move[1].to(value.device))
+            elif isinstance(value, (list, tuple)) and len(value) == len(moves):
+                return [n if move is None else len(move[1]) for n, move in zip(value, moves, strict=True)]
+            return value
+
+        def after(value: Any) -> Any:
+            for dim, move in enumerate(moves) if isinstance(value, Tensor) and value.dim() == len(moves) else ():
+                if move is not None and value.size(dim) == len(move[1]):
+                    value = value.index_select(dim, move[0].to(value.device))
+            return value
+
+        out = func(*map(before, args), **kwargs)
+        new = tuple(map(after, out)) if isinstance(out, tuple) else after(out)
+        return args[0].copy_(new) if func._schema.is_mutable else new
+
+
+def _move(axis: Any, sources: Mapping[Factor, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The old position of each new one, and a new position of each old one; None where nothing changes."""
+    if not any(factor in sources for factor in units_on(axis)):
+        return None
+    old = index(axis, sources).clamp(min=0)
+    new = old.new_zeros(size(axis)).scatter_(0, old, torch.arange(len(old)))
+    return old, new
 
 
 class Precisions(TorchDispatchMode):

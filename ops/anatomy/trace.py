@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.anatomy.axes import Axis, Factor, Fixed, canonical, freeze, is_fixed, product, size, total, unite
-from ops.anatomy.calls import VECTOR, Axes, Call, Twin, Use, constant
+from ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin, Use, constant, tensors_in
+from ops.anatomy.computed import reason
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
 from ops.anatomy.sinks import Making, Sinks
@@ -34,9 +35,10 @@ class Trace(TorchDispatchMode):
     product of two activations; ``account`` where a constant can go (``sinks``); ``padding`` weight → the share of
     padding in what a convolution meets; ``chains`` weight → operators between the units' birth and this reader;
     ``written`` numbers that modules keep as attributes and that were found to be the size of an axis, ``given`` those
-    of them that say where a tensor is cut; ``entered`` the modules that the last run passed; ``watch`` what the
-    network's own code reads of modes and sizes; ``seen``, if it is to ``remember`` (all weights, or some by name),
-    weight → copies of what it was multiplied with, the dimension that is summed over last.
+    of them that say where a tensor is cut; ``entered`` the modules that the last run passed, ``draws`` the axes of the
+    random numbers that it drew; ``watch`` what the network's own code reads of modes and sizes; ``seen``, if it is to
+    ``remember`` (all weights, or some by name), weight → copies of what it was multiplied with, the dimension that is
+    summed over last.
     """
 
     def __init__(self, model: nn.Module, batch: int, remember: bool | Container[str] = False) -> None:
@@ -66,6 +68,7 @@ class Trace(TorchDispatchMode):
         self._twins: dict[int, tuple[Twin, weakref.ref[Tensor] | None]] = {}
         self._modules: list[nn.Module] = []
         self.entered: list[nn.Module] = []
+        self.draws: list[Axes] = []
         self.watch = Watch(self)
         self.steered = False  # the network hands values that depend on its input to Python
         self.sized = False  # or its tensors may be as large as such values say
@@ -74,6 +77,8 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         apply_rule(self, func, args, kwargs, out)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.draws.append(self.twin(tensors_in((out,))[0]).axes)
         return out
 
     def run(self, example: Any) -> list[Tensor]:
@@ -82,7 +87,7 @@ class Trace(TorchDispatchMode):
             nn.modules.module.register_module_forward_pre_hook(self._enter),
             nn.modules.module.register_module_forward_hook(lambda module, args, out: self._leave(), always_call=True),
         ]
-        self.entered = []
+        self.entered, self.draws = [], []
         try:
             for tensor in flat_tensors(example):
                 self.mark(tensor, Twin(constant(tensor), live=True))
@@ -276,6 +281,10 @@ class Trace(TorchDispatchMode):
     def freeze_parameter(self, name: str, reason: str) -> None:
         for axis in self.axes_of(name):
             freeze(axis, reason)
+
+    def computed(self) -> str:
+        """Why what meets a weight that the module that is running computes cannot be operated on."""
+        return (reason(self._modules[-1]) if self._modules else None) or COMPUTED
 
     def write_number(self, attribute: str, axis: Axis) -> None:
         """The module that is running keeps the size of this axis as an attribute."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -167,6 +168,20 @@ def narrow(trace: Trace, call: Call) -> Axes | None:
     else:
         axes[dim] = Fixed(call.out.size(dim))
     return tuple(axes)
+
+
+def slice_scatter(trace: Trace, call: Call) -> Axes | None:
+    """A tensor with another one in place of a slice, or of one position."""
+    x, source = call.args[:2]
+    form = select if call.name == "select_scatter" else narrow
+    part = form(trace, replace(call, args=(x, *call.args[2:]), outputs=[source]))
+    if part is None:
+        return None
+    for tensor in (x, source):
+        trace.attach(trace.twin(tensor))
+    for one, other in zip(part, trace.twin(source).axes, strict=True):
+        unite(one, other)
+    return tuple(map(canonical, trace.twin(x).axes))
 
 
 def select(trace: Trace, call: Call) -> Axes | None:

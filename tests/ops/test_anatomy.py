@@ -9,8 +9,11 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
 
-from ops import Anatomy, Plan, SurgeryError, apply
+from ops import Anatomy, MinWeight, Plan, SurgeryError, WeakExpand, apply
+from ops.verification import measure
 from tests.ops.networks import (
     ADVERSARIAL,
     NETWORKS,
@@ -350,3 +353,86 @@ def test_unequal_parts_are_layers_of_their_own_and_equal_ones_are_one(sizes, uni
     for layer in anatomy.values():
         assert removal_error(anatomy, layer, inputs) < EXACT
         assert duplication_error(anatomy, layer, inputs) < EXACT
+
+
+NOISES = {
+    "added": lambda m, h: h + 0.5 * torch.randn_like(h),
+    "of_a_shape": lambda m, h: h + torch.randn(h.shape),
+    "of_a_size_of_its_own": lambda m, h: h + torch.randn(len(h), m.latent),
+    "drawn_in_place": lambda m, h: h + h.new_empty(h.shape).normal_(0, 0.3),
+    "reparametrized": lambda m, h: torch.distributions.Normal(h, m.spread(h).exp()).rsample(),
+    "by_hand": lambda m, h: h + torch.randn_like(h) * (0.5 * m.spread(h)).exp(),
+    "kept_or_not": lambda m, h: h * (torch.rand_like(h) < 0.6),
+    "drawn_by_itself": lambda m, h: torch.bernoulli(h.sigmoid()),
+    "dropped": lambda m, h: F.dropout(h, 0.4, training=True),
+    "of_each_sample": lambda m, h: h + torch.randn(len(h), 1),
+}
+
+
+class Noisy(nn.Module):
+    def __init__(self, noise) -> None:
+        super().__init__()
+        self.noise, self.latent = noise, 6
+        self.hidden, self.spread, self.out = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.noise(self, self.hidden(x)).tanh())
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_follows_its_unit(name):
+    """Also in numbers: what verification computes is the network whose units keep their noise."""
+    torch.manual_seed(0)
+    anatomy = Anatomy(Noisy(NOISES[name]), torch.randn(4, 5))
+    layer = anatomy["hidden"]
+    assert layer.exact and layer.units == 6
+    assert measure(MinWeight(keep=0.5).propose(layer, None)) < EXACT
+    assert measure(WeakExpand(grow=0.5).propose(layer, None)) < EXACT
+
+
+@pytest.mark.parametrize("noise", [
+    lambda m, h: h + torch.randn_like(h).flip(1), lambda m, h: h + torch.randn_like(h).cumsum(1),
+    lambda m, h: h + torch.randn(6),
+])  # fmt: skip
+def test_noise_that_is_met_by_position_pins(noise):
+    torch.manual_seed(0)
+    assert "hidden" in Anatomy(Noisy(noise), torch.randn(4, 5)).pinned
+
+
+class Merged(nn.Linear):
+    """A low-rank change is added to the weight before it is used."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x):
+        return F.linear(x, self.weight + self.up @ self.down * 0.5, self.bias)
+
+
+REMEDIES = {
+    "weight_norm": (nn.utils.parametrizations.weight_norm, "remove_parametrizations"),
+    "spectral_norm": (nn.utils.parametrizations.spectral_norm, "remove_parametrizations"),
+    "orthogonal": (nn.utils.parametrizations.orthogonal, "remove_parametrizations"),
+    "weight_norm of old": (nn.utils.weight_norm, "remove_weight_norm"),
+    "spectral_norm of old": (nn.utils.spectral_norm, "remove_spectral_norm"),
+    "pruned": (lambda module: prune.l1_unstructured(module, "weight", 0.5), "take_over_masks"),
+    "low rank": (lambda module: Merged(module.in_features, module.out_features), "merge a LoRA"),
+    "quantized": (
+        lambda module: torch.ao.nn.qat.Linear(
+            module.in_features, module.out_features, qconfig=torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+        ),
+        "then prepare it for quantization",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REMEDIES)
+def test_a_weight_that_is_computed_pins_with_the_remedy(name):
+    """The layer that it makes, and the one that it reads."""
+    change, remedy = REMEDIES[name]
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), change(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 3))
+    anatomy = Anatomy(model, torch.randn(4, 5))
+    assert not anatomy
+    assert remedy in anatomy.pinned["0"] and remedy in anatomy.pinned["2"], anatomy.pinned

@@ -25,14 +25,14 @@ EVERYWHERE = (
     "with_constant assigned assigned_from own_sizes equal_sizes chunk_gate glu chunk_swap halves_sum max_out"
 )
 PICKED = {
-    2: "gathered sorted_rows stored table_rows",
+    2: "gathered sorted_rows stored table_rows put_rows",
     3: "graph_index_add graph_index_reduce graph_scatter_add graph_scatter_mean graph_scatter_max graph_put "
     "sparse_product picked_weights",
     4: "routed_rows",
 }
 DENSE = {
     2: "twice tied_pair highway",
-    3: "linear functional_linear raw_matmul raw_einsum expert_weights hand_written_recurrence",
+    3: "linear functional_linear raw_matmul scaled_addmm raw_einsum expert_weights hand_written_recurrence",
     4: "two_layers gated_unit fused_gated_unit low_rank",
     6: "experts",
 }
@@ -53,7 +53,7 @@ IMAGE = {
 SEQUENCE = {
     2: "positions embedded_positions learnt_token",
     3: "fixed_attention einsum_attention single_head normed_attention feed_forward transformer_block token_mixing "
-    "step_conv recurrent recurrent_cell packed",
+    "step_conv recurrent recurrent_cell packed learned_state learned_queries",
     4: "fused_attention separate_attention batched_attention linear_attention state_space",
     5: "cross_attention multihead encoder_layer",
     7: "decoder_layer",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ops import (
@@ -30,6 +30,7 @@ from ops import (
     measure,
     operate,
     save,
+    take_over_masks,
     trial_surgery,
     unit_scores,
     without_masks,
@@ -103,7 +104,7 @@ def test_a_mask_is_seen_through_for_its_own_parameter_only() -> None:
 
     model, inputs = build("mlp")
     parametrize.register_parametrization(model[0], "weight", Stranger())
-    assert Anatomy(model, inputs).pinned["0"] == "its weights are parametrized (weight_norm)"
+    assert "its weight is parametrized (Stranger)" in Anatomy(model, inputs).pinned["0"]
     with pytest.raises(SurgeryError, match=r"0\.weight cannot be masked: .* parametrized by something else"):
         put(dict(model.named_modules()), "0.weight", torch.ones(8, 5))
 
@@ -358,3 +359,36 @@ def test_a_copy_goes_on_without_masks_and_the_network_with_them() -> None:
         if isinstance(plain, nn.Sequential):
             assert difference(outputs(torch.jit.script(plain), inputs), made) < 1e-6
             pickle.loads(pickle.dumps(plain))
+
+
+def test_masks_of_torch_are_taken_over() -> None:
+    model, inputs = build("cnn")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    prune.random_unstructured(model[4], "weight", 0.3)
+    prune.ln_structured(model[8], "weight", 0.25, n=2, dim=0)
+    prune.random_unstructured(model[8], "bias", 0.5)
+    wanted, parameters = outputs(model, inputs), [id(parameter) for parameter in model.parameters()]
+    pinned = Anatomy(model, inputs).pinned
+    assert all("ops.take_over_masks(model)" in pinned[name] for name in ("0", "4", "8"))
+    assert take_over_masks(model) is model
+    assert sorted(id(parameter) for parameter in model.parameters()) == sorted(parameters)
+    assert difference(wanted, outputs(model, inputs)) == 0
+    anatomy = Anatomy(model, inputs)
+    assert {name: layer.units for name, layer in anatomy.items()} == {"0": 6, "4": 4, "8": 8}
+    assert set(anatomy.masks()) == {"0.weight", "4.weight", "8.weight", "8.bias"}
+    for layer in anatomy.values():
+        apply(MinWeight(keep=0.5).propose(layer, None), optimizer)
+    train(model, inputs, optimizer)
+    for name, mask in anatomy.masks().items():
+        assert not anatomy.tensor(name)[mask == 0].any() and (mask == 0).any()
+
+
+def test_iterated_pruning_of_torch_is_taken_over() -> None:
+    model, inputs = build("mlp")
+    for _ in range(2):
+        prune.l1_unstructured(model[0], "weight", 0.3)
+        prune.global_unstructured([(model[0], "weight"), (model[2], "weight")], prune.L1Unstructured, amount=0.2)
+    wanted = outputs(model, inputs)
+    assert difference(wanted, outputs(take_over_masks(model), inputs)) == 0
+    assert list(Anatomy(model, inputs)) == ["0", "2"]

@@ -41,9 +41,7 @@ def test_a_constant_channel_leaves_a_trace_only_where_the_padding_is():
     before = model(inputs)
     layer, signals, operation = Anatomy(model, inputs[:2])["0"], Signals(model, inputs), MeanReplace(5 / 6, "variance")
     plan = operation.propose(layer, signals)
-    border = math.tanh(0.5) ** 2 * signals.padded_rows(
-        layer.readers[0], 20 * 49
-    )  # constants there, zeros before
+    border = math.tanh(0.5) ** 2 * signals.padded_rows(layer.readers[0], 20 * 49)  # constants there, zeros before
     spread = (signals.received(layer, layer.readers[0])).var(dim=0, correction=0).sum() * 20 * 49
     assert plan.error == pytest.approx(float(border / spread) ** 0.5, rel=1e-9)
     plan = operate(layer, operation, signals=signals)

@@ -41,6 +41,18 @@ def raw_addmm(chance: Random, shape: Shape) -> nn.Module:
     return Net(lambda m, h: torch.addmm(m.bias, h, m.weight), weight=parameter(shape[-1], units), bias=parameter(units))
 
 
+def scaled_addmm(chance: Random, shape: Shape) -> nn.Module:
+    """A product and what is added to it, each with a factor."""
+    units = width(chance)
+
+    def forward(m: Any, h: Tensor) -> Tensor:
+        if len(shape) == 2:
+            return torch.addmm(m.bias, h, m.weight, beta=0.5, alpha=2)
+        return torch.baddbmm(m.bias.view(1, 1, -1), h, m.weight.expand(len(h), -1, -1), beta=0.5, alpha=2)
+
+    return Net(forward, weight=parameter(shape[-1], units), bias=parameter(units))
+
+
 def masked_weight(chance: Random, shape: Shape) -> nn.Module:
     units = width(chance)
     return Net(
@@ -236,6 +248,7 @@ DENSE: dict[str, Construct] = {
     "functional_linear": functional_linear,
     "raw_matmul": raw_matmul,
     "raw_einsum": raw_einsum,
+    "scaled_addmm": scaled_addmm,
     "masked_weight": masked_weight,
     "standardized_weight": standardized_weight,
     "scaled_weight": scaled_weight,

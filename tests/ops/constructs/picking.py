@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import rnn
 
 from tests.ops.constructs.base import Construct, Shape, parameter, width
@@ -91,6 +92,23 @@ def picked(dim: int) -> dict[str, Construct]:
             down=parameter(3, shape[-1], units),
         )  # fmt: skip
 
+    def put_rows(chance: Random, shape: Shape) -> nn.Module:
+        """Some rows in place of others: by a mask, by a slice, by their number."""
+        mask = torch.rand(shape[dim]) > 0.4
+
+        def masked(h: Tensor, rows: Tensor) -> Tensor:
+            return h.masked_scatter(mask.view(*(1,) * dim, -1, *(1,) * (h.dim() - dim - 1)).expand_as(h), rows)
+
+        forms = (
+            masked,
+            lambda h, rows: torch.slice_scatter(h, rows.narrow(dim, 0, 1), dim, 0, 1),
+            lambda h, rows: torch.select_scatter(h, rows.select(dim, 0), dim, 0),
+            lambda h, rows: torch.where(mask.view(*(1,) * dim, -1, *(1,) * (h.dim() - dim - 1)), h, rows),
+            lambda h, rows: h.index_fill(dim, torch.tensor([0]), 0.5) + rows,
+        )
+        form = chance.choice(forms)
+        return Net(lambda m, h: form(h, m.inner(h).tanh()), inner=nn.Linear(shape[-1], shape[-1]))
+
     def sorted_rows(chance: Random, shape: Shape) -> nn.Module:
         forms = (
             lambda h: h.sort(dim).values,
@@ -146,6 +164,7 @@ def picked(dim: int) -> dict[str, Construct]:
         "gathered": gathered,
         "table_rows": table_rows,
         "picked_weights": picked_weights,
+        "put_rows": put_rows,
         "sorted_rows": sorted_rows,
         "stored": stored,
         "routed_rows": routed_rows,
@@ -163,3 +182,33 @@ def packed(chance: Random, shape: Shape) -> nn.Module:
         return rnn.pad_packed_sequence(m.inner(steps)[0], batch_first=True)[0]
 
     return Net(forward, inner=kind(shape[2], units, layers, batch_first=True, bidirectional=both))
+
+
+def learned_state(chance: Random, shape: Shape) -> nn.Module:
+    """A recurrent layer whose first state is a parameter."""
+    both, layers, units = chance.random() < 0.5, chance.choice((1, 1, 2)), width(chance)
+    kind = chance.choice((nn.LSTM, nn.GRU))
+    repeats = chance.random() < 0.5
+
+    def forward(m: Any, h: Tensor) -> Tensor:
+        first = m.first.repeat(1, len(h), 1) if repeats else m.first.expand(-1, len(h), -1).contiguous()
+        return m.inner(h, (first, first.tanh()) if kind is nn.LSTM else first)[0]
+
+    return Net(
+        forward, inner=kind(shape[2], units, layers, batch_first=True, bidirectional=both),
+        first=parameter(layers * (1 + both), 1, units),
+    )  # fmt: skip
+
+
+def learned_queries(chance: Random, shape: Shape) -> nn.Module:
+    """Learned rows that attend to the sequence."""
+    units = width(chance)
+
+    def forward(m: Any, h: Tensor) -> Tensor:
+        rows = m.rows.expand(len(h), -1, -1)
+        return rows + F.scaled_dot_product_attention(m.query(rows), m.key(h), m.value(h))
+
+    return Net(
+        forward, rows=parameter(1, 3, units), query=nn.Linear(units, 4), key=nn.Linear(shape[2], 4),
+        value=nn.Linear(shape[2], units),
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from ops import free_attention
 from tests.ops.constructs.base import Construct, Shape, need, parameter, width
 from tests.ops.constructs.channels import on_channels
 from tests.ops.constructs.dense import DENSE
-from tests.ops.constructs.picking import packed, picked
+from tests.ops.constructs.picking import learned_queries, learned_state, packed, picked
 from tests.ops.networks import Net
 
 
@@ -371,6 +371,8 @@ SEQUENCE: dict[str, Construct] = {
     **DENSE,
     **picked(1),
     "packed": packed,
+    "learned_state": learned_state,
+    "learned_queries": learned_queries,
     "fused_attention": fused_attention,
     "fixed_attention": fixed_attention,
     "separate_attention": separate_attention,
