@@ -491,11 +491,12 @@ class _Stage:
             return deviation(self.output, self.answer())
 
     def answer(self) -> list[Tensor]:
-        with (
-            plainly(self.anatomy.model, training=self.training),
-            Steady() if self.training else contextlib.nullcontext(),
-        ):
-            return flat_tensors(call(self.anatomy.model, self.example))
+        """What the network answers; in training mode gradients are recorded, as the code may ask for that, too."""
+        if not self.training:
+            with plainly(self.anatomy.model):
+                return flat_tensors(call(self.anatomy.model, self.example))
+        with plainly(self.anatomy.model, training=True), torch.enable_grad(), Steady():
+            return [tensor.detach() for tensor in flat_tensors(call(self.anatomy.model, self.example))]
 
 
 def _running(error: Exception) -> list[nn.Module]:
