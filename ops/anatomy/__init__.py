@@ -103,6 +103,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         with torch.inference_mode(False), torch.no_grad(), lively(self.modules, tensors, example_input) as shown:
             trace, output, shown = self._follow(shown)
             entered, draws = trace.entered, trace.draws
+            calls, products = dict(trace.calls), list(trace.products)  # of one pass
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
             training = bool(trace.missed) or trace.watch.asks_mode
@@ -110,8 +111,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 training = self._trace_training(trace, shown)
             for name, reason in scripted(model).items():
                 trace.freeze_parameter(name, reason)
-            self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls
-            self.products = [axes.product(*each) for each in trace.products]
+            self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls | calls
+            self.products = [axes.product(*each) for each in products]
             self.expressions = {name: tuple(map(axes.canonical, mine)) for name, mine in trace.axes.items()}
             self._layers = self._gather(trace)
             self.written = self._numbers(trace)
@@ -277,12 +278,14 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def _trace_training(self, trace: Trace, shown: Any) -> bool:
         """Follows the network in training mode, too, and says whether it runs in it; weights that are still not met may
         cost every layer."""
-        problem = ""
-        try:
-            with plainly(self.model, training=True):
-                trace.run(shown)
-        except Exception as error:  # whatever the foreign forward pass raises
-            problem = said(error)
+        for trace.watch.pretending in (True, False):
+            problem = ""
+            try:
+                with plainly(self.model, training=True):
+                    trace.run(shown)
+                break
+            except Exception as error:  # whatever the foreign forward pass raises
+                problem = said(error)
         if trace.missed and (trace.steered or problem):
             reason = (
                 f"the example input does not meet {trace.missed[0]}, and in training mode it fails ({problem[:80]})"

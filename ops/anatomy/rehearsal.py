@@ -29,12 +29,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -238,10 +237,12 @@ def _deciding(
 
     def problem(chosen: Sequence[tuple[HiddenLayer, int]]) -> bool:
         edits = [_resized(layer, units) for layer, units in chosen]
-        with _silenced(stage.anatomy, edits):
-            wanted = replace(stage, output=stage.answer())
-        exact = all(edit.layer.exact for edit in edits)
-        return wanted.problem(edits, equal=exact) is not None or wanted.entered != entered
+        if not all(edit.layer.exact for edit in edits):
+            return stage.problem(edits, equal=False) is not None or stage.entered != entered
+        try:
+            return not stage.keeps(edits) or stage.entered != entered
+        except Exception:  # whatever the foreign forward pass raises at another size
+            return True
 
     found: dict[HiddenLayer, str] = {}
     waiting = [(layer, units) for layer in layers for units in _other_sizes(layer, comparisons)]
@@ -266,10 +267,10 @@ def _other_sizes(layer: HiddenLayer, comparisons: Sequence[Comparison]) -> list[
         if not any(layer.factor in axes.factors(axis) for axis in comparison.axes):
             continue
         now = _outcome(layer, comparison, layer.units)
-        if now != _outcome(layer, comparison, layer.units + 1) and now != _outcome(layer, comparison, layer.units - 1):
-            continue  # all that is tried is another size
-        for sizes in (range(layer.units - 1, 0, -1), range(layer.units + 1, 2 * layer.units + 1)):
-            found.update(itertools.islice((n for n in sizes if _outcome(layer, comparison, n) != now), 1))
+        smaller, larger = range(layer.units - 1, 0, -1), range(layer.units + 1, 2 * layer.units + 1)
+        otherwise = [[n for n in sizes if _outcome(layer, comparison, n) != now] for sizes in (smaller, larger)]
+        if len(otherwise[0]) < len(smaller) or len(otherwise[1]) < len(larger):  # else whatever is tried is otherwise
+            found.update(n for sizes in otherwise for n in sizes[:1])
     return sorted(found)
 
 
@@ -420,13 +421,33 @@ class _Stage:
         finally:
             hook.remove()
 
+    def keeps(self, edits: list[Edit]) -> bool:
+        """Whether the network with these edits computes what it does when nobody reads the units that they take away.
+
+        Raises whatever the network does where it does not run.
+        """
+        with _silenced(self.anatomy, edits):
+            wanted = self.answer()
+        with edited(self.anatomy, edits), self._watched():
+            difference = deviation(wanted, self.answer())
+        if difference <= max((CLEAR.get(tensor.dtype, 0.0) for tensor in wanted), default=0.0):
+            return True
+        if not self._is_double and self._doubled is not None:
+            with in_double(self.anatomy):
+                return self._doubled.keeps(edits)
+        return difference <= MOST_ROUNDING and difference <= 10 * self._rounding
+
+    @property
+    def _is_double(self) -> bool:
+        return all(tensor.dtype in (torch.float64, torch.complex128) for tensor in self.output)
+
     def _only_rounding(self, edits: list[Edit], difference: float) -> bool:
         """Whether rounding explains a relative difference. If in doubt, that in double precision decides; where there
         is none, what rounding does in this network is tried."""
         kinds = [tensor.dtype for tensor in self.output]
         if difference <= max((CLEAR.get(kind, 0.0) for kind in kinds), default=0.0):
             return True
-        if not all(kind in (torch.float64, torch.complex128) for kind in kinds):
+        if not self._is_double:
             exactly = self._in_double(edits)
             if exactly is not None:
                 return exactly
@@ -473,10 +494,16 @@ class _Stage:
             return deviation(self.output, self.answer())
 
     def answer(self, redrawn: Redrawn | None = None) -> list[Tensor]:
-        """What the network answers; ``redrawn`` gives each unit its noise where some of them have changed."""
-        noise = redrawn if self.anatomy.draws and redrawn is not None else contextlib.nullcontext()
-        with plainly(self.anatomy.model, training=self.training), Steady() if self.training else noise:
-            return flat_tensors(call(self.anatomy.model, self.example))
+        """What the network answers; ``redrawn`` gives each unit its noise where some of them have changed.
+
+        In training mode gradients are recorded, as the code may ask for that, too.
+        """
+        if not self.training:
+            noise = redrawn if self.anatomy.draws and redrawn is not None else contextlib.nullcontext()
+            with plainly(self.anatomy.model), noise:
+                return flat_tensors(call(self.anatomy.model, self.example))
+        with plainly(self.anatomy.model, training=True), torch.enable_grad(), Steady():
+            return [tensor.detach() for tensor in flat_tensors(call(self.anatomy.model, self.example))]
 
 
 def _running(error: Exception) -> list[nn.Module]:

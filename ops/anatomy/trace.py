@@ -86,6 +86,8 @@ class Trace(TorchDispatchMode):
         hooks = [
             nn.modules.module.register_module_forward_pre_hook(self._enter),
             nn.modules.module.register_module_forward_hook(lambda module, args, out: self._leave(), always_call=True),
+            nn.modules.module.register_module_buffer_registration_hook(self._registered),
+            nn.modules.module.register_module_parameter_registration_hook(self._registered),
         ]
         self.entered, self.draws = [], []
         try:
@@ -124,6 +126,15 @@ class Trace(TorchDispatchMode):
             self._freeze_module(module, f"nn.MultiheadAttention takes its heads from its input{remedy}")
         if isinstance(module, nn.RNNBase) and module.proj_size:
             self._freeze_module(module, "torch knows a projected recurrent layer by its sizes")
+
+    def _registered(self, module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        """What the first forward pass registers follows no edit, as it is not there yet (or of another pass)."""
+        if tensor is None or module._buffers.get(name) is not None or module._parameters.get(name) is not None:
+            return
+        axes = tuple(Factor(n) if is_fixed(a) else a for n, a in zip(tensor.shape, self.twin(tensor).axes, strict=True))
+        for axis in axes:
+            freeze(axis, f"a forward pass registers {name!r}: run the network once before its anatomy is taken")
+        self.mark(tensor, Twin(axes))
 
     def _leave(self) -> None:
         self._modules.pop()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
 
 from ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
 from ops.anatomy.steady import Steady
@@ -122,14 +123,16 @@ class _Mode:
 class Watch(TorchFunctionMode):
     """Notes what code that is not torch's reads during a traced pass.
 
-    ``asks_mode``: it reads the mode. ``measured``: it reads the size of an axis with units on
+    ``asks_mode``: it reads the mode. ``pretending``: gradients are said to be recorded, as they are in training.
+    ``measured``: it reads the size of an axis with units on
     it. ``comparisons``: of such sizes with others than their own.
     """
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
-        self.asks_mode = self.measured = False
+        self.asks_mode = self.measured = self.pretending = False
+        self._failed: list[Tensor] = []
         self._running: list[tuple[nn.Module, tuple[Any, ...] | None]] = []
         self._small: list[tuple[nn.Module, tuple[Any, ...]]] = []
         self.comparisons: dict[object, Comparison] = {}
@@ -147,17 +150,23 @@ class Watch(TorchFunctionMode):
         torch.is_grad_enabled = self._is_grad_enabled
 
     def _grad_mode(self) -> bool:
-        if not _is_known(1):
-            self.ask_mode()
-        return self._is_grad_enabled()
+        if _is_known(1):
+            return self._is_grad_enabled()
+        self.ask_mode()
+        return self.pretending or self._is_grad_enabled()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        try:
+            out = func(*args, **(kwargs or {}))
+        except Exception:
+            self._failed.extend(each for each in _pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor))
+            raise
         if func in SIZES:
             return out if _is_known(1) else self._sized(args[0], out, args[1] if len(args) > 1 else None)
         if func == REQUIRES_GRAD:
             if not _is_known(1):
                 self.ask_mode()
+                return out or (self.pretending and args[0].is_floating_point())
         elif func in VIEWS:
             self._viewed(args[1:], out)
         elif func == Tensor.__getitem__:
@@ -189,6 +198,8 @@ class Watch(TorchFunctionMode):
             self._does_the_same(*each) for each in {module: (module, args) for module, args in self._small}.values()
         )
         self._small.clear()
+        self.trace.refuse(self._failed, "an operator fails on it, and the network goes on")
+        self._failed.clear()
 
     def _does_the_same(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
         (x,) = args

@@ -30,12 +30,15 @@ from ops import Anatomy
 from tests.ops.constructs.base import Construct, Shape, Unfit, maker, need
 from tests.ops.constructs.conversions import CONVERSIONS
 from tests.ops.constructs.dense import FLAT
+from tests.ops.constructs.hidden import on_hidden
 from tests.ops.constructs.sequences import SEQUENCE
 from tests.ops.constructs.spatial import IMAGE, SIGNAL
 from tests.ops.networks import Net
 from tests.ops.properties import Examination, examine, fingerprint, lively, outputs, unaccounted
 
 CONSTRUCTS: dict[str, dict[str, Construct]] = {"flat": FLAT, "image": IMAGE, "signal": SIGNAL, "sequence": SEQUENCE}
+#: Constructs that the networks of the seeds do not have, so that a seed's network stays what it was: see ``sandwich``.
+HIDDEN = {kind: on_hidden(-1 if kind == "sequence" else 1) for kind in CONSTRUCTS}
 SHAPES: dict[str, Shape] = {"flat": (2, 5), "image": (2, 2, 6, 6), "signal": (2, 3, 8), "sequence": (2, 4, 5)}
 AXES: dict[str, int] = {"flat": 1, "image": 1, "signal": 1, "sequence": -1}
 #: What these compute depends on values, so that a run on one input does not show the network: examined on that input.
@@ -299,7 +302,7 @@ def _drawn(chance: Random) -> tuple[nn.Module, Any, dict[str, str]]:
 def sandwich(kind: str, name: str, seed: int = 0) -> Specimen:
     """One construct between two plain layers. Raises Unfit if it fits nowhere."""
     here, _, there = kind.partition("-")
-    construct = CONVERSIONS[here, there][name] if there else CONSTRUCTS[here][name]
+    construct = CONVERSIONS[here, there][name] if there else (CONSTRUCTS[here] | HIDDEN[here])[name]
     chance = Random(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -483,7 +486,7 @@ def survey(seeds: range) -> None:
 def sandwiches() -> Iterator[tuple[str, str]]:
     """Kind and name of every construct."""
     for kind, table in CONSTRUCTS.items():
-        yield from ((kind, name) for name in table)
+        yield from ((kind, name) for name in (*table, *HIDDEN[kind]))
     for (here, there), table in CONVERSIONS.items():
         yield from ((f"{here}-{there}", name) for name in table)
 

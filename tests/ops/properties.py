@@ -4,7 +4,9 @@
 what is left equals the network in which nobody reads the removed units. *regrow*: growing and shrinking back changes
 nothing. A layer that a norm over its units makes inexact may be in another order, must *run* without some units, and
 keeps its output when all units that the norm sees are doubled (*double*). With every layer smaller the network must
-also run in training mode (*train*). All errors are relative to the output's scale, in double precision.
+also run in training mode (*train*), and what does not change the output does not change it there, either (*in
+training*). An exact layer may become as large as something else in the network is (*meet*). All errors are relative
+to the output's scale, in double precision.
 
 ``examine`` asks all of this of an anatomy; ``lively`` makes a network whose output depends on every part of it.
 """
@@ -113,6 +115,8 @@ def examine(
             judge(name, "duplicate", _unchanged, plain, [grown(layer, chance)])
             judge(name, "remove", _removed, [layer], chance, resized)
             judge(name, "regrow", _regrown, plain, layer, chance)
+            for units in meeting(model, layer):
+                judge(name, f"meet {units}", _met, layer, units)
         else:
             together = _full_doubling(model, layer, blurred, chance)
             inside = ":" in name  # a norm inside heads undoes the shares of queries and keys
@@ -133,6 +137,7 @@ def examine(
     trained = _training_shapes(model, inputs)
     if trained is not None and anatomy:
         judge("all", "train", _trains, trained, list(anatomy.values()), chance)
+        judge("all", "in training", _unchanged_in_training, exact, blurred, chance)
     if fingerprint(model) != before:
         verdicts.append(Verdict("all", "undo", math.inf, "the network is not what it was"))
     return Examination(verdicts, faint, resized)
@@ -308,6 +313,50 @@ def _trains(model: nn.Module, inputs: Any, shapes: list[torch.Size], layers: lis
         return 0.0 if _training_run(model, inputs) == shapes else math.inf
 
 
+def meeting(model: nn.Module, layer: HiddenLayer, most: int = 2) -> list[int]:
+    """Sizes of other things at which this layer may be: the nearest smaller ones, and one larger."""
+    others = sorted({size for _, tensor in tensors(model) for size in tensor.shape})
+    smaller = [size for size in others if 1 < size < layer.units][-most:]
+    return smaller + [size for size in others if layer.units < size <= 2 * layer.units][:1]
+
+
+def _met(model: nn.Module, inputs: Any, layer: HiddenLayer, units: int) -> tuple[float, float]:
+    """The layer at another size: without its last units, or with its first ones twice."""
+    twice = units - layer.units
+    sources = [*range(min(units, layer.units)), *range(max(twice, 0))]
+    shares = [0.5 if unit < twice else 1.0 for unit in sources]
+    with silenced([(layer, range(units, layer.units))]):
+        wanted = outputs(model, inputs)
+    with edited([(layer, tuple(sources), shares)]):
+        found = outputs(model, inputs)
+        error = difference(wanted, found)
+        if error < EXACT:
+            return error, 0.0
+        with shaken(model):
+            return error, difference(found, outputs(model, inputs))
+
+
+def _unchanged_in_training(
+    model: nn.Module, inputs: Any, exact: list[HiddenLayer], blurred: list[HiddenLayer], chance: random.Random
+) -> tuple[float, float]:
+    """What grows and moves leaves the answer in training mode as it was; nothing is asked of noise."""
+    with _training(model):
+        wanted = _noisy(model, inputs, 0)
+        if difference(wanted, _noisy(model, inputs, 1)) > 0:
+            return 0.0, 0.0
+        with shaken(model):
+            rounding = difference(wanted, _noisy(model, inputs, 0))
+    edits = [*(grown(layer, chance) for layer in exact), *(shuffled(layer, chance) for layer in blurred)]
+    with edited(edits), _training(model):
+        return difference(wanted, _noisy(model, inputs, 0)), rounding
+
+
+def _noisy(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return outputs(model, inputs)
+
+
 def _training_shapes(model: nn.Module, inputs: Any) -> list[torch.Size] | None:
     try:
         return _training_run(model, inputs)
@@ -315,16 +364,22 @@ def _training_shapes(model: nn.Module, inputs: Any) -> list[torch.Size] | None:
         return None
 
 
-@torch.no_grad()
 def _training_run(model: nn.Module, inputs: Any) -> list[torch.Size]:
-    """The shapes of the network's answer in training mode; its running statistics and its modes are as before."""
+    """The shapes of the network's answer in training mode."""
+    with _training(model):
+        return [tensor.shape for tensor in outputs(model, inputs)]
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode for a while; running statistics and modes are as before."""
     modes = {module: module.training for module in model.modules()}
     buffers = {module: dict(module._buffers) for module in model.modules()}
     for module in model.modules():
         module.training = True
         module._buffers.update({k: b.clone() for k, b in module._buffers.items() if b is not None})
     try:
-        return [tensor.shape for tensor in outputs(model, inputs)]
+        yield
     finally:
         for module in model.modules():
             module.training = modes[module]
