@@ -31,12 +31,12 @@ def laid_out(new: Tensor, old: Tensor, last: bool | None = None) -> Tensor:
     """A tensor in the memory order of another with as many axes; ``last``: where that one's is both orders at once."""
     if new is old or new.dim() != old.dim() or new.dim() not in LAST or {new.layout, old.layout} != {torch.strided}:
         return new
-    found = channels_last(old)
-    if found is None:
-        found = last
-    if found is None or (not found and not old.is_contiguous()):
+    channels = channels_last(old)
+    if channels is None:
+        channels = last
+    if channels is None or (not channels and not old.is_contiguous()):
         return new
-    if not found:
+    if not channels:
         return new.contiguous()
     strides = _strides(new, last=True)  # set where both orders are the same, too, to tell which it was
     if list(new.stride()) == strides:

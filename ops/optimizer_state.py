@@ -102,7 +102,7 @@ def check(optimizers: tuple[Optimizer, ...], tensors: Mapping[str, Tensor]) -> N
     for name, tensor in tensors.items():
         for kept in _kept(optimizers, tensor):
             if problem := _problem(kept, tensor):
-                raise SurgeryError(f"{kept.told(name, tensor)}{problem}")
+                raise SurgeryError(f"{kept.subject(name, tensor)}{problem}")
     for optimizer in optimizers:
         if not isinstance(optimizer, LBFGS):
             _check_elsewhere(optimizer, optimizers, tensors)
@@ -184,7 +184,7 @@ class _Kept:
     def value(self) -> Any:
         return self.holder[self.at]
 
-    def told(self, name: str, tensor: Tensor) -> str:
+    def subject(self, name: str, tensor: Tensor) -> str:
         whose = f"for {name} of shape {tuple(tensor.shape)}"
         if self.optimizer is None:
             return f"{name} of shape {tuple(tensor.shape)} carries {self.key} as an attribute"
@@ -229,14 +229,14 @@ def _groups(optimizer: Optimizer, parameter: Tensor) -> Iterator[tuple[dict[str,
 
 def _tensors(value: Any) -> list[Tensor]:
     """The tensors in something that is kept, one level into objects of other libraries too."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for leaf in _pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
-            found.append(leaf)
+            tensors.append(leaf)
         elif not isinstance(leaf, (*PLAIN, Optimizer)):
             inside = _pytree.tree_leaves(getattr(leaf, "__dict__", {}))
-            found.extend(each for each in inside if isinstance(each, Tensor))
-    return found
+            tensors.extend(each for each in inside if isinstance(each, Tensor))
+    return tensors
 
 
 def _scalar(leaf: Tensor, parameter: Tensor) -> bool:

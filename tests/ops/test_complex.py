@@ -73,7 +73,7 @@ OPERATIONS = [
 ]  # fmt: skip
 #: What complex numbers have no order or no inverse for; those that are refused of the real network are, too.
 REFUSED = ("strength='mean'", "basis='eigen'", "'median'", "'extreme'", "taylor1", "'mean_before'")
-#: What gradients are refused with behind a product along frequencies.
+#: What gradients are refused with after a product along frequencies.
 NOT_KNOWN = ("is not known", "is not ordered by samples")
 
 
@@ -203,7 +203,7 @@ def test_first_order_scores_against_small_changes():
     """The change of each sample's loss as a unit is turned down a little, over how much."""
     model, z, _, _, name = made("dense")
     layer, signals = Anatomy(model, z[:4])[name], Signals(model, z, TARGETS)
-    found = first_order(layer, signals, {})
+    actual = first_order(layer, signals, {})
     rows = []
     for unit in range(layer.units):
         losses = []
@@ -213,7 +213,7 @@ def test_first_order_scores_against_small_changes():
                 changed[4].weight[:, unit] *= part
             losses.append(nn.functional.cross_entropy(changed(z), TARGETS, reduction="none"))
         rows.append((losses[0] - losses[1]) / 2e-5)
-    torch.testing.assert_close(found, torch.stack(rows, dim=1).detach(), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(actual, torch.stack(rows, dim=1).detach(), rtol=1e-4, atol=1e-7)
 
 
 def test_scores_are_real():
@@ -230,10 +230,10 @@ def test_the_predicted_loss_change():
     model, z, _, _, name = made("dense")
     plan = MinWeight(keep=0.7).propose(Anatomy(model, z[:4])[name])
     before = nn.functional.cross_entropy(model(z), TARGETS)
-    found = predicted_loss_change(plan, z, TARGETS)
+    actual = predicted_loss_change(plan, z, TARGETS)
     apply(plan)
     change = float((nn.functional.cross_entropy(model(z), TARGETS) - before).detach())
-    assert found.change == pytest.approx(change, abs=0.3 * abs(change) + 0.05)
+    assert actual.change == pytest.approx(change, abs=0.3 * abs(change) + 0.05)
 
 
 def test_optimizer_state_of_complex_weights():
@@ -250,8 +250,8 @@ def test_optimizer_state_of_complex_weights():
             operate(Anatomy(each, inputs[:4])[name], WeakExpand(grow=1.0, split="signed"), optimizer)
         for key in keys:
             for one, other in zip(model.parameters(), real.parameters(), strict=True):
-                found, wanted = optimizers[0].state[one][key], optimizers[1].state[other][key]
-                torch.testing.assert_close(found.real, wanted, rtol=1e-9, atol=1e-15)
+                actual, wanted = optimizers[0].state[one][key], optimizers[1].state[other][key]
+                torch.testing.assert_close(actual.real, wanted, rtol=1e-9, atol=1e-15)
 
 
 def test_complex_convolutions_are_pinned():
@@ -265,7 +265,7 @@ def test_complex_convolutions_are_pinned():
 
 
 def test_zeros_hide_nothing():
-    """A branch that begins at zero, an input of zeros: the layers are found as with other numbers."""
+    """A branch that begins at zero, an input of zeros: the same layers are there as with other numbers."""
 
     class Branch(nn.Module):
         def __init__(self):

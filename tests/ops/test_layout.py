@@ -83,9 +83,9 @@ def test_tensors_lie_as_they_lay(operation, axes, kernel, last):
     wanted = LAST[axes] if last else torch.contiguous_format
     layer = Anatomy(model, signals.inputs[:2])["0"]
     operate(layer, operation, optimizer, signals, averages=average)
-    found = lying(model, optimizer, average)
-    assert len(found) >= 12
-    assert not [name for name, each in found.items() if not each.is_contiguous(memory_format=wanted)]
+    actual = lying(model, optimizer, average)
+    assert len(actual) >= 12
+    assert not [name for name, each in actual.items() if not each.is_contiguous(memory_format=wanted)]
     optimizer.step()
 
 
@@ -118,9 +118,9 @@ def test_sizes_of_one(last, channels):
     operate(layer, WeakExpand(grow=3.0), optimizer, averages=average)
     wanted = torch.channels_last if last else torch.contiguous_format
     assert model[3].weight.shape == (channels[2], 4, 3, 3)
-    found = lying(model, optimizer, average)
+    actual = lying(model, optimizer, average)
     ambiguous = all(channels_last(p) is None for p in model.parameters() if p.dim() == 4)
-    assert ambiguous or not [name for name, each in found.items() if not each.is_contiguous(memory_format=wanted)]
+    assert ambiguous or not [name for name, each in actual.items() if not each.is_contiguous(memory_format=wanted)]
 
 
 def test_laid_out():
@@ -129,8 +129,8 @@ def test_laid_out():
             order = LAST[len(shape)] if last else torch.contiguous_format
             old = torch.empty(shape, memory_format=order)
             new = torch.arange(2.0 * old.numel()).view(2 * shape[0], *shape[1:])
-            found = laid_out(new, old)
-            assert torch.equal(found, new) and found.is_contiguous(memory_format=order)
+            actual = laid_out(new, old)
+            assert torch.equal(actual, new) and actual.is_contiguous(memory_format=order)
             assert channels_last(old) in ((last, None) if 1 in shape[1:] else (last,))
     assert laid_out(torch.ones(3), torch.ones(4)).shape == (3,)
     askew = torch.ones(2, 3, 4, 5).transpose(2, 3)

@@ -76,9 +76,9 @@ def test_the_degrees_are_those_of_the_library(package):
                 by_weight = columns if degree == "weights" else torch.tensor(1.0)
                 leaves = [_pytree.tree_leaves(state[key]) for state in (plain, scaled, moved)]
                 for one, other, third in zip(*leaves, strict=True):
-                    for found, factor in ((other, by_gradient), (third, by_weight)):
+                    for actual, factor in ((other, by_gradient), (third, by_weight)):
                         wanted = one.view(shape) * factor
                         slack, where = 1e-4 * float(wanted.abs().max()), f"{package}.{name} {key} {shape}"
-                        torch.testing.assert_close(found.view(shape), wanted, rtol=1e-3, atol=slack, msg=where)
+                        torch.testing.assert_close(actual.view(shape), wanted, rtol=1e-3, atol=slack, msg=where)
                         tried += 1
     assert tried or package == "prodigyopt"
