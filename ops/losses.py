@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree
 
+from ops.anatomy.running import flat_tensors
 from ops.errors import SurgeryError, said
 
 Loss = Callable[[Any, Any], Tensor]
@@ -157,10 +158,20 @@ def is_batch_first(outputs: Any, samples: int) -> bool:
 
 def check_batch_first(outputs: Any, samples: int) -> None:
     """Raises SurgeryError unless the samples come first in an output."""
+    check_seen(outputs)
     if not is_batch_first(outputs, samples):
         raise SurgeryError(
             f"the loss is one number, and the network's output ({_named(outputs)}) does not have its {samples} samples "
             "first: let the loss return one number for each sample"
+        )
+
+
+def check_seen(outputs: Any) -> None:
+    """Raises SurgeryError where an output holds tensors in objects, in which nothing can be exchanged."""
+    if len(flat_tensors(outputs)) != sum(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(outputs)):
+        raise SurgeryError(
+            f"the network returns tensors inside of an object ({_named(outputs)}): let it return them plainly, or in "
+            "tuples, lists and dicts"
         )
 
 
@@ -193,6 +204,11 @@ def check_classes(outputs: Any, targets: Any) -> None:
         raise SurgeryError(
             f"the network returns a single logit ({logits}), whose cross entropy is always 0: give the loss that it is "
             "trained by, such as loss=torch.nn.functional.binary_cross_entropy_with_logits"
+        )
+    if tuple(targets.shape) != shape and targets.shape == outputs.shape[:-1]:
+        raise SurgeryError(
+            f"the network's output ({logits}) has its classes last, but cross entropy wants them second: give "
+            "loss=lambda output, targets: torch.nn.functional.cross_entropy(output.movedim(-1, 1), targets)"
         )
     if tuple(targets.shape) != shape:
         raise SurgeryError(

@@ -27,7 +27,7 @@ from ops.anatomy.rebuild import doubled, in_double, undoing
 from ops.anatomy.running import call, plainly
 from ops.checks import check_real, usable
 from ops.errors import SurgeryError, explained
-from ops.losses import Loss, suited
+from ops.losses import Loss, check_seen, suited
 from ops.masks import lift
 from ops.optimizer_state import exchange
 from ops.plan import Plan
@@ -79,9 +79,10 @@ def predicted_loss_change(plan: Plan, inputs: Any, targets: Any = None, loss: Lo
 
 def _prediction(ahead: Any, behind: Any, targets: Any, loss: Loss | None) -> Prediction:
     """From the network's outputs on both sides of the beginning of the line."""
+    check_seen(ahead)
     form = _pytree.tree_structure(ahead)
     pairs = list(zip(_pytree.tree_leaves(ahead), _pytree.tree_leaves(behind), strict=True))
-    moving = [isinstance(x, Tensor) and x.is_floating_point() for x, _ in pairs]
+    moving = [isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x, _ in pairs]
     middles = [((x + y) / 2).detach() if moves else x for (x, y), moves in zip(pairs, moving, strict=True)]
     speeds = [(x - y) / (2 * STEP) for (x, y), moves in zip(pairs, moving, strict=True) if moves]
     at = [x.requires_grad_() for x, moves in zip(middles, moving, strict=True) if moves]
@@ -100,7 +101,8 @@ def _along(value: Tensor, at: list[Tensor], speeds: list[Tensor]) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(value)
     slopes = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True)
-    return torch.stack([(slope * speed).sum() for slope, speed in zip(slopes, speeds, strict=True)]).sum()
+    terms = [(slope.conj() * speed).real.sum() for slope, speed in zip(slopes, speeds, strict=True)]
+    return torch.stack(terms).sum()
 
 
 def _line(plan: Plan) -> dict[str, Tensor]:

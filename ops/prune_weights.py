@@ -91,6 +91,8 @@ class PruneWeights(Operation):
             for name, mask in before.items()
         }
         masks = self._masks(scores, lives, {name: anatomy.live(name)[lives[name]] for name in names})
+        if self.needs_signals:
+            _check_signal(self, layer, scores, {name: lives[name] & (anatomy.live(name) != 0) for name in names}, masks)
         changed = {name: mask for name, mask in masks.items() if not torch.equal(mask, lives[name])}
         return Plan(
             layer, repr(self), tuple(range(layer.units)), masks=changed, evidence=_evidence(scores, lives, masks)
@@ -118,6 +120,22 @@ def _highest(scores: Weights, lives: Mapping[str, Tensor], fraction: float) -> d
         name: lives[name] & part.view(score.shape).to(score.device)
         for (name, score), part in zip(scores.items(), parts, strict=True)
     }
+
+
+def _check_signal(
+    operation: PruneWeights,
+    layer: HiddenLayer,
+    scores: Weights,
+    lives: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+) -> None:
+    """Raises NoSignal where a tensor would go as a whole since nothing is known of it; ``lives``: what is not zero."""
+    for name, score in scores.items():
+        if lives[name].any() and not masks[name].any() and not score.any():
+            raise NoSignal(
+                f"{operation!r} on {layer.name}: the loss says nothing of {name} (every score is 0), so all of it "
+                "would go; train a little first, prune other layers one by one, or by magnitude"
+            )
 
 
 def _evidence(scores: Weights, lives: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Any]:

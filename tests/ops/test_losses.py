@@ -302,6 +302,68 @@ def test_sample_losses_of_positions_that_do_not_count() -> None:
     )
 
 
+def test_an_output_in_an_object_is_not_taken_for_one_that_stands_still() -> None:
+    class Returned:
+        def __init__(self, logits: Tensor) -> None:
+            self.logits = logits
+
+    torch.manual_seed(0)
+    model = Net(lambda m, x: Returned(m.out(m.first(x).tanh())), first=nn.Linear(4, 6), out=nn.Linear(6, 3)).double()
+    inputs, targets = torch.randn(8, 4).double(), torch.arange(8) % 3
+
+    def loss(output: Returned, targets: Tensor) -> Tensor:
+        return F.cross_entropy(output.logits, targets)
+
+    layer, signals = Anatomy(model, inputs)["first"], Signals(model, inputs, targets, loss)
+    assert unit_scores(layer, signals, "mrs").any()
+    for attempt in (
+        lambda: predicted_loss_change(MinWeight(0.5).propose(layer), inputs, targets, loss),
+        lambda: unit_scores(layer, signals, "mrp"),
+    ):
+        with pytest.raises(SurgeryError, match="returns tensors inside of an object"):
+            attempt()
+
+
+def test_complex_outputs_move_too() -> None:
+    model, inputs, _, _ = case("classes")
+    plan = MinWeight(0.6).propose(Anatomy(model, inputs)["0"])
+    plain = predicted_loss_change(plan, inputs, None, lambda output, _: output.square().sum(1))
+    model.register_forward_hook(lambda m, args, output: torch.complex(output[:, :2], output[:, 1:]))
+
+    def loss(output: Tensor, _: Any) -> Tensor:
+        return output.real[:, 0].square() + output.imag.square().sum(1)
+
+    found = predicted_loss_change(plan, inputs, None, loss)
+    assert found.slope == pytest.approx(plain.slope) and found.curvature == pytest.approx(plain.curvature)
+
+
+def test_classes_that_come_last_are_named() -> None:
+    model, inputs = dense(3), torch.randn(6, 5, 4).double()
+    targets = torch.randint(0, 3, (6, 5))
+    layer = Anatomy(model, inputs)["0"]
+    with pytest.raises(SurgeryError, match="has its classes last"):
+        unit_scores(layer, Signals(model, inputs, targets), "mrs")
+    signals = Signals(model, inputs, targets, lambda o, t: F.cross_entropy(o.movedim(-1, 1), t))
+    torch.testing.assert_close(
+        unit_scores(layer, signals, "mrp"), unit_scores(layer, signals, "mrs"), rtol=0.5, atol=0.02
+    )
+
+
+def test_a_weight_of_which_nothing_is_known_is_not_pruned_as_a_whole() -> None:
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: m.out((h := m.stem(x).relu()) + m.last(m.first(h).relu())), stem=nn.Linear(4, 6),
+        first=nn.Linear(6, 9), last=nn.Linear(9, 6), out=nn.Linear(6, 3),
+    ).double()  # fmt: skip
+    nn.init.zeros_(model.last.weight)  # a branch that begins at zero
+    inputs, targets = torch.randn(20, 4).double(), torch.arange(20) % 3
+    anatomy, signals = Anatomy(model, inputs), Signals(model, inputs, targets)
+    with pytest.raises(SurgeryError, match=r"the loss says nothing of first\.weight"):
+        operate(anatomy["*"], PruneWeights(0.8, score="taylor1_abs"), (), signals)
+    assert not anatomy.masks()
+    operate(anatomy["*"], PruneWeights(0.8), (), signals)
+
+
 class Checkpointed(nn.Module):
     def __init__(self, reentrant: bool | None) -> None:
         super().__init__()
