@@ -7,7 +7,9 @@ chapter 5): a high δ where changes are frequent and minimal, a low one where th
 The two agree on the size of a cut and differ in its frequency. So size (the fraction that stays), frequency (one cut or
 four) and moment (early, late) are varied with δ (the fraction of rank that stays), for both forms of EigenRemove: every
 training is of one seed, and every hidden layer is cut. Two things are measured: the test accuracy at the end, and how
-the loss on held-out images moves with a cut (the mean logarithm of after over before, in the mean over cuts).
+the loss on held-out images moves with a cut (the mean logarithm of after over before, in the mean over cuts). The
+second favours a low δ where cuts are frequent: a network that the first cut has spoilt has less to lose at the next
+one. So what the two say together counts, and of several cuts the accuracy more.
 
     python -m study.experiments.heuristics --seeds 5 --out study/docs
 """
