@@ -22,6 +22,7 @@ from ops.anatomy.computed import reason
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
 from ops.anatomy.sinks import Making, Sinks
+from ops.anatomy.steady import draws
 from ops.anatomy.watch import Watch
 from ops.attention import FreeAttention, can_be_freed
 from ops.masks import masks_of, raw, tensors_of
@@ -77,7 +78,7 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         apply_rule(self, func, args, kwargs, out)
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if draws(func):
             self.draws.append(self.twin(tensors_in((out,))[0]).axes)
         return out
 
