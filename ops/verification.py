@@ -66,7 +66,7 @@ def measure(plan: Plan, batch: Any = None) -> float:
         if not new_basis:
             wanted = received_as(plan, example)
         redrawn = Redrawn(anatomy.draws, {plan.layer.factor: torch.tensor(plan.sources)})
-        with trial_surgery(plan), redrawn:
+        with trial_surgery(plan), redrawn if anatomy.draws else contextlib.nullcontext():
             found = _answer(anatomy, example)
     difference = deviation(wanted, found)
     object.__setattr__(plan, "measured", difference)

@@ -309,14 +309,12 @@ class Anatomy(Mapping[str, HiddenLayer]):
         offered = {layer.factor for layer in self._layers.values()}
         found = []
         for (module, attribute, position), written in trace.written.items():
-            expressions = set(map(axes.canonical, written))
+            expressions = {each for each in map(axes.canonical, written) if offered & set(axes.units_on(each))}
             if len(expressions) == 1 and module in names:
-                (expression,) = expressions
-                if offered & set(axes.units_on(expression)):
-                    told = isinstance(module, FreeAttention)
-                    sure = told or attribute in ("groups", "num_groups", "normalized_shape")
-                    sure |= (module, attribute, position) in trace.given
-                    found.append(Number(names[module], attribute, position, expression, sure))
+                told = isinstance(module, FreeAttention)
+                sure = told or attribute in ("groups", "num_groups", "normalized_shape")
+                sure |= (module, attribute, position) in trace.given
+                found.append(Number(names[module], attribute, position, expressions.pop(), sure))
         return found
 
     def _explain(self) -> None:

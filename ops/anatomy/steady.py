@@ -17,6 +17,11 @@ from ops.anatomy.calls import Axes
 NOISE = 0.37
 
 
+def draws(func: Any) -> bool:
+    """Whether an operator draws random numbers, one for each entry; fused attention draws some for its dropout only."""
+    return torch.Tag.nondeterministic_seeded in func.tags and "attention" not in func.overloadpacket.__name__
+
+
 class Steady(TorchDispatchMode):
     """Every draw of random numbers within it gives one and the same number for all entries."""
 
@@ -42,17 +47,17 @@ class Steady(TorchDispatchMode):
 class Redrawn(TorchDispatchMode):
     """A pass at another size in which each unit is given the noise that it had at the old one.
 
-    ``draws``: the axes of the random numbers that a pass draws, one after the other; ``sources``: the old unit of each
+    ``drawn``: the axes of the random numbers that a pass draws, one after the other; ``sources``: the old unit of each
     new one (−1: newborn) of the layers that change, which have their old sizes while this is made.
     """
 
-    def __init__(self, draws: Sequence[Axes], sources: Mapping[Factor, Tensor]) -> None:
+    def __init__(self, drawn: Sequence[Axes], sources: Mapping[Factor, Tensor]) -> None:
         super().__init__()
-        self._moves = [[_move(axis, sources) for axis in map(canonical, each)] for each in draws]
+        self._moves = [[_move(axis, sources) for axis in map(canonical, each)] for each in drawn]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or not self._moves:
+        if not draws(func) or not self._moves:
             return func(*args, **kwargs)
         moves = self._moves.pop(0)
         if not any(moves):

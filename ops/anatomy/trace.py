@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ops.anatomy.axes import Axis, Factor, Fixed, canonical, freeze, is_fixed, product, size, total, unite
+from ops.anatomy.axes import Axis, Factor, canonical, freeze, is_fixed, product, size, total, unite
 from ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin, Use, constant, tensors_in
 from ops.anatomy.computed import reason
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, flat_tensors
 from ops.anatomy.sinks import Making, Sinks
+from ops.anatomy.steady import draws
 from ops.anatomy.watch import Watch
 from ops.attention import FreeAttention, can_be_freed
 from ops.masks import masks_of, raw, tensors_of
@@ -77,7 +78,7 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         apply_rule(self, func, args, kwargs, out)
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if draws(func):
             self.draws.append(self.twin(tensors_in((out,))[0]).axes)
         return out
 
@@ -308,20 +309,16 @@ class Trace(TorchDispatchMode):
 
         ``given``: the operator is given these sizes as numbers, so that such an attribute is where they come from.
         """
-        wanted: dict[int, Axis] = {}
-        for axis in map(canonical, axes):  # two of one size cannot be told apart
-            wanted[size(axis)] = Fixed(0) if size(axis) in wanted and wanted[size(axis)] != axis else axis
-        wanted = {n: axis for n, axis in wanted.items() if not is_fixed(axis)}
+        wanted: dict[int, list[Axis]] = {}
+        for axis in map(canonical, axes):
+            if not is_fixed(axis):
+                wanted.setdefault(size(axis), []).append(axis)
         if not wanted or not self._modules or isinstance(self._modules[-1], FreeAttention):  # which is told its heads
             return
         module = self._modules[-1]
         for name, value in vars(module).items():
-            if isinstance(value, int):
-                if not isinstance(value, bool) and value in wanted:
-                    self.written.setdefault((module, name, None), []).append(wanted[value])
-                    self.given |= {(module, name, None)} if given else set()
-            elif isinstance(value, (tuple, list)):
-                for position, number in enumerate(value):
-                    if isinstance(number, int) and number > 1 and number in wanted:
-                        self.written.setdefault((module, name, position), []).append(wanted[number])
-                        self.given |= {(module, name, position)} if given else set()
+            numbers = list(enumerate(value)) if isinstance(value, (tuple, list)) else [(None, value)]
+            for position, number in numbers:
+                if isinstance(number, int) and not isinstance(number, bool) and number > 1 and number in wanted:
+                    self.written.setdefault((module, name, position), []).extend(wanted[number])
+                    self.given |= {(module, name, position)} if given else set()

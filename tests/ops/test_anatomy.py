@@ -17,6 +17,7 @@ from ops.verification import measure
 from tests.ops.networks import (
     ADVERSARIAL,
     NETWORKS,
+    Net,
     build,
     cnn,
     cnn_plain,
@@ -436,3 +437,54 @@ def test_a_weight_that_is_computed_pins_with_the_remedy(name):
     anatomy = Anatomy(model, torch.randn(4, 5))
     assert not anatomy
     assert remedy in anatomy.pinned["0"] and remedy in anatomy.pinned["2"], anatomy.pinned
+
+
+class Attends(nn.Module):
+    """Query, key and value of one product, with every number in the module; as many heads as there are of the three."""
+
+    def __init__(self, heads: int = 3, width: int = 4) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = heads, width, heads * width
+        self.qkv, self.proj = nn.Linear(8, 3 * heads * width), nn.Linear(heads * width, 8)
+
+    def forward(self, x):
+        parts = self.qkv(x).reshape(len(x), x.shape[1], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(*parts.unbind(0)).transpose(1, 2)
+        return self.proj(out.reshape(len(x), x.shape[1], self.attn_dim))
+
+
+def test_numbers_of_heads_are_kept_true_whatever_else_is_as_long():
+    model = nn.Sequential(nn.Linear(5, 8), Attends(), nn.Linear(8, 3)).double()
+    inputs = torch.randn(2, 4, 5, dtype=torch.float64)
+    anatomy = Anatomy(model, inputs)
+    assert {name: layer.units for name, layer in anatomy.items()} == {
+        "0": 8, "1.qkv:heads": 3, "1.qkv": 4, "1.proj": 8
+    }  # fmt: skip
+    assert removal_error(anatomy, anatomy["1.qkv:heads"], inputs) < EXACT
+
+
+def test_grouped_products_pin_with_the_remedy():
+    def forward(m, x):
+        rows = m.stem(x).relu()
+        best = m.router(rows).argmax(-1)
+        order = best.argsort(stable=True)
+        ends = torch.stack([(best <= number).sum() for number in range(3)]).to(torch.int32)
+        return m.out(torch._grouped_mm(rows[order], m.up, offs=ends).relu())
+
+    model = Net(
+        forward, stem=nn.Linear(5, 8), router=nn.Linear(8, 3), up=nn.Parameter(torch.randn(3, 8, 12)),
+        out=nn.Linear(12, 3),
+    )  # fmt: skip
+    pinned = Anatomy(model, torch.randn(6, 5)).pinned
+    assert "multiplied one by one" in pinned["stem"] and "multiplied one by one" in pinned["up"]
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_tables_of_bags(mode):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.EmbeddingBag(9, 6, mode=mode), nn.ReLU(), nn.Linear(6, 3)).double()
+    tokens = torch.randint(9, (4, 7))
+    anatomy = Anatomy(model, tokens)
+    assert anatomy["0"].exact and removal_error(anatomy, anatomy["0"], tokens) < EXACT
+    apply(MinWeight(keep=0.5).propose(anatomy["0"], None))
+    assert model[0].embedding_dim == 3
