@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ops.errors import SurgeryError
 
@@ -24,14 +24,17 @@ class Operation:
     needs_signals: ClassVar[bool] = False
     whole_network: ClassVar[bool] = False
 
-    def __repr__(self) -> str:
-        """As a dataclass's, but fields of ``repr=False`` are shown where they are not at their defaults.
+    def hyperparameters(self) -> dict[str, Any]:
+        """The fields by name; those declared with ``repr=False``, rare options, only where they are not the default.
 
-        For a class with ``@dataclass(frozen=True, repr=False)``: rare options would make every plan and error long.
+        So neither plans and errors nor schedules that were written down before an option came grow longer by it.
         """
         values = ((each, getattr(self, each.name)) for each in fields(self))  # type: ignore[arg-type]
-        shown = (f"{each.name}={value!r}" for each, value in values if each.repr or value != each.default)
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return {each.name: value for each, value in values if each.repr or value != each.default}
+
+    def __repr__(self) -> str:
+        """As a dataclass's, of ``hyperparameters``; for a class with ``@dataclass(frozen=True, repr=False)``."""
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.hyperparameters().items())})"
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         raise SurgeryError(f"{type(self).__name__} does not say what it proposes")

@@ -180,7 +180,7 @@ class Schedule:
 
         names = {kind: name for name, kind in OPERATIONS.items()}
         return [
-            {"when": str(s.when), "layer": s.layer, "op": names[type(s.operation)], **dataclasses.asdict(s.operation)}  # type: ignore[call-overload]
+            {"when": str(s.when), "layer": s.layer, "op": names[type(s.operation)], **s.operation.hyperparameters()}
             | ({"repair": list(s.repair)} if s.repair else {})
             for s in self.steps
         ]
