@@ -187,8 +187,7 @@ def faults(
             problem = each.problem(edits, equal=False)
             if problem is None and each.entered == stage.entered:
                 break
-        problems = (each.problem(edits, equal=False) for each in modes[1:])
-        return problem or next(filter(None, problems), None)
+        return problem or next(filter(None, (each.problem(edits, equal=False) for each in modes[1:])), None)
 
     found = _regular(anatomy, reordered, halved)
     failed = {layer for layer, _ in found}

@@ -219,6 +219,10 @@ class Trace(TorchDispatchMode):
             self.axes[name] = tuple(Factor(n) for n in self._tensors[name].shape)
         return self.axes[name]
 
+    def met(self, tensor: Tensor) -> tuple[Axis, ...] | None:
+        """The axes of a parameter or buffer; None where no pass has met it."""
+        return self.axes.get(self._names.get(id(tensor), ""))
+
     def shape(self, name: str) -> torch.Size:
         return self._tensors[name].shape
 

@@ -10,6 +10,7 @@ torch's own code is not watched.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import sys
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
@@ -120,6 +122,17 @@ class _Mode:
         vars(module)["training"] = mode
 
 
+class _Forward(nn.Module):
+    """A module without its hooks."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module.forward(x)
+
+
 class Watch(TorchFunctionMode):
     """Notes what code that is not torch's reads during a traced pass.
 
@@ -177,8 +190,10 @@ class Watch(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module begins to run; what a small one is given is kept, in case that it reads the mode."""
-        small = not module._modules and not module._parameters and not module._buffers
-        self._running.append((module, args if small and len(args) == 1 else None))
+        small = (
+            len(args) == 1 and len(module._modules) < 3 and not any(m._modules for m in module._modules.values() if m)
+        )
+        self._running.append((module, args if small else None))
 
     def leave(self) -> None:
         self._running.pop()
@@ -191,7 +206,7 @@ class Watch(TorchFunctionMode):
             self._small.append(self._running[-1])  # type: ignore[arg-type]
 
     def settle(self) -> None:
-        """Modules that read the mode and hold nothing, such as stochastic depth, are tried by themselves.
+        """Small modules that read the mode (stochastic depth, norms with an activation) are tried by themselves.
 
         If they do the same to each unit in training mode, the network need not be followed in it."""
         self.asks_mode = self.asks_mode or not all(
@@ -206,18 +221,30 @@ class Watch(TorchFunctionMode):
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
             return False
         dims = [dim for dim, axis in enumerate(self.trace.twin(x).axes) if not is_fixed(axis)]
-        before, module.training = module.training, True
+        held = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
+        vectors = {name: tensor for name, tensor in held.items() if tensor.dim()}
+        if vectors:  # one entry for each unit, as the pass has shown
+            own = [self.trace.met(tensor) for tensor in vectors.values()]
+            axis = canonical(self.trace.twin(x).axes[dims[0]]) if len(dims) == 1 else None
+            if axis is None or any(axes is None or list(map(canonical, axes)) != [axis] for axes in own):
+                return False
+        modes = [(each, each.training) for each in module.modules()]
         try:
+            module.train()
             with Steady():
-                other, whole = x, module.forward(x)
+                whole = module.forward(x.clone())
+                other = x
                 for dim in dims:
                     order = torch.arange(x.size(dim) + 3, device=x.device).mul(7).add(1) % x.size(dim)
                     other, whole = other.index_select(dim, order), whole.index_select(dim, order)
-                return bool(torch.equal(module.forward(other), whole))
+                    vectors = {name: tensor[order] for name, tensor in vectors.items()}
+                again = functional_call(_Forward(module), {f"module.{n}": t for n, t in vectors.items()}, (other,))
+            return bool(torch.allclose(again, whole, rtol=1e-3, atol=1e-4))
         except Exception:  # whatever the foreign forward pass raises
             return False
         finally:
-            module.training = before
+            for each, mode in modes:
+                each.training = mode
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
 

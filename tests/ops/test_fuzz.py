@@ -36,6 +36,11 @@ DENSE = {
     4: "two_layers gated_unit fused_gated_unit low_rank",
     6: "experts",
 }
+HIDDEN = {
+    2: "size_ratio mode_position size_parity",
+    3: "size_view size_reduction shape_shortcut mode_helper grad_mode hooked",
+    4: "size_slice",
+}
 SPATIAL = {
     2: "depthwise batch_norm instance_norm group_norm layer_norm_all layer_norm_space channel_prelu modulation "
     "spatial_gate one_channel_gate pool resize pad crop subsampled space_flip space_shift padded_shortcut",
@@ -59,10 +64,10 @@ SEQUENCE = {
     7: "decoder_layer",
 }
 FLOORS: dict[str, tuple[dict[int, str], ...]] = {
-    "flat": ({2: EVERYWHERE}, DENSE, PICKED, FLAT),
-    "image": ({2: EVERYWHERE}, SPATIAL, IMAGE),
-    "signal": ({2: EVERYWHERE}, SPATIAL, {3: "recurrent_signal"}),
-    "sequence": ({2: EVERYWHERE}, DENSE, PICKED, SEQUENCE),
+    "flat": ({2: EVERYWHERE}, DENSE, PICKED, FLAT, HIDDEN),
+    "image": ({2: EVERYWHERE}, SPATIAL, IMAGE, HIDDEN),
+    "signal": ({2: EVERYWHERE}, SPATIAL, {3: "recurrent_signal"}, HIDDEN),
+    "sequence": ({2: EVERYWHERE}, DENSE, PICKED, SEQUENCE, HIDDEN),
     "flat-image": ({3: "to_image"},),
     "flat-sequence": ({2: "repeated"},),
     "image-flat": ({2: "flatten view last_flatten swapped_flatten mean peak adaptive"},),
