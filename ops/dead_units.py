@@ -44,6 +44,9 @@ def dead_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESHOL
     gradients are not known, or for another ``by``, and NoSignal (which is one) where no unit has any saliency: then
     nothing says which of them are dead.
     """
+    check_layer(layer, signals)
+    if signals is None:
+        raise SurgeryError("dead units are those without saliency: give it Signals(model, inputs, targets)")
     # a constant that is a mean is known up to rounding, so what a constant unit is worth is not quite zero
     rounding = ROUNDING * torch.finfo(signals.precision(layer)).eps
     if by == "mrs":
@@ -63,7 +66,7 @@ def frozen_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESH
     """
     check_layer(layer, signals)
     if signals is None:
-        raise SurgeryError("frozen units are those without a gradient: give Signals(model, inputs, targets)")
+        raise SurgeryError("frozen units are those without a gradient: give it Signals(model, inputs, targets)")
     gradients = signals.gradients(layer)
     largest = torch.zeros(layer.units, dtype=torch.float64, device=layer.tensor(layer.makers[0]).device)
     for place in layer.makers:

@@ -160,11 +160,12 @@ def first_order_before(layer: HiddenLayer, signals: Signals, each_position: bool
     gradients = signals.gradients(layer)
     total: Tensor | float = 0.0
     for place in layer.makers:
-        values = [_by_unit(x, place).to(torch.float64) for x in gradients.values(place)]
+        values = [double(_by_unit(x, place)) for x in gradients.values(place)]
         rows = torch.cat([x.flatten(2) for x in values], dim=2)
         mean = rows.mean(dim=2)
         for value, made in zip(values, gradients.made(place), strict=True):
-            moved = (mean.view(*mean.shape, *[1] * (value.dim() - 2)) - value) * _by_unit(made, place)
+            moved = mean.view(*mean.shape, *[1] * (value.dim() - 2)) - value
+            moved = (moved * _by_unit(made, place).conj()).real
             moved = gradients.by_sample(layer, place, moved)
             summed = [dim for dim in range(1, moved.dim()) if dim != 2]
             total = total + (moved.abs() if each_position else moved).sum(dim=summed)

@@ -83,10 +83,10 @@ def received_as(plan: Plan, example: Any) -> list[Tensor]:
     with _rewritten(plan), plainly(plan.layer.anatomy.model):
         altered = _Altered(plan)
         output = altered.run(example)
-        if altered.waiting:
+        if strange := altered.waiting & set(altered.axes):
             raise SurgeryError(
-                f"{plan.operation} on {plan.layer.name}: the batch does not meet {min(altered.waiting)} as the anatomy "
-                "did; measure on a batch that does"
+                f"{plan.operation} on {plan.layer.name}: the batch does not meet {min(strange)} as the anatomy did; "
+                "measure on a batch that does"
             )
     return output
 
