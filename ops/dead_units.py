@@ -66,7 +66,7 @@ def frozen_units(layer: HiddenLayer, signals: Signals, threshold: float = THRESH
     """
     check_layer(layer, signals)
     if signals is None:
-        raise SurgeryError("frozen units are those without a gradient: give it Signals(model, inputs, targets)")
+        raise SurgeryError("frozen units are those without a gradient: give Signals(model, inputs, targets)")
     gradients = signals.gradients(layer)
     largest = torch.zeros(layer.units, dtype=torch.float64, device=layer.tensor(layer.makers[0]).device)
     for place in layer.makers:

@@ -25,7 +25,7 @@ from ops.anatomy.axes import Axis, Factor
 from ops.anatomy.calls import FAN_IN, FAN_OUT
 from ops.anatomy.layers import HiddenLayer, Place
 from ops.anatomy.rebuild import Undo
-from ops.anatomy.rehearsal import faults, lively
+from ops.anatomy.rehearsal import Chaotic, faults, lively
 from ops.anatomy.running import call, evaluating, flat_tensors, plainly
 from ops.anatomy.trace import Trace
 from ops.attention import FreeAttention
@@ -95,12 +95,24 @@ class Anatomy(Mapping[str, HiddenLayer]):
         tensors = dict(tensors_of(model))
         check_real(model, example_input)
         self.example_input = example_input = usable(example_input)
-        self.pinned: dict[str, str] = {}
         self.modules = dict(model.named_modules())
         self._owners = _owners(self.modules, tensors)
         self._batch = _batch(example_input)
         self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
-        with torch.inference_mode(False), torch.no_grad(), lively(self.modules, tensors, example_input) as shown:
+        try:
+            self._discover(tensors)
+        except Chaotic:
+            self._discover(tensors, calm=True)
+        self._explain()
+
+    def _discover(self, tensors: Mapping[str, Tensor], calm: bool = False) -> None:
+        """Finds the layers. Raises Chaotic where rounding hides what edits do, unless the network is ``calm``."""
+        self.pinned: dict[str, str] = {}
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            lively(self.modules, tensors, self.example_input, calm) as shown,
+        ):
             trace, output, shown = self._follow(shown)
             entered, draws = trace.entered, trace.draws
             calls, products = dict(trace.calls), list(trace.products)  # of one pass
@@ -109,7 +121,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             training = bool(trace.missed) or trace.watch.asks_mode
             if training:  # some networks have branches that only training takes
                 training = self._trace_training(trace, shown)
-            for name, reason in scripted(model).items():
+            for name, reason in scripted(self.model).items():
                 trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls | calls
             self.products = [axes.product(*each) for each in products]
@@ -120,12 +132,11 @@ class Anatomy(Mapping[str, HiddenLayer]):
             samples = None if trace.steered or trace.sized or self.draws else self._batch
             found = faults(
                 self, shown, output, entered, samples, training=training,
-                comparisons=list(trace.watch.comparisons.values()), measured=trace.watch.measured,
+                comparisons=list(trace.watch.comparisons.values()), measured=trace.watch.measured, calm=calm,
             )  # fmt: skip
             for layer, reason in found:
                 self.pinned[layer.name] = layer.factor.frozen = reason
                 del self._layers[layer.name]
-        self._explain()
 
     def __getitem__(self, name: str) -> HiddenLayer:
         if name == WHOLE:

@@ -55,10 +55,16 @@ if TYPE_CHECKING:
     from ops.anatomy.watch import Comparison
 
 
+class Chaotic(Exception):
+    """Rounding alone moves the output of the network so far that nothing can be compared."""
+
+
 @contextlib.contextmanager
-def lively(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], example: Any) -> Iterator[Any]:
+def lively(
+    modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], example: Any, calm: bool = False
+) -> Iterator[Any]:
     """Random vectors (norms, biases, layer scales), no weight of zeros and no mask, for a while; yields the input to
-    show. ``modules`` and ``tensors`` are the network's, by name."""
+    show. ``modules`` and ``tensors`` are the network's, by name; ``calm``: vectors are only moved a little."""
     random = torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
@@ -83,8 +89,10 @@ def lively(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], exam
         lengths = [len(vector) for vector in vectors.values()]
         shifts, scales = ((0.5 * numbers).split(lengths), (0.7 + 0.6 * numbers.sigmoid()).split(lengths))
         for name, shift, scale in zip(vectors, shifts, scales, strict=True):
-            data = (shift if name.endswith("bias") else scale).view(tensors[name].shape)
-            undo.append(exchange(tensors[name], data.to(tensors[name], copy=True), tensors[name].grad))
+            data = (shift if name.endswith("bias") else scale).view(tensors[name].shape).to(tensors[name], copy=True)
+            if calm:
+                data = torch.lerp(tensors[name].detach().clone(), data, CALM)
+            undo.append(exchange(tensors[name], data, tensors[name].grad))
         undo.extend(lift(modules, masks))
         yield _pytree.tree_map(lambda x: _varied(x, noise) if isinstance(x, Tensor) else x, example)
 
@@ -124,6 +132,8 @@ WIDTHS = 3
 #: More layers than these are not tried one by one at sizes at which the network decides otherwise.
 MOST_ALONE = 16
 
+#: How far vectors go from their own values to random ones in a network that is chaotic otherwise.
+CALM = 0.05
 #: No larger difference is taken for rounding, however much a network amplifies it.
 MOST_ROUNDING = 0.03
 
@@ -142,6 +152,7 @@ def faults(
     training: bool = False,
     comparisons: Sequence[Comparison] = (),
     measured: bool = False,
+    calm: bool = False,
 ) -> list[tuple[HiddenLayer, str]]:
     """The layers that cannot be operated on, with the reason; ``output`` is the network's, unchanged, and ``entered``
     the modules that it passed.
@@ -149,7 +160,7 @@ def faults(
     ``samples``: how many there are, if the trace saw no value decide what is run or how large a tensor is. Whether the
     network runs does then not depend on what the samples hold, and two that pass the same modules stand for all.
     ``training``: the same is tried in training mode. ``comparisons`` of sizes are what the network's code may decide
-    by; ``measured``: it reads sizes.
+    by; ``measured``: it reads sizes. Raises Chaotic where nothing can be compared, unless the network is ``calm``.
     """
     numbered = any((t.is_floating_point() or t.is_complex()) and torch.isfinite(t).any() for t in output)
     if not numbered:
@@ -173,6 +184,8 @@ def faults(
             for each in modes:
                 problem = each.problem(edits, equal=True)
                 if problem is not None:
+                    if not calm and stage._rounding > MOST_ROUNDING:
+                        raise Chaotic
                     return problem
         return None
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from ops import Anatomy, MinWeight, Plan, SurgeryError, WeakExpand, apply
+from ops import Anatomy, MinWeight, Plan, SurgeryError, WeakExpand, apply, operate
 from ops.verification import measure
 from tests.ops.networks import (
     ADVERSARIAL,
@@ -488,3 +488,20 @@ def test_tables_of_bags(mode):
     assert anatomy["0"].exact and removal_error(anatomy, anatomy["0"], tokens) < EXACT
     apply(MinWeight(keep=0.5).propose(anatomy["0"], None))
     assert model[0].embedding_dim == 3
+
+
+def test_a_network_that_random_vectors_make_chaotic_is_looked_at_calmly() -> None:
+    """Small scales keep 80 layers tame; with scales around one, rounding alone decides what comes out."""
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32), nn.Tanh()) for _ in range(80)]
+    model = nn.Sequential(*blocks, nn.Linear(32, 3)).double().eval()
+    with torch.no_grad():
+        for block in blocks:
+            block[0].weight.normal_()
+            block[1].weight.fill_(0.2)
+    inputs = torch.randn(4, 32, dtype=torch.float64)
+    anatomy = Anatomy(model, inputs)
+    assert len(anatomy) == 80 and all(layer.exact for layer in anatomy.values())
+    before = model(inputs)
+    operate(anatomy["40.0"], WeakExpand(0.5))
+    torch.testing.assert_close(model(inputs), before)
