@@ -464,6 +464,11 @@ def test_numbers_of_heads_are_kept_true_whatever_else_is_as_long():
 
 
 def test_grouped_products_pin_with_the_remedy():
+    try:
+        torch._grouped_mm(torch.ones(2, 8), torch.ones(1, 8, 8), offs=torch.tensor([2], dtype=torch.int32))
+    except (AttributeError, NotImplementedError, RuntimeError):
+        pytest.skip("this torch has no grouped product on a CPU")
+
     def forward(m, x):
         rows = m.stem(x).relu()
         best = m.router(rows).argmax(-1)
