@@ -244,14 +244,11 @@ class Signals:
     def _by_unit(self, layer: HiddenLayer, place: Place, given: Iterable[Tensor] | None = None) -> Iterator[Tensor]:
         """``[units, positions of a unit, samples, …]``; each group of a grouped convolution reads its own part."""
         for x in self._inputs_of(layer, place) if given is None else given:
-            groups, rest = divmod(x.shape[-1], place.size)
-            if rest:
+            if x.shape[-1] % place.size:
                 raise SurgeryError(
                     f"layer {layer.name}: {place.tensor} reads {place.size} positions, but was given {x.shape[-1]}"
                 )
-            starts = torch.arange(groups).view(1, -1, 1) * place.size
-            positions = (starts + place.positions.unsqueeze(1)).flatten(1)
-            yield x.movedim(-1, 0)[positions.to(x.device)]
+            yield x.movedim(-1, 0)[place.positions_among(x.shape[-1]).to(x.device)]
 
     def check_network(self, layer: HiddenLayer) -> None:
         """Raises SurgeryError unless the layer is one of the network that the signals are of."""

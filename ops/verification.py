@@ -138,9 +138,7 @@ class _Altered(Trace):
     def _received(self, place: Place, x: Tensor, dim: int) -> Tensor:
         self.waiting.discard(place.tensor)
         made, constant = _weights(self._plan, place.tensor).to(x), self._plan.constants.get(place.tensor)
-        groups = x.shape[dim] // place.size  # each group of a convolution reads its own part
-        starts = torch.arange(groups).view(1, -1, 1) * place.size
-        positions = (starts + place.positions.cpu().unsqueeze(1)).flatten(1).to(x.device)
+        positions = place.positions_among(x.shape[dim]).to(x.device)
         x = x.movedim(dim, 0).clone()
         units = torch.einsum("uv,vk...->uk...", made, x[positions])
         if constant is not None:

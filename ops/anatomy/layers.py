@@ -57,6 +57,14 @@ class Place:
             self._positions[key] = order.view(self.factor.size, -1)
         return self._positions[key]
 
+    def positions_among(self, given: int) -> Tensor:
+        """As ``positions``, among ``given`` of them: each group of a convolution reads its own part of its input.
+
+        Shape ``[units, groups × positions of one unit]``.
+        """
+        starts = torch.arange(given // self.size).view(1, -1, 1) * self.size
+        return (starts + self.positions.unsqueeze(1)).flatten(1)
+
     def __repr__(self) -> str:
         return f"Place({self.tensor}, axis {self.axis} of {self.size}, {self.role})"
 
