@@ -52,6 +52,7 @@ def main() -> None:
     for animal in [a for a in wanted if a.name in GIANTS and arguments.skip_giants]:
         keep(animal, "sweep", {"problem": f"skipped: {GIANTS[animal.name]}"})
         wanted.remove(animal)
+    wanted.sort(key=lambda a: -results.get(a.name, {}).get("sweep", {}).get("seconds", {}).get("sweep", 0.0))
     with ThreadPoolExecutor(arguments.jobs) as pool:
         running = {pool.submit(_child, animal, "sweep", arguments.limit): animal for animal in wanted}
         for done in as_completed(running):
