@@ -24,8 +24,9 @@ from ops.anatomy import axes, computed
 from ops.anatomy.axes import Axis, Factor
 from ops.anatomy.calls import FAN_IN, FAN_OUT
 from ops.anatomy.layers import HiddenLayer, Place
+from ops.anatomy.lively import lively
 from ops.anatomy.rebuild import Undo
-from ops.anatomy.rehearsal import Chaotic, faults, lively
+from ops.anatomy.rehearsal import Chaotic, faults
 from ops.anatomy.running import call, evaluating, flat_tensors, plainly
 from ops.anatomy.trace import Trace
 from ops.attention import FreeAttention
@@ -114,13 +115,13 @@ class Anatomy(Mapping[str, HiddenLayer]):
             lively(self.modules, tensors, self.example_input, calm) as shown,
         ):
             trace, output, shown = self._follow(shown)
-            entered, draws = trace.entered, trace.draws
+            entered, steps, draws = trace.entered, trace.steps, trace.draws
             calls, products = dict(trace.calls), list(trace.products)  # of one pass
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
             training = bool(trace.missed) or trace.watch.asks_mode
             if training:  # some networks have branches that only training takes
-                training = self._trace_training(trace, shown)
+                training = self._trace_training(trace, shown) and trace.unsettled(trace.steps) != trace.unsettled(steps)
             for name, reason in scripted(self.model).items():
                 trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls | calls

@@ -60,7 +60,7 @@ class Redrawn(TorchDispatchMode):
         if not draws(func) or not self._moves:
             return func(*args, **kwargs)
         moves = self._moves.pop(0)
-        if not any(moves):
+        if not any(moves) or any(_written(each, moves) for each in args):
             return func(*args, **kwargs)
 
         def before(value: Any) -> Any:
@@ -82,6 +82,13 @@ class Redrawn(TorchDispatchMode):
         out = func(*map(before, args), **kwargs)
         new = tuple(map(after, out)) if isinstance(out, tuple) else after(out)
         return args[0].copy_(new) if func._schema.is_mutable else new
+
+
+def _written(argument: Any, moves: Sequence[tuple[Tensor, Tensor] | None]) -> bool:
+    """Whether this is a size that did not follow its units: the code has it written down."""
+    if not isinstance(argument, (list, tuple)) or len(argument) != len(moves):
+        return False
+    return any(move is not None and n != len(move[0]) for n, move in zip(argument, moves, strict=True))
 
 
 def _move(axis: Any, sources: Mapping[Factor, Tensor]) -> tuple[Tensor, Tensor] | None:

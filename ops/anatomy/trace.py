@@ -36,10 +36,10 @@ class Trace(TorchDispatchMode):
     product of two activations; ``account`` where a constant can go (``sinks``); ``padding`` weight → the share of
     padding in what a convolution meets; ``chains`` weight → operators between the units' birth and this reader;
     ``written`` numbers that modules keep as attributes and that were found to be the size of an axis, ``given`` those
-    of them that say where a tensor is cut; ``entered`` the modules that the last run passed, ``draws`` the axes of the
-    random numbers that it drew; ``watch`` what the network's own code reads of modes and sizes; ``seen``, if it is to
-    ``remember`` (all weights, or some by name), weight → copies of what it was multiplied with, the dimension that is
-    summed over last.
+    of them that say where a tensor is cut; ``entered`` the modules that the last run passed, ``steps`` the operators
+    that it called, each in its module, ``draws`` the axes of the random numbers that it drew; ``watch`` what the
+    network's own code reads of modes and sizes; ``seen``, if it is to ``remember`` (all weights, or some by name),
+    weight → copies of what it was multiplied with, the dimension that is summed over last.
     """
 
     def __init__(self, model: nn.Module, batch: int, remember: bool | Container[str] = False) -> None:
@@ -69,6 +69,7 @@ class Trace(TorchDispatchMode):
         self._twins: dict[int, tuple[Twin, weakref.ref[Tensor] | None]] = {}
         self._modules: list[nn.Module] = []
         self.entered: list[nn.Module] = []
+        self.steps: list[tuple[nn.Module | None, object]] = []
         self.draws: list[Axes] = []
         self.watch = Watch(self)
         self.steered = False  # the network hands values that depend on its input to Python
@@ -78,6 +79,7 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         apply_rule(self, func, args, kwargs, out)
+        self._note(func.overloadpacket.__name__, args, kwargs)
         if draws(func):
             self.draws.append(self.twin(tensors_in((out,))[0]).axes)
         return out
@@ -90,7 +92,7 @@ class Trace(TorchDispatchMode):
             nn.modules.module.register_module_buffer_registration_hook(self._registered),
             nn.modules.module.register_module_parameter_registration_hook(self._registered),
         ]
-        self.entered, self.draws = [], []
+        self.entered, self.steps, self.draws = [], [], []
         try:
             for tensor in flat_tensors(example):
                 self.mark(tensor, Twin(constant(tensor), live=True))
@@ -110,6 +112,24 @@ class Trace(TorchDispatchMode):
             for axis in twin.axes:
                 freeze(axis, "it is the network's output")
         return output
+
+    def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Notes an operator with what it is given, but for the mode of a batch norm and the number of its batches."""
+        given: Sequence[Any] = (*args, *kwargs.values())
+        if "batch_norm" in name:
+            name, given = "batch_norm", tensors_in(args)
+        elif name == "add_" and not args[0].dim() and id(args[0]) in self._names:
+            return
+        self.steps.append((self._modules[-1] if self._modules else None, (name, *map(self._noted, given))))
+
+    def unsettled(self, steps: Iterable[tuple[nn.Module | None, object]]) -> list[object]:
+        """These steps, but for those of modules that are known to do the same to each unit in either mode."""
+        return [step for module, step in steps if module not in self.watch.settled]
+
+    def _noted(self, value: Any) -> object:
+        if isinstance(value, Tensor):
+            return self._names.get(id(value)), value.shape
+        return tuple(map(self._noted, value)) if isinstance(value, (list, tuple)) else value
 
     @property
     def missed(self) -> list[str]:

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
+from ops.anatomy.snapshot import OWN
 from ops.anatomy.steady import Steady
 
 if TYPE_CHECKING:
@@ -136,8 +137,8 @@ class _Forward(nn.Module):
 class Watch(TorchFunctionMode):
     """Notes what code that is not torch's reads during a traced pass.
 
-    ``asks_mode``: it reads the mode. ``pretending``: gradients are said to be recorded, as they are in training.
-    ``measured``: it reads the size of an axis with units on
+    ``asks_mode``: it reads the mode. ``settled``: modules that do, but do the same to each unit. ``pretending``:
+    gradients are said to be recorded, as they are in training. ``measured``: it reads the size of an axis with units on
     it. ``comparisons``: of such sizes with others than their own.
     """
 
@@ -145,6 +146,8 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.trace = trace
         self.asks_mode = self.measured = self.pretending = False
+        self.settled: set[nn.Module] = set()
+        self._same: dict[str, bool] = {}
         self._failed: list[Tensor] = []
         self._running: list[tuple[nn.Module, tuple[Any, ...] | None]] = []
         self._small: list[tuple[nn.Module, tuple[Any, ...]]] = []
@@ -209,12 +212,32 @@ class Watch(TorchFunctionMode):
         """Small modules that read the mode (stochastic depth, norms with an activation) are tried by themselves.
 
         If they do the same to each unit in training mode, the network need not be followed in it."""
-        self.asks_mode = self.asks_mode or not all(
-            self._does_the_same(*each) for each in {module: (module, args) for module, args in self._small}.values()
-        )
+        for module, args in self._small:
+            kind = self._kind(module, args)
+            if kind not in self._same:
+                self._same[kind] = self._does_the_same(module, args)
+            if self._same[kind]:
+                self.settled.update(module.modules())
+        self.asks_mode = self.asks_mode or not all(self._same.values())
         self._small.clear()
         self.trace.refuse(self._failed, "an operator fails on it, and the network goes on")
         self._failed.clear()
+
+    def _kind(self, module: nn.Module, args: tuple[Any, ...]) -> str:
+        """Modules of one kind differ in their number of units only, which are on the same dimensions."""
+        axes = [(n, is_fixed(axis)) for x in args if isinstance(x, Tensor) for n, axis in _dimensions(self.trace, x)]
+        units = {n for n, fixed in axes if not fixed}
+
+        def told(value: Any) -> object:
+            if type(value) is int and value in units:
+                return "units"
+            if type(value) is float:  # a rate, most likely: none or some
+                return bool(value)
+            return value if type(value) in (int, bool, str, tuple) else id(value)
+
+        kept = ((type(each), vars(each)) for each in module.modules())
+        settings = [(kind, *(told(value) for name, value in own.items() if name not in OWN)) for kind, own in kept]
+        return repr((settings, [fixed for _, fixed in axes]))
 
     def _does_the_same(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
         (x,) = args
@@ -298,6 +321,10 @@ class Watch(TorchFunctionMode):
             for axis, each in zip(self.trace.twin(out).axes, index, strict=False):
                 if not each.start and each.step in (None, 1):
                     self._joined(axis, each.stop)
+
+
+def _dimensions(trace: Trace, x: Tensor) -> list[tuple[int, Axis]]:
+    return list(zip(x.shape, trace.twin(x).axes, strict=False))
 
 
 REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]

@@ -1,0 +1,199 @@
+"""Where edits are tried: the network runs with them, and what it answers is compared with what it answered."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
+from ops.anatomy.running import call, deviation, flat_tensors, plainly
+from ops.anatomy.steady import Precisions, Redrawn, Steady
+from ops.double import numeric
+from ops.errors import said
+from ops.masks import tensors_of
+from ops.optimizer_state import exchange
+
+if TYPE_CHECKING:
+    from ops.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong: the network did not run (in which module), or it ran and its output ``moved``."""
+
+    reason: str
+    module: str | None = None
+    moved: bool = False
+
+
+#: The largest relative difference that rounding explains, by the precision of the output; what needs no second look.
+TOLERANCE = {
+    torch.float64: 1e-7, torch.complex128: 1e-7, torch.float32: 1e-3, torch.complex64: 1e-3,
+    torch.bfloat16: 0.1, torch.float16: 0.02,
+}  # fmt: skip
+CLEAR = TOLERANCE | {torch.float32: 1e-4, torch.complex64: 1e-4, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+
+#: Larger networks (bytes of parameters in double precision) are not copied to double precision.
+MOST_DOUBLED = 1 << 32
+#: No larger difference is taken for rounding, however much a network amplifies it.
+MOST_ROUNDING = 0.03
+
+
+@dataclass
+class Stage:
+    """Where edits are tried: the network, what it is shown and answers unchanged, and the modules that were entered
+    last time (kept true if ``watching``). In ``training`` mode, noise is the same for networks of all sizes."""
+
+    anatomy: Anatomy
+    example: Any
+    output: list[Tensor]
+    watching: bool
+    entered: list[nn.Module] = field(default_factory=list)
+    training: bool = False
+
+    def problem(self, edits: list[Edit], *, equal: bool) -> Problem | None:
+        """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else."""
+        if not edits:
+            return None
+        mode = " in training mode" if self.training else ""
+        try:
+            redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
+            with edited(self.anatomy, edits), self._watched():
+                found = self.answer(redrawn)
+        except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
+            names = {module: name for name, module in self.anatomy.modules.items()}
+            running = [module for module in _running(error) if module in names]
+            where = [names[module] for module in running if any(True for _ in module.children())]
+            reason = f"the network does not run at another size{mode} ({said(error)[:120]})"
+            return Problem(reason, where[-1] if where else None)
+        if [tensor.shape for tensor in found] != [tensor.shape for tensor in self.output]:
+            return Problem(f"the output changes its shape with the layer{mode}")
+        if equal and not self._only_rounding(edits, deviation(self.output, found)):
+            return Problem(
+                f"the network uses its units by position or number, so an edit would change its output{mode}",
+                moved=True,
+            )
+        return None
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        if not self.watching:
+            yield
+            return
+        self.entered = []
+        enter: Callable[[nn.Module, Any], None] = lambda module, args: self.entered.append(module)  # noqa: E731
+        hook = nn.modules.module.register_module_forward_pre_hook(enter)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def keeps(self, edits: list[Edit]) -> bool:
+        """Whether the network with these edits computes what it does when nobody reads the units that they take away.
+
+        Raises whatever the network does where it does not run.
+        """
+        with _silenced(self.anatomy, edits):
+            wanted = self.answer()
+        with edited(self.anatomy, edits), self._watched():
+            difference = deviation(wanted, self.answer())
+        if difference <= max((CLEAR.get(tensor.dtype, 0.0) for tensor in wanted), default=0.0):
+            return True
+        if not self._is_double and self._doubled is not None:
+            with in_double(self.anatomy):
+                return self._doubled.keeps(edits)
+        return difference <= MOST_ROUNDING and difference <= 10 * self.rounding
+
+    @property
+    def _is_double(self) -> bool:
+        return all(tensor.dtype in (torch.float64, torch.complex128) for tensor in self.output)
+
+    def _only_rounding(self, edits: list[Edit], difference: float) -> bool:
+        """Whether rounding explains a relative difference. If in doubt, that in double precision decides; where there
+        is none, what rounding does in this network is tried."""
+        kinds = [tensor.dtype for tensor in self.output]
+        if difference <= max((CLEAR.get(kind, 0.0) for kind in kinds), default=0.0):
+            return True
+        if not self._is_double:
+            exactly = self._in_double(edits)
+            if exactly is not None:
+                return exactly
+            if difference <= max((TOLERANCE.get(kind, 0.0) for kind in kinds), default=0.0):
+                return True
+        return difference <= MOST_ROUNDING and difference <= 10 * self.rounding
+
+    def _in_double(self, edits: list[Edit]) -> bool | None:
+        """Whether the edits change nothing but rounding in double precision; None where not all is computed in it."""
+        if self._doubled is None:
+            return None
+        try:
+            with in_double(self.anatomy):
+                return self._doubled.problem(edits, equal=True) is None
+        except Exception:  # whatever the foreign forward pass raises
+            return None
+
+    @functools.cached_property
+    def _doubled(self) -> Stage | None:
+        """The stage in double precision."""
+        tensors = [tensor for _, tensor in tensors_of(self.anatomy.model) if tensor.is_floating_point()]
+        if 8 * sum(tensor.numel() for tensor in tensors) > MOST_DOUBLED:
+            return None
+        stage = Stage(self.anatomy, _pytree.tree_map(doubled, self.example), [], False, training=self.training)
+        try:
+            with in_double(self.anatomy):
+                with Precisions() as precisions:
+                    stage.output = stage.answer()
+                stage.rounding  # noqa: B018  # kept while it is in double precision
+        except Exception:  # whatever the foreign forward pass raises
+            return None
+        return None if precisions.coarse or not stage.output else stage
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """How far the output moves with the last digit of every parameter: much in a deep network that amplifies."""
+        random = torch.Generator().manual_seed(0)
+        with undoing() as undo:
+            for _, tensor in self.anatomy.model.named_parameters():
+                if numeric(tensor):
+                    sign = torch.randint(2, tensor.shape, generator=random, dtype=torch.int8).mul_(2).sub_(1).to(tensor)
+                    data = tensor.data * (1 + torch.finfo(tensor.dtype).eps * sign)
+                    undo.append(exchange(tensor, data, tensor.grad))
+            return deviation(self.output, self.answer())
+
+    def answer(self, redrawn: Redrawn | None = None) -> list[Tensor]:
+        """What the network answers; ``redrawn`` gives each unit its noise where some of them have changed.
+
+        In training mode gradients are recorded, as the code may ask for that, too.
+        """
+        if not self.training:
+            noise = redrawn if self.anatomy.draws and redrawn is not None else contextlib.nullcontext()
+            with plainly(self.anatomy.model), noise:
+                return flat_tensors(call(self.anatomy.model, self.example))
+        with plainly(self.anatomy.model, training=True), torch.enable_grad(), Steady():
+            return [tensor.detach() for tensor in flat_tensors(call(self.anatomy.model, self.example))]
+
+
+def _running(error: Exception) -> list[nn.Module]:
+    """The modules whose forward passes an error comes out of, outermost first."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [frame.f_locals["self"] for frame in frames if frame.f_code is nn.Module._call_impl.__code__]
+
+
+@contextlib.contextmanager
+def _silenced(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
+    """The network in which nobody reads the units that the edits take away, for the time of a ``with`` block."""
+    with undoing() as undo:
+        for edit in edits:
+            for place in edit.layer.readers:
+                tensor = anatomy.tensor(place.tensor)
+                gone = place.positions[len(edit.sources) :].flatten().to(tensor.device)
+                undo.append(exchange(tensor, tensor.data.index_fill(place.axis, gone, 0), tensor.grad))
+        yield

@@ -1,0 +1,108 @@
+"""The edits that a rehearsal tries: new sizes and orders of a layer's units."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from ops.anatomy import axes
+from ops.anatomy.rebuild import Edit, resize, undoing
+
+if TYPE_CHECKING:
+    from ops.anatomy.layers import HiddenLayer
+
+#: How many new sizes layers of one size share out among them; where the network's code reads sizes, there are more.
+WIDTHS, WIDTHS_MEASURED = 3, 9
+#: No axis that several layers share grows more times than these at once.
+MOST_GROWTH = 4
+
+
+def reordered(layer: HiddenLayer, number: int, widths: int) -> Edit:
+    """The units rotated and, where that is exact, some of them doubled at uneven shares and newborn ones added.
+
+    ``number``: how many layers of this size come before, which all get another order and, those next to each other,
+    another size out of so many ``widths``.
+    """
+    units = layer.units
+    order = torch.arange(units).roll(1 + (units // 3 + number) % max(units - 1, 1))
+    if not layer.exact:
+        return Edit(layer, order)
+    strangers = _strangers(layer)
+    copies = torch.arange(_enlarged(layer, number % widths) - strangers)
+    sources, weights = order[copies % units], 1.0 + (copies // units).to(torch.float64)
+    shares = weights / weights.new_zeros(units).index_add(0, sources, weights)[sources]
+    at = number % len(sources)
+    sources = torch.cat([sources[:at], copies.new_full((strangers,), -1), sources[at:]])
+    return Edit(layer, sources, torch.cat([shares[:at], shares.new_ones(strangers), shares[at:]]), stranger=True)
+
+
+def parted(edits: list[Edit]) -> list[list[Edit]]:
+    """The edits in as few parts as keep each axis with the units of several layers from growing many times over.
+
+    In a chain of convolutions whose groups are the units before them, sizes of 48 × 2 × 2 × 2 units multiply.
+    """
+    parts: list[list[Edit]] = []
+    for edit in edits:
+        shared = {p.expression for p in edit.layer.places if len(axes.units_on(p.expression)) > 1}
+        for part in parts:
+            with undoing() as undo:
+                old = {axis: axes.size(axis) for axis in shared}
+                undo.extend(resize([*part, edit]) if shared else ())
+                if all(axes.size(axis) <= MOST_GROWTH * size for axis, size in old.items()):
+                    part.append(edit)
+                    break
+        else:
+            parts.append([edit])
+    return parts
+
+
+def _strangers(layer: HiddenLayer) -> int:
+    """How many units are added: two, whose weights have opposite signs; a head or a group has both signs in itself."""
+    return 1 if layer.factor.kind else 2
+
+
+def _enlarged(layer: HiddenLayer, number: int) -> int:
+    """About a sixteenth more units, of wide layers 32, and another number for the next layer of this size. Where the
+    network's code cuts the units into pieces, the first ones are prime numbers, by which nothing divides by luck.
+    """
+    wanted = layer.units + max(_strangers(layer) + 1, min(layer.units // 16, 32))
+    if not layer.factor.cut:  # convolutions are fast at multiples of eight
+        return (-(-wanted // 8) + number) * 8 if wanted >= 64 else wanted + number
+    wanted = max(5, wanted)
+    primes = [_next_prime(wanted)]
+    while len(primes) < WIDTHS:
+        primes.append(_next_prime(primes[-1] + 1))
+    others = [n for n in range(wanted, wanted + WIDTHS_MEASURED + WIDTHS) if n not in primes]
+    return (primes + others)[number]
+
+
+def _next_prime(number: int) -> int:
+    """The smallest prime number that is not smaller."""
+    while not _is_prime(number):
+        number += 1
+    return number
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+
+
+def halved(layer: HiddenLayer) -> Edit:
+    """About half of the units: a number that has no divisor in common with that of all, if there is one."""
+    units = layer.units
+    likely = [n for n in range(units // 2, 1, -1) if _is_prime(n)] + list(range(units // 2 + 1, units))
+    return Edit(layer, torch.arange(next((n for n in likely if units % n and math.gcd(n, units) == 1), 1)))
+
+
+def larger(layer: HiddenLayer) -> Edit:
+    """Some more units: a prime number."""
+    return Edit(layer, torch.arange(_next_prime(layer.units + 1)) % layer.units)
+
+
+def resized(layer: HiddenLayer, units: int) -> Edit:
+    """Without its last units, or with its first ones once more, at equal shares."""
+    sources = torch.arange(units) % layer.units
+    counts = torch.bincount(sources, minlength=layer.units)
+    return Edit(layer, sources, (1.0 / counts[sources]).to(torch.float64))
