@@ -313,7 +313,7 @@ def _trains(model: nn.Module, inputs: Any, shapes: list[torch.Size], layers: lis
         return 0.0 if _training_run(model, inputs) == shapes else math.inf
 
 
-def meeting(model: nn.Module, layer: HiddenLayer, most: int = 2) -> list[int]:
+def meeting(model: nn.Module, layer: HiddenLayer, most: int = 1) -> list[int]:
     """Sizes of other things at which this layer may be: the nearest smaller ones, and one larger."""
     others = sorted({size for _, tensor in tensors(model) for size in tensor.shape})
     smaller = [size for size in others if 1 < size < layer.units][-most:]

@@ -18,9 +18,12 @@ in the output; then all layers at once. The promises of an edit:
 - *permute*: the units are put in another order.
 - *remove*: a random subset goes; compared with the network in which nobody reads it.
 - *regrow*: the layer is grown and shrunk back.
+- *meet*: the layer becomes as large as something else in the network is, once smaller and once larger.
 - *double*, of layers that a norm over their units makes inexact: all units are doubled, which such a norm does not see.
 - *run*, of the same layers: the network runs without some of the units.
 - *train*: with every layer smaller at once, the network runs in training mode, too.
+- *in training*: with every exact layer grown and every other one in another order at once, the network answers in
+  training mode what it did.
 
 *Kept* means a relative error below 1e-9, or below 1e-5 for transformers, which compute in single precision. Where
 removal leaves a network that amplifies rounding, it means an error below ten times what the last digit of every weight
@@ -94,7 +97,7 @@ def _row(name: str, result: Mapping[str, Any]) -> str:
     cells = [name, result["size"], f"{found['parameters'] / 1e6:.1f} M"]
     cells += [str(found[key]) for key in ("exact", "inexact", "pinned")]
     for promise in PROMISES:
-        kept, tried = found["promises"][promise]
+        kept, tried = found["promises"].get(promise, (0, 0))
         cells.append("" if not tried else f"{kept}" if kept == tried else f"**{kept} of {tried}**")
     cells += [f"{found['worst']:.0e}", str(len(found["faint"]) or ""), f"{found['seconds']['sweep']:.0f}"]
     if "forward" in clock:
