@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ops.anatomy import HiddenLayer, Place
-from ops.errors import SurgeryError
+from ops.errors import SurgeryError, explained
 from ops.hosvd import Truncated, iterated_tucker, truncated_hosvd
 from ops.min_weight import kernel_scores, strongest
 from ops.operation import ROUNDINGS, Operation, choice, fraction, kept
@@ -56,7 +56,8 @@ class EigenRemove(Operation):
         choice(self, "strength", self.strength, ("norm", "mean", "kernels"))
         choice(self, "iterated", self.iterated, (True, False))
         choice(self, "rounding", self.rounding, ROUNDINGS)
-        import_module("tensorly")  # needed here alone; its second of importing is not the operation's
+        with explained("EigenRemove needs tensorly; pip install tensorly"):
+            import_module("tensorly")  # needed here alone; its second of importing is not the operation's
 
     def _settle_rank(self) -> None:
         """Leaves one of ``rank`` and ``threshold``. Raises SurgeryError where both or none were given."""

@@ -21,14 +21,11 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.anatomy import HiddenLayer, Place
+from ops.anatomy.products import FACTORS
 from ops.anatomy.running import call, plainly
 from ops.errors import SurgeryError, said
 from ops.losses import Loss, batch_of, is_batch_first, sample_losses, suited, total
 from ops.masks import met
-
-#: Products of a gradient with a weight, in the backward pass: where the two operands are.
-PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "matmul": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
-
 
 NO_GRADIENT = (
     "the loss has no gradient: the network (or the loss) works under torch.no_grad, detaches what it calculates, or "
@@ -220,8 +217,8 @@ class _Backward(TorchDispatchMode):
             weight = self._name(args[2])
             if weight and out[0] is not None:
                 self._note(weight, out[0].movedim(1, -1), args[0].movedim(1, -1))
-        elif name in PRODUCTS:
-            left, right = (args[position] for position in PRODUCTS[name])
+        elif name in FACTORS and out.dim() > 1:
+            left, right = args[FACTORS[name] : FACTORS[name] + 2]
             if weight := self._name(right):
                 self._note(weight, out, left)
             elif weight := self._name(left):
@@ -247,8 +244,8 @@ class _Forward(_Backward):
         if name == "convolution":
             if weight := self._name(args[1]):
                 self._note(weight, args[0], out.movedim(1, -1))
-        elif name in PRODUCTS:
-            left, right = (args[position] for position in PRODUCTS[name])
+        elif name in FACTORS and out.dim() > 1:
+            left, right = args[FACTORS[name] : FACTORS[name] + 2]
             if weight := self._name(right):
                 self._note(weight, left, out)
             elif weight := self._name(left):

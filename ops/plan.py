@@ -94,6 +94,11 @@ class Plan:
         continued = set(self.sources)
         return tuple(unit for unit in range(self.units_before) if unit not in continued)
 
+    def continued(self) -> Tensor:
+        """One where a new unit continues an old one, else zero: shape ``[units after, units before]``."""
+        sources = torch.tensor(self.sources, dtype=torch.long)
+        return (sources.unsqueeze(1) == torch.arange(self.units_before)).to(torch.float64)
+
     def __str__(self) -> str:
         """The plan as a small table."""
         rows = [

@@ -24,13 +24,15 @@ def received_error(
     """
     layer, mixing = plan.layer, dict(plan.mixing)
     old = [signals.received(layer, place, held_out) for place in layer.readers]
+    shares = torch.ones(plan.units_after) if plan.shares is None else plan.shares.cpu()
+    continued = plan.continued().T * shares.to(torch.float64)  # how old outputs are made of new ones
     missed = spread = 0.0
     with trial_surgery(plan):
         tried = signals.again(layer)
         for place, before in zip(layer.readers, old, strict=True):
             after = tried.received(layer, place, held_out)
             constant = plan.constants.get(place.tensor, before.new_zeros(before.shape[1])).to(before)
-            made = mixing[place.tensor].to(after) if place.tensor in mixing else _continued(plan).to(after)
+            made = mixing[place.tensor].to(after) if place.tensor in mixing else continued.to(after)
             off, around = after @ made.T + constant - before, before - before.mean(dim=0)
             if units is not None:
                 off, around = off[:, units.to(off.device)], around[:, units.to(off.device)]
@@ -38,12 +40,3 @@ def received_error(
             missed += float(energy(off).sum() + rows * energy(constant).sum())
             spread += float(energy(around).sum())
     return relative_error(missed, spread)
-
-
-def _continued(plan: Plan) -> torch.Tensor:
-    """How old outputs are made of new ones where units are only taken over, ``[old, new]``."""
-    continued = torch.zeros(plan.units_before, plan.units_after, dtype=torch.float64)
-    for new, old in enumerate(plan.sources):
-        if old >= 0:
-            continued[old, new] = 1.0 if plan.shares is None else float(plan.shares[new])
-    return continued

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ops.anatomy import Anatomy, Place
+from ops.anatomy.products import FACTORS
 from ops.anatomy.rebuild import doubled, in_double, undoing
 from ops.anatomy.rules import apply_rule
 from ops.anatomy.running import call, deviation, flat_tensors, plainly
@@ -120,8 +121,8 @@ class _Altered(Trace):
                     x = nn.functional.pad(x, [n for each in reversed(args[4]) for n in (each, each)])
                     new[4] = [0] * len(args[4])
                 new[0] = self._received(place, x, 1)
-        elif name in _PRODUCTS:
-            one = _PRODUCTS[name]
+        elif name in FACTORS:
+            one = FACTORS[name]
             left, right = args[one], args[one + 1]
             read = right.dim() - 1 if name == "linear" else max(right.dim() - 2, 0)
             if (place := self._place(right, read)) is not None:
@@ -145,10 +146,6 @@ class _Altered(Trace):
             units = units + constant.to(x).view(-1, *[1] * (units.dim() - 1))
         x[positions] = units
         return x.movedim(0, dim)
-
-
-#: Where a product's factors are among its arguments.
-_PRODUCTS = {"linear": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}
 
 
 def _answer(anatomy: Anatomy, example: Any) -> list[Tensor]:
@@ -191,10 +188,7 @@ def emulated(plan: Plan) -> Iterator[None]:
 
 def _weights(plan: Plan, reader: str) -> Tensor:
     """How old unit ``v``'s fan-out is made of the old fan-outs ``u``: shape ``[units, units]``."""
-    continued = torch.zeros(plan.units_after, plan.units_before, dtype=torch.float64)
-    for new, old in enumerate(plan.sources):
-        if old >= 0:
-            continued[new, old] = 1.0
+    continued = plan.continued()
     if reader in plan.mixing:
         return (mixing := double(plan.mixing[reader].cpu())) @ continued.to(mixing)
     shares = torch.ones(plan.units_after) if plan.shares is None else plan.shares.cpu()

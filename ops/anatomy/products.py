@@ -17,6 +17,11 @@ from ops.anatomy.calls import COMPUTED, FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twi
 if TYPE_CHECKING:
     from ops.anatomy.trace import Trace
 
+#: Products, by operator: the first of their two factors among the arguments; the other one is next to it.
+FACTORS = {
+    "linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1,
+}  # fmt: skip
+
 
 def convolution(trace: Trace, call: Call) -> Axes | str | None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args[:9]

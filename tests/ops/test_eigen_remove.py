@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -218,3 +220,9 @@ def test_rare_options_are_shown_where_they_are_used():
     assert repr(EigenRemove(threshold=0.5, rounding="down")) == words
     for operation in (MinWeight(0.5, "kernels"), EigenRemove(threshold=0.5), RemoveDead(by="mrp"), ZeroExpand()):
         assert eval(repr(operation)) == operation
+
+
+def test_without_tensorly_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorly", None)
+    with pytest.raises(SurgeryError, match="pip install tensorly"):
+        EigenRemove(keep=0.5)
