@@ -243,6 +243,10 @@ class Trace(TorchDispatchMode):
         """The axes of a parameter or buffer; None where no pass has met it."""
         return self.axes.get(self._names.get(id(tensor), ""))
 
+    def axes_if_known(self, tensor: Tensor) -> tuple[Axis, ...]:
+        """The axes of a parameter or buffer; none of any other tensor."""
+        return self.axes_of(self._names[id(tensor)]) if id(tensor) in self._names else ()
+
     def shape(self, name: str) -> torch.Size:
         return self._tensors[name].shape
 

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
@@ -123,6 +125,22 @@ class _Mode:
         vars(module)["training"] = mode
 
 
+class _SizeOf:
+    """A size that modules keep beside a weight, while a network is watched: a number that knows its axis."""
+
+    def __init__(self, watch: Watch, name: str, axis: int) -> None:
+        self.watch, self.name, self.axis = watch, name, axis
+
+    def __get__(self, module: Any, owner: Any = None) -> Any:
+        if module is None or self.name not in vars(module):
+            raise AttributeError(self.name)
+        number = vars(module)[self.name]
+        return number if _is_known(1) else self.watch.told(module, number, self.axis)
+
+    def __set__(self, module: Any, number: Any) -> None:
+        vars(module)[self.name] = number
+
+
 class _Forward(nn.Module):
     """A module without its hooks."""
 
@@ -157,12 +175,16 @@ class Watch(TorchFunctionMode):
         self._is_grad_enabled = torch.is_grad_enabled
         torch.is_grad_enabled = self._grad_mode
         nn.Module.training = _Mode(self)  # type: ignore[assignment]
+        for kind, name, axis in KEPT:
+            setattr(kind, name, _SizeOf(self, name, axis))
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         del nn.Module.training
+        for kind, name, _ in KEPT:
+            delattr(kind, name)
         torch.is_grad_enabled = self._is_grad_enabled
 
     def _grad_mode(self) -> bool:
@@ -183,6 +205,8 @@ class Watch(TorchFunctionMode):
             if not _is_known(1):
                 self.ask_mode()
                 return out or (self.pretending and args[0].is_floating_point())
+        elif func == Tensor.__len__:  # a plain number, whatever is made of it
+            self.measured |= not _is_known(1) and any(not is_fixed(a) for a in self.trace.twin(args[0]).axes[:1])
         elif func in VIEWS:
             self._viewed(args[1:], out)
         elif func == Tensor.__getitem__:
@@ -292,6 +316,15 @@ class Watch(TorchFunctionMode):
             return torch.Size(each)
         return math.prod(each) if dim is None else each[dim]
 
+    def told(self, module: nn.Module, number: Any, dim: int) -> Any:
+        """A size that a module keeps, as that of its weight along an axis where it is that."""
+        weight = module._parameters.get("weight")
+        axes = self.trace.axes_if_known(weight) if weight is not None else ()
+        if len(axes) <= dim or type(number) is not int or number != size(axes[dim]) or is_fixed(axes[dim]):
+            return number
+        self.measured = True
+        return self.extent(number, axes[dim], (axes[dim],), partial(size, axes[dim]))
+
     def compare(self, compare: Callable[[Any, Any], Any], extent: Extent, other: Any) -> None:
         """Notes a comparison, unless both are the size of one axis."""
         axes = extent.axes + (other.axes if isinstance(other, Extent) else ())
@@ -327,6 +360,12 @@ def _dimensions(trace: Trace, x: Tensor) -> list[tuple[int, Axis]]:
     return list(zip(x.shape, trace.twin(x).axes, strict=False))
 
 
+#: Sizes that modules keep of their ``weight``: class, attribute, axis. They follow the weight (``ops.architecture``).
+KEPT: list[tuple[Any, str, int]] = [
+    (nn.Linear, "out_features", 0), (nn.Linear, "in_features", 1), (_NormBase, "num_features", 0),
+    (_ConvNd, "out_channels", 0), (_ConvNd, "in_channels", 1), (nn.GroupNorm, "num_channels", 0),
+    (nn.Embedding, "embedding_dim", 1), (nn.EmbeddingBag, "embedding_dim", 1), (nn.PReLU, "num_parameters", 0),
+]  # fmt: skip
 REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement}  # type: ignore[attr-defined]
 VIEWS = {Tensor.view, Tensor.reshape, torch.reshape}

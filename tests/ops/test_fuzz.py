@@ -38,7 +38,7 @@ DENSE = {
 }
 HIDDEN = {
     2: "size_ratio mode_position size_parity",
-    3: "size_view size_reduction shape_shortcut mode_helper grad_mode hooked",
+    3: "size_view size_reduction shape_shortcut module_shortcut mode_helper grad_mode hooked",
     4: "size_slice",
 }
 SPATIAL = {

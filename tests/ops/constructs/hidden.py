@@ -111,6 +111,19 @@ def on_hidden(axis: int) -> dict[str, Construct]:
             forward, stem=along(shape[axis], stem), a=along(stem, 3), b=along(3, inner), short=along(stem, inner)
         )
 
+    def module_shortcut(chance: Random, shape: Shape) -> nn.Module:
+        """As ``shape_shortcut``, but it is the modules that are asked for their sizes."""
+        stem, inner = chance.choice(((8, 6), (5, 8), (6, 4)))
+
+        def forward(m: Any, h: Tensor) -> Tensor:
+            x = m.stem(h).relu()
+            y = m.b(m.a(x).relu())
+            return ((m.short(x) if m.a.dense.in_features != m.b.dense.out_features else x) + y).relu()
+
+        return Net(
+            forward, stem=along(shape[axis], stem), a=along(stem, 3), b=along(3, inner), short=along(stem, inner)
+        )
+
     def size_threshold(chance: Random, shape: Shape) -> nn.Module:
         bound = chance.choice((2, 4, 9))
         return Net(lambda m, h: (h.tanh() if (y := m.a(h)).size(axis) > bound else h.sin()) + m.b(y), a=along(
@@ -129,6 +142,7 @@ def on_hidden(axis: int) -> dict[str, Construct]:
         "size_view": size_view,
         "size_reduction": size_reduction,
         "shape_shortcut": shape_shortcut,
+        "module_shortcut": module_shortcut,
         "size_threshold": size_threshold,
         "size_parity": size_parity,
         "mode_helper": with_scale(lambda m, h: m.a(h) * m.scale if in_training(m) else m.a(h)),
