@@ -1,7 +1,7 @@
 """What can be done to a network while it trains, and what it does to it.
 
 >>> import torch
->>> from ops import Anatomy, MinWeight, operate
+>>> from network_surgery.ops import Anatomy, MinWeight, operate
 >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
 >>> optimizer = torch.optim.Adam(net.parameters())
 >>> plan = operate(Anatomy(net, torch.zeros(2, 4))["0"], MinWeight(keep=0.5), optimizer)
@@ -9,47 +9,34 @@
 (8, 4, torch.Size([4, 4]))
 """
 
-from ops.anatomy import Anatomy, HiddenLayer
-from ops.architecture import adopt, describe, load, save
-from ops.attention import free_attention
-from ops.compact import Compact, compact
-from ops.dead_units import RemoveDead, Revive, dead_units, frozen_units
-from ops.eigen_remove import EigenRemove
-from ops.errors import SurgeryError
-from ops.masks import take_over_masks, without_masks
-from ops.mean_replace import MeanReplace
-from ops.min_weight import MinWeight
-from ops.operate import operate
-from ops.operation import Operation
-from ops.optimizer_keys import register_state
-from ops.pcns import PCNS
-from ops.plan import Plan
-from ops.prediction import Prediction, predicted_loss_change
-from ops.prune_weights import PruneWeights
-from ops.random_remove import RandomRemove
-from ops.schedule import Condition, Moment, Schedule, Step
-from ops.signals import Signals
-from ops.surgery import apply, trial_surgery
-from ops.unit_scores import unit_scores
-from ops.verification import measure
-from ops.weak_expand import WeakExpand
-from ops.weight_scores import weight_scores
-from ops.wrappers import inner, rewrap
-from ops.zero_expand import ZeroExpand
-
-OPERATIONS: dict[str, type[Operation]] = {
-    "compact": Compact,
-    "eigen_remove": EigenRemove,
-    "mean_replace": MeanReplace,
-    "min_weight": MinWeight,
-    "pcns": PCNS,
-    "prune_weights": PruneWeights,
-    "random_remove": RandomRemove,
-    "remove_dead": RemoveDead,
-    "revive": Revive,
-    "weak_expand": WeakExpand,
-    "zero_expand": ZeroExpand,
-}
+from network_surgery.ops.anatomy import Anatomy, HiddenLayer
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.architecture import adopt, describe, load, save
+from network_surgery.ops.network.attention import free_attention
+from network_surgery.ops.network.masks import take_over_masks, without_masks
+from network_surgery.ops.network.optimizer_keys import register_state
+from network_surgery.ops.network.wrappers import inner, rewrap
+from network_surgery.ops.operation import Operation
+from network_surgery.ops.operations import OPERATIONS
+from network_surgery.ops.operations.compact import Compact, compact
+from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_units, frozen_units
+from network_surgery.ops.operations.eigen_remove import EigenRemove
+from network_surgery.ops.operations.mean_replace import MeanReplace
+from network_surgery.ops.operations.min_weight import MinWeight
+from network_surgery.ops.operations.pcns import PCNS
+from network_surgery.ops.operations.prune_weights import PruneWeights
+from network_surgery.ops.operations.random_remove import RandomRemove
+from network_surgery.ops.operations.weak_expand import WeakExpand
+from network_surgery.ops.operations.zero_expand import ZeroExpand
+from network_surgery.ops.plan import Plan
+from network_surgery.ops.schedule import Condition, Moment, Schedule, Step
+from network_surgery.ops.signals.signals import Signals
+from network_surgery.ops.signals.unit_scores import unit_scores
+from network_surgery.ops.signals.weight_scores import weight_scores
+from network_surgery.ops.surgery.operate import operate
+from network_surgery.ops.surgery.prediction import Prediction, predicted_loss_change
+from network_surgery.ops.surgery.surgery import apply, trial_surgery
+from network_surgery.ops.surgery.verification import measure
 
 __all__ = [
     "OPERATIONS", "PCNS", "Anatomy", "Compact", "Condition", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ops.errors import SurgeryError
+from network_surgery.ops.errors import SurgeryError
 
 if TYPE_CHECKING:
-    from ops.anatomy import HiddenLayer
-    from ops.plan import Plan
-    from ops.signals import Signals
+    from network_surgery.ops.anatomy import HiddenLayer
+    from network_surgery.ops.plan import Plan
+    from network_surgery.ops.signals.signals import Signals
 
 
 class Operation:

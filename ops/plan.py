@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops.anatomy import HiddenLayer
-from ops.anatomy.rebuild import Edit, moves, remasked
-from ops.checks import usable
-from ops.errors import SurgeryError
-from ops.masks import hidden
+from network_surgery.ops.anatomy import HiddenLayer
+from network_surgery.ops.anatomy.rebuild import Edit, moves, remasked
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.checks import usable
+from network_surgery.ops.network.masks import hidden
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ops.anatomy import WHOLE, HiddenLayer
-from ops.condensed import units_needed
-from ops.dead_units import dead_units
-from ops.errors import NoSignal, SurgeryError
-from ops.operation import Operation
-from ops.repair import check_chain
-from ops.signals import Signals
+from network_surgery.ops.anatomy import WHOLE, HiddenLayer
+from network_surgery.ops.errors import NoSignal, SurgeryError
+from network_surgery.ops.maths.condensed import units_needed
+from network_surgery.ops.operation import Operation
+from network_surgery.ops.operations import OPERATIONS
+from network_surgery.ops.operations.dead_units import dead_units
+from network_surgery.ops.signals.signals import Signals
+from network_surgery.ops.surgery.repair import check_chain
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def redundancy(layer: HiddenLayer, signals: Signals, threshold: float) -> float:
 
 
 def dead_fraction(layer: HiddenLayer, signals: Signals, threshold: float) -> float:
-    """The fraction of the units (0 … 1) that are dead at this ``threshold`` (see ``ops.dead_units``).
+    """The fraction of the units (0 … 1) that are dead at this ``threshold`` (see ``ops.operations.dead_units``).
 
     0 where the loss says nothing of the layer.
     """
@@ -132,7 +133,7 @@ class Condition:
 class Step:
     """One operation on one layer (by name; ``*`` is the whole network), when it is done, and the repairs that follow.
 
-    The repairs are those of ``ops.repair``.
+    The repairs are those of ``ops.surgery.repair``.
     """
 
     when: Moment | Condition
@@ -151,7 +152,7 @@ class Step:
 class Schedule:
     """Steps in the order in which they are written; those that are due at one time follow each other.
 
-    >>> from ops import MinWeight
+    >>> from network_surgery.ops import MinWeight
     >>> schedule = Schedule((Step(Moment(2), "0", MinWeight(keep=0.5)),))
     >>> Schedule.from_data(schedule.to_data()) == schedule
     True
@@ -176,7 +177,6 @@ class Schedule:
 
     def to_data(self) -> list[dict[str, Any]]:
         """Plain data for JSON, YAML and checkpoints."""
-        from ops import OPERATIONS
 
         names = {kind: name for name, kind in OPERATIONS.items()}
         return [
@@ -198,7 +198,6 @@ def parse_when(text: str) -> Moment | Condition:
 
 
 def _step(entry: dict[str, Any]) -> Step:
-    from ops import OPERATIONS
 
     missing = {"when", "layer", "op"} - set(entry)
     if missing:

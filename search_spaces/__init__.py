@@ -14,8 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ops import Schedule
-from search_spaces import dead_units, eigen_remove, expansion, mixed, pcns, pruning, removal, thesis, weak_expand
+from network_surgery.ops import Schedule
+from network_surgery.search_spaces import (
+    dead_units,
+    eigen_remove,
+    expansion,
+    mixed,
+    pcns,
+    pruning,
+    removal,
+    thesis,
+    weak_expand,
+)
 
 Suggest = Callable[..., Schedule]
 

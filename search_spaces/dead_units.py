@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from ops import RemoveDead, Revive, Schedule
-from ops.dead_units import KINDS
-from search_spaces.placement import EPOCHS, Layers, place, watch
+from network_surgery.ops import RemoveDead, Revive, Schedule
+from network_surgery.ops.operations.dead_units import KINDS
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place, watch
 
 NAMES = ("remove_dead", "revive")
 #: What decides when it operates: the epoch, or the dead units that are found.

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from optuna.trial import BaseTrial
 
-from ops import EigenRemove, Schedule
-from search_spaces import removal
-from search_spaces.placement import EPOCHS, Layers, place
+from network_surgery.ops import EigenRemove, Schedule
+from network_surgery.search_spaces import removal
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:

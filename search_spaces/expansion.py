@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from ops import Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
-from search_spaces.placement import EPOCHS, Layers, place
+from network_surgery.ops import Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place
 
 NAMES = ("weak_expand", "zero_expand")
 

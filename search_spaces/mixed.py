@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from ops import Schedule
-from search_spaces import dead_units, expansion, pcns, pruning, removal
-from search_spaces.placement import EPOCHS, Layers, place
+from network_surgery.ops import Schedule
+from network_surgery.search_spaces import dead_units, expansion, pcns, pruning, removal
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place
 
 NAMES = (*removal.NAMES, "pcns", *dead_units.NAMES, *expansion.NAMES, "prune_weights")
 

@@ -2,7 +2,7 @@
 
 And the basis: pivoted, which works after any activation, or the draft's eigenvectors. Those need an invertible
 activation and nothing between it and the readers that a constant cannot pass: where a layer is refused
-(``ops.emission``) the trial fails with that reason. Only this space tries them; ``mixed`` is for any network.
+(``ops.signals.emission``) the trial fails with that reason. Only this space tries them; ``mixed`` is for any network.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from optuna.trial import BaseTrial
 
-from ops import PCNS, Schedule
-from search_spaces.placement import EPOCHS, Layers, place, watch
+from network_surgery.ops import PCNS, Schedule
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place, watch
 
 #: What decides when it operates: the epoch, or the redundancy that is found.
 WHEN = ("moment", "redundancy")

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from optuna.trial import BaseTrial
 
-from ops.errors import SurgeryError
-from ops.operation import Operation
-from ops.schedule import Condition, Moment, Schedule, Step
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.operation import Operation
+from network_surgery.ops.schedule import Condition, Moment, Schedule, Step
 
 #: How long training lasts where a study does not say.
 EPOCHS = 10

@@ -1,6 +1,6 @@
 """Removing units: by weight, by rank-reduced weight, with their mean left behind, or at random; how many.
 
-And what is put right afterwards: ``repair``, a chain of ``ops.repair`` in one word.
+And what is put right afterwards: ``repair``, a chain of ``ops.surgery.repair`` in one word.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from optuna.trial import BaseTrial
 
-from ops import EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, Schedule, SurgeryError
-from ops.replacement import REPLACEMENTS
-from ops.unit_scores import SCORES
-from search_spaces.placement import EPOCHS, Layers, place
+from network_surgery.ops import EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, Schedule, SurgeryError
+from network_surgery.ops.signals.replacement import REPLACEMENTS
+from network_surgery.ops.signals.unit_scores import SCORES
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place
 
 NAMES = ("eigen_remove", "mean_replace", "min_weight", "random_remove")
 #: What EigenRemove's δ is: the fraction of rank that stays, or the least singular value that does.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from ops import Schedule
-from search_spaces import expansion
-from search_spaces.placement import EPOCHS, Layers, place
+from network_surgery.ops import Schedule
+from network_surgery.search_spaces import expansion
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:

@@ -1,6 +1,7 @@
-"""``python -m study``, and the script that ``ray submit`` uploads: the same command line as ``surgery``."""
+"""``python -m network_surgery.study``, and the script that ``ray submit`` uploads: the same command line as
+``surgery``."""
 
-from study.cli import main
+from network_surgery.study.cli import main
 
 if __name__ == "__main__":
     main()

@@ -26,9 +26,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from study.config import Settings
-from study.training.run import Cell
-from study.training.spent import before_surgery
+from network_surgery.study.config import Settings
+from network_surgery.study.training.run import Cell
+from network_surgery.study.training.spent import before_surgery
 
 #: Arm → what it is in a table.
 LABELS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from study.errors import Diverged, StudyError
+from network_surgery.study.errors import Diverged, StudyError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,11 +86,11 @@ def study(
     """Search schedules of operations, then compare the best ones with restarting: the main job."""
     given = dict(locals())
     flags = {name: value for name, value in given.items() if name not in ("preset", "config", "out")}
-    from study.config import compose
+    from network_surgery.study.config import compose
 
     settings = compose(preset, config, flags)
     place = out or Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
-    from study import conduct
+    from network_surgery.study import conduct
 
     console = _console()
     with conduct.begin(settings, place, preset) as (folder, dataset):
@@ -106,8 +106,8 @@ def study(
 @app.command()
 def resume(study: Study) -> None:
     """Carry on a study that was interrupted: what has ended is kept, what was running resumes from its last epoch."""
-    from study import conduct, data
-    from study.evidence.results import Folder
+    from network_surgery.study import conduct, data
+    from network_surgery.study.evidence.results import Folder
 
     console = _console()
     folder = Folder.open(study)
@@ -127,8 +127,8 @@ def compare(
     seeds: Annotated[int | None, typer.Option(help="Seeds of every arm.", min=1)] = None,
 ) -> None:
     """Compare more schedules, or with more seeds; trainings that are there already count and are not run again."""
-    from study import conduct, data
-    from study.evidence.results import Folder
+    from network_surgery.study import conduct, data
+    from network_surgery.study.evidence.results import Folder
 
     console = _console()
     folder = Folder.open(study)
@@ -144,8 +144,8 @@ def compare(
 @app.command()
 def report(study: Study) -> None:
     """Write results.json, figures and report.html anew from what a study has stored so far."""
-    from study import conduct
-    from study.evidence.results import Folder
+    from network_surgery.study import conduct
+    from network_surgery.study.evidence.results import Folder
 
     folder = Folder.open(study)
     conduct.show(conduct.write_report(folder), folder, _console())
@@ -164,8 +164,8 @@ def layers(
     ] = None,
 ) -> None:
     """List the layers of a network that can be operated on, with their redundancy, and why others cannot."""
-    from study.config import compose
-    from study.layers import of_data, of_image_size
+    from network_surgery.study.config import compose
+    from network_surgery.study.layers import of_data, of_image_size
 
     settings = compose(preset, config, {"data": data, "model": model, "epochs": epochs or None})
     if image is None and data is None and config is None and settings.model.startswith("torchvision:"):
@@ -193,10 +193,10 @@ def isolate(
     """Measure what every operation alone does to a network's output, on random and on trained layers."""
     flags = {"data": data, "model": model, "epochs": epochs, "seed": seed, "device": device}
     sizes = {"width": width, "step": step, "iterations": iterations, "trainings": trainings}
-    from study.config import compose
+    from network_surgery.study.config import compose
 
     settings = compose("digits", None, flags)
-    from study.experiments import isolation
+    from network_surgery.study.experiments import isolation
 
     asked = isolation.Isolation(settings, **{name: value for name, value in sizes.items() if value is not None})
     place = out or Path("runs") / f"isolation-{datetime.now():%Y%m%d-%H%M%S}"
@@ -204,7 +204,7 @@ def isolate(
     console = _console()
     with console.status("random weights") as status:
         found = isolation.run(asked, status.update)
-        from study.experiments.isolation import report
+        from network_surgery.study.experiments.isolation import report
 
         place.mkdir(parents=True, exist_ok=True)
         written = report.write(found, place)
@@ -222,8 +222,8 @@ def ui(
     import signal
     import subprocess
 
-    from study.evidence.results import Folder
-    from study.search.tracking import default_uri, page
+    from network_surgery.study.evidence.results import Folder
+    from network_surgery.study.search.tracking import default_uri, page
 
     folder = Folder.open(study or _newest())
     elsewhere = folder.settings.tracking_uri
@@ -254,7 +254,7 @@ def main() -> None:
     except (StudyError, Diverged) as error:
         message = str(error)
     except ValueError as error:
-        from ops.errors import SurgeryError  # a ValueError; its package brings torch along, so only now
+        from network_surgery.ops.errors import SurgeryError  # a ValueError; its package brings torch along, so only now
 
         if not isinstance(error, SurgeryError):
             raise
@@ -265,8 +265,8 @@ def main() -> None:
 
 def _carry_on(place: Path, console: Console, work: Any) -> None:
     """Runs a stage of a study and shows what came of it; an interruption says how to go on."""
-    from study import conduct
-    from study.evidence.results import Folder
+    from network_surgery.study import conduct
+    from network_surgery.study.evidence.results import Folder
 
     try:
         whole = work()

@@ -13,21 +13,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ops import Schedule
-from study import data
-from study.arms import SHORT
-from study.config import Settings
-from study.errors import StudyError
-from study.evidence import comparison, figures, front, report, thesis, thesis_figures, wording
-from study.evidence.importance import importance
-from study.evidence.results import Folder, write_whole
-from study.evidence.state import in_words, state
-from study.progress import Display
-from study.search import tracking, tuner
-from study.search.sources import Sampled, Source, given
-from study.search.tracking.tracker import Tracker
-from study.training import run
-from study.training.trainer import steps_per_epoch
+from network_surgery.ops import Schedule
+from network_surgery.study import data
+from network_surgery.study.arms import SHORT
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.evidence import comparison, figures, front, report, thesis, thesis_figures, wording
+from network_surgery.study.evidence.importance import importance
+from network_surgery.study.evidence.results import Folder, write_whole
+from network_surgery.study.evidence.state import in_words, state
+from network_surgery.study.progress import Display
+from network_surgery.study.search import tracking, tuner
+from network_surgery.study.search.sources import Sampled, Source, given
+from network_surgery.study.search.tracking.tracker import Tracker
+from network_surgery.study.training import run
+from network_surgery.study.training.trainer import steps_per_epoch
 
 __all__ = ["begin", "compare", "proceed", "show", "write_report"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from study.errors import StudyError
+from network_surgery.study.errors import StudyError
 
 #: What a study may optimize on validation, and in which direction.
 OBJECTIVES = {"accuracy": "max", "parameters": "min", "flops": "min", "seconds": "min"}
@@ -50,7 +50,7 @@ class Settings:
     Measuring: ``held_out`` validation images for the loss around an operation, ``signal_images`` training images for
     operations that look at activations, ``probe`` (look at redundancy and dead units after every N-th epoch; 0: never),
     ``dead_threshold`` (a unit is dead, or frozen, below this fraction of its layer's mean; None: that
-    of ``ops.dead_units``).
+    of ``ops.operations.dead_units``).
     Machine: ``device`` (``auto``, ``cpu``, ``cuda``), ``cpus_per_trial``, ``gpus_per_trial`` (a fraction shares a GPU;
     energy is taken of whole ones), ``address`` of a running Ray cluster. Tracking: ``tracking_uri`` (default: a
     database beside the results).
@@ -173,7 +173,7 @@ class Settings:
 
 def presets() -> list[str]:
     """The names of the presets that come with the package."""
-    folder = importlib.resources.files("study") / "presets"
+    folder = importlib.resources.files("network_surgery.study") / "presets"
     return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -185,7 +185,7 @@ def compose(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Setti
     """
     if preset not in presets():
         raise StudyError(f"there is no preset {preset!r}; there are {', '.join(presets())}")
-    text = (importlib.resources.files("study") / "presets" / f"{preset}.yaml").read_bytes()
+    text = (importlib.resources.files("network_surgery.study") / "presets" / f"{preset}.yaml").read_bytes()
     where = f"preset {preset}"
     data = _mapping(text, where)
     if config is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from study.errors import StudyError
+from network_surgery.study.errors import StudyError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 #: The test images of the digits are the same for every seed.

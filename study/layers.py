@@ -9,15 +9,15 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from ops import Anatomy, HiddenLayer, Signals, SurgeryError
-from ops.condensed import components_needed
-from ops.dead_units import THRESHOLD
-from study import data, models
-from study.config import Settings
-from study.errors import StudyError
-from study.training.probe import idle
-from study.training.run import make_optimizer
-from study.training.trainer import Batches, Trainer
+from network_surgery.ops import Anatomy, HiddenLayer, Signals, SurgeryError
+from network_surgery.ops.maths.condensed import components_needed
+from network_surgery.ops.operations.dead_units import THRESHOLD
+from network_surgery.study import data, models
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.training.probe import idle
+from network_surgery.study.training.run import make_optimizer
+from network_surgery.study.training.trainer import Batches, Trainer
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)

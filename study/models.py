@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ops import free_attention
-from study.errors import StudyError
+from network_surgery.ops import free_attention
+from network_surgery.study.errors import StudyError
 
 Shape = tuple[int, int, int]
 
@@ -166,7 +166,7 @@ def _scores(model: nn.Module, shape: Shape) -> list[tuple[int, ...] | str]:
 
     Leaves the model and the random state as they were.
     """
-    from ops.anatomy import evaluating
+    from network_surgery.ops.anatomy import evaluating
 
     found: list[tuple[int, ...] | str] = []
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ops import load
-from ops.anatomy import evaluating
-from study import models
+from network_surgery.ops import load
+from network_surgery.ops.anatomy import evaluating
+from network_surgery.study import models
 
 
 class Classifier:

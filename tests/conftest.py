@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import tests  # noqa: F401  # before anything of the project
+
 torch.set_num_threads(1)
 
 

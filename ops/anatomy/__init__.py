@@ -20,21 +20,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ops.anatomy import axes, computed
-from ops.anatomy.axes import Axis, Factor
-from ops.anatomy.calls import FAN_IN, FAN_OUT
-from ops.anatomy.layers import HiddenLayer, Place
-from ops.anatomy.lively import lively
-from ops.anatomy.rebuild import Undo
-from ops.anatomy.rehearsal import Chaotic, faults
-from ops.anatomy.running import call, evaluating, flat_tensors, plainly
-from ops.anatomy.trace import Trace
-from ops.attention import FreeAttention
-from ops.checks import check_real, scripted, usable
-from ops.double import numeric
-from ops.errors import SurgeryError, explained, said
-from ops.masks import hidden, holder, mask_of, parameters_of, raw, tensors_of
-from ops.wrappers import inner
+from network_surgery.ops.anatomy import axes, computed
+from network_surgery.ops.anatomy.axes import Axis, Factor
+from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT
+from network_surgery.ops.anatomy.layers import HiddenLayer, Place
+from network_surgery.ops.anatomy.lively import lively
+from network_surgery.ops.anatomy.rebuild import Undo
+from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
+from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, plainly
+from network_surgery.ops.anatomy.trace import Trace
+from network_surgery.ops.errors import SurgeryError, explained, said
+from network_surgery.ops.maths.double import numeric
+from network_surgery.ops.network.attention import FreeAttention
+from network_surgery.ops.network.checks import check_real, scripted, usable
+from network_surgery.ops.network.masks import hidden, holder, mask_of, parameters_of, raw, tensors_of
+from network_surgery.ops.network.wrappers import inner
 
 __all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ops.anatomy.axes import ONE, Axis, Fixed, blur, canonical, is_fixed, size, unite
+from network_surgery.ops.anatomy.axes import ONE, Axis, Fixed, blur, canonical, is_fixed, size, unite
 
 if TYPE_CHECKING:
-    from ops.anatomy.sinks import Making
+    from network_surgery.ops.anatomy.sinks import Making
 
 Axes = tuple[Axis, ...]
 FAN_IN, VECTOR, FAN_OUT = "fan_in", "vector", "fan_out"

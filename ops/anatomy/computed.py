@@ -8,7 +8,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ops.masks import Mask
+from network_surgery.ops.network.masks import Mask
 
 
 def reason(module: nn.Module) -> str | None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ops.anatomy.stage import Problem
+from network_surgery.ops.anatomy.stage import Problem
 
 if TYPE_CHECKING:
-    from ops.anatomy.layers import HiddenLayer
+    from network_surgery.ops.anatomy.layers import HiddenLayer
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

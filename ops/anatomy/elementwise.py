@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ops.anatomy import products
-from ops.anatomy.axes import (
+from network_surgery.ops.anatomy import products
+from network_surgery.ops.anatomy.axes import (
     blur,
     canonical,
     freeze,
@@ -15,10 +15,10 @@ from ops.anatomy.axes import (
     split,
     unite,
 )  # fmt: skip
-from ops.anatomy.calls import Axes, Call, broadcast, constant
+from network_surgery.ops.anatomy.calls import Axes, Call, broadcast, constant
 
 if TYPE_CHECKING:
-    from ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.trace import Trace
 
 
 def pointwise(trace: Trace, call: Call) -> Axes | None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ops.anatomy.axes import Fixed, canonical, freeze, size, split, unite
-from ops.anatomy.calls import Axes, Call
+from network_surgery.ops.anatomy.axes import Fixed, canonical, freeze, size, split, unite
+from network_surgery.ops.anatomy.calls import Axes, Call
 
 if TYPE_CHECKING:
-    from ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.trace import Trace
 
 PICKED = "its units are picked by position"
 

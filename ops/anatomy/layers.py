@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ops.anatomy import axes
-from ops.anatomy.axes import Axis, Factor
-from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
-from ops.double import double
-from ops.errors import SurgeryError
+from network_surgery.ops.anatomy import axes
+from network_surgery.ops.anatomy.axes import Axis, Factor
+from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.maths.double import double
 
 if TYPE_CHECKING:
-    from ops.anatomy import Anatomy
+    from network_surgery.ops.anatomy import Anatomy
 
 
 @dataclass(frozen=True, eq=False)

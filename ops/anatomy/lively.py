@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ops.anatomy.rebuild import undoing
-from ops.double import numeric
-from ops.masks import lift, masks_of
-from ops.optimizer_state import exchange
+from network_surgery.ops.anatomy.rebuild import undoing
+from network_surgery.ops.maths.double import numeric
+from network_surgery.ops.network.masks import lift, masks_of
+from network_surgery.ops.network.optimizer_state import exchange
 
 #: How far vectors go from their own values to random ones in a network that is chaotic otherwise.
 CALM = 0.05

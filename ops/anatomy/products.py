@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ops.anatomy.axes import Axis, Fixed, blur, canonical, factors, freeze, is_fixed, product, size, split, unite
-from ops.anatomy.calls import COMPUTED, FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twin
+from network_surgery.ops.anatomy.axes import (
+    Axis,
+    Fixed,
+    blur,
+    canonical,
+    factors,
+    freeze,
+    is_fixed,
+    product,
+    size,
+    split,
+    unite,
+)
+from network_surgery.ops.anatomy.calls import COMPUTED, FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twin
 
 if TYPE_CHECKING:
-    from ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.trace import Trace
 
 #: Products, by operator: the first of their two factors among the arguments; the other one is next to it.
 FACTORS = {

@@ -15,17 +15,17 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from ops.anatomy import axes
-from ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
-from ops.architecture import fit
-from ops.double import double, numeric
-from ops.masks import tensors_of
-from ops.optimizer_state import exchange
+from network_surgery.ops.anatomy import axes
+from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
+from network_surgery.ops.maths.double import double, numeric
+from network_surgery.ops.network.architecture import fit
+from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.optimizer_state import exchange
 
 if TYPE_CHECKING:
-    from ops.anatomy import Anatomy
-    from ops.anatomy.axes import Axis, Factor
-    from ops.anatomy.layers import HiddenLayer, Place
+    from network_surgery.ops.anatomy import Anatomy
+    from network_surgery.ops.anatomy.axes import Axis, Factor
+    from network_surgery.ops.anatomy.layers import HiddenLayer, Place
 
 Undo = list[Callable[[], object]]
 #: Entries from which on copying in blocks pays, and how many blocks at most.

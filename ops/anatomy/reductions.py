@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ops.anatomy.axes import (
+from network_surgery.ops.anatomy.axes import (
     ONE,
     Fixed,
     blur,
     freeze,
     product,
 )  # fmt: skip
-from ops.anatomy.calls import Axes, Call
+from network_surgery.ops.anatomy.calls import Axes, Call
 
 if TYPE_CHECKING:
-    from ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.trace import Trace
 
 
 def reduction(trace: Trace, call: Call) -> Axes | None:

@@ -36,15 +36,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ops.anatomy import axes, trials
-from ops.anatomy.culprits import Trial, isolate
-from ops.anatomy.rebuild import Edit
-from ops.anatomy.stage import MOST_ROUNDING, Problem, Stage
+from network_surgery.ops.anatomy import axes, trials
+from network_surgery.ops.anatomy.culprits import Trial, isolate
+from network_surgery.ops.anatomy.rebuild import Edit
+from network_surgery.ops.anatomy.stage import MOST_ROUNDING, Problem, Stage
 
 if TYPE_CHECKING:
-    from ops.anatomy import Anatomy
-    from ops.anatomy.layers import HiddenLayer
-    from ops.anatomy.watch import Comparison
+    from network_surgery.ops.anatomy import Anatomy
+    from network_surgery.ops.anatomy.layers import HiddenLayer
+    from network_surgery.ops.anatomy.watch import Comparison
 
 
 class Chaotic(Exception):

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ops.anatomy import elementwise, indexing, products, reductions, views
-from ops.anatomy.axes import size
-from ops.anatomy.calls import Axes, Call, Twin, constant, tensors_in
+from network_surgery.ops.anatomy import elementwise, indexing, products, reductions, views
+from network_surgery.ops.anatomy.axes import size
+from network_surgery.ops.anatomy.calls import Axes, Call, Twin, constant, tensors_in
 
 if TYPE_CHECKING:
-    from ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.trace import Trace
 
 Rule = Callable[["Trace", Call], "Axes | list[Axes] | str | None"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ops.anatomy.snapshot import Snapshot
+from network_surgery.ops.anatomy.snapshot import Snapshot
 
 
 def flat_tensors(tree: Any) -> list[Tensor]:

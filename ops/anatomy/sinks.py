@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ops.anatomy.axes import canonical, size
+from network_surgery.ops.anatomy.axes import canonical, size
 
 if TYPE_CHECKING:
-    from ops.anatomy.calls import Axes, Twin
+    from network_surgery.ops.anatomy.calls import Axes, Twin
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
-from ops.anatomy.running import call, deviation, flat_tensors, plainly
-from ops.anatomy.steady import Precisions, Redrawn, Steady
-from ops.double import numeric
-from ops.errors import said
-from ops.masks import tensors_of
-from ops.optimizer_state import exchange
+from network_surgery.ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
+from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
+from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
+from network_surgery.ops.errors import said
+from network_surgery.ops.maths.double import numeric
+from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.optimizer_state import exchange
 
 if TYPE_CHECKING:
-    from ops.anatomy import Anatomy
+    from network_surgery.ops.anatomy import Anatomy
 
 
 @dataclass(frozen=True)

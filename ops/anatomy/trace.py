@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ops.anatomy.axes import Axis, Factor, canonical, freeze, is_fixed, product, size, total, unite
-from ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin, Use, constant, tensors_in
-from ops.anatomy.computed import reason
-from ops.anatomy.rules import apply_rule
-from ops.anatomy.running import call, flat_tensors
-from ops.anatomy.sinks import Making, Sinks
-from ops.anatomy.steady import draws
-from ops.anatomy.watch import Watch
-from ops.attention import FreeAttention, can_be_freed
-from ops.masks import masks_of, raw, tensors_of
+from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, freeze, is_fixed, product, size, total, unite
+from network_surgery.ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin, Use, constant, tensors_in
+from network_surgery.ops.anatomy.computed import reason
+from network_surgery.ops.anatomy.rules import apply_rule
+from network_surgery.ops.anatomy.running import call, flat_tensors
+from network_surgery.ops.anatomy.sinks import Making, Sinks
+from network_surgery.ops.anatomy.steady import draws
+from network_surgery.ops.anatomy.watch import Watch
+from network_surgery.ops.network.attention import FreeAttention, can_be_freed
+from network_surgery.ops.network.masks import masks_of, raw, tensors_of
 
 
 class Trace(TorchDispatchMode):

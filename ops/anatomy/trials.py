@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ops.anatomy import axes
-from ops.anatomy.rebuild import Edit, resize, undoing
+from network_surgery.ops.anatomy import axes
+from network_surgery.ops.anatomy.rebuild import Edit, resize, undoing
 
 if TYPE_CHECKING:
-    from ops.anatomy.layers import HiddenLayer
+    from network_surgery.ops.anatomy.layers import HiddenLayer
 
 #: How many new sizes layers of one size share out among them; where the network's code reads sizes, there are more.
 WIDTHS, WIDTHS_MEASURED = 3, 9

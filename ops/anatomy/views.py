@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ops.anatomy import indexing
-from ops.anatomy.axes import (
+from network_surgery.ops.anatomy import indexing
+from network_surgery.ops.anatomy.axes import (
     ONE,
     Axis,
     Factor,
@@ -27,10 +27,10 @@ from ops.anatomy.axes import (
     total,
     unite,
 )  # fmt: skip
-from ops.anatomy.calls import Axes, Call, Twin, broadcast
+from network_surgery.ops.anatomy.calls import Axes, Call, Twin, broadcast
 
 if TYPE_CHECKING:
-    from ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.trace import Trace
 
 
 def reshape(trace: Trace, call: Call) -> Axes | None:

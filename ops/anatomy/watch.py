@@ -27,18 +27,18 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
-from ops.anatomy.snapshot import OWN
-from ops.anatomy.steady import Steady
+from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
+from network_surgery.ops.anatomy.snapshot import OWN
+from network_surgery.ops.anatomy.steady import Steady
 
 if TYPE_CHECKING:
-    from ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.trace import Trace
 
 
 def _is_known(depth: int) -> bool:
     """Whether the code that asks belongs to torch or to this package."""
     name: str = sys._getframe(depth + 1).f_globals.get("__name__", "")
-    return name.startswith(("torch.", "ops."))
+    return name.startswith(("torch.", "network_surgery.ops."))
 
 
 @dataclass(frozen=True)
@@ -360,7 +360,7 @@ def _dimensions(trace: Trace, x: Tensor) -> list[tuple[int, Axis]]:
     return list(zip(x.shape, trace.twin(x).axes, strict=False))
 
 
-#: Sizes that modules keep of their ``weight``: class, attribute, axis. They follow the weight (``ops.architecture``).
+#: Sizes that modules keep of their ``weight``: class, attribute, axis. They follow it (``ops.network.architecture``).
 KEPT: list[tuple[Any, str, int]] = [
     (nn.Linear, "out_features", 0), (nn.Linear, "in_features", 1), (_NormBase, "num_features", 0),
     (_ConvNd, "out_channels", 0), (_ConvNd, "in_channels", 1), (nn.GroupNorm, "num_channels", 0),

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ops import Condition
-from ops.schedule import parse_when
-from study.arms import LABELS, RIVALS, rivals
-from study.config import Settings
-from study.evidence import front, time_to_accuracy, wording
-from study.evidence.contrast import contrast, decide
-from study.evidence.results import Folder, Record
-from study.search.sources import Listed
-from study.training.run import Cell
+from network_surgery.ops import Condition
+from network_surgery.ops.schedule import parse_when
+from network_surgery.study.arms import LABELS, RIVALS, rivals
+from network_surgery.study.config import Settings
+from network_surgery.study.evidence import front, time_to_accuracy, wording
+from network_surgery.study.evidence.contrast import contrast, decide
+from network_surgery.study.evidence.results import Folder, Record
+from network_surgery.study.search.sources import Listed
+from network_surgery.study.training.run import Cell
 
 
 def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:

@@ -12,9 +12,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from study.evidence import time_to_accuracy
-from study.evidence.results import Record
-from study.evidence.significance import LEVEL, bootstrap, effect, holm, paired, permutation, seeds_needed
+from network_surgery.study.evidence import time_to_accuracy
+from network_surgery.study.evidence.results import Record
+from network_surgery.study.evidence.significance import (
+    LEVEL,
+    bootstrap,
+    effect,
+    holm,
+    paired,
+    permutation,
+    seeds_needed,
+)
 
 #: Half a point of accuracy: what an undecided comparison is asked about, and what counts as ending worse.
 MARGIN = 0.005

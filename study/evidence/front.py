@@ -20,8 +20,8 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-from study.config import OBJECTIVES
-from study.search.sources import objective
+from network_surgery.study.config import OBJECTIVES
+from network_surgery.study.search.sources import objective
 
 #: How far beyond the front's worst values the reference point lies, as a fraction of the front's range.
 BEYOND = 0.1

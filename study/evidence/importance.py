@@ -24,8 +24,8 @@ import numpy as np
 import optuna
 from optuna.trial import FixedTrial, create_trial
 
-from search_spaces import SPACES
-from study.evidence.results import Folder
+from network_surgery.search_spaces import SPACES
+from network_surgery.study.evidence.results import Folder
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

@@ -17,12 +17,12 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from study.arms import SHORT
-from study.evidence.comparison import describe
-from study.evidence.drawing import Drawing, count
-from study.evidence.figures.reading import Results, finished, unfinished
-from study.evidence.results import write_whole
-from study.evidence.state import in_words
+from network_surgery.study.arms import SHORT
+from network_surgery.study.evidence.comparison import describe
+from network_surgery.study.evidence.drawing import Drawing, count
+from network_surgery.study.evidence.figures.reading import Results, finished, unfinished
+from network_surgery.study.evidence.results import write_whole
+from network_surgery.study.evidence.state import in_words
 
 MISSING = "–"
 #: So many trials stand in the open; all of them are folded away below. So are failures and layers, where they are more.
@@ -41,7 +41,7 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
 
     A study that still runs, or was interrupted, gets a report too: of the trainings so far, and it says so.
     """
-    layout = (importlib.resources.files("study.evidence") / "report.html.j2").read_text("utf-8")
+    layout = (importlib.resources.files("network_surgery.study.evidence") / "report.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     comparison = results.get("comparison") or {}
     original = next((row for row in comparison.get("summary", ()) if row["arm"] == "original"), None)

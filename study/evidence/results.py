@@ -18,9 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from study.config import Settings
-from study.errors import StudyError
-from study.training.run import Cell
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.training.run import Cell
 
 FORMAT = 1
 

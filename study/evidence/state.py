@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ops import SurgeryError
-from study.arms import RIVALS
-from study.errors import StudyError
-from study.evidence import comparison
-from study.evidence.results import Folder
-from study.search.sources import given
-from study.training.run import Cell
+from network_surgery.ops import SurgeryError
+from network_surgery.study.arms import RIVALS
+from network_surgery.study.errors import StudyError
+from network_surgery.study.evidence import comparison
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.search.sources import given
+from network_surgery.study.training.run import Cell
 
 
 def state(folder: Folder) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from search_spaces import thesis as grid
-from study.evidence.drawing import percent
-from study.evidence.significance import family, paired
+from network_surgery.search_spaces import thesis as grid
+from network_surgery.study.evidence.drawing import percent
+from network_surgery.study.evidence.significance import family, paired
 
 Results = Mapping[str, Any]
 

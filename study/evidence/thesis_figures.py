@@ -10,7 +10,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from study.evidence.drawing import (
+from network_surgery.study.evidence.drawing import (
     BLACK,
     BLUE,
     GREY,
@@ -24,7 +24,7 @@ from study.evidence.drawing import (
     percent,
     titled,
 )
-from study.evidence.thesis import NAMES, PAIRS, PRINTED, RATIOS, Trainings, gathered, pairs
+from network_surgery.study.evidence.thesis import NAMES, PAIRS, PRINTED, RATIOS, Trainings, gathered, pairs
 
 LOOKS: tuple[Look, Look] = (
     {"color": BLUE, "marker": "o", "linestyle": "-"},

@@ -25,9 +25,9 @@ from typing import Any
 
 from scipy import stats
 
-from study.evidence.significance import paired
-from study.training import spent
-from study.training.spent import Outcome
+from network_surgery.study.evidence.significance import paired
+from network_surgery.study.training import spent
+from network_surgery.study.training.spent import Outcome
 
 #: Without the setting ``targets``: the fixed accuracies as fractions of what the original ends with.
 FRACTIONS = (0.9, 0.95, 0.99)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from study.config import ARMS
-from study.evidence.comparison import describe
-from study.evidence.results import Record
+from network_surgery.study.config import ARMS
+from network_surgery.study.evidence.comparison import describe
+from network_surgery.study.evidence.results import Record
 
 
 def table(records: Iterable[Record]) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from study.arms import LABELS
-from study.evidence.contrast import MARGIN, UNDECIDED, UNTESTED, UNTOUCHED, sooner
+from network_surgery.study.arms import LABELS
+from network_surgery.study.evidence.contrast import MARGIN, UNDECIDED, UNTESTED, UNTOUCHED, sooner
 
 Contrast = Mapping[str, Any]
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ops.anatomy import evaluating
-from ops.masks import parameters_of
-from study import data as sources
-from study import models
-from study.data import Dataset
-from study.errors import StudyError
-from study.experiments.rows import Row
-from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
+from network_surgery.ops.anatomy import evaluating
+from network_surgery.ops.network.masks import parameters_of
+from network_surgery.study import data as sources
+from network_surgery.study import models
+from network_surgery.study.data import Dataset
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.rows import Row
+from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
 
 #: The network by its activation.
 NETWORKS = {"ReLU": "evci_cnn", "tanh": "evci_cnn_tanh"}

@@ -11,7 +11,7 @@ the loss on held-out images moves with a cut (the mean logarithm of after over b
 second favours a low δ where cuts are frequent: a network that the first cut has spoilt has less to lose at the next
 one. So what the two say together counts, and of several cuts the accuracy more.
 
-    python -m study.experiments.heuristics --seeds 5 --out study/docs
+    python -m network_surgery.study.experiments.heuristics --seeds 5 --out study/docs
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from ops import EigenRemove, Moment, Schedule, Step
-from study import data
-from study.config import Settings
-from study.experiments.rows import Claim, Row, measured, spread, told
-from study.training.run import Cell, check, run
+from network_surgery.ops import EigenRemove, Moment, Schedule, Step
+from network_surgery.study import data
+from network_surgery.study.config import Settings
+from network_surgery.study.experiments.rows import Claim, Row, measured, spread, told
+from network_surgery.study.training.run import Cell, check, run
 
 DELTAS = {1 / 8: "1/8", 1 / 4: "1/4", 3 / 4: "3/4", 1.0: "1"}
 LOW, HIGH = (1 / 8, 1 / 4), (3 / 4, 1.0)
@@ -142,8 +142,8 @@ def text(rows: Sequence[Row], seconds: float, settings: Settings = SETTINGS) -> 
         lines += ["", f"## {words[0].upper()}{words[1:]}", "", *_table(rows, measure)]
     lines += [
         "",
-        f"`python -m study.experiments.heuristics --seeds {len(seeds)}`: {seconds:.0f} seconds on a CPU "
-        f"({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}.",
+        f"`python -m network_surgery.study.experiments.heuristics --seeds {len(seeds)}`: {seconds:.0f} seconds on a "
+        f"CPU ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}.",
         "",
     ]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from matplotlib import colormaps, style
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from study.evidence.drawing import STYLE, Drawing
+from network_surgery.study.evidence.drawing import STYLE, Drawing
 
 #: What is gone: a grey that the scale does not have.
 GONE = "#c9c9c9"

@@ -4,7 +4,7 @@ A network is trained for ``BEFORE`` steps. Then every hidden layer is operated o
 weights and optimizer, and training goes on for ``AFTER`` steps on the same batches:
 
 ``carry``
-    The state follows the units (``ops.optimizer_state``).
+    The state follows the units (``ops.network.optimizer_state``).
 ``reset``
     A new optimizer with the same settings, as the thesis's published code makes one (Graham 2019, InterruptNet).
 ``stale``
@@ -14,7 +14,7 @@ weights and optimizer, and training goes on for ``AFTER`` steps on the same batc
 What is compared is the loss of each training batch just before the step on it. The first one is the same in all arms,
 for nothing has been stepped yet.
 
-    python -m study.experiments.optimizer_state --seeds 10 --out study/docs
+    python -m network_surgery.study.experiments.optimizer_state --seeds 10 --out study/docs
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
-from ops import PCNS, Anatomy, MinWeight, Operation, Signals, WeakExpand, operate
-from study import data, models
-from study.evidence.drawing import BLUE, STYLE, VERMILLION, Drawing, new_axes
-from study.training.trainer import Batches
+from network_surgery.ops import PCNS, Anatomy, MinWeight, Operation, Signals, WeakExpand, operate
+from network_surgery.study import data, models
+from network_surgery.study.evidence.drawing import BLUE, STYLE, VERMILLION, Drawing, new_axes
+from network_surgery.study.training.trainer import Batches
 
 BEFORE, AFTER, BATCH, SIGNAL_IMAGES = 150, 100, 32, 512
 ARMS = {
@@ -233,7 +233,7 @@ for their number). Of {len(verdicts)} comparisons the loss with `carry` is lower
 
 {NOTES}
 
-`python -m study.experiments.optimizer_state --seeds {n}`, on CPU; torch {torch.__version__}, Python
+`python -m network_surgery.study.experiments.optimizer_state --seeds {n}`, on CPU; torch {torch.__version__}, Python
 {platform.python_version()}.
 """
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.errors import StudyError
-from study.evidence.significance import Difference, family, half_interval
-from study.experiments.processes import processes
+from network_surgery.study.errors import StudyError
+from network_surgery.study.evidence.significance import Difference, family, half_interval
+from network_surgery.study.experiments.processes import processes
 
 #: One thing that was measured: plain data by name.
 Row = dict[str, Any]

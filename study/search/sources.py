@@ -18,11 +18,11 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from search_spaces import SPACES
-from study.config import OBJECTIVES, Settings
-from study.errors import StudyError
-from study.search.stopping import SETTLED, ForgivingHalving, settled
-from study.training.run import Cell
+from network_surgery.search_spaces import SPACES
+from network_surgery.study.config import OBJECTIVES, Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled
+from network_surgery.study.training.run import Cell
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

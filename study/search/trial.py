@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from ray import tune
 
-from ops import SurgeryError
-from study.config import Settings
-from study.data import Dataset, Images
-from study.errors import Diverged, StudyError
-from study.search.tuner import checkpoint_of
-from study.training.run import Cell, run
-from study.training.trainer import device_name, pick_device
+from network_surgery.ops import SurgeryError
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset, Images
+from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.search.tuner import checkpoint_of
+from network_surgery.study.training.run import Cell, run
+from network_surgery.study.training.trainer import device_name, pick_device
 
 
 def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, folder: str) -> None:

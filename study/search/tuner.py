@@ -20,12 +20,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from study.config import Settings
-from study.data import Dataset
-from study.errors import StudyError
-from study.search.sources import Source
-from study.search.stopping import stopped
-from study.training.run import Cell
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset
+from network_surgery.study.errors import StudyError
+from network_surgery.study.search.sources import Source
+from network_surgery.study.search.stopping import stopped
+from network_surgery.study.training.run import Cell
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0
@@ -92,7 +92,7 @@ def run_cells(
     """Runs every cell of a source. Returns False where Ctrl-C ended it early; raises StudyError where nothing fits."""
     from ray import tune
 
-    from study.search.trial import arrays_of, trial
+    from network_surgery.study.search.trial import arrays_of, trial
 
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ops import SurgeryError, adopt, describe
-from ops.architecture import fill, passing
-from study.errors import StudyError
-from study.training.trainer import Callback, Trainer
+from network_surgery.ops import SurgeryError, adopt, describe
+from network_surgery.ops.network.architecture import fill, passing
+from network_surgery.study.errors import StudyError
+from network_surgery.study.training.trainer import Callback, Trainer
 
 FORMAT = 4
 

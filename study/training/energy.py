@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from study.training.trainer import Callback, Trainer
+from network_surgery.study.training.trainer import Callback, Trainer
 
 #: Joules that a device has taken since some moment in the past.
 Counter = Callable[[], float]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ops.anatomy import evaluating
-from study.training.trainer import Batches, answers, clock
+from network_surgery.ops.anatomy import evaluating
+from network_surgery.study.training.trainer import Batches, answers, clock
 
 #: The batches whose latency is taken.
 BATCHES = (1, 256)

@@ -20,11 +20,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ops import HiddenLayer, Signals, SurgeryError, dead_units, frozen_units
-from ops.condensed import Condensed, components_needed
-from ops.signals import SAMPLES_PER_UNIT
-from study.training.theatre import Theatre
-from study.training.trainer import Callback, Shown, Trainer, clock
+from network_surgery.ops import HiddenLayer, Signals, SurgeryError, dead_units, frozen_units
+from network_surgery.ops.maths.condensed import Condensed, components_needed
+from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
+from network_surgery.study.training.theatre import Theatre
+from network_surgery.study.training.trainer import Callback, Shown, Trainer, clock
 
 #: The parts of the variance, in percent, whose principal components are counted.
 PERCENT = (90, 99, 99.9, 99.99)
@@ -87,7 +87,8 @@ def needed(model: nn.Module, batches: Iterable[Tensor], layers: list[HiddenLayer
 def idle(
     model: nn.Module, inputs: Tensor, targets: Tensor, layers: list[HiddenLayer], threshold: float
 ) -> dict[str, dict[str, int]]:
-    """Layer → its ``units``, and how many of them are ``dead`` and ``frozen`` (``ops.dead_units``) on one batch.
+    """Layer → its ``units``, and how many of them are ``dead`` and ``frozen`` (``ops.operations.dead_units``) on one
+    batch.
 
     A layer of which that cannot be seen is left out.
     """

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ops import adopt
-from ops.architecture import Description
-from ops.masks import masks_of, tensors_of
+from network_surgery.ops import adopt
+from network_surgery.ops.network.architecture import Description
+from network_surgery.ops.network.masks import masks_of, tensors_of
 
 
 def renew(model: nn.Module, wanted: Description, seed: int) -> None:

@@ -18,23 +18,23 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ops import Anatomy, Schedule, describe, save
-from ops.anatomy import count
-from ops.architecture import Description
-from ops.dead_units import THRESHOLD
-from ops.masks import parameters_of
-from study import models
-from study.config import Settings
-from study.data import Dataset
-from study.errors import StudyError
-from study.training import checkpoint
-from study.training.energy import Energy, counter_of
-from study.training.measures import on_test, speed
-from study.training.probe import Probe
-from study.training.restart import renew
-from study.training.spent import work
-from study.training.theatre import Theatre, spikes
-from study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
+from network_surgery.ops import Anatomy, Schedule, describe, save
+from network_surgery.ops.anatomy import count
+from network_surgery.ops.network.architecture import Description
+from network_surgery.ops.network.masks import parameters_of
+from network_surgery.ops.operations.dead_units import THRESHOLD
+from network_surgery.study import models
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset
+from network_surgery.study.errors import StudyError
+from network_surgery.study.training import checkpoint
+from network_surgery.study.training.energy import Energy, counter_of
+from network_surgery.study.training.measures import on_test, speed
+from network_surgery.study.training.probe import Probe
+from network_surgery.study.training.restart import renew
+from network_surgery.study.training.spent import work
+from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, operate
-from ops.anatomy import WHOLE
-from ops.optimizer_state import forget
-from ops.schedule import Step
-from study.data import Images
-from study.errors import Diverged
-from study.training.trainer import Batches, Callback, Shown, Trainer, clock, evaluate
+from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, operate
+from network_surgery.ops.anatomy import WHOLE
+from network_surgery.ops.network.optimizer_state import forget
+from network_surgery.ops.schedule import Step
+from network_surgery.study.data import Images
+from network_surgery.study.errors import Diverged
+from network_surgery.study.training.trainer import Batches, Callback, Shown, Trainer, clock, evaluate
 
 
 class Theatre(Callback):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from study.data import Dataset, Images
-from study.errors import Diverged, StudyError
+from network_surgery.study.data import Dataset, Images
+from network_surgery.study.errors import Diverged, StudyError
 
 
 class Callback:
@@ -197,8 +197,8 @@ def answers(
     of ``TOGETHER`` (a rest of one image joins the batch before it). Nothing is left of that: buffers and random numbers
     are as before.
     """
-    from ops.anatomy import evaluating
-    from ops.anatomy.running import plainly
+    from network_surgery.ops.anatomy import evaluating
+    from network_surgery.ops.anatomy.running import plainly
 
     training = mode == "training"
     parts = torch.arange(len(batches)).split(TOGETHER if training else most)

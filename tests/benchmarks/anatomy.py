@@ -19,7 +19,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ops import Anatomy, MinWeight, WeakExpand, operate
+from network_surgery.ops import Anatomy, MinWeight, WeakExpand, operate
 
 #: Networks that take minutes and tens of gigabytes.
 GIANTS = {"regnet_y_128gf", "vit_h_14"}

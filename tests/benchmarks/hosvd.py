@@ -19,7 +19,7 @@ from tensorly import backend_context
 from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
-from ops.hosvd import truncated_hosvd
+from network_surgery.ops.maths.hosvd import truncated_hosvd
 
 RANK = 0.125
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from study.conduct import write_report
-from study.evidence.results import Folder
+from network_surgery.study.conduct import write_report
+from network_surgery.study.evidence.results import Folder
 from tests.study.evidence import made
 
 

@@ -16,12 +16,12 @@ from collections.abc import Callable
 import torch
 from scipy.stats import spearmanr
 
-from ops import Anatomy, Signals, unit_scores
-from ops.anatomy import call, evaluating
-from ops.losses import sample_losses
-from ops.replacement import constants
-from ops.unit_scores import _Removed, mean_replacement_penalty
-from study import models
+from network_surgery.ops import Anatomy, Signals, unit_scores
+from network_surgery.ops.anatomy import call, evaluating
+from network_surgery.ops.signals.losses import sample_losses
+from network_surgery.ops.signals.replacement import constants
+from network_surgery.ops.signals.unit_scores import _Removed, mean_replacement_penalty
+from network_surgery.study import models
 
 #: Units that the loop over units is timed on at most.
 LOOPED = 6

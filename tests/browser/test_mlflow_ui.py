@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from study.evidence.results import Folder
-from study.search.tracking import EXPERIMENT, default_uri
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.search.tracking import EXPERIMENT, default_uri
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -46,7 +46,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """Three trainings of two epochs."""
     place = tmp_path_factory.mktemp("browser")
     (place / "my.yaml").write_text(SETTINGS)
-    command = [sys.executable, "-m", "study", "study", "--config", str(place / "my.yaml"), "--out", str(place / "tiny")]
+    command = [
+        sys.executable,
+        "-m",
+        "network_surgery.study",
+        "study",
+        "--config",
+        str(place / "my.yaml"),
+        "--out",
+        str(place / "tiny"),
+    ]
     environment = os.environ | {"RAY_memory_monitor_refresh_ms": "0"}
     subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     return Folder.open(place / "tiny")
@@ -58,7 +67,7 @@ def address(study: Folder) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "study", "ui", str(study.path), "--port", str(port)]
+    command = [sys.executable, "-m", "network_surgery.study", "ui", str(study.path), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert server.stdout is not None

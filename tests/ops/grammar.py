@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ops import Anatomy
+from network_surgery.ops import Anatomy
 from tests.ops.constructs.base import Construct, Shape, Unfit, maker, need
 from tests.ops.constructs.conversions import CONVERSIONS
 from tests.ops.constructs.dense import FLAT

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ops.anatomy import HiddenLayer, call, rebuild
-from ops.anatomy.rebuild import Edit
-from ops.anatomy.running import flat_tensors
+from network_surgery.ops.anatomy import HiddenLayer, call, rebuild
+from network_surgery.ops.anatomy.rebuild import Edit
+from network_surgery.ops.anatomy.running import flat_tensors
 
 
 class Net(nn.Module):

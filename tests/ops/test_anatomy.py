@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from ops import Anatomy, MinWeight, Plan, SurgeryError, WeakExpand, apply, operate
-from ops.verification import measure
+from network_surgery.ops import Anatomy, MinWeight, Plan, SurgeryError, WeakExpand, apply, operate
+from network_surgery.ops.surgery.verification import measure
 from tests.ops.networks import (
     ADVERSARIAL,
     NETWORKS,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ops import Anatomy, MinWeight, PruneWeights, SurgeryError, adopt, describe, load, operate, save
+from network_surgery.ops import Anatomy, MinWeight, PruneWeights, SurgeryError, adopt, describe, load, operate, save
 
 
 class Late(nn.Module):

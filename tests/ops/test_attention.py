@@ -15,9 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ops import OPERATIONS, Anatomy, MinWeight, Plan, Signals, SurgeryError, WeakExpand, apply, operate, rewrap
-from ops.architecture import load, save
-from ops.attention import FreeAttention, free_attention
+from network_surgery.ops import (
+    OPERATIONS,
+    Anatomy,
+    MinWeight,
+    Plan,
+    Signals,
+    SurgeryError,
+    WeakExpand,
+    apply,
+    operate,
+    rewrap,
+)
+from network_surgery.ops.network.architecture import load, save
+from network_surgery.ops.network.attention import FreeAttention, free_attention
 from tests.ops.networks import Net, loss
 from tests.ops.properties import difference, examine, lively, outputs
 

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ops import PCNS, Anatomy, EigenRemove, MinWeight, Signals, SurgeryError, WeakExpand, operate, trial_surgery
+from network_surgery.ops import (
+    PCNS,
+    Anatomy,
+    EigenRemove,
+    MinWeight,
+    Signals,
+    SurgeryError,
+    WeakExpand,
+    operate,
+    trial_surgery,
+)
 from tests.ops.networks import NETWORKS, build, difference, outputs, train
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from ops import Anatomy, Compact, PruneWeights, Signals, SurgeryError, compact, load, operate, save
-from ops.compact import weights_left
-from ops.masks import masks_of, parameters_of
+from network_surgery.ops import Anatomy, Compact, PruneWeights, Signals, SurgeryError, compact, load, operate, save
+from network_surgery.ops.network.masks import masks_of, parameters_of
+from network_surgery.ops.operations.compact import weights_left
 from tests.ops.contract.test_operations import assert_same
 from tests.ops.networks import build, cnn_plain, difference, leaky, outputs, train
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ops import (
+from network_surgery.ops import (
     PCNS,
     Anatomy,
     Compact,
@@ -32,7 +32,7 @@ from ops import (
     unit_scores,
     weight_scores,
 )
-from ops.unit_scores import SCORES, first_order
+from network_surgery.ops.signals.unit_scores import SCORES, first_order
 
 
 class RealPart(nn.Module):

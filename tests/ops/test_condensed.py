@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ops.condensed import Condensed, components_needed
+from network_surgery.ops.maths.condensed import Condensed, components_needed
 
 
 def rows(samples: int, units: int = 7, seed: int = 0) -> torch.Tensor:

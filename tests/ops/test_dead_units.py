@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from ops import Anatomy, RemoveDead, Revive, Signals, SurgeryError, dead_units, frozen_units, operate
-from ops.dead_units import KINDS
-from ops.errors import NoSignal
-from ops.losses import sample_losses
-from ops.schedule import dead_fraction
+from network_surgery.ops import Anatomy, RemoveDead, Revive, Signals, SurgeryError, dead_units, frozen_units, operate
+from network_surgery.ops.errors import NoSignal
+from network_surgery.ops.operations.dead_units import KINDS
+from network_surgery.ops.schedule import dead_fraction
+from network_surgery.ops.signals.losses import sample_losses
 
 CONSTANT, UNHEARD, DROWNED = 2, 5, 7
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ops import (
+from network_surgery.ops import (
     Anatomy,
     EigenRemove,
     MinWeight,
@@ -21,7 +21,7 @@ from ops import (
     ZeroExpand,
     operate,
 )
-from ops.min_weight import kernel_scores, strongest
+from network_surgery.ops.operations.min_weight import kernel_scores, strongest
 from tests.ops.networks import NETWORKS, build, cnn
 from tests.ops.test_hosvd import brute_force
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ops import Anatomy, MinWeight, Plan, SurgeryError, apply, measure, operate
+from network_surgery.ops import Anatomy, MinWeight, Plan, SurgeryError, apply, measure, operate
 from tests.ops.networks import Net, outputs, train
 
 

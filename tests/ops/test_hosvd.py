@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ops import hosvd
-from ops.hosvd import gram, iterated_tucker, leading, truncated_hosvd
+from network_surgery.ops.maths import hosvd
+from network_surgery.ops.maths.hosvd import gram, iterated_tucker, leading, truncated_hosvd
 
 SHAPES = [(12, 8, 1), (8, 12, 1), (9, 9, 1), (10, 6, 9), (6, 10, 4), (40, 4, 3), (4, 40, 3), (5, 1, 9), (1, 5, 1)]
 RANKS = [0.01, 0.25, 0.5, 0.9, 1.0]

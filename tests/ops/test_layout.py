@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 from torch.optim.swa_utils import AveragedModel
 
-from ops import (
+from network_surgery.ops import (
     PCNS,
     Anatomy,
     Compact,
@@ -28,8 +28,8 @@ from ops import (
     operate,
     trial_surgery,
 )
-from ops.layout import LAST, channels_last, laid_out
-from ops.masks import masks_of
+from network_surgery.ops.network.layout import LAST, channels_last, laid_out
+from network_surgery.ops.network.masks import masks_of
 
 OPERATIONS = [
     RandomRemove(), MinWeight(keep=0.5), WeakExpand(grow=0.5), ZeroExpand(grow=0.5), PCNS(0.1),

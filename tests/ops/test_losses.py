@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils import _pytree
 
-from ops import (
+from network_surgery.ops import (
     Anatomy,
     MeanReplace,
     MinWeight,
@@ -30,11 +30,11 @@ from ops import (
     unit_scores,
     weight_scores,
 )
-from ops.losses import mean_loss, sample_losses
-from ops.prediction import _line, _moved
-from ops.repair import leave
-from ops.replacement import constants
-from ops.verification import doubled
+from network_surgery.ops.signals.losses import mean_loss, sample_losses
+from network_surgery.ops.signals.replacement import constants
+from network_surgery.ops.surgery.prediction import _line, _moved
+from network_surgery.ops.surgery.repair import leave
+from network_surgery.ops.surgery.verification import doubled
 from tests.ops.networks import Net
 
 BATCH = 10

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ops import (
+from network_surgery.ops import (
     OPERATIONS,
     PCNS,
     Anatomy,
@@ -35,8 +35,8 @@ from ops import (
     unit_scores,
     without_masks,
 )  # fmt: skip
-from ops.masks import masks_of, met, packed, parameters_of, put, take_off, tensors_of, unpacked
-from ops.unit_scores import SCORES as UNIT_SCORES
+from network_surgery.ops.network.masks import masks_of, met, packed, parameters_of, put, take_off, tensors_of, unpacked
+from network_surgery.ops.signals.unit_scores import SCORES as UNIT_SCORES
 from tests.ops.contract.test_operations import Case, assert_same
 from tests.ops.networks import ADVERSARIAL, NETWORKS, build, difference, outputs, train
 from tests.ops.properties import examine, lively

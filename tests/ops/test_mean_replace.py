@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from ops import Anatomy, MeanReplace, MinWeight, RandomRemove, Signals, SurgeryError, operate, trial_surgery
-from ops.unit_scores import SCORES, unit_scores
+from network_surgery.ops import (
+    Anatomy,
+    MeanReplace,
+    MinWeight,
+    RandomRemove,
+    Signals,
+    SurgeryError,
+    operate,
+    trial_surgery,
+)
+from network_surgery.ops.signals.unit_scores import SCORES, unit_scores
 
 
 def mlp(bias: bool = True) -> nn.Sequential:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from ops import (
+from network_surgery.ops import (
     PCNS,
     Anatomy,
     EigenRemove,
@@ -47,7 +47,7 @@ from ops import (
     weight_scores,
     without_masks,
 )
-from ops.anatomy import count
+from network_surgery.ops.anatomy import count
 
 NAN = float("nan")
 

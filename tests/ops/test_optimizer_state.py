@@ -13,7 +13,7 @@ import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
-from ops import (
+from network_surgery.ops import (
     PCNS,
     Anatomy,
     EigenRemove,
@@ -29,8 +29,8 @@ from ops import (
     register_state,
     trial_surgery,
 )
-from ops.optimizer_keys import KEYS
-from ops.optimizer_state import check, exchange, follow, listed
+from network_surgery.ops.network.optimizer_keys import KEYS
+from network_surgery.ops.network.optimizer_state import check, exchange, follow, listed
 from tests.ops.networks import build, loss, train
 
 #: Optimizers of torch in the forms that keep different state or take different paths.

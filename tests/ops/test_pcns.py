@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ops import PCNS, Anatomy, Signals, SurgeryError, operate
-from ops.condensed import Condensed, components_needed
+from network_surgery.ops import PCNS, Anatomy, Signals, SurgeryError, operate
+from network_surgery.ops.maths.condensed import Condensed, components_needed
 from tests.ops.networks import build, difference, liven, outputs
 
 

@@ -6,8 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from ops import PCNS, Anatomy, EigenRemove, MeanReplace, MinWeight, Signals, SurgeryError, WeakExpand, trial_surgery
-from ops.prediction import _line, _moved, predicted_loss_change
+from network_surgery.ops import (
+    PCNS,
+    Anatomy,
+    EigenRemove,
+    MeanReplace,
+    MinWeight,
+    Signals,
+    SurgeryError,
+    WeakExpand,
+    trial_surgery,
+)
+from network_surgery.ops.surgery.prediction import _line, _moved, predicted_loss_change
 from tests.ops.networks import build
 
 OPERATIONS = [MinWeight(0.6), MeanReplace(0.6), EigenRemove(0.6, 0.5, weights="reduced"), PCNS(keep=0.6)]

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ops import (
+from network_surgery.ops import (
     Anatomy,
     MinWeight,
     Plan,
@@ -25,10 +25,10 @@ from ops import (
     predicted_loss_change,
     weight_scores,
 )  # fmt: skip
-from ops.masks import masks_of, parameters_of
-from ops.schedule import Condition, Moment, Schedule
-from ops.weight_scores import SCORES
-from study import models
+from network_surgery.ops.network.masks import masks_of, parameters_of
+from network_surgery.ops.schedule import Condition, Moment, Schedule
+from network_surgery.ops.signals.weight_scores import SCORES
+from network_surgery.study import models
 from tests.ops.networks import Net, build, mlp_bn, outputs, train
 
 

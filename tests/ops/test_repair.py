@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ops import (
+from network_surgery.ops import (
     PCNS,
     Anatomy,
     EigenRemove,
@@ -20,10 +20,10 @@ from ops import (
     SurgeryError,
     WeakExpand,
     operate,
-    signals,
     trial_surgery,
 )
-from ops.repair import CHAIN, bias, least_squares, reestimate
+from network_surgery.ops.signals import signals
+from network_surgery.ops.surgery.repair import CHAIN, bias, least_squares, reestimate
 from tests.ops.networks import NETWORKS, build, difference, liven, outputs
 
 REMOVALS = [MinWeight(0.5), RandomRemove(0.5), EigenRemove(0.5, 0.25, weights="original"), MeanReplace(0.5, "random")]

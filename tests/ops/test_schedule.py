@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ops import (
+from network_surgery.ops import (
     OPERATIONS,
     PCNS,
     Anatomy,

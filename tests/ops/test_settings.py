@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ops import (
+from network_surgery.ops import (
     OPERATIONS,
     PCNS,
     Anatomy,
@@ -25,7 +25,7 @@ from ops import (
     unit_scores,
     weight_scores,
 )
-from ops.unit_scores import SCORES
+from network_surgery.ops.signals.unit_scores import SCORES
 
 
 class Fixed(nn.Module):

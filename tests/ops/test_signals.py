@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ops import Anatomy, Signals, SurgeryError
-from ops.signals import MOST_SAMPLES
+from network_surgery.ops import Anatomy, Signals, SurgeryError
+from network_surgery.ops.signals.signals import MOST_SAMPLES
 from tests.ops.networks import NETWORKS, Net, build, outputs
 
 

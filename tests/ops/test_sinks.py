@@ -9,7 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops import PCNS, Anatomy, Compact, MeanReplace, Plan, RandomRemove, Signals, SurgeryError, measure, operate
+from network_surgery.ops import (
+    PCNS,
+    Anatomy,
+    Compact,
+    MeanReplace,
+    Plan,
+    RandomRemove,
+    Signals,
+    SurgeryError,
+    measure,
+    operate,
+)
 from tests.ops.networks import Net, difference, outputs
 
 UNITS, EXACT = 6, 1e-10

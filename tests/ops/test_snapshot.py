@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ops import Anatomy, MinWeight, Signals, SurgeryError, measure
-from ops.anatomy import count
+from network_surgery.ops import Anatomy, MinWeight, Signals, SurgeryError, measure
+from network_surgery.ops.anatomy import count
 from tests.ops.constructs.hidden import Hooked
 
 

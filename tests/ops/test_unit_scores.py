@@ -8,13 +8,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils import _pytree
 
-from ops import Anatomy, Plan, Signals, SurgeryError, trial_surgery
-from ops.anatomy import call, evaluating
-from ops.anatomy.rebuild import doubled
-from ops.losses import sample_losses
-from ops.repair import leave
-from ops.replacement import REPLACEMENTS, constants
-from ops.unit_scores import SCORES, _Removed, first_order, mean_replacement_penalty, unit_scores
+from network_surgery.ops import Anatomy, Plan, Signals, SurgeryError, trial_surgery
+from network_surgery.ops.anatomy import call, evaluating
+from network_surgery.ops.anatomy.rebuild import doubled
+from network_surgery.ops.signals.losses import sample_losses
+from network_surgery.ops.signals.replacement import REPLACEMENTS, constants
+from network_surgery.ops.signals.unit_scores import SCORES, _Removed, first_order, mean_replacement_penalty, unit_scores
+from network_surgery.ops.surgery.repair import leave
 from tests.ops.networks import Net, build
 
 

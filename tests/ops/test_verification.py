@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from ops import (
+from network_surgery.ops import (
     PCNS,
     Anatomy,
     EigenRemove,
@@ -21,9 +21,9 @@ from ops import (
     measure,
     operate,
 )
-from ops.anatomy.rebuild import Edit
-from ops.anatomy.rebuild import moves as _moves
-from ops.verification import TOLERANCE
+from network_surgery.ops.anatomy.rebuild import Edit
+from network_surgery.ops.anatomy.rebuild import moves as _moves
+from network_surgery.ops.surgery.verification import TOLERANCE
 from tests.ops.networks import ADVERSARIAL, NETWORKS, build
 
 OPERATIONS = [EigenRemove(keep=0.5), MinWeight(keep=0.6), PCNS(0.1), WeakExpand(grow=0.5), ZeroExpand(grow=0.5)]
@@ -72,7 +72,7 @@ def test_a_plan_that_is_not_exact_where_it_should_be_is_refused(monkeypatch):
     layer = Anatomy(model, inputs)["0"]
     before = copy.deepcopy(model.state_dict())
     wrong = Plan(layer, "Wrong()", tuple(range(4)))
-    monkeypatch.setattr("ops.anatomy.rebuild.moves", _shifted)
+    monkeypatch.setattr("network_surgery.ops.anatomy.rebuild.moves", _shifted)
     with pytest.raises(SurgeryError, match=r"Wrong\(\) on 0 should be exact, but the output would differ by"):
         measure(wrong)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops import Anatomy, WeakExpand, ZeroExpand, operate
-from ops.weak_expand import split_shares
+from network_surgery.ops import Anatomy, WeakExpand, ZeroExpand, operate
+from network_surgery.ops.operations.weak_expand import split_shares
 from tests.ops.networks import build, train
 
 OPTIMIZERS = {

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ops import Anatomy, PruneWeights, SurgeryError, operate, weight_scores
-from ops.anatomy.running import plainly
-from ops.masks import masks_of
-from ops.weight_scores import SCORES, SIGNED, _loss, at_once, loss_changes
+from network_surgery.ops import Anatomy, PruneWeights, SurgeryError, operate, weight_scores
+from network_surgery.ops.anatomy.running import plainly
+from network_surgery.ops.network.masks import masks_of
+from network_surgery.ops.signals.weight_scores import SCORES, SIGNED, _loss, at_once, loss_changes
 from tests.ops.networks import Net, build, liven, train
 
 

@@ -15,8 +15,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from ops import Anatomy, MinWeight, SurgeryError, WeakExpand, operate, trial_surgery
-from ops.wrappers import inner, rewrap
+from network_surgery.ops import Anatomy, MinWeight, SurgeryError, WeakExpand, operate, trial_surgery
+from network_surgery.ops.network.wrappers import inner, rewrap
 from tests.ops.networks import build, loss, train
 
 

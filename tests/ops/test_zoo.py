@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ops import Anatomy, free_attention
+from network_surgery.ops import Anatomy, free_attention
 from tests.ops.properties import examine, lively, unaccounted
 
 tv = pytest.importorskip("torchvision.models")

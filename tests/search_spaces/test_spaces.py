@@ -12,7 +12,7 @@ import torch
 from optuna.trial import FixedTrial
 from torch import nn
 
-from ops import (
+from network_surgery.ops import (
     OPERATIONS,
     PCNS,
     Anatomy,
@@ -28,9 +28,9 @@ from ops import (
     SurgeryError,
     operate,
 )
-from ops.replacement import REPLACEMENTS
-from search_spaces import SPACES, expansion, removal
-from search_spaces.placement import CHOICES, chosen
+from network_surgery.ops.signals.replacement import REPLACEMENTS
+from network_surgery.search_spaces import SPACES, expansion, removal
+from network_surgery.search_spaces.placement import CHOICES, chosen
 
 LAYERS = {
     "one layer": {"only": SimpleNamespace(units=1)},

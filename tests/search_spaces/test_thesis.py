@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import FixedTrial
 
-from ops import EigenRemove, MinWeight, SurgeryError, WeakExpand, ZeroExpand
-from search_spaces import SPACES
-from search_spaces.thesis import METHODS, ORDER
-from study.models import vgg16
+from network_surgery.ops import EigenRemove, MinWeight, SurgeryError, WeakExpand, ZeroExpand
+from network_surgery.search_spaces import SPACES
+from network_surgery.search_spaces.thesis import METHODS, ORDER
+from network_surgery.study.models import vgg16
 
 LAYERS = {name: SimpleNamespace(units=64) for name in ORDER}
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from ops import MinWeight, Moment, Schedule, Step, WeakExpand
-from study.arms import LABELS, RIVALS, randomly, rivals
-from study.config import ARMS, Settings
-from study.data import Dataset, load
-from study.evidence import drawing
-from study.training.run import Cell, run
+from network_surgery.ops import MinWeight, Moment, Schedule, Step, WeakExpand
+from network_surgery.study.arms import LABELS, RIVALS, randomly, rivals
+from network_surgery.study.config import ARMS, Settings
+from network_surgery.study.data import Dataset, load
+from network_surgery.study.evidence import drawing
+from network_surgery.study.training.run import Cell, run
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(model="mlp", epochs=6, batch_size=64, held_out=64, signal_images=64, probe=0, arms=ARMS)

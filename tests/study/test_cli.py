@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from study.cli import main
+from network_surgery.study.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,9 @@ def test_a_folder_that_cannot_be_made(surgery: Surgery) -> None:
 
 
 def test_a_gpu_that_is_not_there(surgery: Surgery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.search.tuner.cluster", lambda settings: contextlib.nullcontext({"CPU": 2.0}))
+    monkeypatch.setattr(
+        "network_surgery.study.search.tuner.cluster", lambda settings: contextlib.nullcontext({"CPU": 2.0})
+    )
     code, _, err = surgery("study", "--preset", "smoke", "--device", "cuda", "--out", "out")
     assert code == 2 and err.startswith("surgery: device is 'cuda', but ") and err.count("\n") == 1
     assert not Path("out").exists()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from study.config import Settings, compose, presets
-from study.errors import StudyError
+from network_surgery.study.config import Settings, compose, presets
+from network_surgery.study.errors import StudyError
 
 
 def written(folder: Path, text: str) -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from study.data import Dataset, Images, load
-from study.errors import StudyError
+from network_surgery.study.data import Dataset, Images, load
+from network_surgery.study.errors import StudyError
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Path:

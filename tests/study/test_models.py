@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from ops import Anatomy
-from study import models
-from study.errors import StudyError
+from network_surgery.ops import Anatomy
+from network_surgery.study import models
+from network_surgery.study.errors import StudyError
 
 SHAPE = (3, 32, 32)
 

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ops import free_attention
+from network_surgery.ops import free_attention
 
 GIANTS = {"vit_h_14": "633 M parameters", "regnet_y_128gf": "645 M parameters"}
 

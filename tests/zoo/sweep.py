@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ops import Anatomy
+from network_surgery.ops import Anatomy
 from tests.ops.properties import examine, lively, outputs
 from tests.zoo.models import Animal
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from matplotlib import style
 
-from study.evidence.drawing import STYLE, Drawing
-from study.evidence.figures import (
+from network_surgery.study.evidence.drawing import STYLE, Drawing
+from network_surgery.study.evidence.figures import (
     architecture,
     arms,
     costs,
@@ -24,8 +24,8 @@ from study.evidence.figures import (
     time_to_accuracy,
     trials,
 )
-from study.evidence.figures.reading import Results
-from study.evidence.results import write_whole
+from network_surgery.study.evidence.figures.reading import Results
+from network_surgery.study.evidence.results import write_whole
 
 #: In reading order.
 FIGURES: dict[str, Callable[[Results], Drawing | None]] = {

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from study.evidence.drawing import ARMS, BLACK, GREY, Drawing, Look, count, log_scale, percent, titled
-from study.evidence.figures.reading import Results, compared, name_of
+from network_surgery.study.evidence.drawing import ARMS, BLACK, GREY, Drawing, Look, count, log_scale, percent, titled
+from network_surgery.study.evidence.figures.reading import Results, compared, name_of
 
 #: Schedules beside each other, and layers below each other that have numbers, and that have names of their own.
 PANELS, NAMED, SMALL = 4, 24, 60

@@ -11,10 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from study.arms import SHORT
-from study.evidence.drawing import ARMS, GREY, Drawing, accuracy_scale, around, as_percent, new_axes, titled
-from study.evidence.figures.marks import MOMENT, mark_moments
-from study.evidence.figures.reading import Results, compared, comparison, elapsed, moments_of
+from network_surgery.study.arms import SHORT
+from network_surgery.study.evidence.drawing import (
+    ARMS,
+    GREY,
+    Drawing,
+    accuracy_scale,
+    around,
+    as_percent,
+    new_axes,
+    titled,
+)
+from network_surgery.study.evidence.figures.marks import MOMENT, mark_moments
+from network_surgery.study.evidence.figures.reading import Results, compared, comparison, elapsed, moments_of
 
 #: The arms of the curves over epochs; more would not be readable.
 LINES = ("original", "surgery", "restart")

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from study.arms import SHORT
-from study.evidence.drawing import ARMS, Drawing, Look, accuracy_scale, count, halo, log_scale, titled
-from study.evidence.figures.reading import Results, compared, positive
-from study.evidence.figures.trials import pareto_front
+from network_surgery.study.arms import SHORT
+from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, accuracy_scale, count, halo, log_scale, titled
+from network_surgery.study.evidence.figures.reading import Results, compared, positive
+from network_surgery.study.evidence.figures.trials import pareto_front
 
 COSTS = {"parameters": "parameters at the end", "training_flops": "FLOPs of training", "seconds": "seconds of training"}
 #: Above so many schedules their numbers would cover each other; only those on a front keep theirs.

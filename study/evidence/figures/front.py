@@ -11,10 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from study.evidence.drawing import BLUE, GREY, VERMILLION, Drawing, Look, accuracy_scale, count, log_scale, titled
-from study.evidence.figures.reading import Results, finished, name_of
-from study.evidence.front import WORDS, listed, sentence
-from study.search.sources import objective
+from network_surgery.study.evidence.drawing import (
+    BLUE,
+    GREY,
+    VERMILLION,
+    Drawing,
+    Look,
+    accuracy_scale,
+    count,
+    log_scale,
+    titled,
+)
+from network_surgery.study.evidence.figures.reading import Results, finished, name_of
+from network_surgery.study.evidence.front import WORDS, listed, sentence
+from network_surgery.study.search.sources import objective
 
 LABELS = {
     "accuracy": "validation accuracy", "parameters": "parameters (log scale)", "flops": "FLOPs (log scale)",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from study.evidence.drawing import BLUE, VERMILLION, Drawing, Look, as_percent, new_axes, titled
-from study.evidence.figures.reading import Results, finished, unfinished
+from network_surgery.study.evidence.drawing import BLUE, VERMILLION, Drawing, Look, as_percent, new_axes, titled
+from network_surgery.study.evidence.figures.reading import Results, finished, unfinished
 
 TARGETS = {"accuracy": "validation accuracy", "spike": "largest loss spike (logarithm)"}
 #: Look of each target: dark and light, and hatched, for print in grey.

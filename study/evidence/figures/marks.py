@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.markers import MarkerStyle
 
-from study.evidence.drawing import COLOURS, GREY, MARKERS, Look
-from study.evidence.figures.reading import NOTHING, Results, comparison, finished, name_of, names_of
+from network_surgery.study.evidence.drawing import COLOURS, GREY, MARKERS, Look
+from network_surgery.study.evidence.figures.reading import NOTHING, Results, comparison, finished, name_of, names_of
 
 #: Above so many points a figure's points are stored as pixels, to keep the report small.
 MANY = 600

@@ -12,9 +12,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from study.evidence.drawing import BLACK, GREY, Drawing, Look, as_percent, log_scale, new_axes, percent, times, titled
-from study.evidence.figures.marks import MANY, marks_of
-from study.evidence.figures.reading import NOTHING, Results, finished, grouped, moments_of, operations_of, positive
+from network_surgery.study.evidence.drawing import (
+    BLACK,
+    GREY,
+    Drawing,
+    Look,
+    as_percent,
+    log_scale,
+    new_axes,
+    percent,
+    times,
+    titled,
+)
+from network_surgery.study.evidence.figures.marks import MANY, marks_of
+from network_surgery.study.evidence.figures.reading import (
+    NOTHING,
+    Results,
+    finished,
+    grouped,
+    moments_of,
+    operations_of,
+    positive,
+)
 
 #: How many trials the timeline shows.
 ROWS = 10

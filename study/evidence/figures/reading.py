@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ops import OPERATIONS
-from study.training import spent
+from network_surgery.ops import OPERATIONS
+from network_surgery.study.training import spent
 
 Results = Mapping[str, Any]
 

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from study.evidence.drawing import ARMS, Drawing, Look, log_scale, new_axes, times, titled
-from study.evidence.figures.marks import mark_moments
-from study.evidence.figures.reading import Results, compared, moments_of, positive
-from study.training.theatre import spikes
+from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, log_scale, new_axes, times, titled
+from network_surgery.study.evidence.figures.marks import mark_moments
+from network_surgery.study.evidence.figures.reading import Results, compared, moments_of, positive
+from network_surgery.study.training.theatre import spikes
 
 Path = list[tuple[float, float]]
 

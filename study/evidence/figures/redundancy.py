@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ops.signals import SAMPLES_PER_UNIT
-from study.evidence.drawing import BLACK, Drawing, Look, as_percent, percent, titled
-from study.evidence.figures.marks import marks_of
-from study.evidence.figures.reading import Results, compared, named
+from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
+from network_surgery.study.evidence.drawing import BLACK, Drawing, Look, as_percent, percent, titled
+from network_surgery.study.evidence.figures.marks import marks_of
+from network_surgery.study.evidence.figures.reading import Results, compared, named
 
 #: The part of the variance, in percent, that the figure is about.
 PART = 99

@@ -5,10 +5,10 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.arms import SHORT
-from study.evidence.drawing import ARMS, Drawing, Look, as_percent, titled
-from study.evidence.figures.reading import Results, compared
-from study.evidence.time_to_accuracy import Times, targets, times
+from network_surgery.study.arms import SHORT
+from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, as_percent, titled
+from network_surgery.study.evidence.figures.reading import Results, compared
+from network_surgery.study.evidence.time_to_accuracy import Times, targets, times
 
 
 def time_to_accuracy(results: Results) -> Drawing | None:

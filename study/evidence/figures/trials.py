@@ -9,10 +9,21 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from study.evidence.drawing import BLACK, GREY, Drawing, Look, accuracy_scale, count, halo, log_scale, new_axes, titled
-from study.evidence.figures.marks import MANY, marks_of
-from study.evidence.figures.reading import Results, cells_of, finished, grouped, name_of, unfinished
-from study.evidence.front import undominated
+from network_surgery.study.evidence.drawing import (
+    BLACK,
+    GREY,
+    Drawing,
+    Look,
+    accuracy_scale,
+    count,
+    halo,
+    log_scale,
+    new_axes,
+    titled,
+)
+from network_surgery.study.evidence.figures.marks import MANY, marks_of
+from network_surgery.study.evidence.figures.reading import Results, cells_of, finished, grouped, name_of, unfinished
+from network_surgery.study.evidence.front import undominated
 
 
 def search(results: Results) -> Drawing | None:

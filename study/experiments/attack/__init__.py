@@ -17,5 +17,5 @@ ReLU mostly not, that the loss does not tell, and that the first-order form MRS 
 ``figures``, ``tables``, ``claims``, ``report``
     The figures, the tables, the claims of the thesis with what was found, the page.
 
-    python -m study.experiments.attack --data cifar10 --seeds 5 --out study/docs
+    python -m network_surgery.study.experiments.attack --data cifar10 --seeds 5 --out study/docs
 """

@@ -1,4 +1,4 @@
-"""``python -m study.experiments.attack``: measures, draws and writes."""
+"""``python -m network_surgery.study.experiments.attack``: measures, draws and writes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from study import data
-from study.errors import StudyError
-from study.experiments.attack import figures
-from study.experiments.attack.arms import Setting
-from study.experiments.attack.parallel import measure
-from study.experiments.attack.report import report
-from study.experiments.attack.results import Results
-from study.training.trainer import steps_per_epoch
+from network_surgery.study import data
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.attack import figures
+from network_surgery.study.experiments.attack.arms import Setting
+from network_surgery.study.experiments.attack.parallel import measure
+from network_surgery.study.experiments.attack.report import report
+from network_surgery.study.experiments.attack.results import Results
+from network_surgery.study.training.trainer import steps_per_epoch
 
 #: Training images that are read, and the part of them on which everything is measured: 1,000.
 IMAGES, VALIDATION = 9_000, 1 / 9

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ops import Anatomy
-from study import models
-from study.data import Dataset
-from study.errors import Diverged, StudyError
-from study.experiments.attack.attacker import Attack, Attacker
-from study.experiments.attack.watch import MEASURES, seen
-from study.training.trainer import Callback, Trainer, evaluate, steps_per_epoch
+from network_surgery.ops import Anatomy
+from network_surgery.study import models
+from network_surgery.study.data import Dataset
+from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.experiments.attack.attacker import Attack, Attacker
+from network_surgery.study.experiments.attack.watch import MEASURES, seen
+from network_surgery.study.training.trainer import Callback, Trainer, evaluate, steps_per_epoch
 
 CPU = torch.device("cpu")
 #: The attacks by what they show: how hard, when.

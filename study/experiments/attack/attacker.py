@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ops import HiddenLayer
-from study.errors import StudyError
-from study.training.trainer import Callback, Trainer
+from network_surgery.ops import HiddenLayer
+from network_surgery.study.errors import StudyError
+from network_surgery.study.training.trainer import Callback, Trainer
 
 
 @dataclass(frozen=True)

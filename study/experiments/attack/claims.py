@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TypeVar
 
-from study.evidence.significance import Difference
-from study.experiments.attack.arms import Network
-from study.experiments.attack.findings import (
+from network_surgery.study.evidence.significance import Difference
+from network_surgery.study.experiments.attack.arms import Network
+from network_surgery.study.experiments.attack.findings import (
     DOSES,
     KILLED,
     SCORES,
@@ -29,8 +29,8 @@ from study.experiments.attack.findings import (
     rank,
     ranks,
 )
-from study.experiments.attack.results import Pair, Results
-from study.experiments.attack.tables import SCORE_NAMES, attacked_ranking
+from network_surgery.study.experiments.attack.results import Pair, Results
+from network_surgery.study.experiments.attack.tables import SCORE_NAMES, attacked_ranking
 
 Key = TypeVar("Key")
 #: The loss counts as unchanged where its interval stays within this many nats.

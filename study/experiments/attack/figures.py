@@ -11,13 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from study.evidence.drawing import BLACK, COLOURS, GREY, MARKERS, STYLE, Drawing, Look, log_scale, new_axes
-from study.evidence.significance import half_interval
-from study.experiments.attack.arms import HARD, Network
-from study.experiments.attack.attacker import Attack
-from study.experiments.attack.findings import KILLED, SCORES, over_layers, rank
-from study.experiments.attack.results import FLOOR, Results
-from study.experiments.attack.tables import SCORE_NAMES
+from network_surgery.study.evidence.drawing import (
+    BLACK,
+    COLOURS,
+    GREY,
+    MARKERS,
+    STYLE,
+    Drawing,
+    Look,
+    log_scale,
+    new_axes,
+)
+from network_surgery.study.evidence.significance import half_interval
+from network_surgery.study.experiments.attack.arms import HARD, Network
+from network_surgery.study.experiments.attack.attacker import Attack
+from network_surgery.study.experiments.attack.findings import KILLED, SCORES, over_layers, rank
+from network_surgery.study.experiments.attack.results import FLOOR, Results
+from network_surgery.study.experiments.attack.tables import SCORE_NAMES
 
 LINES = (":", "--", "-")
 #: Measure → what the panel is called, and whether it is a factor.

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ops.dead_units import THRESHOLD
-from study.evidence.significance import Difference, family, holm
-from study.experiments.attack.arms import HARD, WHEN, Network, Record
-from study.experiments.attack.attacker import Attack
-from study.experiments.attack.results import FLOOR, Pair, Results
+from network_surgery.ops.operations.dead_units import THRESHOLD
+from network_surgery.study.evidence.significance import Difference, family, holm
+from network_surgery.study.experiments.attack.arms import HARD, WHEN, Network, Record
+from network_surgery.study.experiments.attack.attacker import Attack
+from network_surgery.study.experiments.attack.results import FLOOR, Pair, Results
 
 Key = TypeVar("Key")
 #: A unit below this fraction of the penalty that it has without attack is called killed.
@@ -204,7 +204,7 @@ def ranks(results: Results) -> dict[tuple[str, str], Difference]:
 
 
 def dead(record: Record, row: int) -> NDArray[np.bool_]:
-    """Which units are dead as ``ops.dead_units`` has it."""
+    """Which units are dead as ``ops.operations.dead_units`` has it."""
     return record["mrs"][row] <= THRESHOLD * record["mrs"][row].mean()
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from study.data import Dataset
-from study.errors import StudyError
-from study.experiments.attack.arms import Found, Network, Runs, Setting
-from study.experiments.processes import processes
+from network_surgery.study.data import Dataset
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.attack.arms import Found, Network, Runs, Setting
+from network_surgery.study.experiments.processes import processes
 
 
 def measure(data: Dataset, seeds: int, workers: int, kept: Path | None = None, setting: Setting | None = None) -> Found:

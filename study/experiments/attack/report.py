@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import torch
 
-from study.evidence.drawing import Drawing
-from study.experiments.attack import tables
-from study.experiments.attack.arms import HARD, WHEN
-from study.experiments.attack.claims import claims
-from study.experiments.attack.findings import KILLED
-from study.experiments.attack.results import FLOOR, Results
-from study.experiments.attack.watch import FLAT
+from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.experiments.attack import tables
+from network_surgery.study.experiments.attack.arms import HARD, WHEN
+from network_surgery.study.experiments.attack.claims import claims
+from network_surgery.study.experiments.attack.findings import KILLED
+from network_surgery.study.experiments.attack.results import FLOOR, Results
+from network_surgery.study.experiments.attack.watch import FLAT
 
 #: What was read from the run on CIFAR-10.
 NOTES = """
@@ -125,12 +125,12 @@ the unit with the lowest MRS has the lowest MRP. *In*, *out*: norms of incoming 
 ## Networks without attack
 
 At the end of training, {n} seeds. *Dead*: MRS at most 1 % of the layer's mean; *frozen*: the largest gradient at the
-unit's output, over images and positions, at most 1 % of the layer's mean (`ops/dead_units.py`).
+unit's output, over images and positions, at most 1 % of the layer's mean (`ops/operations/dead_units.py`).
 
 {tables.alone(results)}
 
-`python -m study.experiments.attack --data {results.source} --seeds {n}`, on CPU ({platform.machine()}, {os.cpu_count()}
-cores, one thread a training); torch {torch.__version__}, Python {platform.python_version()}.
+`python -m network_surgery.study.experiments.attack --data {results.source} --seeds {n}`, on CPU ({platform.machine()},
+{os.cpu_count()} cores, one thread a training); torch {torch.__version__}, Python {platform.python_version()}.
 """
 
 

@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from study.experiments.attack.arms import Network
-from study.experiments.attack.findings import (
+from network_surgery.study.experiments.attack.arms import Network
+from network_surgery.study.experiments.attack.findings import (
     DOSES,
     SCORES,
     TIMES,
@@ -24,7 +24,7 @@ from study.experiments.attack.findings import (
     rank,
     uneven,
 )
-from study.experiments.attack.results import Results
+from network_surgery.study.experiments.attack.results import Results
 
 SCORE_NAMES = {
     "mrs": "MRS", "gradient": "output gradient", "in_l1": "L1 in", "in_l2": "L2 in", "out_l1": "L1 out",

@@ -17,9 +17,9 @@ Source: Evci 2018, *Detecting dead weights and units*, section 3.1 (MRP, MRS) an
 ``in_l1``, ``in_l2``, ``out_l1``, ``out_l2``
     Norms of the incoming and of the outgoing weights, without biases.
 
-``ops.unit_scores`` finds the first three in any network. These networks are chains of modules, so that only what comes
-behind a layer need be run again for each of its units; that is a third of the time, and a look is taken thousands of
-times.
+``ops.signals.unit_scores`` finds the first three in any network. These networks are chains of modules, so that only
+what comes behind a layer need be run again for each of its units; that is a third of the time, and a look is taken
+thousands of times.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ops import HiddenLayer
-from ops.anatomy import evaluating
+from network_surgery.ops import HiddenLayer
+from network_surgery.ops.anatomy import evaluating
 
 #: A slope of the activation below which its input is called flat; for tanh, an output beyond ± 0.975.
 FLAT = 0.05

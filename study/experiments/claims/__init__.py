@@ -16,5 +16,5 @@ experiment and the benefits, were left to be written.
 ``figure``, ``report``
     The figure and the tables.
 
-    python -m study.experiments.claims --data folder:PATH --seeds 10 --out study/docs
+    python -m network_surgery.study.experiments.claims --data folder:PATH --seeds 10 --out study/docs
 """

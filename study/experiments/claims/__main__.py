@@ -1,4 +1,4 @@
-"""``python -m study.experiments.claims``: measures, draws and writes."""
+"""``python -m network_surgery.study.experiments.claims``: measures, draws and writes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from study.data import load
-from study.experiments.claims import figure
-from study.experiments.claims.arms import CNN, DENSE
-from study.experiments.claims.parallel import measure
-from study.experiments.claims.report import report
+from network_surgery.study.data import load
+from network_surgery.study.experiments.claims import figure
+from network_surgery.study.experiments.claims.arms import CNN, DENSE
+from network_surgery.study.experiments.claims.parallel import measure
+from network_surgery.study.experiments.claims.report import report
 
 
 def main(

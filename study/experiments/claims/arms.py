@@ -27,14 +27,24 @@ import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
 
-from ops import PCNS, Anatomy, HiddenLayer, MinWeight, Operation, RandomRemove, Signals, describe, operate
-from ops.masks import parameters_of
-from study import models
-from study.data import Dataset
-from study.experiments.claims.race import Runner, Track, prices
-from study.models import Shape
-from study.training.restart import renew
-from study.training.trainer import Batches, Shown, evaluate
+from network_surgery.ops import (
+    PCNS,
+    Anatomy,
+    HiddenLayer,
+    MinWeight,
+    Operation,
+    RandomRemove,
+    Signals,
+    describe,
+    operate,
+)
+from network_surgery.ops.network.masks import parameters_of
+from network_surgery.study import models
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments.claims.race import Runner, Track, prices
+from network_surgery.study.models import Shape
+from network_surgery.study.training.restart import renew
+from network_surgery.study.training.trainer import Batches, Shown, evaluate
 
 ORIGINAL, SURGERY, RESTART, PRUNED, LATE = "original", "PCNS", "restart", "pruned late", "PCNS late"
 RANDOM, REFITTED = "random", "random, refitted"

@@ -7,7 +7,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from study.evidence.drawing import (
+from network_surgery.study.evidence.drawing import (
     BLACK,
     BLUE,
     STYLE,
@@ -19,8 +19,8 @@ from study.evidence.drawing import (
     new_axes,
     percent,
 )  # fmt: skip
-from study.evidence.significance import half_interval
-from study.experiments.claims.arms import (
+from network_surgery.study.evidence.significance import half_interval
+from network_surgery.study.experiments.claims.arms import (
     EARLY,
     FINAL,
     LATE,
@@ -34,7 +34,7 @@ from study.experiments.claims.arms import (
     TICKS,
     Found,
 )  # fmt: skip
-from study.experiments.claims.verdicts import arms_of, chosen, curves, settings_of, values
+from network_surgery.study.experiments.claims.verdicts import arms_of, chosen, curves, settings_of, values
 
 LOOKS: dict[str, Look] = {
     ORIGINAL: {"color": BLACK, "linestyle": ":", "marker": "o"},

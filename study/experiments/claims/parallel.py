@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from study.data import Dataset
-from study.experiments.claims.arms import Found, Setting, race
-from study.experiments.processes import processes
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments.claims.arms import Found, Setting, race
+from network_surgery.study.experiments.processes import processes
 
 
 def measure(races: Sequence[tuple[Setting, Dataset]], seeds: int, workers: int) -> Found:

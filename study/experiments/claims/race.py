@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from study.data import Dataset
-from study.training.trainer import Batches, evaluate
+from network_surgery.study.data import Dataset
+from network_surgery.study.training.trainer import Batches, evaluate
 
 #: Turns of the calibration; and steps that one turn takes with each architecture.
 TURNS, STEPS = 12, 8

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from study.data import Dataset
-from study.evidence.drawing import Drawing
-from study.experiments.claims.arms import (
+from network_surgery.study.data import Dataset
+from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.experiments.claims.arms import (
     CNN,
     DENSE,
     EARLY,
@@ -31,7 +31,7 @@ from study.experiments.claims.arms import (
     Outcome,
     Setting,
 )  # fmt: skip
-from study.experiments.claims.verdicts import (
+from network_surgery.study.experiments.claims.verdicts import (
     LAST,
     MARGIN,
     arms_of,
@@ -118,8 +118,8 @@ seeds never are, which count with all their seconds. Units, parameters and steps
 
 {tables}
 
-`python -m study.experiments.claims --data {source} --seeds {n}`, on CPU; torch {torch.__version__}, Python
-{platform.python_version()}.
+`python -m network_surgery.study.experiments.claims --data {source} --seeds {n}`, on CPU; torch {torch.__version__},
+Python {platform.python_version()}.
 """
 
 

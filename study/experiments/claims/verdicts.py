@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from study.evidence.significance import Difference, family
-from study.experiments.claims.arms import (
+from network_surgery.study.evidence.significance import Difference, family
+from network_surgery.study.experiments.claims.arms import (
     LATE,
     ORIGINAL,
     PRUNED,

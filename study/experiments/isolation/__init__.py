@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 
-from study import data, models
-from study.config import Settings
-from study.errors import StudyError
-from study.experiments.isolation import random_weights, trained
-from study.experiments.isolation.curves import Curves
-from study.experiments.isolation.statements import Verdict, judge
-from study.training.trainer import device_name, pick_device
+from network_surgery.study import data, models
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.isolation import random_weights, trained
+from network_surgery.study.experiments.isolation.curves import Curves
+from network_surgery.study.experiments.isolation.statements import Verdict, judge
+from network_surgery.study.training.trainer import device_name, pick_device
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from study.evidence.drawing import BLACK, COLOURS, GREY, STYLE, VERMILLION, Drawing, Look, as_percent, percent
-from study.experiments.isolation.curves import (
+from network_surgery.study.evidence.drawing import (
+    BLACK,
+    COLOURS,
+    GREY,
+    STYLE,
+    VERMILLION,
+    Drawing,
+    Look,
+    as_percent,
+    percent,
+)
+from network_surgery.study.experiments.isolation.curves import (
     GROWTHS,
     MEAN_VARIANCE,
     MIN_WEIGHT,

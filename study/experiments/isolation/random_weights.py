@@ -24,12 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from ops import Anatomy, HiddenLayer
-from ops.condensed import Condensed
-from ops.min_weight import strongest
-from ops.signals import MOST_SAMPLES
-from ops.unit_scores import unit_scores, variance
-from study.experiments.isolation.curves import (
+from network_surgery.ops import Anatomy, HiddenLayer
+from network_surgery.ops.maths.condensed import Condensed
+from network_surgery.ops.operations.min_weight import strongest
+from network_surgery.ops.signals.signals import MOST_SAMPLES
+from network_surgery.ops.signals.unit_scores import unit_scores, variance
+from network_surgery.study.experiments.isolation.curves import (
     GROWTHS,
     MEAN_L2,
     MEAN_VARIANCE,

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.evidence.significance import Difference, family
-from study.experiments.isolation.curves import (
+from network_surgery.study.evidence.significance import Difference, family
+from network_surgery.study.experiments.isolation.curves import (
     GROWTHS,
     LOWEST,
     MEAN_L2,

@@ -13,17 +13,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ops import Anatomy, HiddenLayer, Operation, RandomRemove, Signals, SurgeryError, ZeroExpand, trial_surgery
-from ops.anatomy import evaluating
-from ops.errors import said
-from study import models
-from study.config import Settings
-from study.data import Dataset
-from study.errors import StudyError
-from study.experiments.isolation.curves import GROWTHS, RANKS, REMOVALS, REPLACED, Curves, Gatherer
-from study.experiments.isolation.random_weights import squared
-from study.training.run import make_optimizer
-from study.training.trainer import Batches, Trainer
+from network_surgery.ops import (
+    Anatomy,
+    HiddenLayer,
+    Operation,
+    RandomRemove,
+    Signals,
+    SurgeryError,
+    ZeroExpand,
+    trial_surgery,
+)
+from network_surgery.ops.anatomy import evaluating
+from network_surgery.ops.errors import said
+from network_surgery.study import models
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.isolation.curves import GROWTHS, RANKS, REMOVALS, REPLACED, Curves, Gatherer
+from network_surgery.study.experiments.isolation.random_weights import squared
+from network_surgery.study.training.run import make_optimizer
+from network_surgery.study.training.trainer import Batches, Trainer
 
 KEEPS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 GROWS = (0.25, 0.5, 1.0)

@@ -15,5 +15,5 @@
 ``figures``, ``report``
     The figures, the tests, the tables and the verdicts.
 
-    python -m study.experiments.pcns --data folder:MNIST --seeds 5 --out study/docs
+    python -m network_surgery.study.experiments.pcns --data folder:MNIST --seeds 5 --out study/docs
 """

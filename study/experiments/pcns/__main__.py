@@ -1,4 +1,4 @@
-"""``python -m study.experiments.pcns``: measures, draws and writes."""
+"""``python -m network_surgery.study.experiments.pcns``: measures, draws and writes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from study.experiments.pcns import figures
-from study.experiments.pcns.parallel import measure
-from study.experiments.pcns.report import report
+from network_surgery.study.experiments.pcns import figures
+from network_surgery.study.experiments.pcns.parallel import measure
+from network_surgery.study.experiments.pcns.report import report
 
 
 def main(

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from study.evidence.drawing import (
+from network_surgery.study.evidence.drawing import (
     BLACK,
     COLOURS,
     GREY,
@@ -20,10 +20,17 @@ from study.evidence.drawing import (
     log_scale,
     new_axes,
 )
-from study.experiments.pcns.parallel import Results
-from study.experiments.pcns.prediction import METHODS
-from study.experiments.pcns.samples import KEEP, expected
-from study.experiments.pcns.shrinking import EIGEN, OTHERS, PIVOTED, THRESHOLDS, UNINTERRUPTED, epochs_of
+from network_surgery.study.experiments.pcns.parallel import Results
+from network_surgery.study.experiments.pcns.prediction import METHODS
+from network_surgery.study.experiments.pcns.samples import KEEP, expected
+from network_surgery.study.experiments.pcns.shrinking import (
+    EIGEN,
+    OTHERS,
+    PIVOTED,
+    THRESHOLDS,
+    UNINTERRUPTED,
+    epochs_of,
+)
 
 LOOKS: dict[str, Look] = {
     UNINTERRUPTED: {"color": BLACK, "linestyle": ":", "marker": ""},

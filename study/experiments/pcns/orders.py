@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-from ops import PCNS, Signals, SurgeryError, apply
-from study.data import Dataset
-from study.experiments.pcns.trained import SETTINGS, Setting, Trained, cut
+from network_surgery.ops import PCNS, Signals, SurgeryError, apply
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments.pcns.trained import SETTINGS, Setting, Trained, cut
 
 ORDERS = ("last to first", "at once", "first to last")
 THRESHOLDS = (1e-1, 1e-2, 1e-3)

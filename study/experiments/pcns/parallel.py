@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from study import data
-from study.experiments.pcns import orders, prediction, samples, shrinking
-from study.experiments.pcns.orders import Ordered
-from study.experiments.pcns.prediction import Point
-from study.experiments.pcns.samples import Emitted, Sampled
-from study.experiments.pcns.shrinking import Found
-from study.experiments.pcns.trained import SETTINGS, Setting
-from study.experiments.processes import processes
+from network_surgery.study import data
+from network_surgery.study.experiments.pcns import orders, prediction, samples, shrinking
+from network_surgery.study.experiments.pcns.orders import Ordered
+from network_surgery.study.experiments.pcns.prediction import Point
+from network_surgery.study.experiments.pcns.samples import Emitted, Sampled
+from network_surgery.study.experiments.pcns.shrinking import Found
+from network_surgery.study.experiments.pcns.trained import SETTINGS, Setting
+from network_surgery.study.experiments.processes import processes
 
 #: Images of a source that are trained on, validation included, and that are tested on.
 IMAGES, TEST = 4000, 5000

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ops import PCNS, EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, Signals, trial_surgery
-from ops.prediction import predicted_loss_change
-from study.data import Dataset
-from study.experiments.pcns.trained import CPU, SETTINGS, Setting, Trained
-from study.training.trainer import Batches, evaluate
+from network_surgery.ops import (
+    PCNS,
+    EigenRemove,
+    MeanReplace,
+    MinWeight,
+    Operation,
+    RandomRemove,
+    Signals,
+    trial_surgery,
+)
+from network_surgery.ops.surgery.prediction import predicted_loss_change
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments.pcns.trained import CPU, SETTINGS, Setting, Trained
+from network_surgery.study.training.trainer import Batches, evaluate
 
 KEEPS = (0.9, 0.75, 0.5, 0.25, 0.1)
 #: Training images that the prediction looks at.

@@ -9,16 +9,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from study.evidence.drawing import Drawing
-from study.evidence.significance import Difference, family
-from study.experiments.pcns.figures import correlation
-from study.experiments.pcns.orders import ORDERS
-from study.experiments.pcns.orders import THRESHOLDS as ORDERED_AT
-from study.experiments.pcns.parallel import Results
-from study.experiments.pcns.prediction import IMAGES, METHODS
-from study.experiments.pcns.samples import DROPPED, KEEP, Emitted, expected
-from study.experiments.pcns.shrinking import EIGEN, OTHERS, PIVOTED, THRESHOLDS, UNINTERRUPTED, Found, epochs_of
-from study.experiments.pcns.trained import BATCH, SETTINGS, SHOWN
+from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.significance import Difference, family
+from network_surgery.study.experiments.pcns.figures import correlation
+from network_surgery.study.experiments.pcns.orders import ORDERS
+from network_surgery.study.experiments.pcns.orders import THRESHOLDS as ORDERED_AT
+from network_surgery.study.experiments.pcns.parallel import Results
+from network_surgery.study.experiments.pcns.prediction import IMAGES, METHODS
+from network_surgery.study.experiments.pcns.samples import DROPPED, KEEP, Emitted, expected
+from network_surgery.study.experiments.pcns.shrinking import (
+    EIGEN,
+    OTHERS,
+    PIVOTED,
+    THRESHOLDS,
+    UNINTERRUPTED,
+    Found,
+    epochs_of,
+)
+from network_surgery.study.experiments.pcns.trained import BATCH, SETTINGS, SHOWN
 
 #: (setting, threshold, arm, epochs after): accuracy of PCNS with the pivoted basis minus that of the arm.
 Tests = dict[tuple[str, float, str, int], Difference]
@@ -116,8 +124,8 @@ right after in %, by the number of images shown at once, at a dropped variance o
 
 {_predictions(results)}
 
-`python -m study.experiments.pcns --data {results.source} --seeds {results.seeds}`, on CPU; torch {torch.__version__},
-Python {platform.python_version()}.
+`python -m network_surgery.study.experiments.pcns --data {results.source} --seeds {results.seeds}`, on CPU; torch
+{torch.__version__}, Python {platform.python_version()}.
 """
 
 

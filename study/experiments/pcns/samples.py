@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import torch
 
-from ops import PCNS, HiddenLayer, Signals, SurgeryError, operate
-from ops.condensed import Condensed, components_needed, relative_error
-from study.data import Dataset
-from study.experiments.pcns.trained import SETTINGS, Setting, Trained
+from network_surgery.ops import PCNS, HiddenLayer, Signals, SurgeryError, operate
+from network_surgery.ops.maths.condensed import Condensed, components_needed, relative_error
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments.pcns.trained import SETTINGS, Setting, Trained
 
 #: Samples for each unit.
 RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ops import Anatomy, Operation, Plan, Signals, operate
-from study.data import Dataset
-from study.models import Shape
-from study.training.trainer import Batches, Shown, Trainer, evaluate
+from network_surgery.ops import Anatomy, Operation, Plan, Signals, operate
+from network_surgery.study.data import Dataset
+from network_surgery.study.models import Shape
+from network_surgery.study.training.trainer import Batches, Shown, Trainer, evaluate
 
 CPU = torch.device("cpu")
 BATCH, SHOWN = 64, 512

@@ -9,5 +9,5 @@ its measure of section 3.1: how many principal components a layer's outputs need
 ``figure``, ``report``
     The figure, the tests, the tables and the verdicts.
 
-    python -m study.experiments.redundancy --data folder:PATH --seeds 3 --out study/docs
+    python -m network_surgery.study.experiments.redundancy --data folder:PATH --seeds 3 --out study/docs
 """

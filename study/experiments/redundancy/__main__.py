@@ -1,4 +1,4 @@
-"""``python -m study.experiments.redundancy``: measures, draws and writes."""
+"""``python -m network_surgery.study.experiments.redundancy``: measures, draws and writes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from study.data import load
-from study.experiments.redundancy import figure
-from study.experiments.redundancy.measure import ARCHITECTURES, measure
-from study.experiments.redundancy.report import report
+from network_surgery.study.data import load
+from network_surgery.study.experiments.redundancy import figure
+from network_surgery.study.experiments.redundancy.measure import ARCHITECTURES, measure
+from network_surgery.study.experiments.redundancy.report import report
 
 
 def main(

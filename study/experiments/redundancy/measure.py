@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 from torch.optim import Adam
 
-from ops import PCNS, Anatomy, Plan, Signals, operate, trial_surgery
-from ops.condensed import components_needed, units_needed
-from ops.masks import parameters_of
-from study import models
-from study.data import Dataset, Images
-from study.experiments.processes import processes
-from study.training.trainer import Shown, Trainer, evaluate
+from network_surgery.ops import PCNS, Anatomy, Plan, Signals, operate, trial_surgery
+from network_surgery.ops.maths.condensed import components_needed, units_needed
+from network_surgery.ops.network.masks import parameters_of
+from network_surgery.study import models
+from network_surgery.study.data import Dataset, Images
+from network_surgery.study.experiments.processes import processes
+from network_surgery.study.training.trainer import Shown, Trainer, evaluate
 
 #: Networks of torchvision: the side of the images that they are given (the smallest that they take, 32 at least), and
 #: Adam's learning rate (those without norms do not learn at 1e-3).

@@ -9,11 +9,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from study.data import Dataset
-from study.evidence.drawing import Drawing
-from study.evidence.significance import Difference, family
-from study.experiments.redundancy.figure import fractions
-from study.experiments.redundancy.measure import ARCHITECTURES, BATCH, LOOK, SHARES, THRESHOLD, WIDEST, Measured, Seen
+from network_surgery.study.data import Dataset
+from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.significance import Difference, family
+from network_surgery.study.experiments.redundancy.figure import fractions
+from network_surgery.study.experiments.redundancy.measure import (
+    ARCHITECTURES,
+    BATCH,
+    LOOK,
+    SHARES,
+    THRESHOLD,
+    WIDEST,
+    Measured,
+    Seen,
+)
 
 Found = Mapping[str, Sequence[Measured]]
 #: Rows for each unit below which the draft's rule (5 to 10) is not met.
@@ -70,8 +79,8 @@ a unit (the draft asks for 5 to 10); components cannot outnumber rows.
 
 Signals in batches of {LOOK} training images, until every layer has ten rows for each unit or there are no more images.
 
-`python -m study.experiments.redundancy --data {source} --seeds {n} --epochs {epochs}`{_only(found)}, on CPU; torch
-{torch.__version__}, Python {platform.python_version()}.
+`python -m network_surgery.study.experiments.redundancy --data {source} --seeds {n} --epochs {epochs}`{_only(found)}, on
+CPU; torch {torch.__version__}, Python {platform.python_version()}.
 """
 
 

@@ -2,7 +2,7 @@
 
 Bias propagation is Evci's (2018, *Detecting dead weights and units*, chapter 3), least squares are the second half of
 PCNS (Rolet 2022, draft); BatchNorm's statistics belong to a network that is no more, and can be estimated anew. What
-each does is in ``ops.repair``.
+each does is in ``ops.surgery.repair``.
 
 ``arms``
     One trained network, halved in every layer at once by each removal with each chain of repairs, and trained on.
@@ -13,5 +13,5 @@ each does is in ``ops.repair``.
 ``figure``, ``report``
     The figure, the tests, the tables and the verdicts.
 
-    python -m study.experiments.repairs --data cifar10 --seeds 5 --out study/docs
+    python -m network_surgery.study.experiments.repairs --data cifar10 --seeds 5 --out study/docs
 """

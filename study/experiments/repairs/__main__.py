@@ -1,4 +1,4 @@
-"""``python -m study.experiments.repairs``: measures, draws and writes."""
+"""``python -m network_surgery.study.experiments.repairs``: measures, draws and writes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from study import data
-from study.errors import StudyError
-from study.experiments.repairs import figure
-from study.experiments.repairs.arms import thinned
-from study.experiments.repairs.parallel import measure
-from study.experiments.repairs.report import Asked, report
+from network_surgery.study import data
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.repairs import figure
+from network_surgery.study.experiments.repairs.arms import thinned
+from network_surgery.study.experiments.repairs.parallel import measure
+from network_surgery.study.experiments.repairs.report import Asked, report
 
 #: Training images, validation included, that are read; the halved network is trained on a part of them.
 IMAGES, VALIDATION = 4_000, 0.2

@@ -18,13 +18,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ops import PCNS, Anatomy, EigenRemove, MeanReplace, MinWeight, Moment, Operation, RandomRemove, Schedule, Step
-from study import models
-from study.config import Settings
-from study.data import Dataset
-from study.training.run import make_optimizer
-from study.training.theatre import Theatre, spikes
-from study.training.trainer import Batches, Trainer, evaluate
+from network_surgery.ops import (
+    PCNS,
+    Anatomy,
+    EigenRemove,
+    MeanReplace,
+    MinWeight,
+    Moment,
+    Operation,
+    RandomRemove,
+    Schedule,
+    Step,
+)
+from network_surgery.study import models
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset
+from network_surgery.study.training.run import make_optimizer
+from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.trainer import Batches, Trainer, evaluate
 
 #: A removal, given the fraction of units that stays and the seed.
 REMOVALS: dict[str, Callable[[float, int], Operation]] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib import style
 
-from study.evidence.drawing import BLACK, COLOURS, MARKERS, STYLE, Drawing, Look, new_axes
-from study.evidence.significance import half_interval
-from study.experiments.repairs.arms import ARMS, CHAINS, NOTHING, REMOVALS, Found
+from network_surgery.study.evidence.drawing import BLACK, COLOURS, MARKERS, STYLE, Drawing, Look, new_axes
+from network_surgery.study.evidence.significance import half_interval
+from network_surgery.study.experiments.repairs.arms import ARMS, CHAINS, NOTHING, REMOVALS, Found
 
 LINES = (":", "--", "-.", "-", (0, (4, 1, 1, 1, 1, 1)), "-")
 COLOUR = (BLACK, *COLOURS)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from study.data import Dataset
-from study.experiments.processes import processes
-from study.experiments.repairs import arms, at_once
-from study.experiments.repairs.arms import Found, Values
-from study.experiments.repairs.at_once import Right
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments.processes import processes
+from network_surgery.study.experiments.repairs import arms, at_once
+from network_surgery.study.experiments.repairs.arms import Found, Values
+from network_surgery.study.experiments.repairs.at_once import Right
 
 
 def measure(few: Dataset, many: Dataset, seeds: int, workers: int) -> tuple[Found, Right]:

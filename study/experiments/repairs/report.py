@@ -11,11 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from study.data import Dataset
-from study.evidence.drawing import Drawing
-from study.evidence.significance import Difference, family
-from study.experiments.repairs.arms import ARMS, BUILT_IN, NOTHING, REMOVALS, SETTING, Arm, Found, Values
-from study.experiments.repairs.at_once import DEEP, WHOLE, Right
+from network_surgery.study.data import Dataset
+from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.significance import Difference, family
+from network_surgery.study.experiments.repairs.arms import (
+    ARMS,
+    BUILT_IN,
+    NOTHING,
+    REMOVALS,
+    SETTING,
+    Arm,
+    Found,
+    Values,
+)
+from network_surgery.study.experiments.repairs.at_once import DEEP, WHOLE, Right
 
 BOTH = "least squares + batchnorm"
 #: The mean over the removals that every chain can follow, seed by seed.
@@ -105,10 +114,10 @@ def report(found: Found, right: Right, asked: Asked, drawing: Drawing, picture: 
     before = 100 * found[NOTHING]["accuracy"][:, 0].mean()
     return f"""# What is a repair worth?
 
-When units go, something can be put right (`ops/repair.py`): `bias` leaves the mean of what each of them sent on in the
-next layer's bias (Evci 2018, chapter 3), `least squares` refits the next layer to what it received before (the second
-half of PCNS, Rolet 2022), `batchnorm` estimates BatchNorm's running statistics anew. Here every removal is followed by
-every chain of them that makes a difference.
+When units go, something can be put right (`ops/surgery/repair.py`): `bias` leaves the mean of what each of them sent on
+in the next layer's bias (Evci 2018, chapter 3), `least squares` refits the next layer to what it received before (the
+second half of PCNS, Rolet 2022), `batchnorm` estimates BatchNorm's running statistics anew. Here every removal is
+followed by every chain of them that makes a difference.
 
 **Trained on.** `{settings.model}` (two convolutions with BatchNorm, a dense layer) on {len(few.train):,} images of
 {asked.name}, {len(few.validation):,} others for validation: Adam {settings.learning_rate:g}, batches of
@@ -170,8 +179,8 @@ squares in every column.
 
 * as above, over these {len(deep)} differences.
 
-`python -m study.experiments.repairs --data {asked.source} --seeds {n}`, on CPU ({platform.machine()}, {os.cpu_count()}
-cores, one thread a training); torch {torch.__version__}, Python {platform.python_version()}.
+`python -m network_surgery.study.experiments.repairs --data {asked.source} --seeds {n}`, on CPU ({platform.machine()},
+{os.cpu_count()} cores, one thread a training); torch {torch.__version__}, Python {platform.python_version()}.
 """
 
 

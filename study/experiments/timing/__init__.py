@@ -6,7 +6,7 @@ clock. The *interruptibility index* (Graham 2019, 3.1.4) is an epoch's seconds o
 operation takes less than 1 % of an epoch. An epoch is ``IMAGES`` images in batches of ``BATCH``, measured step by step.
 Prediction is ``complexity``'s work over the rates that this machine reached in the same run.
 
-    python -m study.experiments.timing --out study/docs
+    python -m network_surgery.study.experiments.timing --out study/docs
 
 ``measure``
     Every operation on every net, with the rates of the machine; ``complexity`` has the formulas.

@@ -1,4 +1,4 @@
-"""``python -m study.experiments.timing``: measures, draws and writes."""
+"""``python -m network_surgery.study.experiments.timing``: measures, draws and writes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Annotated
 import torch
 import typer
 
-from study.experiments.timing.figure import draw
-from study.experiments.timing.measure import CONV, DENSE, VGG_LAYERS, measure
-from study.experiments.timing.report import report
+from network_surgery.study.experiments.timing.figure import draw
+from network_surgery.study.experiments.timing.measure import CONV, DENSE, VGG_LAYERS, measure
+from network_surgery.study.experiments.timing.report import report
 
 
 def _sizes(text: str, all_of_them: tuple[int, ...]) -> tuple[int, ...]:

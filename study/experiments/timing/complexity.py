@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ops import (
+from network_surgery.ops import (
     PCNS,
     Compact,
     EigenRemove,
@@ -27,8 +27,8 @@ from ops import (
     WeakExpand,
     ZeroExpand,
 )  # fmt: skip
-from ops.anatomy import HiddenLayer
-from ops.hosvd import EXACT_UP_TO, FEW, ROUNDS, SPARE
+from network_surgery.ops.anatomy import HiddenLayer
+from network_surgery.ops.maths.hosvd import EXACT_UP_TO, FEW, ROUNDS, SPARE
 
 #: Kinds of floating-point operations: matrix products in double and in single precision, leading eigenvectors,
 #: eigenvalues, QR decompositions, and those with column pivoting.

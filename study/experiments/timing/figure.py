@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from matplotlib import style
 
-from study.evidence.drawing import BLACK, COLOURS, GREY, MARKERS, STYLE, Drawing, log_scale, new_axes
-from study.experiments.timing.measure import OPERATIONS, PIXELS, Found
+from network_surgery.study.evidence.drawing import BLACK, COLOURS, GREY, MARKERS, STYLE, Drawing, log_scale, new_axes
+from network_surgery.study.experiments.timing.measure import OPERATIONS, PIXELS, Found
 
 MORE = ("#882255", "#44AA99", "#332288", "#999933", "#AA4499")
 LOOKS = {

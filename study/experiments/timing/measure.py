@@ -13,7 +13,7 @@ import typer
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from ops import (
+from network_surgery.ops import (
     PCNS,
     Anatomy,
     Compact,
@@ -31,11 +31,11 @@ from ops import (
     ZeroExpand,
     apply,
 )
-from ops.hosvd import eigenvectors
-from study import models
-from study.experiments.timing import complexity
-from study.experiments.timing.complexity import Sizes
-from study.training.trainer import clock, steps_per_epoch
+from network_surgery.ops.maths.hosvd import eigenvectors
+from network_surgery.study import models
+from network_surgery.study.experiments.timing import complexity
+from network_surgery.study.experiments.timing.complexity import Sizes
+from network_surgery.study.training.trainer import clock, steps_per_epoch
 
 IMAGES, BATCH, SIGNAL_IMAGES, PIXELS = 50_000, 64, 512, 8
 OPERATIONS: dict[str, Operation] = {

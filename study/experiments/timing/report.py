@@ -8,10 +8,10 @@ from statistics import median
 
 import torch
 
-from study.experiments.timing.complexity import FORMULAS
-from study.experiments.timing.figure import draw, spoken
-from study.experiments.timing.measure import BATCH, IMAGES, SIGNAL_IMAGES, Found, Timing
-from study.training.trainer import steps_per_epoch
+from network_surgery.study.experiments.timing.complexity import FORMULAS
+from network_surgery.study.experiments.timing.figure import draw, spoken
+from network_surgery.study.experiments.timing.measure import BATCH, IMAGES, SIGNAL_IMAGES, Found, Timing
+from network_surgery.study.training.trainer import steps_per_epoch
 
 
 def report(found: Found, picture: str) -> str:
@@ -71,7 +71,7 @@ of a product; {slower} times. {near:.0%} of {len(off)} predictions lie within a 
 The thesis (3.1.4) puts EigenRemove at O(r² m) and WeakExpand at O(n log n). The first leaves out the Gram matrix or
 the singular value decomposition that finds the subspace, the second that the weights of every copy are written.
 
-`python -m study.experiments.timing --sizes {sizes} --repeats {found.repeats} --limit {found.limit:g}`,
+`python -m network_surgery.study.experiments.timing --sizes {sizes} --repeats {found.repeats} --limit {found.limit:g}`,
 {found.device}, {found.threads} thread(s) of a shared machine; medians [lowest – highest]; an operation that took over
 {found.limit:g} s was not measured on larger nets. torch {torch.__version__}, Python {platform.python_version()}.
 """

@@ -11,5 +11,5 @@
 ``claims``, ``figures``, ``report``
     What the thesis says asked of the numbers, the figures, the page.
 
-    python -m study.experiments.units --data folder:PATH --seeds 5 --out study/docs
+    python -m network_surgery.study.experiments.units --data folder:PATH --seeds 5 --out study/docs
 """

@@ -1,4 +1,4 @@
-"""``python -m study.experiments.units``: measures, draws and writes."""
+"""``python -m network_surgery.study.experiments.units``: measures, draws and writes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from study.errors import StudyError
-from study.experiments import evci
-from study.experiments.evci import Asked
-from study.experiments.units import figures
-from study.experiments.units.looks import Looking
-from study.experiments.units.parallel import Size, measure
-from study.experiments.units.report import report
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import Asked
+from network_surgery.study.experiments.units import figures
+from network_surgery.study.experiments.units.looks import Looking
+from network_surgery.study.experiments.units.parallel import Size, measure
+from network_surgery.study.experiments.units.report import report
 
 
 def main(
@@ -46,7 +46,7 @@ def main(
     source = "folder:PATH" if images.startswith("folder:") else images
     few = f" --images {most}" if most else ""
     asked = f"--data {source} --name {called!r}{few} --seeds {seeds} --iterations {iterations}"
-    command = f"python -m study.experiments.units {asked}"
+    command = f"python -m network_surgery.study.experiments.units {asked}"
     out.mkdir(parents=True, exist_ok=True)
     drawings = figures.draw(rows)
     files = {key: f"{page}{key.removeprefix('units')}.png" for key in drawings}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.experiments.rows import Claim, Row, grid
-from study.experiments.units.schedule import RESTART, UNPRUNED
+from network_surgery.study.experiments.rows import Claim, Row, grid
+from network_surgery.study.experiments.units.schedule import RESTART, UNPRUNED
 
 LAYERS = ("conv1", "conv2", "fc1")
 HALF = 0.5

@@ -8,13 +8,23 @@ import numpy as np
 from matplotlib import style
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from study.evidence.drawing import BLACK, COLOURS, GREY, MARKERS, STYLE, Drawing, Look, log_scale, new_axes
-from study.evidence.significance import half_interval
-from study.experiments import magnitude_maps
-from study.experiments.rows import Row, grid
-from study.experiments.units.claims import HALF, LAYERS, change, ends
-from study.experiments.units.looks import LEFT, SCORES
-from study.experiments.units.schedule import RESTART, UNPRUNED
+from network_surgery.study.evidence.drawing import (
+    BLACK,
+    COLOURS,
+    GREY,
+    MARKERS,
+    STYLE,
+    Drawing,
+    Look,
+    log_scale,
+    new_axes,
+)
+from network_surgery.study.evidence.significance import half_interval
+from network_surgery.study.experiments import magnitude_maps
+from network_surgery.study.experiments.rows import Row, grid
+from network_surgery.study.experiments.units.claims import HALF, LAYERS, change, ends
+from network_surgery.study.experiments.units.looks import LEFT, SCORES
+from network_surgery.study.experiments.units.schedule import RESTART, UNPRUNED
 
 ACTIVATIONS = ("ReLU", "tanh")
 #: Below this change of the loss the scale is linear, so that negative changes have a place.

@@ -15,17 +15,17 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from ops import Anatomy, HiddenLayer, Signals, trial_surgery
-from ops.min_weight import strongest
-from ops.plan import Plan
-from ops.repair import leave
-from ops.replacement import REPLACEMENTS, constants
-from ops.unit_scores import unit_scores
-from study.data import Dataset
-from study.experiments import evci
-from study.experiments.evci import Tail
-from study.experiments.rows import Row
-from study.training.trainer import Trainer
+from network_surgery.ops import Anatomy, HiddenLayer, Signals, trial_surgery
+from network_surgery.ops.operations.min_weight import strongest
+from network_surgery.ops.plan import Plan
+from network_surgery.ops.signals.replacement import REPLACEMENTS, constants
+from network_surgery.ops.signals.unit_scores import unit_scores
+from network_surgery.ops.surgery.repair import leave
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import Tail
+from network_surgery.study.experiments.rows import Row
+from network_surgery.study.training.trainer import Trainer
 
 #: The thesis's four first (its norms are of a unit's own, incoming weights), then those that it does not have.
 SCORES: tuple[str, ...] = ("mrp", "mrs", "l1_in", "l2_in", "l1", "l2", "variance", "taylor", "random")

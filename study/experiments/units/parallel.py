@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from study.data import Dataset
-from study.experiments import evci
-from study.experiments.evci import NETWORKS
-from study.experiments.rows import Rows, measured
-from study.experiments.units.looks import Looking, looked
-from study.experiments.units.schedule import TENTHS, UNPRUNED, Training, arms, readings
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import NETWORKS
+from network_surgery.study.experiments.rows import Rows, measured
+from network_surgery.study.experiments.units.looks import Looking, looked
+from network_surgery.study.experiments.units.schedule import TENTHS, UNPRUNED, Training, arms, readings
 
 #: Which scores choose in the short training, and in the one of as many iterations as the thesis's.
 MANY = ("mrs", "mrp", "l2_in", "random")

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from study.evidence.drawing import Drawing
-from study.evidence.significance import half_interval
-from study.experiments import evci
-from study.experiments.evci import Asked
-from study.experiments.rows import Row, grid, spread, told
-from study.experiments.units import claims, figures
-from study.experiments.units.claims import LAYERS, change, ends
-from study.experiments.units.looks import LEFT, SCORES
-from study.experiments.units.schedule import PLAN, RESTART, UNPRUNED, parameters_left
+from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.significance import half_interval
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import Asked
+from network_surgery.study.experiments.rows import Row, grid, spread, told
+from network_surgery.study.experiments.units import claims, figures
+from network_surgery.study.experiments.units.claims import LAYERS, change, ends
+from network_surgery.study.experiments.units.looks import LEFT, SCORES
+from network_surgery.study.experiments.units.schedule import PLAN, RESTART, UNPRUNED, parameters_left
 
 
 def report(rows: Sequence[Row], asked: Asked, drawings: Mapping[str, Drawing], files: Mapping[str, str]) -> str:

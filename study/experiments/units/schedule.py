@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ops import (
+from network_surgery.ops import (
     Anatomy,
     HiddenLayer,
     MeanReplace,
@@ -26,15 +26,15 @@ from ops import (
     describe,
     trial_surgery,
 )
-from ops.masks import parameters_of
-from study import models
-from study.data import Dataset
-from study.experiments import evci
-from study.experiments.rows import Row
-from study.experiments.units.looks import removed
-from study.training.restart import renew
-from study.training.theatre import Theatre, spikes
-from study.training.trainer import steps_per_epoch
+from network_surgery.ops.network.masks import parameters_of
+from network_surgery.study import models
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.rows import Row
+from network_surgery.study.experiments.units.looks import removed
+from network_surgery.study.training.restart import renew
+from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.trainer import steps_per_epoch
 
 #: After which tenth of training which fraction of the units is gone.
 PLAN = ((2, 0.1), (3, 0.2), (4, 0.4), (5, 0.6))

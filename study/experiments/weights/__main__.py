@@ -1,4 +1,4 @@
-"""``python -m study.experiments.weights``: measures, draws and writes."""
+"""``python -m network_surgery.study.experiments.weights``: measures, draws and writes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from study.errors import StudyError
-from study.experiments import evci
-from study.experiments.evci import Asked
-from study.experiments.weights import figures
-from study.experiments.weights.looks import Looking
-from study.experiments.weights.parallel import LOOKING, Size, measure
-from study.experiments.weights.report import report
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import Asked
+from network_surgery.study.experiments.weights import figures
+from network_surgery.study.experiments.weights.looks import Looking
+from network_surgery.study.experiments.weights.parallel import LOOKING, Size, measure
+from network_surgery.study.experiments.weights.report import report
 
 
 def main(
@@ -42,7 +42,7 @@ def main(
     source = "folder:PATH" if images.startswith("folder:") else images
     few = f" --images {most}" if most else ""
     asked = f"--data {source} --name {called!r}{few} --seeds {seeds} --iterations {iterations}"
-    command = f"python -m study.experiments.weights {asked}"
+    command = f"python -m network_surgery.study.experiments.weights {asked}"
     out.mkdir(parents=True, exist_ok=True)
     drawings = figures.draw(rows)
     files = {key: f"{page}{key.removeprefix('weights')}.png" for key in drawings}

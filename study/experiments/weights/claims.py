@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.experiments.rows import Claim, Row, grid
-from study.experiments.weights.looks import MEASURED, TAYLOR
-from study.experiments.weights.schedule import F_NZ, UNPRUNED
+from network_surgery.study.experiments.rows import Claim, Row, grid
+from network_surgery.study.experiments.weights.looks import MEASURED, TAYLOR
+from network_surgery.study.experiments.weights.schedule import F_NZ, UNPRUNED
 
 ACTIVATIONS = ("ReLU", "tanh")
 #: The layer whose weights are measured one by one, and one that is not.

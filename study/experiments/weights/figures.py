@@ -9,13 +9,32 @@ import numpy as np
 from matplotlib import style
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from study.evidence.drawing import BLACK, COLOURS, GREY, MARKERS, STYLE, Drawing, Look, log_scale, new_axes
-from study.evidence.significance import half_interval
-from study.experiments import magnitude_maps
-from study.experiments.rows import Row, grid
-from study.experiments.weights.claims import ACTIVATIONS, DENSE, FIRST, change, compact, dependency, ends, ranks
-from study.experiments.weights.looks import MEASURED, SCORES, SIGNED, TAYLOR
-from study.experiments.weights.schedule import COMPACTED, F_NZ, UNPRUNED
+from network_surgery.study.evidence.drawing import (
+    BLACK,
+    COLOURS,
+    GREY,
+    MARKERS,
+    STYLE,
+    Drawing,
+    Look,
+    log_scale,
+    new_axes,
+)
+from network_surgery.study.evidence.significance import half_interval
+from network_surgery.study.experiments import magnitude_maps
+from network_surgery.study.experiments.rows import Row, grid
+from network_surgery.study.experiments.weights.claims import (
+    ACTIVATIONS,
+    DENSE,
+    FIRST,
+    change,
+    compact,
+    dependency,
+    ends,
+    ranks,
+)
+from network_surgery.study.experiments.weights.looks import MEASURED, SCORES, SIGNED, TAYLOR
+from network_surgery.study.experiments.weights.schedule import COMPACTED, F_NZ, UNPRUNED
 
 #: Below this change of the loss the scale is linear, so that negative changes have a place.
 LINEAR = 0.01

@@ -16,12 +16,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ops.weight_scores import weight_scores
-from study.data import Dataset
-from study.experiments import evci
-from study.experiments.evci import Tail
-from study.experiments.rows import Row
-from study.training.trainer import Trainer
+from network_surgery.ops.signals.weight_scores import weight_scores
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import Tail
+from network_surgery.study.experiments.rows import Row
+from network_surgery.study.training.trainer import Trainer
 
 #: Approximations of the change of the loss, and that change, measured weight by weight.
 TAYLOR, MEASURED = ("taylor1", "taylor2", "hessian"), "loss_change"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from study.data import Dataset
-from study.experiments.evci import NETWORKS
-from study.experiments.rows import Rows, measured
-from study.experiments.weights.looks import Looking, looked
-from study.experiments.weights.schedule import Training, arms
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments.evci import NETWORKS
+from network_surgery.study.experiments.rows import Rows, measured
+from network_surgery.study.experiments.weights.looks import Looking, looked
+from network_surgery.study.experiments.weights.schedule import Training, arms
 
 LOOKING, TRAINING = Looking(), Training()
 

@@ -9,16 +9,26 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from study import models
-from study.evidence.drawing import Drawing
-from study.evidence.significance import half_interval
-from study.experiments import evci
-from study.experiments.evci import Asked
-from study.experiments.rows import Row, grid, spread, told
-from study.experiments.weights import claims, figures
-from study.experiments.weights.claims import ACTIVATIONS, DENSE, FIRST, MOST, change, compact, ends, growth, ranks
-from study.experiments.weights.looks import MEASURED, SCORES, TAYLOR
-from study.experiments.weights.schedule import F_NZ, PLAN, UNPRUNED
+from network_surgery.study import models
+from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.significance import half_interval
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import Asked
+from network_surgery.study.experiments.rows import Row, grid, spread, told
+from network_surgery.study.experiments.weights import claims, figures
+from network_surgery.study.experiments.weights.claims import (
+    ACTIVATIONS,
+    DENSE,
+    FIRST,
+    MOST,
+    change,
+    compact,
+    ends,
+    growth,
+    ranks,
+)
+from network_surgery.study.experiments.weights.looks import MEASURED, SCORES, TAYLOR
+from network_surgery.study.experiments.weights.schedule import F_NZ, PLAN, UNPRUNED
 
 
 def report(rows: Sequence[Row], asked: Asked, drawings: Mapping[str, Drawing], files: Mapping[str, str]) -> str:
@@ -33,8 +43,8 @@ def report(rows: Sequence[Row], asked: Asked, drawings: Mapping[str, Drawing], f
 
 Evci 2018 (chapter 2) prunes single weights of a small network while it trains, by their size and by what the loss would
 change without them: measured one by one (`loss_change`), in first order (`taylor1`), with curvature (`taylor2`,
-`hessian`; `ops/weight_scores.py`), and by the absolute values of these. This page asks again what was found there, with
-other seeds and with tests.
+`hessian`; `ops/signals/weight_scores.py`), and by the absolute values of these. This page asks again what was found
+there, with other seeds and with tests.
 
 {evci.trained_on(asked, seeds)}
 The thesis has 60,000 images, so that its five epochs are 9,375 iterations; looks are taken after

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ops import Anatomy, Moment, PruneWeights, Schedule, Signals, Step, compact
-from ops.anatomy import WHOLE, evaluating
-from ops.masks import parameters_of
-from study.data import Dataset
-from study.experiments import evci
-from study.experiments.evci import CPU
-from study.experiments.rows import Row
-from study.training.theatre import Theatre, spikes
-from study.training.trainer import Batches, Trainer, evaluate, steps_per_epoch
+from network_surgery.ops import Anatomy, Moment, PruneWeights, Schedule, Signals, Step, compact
+from network_surgery.ops.anatomy import WHOLE, evaluating
+from network_surgery.ops.network.masks import parameters_of
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import CPU
+from network_surgery.study.experiments.rows import Row
+from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.trainer import Batches, Trainer, evaluate, steps_per_epoch
 
 #: After which tenth of training which fraction of the weights is zero.
 PLAN = ((2, 0.2), (3, 0.5), (4, 0.8), (5, 0.9))

@@ -15,5 +15,5 @@ gradients and never part; uneven and signed shares part them.
 ``figure``, ``report``
     The figure, the tests, the tables and the verdicts.
 
-    python -m study.experiments.widening --seeds 20 --out study/docs
+    python -m network_surgery.study.experiments.widening --seeds 20 --out study/docs
 """

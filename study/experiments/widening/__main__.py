@@ -1,4 +1,4 @@
-"""``python -m study.experiments.widening``: measures, draws and writes."""
+"""``python -m network_surgery.study.experiments.widening``: measures, draws and writes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from study.experiments.widening import figure
-from study.experiments.widening.parallel import measure
-from study.experiments.widening.report import report
+from network_surgery.study.experiments.widening import figure
+from network_surgery.study.experiments.widening.parallel import measure
+from network_surgery.study.experiments.widening.report import report
 
 
 def main(

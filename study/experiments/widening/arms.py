@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ops import Anatomy, Operation, WeakExpand, ZeroExpand, operate
-from ops.optimizer_state import forget
-from study.experiments.widening.training import OPTIMIZERS, Pictures, copies, fit, look, pictures
+from network_surgery.ops import Anatomy, Operation, WeakExpand, ZeroExpand, operate
+from network_surgery.ops.network.optimizer_state import forget
+from network_surgery.study.experiments.widening.training import OPTIMIZERS, Pictures, copies, fit, look, pictures
 
 
 def dense(units: int) -> nn.Sequential:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from study.experiments.processes import processes
-from study.experiments.widening import arms, regularized
-from study.experiments.widening.arms import Found
-from study.experiments.widening.regularized import Moments
+from network_surgery.study.experiments.processes import processes
+from network_surgery.study.experiments.widening import arms, regularized
+from network_surgery.study.experiments.widening.arms import Found
+from network_surgery.study.experiments.widening.regularized import Moments
 
 
 def measure(seeds: int, workers: int) -> tuple[Found, Moments]:

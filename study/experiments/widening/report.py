@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from study.evidence.drawing import Drawing
-from study.evidence.significance import Difference, family
-from study.experiments.widening import regularized
-from study.experiments.widening.arms import CODE, LATER, SETTINGS, TWIN, Found
-from study.experiments.widening.regularized import FACTORS, Moments
-from study.experiments.widening.training import BATCH
+from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.significance import Difference, family
+from network_surgery.study.experiments.widening import regularized
+from network_surgery.study.experiments.widening.arms import CODE, LATER, SETTINGS, TWIN, Found
+from network_surgery.study.experiments.widening.regularized import FACTORS, Moments
+from network_surgery.study.experiments.widening.training import BATCH
 
 #: Copies nearer than this, relative to their length, have not parted, and factors nearer to 1 are 1: rounding.
 ROUNDING = 1e-4
@@ -132,7 +132,7 @@ epochs. * as above, over the {len(at_once)} tests of this section.
 
 {_table_regularized(moments, at_once)}
 
-`python -m study.experiments.widening --seeds {n}`, on CPU; torch {torch.__version__}, Python
+`python -m network_surgery.study.experiments.widening --seeds {n}`, on CPU; torch {torch.__version__}, Python
 {platform.python_version()}.
 """
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
-from ops.anatomy import evaluating
-from study import data
-from study.training.trainer import Batches
+from network_surgery.ops.anatomy import evaluating
+from network_surgery.study import data
+from network_surgery.study.training.trainer import Batches
 
 BATCH = 32
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {

@@ -9,8 +9,8 @@ MLflow: a final network reaches it as a file in the study's folder.
 
 from __future__ import annotations
 
-from study.errors import StudyError
-from study.evidence.results import Folder
+from network_surgery.study.errors import StudyError
+from network_surgery.study.evidence.results import Folder
 
 __all__ = ["check_server", "default_uri", "page"]
 
@@ -53,7 +53,7 @@ def page(folder: Folder) -> str:
     """Where a study's runs are, behind the address of an MLflow server that shows its database."""
     import mlflow
 
-    from study.search.tracking.views import FIRST
+    from network_surgery.study.search.tracking.views import FIRST
 
     experiment = mlflow.MlflowClient(default_uri(folder)).get_experiment_by_name(EXPERIMENT)
     if experiment is None:

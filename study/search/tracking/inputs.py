@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.data import Dataset, Images
+from network_surgery.study.data import Dataset, Images
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from study.config import Settings
-from study.data import Dataset
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -24,12 +24,12 @@ def write(place: Path, network: Path, settings: Settings, data: Dataset, logged:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from study.network import recipe
+    from network_surgery.study.network import recipe
 
     number = np.dtype(np.float32)
     images, scores = TensorSpec(number, (-1, *data.shape)), TensorSpec(number, (-1, len(data.classes)))
     mlflow.pyfunc.save_model(
-        place, loader_module="study.network", data_path=str(network),
+        place, loader_module="network_surgery.study.network", data_path=str(network),
         model_config=recipe(settings.model, data.shape, len(data.classes)),
         signature=ModelSignature(Schema([images]), Schema([scores])),
         metadata={"classes": list(data.classes), "inputs": "pixels from 0 … 255 scaled to -1 … 1"},

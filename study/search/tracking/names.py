@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import study
-from study.arms import SHORT
-from study.evidence.comparison import describe
-from study.evidence.results import Folder
-from study.training.run import Cell
+from network_surgery import study
+from network_surgery.study.arms import SHORT
+from network_surgery.study.evidence.comparison import describe
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.training.run import Cell
 
 STUDY, CELL = "network_surgery.study", "network_surgery.cell"
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.data import Dataset
-from study.evidence import trainings
-from study.evidence.results import Folder
-from study.search.tracking import EXPERIMENT, default_uri, inputs, measures, model, names
-from study.search.tracking.machine import Machine
-from study.search.tracking.views import view_tags
-from study.training.run import Cell
+from network_surgery.study.data import Dataset
+from network_surgery.study.evidence import trainings
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.search.tracking import EXPERIMENT, default_uri, inputs, measures, model, names
+from network_surgery.study.search.tracking.machine import Machine
+from network_surgery.study.search.tracking.views import view_tags
+from network_surgery.study.training.run import Cell
 
 #: Seconds between tries to reach a server that is away, and how long the end of a study waits for it.
 RETRY_SECONDS, PATIENCE_SECONDS = 5.0, 30.0

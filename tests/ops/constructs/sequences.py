@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ops import free_attention
+from network_surgery.ops import free_attention
 from tests.ops.constructs.base import Construct, Shape, need, parameter, width
 from tests.ops.constructs.channels import on_channels
 from tests.ops.constructs.dense import DENSE

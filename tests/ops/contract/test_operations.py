@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ops import (
+from network_surgery.ops import (
     OPERATIONS,
     PCNS,
     Anatomy,
@@ -23,9 +23,9 @@ from ops import (
     operate,
     trial_surgery,
 )  # fmt: skip
-from ops.anatomy import call
-from ops.architecture import sizes
-from ops.schedule import Moment, Schedule
+from network_surgery.ops.anatomy import call
+from network_surgery.ops.network.architecture import sizes
+from network_surgery.ops.schedule import Moment, Schedule
 from tests.ops.networks import NETWORKS, build, difference, loss, outputs, train
 
 OPTIMIZERS = {
@@ -255,7 +255,7 @@ def test_is_plain_data_in_a_schedule(operation):
     case = Case(operation, "mlp")
     step = Step(Moment(1), "0", case.operation)
     assert Schedule.from_data(Schedule((step,)).to_data()) == Schedule((step,))
-    assert repr(eval(repr(case.operation), dict(vars(__import__("ops"))))) == repr(case.operation)
+    assert repr(eval(repr(case.operation), dict(vars(__import__("network_surgery.ops").ops)))) == repr(case.operation)
 
 
 @pytest.mark.parametrize("grow", [0.3, 1.0, 2.5])

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import optuna
 
-from search_spaces import SPACES
-from study.arms import rivals
-from study.config import Settings
-from study.evidence.comparison import choose
-from study.evidence.results import Folder, Record
-from study.training.run import Cell
-from study.training.theatre import spikes
+from network_surgery.search_spaces import SPACES
+from network_surgery.study.arms import rivals
+from network_surgery.study.config import Settings
+from network_surgery.study.evidence.comparison import choose
+from network_surgery.study.evidence.results import Folder, Record
+from network_surgery.study.training.run import Cell
+from network_surgery.study.training.theatre import spikes
 
 PER_EPOCH = 34
 PARAMETERS = 800  # for each unit

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ops import OPERATIONS, Moment, Schedule, Step
-from study.arms import RIVALS
-from study.config import ARMS, Settings
-from study.errors import StudyError
-from study.evidence import comparison
-from study.evidence.results import Folder, Record
-from study.evidence.significance import bootstrap, effect, holm, paired, permutation, seeds_needed
-from study.training.run import Cell
+from network_surgery.ops import OPERATIONS, Moment, Schedule, Step
+from network_surgery.study.arms import RIVALS
+from network_surgery.study.config import ARMS, Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.evidence import comparison
+from network_surgery.study.evidence.results import Folder, Record
+from network_surgery.study.evidence.significance import bootstrap, effect, holm, paired, permutation, seeds_needed
+from network_surgery.study.training.run import Cell
 
 THREE = ("original", "surgery", "restart")
 BETTER = r" is better by (\S+) points \(95 % interval (\S+) to (\S+), n = 5\)\."

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from study.evidence import figures
-from study.evidence.figures import reading
-from study.evidence.figures.trials import pareto_front
-from study.evidence.front import front
+from network_surgery.study.evidence import figures
+from network_surgery.study.evidence.figures import reading
+from network_surgery.study.evidence.figures.trials import pareto_front
+from network_surgery.study.evidence.front import front
 
 #: The figures of the samples below: the importance of parameters wants more trials, a front several objectives.
 DRAWN = figures.FIGURES.keys() - {"importance", "front"}

@@ -16,11 +16,11 @@ import pytest
 from optuna.trial import create_trial
 from rich.console import Console
 
-from study import conduct
-from study.config import Settings
-from study.evidence import front
-from study.evidence.results import Folder
-from study.training.run import Cell
+from network_surgery.study import conduct
+from network_surgery.study.config import Settings
+from network_surgery.study.evidence import front
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.training.run import Cell
 
 matplotlib.use("agg")
 

@@ -12,11 +12,11 @@ from typing import Any
 import optuna
 import pytest
 
-from search_spaces import SPACES
-from study.conduct import write_report
-from study.evidence import importance
-from study.evidence.figures.importance import importance as figure
-from study.evidence.results import Folder
+from network_surgery.search_spaces import SPACES
+from network_surgery.study.conduct import write_report
+from network_surgery.study.evidence import importance
+from network_surgery.study.evidence.figures.importance import importance as figure
+from network_surgery.study.evidence.results import Folder
 from tests.study.evidence import made
 
 LAYERS = {"a": 32, "b": 64, "c": 64}

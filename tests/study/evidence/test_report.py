@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from study.evidence import figures, report
-from study.evidence.comparison import describe
+from network_surgery.study.evidence import figures, report
+from network_surgery.study.evidence.comparison import describe
 from tests.study.evidence.test_figures import DRAWN, sample, verdict
 
 EMPTY = {"meta", "link", "img", "br"}

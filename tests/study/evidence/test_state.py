@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from study.conduct import show, write_report
-from study.evidence.results import Folder
-from study.evidence.state import state
+from network_surgery.study.conduct import show, write_report
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.evidence.state import state
 from tests.study.evidence import made
 
 LAYERS = {"a": 16, "b": 24}
 HOLD = """
 import sys
 from pathlib import Path
-from study.evidence.results import Folder
+from network_surgery.study.evidence.results import Folder
 with Folder.open(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     sys.stdin.read()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from study import conduct
-from study.config import Settings
-from study.evidence import thesis, thesis_figures
-from study.evidence.results import Folder
-from study.training.run import Cell
+from network_surgery.study import conduct
+from network_surgery.study.config import Settings
+from network_surgery.study.evidence import thesis, thesis_figures
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.training.run import Cell
 
 SETTINGS = Settings(space="thesis", sampler="grid", model="vgg16", epochs=50, arms=("original", "surgery"))
 OPERATIONS = ("EigenRemove(keep=0.5)", "conv10"), ("EigenRemove(keep=0.5)", "conv7"), ("EigenRemove(keep=0.5)", "fc1")

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from study.config import Settings
-from study.evidence import comparison, report, wording
-from study.evidence.figures import time_to_accuracy as figure
-from study.evidence.results import Folder
-from study.evidence.significance import seeds_needed
-from study.evidence.state import state
-from study.evidence.time_to_accuracy import ENOUGH, Times, arrival, contrasts, summary, targets, times
-from study.training.run import Cell
+from network_surgery.study.config import Settings
+from network_surgery.study.evidence import comparison, report, wording
+from network_surgery.study.evidence.figures import time_to_accuracy as figure
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.evidence.significance import seeds_needed
+from network_surgery.study.evidence.state import state
+from network_surgery.study.evidence.time_to_accuracy import ENOUGH, Times, arrival, contrasts, summary, targets, times
+from network_surgery.study.training.run import Cell
 
 STEP = {"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
 

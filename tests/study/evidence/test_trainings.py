@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from study.evidence.results import Record
-from study.evidence.trainings import table
-from study.training.run import Cell
+from network_surgery.study.evidence.results import Record
+from network_surgery.study.evidence.trainings import table
+from network_surgery.study.training.run import Cell
 
 STEP = {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
 

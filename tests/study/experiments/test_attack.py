@@ -12,22 +12,22 @@ import pytest
 import torch
 from torch import nn
 
-from ops import Anatomy, Signals
-from ops.dead_units import frozen_units
-from ops.unit_scores import unit_scores
-from study import data, models
-from study.errors import StudyError
-from study.experiments.attack import __main__ as command
-from study.experiments.attack import parallel
-from study.experiments.attack.arms import ATTACKS, CPU, NONE, Network, Setting, Watcher, train
-from study.experiments.attack.attacker import Attack, Attacker
-from study.experiments.attack.claims import claims
-from study.experiments.attack.findings import against, effects, kills, majority
-from study.experiments.attack.parallel import of_seed
-from study.experiments.attack.results import Results
-from study.experiments.attack.watch import MEASURES, seen
-from study.experiments.repairs.arms import thinned
-from study.training.trainer import Callback, Trainer
+from network_surgery.ops import Anatomy, Signals
+from network_surgery.ops.operations.dead_units import frozen_units
+from network_surgery.ops.signals.unit_scores import unit_scores
+from network_surgery.study import data, models
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.attack import __main__ as command
+from network_surgery.study.experiments.attack import parallel
+from network_surgery.study.experiments.attack.arms import ATTACKS, CPU, NONE, Network, Setting, Watcher, train
+from network_surgery.study.experiments.attack.attacker import Attack, Attacker
+from network_surgery.study.experiments.attack.claims import claims
+from network_surgery.study.experiments.attack.findings import against, effects, kills, majority
+from network_surgery.study.experiments.attack.parallel import of_seed
+from network_surgery.study.experiments.attack.results import Results
+from network_surgery.study.experiments.attack.watch import MEASURES, seen
+from network_surgery.study.experiments.repairs.arms import thinned
+from network_surgery.study.training.trainer import Callback, Trainer
 
 pytestmark = pytest.mark.slow
 

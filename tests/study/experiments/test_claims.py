@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from study.data import load
-from study.experiments.claims import __main__ as command
-from study.experiments.claims import arms, figure, parallel, race, verdicts
-from study.experiments.claims.arms import (
+from network_surgery.study.data import load
+from network_surgery.study.experiments.claims import __main__ as command
+from network_surgery.study.experiments.claims import arms, figure, parallel, race, verdicts
+from network_surgery.study.experiments.claims.arms import (
     CNN,
     DENSE,
     EARLY,

@@ -9,9 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from study.experiments import heuristics
-from study.experiments.heuristics import DELTAS, FREQUENCIES, HIGH, MOMENTS, SIZES, WEIGHTS, advantage, claims, text
-from study.experiments.rows import Row, told
+from network_surgery.study.experiments import heuristics
+from network_surgery.study.experiments.heuristics import (
+    DELTAS,
+    FREQUENCIES,
+    HIGH,
+    MOMENTS,
+    SIZES,
+    WEIGHTS,
+    advantage,
+    claims,
+    text,
+)
+from network_surgery.study.experiments.rows import Row, told
 
 Gain = Callable[[str, str, str], float]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from ops import Anatomy, Signals, operate
-from study import data
-from study.cli import main
-from study.config import compose
-from study.experiments.isolation import random_weights, trained
-from study.experiments.isolation.curves import (
+from network_surgery.ops import Anatomy, Signals, operate
+from network_surgery.study import data
+from network_surgery.study.cli import main
+from network_surgery.study.config import compose
+from network_surgery.study.experiments.isolation import random_weights, trained
+from network_surgery.study.experiments.isolation.curves import (
     GROWTHS,
     MIN_WEIGHT,
     RANKS,
@@ -25,8 +25,8 @@ from study.experiments.isolation.curves import (
     Curves,
     eigen,
 )
-from study.experiments.isolation.random_weights import Iteration, one_thread_each, squared
-from study.experiments.isolation.statements import CONTRARY, HOLDS, UNDECIDED, judge
+from network_surgery.study.experiments.isolation.random_weights import Iteration, one_thread_each, squared
+from network_surgery.study.experiments.isolation.statements import CONTRARY, HOLDS, UNDECIDED, judge
 
 CPU = torch.device("cpu")
 WIDTH, STEP = 32, 6

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ops import MinWeight
-from study import data, models
-from study.experiments import optimizer_state
-from study.experiments.optimizer_state import ARMS, OPERATIONS, OPTIMIZERS
-from study.training.trainer import Batches
+from network_surgery.ops import MinWeight
+from network_surgery.study import data, models
+from network_surgery.study.experiments import optimizer_state
+from network_surgery.study.experiments.optimizer_state import ARMS, OPERATIONS, OPTIMIZERS
+from network_surgery.study.training.trainer import Batches
 
 pytestmark = pytest.mark.slow
 

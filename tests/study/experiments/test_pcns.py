@@ -9,15 +9,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ops import PCNS, Signals, apply
-from ops.condensed import Condensed, relative_error
-from study.experiments.pcns import __main__ as command
-from study.experiments.pcns import figures, orders, prediction, samples, shrinking
-from study.experiments.pcns import parallel as parallel
-from study.experiments.pcns import report as written
-from study.experiments.pcns.parallel import Results
-from study.experiments.pcns.shrinking import OTHERS, PIVOTED, UNINTERRUPTED
-from study.experiments.pcns.trained import SETTINGS, Trained
+from network_surgery.ops import PCNS, Signals, apply
+from network_surgery.ops.maths.condensed import Condensed, relative_error
+from network_surgery.study.experiments.pcns import __main__ as command
+from network_surgery.study.experiments.pcns import figures, orders, prediction, samples, shrinking
+from network_surgery.study.experiments.pcns import parallel as parallel
+from network_surgery.study.experiments.pcns import report as written
+from network_surgery.study.experiments.pcns.parallel import Results
+from network_surgery.study.experiments.pcns.shrinking import OTHERS, PIVOTED, UNINTERRUPTED
+from network_surgery.study.experiments.pcns.trained import SETTINGS, Trained
 
 pytestmark = pytest.mark.slow
 

@@ -12,13 +12,13 @@ from torch import nn
 from torch.optim import SGD
 from typer.testing import CliRunner
 
-from ops import Anatomy
-from study.data import load
-from study.experiments.redundancy import __main__ as command
-from study.experiments.redundancy import measure as measured
-from study.experiments.redundancy import report as written
-from study.experiments.redundancy.measure import SHARES, Seen
-from study.training.trainer import Trainer
+from network_surgery.ops import Anatomy
+from network_surgery.study.data import load
+from network_surgery.study.experiments.redundancy import __main__ as command
+from network_surgery.study.experiments.redundancy import measure as measured
+from network_surgery.study.experiments.redundancy import report as written
+from network_surgery.study.experiments.redundancy.measure import SHARES, Seen
+from network_surgery.study.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from ops import MeanReplace, Moment, Schedule, Step
-from study import data
-from study.config import Settings
-from study.experiments.repairs import __main__ as command
-from study.experiments.repairs import arms, at_once, parallel
-from study.experiments.repairs import report as written
-from study.experiments.repairs.arms import ARMS, CHAINS, NOTHING, REMOVALS, Setting
-from study.training.trainer import Batches, Shown, Trainer, evaluate
+from network_surgery.ops import MeanReplace, Moment, Schedule, Step
+from network_surgery.study import data
+from network_surgery.study.config import Settings
+from network_surgery.study.experiments.repairs import __main__ as command
+from network_surgery.study.experiments.repairs import arms, at_once, parallel
+from network_surgery.study.experiments.repairs import report as written
+from network_surgery.study.experiments.repairs.arms import ARMS, CHAINS, NOTHING, REMOVALS, Setting
+from network_surgery.study.training.trainer import Batches, Shown, Trainer, evaluate
 
 pytestmark = pytest.mark.slow
 

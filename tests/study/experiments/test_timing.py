@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ops import OPERATIONS, Anatomy, EigenRemove, MinWeight
-from ops.hosvd import truncated_hosvd
-from study.experiments.timing import __main__ as command
-from study.experiments.timing import complexity, figure, measure, report
-from study.experiments.timing.complexity import Sizes
+from network_surgery.ops import OPERATIONS, Anatomy, EigenRemove, MinWeight
+from network_surgery.ops.maths.hosvd import truncated_hosvd
+from network_surgery.study.experiments.timing import __main__ as command
+from network_surgery.study.experiments.timing import complexity, figure, measure, report
+from network_surgery.study.experiments.timing.complexity import Sizes
 
 pytestmark = pytest.mark.slow
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from study.data import Dataset, Images
-from study.errors import StudyError
-from study.experiments import evci
-from study.experiments.evci import NETWORKS, Asked, Tail
-from study.experiments.rows import Claim, Rows, grid, measured, told
-from study.experiments.units import __main__ as command
-from study.experiments.units import claims, looks, parallel, schedule
-from study.experiments.units import report as written
-from study.experiments.units.looks import LEFT, SCORES, Looking, removed
-from study.experiments.units.schedule import PLAN, RESTART, UNPRUNED, Training
-from study.training.trainer import Batches, evaluate
+from network_surgery.study.data import Dataset, Images
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import NETWORKS, Asked, Tail
+from network_surgery.study.experiments.rows import Claim, Rows, grid, measured, told
+from network_surgery.study.experiments.units import __main__ as command
+from network_surgery.study.experiments.units import claims, looks, parallel, schedule
+from network_surgery.study.experiments.units import report as written
+from network_surgery.study.experiments.units.looks import LEFT, SCORES, Looking, removed
+from network_surgery.study.experiments.units.schedule import PLAN, RESTART, UNPRUNED, Training
+from network_surgery.study.training.trainer import Batches, evaluate
 
 LOOKING = Looking(iterations=20, looks=1, fractions=(0.5,), halves=(0.5,), scores=("mrs",))
 LAYERS = ("conv1", "conv2", "fc1")

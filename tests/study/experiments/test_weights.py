@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from ops import PruneWeights, Signals, trial_surgery
-from ops.anatomy import Anatomy
-from ops.weight_scores import weight_scores
-from study.data import Dataset, Images
-from study.experiments import evci
-from study.experiments.evci import NETWORKS
-from study.experiments.rows import Rows, told
-from study.experiments.weights import __main__ as command
-from study.experiments.weights import claims, looks, parallel, schedule
-from study.experiments.weights.looks import MEASURED, SCORES, SIGNED, TAYLOR, Looking, lowest, zeroed
-from study.experiments.weights.schedule import COMPACTED, F_NZ, UNPRUNED, Training
+from network_surgery.ops import PruneWeights, Signals, trial_surgery
+from network_surgery.ops.anatomy import Anatomy
+from network_surgery.ops.signals.weight_scores import weight_scores
+from network_surgery.study.data import Dataset, Images
+from network_surgery.study.experiments import evci
+from network_surgery.study.experiments.evci import NETWORKS
+from network_surgery.study.experiments.rows import Rows, told
+from network_surgery.study.experiments.weights import __main__ as command
+from network_surgery.study.experiments.weights import claims, looks, parallel, schedule
+from network_surgery.study.experiments.weights.looks import MEASURED, SCORES, SIGNED, TAYLOR, Looking, lowest, zeroed
+from network_surgery.study.experiments.weights.schedule import COMPACTED, F_NZ, UNPRUNED, Training
 
 LOOKING = Looking(iterations=20, looks=1, fractions=(0.05, 0.5))
 

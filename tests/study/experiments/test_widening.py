@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from study.evidence.significance import Difference as Test
-from study.experiments.widening import __main__ as command
-from study.experiments.widening import arms, regularized, training
-from study.experiments.widening import report as written
-from study.experiments.widening.arms import CODE, LATER, OPERATIONS, SETTINGS, TWIN
+from network_surgery.study.evidence.significance import Difference as Test
+from network_surgery.study.experiments.widening import __main__ as command
+from network_surgery.study.experiments.widening import arms, regularized, training
+from network_surgery.study.experiments.widening import report as written
+from network_surgery.study.experiments.widening.arms import CODE, LATER, OPERATIONS, SETTINGS, TWIN
 
 pytestmark = pytest.mark.slow
 

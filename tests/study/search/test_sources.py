@@ -9,12 +9,12 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial, TrialState
 
-from ops import Schedule, SurgeryError
-from search_spaces import SPACES
-from study.config import Settings
-from study.errors import StudyError
-from study.search.sources import Listed, Sampled, given
-from study.training.run import Cell
+from network_surgery.ops import Schedule, SurgeryError
+from network_surgery.search_spaces import SPACES
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.search.sources import Listed, Sampled, given
+from network_surgery.study.training.run import Cell
 
 LAYERS = {"conv1": 32, "conv2": 64, "fc1": 96}
 

@@ -13,11 +13,11 @@ import pytest
 from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-from study.config import Settings
-from study.errors import StudyError
-from study.search.sources import Sampled
-from study.search.stopping import SETTLED, ForgivingHalving, settled, stopped
-from study.training.run import Cell
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.search.sources import Sampled
+from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled, stopped
+from network_surgery.study.training.run import Cell
 
 LAYERS = {"conv1": 32, "conv2": 64, "fc1": 96}
 

@@ -17,18 +17,18 @@ import psutil
 import pytest
 import torch
 
-from ops import Anatomy, ZeroExpand, operate, save
-from study import models
-from study.config import Settings
-from study.data import Dataset, Images
-from study.errors import StudyError
-from study.evidence.results import Folder
-from study.search import tracking
-from study.search.tracking import check_server, default_uri, inputs, measures, names, tracker
-from study.search.tracking.machine import Machine
-from study.search.tracking.tracker import Tracker
-from study.search.tracking.views import FIRST, view_tags
-from study.training.run import Cell
+from network_surgery.ops import Anatomy, ZeroExpand, operate, save
+from network_surgery.study import models
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset, Images
+from network_surgery.study.errors import StudyError
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.search import tracking
+from network_surgery.study.search.tracking import check_server, default_uri, inputs, measures, names, tracker
+from network_surgery.study.search.tracking.machine import Machine
+from network_surgery.study.search.tracking.tracker import Tracker
+from network_surgery.study.search.tracking.views import FIRST, view_tags
+from network_surgery.study.training.run import Cell
 
 CELL = Cell("search", 0, [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=3,
             params={"op": "min_weight", "keep": 0.5})  # fmt: skip
@@ -326,7 +326,7 @@ def test_nothing_of_the_browser_interface_is_left_when_it_is_ended(end: int, tmp
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "study", "ui", str(study.path), "--port", str(port)]
+    command = [sys.executable, "-m", "network_surgery.study", "ui", str(study.path), "--port", str(port)]
     shown = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert shown.stdout is not None
     assert any("startup complete" in line for line in shown.stdout)

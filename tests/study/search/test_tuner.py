@@ -17,19 +17,19 @@ import psutil
 import pytest
 import torch
 
-from ops import MinWeight, Moment, Schedule, Step
-from ops import load as load_network
-from study import models
-from study.config import Settings
-from study.data import Dataset, load
-from study.errors import StudyError
-from study.evidence.results import Folder
-from study.search import tuner
-from study.search.sources import Listed, Sampled
-from study.search.tracking import EXPERIMENT, default_uri
-from study.training.measures import on_test
-from study.training.run import Cell
-from study.training.trainer import Batches
+from network_surgery.ops import MinWeight, Moment, Schedule, Step
+from network_surgery.ops import load as load_network
+from network_surgery.study import models
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset, load
+from network_surgery.study.errors import StudyError
+from network_surgery.study.evidence.results import Folder
+from network_surgery.study.search import tuner
+from network_surgery.study.search.sources import Listed, Sampled
+from network_surgery.study.search.tracking import EXPERIMENT, default_uri
+from network_surgery.study.training.measures import on_test
+from network_surgery.study.training.run import Cell
+from network_surgery.study.training.trainer import Batches
 
 pytestmark = pytest.mark.slow
 SETTINGS = Settings(model="mlp", epochs=3, device="cpu", held_out=64, signal_images=64)
@@ -97,7 +97,7 @@ def test_cells_run_and_a_failure_does_not_end_the_study(
 
 
 def test_ray_computes_what_a_plain_call_computes(digits: Dataset, resources: dict[str, float], tmp_path: Path) -> None:
-    from study.training.run import run
+    from network_surgery.study.training.run import run
 
     notes = Notes()
     cell = Cell("surgery", 5, SHRINK, trial=3, test=True)
@@ -208,8 +208,8 @@ def test_a_fraction_of_a_gpu_shares_it() -> None:
 def surgery(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.Popen(
-        [sys.executable, "-m", "study", *arguments], cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from ops import MinWeight, Moment, Schedule, Step
-from study.config import Settings
-from study.data import Dataset, load
-from study.training import run as training
-from study.training.energy import Energy, counter_of
-from study.training.run import Cell, run
-from study.training.trainer import Callback, Trainer
+from network_surgery.ops import MinWeight, Moment, Schedule, Step
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset, load
+from network_surgery.study.training import run as training
+from network_surgery.study.training.energy import Energy, counter_of
+from network_surgery.study.training.run import Cell, run
+from network_surgery.study.training.trainer import Callback, Trainer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 SETTINGS = Settings(model="mlp", epochs=3, batch_size=64, held_out=64, probe=0, gpus_per_trial=1)

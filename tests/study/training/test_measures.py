@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from ops import load as load_network
-from study import models
-from study.config import Settings
-from study.data import load
-from study.training.measures import on_test, speed
-from study.training.run import Cell, run
-from study.training.trainer import Batches, evaluate
+from network_surgery.ops import load as load_network
+from network_surgery.study import models
+from network_surgery.study.config import Settings
+from network_surgery.study.data import load
+from network_surgery.study.training.measures import on_test, speed
+from network_surgery.study.training.run import Cell, run
+from network_surgery.study.training.trainer import Batches, evaluate
 
 CPU = torch.device("cpu")
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from ops import Anatomy, Compact, EigenRemove, PruneWeights, SurgeryError, describe, operate
-from ops.masks import masks_of, parameters_of, tensors_of
-from ops.schedule import Moment, Schedule, Step
-from study import models
-from study.config import Settings
-from study.data import Dataset, load
-from study.training.restart import renew
-from study.training.run import Cell, run
+from network_surgery.ops import Anatomy, Compact, EigenRemove, PruneWeights, SurgeryError, describe, operate
+from network_surgery.ops.network.masks import masks_of, parameters_of, tensors_of
+from network_surgery.ops.schedule import Moment, Schedule, Step
+from network_surgery.study import models
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset, load
+from network_surgery.study.training.restart import renew
+from network_surgery.study.training.run import Cell, run
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(model="evci_cnn", learning_rate=3e-3, epochs=3, batch_size=64, held_out=64, signal_images=64)

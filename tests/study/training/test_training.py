@@ -11,16 +11,27 @@ from typing import Any
 import pytest
 import torch
 
-from ops import Anatomy, MinWeight, Moment, Schedule, Step, SurgeryError, WeakExpand, ZeroExpand, describe, operate
-from study import models
-from study.config import Settings
-from study.data import Dataset, Images, load
-from study.errors import Diverged, StudyError
-from study.training import checkpoint
-from study.training.restart import fan_power, renew
-from study.training.run import Cell, make_optimizer, run
-from study.training.theatre import Theatre, spikes
-from study.training.trainer import Batches, Callback, Trainer, answers, evaluate, steps_per_epoch
+from network_surgery.ops import (
+    Anatomy,
+    MinWeight,
+    Moment,
+    Schedule,
+    Step,
+    SurgeryError,
+    WeakExpand,
+    ZeroExpand,
+    describe,
+    operate,
+)
+from network_surgery.study import models
+from network_surgery.study.config import Settings
+from network_surgery.study.data import Dataset, Images, load
+from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.training import checkpoint
+from network_surgery.study.training.restart import fan_power, renew
+from network_surgery.study.training.run import Cell, make_optimizer, run
+from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.trainer import Batches, Callback, Trainer, answers, evaluate, steps_per_epoch
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64)

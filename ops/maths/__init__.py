@@ -1,0 +1,1 @@
+"""Decompositions and statistics of plain tensors; nothing here knows a network."""

@@ -1,0 +1,1 @@
+"""What belongs to a network beside its layers: optimizer state, masks, attention, files, wrappers."""

@@ -1,0 +1,265 @@
+"""The architecture of an altered network: sizes that follow the weights, and files that describe themselves.
+
+Modules write sizes down beside their weights; after surgery those numbers follow the weights (``fit``). A network's
+sizes as plain data (``describe``) let a freshly made one take them (``adopt``), so an altered network is stored without
+pickle: its description and its weights (``save``, ``load``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+from network_surgery.ops.errors import SurgeryError, explained, said
+from network_surgery.ops.network.attention import FreeAttention, can_be_freed
+from network_surgery.ops.network.checks import check_real
+from network_surgery.ops.network.masks import masks_of, packed, put, take_off, tensors_of, unpacked
+from network_surgery.ops.network.optimizer_state import exchange
+from network_surgery.ops.network.wrappers import inner
+
+FORMAT = 1
+Description = Mapping[str, Mapping[str, Any]]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def sizes(module: nn.Module) -> Mapping[str, object]:
+    """The size attributes that this module's tensors imply, by attribute name."""
+    if isinstance(module, nn.Linear):
+        return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
+    if isinstance(module, _ConvNd):
+        rows, columns = module.weight.shape[:2]
+        if module.transposed:
+            return {"in_channels": rows, "out_channels": columns * module.groups}
+        return {"in_channels": columns * module.groups, "out_channels": rows}
+    if isinstance(module, _NormBase):
+        known = module.weight if module.weight is not None else module.running_mean
+        return {} if known is None else {"num_features": len(known)}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
+        return {"normalized_shape": tuple(module.weight.shape)}
+    if isinstance(module, nn.GroupNorm) and module.weight is not None:
+        return {"num_channels": len(module.weight)}
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+    if isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        rows, columns = cast(Tensor, module.weight_ih_l0).shape
+        found = {"input_size": columns, "hidden_size": rows // gates}
+        return found | ({"proj_size": cast(Tensor, module.weight_hr_l0).shape[0]} if module.proj_size else {})
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": len(module.weight)}
+    if isinstance(module, FreeAttention):
+        return dict(zip(("embed_dim", "kdim", "vdim"), module.inputs, strict=True))
+    return {}
+
+
+def fit(modules: Iterable[nn.Module]) -> list[Callable[[], None]]:
+    """Sets these modules' size attributes from their tensors; returns what undoes it."""
+    undo: list[Callable[[], None]] = []
+    for module in modules:
+        for name, value in sizes(module).items():
+            old = getattr(module, name)
+            if old != value:
+                setattr(module, name, value)
+                undo.append(partial(setattr, module, name, old))
+    return undo
+
+
+def describe(model: nn.Module) -> Description:
+    """A network's architecture as plain data: every tensor's shape, and the numbers that its modules keep.
+
+    ``{"shapes": {tensor: [sizes]}, "numbers": {module: {attribute: whole number or list of them}}}``; the numbers are
+    those that do not follow from the shapes (the groups of a convolution, an attention's number of heads). Where
+    there are buffers, ``"buffers": {buffer: whether a state_dict holds it}`` names them (None: not made as yet), since
+    a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
+    {parameter: text}``, too: which of them live is part of the architecture.
+
+    Raises:
+        SurgeryError: a parameter or buffer has no size yet.
+    """
+    model = inner(model)
+    if lazy := [name for name, tensor in tensors_of(model) if is_lazy(tensor)]:
+        raise SurgeryError(f"{lazy[0]} has no size yet: run the network once before it is described or saved")
+    numbers = {name: found for name, module in model.named_modules() if (found := _numbers(module))}
+    masks = {name: packed(mask) for name, mask in masks_of(model).items()}
+    shapes = {name: list(tensor.shape) for name, tensor in tensors_of(model)}
+    passes = set(passing(model))
+    buffers: dict[str, bool | None] = dict.fromkeys(_empty(model))
+    buffers |= {name: name not in passes for name, tensor in tensors_of(model) if not isinstance(tensor, nn.Parameter)}
+    described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
+    return described | ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
+
+
+def adopt(model: nn.Module, description: Description) -> None:
+    """Gives a freshly made network the architecture that surgery gave another one; changed tensors become zeros.
+
+    Masks are put on (or taken off) as they are there, and what they hide becomes zero. Buffers that only the
+    description has are left to the forward pass that registers them (or to ``load``, which has their values), and those
+    that it does not have are taken away.
+
+    Raises:
+        SurgeryError: the description is of another network: a tensor is missing on one side or has another number of
+            axes, there is no such module or parameter to mask, or an attention was altered that is not free in this
+            one. The network has not been changed.
+    """
+    model = inner(model)
+    parts = [description.get(part) for part in ("shapes", "numbers")] if isinstance(description, Mapping) else [None]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise SurgeryError(f"an architecture is what ops.describe returns, not {description!r:.60}")
+    modules, late = dict(model.named_modules()), description.get("buffers", {})
+    tensors = dict(tensors_of(model))
+    wanted = {
+        name: shape
+        for name, shape in description["shapes"].items()
+        if name in tensors or name not in late or name.rpartition(".")[0] not in modules
+    }
+    early = [n for n, tensor in tensors.items() if not isinstance(tensor, nn.Parameter) and n not in wanted]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in early}
+    found = {name: torch.Size(wanted[name]) for name in description.get("masks", {}) if name in wanted}
+    masks = {name: unpacked(description["masks"][name], shape) for name, shape in found.items()}
+    for name in description.get("masks", {}):
+        if not isinstance(tensors.get(name), nn.Parameter):
+            raise SurgeryError(f"the architecture is of another network: it masks {name}")
+    if odd := sorted(set(tensors) ^ set(wanted)) or sorted(set(description["numbers"]) - set(modules)):
+        raise SurgeryError(f"the architecture is of another network: {', '.join(odd[:3])} is on one side only")
+    if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
+        raise SurgeryError(f"{lazy[0]} has no size yet: let the factory run its network once")
+    for name, shape in wanted.items():
+        if tensors[name].dim() != len(shape) and name not in late:
+            raise SurgeryError(
+                f"{name} has the shape {tuple(tensors[name].shape)}, the architecture says {tuple(shape)}"
+            )
+    for name in early:
+        path, _, attribute = name.rpartition(".")
+        if name in late:  # None, until the first forward pass
+            modules[path]._buffers[attribute] = None
+        else:
+            delattr(modules[path], attribute)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    for name, module in modules.items():
+        if can_be_freed(module) and any(list(p.shape) != list(wanted[names[id(p)]]) for p in module.parameters()):
+            raise SurgeryError(f"{name} has other heads there: let the factory return ops.free_attention(model)")
+    for name, shape in wanted.items():
+        tensor = tensors[name]
+        if list(tensor.shape) != list(shape):
+            exchange(tensor, torch.zeros(tuple(shape), dtype=tensor.dtype, device=tensor.device))
+    for name in set(masks_of(model)) - set(masks):
+        take_off(modules, name)
+    for name, mask in masks.items():
+        tensors[name].data.mul_(mask.to(tensors[name].device))
+        put(modules, name, mask)
+    for name, numbers in description["numbers"].items():
+        mine = _numbers(modules[name])
+        for attribute, value in numbers.items():
+            if attribute in mine and mine[attribute] != value:
+                old = getattr(modules[name], attribute)
+                setattr(modules[name], attribute, type(old)(value))
+    fit(model.modules())
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Writes a network with its architecture and weights to a file that holds no code (see ``load``)."""
+    model = inner(model)
+    check_real(model)
+    content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
+    try:
+        torch.save(content, path)
+    except Exception as error:  # no path, no room, what a module adds to its state_dict, …
+        raise SurgeryError(f"{path} cannot be written: {said(error)}") from error
+
+
+def passing(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a state_dict leaves out (``persistent=False``); of an altered network they are needed, too."""
+    kept = set(model.state_dict())
+    return {name: buffer for name, buffer in model.named_buffers() if name not in kept}
+
+
+def _empty(model: nn.Module) -> list[str]:
+    """The buffers that are None."""
+    modules = model.named_modules()
+    return [
+        f"{path}.{name}".lstrip(".") for path, m in modules for name, tensor in m._buffers.items() if tensor is None
+    ]
+
+
+def load(factory: Callable[[], Model], path: str | Path, device: torch.device | str = "cpu") -> Model:
+    """A network that ``save`` wrote: what ``factory`` makes, at the sizes and with the weights of the file.
+
+    ``factory`` makes the network as it was before any surgery; nothing in the file is executed.
+
+    Raises:
+        SurgeryError: the file is not one that ``save`` wrote, or of another network than the factory's.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SurgeryError(f"{path} does not exist") from None
+    except Exception as error:  # a damaged file can fail in any way
+        raise SurgeryError(f"{path} is not a saved network: {said(error)}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SurgeryError(f"{path} is not a network that ops.save wrote in the format {FORMAT}")
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise SurgeryError(f"the factory must be a function that makes the network, not a {type(factory).__name__}")
+    with explained("the factory cannot make the network"):
+        model = factory()
+    if not isinstance(model, nn.Module):
+        raise SurgeryError(f"the factory must return the network as it was before any surgery, not {model!r:.60}")
+    with explained(f"the network cannot be moved to {device!r}"):
+        model = model.to(device)
+    try:
+        adopt(model, content["architecture"])
+        fill(model, content["weights"], content["architecture"])
+    except (SurgeryError, RuntimeError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise SurgeryError(f"{path} is not of the network that the factory makes: {reason}") from error
+    return model
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], description: Description | None = None) -> None:
+    """Gives a network of the right shapes these weights and buffers, in their precision.
+
+    ``description``: of the network that they are of; buffers that only that one has are registered.
+
+    Raises:
+        RuntimeError: a tensor is missing, is unknown or has another shape.
+    """
+    here, modules = dict(tensors_of(model)), dict(model.named_modules())
+    for name, kept in (description or {}).get("buffers", {}).items():
+        if name not in here and name in weights:
+            path, _, attribute = name.rpartition(".")
+            modules[path].__dict__.pop(attribute, None)  # such as None, until the first forward pass
+            device = next((tensor.device for tensor in here.values()), weights[name].device)
+            modules[path].register_buffer(attribute, weights[name].to(device, copy=True), persistent=bool(kept))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in weights and weights[name].dtype != tensor.dtype:
+            exchange(tensor, tensor.data.to(weights[name].dtype))
+    buffers = passing(model)
+    model.load_state_dict({name: value for name, value in weights.items() if name not in buffers})
+    for name, buffer in buffers.items():
+        if name in weights:
+            buffer.data.copy_(weights[name])
+
+
+def _numbers(module: nn.Module) -> dict[str, int | list[int]]:
+    """The whole numbers, and lists of them, that a module keeps as attributes and its tensors do not imply."""
+    found: dict[str, int | list[int]] = {}
+    if isinstance(module, ParametrizationList):  # comes and goes with a mask
+        return found
+    for name, value in vars(module).items():
+        if name.startswith("_") or name in sizes(module) or isinstance(value, bool):
+            continue
+        if type(value) is int:
+            found[name] = value
+        elif type(value) in (tuple, list, torch.Size) and value and all(type(each) is int for each in value):
+            found[name] = list(value)
+    return found

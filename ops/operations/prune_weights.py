@@ -1,0 +1,148 @@
+"""Pruning of weights: those with the lowest scores become zero and stay so, under a mask; no tensor shrinks.
+
+Source: Evci 2018, *Detecting dead weights and units*, section 2.2 (a growing fraction of all weights, by magnitude);
+the ``quality`` of a threshold: Han et al. 2015, *Learning both weights and connections*, where it multiplies the
+standard deviation of a layer's weights. ``compact`` then removes the units that pruning left without input or output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from network_surgery.ops.anatomy import WHOLE, HiddenLayer
+from network_surgery.ops.errors import NoSignal, SurgeryError
+from network_surgery.ops.operation import Operation, choice, fraction, whole
+from network_surgery.ops.plan import Plan
+from network_surgery.ops.signals.signals import Signals
+from network_surgery.ops.signals.weight_scores import BLIND, SCORES, Weights, weight_scores
+
+SCOPES = ("global", "layer")
+
+
+@dataclass(frozen=True)
+class PruneWeights(Operation):
+    """Masks the weights with the lowest scores: of the whole network (layer ``*``), or those that make one layer.
+
+    ``fraction``: how many of the weights are zero afterwards, above 0 and at most 1; those pruned before count, and
+    they stay pruned. Instead of it, ``threshold``: all weights with a lower score go; or ``quality``: all that are
+    smaller than so many standard deviations of their own tensor's weights (of those that are left). ``score``: see
+    ``weight_scores``, also for ``strength`` and ``seed``. ``scope``: all weights are ranked together (``global``), or
+    the fraction is taken from every tensor (``layer``).
+
+    Weights are the factors of products, such as those of dense layers and convolutions, the output's included; biases
+    and norms are none. The plan's evidence: ``pruned`` weights (new ones), ``sparsity`` (the fraction of zeros
+    afterwards) and ``threshold`` (the highest score that went). Operations that write anew what reads a layer
+    (``pcns``, the repair ``least_squares``, …) lift the masks there.
+    """
+
+    fraction: float = 0.5
+    threshold: float | None = None
+    quality: float | None = None
+    score: str = "magnitude"
+    scope: str = "global"
+    strength: float = 1.0
+    seed: int = 0
+    whole_network: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        fraction(self, "fraction", self.fraction)
+        choice(self, "score", self.score, SCORES)
+        choice(self, "scope", self.scope, SCOPES)
+        whole(self, "seed", self.seed)
+        for name in ("threshold", "quality"):
+            if not isinstance(getattr(self, name), (int, float, type(None))):
+                raise SurgeryError(f"PruneWeights: {name} is {getattr(self, name)!r}, but it must be a number")
+        if self.quality is not None and (self.quality <= 0 or self.score != "magnitude" or self.threshold is not None):
+            raise SurgeryError("PruneWeights: a quality is above 0, of the score magnitude and without a threshold")
+
+    @property
+    def needs_signals(self) -> bool:  # type: ignore[override]
+        return self.score not in BLIND
+
+    def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
+        anatomy = layer.anatomy
+        names = anatomy.weights if layer.name == WHOLE else [place.tensor for place in layer.makers]
+        names = [name for name in dict.fromkeys(names) if name in anatomy.weights]
+        if not names:
+            raise SurgeryError(f"{self!r} on {layer.name}: there are no weights that could be pruned")
+        seen: dict[str, Any] = {}
+        if self.needs_signals:
+            if signals is None or (signals.targets is None and signals.loss_function is None):
+                raise SurgeryError(
+                    f"{self!r} on {layer.name} looks at the loss: give it Signals(model, inputs, targets)"
+                )
+            signals.check_network(layer)
+            seen = {"inputs": signals.inputs, "targets": signals.targets, "loss": signals.loss_function}
+        scores = weight_scores(anatomy.model, names, self.score, **seen, strength=self.strength, seed=self.seed)
+        if any(not torch.isfinite(each).all() for each in scores.values()):
+            raise SurgeryError(f"{self!r} on {layer.name}: scores are not finite, as weights or outputs are not")
+        if self.needs_signals and not any(each.any() for each in scores.values()):
+            raise NoSignal(
+                f"{self!r} on {layer.name}: every score is 0, so the loss does not tell which weights to prune"
+            )
+        before = {name: anatomy.mask(name) for name in names}
+        lives = {
+            name: torch.ones_like(scores[name], dtype=torch.bool) if mask is None else mask.bool()
+            for name, mask in before.items()
+        }
+        masks = self._masks(scores, lives, {name: anatomy.live(name)[lives[name]] for name in names})
+        if self.needs_signals:
+            _check_signal(self, layer, scores, {name: lives[name] & (anatomy.live(name) != 0) for name in names}, masks)
+        changed = {name: mask for name, mask in masks.items() if not torch.equal(mask, lives[name])}
+        return Plan(
+            layer, repr(self), tuple(range(layer.units)), masks=changed, evidence=_evidence(scores, lives, masks)
+        )
+
+    def _masks(self, scores: Weights, lives: Mapping[str, Tensor], left: Weights) -> dict[str, Tensor]:
+        """Which weights live afterwards, by tensor; ``left``: those that do now, ``[how many]``."""
+        if self.quality is not None:
+            least = {name: self.quality * float(weights.std(correction=0)) for name, weights in left.items()}
+            return {name: lives[name] & (score >= least[name]) for name, score in scores.items()}
+        if self.threshold is not None:
+            return {name: lives[name] & (score >= self.threshold) for name, score in scores.items()}
+        if self.scope == "layer":
+            return {name: _highest({name: score}, lives, self.fraction)[name] for name, score in scores.items()}
+        return _highest(scores, lives, self.fraction)
+
+
+def _highest(scores: Weights, lives: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    """All but the given fraction of the entries, the lowest ones; what does not live goes first, ties in order."""
+    flat = torch.cat([score.double().where(lives[name], -torch.inf).flatten().cpu() for name, score in scores.items()])
+    kept = torch.ones(len(flat), dtype=torch.bool)
+    kept[flat.argsort(stable=True)[: round(fraction * len(flat))]] = False
+    parts = kept.split([score.numel() for score in scores.values()])
+    return {
+        name: lives[name] & part.view(score.shape).to(score.device)
+        for (name, score), part in zip(scores.items(), parts, strict=True)
+    }
+
+
+def _check_signal(
+    operation: PruneWeights,
+    layer: HiddenLayer,
+    scores: Weights,
+    lives: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+) -> None:
+    """Raises NoSignal where a tensor would go as a whole since nothing is known of it; ``lives``: what is not zero."""
+    for name, score in scores.items():
+        if lives[name].any() and not masks[name].any() and not score.any():
+            raise NoSignal(
+                f"{operation!r} on {layer.name}: the loss says nothing of {name} (every score is 0), so all of it "
+                "would go; train a little first, prune other layers one by one, or by magnitude"
+            )
+
+
+def _evidence(scores: Weights, lives: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    gone = {name: lives[name] & ~mask for name, mask in masks.items()}
+    pruned, total = sum(int(each.sum()) for each in gone.values()), sum(mask.numel() for mask in masks.values())
+    left = sum(int(mask.sum()) for mask in masks.values())
+    evidence: dict[str, Any] = {"pruned": pruned, "sparsity": 1 - left / total}
+    if pruned:
+        evidence["threshold"] = max(float(scores[name][each].max()) for name, each in gone.items() if each.any())
+    return evidence

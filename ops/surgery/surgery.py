@@ -1,0 +1,274 @@
+"""Surgery: applies a plan to a network in place, with its optimizers and averages, and can undo it.
+
+Modules and parameters keep their identity, so hooks, compiled wrappers, tied weights and optimizers stay valid;
+``requires_grad`` is untouched; the state of the optimizers follows the units (``optimizer_state``), and so do running
+averages of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from network_surgery.ops.anatomy import Anatomy, Place, rebuild
+from network_surgery.ops.anatomy.calls import FAN_OUT
+from network_surgery.ops.anatomy.rebuild import Edit, Move, Undo, undoing
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.maths.double import double
+from network_surgery.ops.network.attention import FreeAttention
+from network_surgery.ops.network.checks import check_current
+from network_surgery.ops.network.layout import channels_last, laid_out
+from network_surgery.ops.network.masks import put
+from network_surgery.ops.network.optimizer_state import check, exchange, follow, listed, shift
+from network_surgery.ops.network.wrappers import inner, invalidate_guards
+from network_surgery.ops.plan import Plan
+
+Optimizers = Optimizer | Iterable[Optimizer]
+Averages = nn.Module | Iterable[nn.Module]
+
+
+def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> Undo:
+    """Applies a plan in place. Returns the steps that undo it, to be run in reverse (see ``trial_surgery``).
+
+    Raises:
+        SurgeryError: the plan is not one of this network as it is now, or an optimizer or average cannot follow;
+            nothing has changed.
+    """
+    _check(plan)
+    bodies = [_Body(plan.layer.anatomy, optimizers=listed(optimizers))]
+    bodies += [_Body(plan.layer.anatomy, each) for each in _several(averages)]
+    for body in bodies:
+        body.check(plan)
+    undo: Undo = [torch.clear_autocast_cache]
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            _apply(plan, bodies, undo)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    torch.clear_autocast_cache()
+    return undo
+
+
+def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
+    layer, anatomy = plan.layer, plan.layer.anatomy
+    edit = Edit(layer, torch.tensor(plan.sources, dtype=torch.int64), plan.shares)
+    moves = rebuild.moves([edit])
+    old_columns = {place: place.positions for place in layer.readers if place.tensor in plan.mixing}
+    holders = [body.modules[name] for body in bodies for name in anatomy.holders(layer)]
+    undo.append(partial(invalidate_guards, holders))
+    for body in bodies:
+        for name, mask in plan.masks.items():
+            undo.extend(_mask(body, name, mask))
+        for name in (*plan.replaced, *plan.mixing):  # every entry is written
+            undo.extend(_unmask(body, name))
+    changes = {name: value.to(anatomy.tensor(name)) - anatomy.tensor(name) for name, value in plan.replaced.items()}
+    for body in bodies:
+        for name, change in changes.items():
+            undo.append(body.set(name, body.tensor(name) + change if body.averaged else plan.replaced[name]))
+        for place in layer.readers:
+            if place.tensor in plan.constants:
+                weight = double(body.live(place.tensor))
+                amount = layer.sent(place, weight, plan.constants[place.tensor].to(weight))
+                undo.append(body.add(anatomy.sinks[place.tensor].tensor, amount))
+    undo.extend(rebuild.resize([edit]))
+    for body in bodies:
+        for name, steps in moves.items():
+            for step in steps:
+                _rebuild(body, name, step, plan, old_columns, undo)
+        undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
+    invalidate_guards(holders)
+
+
+@contextlib.contextmanager
+def trial_surgery(*plans: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> Iterator[None]:
+    """Applies plans for the time of a ``with`` block and undoes them, exactly."""
+    with undoing() as undo:
+        for plan in plans:
+            undo.extend(apply(plan, optimizers, averages))
+        yield
+
+
+class _Body:
+    """A network with these units: the one that is trained, or (without ``optimizers``) an average of its weights."""
+
+    def __init__(
+        self, anatomy: Anatomy, average: nn.Module | None = None, optimizers: tuple[Optimizer, ...] = ()
+    ) -> None:
+        self.anatomy = anatomy
+        self.averaged = average is not None
+        self.modules = anatomy.modules if average is None else dict(inner(average).named_modules())
+        self.optimizers = optimizers
+
+    def tensor(self, name: str) -> Tensor:
+        return self.anatomy.tensor(name, self.modules)
+
+    @cached_property
+    def last(self) -> bool:
+        """Whether channels come last where a tensor does not tell: as in another weight of the network."""
+        held = (tensor for module in self.modules.values() for tensor in module._parameters.values())
+        return any(tensor is not None and channels_last(tensor) for tensor in held)
+
+    def live(self, name: str) -> Tensor:
+        return self.anatomy.live(name, self.modules)
+
+    def mask(self, name: str) -> Tensor | None:
+        return self.anatomy.mask(name, self.modules)
+
+    def check(self, plan: Plan) -> None:
+        """Raises SurgeryError where this network cannot follow."""
+        layer = plan.layer
+        here = {place.tensor: layer.tensor(place) for place in layer.places}
+        here |= {name: self.anatomy.tensor(name) for name in plan.masks}
+        for name, tensor in here.items():
+            try:
+                shape = tuple(self.tensor(name).shape)
+            except (AttributeError, KeyError):
+                shape = None
+            if self.averaged and shape and self.tensor(name) is self.anatomy.tensor(name):
+                raise SurgeryError(f"an average must be a copy of the network, but {name} is the network's own")
+            if shape != tuple(tensor.shape):
+                raise SurgeryError(
+                    f"an average of the network must have its shapes, but {name} is {tuple(tensor.shape)} in the "
+                    f"network and {shape or 'missing'} in the average; give every average to every operation"
+                )
+            if (self.mask(name) is None) is not (self.anatomy.mask(name) is None):
+                raise SurgeryError(
+                    f"{name} is masked in the network or in an average of it, but not in both; give every average to "
+                    "every operation"
+                )
+        for name in self.anatomy.holders(layer):
+            free = isinstance(self.modules.get(name), FreeAttention)
+            if isinstance(self.anatomy.modules[name], FreeAttention) and not free:
+                raise SurgeryError(
+                    f"{name or 'the attention'} has been freed in the network, but not in an average of it: free the "
+                    "average as well, ops.free_attention(average)"
+                )
+        check(self.optimizers, {name: self.tensor(name) for name in here})
+
+    def set(self, name: str, data: Tensor) -> Callable[[], object]:
+        tensor = self.tensor(name)
+        steps = [*shift(self.optimizers, tensor, data), exchange(tensor, data.to(tensor), tensor.grad)]
+        return lambda: [step() for step in reversed(steps)]
+
+    def add(self, name: str, amount: Tensor) -> Callable[[], object]:
+        tensor = self.tensor(name)
+        return self.set(name, double(tensor.data) + amount)
+
+
+def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor], undo: Undo) -> None:
+    """One axis of one tensor, with its gradient and its optimizers' state."""
+    tensor, (place,) = body.tensor(name), step.places
+
+    def weights(old: Tensor) -> Tensor:
+        data = rebuild.rebuilt(old, [step])
+        if place in old_columns:
+            columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)]
+            mixed = torch.einsum("uk...,un->nk...", double(columns), plan.mixing[name].to(double(columns)))
+            data.movedim(place.axis, 0)[place.positions.to(data.device)] = mixed.to(data)
+        if place.role != FAN_OUT and name in plan.newborn:
+            newborn = step.origin.newborn.to(data.device)
+            data = data.index_copy(place.axis, newborn, plan.newborn[name].to(data))
+        return data.contiguous()
+
+    def remap(old: Tensor, degree: int | None) -> Tensor:
+        return laid_out(weights(old) if degree is None else step.state(old, degree), old, body.last)
+
+    data = laid_out(weights(body.live(name)), tensor, body.last)
+    gradient = remap(tensor.grad, 1) if tensor.grad is not None else None
+    undo.extend(follow(body.optimizers, tensor, remap))
+    undo.append(exchange(tensor, data, gradient))
+    mask = body.mask(name)
+    if mask is not None:
+        undo.append(exchange(mask, laid_out(step.masked(mask), mask, body.last)))
+
+
+def _mask(body: _Body, name: str, mask: Tensor) -> Undo:
+    """Masks a parameter: its values, its gradient and its optimizers' state are zero there from now on."""
+    tensor = body.tensor(name)
+    mask = mask.to(tensor.device)
+    undo: Undo = put(body.modules, name, mask)  # first, as it may be refused
+    undo.extend(follow(body.optimizers, tensor, lambda old, degree: old * mask))
+    undo.append(exchange(tensor, tensor.data * mask, None if tensor.grad is None else tensor.grad * mask))
+    return undo
+
+
+def _unmask(body: _Body, name: str) -> Undo:
+    """A mask that hides nothing any more, at its size."""
+    mask = body.mask(name)
+    return [] if mask is None else [body.set(name, body.live(name)), exchange(mask, torch.ones_like(mask))]
+
+
+def _check(plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        raise SurgeryError(f"a plan is what an operation proposes, not a {type(plan).__name__}")
+    layer = plan.layer
+    check_current(layer)
+    if plan.units_before != layer.units:
+        raise SurgeryError(
+            f"{plan.operation} on {layer.name}: the plan was made for {plan.units_before} units, the layer has "
+            f"{layer.units}; propose again"
+        )
+    if not plan.sources and layer.units:
+        raise SurgeryError(f"{plan.operation} on {layer.name}: no unit would be left")
+    if not all(isinstance(source, int) for source in plan.sources):
+        raise SurgeryError(f"{plan.operation} on {layer.name}: sources must be whole numbers")
+    if plan.shares is not None and (not isinstance(plan.shares, Tensor) or plan.shares.shape != (len(plan.sources),)):
+        raise SurgeryError(f"{plan.operation} on {layer.name}: shares must be a tensor of {len(plan.sources)} numbers")
+    if not all(-1 <= source < layer.units for source in plan.sources):
+        raise SurgeryError(f"{plan.operation} on {layer.name}: sources name units outside 0 … {layer.units - 1}")
+    known = {place.tensor for place in layer.places}
+    for values in (plan.newborn, plan.mixing, plan.constants):
+        if odd := sorted(set(values) - known):
+            raise SurgeryError(f"{plan.operation} on {layer.name}: {odd[0]} does not hold its units")
+    for name, value in plan.mixing.items():
+        _fits(plan, name, value, torch.Size([layer.units, len(plan.sources)]))
+    for name, value in plan.constants.items():
+        if name not in layer.anatomy.sinks:
+            raise SurgeryError(f"{plan.operation} on {layer.name}: no vector after {name} can hold a constant")
+        _fits(plan, name, value, torch.Size([layer.units]))
+    for name, value in plan.replaced.items():
+        if name not in layer.anatomy.expressions:
+            raise SurgeryError(f"{plan.operation} on {layer.name}: the network has no tensor {name}")
+        _fits(plan, name, value, layer.anatomy.tensor(name).shape)
+    for name, mask in plan.masks.items():
+        if name not in layer.anatomy.weights:
+            raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no weight of the network")
+        _fits(plan, name, mask, layer.anatomy.tensor(name).shape)
+    for place in layer.places:
+        if place.role != FAN_OUT and place.tensor in plan.newborn:
+            value, shape = plan.newborn[place.tensor], list(layer.tensor(place).shape)
+            shape[place.axis] = plan.sources.count(-1) * place.positions.shape[1]
+            _fits(plan, place.tensor, value, torch.Size(shape))
+
+
+def _fits(plan: Plan, name: str, value: Any, wanted: torch.Size) -> None:
+    """Raises SurgeryError where another operation has come between a plan's values and its application."""
+    if not isinstance(value, Tensor):
+        raise SurgeryError(f"{plan.operation} on {plan.layer.name}: its values for {name} must be a tensor")
+    found = value.shape
+    if found != wanted:
+        raise SurgeryError(
+            f"{plan.operation} on {plan.layer.name}: its values for {name} are {tuple(found)}, but {tuple(wanted)} are "
+            "needed; where other layers have changed since, propose again"
+        )
+
+
+def _several(averages: Averages) -> list[nn.Module]:
+    alone = isinstance(averages, (nn.Module, Mapping)) or not isinstance(averages, Iterable)
+    found: list[Any] = [averages] if alone else [*averages]  # type: ignore[misc]
+    for each in found:
+        if not isinstance(each, nn.Module):
+            raise SurgeryError(
+                "averages must be networks of the same shapes (torch.nn.Module), such as "
+                f"torch.optim.swa_utils.AveragedModel; a {type(each).__name__} cannot follow, as bare copies of "
+                "parameters have no modules: make such an average anew after the operation"
+            )
+    return found
