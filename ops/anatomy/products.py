@@ -27,7 +27,7 @@ from network_surgery.ops.anatomy.axes import (
 from network_surgery.ops.anatomy.calls import COMPUTED, FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twin
 
 if TYPE_CHECKING:
-    from network_surgery.ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.facts import Facts
 
 #: Products, by operator: the first of their two factors among the arguments; the other one is next to it.
 FACTORS = {
@@ -35,47 +35,47 @@ FACTORS = {
 }  # fmt: skip
 
 
-def convolution(trace: Trace, call: Call) -> Axes | str | None:
+def convolution(facts: Facts, call: Call) -> Axes | str | None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args[:9]
-    given, kernel = trace.twin(x), trace.twin(weight)
+    given, kernel = facts.twin(x), facts.twin(weight)
     if kernel.source is None or x.dim() != weight.dim():
-        return trace.computed()
+        return facts.computed()
     for axis in given.axes[2:]:
         freeze(axis, "a convolution runs over them")
     rows, columns = (1, 0) if transposed else (0, 1)
     made, read = kernel.axes[rows], kernel.axes[columns]
     if groups == 1:
-        trace.use(kernel, columns, FAN_OUT, across=rows)
-        trace.use(kernel, rows, FAN_IN, across=columns)
+        facts.use(kernel, columns, FAN_OUT, across=rows)
+        facts.use(kernel, rows, FAN_IN, across=columns)
     else:  # the axis of the weight that is as long as all groups together is groups × units in a group
         group, inner = split(kernel.axes[0], (groups, weight.size(0) // groups), cut=False)
         named(group, "groups")
-        trace.write_number("groups", group)
-        trace.use(kernel, 0, VECTOR, part=group)
-        trace.use(kernel, 0, FAN_OUT if transposed else FAN_IN, part=inner, across=1)
-        trace.use(kernel, 1, FAN_IN if transposed else FAN_OUT, across=0)
+        facts.write_number("groups", group)
+        facts.use(kernel, 0, VECTOR, part=group)
+        facts.use(kernel, 0, FAN_OUT if transposed else FAN_IN, part=inner, across=1)
+        facts.use(kernel, 1, FAN_IN if transposed else FAN_OUT, across=0)
         made, read = (
             product(group, kernel.axes[1] if transposed else inner),
             product(group, inner if transposed else read),
         )
     unite(given.axes[1], read)
-    trace.passed(kernel, x, 1)
-    trace.make(
+    facts.passed(kernel, x, 1)
+    facts.make(
         call, kernel, (rows,), whole=not transposed or (groups == 1 and weight[0, 0].numel() == max(stride) == 1)
     )
     if not transposed:
-        trace.pad(
+        facts.pad(
             kernel.source,
             padding_share(*map(tuple, (x.shape[2:], call.out.shape[2:], weight.shape[2:], stride, padding, dilation))),
         )
     where = x if transposed else call.out
-    trace.count(kernel.source, where.numel() / where.size(1))
+    facts.count(kernel.source, where.numel() / where.size(1))
     call.maker, call.chain = kernel.source, () if groups == 1 or size(made) > groups else ("depthwise",)
     made = canonical(made)
     if bias is not None:
-        unite(made, trace.twin(bias).axes[0])
-        trace.attach(trace.twin(bias))
-        trace.sink(call, call.making, (made,), trace.twin(bias))
+        unite(made, facts.twin(bias).axes[0])
+        facts.attach(facts.twin(bias))
+        facts.sink(call, call.making, (made,), facts.twin(bias))
     return (given.axes[0], made, *(Fixed(n) for n in call.out.shape[2:]))
 
 
@@ -98,37 +98,37 @@ def padding_share(*sizes: tuple[int, ...]) -> float:
     return 1.0 - seen
 
 
-def linear(trace: Trace, call: Call) -> Axes | str | None:
-    return _multiply(trace, call, call.args[0], call.args[1], 1, call.get(2, "bias"))
+def linear(facts: Facts, call: Call) -> Axes | str | None:
+    return _multiply(facts, call, call.args[0], call.args[1], 1, call.get(2, "bias"))
 
 
-def matmul(trace: Trace, call: Call) -> Axes | str | None:
+def matmul(facts: Facts, call: Call) -> Axes | str | None:
     one, other = call.args[:2]
-    return _multiply(trace, call, one, other, max(other.dim() - 2, 0))
+    return _multiply(facts, call, one, other, max(other.dim() - 2, 0))
 
 
-def addmm(trace: Trace, call: Call) -> Axes | str | None:
+def addmm(facts: Facts, call: Call) -> Axes | str | None:
     added, one, other = call.args[:3]
-    return _multiply(trace, call, one, other, max(other.dim() - 2, 0), added)
+    return _multiply(facts, call, one, other, max(other.dim() - 2, 0), added)
 
 
 def _multiply(
-    trace: Trace, call: Call, left: Tensor, right: Tensor, read: int, added: Tensor | None = None
+    facts: Facts, call: Call, left: Tensor, right: Tensor, read: int, added: Tensor | None = None
 ) -> Axes | str | None:
     """``[…, n, k]`` times ``right`` with its dimension ``read`` summed over; the leading dimensions of both are one."""
-    one, other = trace.constant(left), trace.constant(right)
+    one, other = facts.constant(left), facts.constant(right)
     if one.source is not None and other.source is not None:
-        if _is_state(trace, other, read):
-            trace.attach(other)
+        if _is_state(facts, other, read):
+            facts.attach(other)
             other = Twin(other.axes)
         else:  # what is learned in place of an input: a first state, queries
-            trace.attach(one)
+            facts.attach(one)
             one = Twin(one.axes)
     weight = one if one.source is not None else other if other.source is not None else None
     if weight is None and not all(twin.live for twin in (one, other)):
         fixed = all(twin.live or all(map(is_fixed, twin.axes)) for twin in (one, other))
-        if not fixed or trace.computed() != COMPUTED:
-            return trace.computed()
+        if not fixed or facts.computed() != COMPUTED:
+            return facts.computed()
     last = len(one.axes) - 1
     kept = [dim for dim in range(len(other.axes)) if dim != read]
     made = kept[-1] if kept else None
@@ -142,29 +142,29 @@ def _multiply(
         for dim in both:
             named(one.axes[dim], "heads")
         blur(one.axes[last], "a product of two activations sums over its units")
-        trace.products.append((*one.axes, *(() if made is None else (other.axes[made],))))
+        facts.products.append((*one.axes, *(() if made is None else (other.axes[made],))))
     else:
         summed, free = (last, last - 1) if weight is one else (read, made)
-        _read_and_make(trace, weight, summed, free, both)
+        _read_and_make(facts, weight, summed, free, both)
         if weight is one:
-            trace.passed(weight, right, read)
+            facts.passed(weight, right, read)
         else:
-            trace.passed(weight, left, last)
+            facts.passed(weight, left, last)
         assert weight.source is not None
-        trace.count(weight.source, terms / max(trace.shape(weight.source).numel(), 1))
+        facts.count(weight.source, terms / max(facts.shape(weight.source).numel(), 1))
         call.maker, call.chain = weight.source, ()
-        trace.make(call, weight, [dim for dim in range(len(weight.axes)) if dim != summed])
+        facts.make(call, weight, [dim for dim in range(len(weight.axes)) if dim != summed])
     batch = other if weight is other else one
     lead = [batch.axes[dim] if dim in both and size(batch.axes[dim]) > 1 else one.axes[dim] for dim in range(last)]
     axes = tuple(map(canonical, (*lead, *(() if made is None else (other.axes[made],)))))
     if added is not None:
-        bias = trace.twin(added)
+        bias = facts.twin(added)
         for axis, mine in zip(reversed(axes), reversed(bias.axes), strict=False):
             if size(mine) > 1:
                 unite(axis, mine)
-        trace.attach(bias)
+        facts.attach(bias)
         if not call.kwargs:
-            trace.sink(call, call.making, axes, bias)
+            facts.sink(call, call.making, axes, bias)
     if call.kwargs:  # alpha and beta: it is not the bare product
         call.chain = (call.name,)
         if call.making is not None:
@@ -172,25 +172,25 @@ def _multiply(
     return tuple(map(canonical, axes))
 
 
-def _is_state(trace: Trace, twin: Twin, read: int) -> bool:
+def _is_state(facts: Facts, twin: Twin, read: int) -> bool:
     """Whether a parameter is one row for all samples, with its units on dimension ``read``: no weight."""
     assert twin.source is not None
-    shape, others = trace.shape(twin.source), [origin for dim, origin in enumerate(twin.origins) if dim != read]
+    shape, others = facts.shape(twin.source), [origin for dim, origin in enumerate(twin.origins) if dim != read]
     return all(origin is None or shape[origin] == 1 for origin in others)
 
 
-def _read_and_make(trace: Trace, weight: Twin, summed: int, free: int | None, both: list[int]) -> None:
+def _read_and_make(facts: Facts, weight: Twin, summed: int, free: int | None, both: list[int]) -> None:
     across = None if free is None or free < 0 else weight.origins[free]
     if size(weight.axes[summed]) > 1:
-        trace.use(weight, summed, FAN_OUT, across=across)
+        facts.use(weight, summed, FAN_OUT, across=across)
     if free is not None and free >= 0 and size(weight.axes[free]) > 1:
-        trace.use(weight, free, FAN_IN, across=weight.origins[summed])
+        facts.use(weight, free, FAN_IN, across=weight.origins[summed])
     for dim in both:
         if weight.origins[dim] is not None and size(weight.axes[dim]) > 1:
-            trace.use(weight, dim, VECTOR)
+            facts.use(weight, dim, VECTOR)
 
 
-def grouped_product(trace: Trace, call: Call) -> Axes | str | None:
+def grouped_product(facts: Facts, call: Call) -> Axes | str | None:
     """Rows in groups, each times a matrix of its own: the kernel is particular about sizes."""
     return (
         "grouped products take only sizes of whole 16 bytes; let the experts be multiplied one by one "
@@ -198,28 +198,28 @@ def grouped_product(trace: Trace, call: Call) -> Axes | str | None:
     )
 
 
-def embedding_bag(trace: Trace, call: Call) -> Axes | str | None:
+def embedding_bag(facts: Facts, call: Call) -> Axes | str | None:
     """Sums, means or maxima of rows of the table."""
-    weight = trace.twin(call.args[0])
+    weight = facts.twin(call.args[0])
     if weight.source is None or not all(map(is_fixed, (axis for twin in call.twins[1:] for axis in twin.axes))):
         return None
-    trace.use(weight, 1, FAN_IN, across=0)
+    facts.use(weight, 1, FAN_IN, across=0)
     call.maker, call.chain = weight.source, ()
     return Fixed(call.out.size(0)), weight.axes[1]
 
 
-def embedding(trace: Trace, call: Call) -> Axes | str | None:
-    weight, indices = trace.twin(call.args[0]), trace.constant(call.args[1])
+def embedding(facts: Facts, call: Call) -> Axes | str | None:
+    weight, indices = facts.twin(call.args[0]), facts.constant(call.args[1])
     if weight.source is None or not all(map(is_fixed, indices.axes)):
         return None
-    trace.use(weight, 1, FAN_IN, across=0)
+    facts.use(weight, 1, FAN_IN, across=0)
     call.maker, call.chain = weight.source, ()
     return (*indices.axes, weight.axes[1])
 
 
-def attention(trace: Trace, call: Call) -> list[Axes] | None:
+def attention(facts: Facts, call: Call) -> list[Axes] | None:
     """``softmax(q kᵀ · scale) v`` in one operator; q, k and v are ``[batch, heads, tokens, width]``."""
-    q, k, v = (trace.twin(tensor).axes for tensor in call.args[:3])
+    q, k, v = (facts.twin(tensor).axes for tensor in call.args[:3])
     for dim in range(len(q) - 2):
         named(q[dim], "heads")
         unite(k[dim], v[dim])
@@ -229,11 +229,11 @@ def attention(trace: Trace, call: Call) -> list[Axes] | None:
     blur(q[-1], "attention sums over its units")
     blur(k[-2], "attention sums over its units")
     for mask in call.inputs[3:]:
-        trace.attach(trace.twin(mask))
-        for mine, axis in zip(reversed(trace.twin(mask).axes), (k[-2], *reversed(q[:-1])), strict=False):
+        facts.attach(facts.twin(mask))
+        for mine, axis in zip(reversed(facts.twin(mask).axes), (k[-2], *reversed(q[:-1])), strict=False):
             if size(mine) > 1:
                 unite(mine, axis)
-    trace.products += [(*q, k[-2]), (*q[:-1], k[-2], v[-1])]
+    facts.products += [(*q, k[-2]), (*q[:-1], k[-2], v[-1])]
     return [tuple(map(canonical, (*q[:-1], v[-1])))]
 
 

@@ -14,12 +14,12 @@ from network_surgery.ops.anatomy.axes import (
 from network_surgery.ops.anatomy.calls import Axes, Call
 
 if TYPE_CHECKING:
-    from network_surgery.ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.facts import Facts
 
 
-def reduction(trace: Trace, call: Call) -> Axes | None:
+def reduction(facts: Facts, call: Call) -> Axes | None:
     x = call.args[0]
-    axes = trace.twin(x).axes
+    axes = facts.twin(x).axes
     position = 2 if call.name in ("linalg_vector_norm", "norm") else 1
     dims = call.get(position, "dim")
     listed = [dims] if isinstance(dims, int) else list(dims) if isinstance(dims, (list, tuple)) else []
@@ -33,28 +33,28 @@ def reduction(trace: Trace, call: Call) -> Axes | None:
     return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)
 
 
-def validation(trace: Trace, call: Call) -> Axes | None:
+def validation(facts: Facts, call: Call) -> Axes | None:
     """Whether all values are valid (distributions ask so): as true of fewer units, or of the same ones twice."""
     return ()
 
 
-def softmax(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def softmax(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     if axes:
         blur(axes[call.args[1]], "softmax over its units")
     return axes
 
 
-def cumulative(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def cumulative(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     freeze(axes[call.get(1, "dim")], f"{call.name} depends on the order of its units")
     return axes
 
 
-def window(trace: Trace, call: Call) -> Axes | None:
+def window(facts: Facts, call: Call) -> Axes | None:
     """Pooling and resizing in space: no units may stand where the window moves."""
     x, out = call.args[0], call.out
-    axes = trace.twin(x).axes
+    axes = facts.twin(x).axes
     if x.dim() != out.dim():
         return None
     moving = next((int(letter) for letter in call.name if letter.isdigit()), x.dim() - 2)  # max_pool2d: two dimensions
@@ -72,7 +72,7 @@ def _freeze_positions(call: Call) -> None:
             freeze(axis, f"{call.name} takes positions from it")
 
 
-def roi_align(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def roi_align(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     _freeze_positions(call)
     return Fixed(call.out.size(0)), axes[1], Fixed(call.out.size(2)), Fixed(call.out.size(3))

@@ -1,6 +1,6 @@
 """What each aten operator does to axes.
 
-A rule is a function ``(trace, call) -> axes of each output``; where it cannot follow, ``None`` or the reason. There
+A rule is a function ``(facts, call) -> axes of each output``; where it cannot follow, ``None`` or the reason. There
 are few kinds: products read units and make new ones (``products``); element-wise work unites its operands; views carry
 their axes along; reductions end them; norms pass them and attach their parameters. ``RULES`` is the whole table;
 whatever is not in it freezes what it is given.
@@ -22,49 +22,49 @@ from network_surgery.ops.anatomy.axes import size
 from network_surgery.ops.anatomy.calls import Axes, Call, Twin, constant, tensors_in
 
 if TYPE_CHECKING:
-    from network_surgery.ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.facts import Facts
 
-Rule = Callable[["Trace", Call], "Axes | list[Axes] | str | None"]
+Rule = Callable[["Facts", Call], "Axes | list[Axes] | str | None"]
 
 
-def apply_rule(trace: Trace, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+def apply_rule(facts: Facts, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Gives the outputs of one operator call their twins."""
     inputs = tensors_in((*args, *kwargs.values()))
-    twins = [trace.twin(tensor) for tensor in inputs]
+    twins = [facts.twin(tensor) for tensor in inputs]
     for twin in twins:
         twin.met()
     name, rule, sized = _known(func)
     call = Call(name, args, kwargs, inputs, tensors_in((out,)), twins)
-    if name == "mul" and trace.masks(inputs):
-        return trace.mark(call.out, twins[0])
-    _carry(trace, func, call, rule, sized)
-    _account(trace, call, rule)
+    if name == "mul" and facts.masks(inputs):
+        return facts.mark(call.out, twins[0])
+    _carry(facts, func, call, rule, sized)
+    _account(facts, call, rule)
     if func._schema.is_mutable and inputs and inputs[0]._base is not None:
-        _write_into(trace, inputs[0]._base, call)
+        _write_into(facts, inputs[0]._base, call)
 
 
-def _carry(trace: Trace, func: Any, call: Call, rule: Rule | None, sized: bool) -> None:
+def _carry(facts: Facts, func: Any, call: Call, rule: Rule | None, sized: bool) -> None:
     """The axes of the outputs."""
     name, inputs, twins = call.name, call.inputs, call.twins
     plain = all(twin.plain for twin in twins)
     if name in _BLANK and (plain if name.startswith("new_") else not inputs):
-        return trace.mark(call.out, Twin(views.blank(trace, call.out)))
+        return facts.mark(call.out, Twin(views.blank(facts, call.out)))
     live = any(twin.live for twin in twins)
     if not call.outputs and inputs:  # a value leaves the tensors, and anything may depend on it
-        trace.refuse(inputs, f"{name} hands its values to Python")
-        trace.steered |= live
-    trace.sized |= live and sized
+        facts.refuse(inputs, f"{name} hands its values to Python")
+        facts.steered |= live
+    facts.sized |= live and sized
     if plain and rule is not views.expand:  # which makes a tensor as long as it is asked to
         for tensor in call.outputs if live else ():
-            trace.mark(tensor, Twin(constant(tensor), live=True))
+            facts.mark(tensor, Twin(constant(tensor), live=True))
     if not call.outputs or (plain and rule is not views.expand):
         return
     try:
-        found = rule(trace, call) if rule else None
+        found = rule(facts, call) if rule else None
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):  # an unusual form of the operator
         found = None
     if found is None or isinstance(found, str):
-        trace.refuse(inputs, found or _unknown(name))
+        facts.refuse(inputs, found or _unknown(name))
         found = [constant(tensor) for tensor in call.outputs]
     each = found if isinstance(found, list) else [found] * len(call.outputs)
     if rule in views.KEEPING and twins[0].source is not None:  # a view or copy of a parameter is that parameter still
@@ -75,8 +75,8 @@ def _carry(trace: Trace, func: Any, call: Call, rule: Rule | None, sized: bool) 
     for tensor, axes in zip(call.outputs, each, strict=False):
         fits = tuple(map(size, axes)) == tuple(tensor.shape)
         if not fits and tensor is call.out:  # the others are statistics of norms, places of maxima and the like
-            trace.refuse(inputs, f"{name} is used in a way that is not known to keep its units apart")
-        trace.mark(tensor, result(axes=axes if fits else constant(tensor)))
+            facts.refuse(inputs, f"{name} is used in a way that is not known to keep its units apart")
+        facts.mark(tensor, result(axes=axes if fits else constant(tensor)))
 
 
 def _unknown(name: str) -> str:
@@ -85,28 +85,28 @@ def _unknown(name: str) -> str:
     return f"the operator {name} is not known to keep its units apart"
 
 
-def _write_into(trace: Trace, base: Tensor, call: Call) -> None:
+def _write_into(facts: Facts, base: Tensor, call: Call) -> None:
     """A view of ``base`` was written to: what was known of how its units came about is no longer true."""
-    twin = trace.twin(base)
+    twin = facts.twin(base)
     if twin.source is not None:
         return
     if twin.making is not None and twin.making is not call.twins[0].making:
         twin.making.meet(None)
     live = any(each.live for each in (twin, *call.twins))
-    trace.mark(base, replace(twin, live=live, maker=None, chain=("?",), making=None))
+    facts.mark(base, replace(twin, live=live, maker=None, chain=("?",), making=None))
 
 
-def _account(trace: Trace, call: Call, rule: Rule | None) -> None:
+def _account(facts: Facts, call: Call, rule: Rule | None) -> None:
     """What the call does to products that nothing was done to yet, and how it uses parameters (``sinks``)."""
     for twin in call.twins:
         if twin.making is not None and twin.making not in call.held:
-            passed = [trace.twin(tensor) for tensor in call.outputs] if call.name in _PASSING else []
+            passed = [facts.twin(tensor) for tensor in call.outputs] if call.name in _PASSING else []
             for after in passed:
                 after.making = twin.making
-            if not passed or not all(trace.carries(tensor) for tensor in call.outputs):
+            if not passed or not all(facts.carries(tensor) for tensor in call.outputs):
                 twin.making.meet(None)
         if twin.source is not None and not (rule in views.KEEPING and twin is call.twins[0]):
-            trace.account.use(twin.source, call.partners.get(twin.source))
+            facts.account.use(twin.source, call.partners.get(twin.source))
 
 
 @functools.cache

@@ -30,16 +30,16 @@ from network_surgery.ops.anatomy.axes import (
 from network_surgery.ops.anatomy.calls import Axes, Call, Twin, broadcast
 
 if TYPE_CHECKING:
-    from network_surgery.ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.facts import Facts
 
 
-def reshape(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def reshape(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     found: list[Axis] = []
     for before, after in _regroup([size(a) for a in axes], list(call.out.shape)):
         whole = product(*axes[before])
         found += [whole] if len(after) == 1 else split(whole, after)
-    trace.write_down(found)
+    facts.write_down(found)
     return tuple(canonical(axis) for axis in found)
 
 
@@ -64,8 +64,8 @@ def _regroup(old: list[int], new: list[int]) -> list[tuple[slice, list[int]]]:
     return groups
 
 
-def permute(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def permute(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     return tuple(axes[dim] for dim in _order(call))
 
 
@@ -82,67 +82,67 @@ def _order(call: Call) -> list[int]:
     return dims
 
 
-def same(trace: Trace, call: Call) -> Axes | None:
-    return trace.twin(call.args[0]).axes
+def same(facts: Facts, call: Call) -> Axes | None:
+    return facts.twin(call.args[0]).axes
 
 
-def uncut(trace: Trace, call: Call) -> Axes | None:
+def uncut(facts: Facts, call: Call) -> Axes | None:
     """``alias``, which is what becomes of a slice that leaves nothing out: ``x[:, :n]`` where there are ``n``."""
-    axes = trace.twin(call.args[0]).axes
-    trace.write_down(axes)
+    axes = facts.twin(call.args[0]).axes
+    facts.write_down(axes)
     return axes
 
 
-def restride(trace: Trace, call: Call) -> Axes | None:
+def restride(facts: Facts, call: Call) -> Axes | None:
     """``as_strided`` only where it changes nothing but the strides of dimensions of size one."""
     x, out = call.args[0], call.out
     moved = x.shape != out.shape or any(
         n > 1 and a != b for n, a, b in zip(x.shape, call.get(2, "stride"), call.args[0].stride(), strict=False)
     )
-    return None if moved or call.get(3, "storage_offset") else trace.twin(x).axes
+    return None if moved or call.get(3, "storage_offset") else facts.twin(x).axes
 
 
-def as_complex(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def as_complex(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     if call.name == "view_as_real":
         return (*axes, Fixed(2))
     freeze(axes[-1], "its real and imaginary parts are told apart")
     return axes[:-1]
 
 
-def like(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def like(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     if tuple(map(size, axes)) == tuple(call.out.shape):
         return axes
-    return blank(trace, call.out)  # new_zeros and its like
+    return blank(facts, call.out)  # new_zeros and its like
 
 
-def blank(trace: Trace, tensor: Tensor) -> Axes:
+def blank(facts: Facts, tensor: Tensor) -> Axes:
     """The axes of a new tensor: each is as long as what it will meet."""
     axes = tuple(Factor(n) if n > 1 else ONE for n in tensor.shape)
-    trace.write_down(axes)
+    facts.write_down(axes)
     return axes
 
 
-def expand(trace: Trace, call: Call) -> Axes | None:
+def expand(facts: Facts, call: Call) -> Axes | None:
     x = call.args[0]
-    axes = (ONE,) * (call.out.dim() - x.dim()) + trace.twin(x).axes
+    axes = (ONE,) * (call.out.dim() - x.dim()) + facts.twin(x).axes
     found = tuple(
         axis if size(axis) == n else Factor(n)  # as long as it is asked to be
         for axis, n in zip(axes, call.out.shape, strict=True)
     )
-    trace.write_down(found)
+    facts.write_down(found)
     return found
 
 
-def repeat(trace: Trace, call: Call) -> Axes | None:
+def repeat(facts: Facts, call: Call) -> Axes | None:
     x = call.args[0]
-    trace.attach(trace.twin(x))
-    axes = (ONE,) * (call.out.dim() - x.dim()) + trace.twin(x).axes
+    facts.attach(facts.twin(x))
+    axes = (ONE,) * (call.out.dim() - x.dim()) + facts.twin(x).axes
     return tuple(product(Fixed(n), axis) for n, axis in zip(call.args[1], axes, strict=True))
 
 
-def narrow(trace: Trace, call: Call) -> Axes | None:
+def narrow(facts: Facts, call: Call) -> Axes | None:
     """``slice``: a part of one dimension."""
     x = call.args[0]
     dim = call.get(1, "dim", 0) % x.dim()
@@ -150,7 +150,7 @@ def narrow(trace: Trace, call: Call) -> Axes | None:
     length = x.size(dim)
     start = min(max(start + length if start < 0 else start, 0), length)
     stop = length if stop is None else min(max(stop + length if stop < 0 else stop, start), length)
-    axes = list(trace.twin(x).axes)
+    axes = list(facts.twin(x).axes)
     if step != 1 and not is_fixed(axes[dim]):
         if start >= step or length % step or stop <= length - step:
             return None
@@ -161,55 +161,55 @@ def narrow(trace: Trace, call: Call) -> Axes | None:
         whole = axes[dim]
         axes[dim] = section(whole, start, stop)
         uncut = stop - start == length  # before torch 2.9 it may stand for one of another dimension, too
-        trace.write_down(axes if uncut else [axes[dim]])
+        facts.write_down(axes if uncut else [axes[dim]])
         for bound in (start, stop):  # a number may say where the slice begins or ends
             if 1 < bound < length:
-                trace.write_down([section(whole, 0, bound)], given=True)
+                facts.write_down([section(whole, 0, bound)], given=True)
     else:
         axes[dim] = Fixed(call.out.size(dim))
     return tuple(axes)
 
 
-def slice_scatter(trace: Trace, call: Call) -> Axes | None:
+def slice_scatter(facts: Facts, call: Call) -> Axes | None:
     """A tensor with another one in place of a slice, or of one position."""
     x, source = call.args[:2]
     form = select if call.name == "select_scatter" else narrow
-    part = form(trace, replace(call, args=(x, *call.args[2:]), outputs=[source]))
+    part = form(facts, replace(call, args=(x, *call.args[2:]), outputs=[source]))
     if part is None:
         return None
     for tensor in (x, source):
-        trace.attach(trace.twin(tensor))
-    for one, other in zip(part, trace.twin(source).axes, strict=True):
+        facts.attach(facts.twin(tensor))
+    for one, other in zip(part, facts.twin(source).axes, strict=True):
         unite(one, other)
-    return tuple(map(canonical, trace.twin(x).axes))
+    return tuple(map(canonical, facts.twin(x).axes))
 
 
-def select(trace: Trace, call: Call) -> Axes | None:
-    axes = list(trace.twin(call.args[0]).axes)
+def select(facts: Facts, call: Call) -> Axes | None:
+    axes = list(facts.twin(call.args[0]).axes)
     freeze(axes.pop(call.args[1] % len(axes)), "one of its units is picked by position")
     return tuple(axes)
 
 
-def unbind(trace: Trace, call: Call) -> Axes | None:
-    axes = list(trace.twin(call.args[0]).axes)
+def unbind(facts: Facts, call: Call) -> Axes | None:
+    axes = list(facts.twin(call.args[0]).axes)
     freeze(axes.pop(call.get(1, "dim", 0) % len(axes)), "its units are told apart by position")
     return tuple(axes)
 
 
-def split_up(trace: Trace, call: Call) -> list[Axes] | None:
+def split_up(facts: Facts, call: Call) -> list[Axes] | None:
     x = call.args[0]
     dim = call.get(2, "dim", 0) % x.dim()
-    axes, lengths = list(trace.twin(x).axes), [tensor.size(dim) for tensor in call.outputs]
+    axes, lengths = list(facts.twin(x).axes), [tensor.size(dim) for tensor in call.outputs]
     numbered = not isinstance(call.args[1], (list, tuple))
     if numbered and len(set(lengths)) > 1:
         freeze(axes[dim], "it is split by a number that leaves a smaller piece over")
     pieces = sections(axes[dim], lengths, alike=numbered)
-    trace.write_down(pieces, given=not numbered)
+    facts.write_down(pieces, given=not numbered)
     return [tuple(map(canonical, (*axes[:dim], piece, *axes[dim + 1 :]))) for piece in pieces]
 
 
-def squeeze(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def squeeze(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     return tuple(axes[dim] for dim in _unsqueezed(call))
 
 
@@ -224,8 +224,8 @@ def _unsqueezed(call: Call) -> list[int]:
     return [dim for dim, n in enumerate(sizes) if not (dim in gone and n == 1)]
 
 
-def unsqueeze(trace: Trace, call: Call) -> Axes | None:
-    axes = list(trace.twin(call.args[0]).axes)
+def unsqueeze(facts: Facts, call: Call) -> Axes | None:
+    axes = list(facts.twin(call.args[0]).axes)
     axes.insert(call.args[1] % (len(axes) + 1), ONE)
     return tuple(axes)
 
@@ -260,12 +260,12 @@ def origins(call: Call, twin: Twin, rule: Callable[..., object]) -> tuple[int | 
     return tuple(old)
 
 
-def cat(trace: Trace, call: Call) -> Axes | None:
+def cat(facts: Facts, call: Call) -> Axes | None:
     tensors = [t for t in call.args[0] if t.dim() == call.out.dim()]
     dim = call.get(1, "dim", 0) % call.out.dim()
     for tensor in tensors:
-        trace.attach(trace.twin(tensor))
-    twins = [trace.twin(tensor) for tensor in tensors]
+        facts.attach(facts.twin(tensor))
+    twins = [facts.twin(tensor) for tensor in tensors]
     for twin in twins[1:]:
         for other in range(call.out.dim()):
             if other != dim:
@@ -275,25 +275,25 @@ def cat(trace: Trace, call: Call) -> Axes | None:
     return tuple(axes)
 
 
-def stack(trace: Trace, call: Call) -> Axes | None:
+def stack(facts: Facts, call: Call) -> Axes | None:
     tensors, dim = call.args[0], call.get(1, "dim", 0) % call.out.dim()
     axes = list(broadcast(call.twins, tensors[0].dim()))
     for tensor in tensors:
-        trace.attach(trace.twin(tensor))
+        facts.attach(facts.twin(tensor))
     axes.insert(dim, Fixed(len(tensors)))
     return tuple(axes)
 
 
-def flip(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def flip(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     dims = call.get(2, "dims") if call.name == "roll" else call.args[1]
     for dim in dims or range(len(axes)):
         freeze(axes[dim], f"{call.name} puts its units in another order")
     return axes
 
 
-def pad(trace: Trace, call: Call) -> Axes | None:
-    axes = list(trace.twin(call.args[0]).axes)
+def pad(facts: Facts, call: Call) -> Axes | None:
+    axes = list(facts.twin(call.args[0]).axes)
     amounts = call.args[1]
     for number in range(len(amounts) // 2):
         before, after = amounts[2 * number : 2 * number + 2]
@@ -306,9 +306,9 @@ def pad(trace: Trace, call: Call) -> Axes | None:
     return tuple(axes)
 
 
-def pixel_shuffle(trace: Trace, call: Call) -> Axes | None:
+def pixel_shuffle(facts: Facts, call: Call) -> Axes | None:
     """Channels that become positions in space, or the reverse: ``[…, C·r², H, W] ↔ […, C, H·r, W·r]``."""
-    axes = list(trace.twin(call.args[0]).axes)
+    axes = list(facts.twin(call.args[0]).axes)
     times = call.args[1] ** 2
     for axis in axes[-2:]:
         freeze(axis, f"{call.name} runs over its units")
@@ -320,15 +320,15 @@ def pixel_shuffle(trace: Trace, call: Call) -> Axes | None:
     return (*axes[:-2], Fixed(call.out.size(-2)), Fixed(call.out.size(-1)))
 
 
-def channel_shuffle(trace: Trace, call: Call) -> Axes | None:
-    axes = list(trace.twin(call.args[0]).axes)
+def channel_shuffle(facts: Facts, call: Call) -> Axes | None:
+    axes = list(facts.twin(call.args[0]).axes)
     outer, inner = split(axes[1], (call.args[1], size(axes[1]) // call.args[1]))
     axes[1] = product(inner, outer)
     return tuple(axes)
 
 
-def im2col(trace: Trace, call: Call) -> Axes | None:
-    axes = trace.twin(call.args[0]).axes
+def im2col(facts: Facts, call: Call) -> Axes | None:
+    axes = facts.twin(call.args[0]).axes
     if len(axes) != 4:
         return None
     for axis in axes[2:]:
@@ -336,8 +336,8 @@ def im2col(trace: Trace, call: Call) -> Axes | None:
     return axes[0], product(axes[1], Fixed(math.prod(call.args[1]))), Fixed(call.out.size(2))
 
 
-def unfold(trace: Trace, call: Call) -> Axes | None:
-    axes = list(trace.twin(call.args[0]).axes)
+def unfold(facts: Facts, call: Call) -> Axes | None:
+    axes = list(facts.twin(call.args[0]).axes)
     dim = call.args[1] % len(axes)
     freeze(axes[dim], "unfold runs over its units")
     axes[dim] = Fixed(call.out.size(dim))

@@ -32,7 +32,7 @@ from network_surgery.ops.anatomy.snapshot import OWN
 from network_surgery.ops.anatomy.steady import Steady
 
 if TYPE_CHECKING:
-    from network_surgery.ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.facts import Facts
 
 
 def _is_known(depth: int) -> bool:
@@ -160,9 +160,9 @@ class Watch(TorchFunctionMode):
     it. ``comparisons``: of such sizes with others than their own.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, facts: Facts) -> None:
         super().__init__()
-        self.trace = trace
+        self.facts = facts
         self.asks_mode = self.measured = self.pretending = False
         self.settled: set[nn.Module] = set()
         self._same: dict[str, bool] = {}
@@ -206,7 +206,7 @@ class Watch(TorchFunctionMode):
                 self.ask_mode()
                 return out or (self.pretending and args[0].is_floating_point())
         elif func == Tensor.__len__:  # a plain number, whatever is made of it
-            self.measured |= not _is_known(1) and any(not is_fixed(a) for a in self.trace.twin(args[0]).axes[:1])
+            self.measured |= not _is_known(1) and any(not is_fixed(a) for a in self.facts.twin(args[0]).axes[:1])
         elif func in VIEWS:
             self._viewed(args[1:], out)
         elif func == Tensor.__getitem__:
@@ -244,12 +244,12 @@ class Watch(TorchFunctionMode):
                 self.settled.update(module.modules())
         self.asks_mode = self.asks_mode or not all(self._same.values())
         self._small.clear()
-        self.trace.refuse(self._failed, "an operator fails on it, and the network goes on")
+        self.facts.refuse(self._failed, "an operator fails on it, and the network goes on")
         self._failed.clear()
 
     def _kind(self, module: nn.Module, args: tuple[Any, ...]) -> str:
         """Modules of one kind differ in their number of units only, which are on the same dimensions."""
-        axes = [(n, is_fixed(axis)) for x in args if isinstance(x, Tensor) for n, axis in _dimensions(self.trace, x)]
+        axes = [(n, is_fixed(axis)) for x in args if isinstance(x, Tensor) for n, axis in _dimensions(self.facts, x)]
         units = {n for n, fixed in axes if not fixed}
 
         def told(value: Any) -> object:
@@ -267,12 +267,12 @@ class Watch(TorchFunctionMode):
         (x,) = args
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
             return False
-        dims = [dim for dim, axis in enumerate(self.trace.twin(x).axes) if not is_fixed(axis)]
+        dims = [dim for dim, axis in enumerate(self.facts.twin(x).axes) if not is_fixed(axis)]
         held = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
         vectors = {name: tensor for name, tensor in held.items() if tensor.dim()}
         if vectors:  # one entry for each unit, as the pass has shown
-            own = [self.trace.met(tensor) for tensor in vectors.values()]
-            axis = canonical(self.trace.twin(x).axes[dims[0]]) if len(dims) == 1 else None
+            own = [self.facts.met(tensor) for tensor in vectors.values()]
+            axis = canonical(self.facts.twin(x).axes[dims[0]]) if len(dims) == 1 else None
             if axis is None or any(axes is None or list(map(canonical, axes)) != [axis] for axes in own):
                 return False
         modes = [(each, each.training) for each in module.modules()]
@@ -304,7 +304,7 @@ class Watch(TorchFunctionMode):
         """What a tensor says of its sizes: numbers that know their axes, where there are units on them."""
         if tensor.layout != torch.strided or tensor.is_nested:
             return out
-        axes = self.trace.twin(tensor).axes
+        axes = self.facts.twin(tensor).axes
         if len(axes) != tensor.dim() or all(map(is_fixed, axes)):
             return out
         self.measured = True
@@ -319,7 +319,7 @@ class Watch(TorchFunctionMode):
     def told(self, module: nn.Module, number: Any, dim: int) -> Any:
         """A size that a module keeps, as that of its weight along an axis where it is that."""
         weight = module._parameters.get("weight")
-        axes = self.trace.axes_if_known(weight) if weight is not None else ()
+        axes = self.facts.axes_if_known(weight) if weight is not None else ()
         if len(axes) <= dim or type(number) is not int or number != size(axes[dim]) or is_fixed(axes[dim]):
             return number
         self.measured = True
@@ -344,20 +344,20 @@ class Watch(TorchFunctionMode):
         """``x.view(…)``, ``x.reshape(…)``: each size by itself or all in one."""
         sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
         if any(isinstance(n, Extent) for n in sizes) and len(sizes) == out.dim():
-            for axis, number in zip(self.trace.twin(out).axes, sizes, strict=True):
+            for axis, number in zip(self.facts.twin(out).axes, sizes, strict=True):
                 self._joined(axis, number)
 
     def _cut(self, index: Any, out: Tensor) -> None:
         """``x[:, :n]``: the piece is as long as ``n`` says."""
         index = index if isinstance(index, tuple) else (index,)
         if all(isinstance(each, slice) for each in index):
-            for axis, each in zip(self.trace.twin(out).axes, index, strict=False):
+            for axis, each in zip(self.facts.twin(out).axes, index, strict=False):
                 if not each.start and each.step in (None, 1):
                     self._joined(axis, each.stop)
 
 
-def _dimensions(trace: Trace, x: Tensor) -> list[tuple[int, Axis]]:
-    return list(zip(x.shape, trace.twin(x).axes, strict=False))
+def _dimensions(facts: Facts, x: Tensor) -> list[tuple[int, Axis]]:
+    return list(zip(x.shape, facts.twin(x).axes, strict=False))
 
 
 #: Sizes that modules keep of their ``weight``: class, attribute, axis. They follow it (``ops.network.architecture``).
