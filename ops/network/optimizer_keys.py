@@ -2,11 +2,11 @@
 
 ``KEYS`` is the one table. A class goes by the package that it comes from and its name; subclasses inherit the keys of
 their bases. The meaning of an entry was read from the definition of the update and confirmed by experiment (the same
-course with scaled gradients, and with scaled weights; ``tests/ops/test_optimizer_keys.py``). What is not in the table
-is not guessed from its name, for libraries use one name for several things (``z`` are weights in schedule-free methods
-and a sum of gradients and weights in FTRL): surgery refuses it until ``register_state`` declares it. Left out on
-purpose: weights that are calculated from sums of gradients (dual averaging: MADGRAD, DAdaptSGD, FTRL), matrices on the
-axes of a weight (Shampoo, SOAP), averages of normalized updates, quantized state, curvature (AdaHessian, Sophia).
+course with scaled gradients, and with scaled weights; ``tests/ops/network/test_optimizer_keys.py``). What is not in the
+table is not guessed from its name, for libraries use one name for several things (``z`` are weights in schedule-free
+methods and a sum of gradients and weights in FTRL): surgery refuses it until ``register_state`` declares it. Left out
+on purpose: weights that are calculated from sums of gradients (dual averaging: MADGRAD, DAdaptSGD, FTRL), matrices on
+the axes of a weight (Shampoo, SOAP), averages of normalized updates, quantized state, curvature (AdaHessian, Sophia).
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from network_surgery.ops import (
     operate,
 )
 from network_surgery.ops.operations.min_weight import kernel_scores, strongest
+from tests.ops.maths.test_hosvd import brute_force
 from tests.ops.networks import NETWORKS, build, cnn
-from tests.ops.test_hosvd import brute_force
 
 
 @pytest.mark.parametrize("network", NETWORKS)
