@@ -321,19 +321,23 @@ def meeting(model: nn.Module, layer: HiddenLayer, most: int = 1) -> list[int]:
 
 
 def _met(model: nn.Module, inputs: Any, layer: HiddenLayer, units: int) -> tuple[float, float]:
-    """The layer at another size: without its last units, or with its first ones twice."""
+    """The layer at another size: without its last units, or with its first ones twice; as ``_removed``."""
     twice = units - layer.units
     sources = [*range(min(units, layer.units)), *range(max(twice, 0))]
     shares = [0.5 if unit < twice else 1.0 for unit in sources]
     with silenced([(layer, range(units, layer.units))]):
         wanted = outputs(model, inputs)
-    with edited([(layer, tuple(sources), shares)]):
+    edit = layer, tuple(sources), shares
+    with edited([edit]):
         found = outputs(model, inputs)
         error = difference(wanted, found)
         if error < EXACT:
             return error, 0.0
         with shaken(model):
-            return error, difference(found, outputs(model, inputs))
+            rounding = difference(found, outputs(model, inputs))
+    if 10 * rounding <= AMPLIFIED or units > layer.units:
+        return error, rounding
+    return _removed_on_the_way(model, inputs, [edit], [(layer, list(range(units, layer.units)))])
 
 
 def _unchanged_in_training(
