@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -56,6 +57,11 @@ class Dataset:
         """Channels, height, width of one image."""
         channels, height, width = self.train.pixels.shape[1:]
         return channels, height, width
+
+
+def load_for(settings: Settings) -> Dataset:
+    """The images that these settings ask for. Raises StudyError as ``load``."""
+    return load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
 
 
 def load(name: str, validation: float, train_images: int | None = None, train_on_validation: bool = False) -> Dataset:

@@ -30,7 +30,7 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
 
     Redundancy and dead units are seen on ``settings.signal_images`` training images.
     """
-    dataset = data.load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
+    dataset = data.load_for(settings)
     device = torch.device("cpu")
     torch.manual_seed(settings.seed)
     model = models.build(settings.model, dataset.shape, len(dataset.classes))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from network_surgery.study.training.run import Cell
+from network_surgery.study.training.cell import Cell
 
 
 class Counted(Protocol):

@@ -55,7 +55,7 @@ def accuracy(results: Results) -> Drawing | None:
                 panel.fill_between(across, low, high, color=ARMS[arm]["color"], alpha=0.13, linewidth=0)
             if arm == "surgery":
                 moments = moments_of(members[0])
-                at = np.interp([moment["epoch"] for moment in moments], [0, *epochs], [0, *seconds])
+                at = np.interp([moment.epoch for moment in moments], [0, *epochs], [0, *seconds])
             bounds += [low.min(), high.max()]
     accuracy_scale(axes, bounds)
     for panel, words in ((axes, "epoch"), (clock, "seconds of training and surgery")):
@@ -67,7 +67,7 @@ def accuracy(results: Results) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     clock.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(loc="outside lower center", ncols=3, title="at the last epoch")
-    when = ", ".join(f"{m['op']} at {m['epoch']:g}" for m in moments) or "none"
+    when = ", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or "none"
     return titled(
         figure, "Validation accuracy at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
         f"Mean over seeds, band: ± one standard deviation; schedule of trial {trial}. Left by epoch, right by the mean "

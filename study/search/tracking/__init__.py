@@ -10,7 +10,7 @@ MLflow: a final network reaches it as a file in the study's folder.
 from __future__ import annotations
 
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence.results import Folder
+from network_surgery.study.store.folder import Folder
 
 __all__ = ["check_server", "default_uri", "page"]
 

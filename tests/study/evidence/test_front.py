@@ -19,8 +19,8 @@ from rich.console import Console
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import front
-from network_surgery.study.evidence.results import Folder
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.training.cell import Cell
 
 matplotlib.use("agg")
 

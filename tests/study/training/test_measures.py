@@ -11,8 +11,9 @@ from network_surgery.ops import load as load_network
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.data import load
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.measures import on_test, speed
-from network_surgery.study.training.run import Cell, run
+from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import Batches, evaluate
 
 CPU = torch.device("cpu")
