@@ -27,7 +27,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from network_surgery.study.config import Settings
-from network_surgery.study.training.run import Cell
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.records import OperationRecord, operations_of
 from network_surgery.study.training.spent import before_surgery
 
 #: Arm → what it is in a table.
@@ -51,39 +52,40 @@ def rivals(surgery: Cell, outcome: Mapping[str, Any], settings: Settings) -> lis
     Where surgery never operated, only the restart is; ``random`` is left out where something else than removing units
     has changed the network's size.
     """
-    found = []
+    found, operations = [], operations_of(outcome)
     for arm in [arm for arm in RIVALS if arm in settings.arms]:
         common: dict[str, Any] = {"trial": surgery.trial, "params": surgery.params, "test": True}
         if arm == "random":
-            if schedule := randomly(outcome["operations"], surgery.seed):
+            if schedule := randomly(operations, surgery.seed):
                 found.append(Cell(arm, surgery.seed, schedule, **common))
-        elif arm == "restart" or outcome["operations"]:
+        elif arm == "restart" or operations:
             epochs = None if arm == "restart" else _epochs(arm, outcome, settings)
             common |= {"sunk": before_surgery(outcome)} if arm == "restart_late" else {}
             found.append(Cell(arm, surgery.seed, architecture=outcome["architecture"], epochs=epochs, **common))
     return found
 
 
-def randomly(operations: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
+def randomly(operations: Sequence[OperationRecord], seed: int) -> list[dict[str, Any]]:
     """A schedule that removes as many units as these operations did, at random; empty where that cannot be said."""
-    removals = [each for each in operations if each["parameters_after"] != each["parameters_before"]]
-    if any(each["units_after"] >= each["units_before"] for each in removals):
+    removals = [each for each in operations if each.parameters_after != each.parameters_before]
+    if any(each.units_after >= each.units_before for each in removals):
         return []
     return [
         {
-            "when": f"{each['iteration']}it", "layer": each["layer"], "op": "random_remove",
-            "keep": each["units_after"] / each["units_before"], "seed": seed + number,
-        } | ({"repair": each["repair"]} if each["repair"] else {})
+            "when": f"{each.iteration}it", "layer": each.layer, "op": "random_remove",
+            "keep": each.units_after / each.units_before, "seed": seed + number,
+        } | ({"repair": each.repair} if each.repair else {})
         for number, each in enumerate(removals)
     ]  # fmt: skip
 
 
 def _epochs(arm: str, outcome: Mapping[str, Any], settings: Settings) -> int:
+    operations = operations_of(outcome)
     if arm == "restart_late":
-        return max(1, settings.epochs - math.floor(outcome["operations"][0]["epoch"]))
+        return max(1, settings.epochs - math.floor(operations[0].epoch))
     if arm == "restart_flops":
         epoch = 3 * settings.batch_size * outcome["flops"] * outcome["steps"] / settings.epochs
         return max(1, math.ceil(outcome["training_flops"] / epoch - 1e-9))
-    last = outcome["operations"][-1]["epoch"]
+    last = operations[-1].epoch
     after = [each["train_seconds"] for each in outcome["epochs"] if each["epoch"] > last]
     return max(1, math.ceil(outcome["seconds"] / statistics.median(after)))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
+from network_surgery.study.config import Settings, compose
+from network_surgery.study.declare import declaration, names
 from network_surgery.study.errors import Diverged, StudyError
 
 if TYPE_CHECKING:
@@ -22,72 +25,38 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Data = Annotated[
-    str | None, typer.Option(help="digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*.")
-]
-Model = Annotated[str | None, typer.Option(help="small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY.")]
 Preset = Annotated[str, typer.Option(help="Named settings that the other options overlay.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, over the preset.")]
 Study = Annotated[Path, typer.Argument(help="The study's folder.", metavar="STUDY")]
+OPTIONS = [name for name in names(Settings) if declaration(Settings, name).about.option]
+
+
+def with_settings(*settings: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command these settings as options, in place of its ``**flags``; one that is not given is None."""
+
+    def extend(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        for name in settings:
+            about = declaration(Settings, name)
+            kind: Any = about.kind if about.kind in (int, float) else str
+            option: Any = Annotated[kind | None, typer.Option(help=about.help)]
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option))
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return extend
 
 
 @app.command()
+@with_settings(*OPTIONS)
 def study(
     preset: Preset = "digits",
     config: Config = None,
     out: Annotated[Path | None, typer.Option(help="The study's folder; by default a new one under runs/.")] = None,
-    data: Data = None,
-    train_images: Annotated[int | None, typer.Option(help="At most so many training images.")] = None,
-    model: Model = None,
-    trials: Annotated[int | None, typer.Option(help="How many schedules are searched.")] = None,
-    generation: Annotated[
-        int | None, typer.Option(help="How many of them are sampled together and can run at once.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of every training.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the search; the comparison takes the following ones.")
-    ] = None,
-    space: Annotated[
-        str | None,
-        typer.Option(help="mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning or thesis."),
-    ] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="tpe searches; grid compares every point of a space of choices.")
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="accuracy, or several: accuracy,parameters,flops,seconds.")
-    ] = None,
-    early_stopping: Annotated[
-        str | None, typer.Option(help="asha ends unpromising trials early, but forgives what an operation does; none.")
-    ] = None,
-    top: Annotated[int | None, typer.Option(help="How many schedules are compared with restarting.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds of every arm of the comparison.")] = None,
-    arms: Annotated[
-        str | None,
-        typer.Option(
-            help="surgery and what it is held against: original, restart, restart_flops, restart_seconds, "
-            "restart_late, random."
-        ),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adam, adamw or sgd.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="The optimizer's learning rate.")] = None,
-    optimizer_state: Annotated[
-        str | None, typer.Option(help="carry it through operations, or reset it as if the optimizer were made anew.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    cpus_per_trial: Annotated[float | None, typer.Option(help="CPU cores of a training.")] = None,
-    gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a training; a fraction shares one.")] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT.")] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="An MLflow server; by default a database in the folder.")
-    ] = None,
+    **flags: Any,
 ) -> None:
     """Search schedules of operations, then compare the best ones with restarting: the main job."""
-    given = dict(locals())
-    flags = {name: value for name, value in given.items() if name not in ("preset", "config", "out")}
-    from network_surgery.study.config import compose
-
     settings = compose(preset, config, flags)
     place = out or Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
     from network_surgery.study import conduct
@@ -107,16 +76,11 @@ def study(
 def resume(study: Study) -> None:
     """Carry on a study that was interrupted: what has ended is kept, what was running resumes from its last epoch."""
     from network_surgery.study import conduct, data
-    from network_surgery.study.evidence.results import Folder
+    from network_surgery.study.store.folder import Folder
 
     console = _console()
     folder = Folder.open(study)
-    dataset = data.load(
-        folder.settings.data,
-        folder.settings.validation,
-        folder.settings.train_images,
-        folder.settings.train_on_validation,
-    )
+    dataset = data.load_for(folder.settings)
     _carry_on(study, console, lambda: conduct.proceed(folder, dataset, console))
 
 
@@ -128,16 +92,11 @@ def compare(
 ) -> None:
     """Compare more schedules, or with more seeds; trainings that are there already count and are not run again."""
     from network_surgery.study import conduct, data
-    from network_surgery.study.evidence.results import Folder
+    from network_surgery.study.store.folder import Folder
 
     console = _console()
     folder = Folder.open(study)
-    dataset = data.load(
-        folder.settings.data,
-        folder.settings.validation,
-        folder.settings.train_images,
-        folder.settings.train_on_validation,
-    )
+    dataset = data.load_for(folder.settings)
     _carry_on(study, console, lambda: conduct.compare(folder, dataset, console, top, seeds))
 
 
@@ -145,29 +104,29 @@ def compare(
 def report(study: Study) -> None:
     """Write results.json, figures and report.html anew from what a study has stored so far."""
     from network_surgery.study import conduct
-    from network_surgery.study.evidence.results import Folder
+    from network_surgery.study.store.folder import Folder
 
     folder = Folder.open(study)
     conduct.show(conduct.write_report(folder), folder, _console())
 
 
 @app.command()
+@with_settings("data", "model")
 def layers(
     preset: Preset = "digits",
     config: Config = None,
-    data: Data = None,
-    model: Model = None,
-    epochs: Annotated[int, typer.Option(help="Train so many epochs first, to see redundancy as it comes.", min=0)] = 0,
+    epochs: Annotated[int, typer.Option(help="Epochs of training first, to see redundancy as it comes.", min=0)] = 0,
     image: Annotated[
         str | None,
         typer.Option(help="Random images of this size, such as 3x224x224 (what torchvision's get without --data)."),
     ] = None,
+    **flags: Any,
 ) -> None:
     """List the layers of a network that can be operated on, with their redundancy, and why others cannot."""
-    from network_surgery.study.config import compose
     from network_surgery.study.layers import of_data, of_image_size
 
-    settings = compose(preset, config, {"data": data, "model": model, "epochs": epochs or None})
+    settings = compose(preset, config, flags | {"epochs": epochs or None})
+    data = flags["data"]
     if image is None and data is None and config is None and settings.model.startswith("torchvision:"):
         image = "3x299x299" if "inception" in settings.model else "3x224x224"
     if image is not None and (data is not None or epochs):
@@ -178,24 +137,19 @@ def layers(
 
 
 @app.command()
+@with_settings("data", "model", "epochs", "device")
 def isolate(
     width: Annotated[int | None, typer.Option(help="Units of the random layers.")] = None,
     step: Annotated[int | None, typer.Option(help="Units between one size of the random layer and the next.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Random networks, each with its own inputs.")] = None,
     trainings: Annotated[int | None, typer.Option(help="Trainings whose layers are operated on.")] = None,
-    data: Data = None,
-    model: Model = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of every training.")] = None,
     seed: Annotated[int | None, typer.Option(help="The first seed; every network has its own.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where it is written; by default a new folder under runs/.")] = None,
+    **flags: Any,
 ) -> None:
     """Measure what every operation alone does to a network's output, on random and on trained layers."""
-    flags = {"data": data, "model": model, "epochs": epochs, "seed": seed, "device": device}
     sizes = {"width": width, "step": step, "iterations": iterations, "trainings": trainings}
-    from network_surgery.study.config import compose
-
-    settings = compose("digits", None, flags)
+    settings = compose("digits", None, flags | {"seed": seed})
     from network_surgery.study.experiments import isolation
 
     asked = isolation.Isolation(settings, **{name: value for name, value in sizes.items() if value is not None})
@@ -222,8 +176,8 @@ def ui(
     import signal
     import subprocess
 
-    from network_surgery.study.evidence.results import Folder
     from network_surgery.study.search.tracking import default_uri, page
+    from network_surgery.study.store.folder import Folder
 
     folder = Folder.open(study or _newest())
     elsewhere = folder.settings.tracking_uri
@@ -240,8 +194,14 @@ def ui(
     # MLflow's seven processes for jobs of language models have nothing to do here.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = subprocess.Popen(command, env=environment, start_new_session=True)
-    for end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the server has processes of its own
-        signal.signal(end, lambda *_: os.killpg(server.pid, signal.SIGTERM))
+
+    def stop(*_: Any) -> None:
+        """Ends the server and the processes of its own; Windows knows no such groups."""
+        os.killpg(server.pid, signal.SIGTERM) if hasattr(os, "killpg") else server.terminate()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
     status = server.wait()
     raise typer.Exit(max(status, 0))
 
@@ -266,7 +226,7 @@ def main() -> None:
 def _carry_on(place: Path, console: Console, work: Any) -> None:
     """Runs a stage of a study and shows what came of it; an interruption says how to go on."""
     from network_surgery.study import conduct
-    from network_surgery.study.evidence.results import Folder
+    from network_surgery.study.store.folder import Folder
 
     try:
         whole = work()

@@ -8,11 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from network_surgery.ops import Schedule
 from network_surgery.study import data
 from network_surgery.study.arms import SHORT
@@ -20,14 +15,19 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison, figures, front, report, thesis, thesis_figures, wording
 from network_surgery.study.evidence.importance import importance
-from network_surgery.study.evidence.results import Folder, write_whole
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.search import tracking, tuner
 from network_surgery.study.search.sources import Sampled, Source, given
 from network_surgery.study.search.tracking.tracker import Tracker
+from network_surgery.study.store.folder import Folder, write_whole
+from network_surgery.study.store.words import describe
 from network_surgery.study.training import run
 from network_surgery.study.training.trainer import steps_per_epoch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 __all__ = ["begin", "compare", "proceed", "show", "write_report"]
 
@@ -42,7 +42,7 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
     """
     tracking.check_server(settings.tracking_uri)
-    dataset = data.load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
+    dataset = data.load_for(settings)
     layers = run.check(settings, dataset)
     per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
     listed = given(settings, layers)
@@ -129,7 +129,7 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
 def _search(folder: Folder) -> Source:
     """What Optuna is still to try."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known, comparison.describe)
+    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe)
 
 
 @dataclass

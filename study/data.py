@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from numpy.typing import NDArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 #: The test images of the digits are the same for every seed.
@@ -56,6 +56,11 @@ class Dataset:
         """Channels, height, width of one image."""
         channels, height, width = self.train.pixels.shape[1:]
         return channels, height, width
+
+
+def load_for(settings: Settings) -> Dataset:
+    """The images that these settings ask for. Raises StudyError as ``load``."""
+    return load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
 
 
 def load(name: str, validation: float, train_images: int | None = None, train_on_validation: bool = False) -> Dataset:

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from rich.table import Table
-from torch import Tensor
-
 from network_surgery.ops import Anatomy, HiddenLayer, Signals, SurgeryError
 from network_surgery.ops.maths.condensed import components_needed
 from network_surgery.ops.operations.dead_units import THRESHOLD
@@ -18,6 +15,8 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.training.probe import idle
 from network_surgery.study.training.run import make_optimizer
 from network_surgery.study.training.trainer import Batches, Trainer
+from rich.table import Table
+from torch import Tensor
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)
@@ -30,7 +29,7 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
 
     Redundancy and dead units are seen on ``settings.signal_images`` training images.
     """
-    dataset = data.load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
+    dataset = data.load_for(settings)
     device = torch.device("cpu")
     torch.manual_seed(settings.seed)
     model = models.build(settings.model, dataset.shape, len(dataset.classes))

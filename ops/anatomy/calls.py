@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from network_surgery.ops.anatomy.axes import ONE, Axis, Fixed, blur, canonical, is_fixed, size, unite
+from torch import Tensor
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.sinks import Making

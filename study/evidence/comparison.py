@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
-from network_surgery.ops import Condition
-from network_surgery.ops.schedule import parse_when
 from network_surgery.study.arms import LABELS, RIVALS, rivals
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import front, time_to_accuracy, wording
 from network_surgery.study.evidence.contrast import contrast, decide
-from network_surgery.study.evidence.results import Folder, Record
 from network_surgery.study.search.sources import Listed
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store.folder import Folder, Record
+from network_surgery.study.store.words import describe
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.records import operations_of, spikes_of
 
 
 def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
@@ -30,7 +29,7 @@ def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
     operation first, since two that hardly differ answer one question twice. With several those of the front (see
     ``study.evidence.front``) that stand for it: the best in the first objective, then what adds most hypervolume.
     """
-    able = [r for r in trials if r.finished and any(map(time_to_accuracy.changed, r.result["operations"]))]
+    able = [r for r in trials if r.finished and any(each.changed for each in operations_of(r.result))]
     losses = front.losses([r.result for r in able], settings.objective)
     if len(settings.objective) > 1 and able:
         return [able[index] for index in front.leading(losses, settings.top)]
@@ -113,7 +112,7 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
             verdicts.append(contrast("restart", surgery, restart, targets) | {
                 "trial": trial, "label": describe(surgery[seeds[0]].cell.schedule),
                 "failed": len(failed.get(trial, ())), "others": others,
-                "untouched": sum(not surgery[seed].result["operations"] for seed in seeds),
+                "untouched": sum(not operations_of(surgery[seed].result) for seed in seeds),
             })  # fmt: skip
     others = [each for verdict in verdicts for each in verdict["others"]]
     decide(verdicts)
@@ -125,48 +124,14 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     return rows, verdicts
 
 
-#: The hyperparameters that a schedule in a few words tells.
-NUMBERS = ("keep", "grow", "rank", "variance_threshold", "threshold", "fraction", "quality")
-WORDS = ("split", "basis", "weights", "strength", "score", "scope", "kind")
-
-
-def describe(schedule: Sequence[Any]) -> str:
-    """A schedule in a few words: each operation with its main hyperparameters, on which layers, when."""
-    groups: dict[str, list[Any]] = {}
-    for step in schedule:
-        known = {key: value for key, value in step.items() if value is not None}
-        if {"quality", "threshold"} & set(known):  # they say how much is pruned in place of a fraction
-            known.pop("fraction", None)
-        numbers = [f"{key} {known[key]:.2g}" for key in NUMBERS if known.get(key)]
-        words = [known[key] for key in WORDS if isinstance(known.get(key), str)]
-        words += ["published code"] * bool(known.get("published"))
-        words += ["repaired by " + " + ".join(known["repair"])] if known.get("repair") else []
-        groups.setdefault(f"{step['op']} {', '.join(numbers + words)}".rstrip(), []).append(step)
-    parts = []
-    for operation, steps in groups.items():
-        layers = list(dict.fromkeys(step["layer"] for step in steps))
-        moments = [parse_when(step["when"]) for step in steps]
-        where = layers[0] if len(layers) == 1 else f"{len(layers)} layers"
-        at = ", ".join(dict.fromkeys(str(m) for m in moments if not isinstance(m, Condition)))
-        when = " or ".join(dict.fromkeys(_roughly(m) for m in moments if isinstance(m, Condition)))
-        parts.append(f"{operation} on {where}" + f" at {at}" * bool(at) + f" when {when}" * bool(when))
-    return ", then ".join(parts) or "no operation"
-
-
-def _roughly(condition: Condition) -> str:
-    """A condition in words, its numbers to two digits."""
-    threshold, gain = (float(f"{number:.2g}") for number in (condition.threshold, condition.gain))
-    return str(replace(condition, threshold=threshold, gain=gain))
-
-
 def _row(arm: str, trial: int | None, records: Sequence[Record], targets: Sequence[float]) -> dict[str, Any]:
     results = [record.result for record in records]
-    factors = [event["factor"] for result in results for event in result["spikes"]]
+    factors = [spike.factor for result in results for spike in spikes_of(result)]
     shares = [
-        operation["seconds"] / operation["epoch_seconds"]
+        operation.seconds / operation.epoch_seconds
         for result in results
-        for operation in result["operations"]
-        if operation["epoch_seconds"]
+        for operation in operations_of(result)
+        if operation.epoch_seconds
     ]
     accuracy = [result["test_accuracy"] for result in results]
     seconds = [result["seconds"] for result in results]

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from network_surgery.study.evidence import time_to_accuracy
-from network_surgery.study.evidence.results import Record
 from network_surgery.study.evidence.significance import (
     LEVEL,
     bootstrap,
@@ -23,6 +22,7 @@ from network_surgery.study.evidence.significance import (
     permutation,
     seeds_needed,
 )
+from network_surgery.study.store.folder import Record
 
 #: Half a point of accuracy: what an undecided comparison is asked about, and what counts as ending worse.
 MARGIN = 0.005

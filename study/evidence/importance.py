@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import FixedTrial, create_trial
-
 from network_surgery.search_spaces import SPACES
-from network_surgery.study.evidence.results import Folder
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.training.records import spikes_of
+from optuna.trial import FixedTrial, create_trial
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -94,7 +94,7 @@ def _ended(trial: Mapping[str, Any]) -> bool:
 
 def _spike(trial: Mapping[str, Any]) -> float:
     """The logarithm of the largest loss spike of a trial."""
-    return math.log(max([1e-12, *(event["factor"] for event in trial["spikes"])] if trial["spikes"] else [1.0]))
+    return math.log(max((max(1e-12, spike.factor) for spike in spikes_of(trial)), default=1.0))
 
 
 def _fanova(study: optuna.Study, forest: Mapping[str, int]) -> dict[str, float]:

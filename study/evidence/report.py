@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-
 from network_surgery.study.arms import SHORT
-from network_surgery.study.evidence.comparison import describe
 from network_surgery.study.evidence.drawing import Drawing, count
 from network_surgery.study.evidence.figures.reading import Results, finished, unfinished
-from network_surgery.study.evidence.results import write_whole
 from network_surgery.study.evidence.state import in_words
+from network_surgery.study.store.folder import write_whole
+from network_surgery.study.store.words import describe
+from network_surgery.study.training.records import spikes_of
 
 MISSING = "–"
 #: So many trials stand in the open; all of them are folded away below. So are failures and layers, where they are more.
@@ -37,7 +37,7 @@ OPTIONAL: dict[str, Callable[[float], str]] = {
 
 
 def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None:
-    """Writes the report of ``results`` (see ``study.evidence.results``) with the drawings to ``path``.
+    """Writes the report of ``results`` (see ``study.store.folder``) with the drawings to ``path``.
 
     A study that still runs, or was interrupted, gets a report too: of the trainings so far, and it says so.
     """
@@ -146,7 +146,7 @@ def _trial(trial: Mapping[str, Any], compared: set[int]) -> dict[str, Any]:
     entry["stopped"] = trial.get("stopped")
     if "failure" in trial:
         return entry | {"failure": str(trial["failure"])}
-    factors = [event["factor"] for event in trial["spikes"]]
+    factors = [spike.factor for spike in spikes_of(trial)]
     numbers = [
         f"{trial['validation_accuracy']:.2%}",
         f"{trial['parameters']:,}",

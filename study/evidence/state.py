@@ -14,9 +14,9 @@ from network_surgery.ops import SurgeryError
 from network_surgery.study.arms import RIVALS
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison
-from network_surgery.study.evidence.results import Folder
 from network_surgery.study.search.sources import given
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.training.cell import Cell
 
 
 def state(folder: Folder) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
-
 from network_surgery.search_spaces import thesis as grid
 from network_surgery.study.evidence.drawing import percent
 from network_surgery.study.evidence.significance import family, paired
+from network_surgery.study.training.records import operations_of
+from scipy import stats
 
 Results = Mapping[str, Any]
 
@@ -86,13 +86,14 @@ def gathered(results: Results) -> Trainings:
         if cell["arm"] != "surgery" or "failure" in cell:
             continue
         ratio = min(RATIOS, key=lambda known: abs(known - cell["params"]["ratio"]))
-        operations = cell["operations"]
+        operations = operations_of(cell)
+        factors = [(each.layer, each.loss_factor) for each in operations if each.loss_factor is not None]
         found.setdefault((cell["params"]["op"], ratio), {})[cell["seed"]] = Training(
             cell["test_accuracy"],
-            statistics.median(operation["loss_factor"] for operation in operations),
-            statistics.median(operation["seconds"] for operation in operations),
-            statistics.median(operation["epoch_seconds"] for operation in operations),
-            tuple(operation["loss_factor"] for operation in operations if operation["layer"] != UNRECORDED),
+            statistics.median(factor for _, factor in factors),
+            statistics.median(each.seconds for each in operations),
+            statistics.median(each.epoch_seconds for each in operations if each.epoch_seconds is not None),
+            tuple(factor for layer, factor in factors if layer != UNRECORDED),
             cell.get("train_test_gap"),
         )
     return found
@@ -116,7 +117,7 @@ def as_printed(found: Trainings, method: str, ratio: float, measure: str) -> flo
 def without_operation(results: Results) -> list[float]:
     """The median loss factor of each original training, at the moments of the others' operations, with none there."""
     cells = [cell for cell in results["comparison"]["cells"] if "failure" not in cell]
-    moments = {o["epoch"] for cell in cells if cell["arm"] == "surgery" for o in cell["operations"]}
+    moments = {each.epoch for cell in cells if cell["arm"] == "surgery" for each in operations_of(cell)}
     whole = sorted(int(moment) for moment in moments if moment == int(moment) and moment >= 1)
     found = []
     for cell in cells:

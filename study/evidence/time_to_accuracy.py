@@ -19,15 +19,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from network_surgery.study.evidence.significance import paired
 from network_surgery.study.training import spent
-from network_surgery.study.training.spent import Outcome
+from network_surgery.study.training.records import Outcome, operations_of
+from scipy import stats
 
 #: Without the setting ``targets``: the fixed accuracies as fractions of what the original ends with.
 FRACTIONS = (0.9, 0.95, 0.99)
@@ -55,18 +54,13 @@ def targets(wanted: Sequence[float], originals: Sequence[Outcome]) -> list[float
 
 def arrival(outcome: Outcome, target: float) -> int | None:
     """The first epoch (from 1) at whose end the final network has this validation accuracy; None if there is none."""
-    ready = max((each["epoch"] for each in outcome["operations"] if changed(each)), default=0.0)
+    ready = max((each.epoch for each in operations_of(outcome) if each.changed), default=0.0)
     epochs = (
         int(each["epoch"])
         for each in outcome["epochs"]
         if each["epoch"] > ready and each["validation_accuracy"] >= target
     )
     return next(epochs, None)
-
-
-def changed(operation: Mapping[str, Any]) -> bool:
-    """Whether there were other units or (where weights are pruned) parameters afterwards."""
-    return any(operation.get(f"{what}_before") != operation.get(f"{what}_after") for what in ("units", "parameters"))
 
 
 @dataclass(frozen=True)

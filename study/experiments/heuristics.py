@@ -29,13 +29,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
-
 from network_surgery.ops import EigenRemove, Moment, Schedule, Step
 from network_surgery.study import data
 from network_surgery.study.config import Settings
 from network_surgery.study.experiments.rows import Claim, Row, measured, spread, told
-from network_surgery.study.training.run import Cell, check, run
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.records import spikes_of
+from network_surgery.study.training.run import check, run
+from numpy.typing import NDArray
 
 DELTAS = {1 / 8: "1/8", 1 / 4: "1/4", 3 / 4: "3/4", 1.0: "1"}
 LOW, HIGH = (1 / 8, 1 / 4), (3 / 4, 1.0)
@@ -69,7 +70,7 @@ def measure(seed: int, settings: Settings = SETTINGS) -> list[Row]:
         rows.append({
             "seed": seed, "frequency": frequency, "size": size, "moment": moment, "weights": weights, "delta": delta,
             "accuracy": 100 * outcome["test_accuracy"], "parameters": outcome["parameters"],
-            "spike": statistics.fmean(math.log(each["factor"]) for each in outcome["spikes"]),
+            "spike": statistics.fmean(math.log(spike.factor) for spike in spikes_of(outcome)),
         })  # fmt: skip
     return rows
 
@@ -142,8 +143,8 @@ def text(rows: Sequence[Row], seconds: float, settings: Settings = SETTINGS) -> 
         lines += ["", f"## {words[0].upper()}{words[1:]}", "", *_table(rows, measure)]
     lines += [
         "",
-        f"`python -m network_surgery.study.experiments.heuristics --seeds {len(seeds)}`: {seconds:.0f} seconds on a "
-        f"CPU ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}.",
+        f"`python -m network_surgery.study.experiments.heuristics --seeds {len(seeds)}`: {seconds:.0f} seconds on a CPU "
+        f"({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}.",
         "",
     ]
     return "\n".join(lines)

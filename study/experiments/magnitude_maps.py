@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps, style
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-
 from network_surgery.study.evidence.drawing import STYLE, Drawing
+from numpy.typing import NDArray
 
 #: What is gone: a grey that the scale does not have.
 GONE = "#c9c9c9"

@@ -15,14 +15,14 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import optuna
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
-
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.config import OBJECTIVES, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled
-from network_surgery.study.training.run import Cell
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.records import operations_of, spikes_of
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -164,7 +164,7 @@ class Sampled:
             trial.report(record["validation_accuracy"], epoch)
         if self._settings.early_stopping == "none" or epoch >= self._settings.epochs:
             return True
-        if settled(epoch, record["so_far"]["operations"], self._settings.recovery):
+        if settled(epoch, operations_of(record["so_far"]), self._settings.recovery):
             trial.set_user_attr(SETTLED, sorted({*trial.user_attrs.get(SETTLED, ()), epoch}))
         return not trial.should_prune()
 
@@ -182,8 +182,8 @@ class Sampled:
     def _record(self, number: int, result: Result) -> None:
         """Tells Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
         about = {key: result[key] for key in ("failure", "stopped", *SHOWN) if key in result}
-        if result.get("spikes"):
-            about["largest loss spike"] = max(event["factor"] for event in result["spikes"])
+        if spikes := spikes_of(result):
+            about["largest loss spike"] = max(spike.factor for spike in spikes)
         trial = self._trials.pop(number)
         for key, value in about.items():
             trial.set_user_attr(key.replace("_", " "), value)

@@ -23,9 +23,10 @@ is that the first generation is never judged. Epochs and their values lie in the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from network_surgery.study.training.records import OperationRecord
 from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -71,14 +72,10 @@ class ForgivingHalving(BasePruner):
         return values[0] >= sorted(values, reverse=True)[len(values) // self._reduction - 1]
 
 
-def settled(epoch: int, operations: Iterable[Mapping[str, Any]], recovery: int) -> bool:
-    """Whether a training that has finished ``epoch`` epochs shows what its schedule is worth.
-
-    ``operations`` are the theatre's records so far (``epoch``, ``epochs_to_recover``).
-    """
-    done = list(operations)
-    return bool(done) and all(
-        each["epochs_to_recover"] is not None or epoch - math.floor(each["epoch"]) > recovery for each in done
+def settled(epoch: int, operations: Sequence[OperationRecord], recovery: int) -> bool:
+    """Whether a training that has ``epoch`` epochs and these operations shows what its schedule is worth."""
+    return bool(operations) and all(
+        each.epochs_to_recover is not None or epoch - math.floor(each.epoch) > recovery for each in operations
     )
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray import tune
-
 from network_surgery.ops import SurgeryError
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset, Images
 from network_surgery.study.errors import Diverged, StudyError
-from network_surgery.study.search.tuner import checkpoint_of
-from network_surgery.study.training.run import Cell, run
+from network_surgery.study.store.folder import checkpoint_of, network_of
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import device_name, pick_device
+from ray import tune
 
 
 def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, folder: str) -> None:
@@ -34,7 +34,7 @@ def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, fo
     if device.type == "cuda":
         torch.cuda.empty_cache()
     saved = checkpoint_of(cell, settings, Path(folder))
-    network = Path(folder) / "networks" / f"{cell.name}.pt" if cell.test else None
+    network = network_of(cell, Path(folder)) if cell.test else None
 
     def tell(epoch: dict[str, Any]) -> None:
         tune.report({"kind": "epoch", "told": json.dumps(epoch)})

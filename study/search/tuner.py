@@ -25,7 +25,8 @@ from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store.folder import checkpoint_of
+from network_surgery.study.training.cell import Cell
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0
@@ -90,9 +91,8 @@ def run_cells(
     listeners: Sequence[Listener],
 ) -> bool:  # fmt: skip
     """Runs every cell of a source. Returns False where Ctrl-C ended it early; raises StudyError where nothing fits."""
-    from ray import tune
-
     from network_surgery.study.search.trial import arrays_of, trial
+    from ray import tune
 
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
@@ -128,11 +128,6 @@ def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str
     if gpus > resources.get("GPU", 0):
         raise StudyError(f"gpus_per_trial is {gpus:g}, but this Ray cluster has {resources['GPU']:g} GPUs")
     return {"cpu": settings.cpus_per_trial} | ({"gpu": gpus} if gpus else {})
-
-
-def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
-    """Where a cell that is being trained keeps its checkpoint in the study's folder, by what it computes."""
-    return folder / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
 
 
 def _adaptors(

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from network_surgery.study.training.trainer import Callback, Trainer
+from torch import Tensor
 
 #: Joules that a device has taken since some moment in the past.
 Counter = Callable[[], float]

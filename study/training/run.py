@@ -1,26 +1,15 @@
-"""One whole training as a function of plain data: a *cell* of a study goes in, its outcome comes out.
-
-A cell says which arm it belongs to and everything that decides its result: the seed, the schedule (surgery), or the
-architecture of another network (restart: the same factory, the changed tensors freshly initialized).
-"""
+"""One whole training run as a function of plain data: a *cell* of a study goes in, its outcome comes out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-
 from network_surgery.ops import Anatomy, Schedule, describe, save
 from network_surgery.ops.anatomy import count
-from network_surgery.ops.network.architecture import Description
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study import models
@@ -28,54 +17,18 @@ from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
 from network_surgery.study.training import checkpoint
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import on_test, speed
 from network_surgery.study.training.probe import Probe
+from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import renew
 from network_surgery.study.training.spent import work
-from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One training of a study, as plain data.
-
-    ``arm``: ``search`` or one of ``study.arms``. ``epochs``: where they are not those of the settings. ``trial`` is the
-    search trial whose schedule this is about, ``params`` what Optuna chose there. ``test``: whether the test images are
-    read, once, at the end. ``sunk``: seconds, FLOPs and joules that had been spent before (``study.training.spent``).
-    """
-
-    arm: str
-    seed: int
-    schedule: Sequence[Mapping[str, Any]] = ()
-    architecture: Description | None = None
-    epochs: int | None = None
-    trial: int | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-    test: bool = False
-    sunk: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """A readable name, unique in its study."""
-        about = "" if self.trial is None else f"-{self.trial:03d}"
-        return f"search{about}" if self.arm == "search" else f"{self.arm}{about}-seed-{self.seed}"
-
-    def key(self, settings: Settings) -> str:
-        """A name for what this cell computes: equal for equal results, whatever machine runs it."""
-        recipe = {k: v for k, v in settings.to_data().items() if k in RECIPE}
-        about = asdict(self) | {"trial": None, "params": None, "arm": None, "sunk": None}
-        text = json.dumps([about, recipe], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-#: The settings that decide what a training computes.
-RECIPE = (
-    "data", "model", "train_images", "validation", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay",
-    "optimizer_state", "batchnorm_statistics", "accuracy_mode", "train_on_validation", "held_out", "signal_images",
-    "probe", "dead_threshold",
-)  # fmt: skip
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
 
@@ -90,10 +43,10 @@ class Teller(Callback):
         self._tell, self._theatre, self._told, self._told_checks = tell, theatre, 0, 0
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        operations, checks = self._theatre.records[self._told :], self._theatre.checks[self._told_checks :]
+        so_far = reached(trainer, self._theatre, {})
+        news = {"operations": so_far["operations"][self._told :], "checks": so_far["checks"][self._told_checks :]}
         self._told, self._told_checks = len(self._theatre.records), len(self._theatre.checks)
-        news = {"parameters": parameters_of(trainer.model), "operations": operations, "checks": checks}
-        self._tell({**record, **news, "so_far": reached(trainer, self._theatre, {})})
+        self._tell({**record, **news, "parameters": parameters_of(trainer.model), "so_far": so_far})
 
     def state(self) -> dict[str, Any]:
         return {"told": self._told, "told_checks": self._told_checks}
@@ -190,11 +143,11 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "joules": _joules(trainer.history, sunk),
         "sunk": dict(sunk),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
-        "spikes": spikes(theatre.records),
+        "spikes": [spike.to_data() for spike in spikes(theatre.records)],
         "steps": trainer.iteration,
         "epochs": trainer.history,
-        "operations": theatre.records,
-        "checks": theatre.checks,
+        "operations": [record.to_data() for record in theatre.records],
+        "checks": [check.to_data() for check in theatre.checks],
     }
 
 
@@ -210,7 +163,7 @@ def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
     """FLOPs of all training steps: three forward passes' worth a sample (forward, and twice that backward), by the
     network's size at the time. It repeats on any machine, where seconds do not; operations are not in it.
     """
-    return 3 * trainer.batch_size * int(work(theatre.records, flops, trainer.iteration, "iteration"))
+    return 3 * trainer.batch_size * int(work(theatre.records, flops, trainer.iteration, lambda each: each.iteration))
 
 
 def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:

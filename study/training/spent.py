@@ -9,34 +9,37 @@ begun without it (``study.arms``); totals and moments count it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-Outcome = Mapping[str, Any]
+from network_surgery.study.training.records import OperationRecord, Outcome, checks_of, operations_of
 
 
 def seconds(outcome: Outcome, epoch: float) -> float:
     """Seconds of training and of all that surgery did before this moment: the outcome's ``seconds`` at its end."""
-    later = sum(each["seconds"] for each in outcome["operations"] if each["epoch"] >= epoch) + sum(
-        each["seconds"] for each in outcome.get("checks", ()) if not each["operated"] and each["epoch"] >= epoch
+    later = sum(each.seconds for each in operations_of(outcome) if each.epoch >= epoch) + sum(
+        each.seconds for each in checks_of(outcome) if not each.operated and each.epoch >= epoch
     )
     return _sunk(outcome, "seconds") + _by(outcome, "train_seconds", epoch) + outcome["operation_seconds"] - later
 
 
 def training_flops(outcome: Outcome, epoch: float) -> float:
     """FLOPs of the training steps before this moment: the outcome's ``training_flops`` at its end."""
-    sunk, operations = _sunk(outcome, "training_flops"), outcome["operations"]
-    whole = work(operations, outcome["flops"], len(outcome["epochs"]), "epoch")
-    return sunk + (outcome["training_flops"] - sunk) * work(operations, outcome["flops"], epoch, "epoch") / whole
+    sunk, operations = _sunk(outcome, "training_flops"), operations_of(outcome)
+    whole, part = (
+        work(operations, outcome["flops"], until, lambda each: each.epoch) for until in (len(outcome["epochs"]), epoch)
+    )
+    return sunk + (outcome["training_flops"] - sunk) * part / whole
 
 
-def work(operations: Sequence[Mapping[str, Any]], flops: int, until: float, unit: str) -> float:
-    """The network's FLOPs times how long it had them, summed up to a moment in this unit (``iteration`` or ``epoch``).
+def work(
+    operations: Sequence[OperationRecord], flops: int, until: float, moment: Callable[[OperationRecord], float]
+) -> float:
+    """The network's FLOPs times how long it had them, summed up to a moment of the kind that ``moment`` returns.
 
     ``flops`` are those that it ends with.
     """
-    ends = [*(min(each[unit], until) for each in operations), until]
-    sizes = [*(each["flops_before"] for each in operations), flops]
+    ends = [*(min(moment(each), until) for each in operations), until]
+    sizes = [*(each.flops_before for each in operations), flops]
     return sum((end - start) * size for start, end, size in zip([0, *ends], ends, sizes, strict=False))
 
 
@@ -44,7 +47,7 @@ def before_surgery(outcome: Outcome) -> dict[str, float]:
     """What training had cost when the first operation came, without looks at the network: epochs, seconds, FLOPs and,
     where it was taken, joules.
     """
-    epoch = outcome["operations"][0]["epoch"]
+    epoch = operations_of(outcome)[0].epoch
     spent = {"epochs": epoch, "seconds": _by(outcome, "train_seconds", epoch)}
     spent["training_flops"] = training_flops(outcome, epoch)
     return spent | ({"joules": _by(outcome, "joules", epoch)} if outcome.get("joules") is not None else {})

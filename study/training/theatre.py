@@ -11,29 +11,26 @@ written down, whether it led to an operation or not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, operate
 from network_surgery.ops.anatomy import WHOLE
 from network_surgery.ops.network.optimizer_state import forget
 from network_surgery.ops.schedule import Step
 from network_surgery.study.data import Images
 from network_surgery.study.errors import Diverged
+from network_surgery.study.training.records import ConditionCheck, OperationRecord
 from network_surgery.study.training.trainer import Batches, Callback, Shown, Trainer, clock, evaluate
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Theatre(Callback):
     """Applies ``schedule``. ``held_out`` is the fixed batch of validation images; ``signal_images`` how many training
     images a batch has that is shown to operations and repairs that look at activations. Without ``carry`` the optimizer
     forgets its state with every operation; with ``renewed`` the statistics of the operated layer's BatchNorm begin
-    anew. ``records`` holds one dict of plain numbers and names for each operation,
-    ``checks`` one for each look at a condition: ``step`` (its place in the schedule), ``iteration``, ``epoch``,
-    ``layer``, ``units``, ``measure`` and ``gain`` (see ``ops.Condition``), ``operated``, ``seconds``.
+    anew. ``records`` are of its operations, ``checks`` of its looks at conditions.
     """
 
     def __init__(
@@ -41,19 +38,19 @@ class Theatre(Callback):
     ) -> None:
         self.schedule, self._held_out, self._signal_images, self._carry = schedule, held_out, signal_images, carry
         self._renewed = renewed
-        self.records: list[dict[str, Any]] = []
-        self.checks: list[dict[str, Any]] = []
+        self.records: list[OperationRecord] = []
+        self.checks: list[ConditionCheck] = []
         self.discovery_seconds = 0.0
         self._anatomy: Anatomy | None = None
         self._due: dict[int, int] | None = None  # a step's place in the schedule → the iteration of its next turn
         self._last_loss: Tensor | None = None
-        self._unmeasured: list[dict[str, Any]] = []
+        self._unmeasured: list[OperationRecord] = []
 
     @property
     def seconds(self) -> float:
         """All seconds that surgery took: discovery, looks, signals, planning, applying."""
-        looks = sum(check["seconds"] for check in self.checks if not check["operated"])  # else the operation's
-        return self.discovery_seconds + sum(record["seconds"] for record in self.records) + looks
+        looks = sum(check.seconds for check in self.checks if not check.operated)  # else the operation's
+        return self.discovery_seconds + sum(record.seconds for record in self.records) + looks
 
     def anatomy(self, trainer: Trainer) -> Anatomy:
         """The network's anatomy, taken when it is first asked for, and true after every operation."""
@@ -82,37 +79,36 @@ class Theatre(Callback):
 
     def after_step(self, trainer: Trainer, loss: Tensor) -> None:
         for record in self._unmeasured:
-            record["training_loss_after"] = float(loss)
-            if record["training_loss_before"] is not None:
-                record["loss_factor"] = float(loss) / max(record["training_loss_before"], 1e-12)
+            record.training_loss_after = float(loss)
         self._unmeasured = []
         self._last_loss = loss
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        waiting = [r for r in self.records if r["epochs_to_recover"] is None]
+        waiting = [each for each in self.records if each.epochs_to_recover is None]
         loss = self._look(trainer)[0] if waiting else math.nan
         for operation in waiting:
-            moment = [r for r in self.records if r["iteration"] == operation["iteration"]]
-            if moment[-1]["loss_after"] <= moment[0]["loss_before"] * (1 + 1e-4):  # nothing to recover from
-                operation["epochs_to_recover"] = 0
-            elif loss <= moment[0]["loss_before"]:
-                operation["epochs_to_recover"] = trainer.epoch - math.floor(operation["epoch"])
+            moment = [each for each in self.records if each.iteration == operation.iteration]
+            if moment[-1].loss_after <= moment[0].loss_before * (1 + 1e-4):  # nothing to recover from
+                operation.epochs_to_recover = 0
+            elif loss <= moment[0].loss_before:
+                operation.epochs_to_recover = trainer.epoch - math.floor(operation.epoch)
         for operation in self.records:
-            if operation["epoch_seconds"] is None:  # the epoch that this operation opened or interrupted
-                operation["epoch_seconds"] = record["train_seconds"]
-                operation["interruptibility"] = record["train_seconds"] / max(operation["seconds"], 1e-9)
+            if operation.epoch_seconds is None:  # the epoch that this operation opened or interrupted
+                operation.epoch_seconds = record["train_seconds"]
 
     def state(self) -> dict[str, Any]:
         return {
             "due": self._due,
-            "records": self.records,
-            "checks": self.checks,
+            "records": [record.to_data() for record in self.records],
+            "checks": [check.to_data() for check in self.checks],
             "discovery_seconds": self.discovery_seconds,
             "last_loss": None if self._last_loss is None else float(self._last_loss),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._due, self.records, self.checks = state["due"], state["records"], state["checks"]
+        self._due = state["due"]
+        self.records = [OperationRecord.from_data(each) for each in state["records"]]
+        self.checks = [ConditionCheck.from_data(each) for each in state["checks"]]
         self.discovery_seconds = state["discovery_seconds"]
         self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
 
@@ -127,14 +123,13 @@ class Theatre(Callback):
         signals = self._signals(trainer, layer)
         gain = step.when.found(layer, signals)
         reached, seconds = gain >= step.when.gain, clock(trainer.device) - start
-        self.checks.append({
-            "step": place, "iteration": trainer.iteration, "epoch": trainer.iteration / trainer.per_epoch,
-            "layer": step.layer, "units": layer.units, "measure": step.when.measure, "gain": gain, "operated": reached,
-            "seconds": seconds,
-        })  # fmt: skip
+        epoch, measure = trainer.iteration / trainer.per_epoch, step.when.measure
+        self.checks.append(
+            ConditionCheck(place, trainer.iteration, epoch, step.layer, layer.units, gain, reached, seconds, measure)
+        )
         if reached:
             self._operate(trainer, layer, step, signals, seconds)
-        if sum(each["operated"] for each in self.checks if each["step"] == place) < step.when.times:
+        if sum(each.operated for each in self.checks if each.step == place) < step.when.times:
             self._due[place] = due + step.when.every.iteration(trainer.per_epoch)
 
     def _signals(self, trainer: Trainer, layer: HiddenLayer) -> Signals:
@@ -159,34 +154,28 @@ class Theatre(Callback):
         after, accuracy_after = self._look(trainer)
         if not math.isfinite(after):
             raise Diverged(f"the loss became {after} right after {step}")
-        record = {
-            "when": str(step.when),
-            "epoch": trainer.iteration / trainer.per_epoch,
-            "iteration": trainer.iteration,
-            "layer": step.layer,
-            "operation": plan.operation,
-            "repair": list(step.repair),
-            "units_before": plan.units_before,
-            "units_after": plan.units_after,
-            "parameters_before": plan.parameters_before,
-            "parameters_after": plan.parameters_after,
-            "flops_before": plan.flops_before,
-            "flops_after": plan.flops_after,
-            "predicted_error": plan.error,
-            "evidence": {k: v for k, v in plan.evidence.items() if isinstance(v, (int, float)) and math.isfinite(v)},
-            "loss_before": before,
-            "loss_after": after,
-            "accuracy_before": accuracy_before,
-            "accuracy_after": accuracy_after,
-            "spike_factor": after / max(before, 1e-12),
-            "training_loss_before": None if self._last_loss is None else float(self._last_loss),
-            "training_loss_after": None,
-            "loss_factor": None,
-            "seconds": seconds,
-            "epoch_seconds": None,
-            "interruptibility": None,
-            "epochs_to_recover": None,
-        }
+        record = OperationRecord(
+            when=str(step.when),
+            epoch=trainer.iteration / trainer.per_epoch,
+            iteration=trainer.iteration,
+            layer=step.layer,
+            operation=plan.operation,
+            repair=list(step.repair),
+            units_before=plan.units_before,
+            units_after=plan.units_after,
+            parameters_before=plan.parameters_before,
+            parameters_after=plan.parameters_after,
+            flops_before=plan.flops_before,
+            flops_after=plan.flops_after,
+            predicted_error=plan.error,
+            evidence={k: v for k, v in plan.evidence.items() if isinstance(v, (int, float)) and math.isfinite(v)},
+            loss_before=before,
+            loss_after=after,
+            accuracy_before=accuracy_before,
+            accuracy_after=accuracy_after,
+            training_loss_before=None if self._last_loss is None else float(self._last_loss),
+            seconds=seconds,
+        )
         self.records.append(record)
         self._unmeasured.append(record)
 
@@ -204,19 +193,3 @@ def renew_statistics(layer: HiddenLayer) -> None:
         module = layer.anatomy.owner(place.tensor)
         if isinstance(module, _BatchNorm):
             module.reset_running_stats()
-
-
-def spikes(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The operations of one moment taken together: epoch, held-out loss before the first and after the last, factor,
-    seconds, and the epochs until the loss was back (None: not by the end).
-    """
-    events: dict[int, dict[str, Any]] = {}
-    for record in records:
-        event = events.setdefault(
-            record["iteration"],
-            {name: record.get(name) for name in ("epoch", "loss_before", "epochs_to_recover")} | {"seconds": 0.0},
-        )
-        event["loss_after"] = record["loss_after"]
-        event["factor"] = event["loss_after"] / max(event["loss_before"], 1e-12)
-        event["seconds"] += record["seconds"]
-    return list(events.values())

@@ -17,9 +17,8 @@ from collections.abc import Callable
 
 import torch
 import torchvision
-from torch import nn
-
 from network_surgery.ops import Anatomy, MinWeight, WeakExpand, operate
+from torch import nn
 
 #: Networks that take minutes and tens of gigabytes.
 GIANTS = {"regnet_y_128gf", "vit_h_14"}

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from network_surgery.study.conduct import write_report
-from network_surgery.study.evidence.results import Folder
+from network_surgery.study.store.folder import Folder
+
 from tests.study.evidence import made
 
 

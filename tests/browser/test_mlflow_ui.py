@@ -15,9 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-
-from network_surgery.study.evidence.results import Folder
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
+from network_surgery.study.store.folder import Folder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-
 from network_surgery.ops import MinWeight, Moment, Schedule, Step, WeakExpand
 from network_surgery.study.arms import LABELS, RIVALS, randomly, rivals
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.data import Dataset, load
 from network_surgery.study.evidence import drawing
-from network_surgery.study.training.run import Cell, run
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.records import operations_of
+from network_surgery.study.training.run import run
+
+from tests.study.operated import operated
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(model="mlp", epochs=6, batch_size=64, held_out=64, signal_images=64, probe=0, arms=ARMS)
@@ -101,11 +104,11 @@ def test_where_nothing_was_removed_there_is_no_random_arm(digits: Dataset) -> No
     outcome = run(Cell("surgery", 3, grow, trial=5), digits, SETTINGS, CPU)
     assert set(followers(outcome)) == set(RIVALS) - {"random"}
     assert randomly([], 0) == []
-    idle = {"units_before": 8, "units_after": 8, "parameters_before": 90, "parameters_after": 90}
-    gone = {"units_before": 8, "units_after": 6, "parameters_before": 90, "parameters_after": 70, "iteration": 4}
-    gone |= {"layer": "fc1", "repair": []}
+    same = {"units_before": 8, "units_after": 8, "parameters_before": 90}
+    done = [operated(**same, parameters_after=90), operated(units_after=6), operated(**same, parameters_after=60)]
+    idle, gone, pruned = operations_of({"operations": done})
     assert [step["keep"] for step in randomly([idle, gone], 0)] == [0.75]  # one that found nothing to do
-    assert randomly([gone, idle | {"parameters_after": 60}], 0) == []  # weights were pruned
+    assert randomly([gone, pruned], 0) == []  # weights were pruned
 
 
 def test_a_schedule_that_never_operated_is_held_against_a_restart_only(surgery: dict[str, Any]) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from network_surgery.study.cli import app, main
+from network_surgery.study.config import Settings
+from network_surgery.study.declare import declaration, names
 from PIL import Image
-
-from network_surgery.study.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,31 @@ def test_help_names_every_command(surgery: Surgery) -> None:
     assert all(f" {name} " in out for name in ("study", "resume", "compare", "report", "layers", "ui"))
 
 
+#: The options that are no settings, by command.
+OTHERS = {
+    "study": {"preset", "config", "out"},
+    "compare": {"top", "seeds"},  # of a study that has its settings already
+    "layers": {"preset", "config", "epochs", "image"},
+    "isolate": {"width", "step", "iterations", "trainings", "seed", "out"},
+    "ui": {"port"},
+}
+
+
+def test_every_option_is_a_setting_or_known_to_be_none(surgery: Surgery) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for command, about in commands.items():
+        options = {each.name: each for each in about.params if each.param_type_name == "option"}
+        settings = options.keys() - OTHERS.get(command, set())
+        for name in settings:
+            declared = declaration(Settings, name)
+            assert options[name].help == declared.help and options[name].default is None
+            assert options[name].opts == [f"--{name.replace('_', '-')}"] and declared.about.option
+        if command == "study":
+            assert settings == {name for name in names(Settings) if declaration(Settings, name).about.option}
+    code, out, _ = surgery("study", "--help")
+    assert code == 0 and "adam, adamw, sgd: the optimizer" in out and "--weight-decay" not in out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -96,13 +123,13 @@ def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None
         (["--space", "nope"], "there is no search space 'nope'; there are mixed"),
         (
             ["--objective", "speed"],
-            "the command line: objective is ['speed'], but it must be one or several of accuracy",
+            "the command line: objective is 'speed', but it must be a list of names, one or several of accuracy",
         ),
         (["--device", "gpu"], "the command line: device is 'gpu', but it must be one of auto, cpu, cuda"),
         (["--optimizer", "lion"], "the command line: optimizer is 'lion', but it must be one of adam, adamw, sgd"),
-        (["--trials", "0"], "the command line: trials is 0, but it must be at least 1"),
+        (["--trials", "0"], "the command line: trials is 0, but it must be a whole number of at least 1"),
         (["--learning-rate", "nan"], "the command line: learning_rate is nan, but it must be a number above 0"),
-        (["--batch-size", "-1"], "the command line: batch_size is -1, but it must be at least 1"),
+        (["--batch-size", "-1"], "the command line: batch_size is -1, but it must be a whole number of at least 1"),
         (["--epochs", "1"], "a search space needs at least 2 epochs, not 1"),
         (["--config", "none.yaml"], "the configuration file none.yaml cannot be read: No such file or directory"),
         (["--tracking-uri", "http://127.0.0.1:9"], "nothing can be tracked at http://127.0.0.1:9 (ConnectionError)"),

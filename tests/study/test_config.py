@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-
-from network_surgery.study.config import Settings, compose, presets
+from network_surgery.study.config import Count, Settings, compose, presets
+from network_surgery.study.declare import About, declaration, names
 from network_surgery.study.errors import StudyError
+from network_surgery.study.training.cell import Cell
 
 
 def written(folder: Path, text: str) -> Path:
@@ -91,7 +93,7 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert compose("digits", None, {"model": "package.module:make"}).model == "package.module:make"
 
 
-LONGER = "must be at least 1"
+LONGER = "must be a whole number of at least 1"
 BAD_VALUES = [
     ("epochs", "0", LONGER),
     ("epochs", "-3", LONGER),
@@ -111,12 +113,12 @@ BAD_VALUES = [
     ("batch_size", "0", LONGER),
     ("held_out", "0", LONGER),
     ("signal_images", "0", LONGER),
-    ("seed", "-1", "must be from 0 to"),
-    ("seed", "4294967296", "must be from 0 to"),
-    ("validation", ".nan", "must be between 0 and 1"),
-    ("validation", "0", "must be between 0 and 1"),
-    ("validation", "1.0", "must be between 0 and 1"),
-    ("validation", "-.inf", "must be between 0 and 1"),
+    ("seed", "-1", "must be a whole number from 0 to"),
+    ("seed", "4294967296", "must be a whole number from 0 to"),
+    ("validation", ".nan", "must be a number between 0 and 1"),
+    ("validation", "0", "must be a number between 0 and 1"),
+    ("validation", "1.0", "must be a number between 0 and 1"),
+    ("validation", "-.inf", "must be a number between 0 and 1"),
     ("learning_rate", ".nan", "must be a number above 0"),
     ("learning_rate", ".inf", "must be a number above 0"),
     ("learning_rate", "0", "must be a number above 0"),
@@ -136,17 +138,17 @@ BAD_VALUES = [
     ("model", "null", "must be text"),
     ("data", "true", "must be text"),
     ("tracking_uri", "5", "must be text"),
-    ("objective", "[]", "must be one or several of accuracy, parameters, flops, seconds"),
-    ("objective", "''", "must be one or several of"),
-    ("objective", "speed", "must be one or several of"),
+    ("objective", "[]", "must be a list of names, one or several of accuracy, parameters, flops, seconds"),
+    ("objective", "''", "must be a list of names, one or several of"),
+    ("objective", "speed", "must be a list of names, one or several of"),
     ("objective", "[accuracy, accuracy]", "none of them twice"),
     ("objective", "'accuracy,accuracy'", "none of them twice"),
-    ("objective", "[1]", "must be one or several of"),
+    ("objective", "[1]", "must be a list of names, one or several of"),
     ("objective", "7", "must be a list of names"),
     ("targets", "0.9", "must be a list of numbers"),
-    ("targets", "[high]", "must be a number"),
-    ("targets", "[0.9, 95]", "must be accuracies above 0 and at most 1"),
-    ("targets", "[.nan]", "must be accuracies above 0 and at most 1"),
+    ("targets", "[high]", "must be a list of numbers"),
+    ("targets", "[0.9, 95]", "must be a list of numbers, accuracies above 0 and at most 1"),
+    ("targets", "[.nan]", "must be a list of numbers, accuracies above 0 and at most 1"),
     ("objective", "{accuracy: 1}", "must be a list of names"),
     ("train_images", "0", LONGER),
     ("train_images", "1.5", "must be a whole number"),
@@ -155,10 +157,10 @@ BAD_VALUES = [
     ("accuracy_mode", "test", "must be one of evaluation, training"),
     ("train_on_validation", "perhaps", "must be true or false"),
     ("sampler", "random", "must be one of tpe, grid"),
-    ("arms", "[original]", "must be surgery and any of original, restart"),
-    ("arms", "[surgery, surgery]", "must be surgery and any of original, restart"),
+    ("arms", "[original]", "must be a list of surgery and any of original, restart"),
+    ("arms", "[surgery, surgery]", "must be a list of surgery and any of original, restart"),
     ("arms", "[surgery, random]", "only together with restart"),
-    ("arms", "[surgery, control]", "must be surgery and any of original, restart"),
+    ("arms", "[surgery, control]", "must be a list of surgery and any of original, restart"),
     ("schedules", "mine", "must be a list of schedules"),
     ("schedules", "{a: 1}", "must be a list of schedules"),
     ("schedules", "[{when: 2ep, layer: fc1, op: min_weight}]", "must be a list of schedules"),
@@ -178,11 +180,11 @@ def test_a_wrong_value_in_a_file(tmp_path: Path, name: str, value: str, right: s
     ("flags", "right"),
     [
         ({"epochs": 0}, LONGER),
-        ({"seed": -1}, "must be from 0 to"),
+        ({"seed": -1}, "must be a whole number from 0 to"),
         ({"learning_rate": float("nan")}, "must be a number above 0"),
         ({"gpus_per_trial": 1.5}, "must be from 0 to 1, or a whole number"),
-        ({"objective": ""}, "must be one or several of"),
-        ({"objective": "accuracy,"}, "must be one or several of"),
+        ({"objective": ""}, "must be a list of names, one or several of"),
+        ({"objective": "accuracy,"}, "must be a list of names, one or several of"),
         ({"device": "tpu"}, "must be one of auto, cpu, cuda"),
     ],
     ids=str,
@@ -224,3 +226,48 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["- epochs: 3", "epochs", "3", "false", "[]", "0"])
 def test_yaml_that_is_no_mapping(tmp_path: Path, text: str) -> None:
     assert "must hold lines of the form 'name: value'" in refusal(written(tmp_path, text))
+
+
+@dataclass(frozen=True)
+class More(Settings):
+    """Settings with fields that are declared in different ways."""
+
+    warmup: Annotated[Count, About("Epochs of warm-up", option=False)] = 1
+    plain: int = 1
+    colour: Annotated[Count, About("The colour of the report", decides=False)] = 1
+
+
+def test_a_new_setting_changes_the_key_of_a_result_unless_it_is_declared_not_to_decide_it() -> None:
+    cell = Cell("surgery", 0)
+    key = cell.key(More())
+    assert key != cell.key(Settings())
+    assert len({key, cell.key(More(warmup=2)), cell.key(More(plain=2))}) == 3
+    assert cell.key(More(colour=2)) == key
+
+
+def test_what_does_not_decide_a_result_is_what_is_searched_compared_and_where_it_runs() -> None:
+    """A golden list: whoever adds to it says that a training run gives the same result whatever the setting is."""
+    assert set(names(Settings)) - set(Settings().recipe()) == {
+        "trials", "generation", "space", "sampler", "schedules", "objective", "early_stopping", "first_rung",
+        "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "device", "cpus_per_trial",
+        "gpus_per_trial", "address", "tracking_uri",
+    }  # fmt: skip
+
+
+def test_checkpoints_keep_their_names() -> None:
+    """A golden key: with another one a study that was interrupted would start its running trainings over."""
+    step = {"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
+    assert Cell("surgery", 3, [step], trial=7).key(Settings(epochs=4, train_images=100)) == "570522b0946e4b9a"
+
+
+@pytest.mark.parametrize("name", names(Settings))
+def test_every_setting_says_what_it_is_and_what_is_right(name: str) -> None:
+    declared = declaration(Settings, name)
+    assert declared.about.help and declared.right and not declared.help.endswith("..")
+    assert getattr(Settings(**{name: getattr(Settings(), name)}), name) == getattr(Settings(), name)
+
+
+def test_settings_are_checked_however_they_are_made() -> None:
+    with pytest.raises(StudyError, match="epochs is 0, but it must be a whole number of at least 1"):
+        Settings(epochs=0)
+    assert Settings(**Settings(targets=(0.5,)).to_data()).targets == (0.5,)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from matplotlib import style
-
 from network_surgery.study.evidence.drawing import STYLE, Drawing
 from network_surgery.study.evidence.figures import (
     architecture,
@@ -25,7 +24,7 @@ from network_surgery.study.evidence.figures import (
     trials,
 )
 from network_surgery.study.evidence.figures.reading import Results
-from network_surgery.study.evidence.results import write_whole
+from network_surgery.study.store.folder import write_whole
 
 #: In reading order.
 FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
@@ -46,7 +45,7 @@ FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """All figures for which ``results`` (see ``study.evidence.results``) holds data, by name, in reading order."""
+    """All figures for which ``results`` (see ``study.store.folder``) holds data, by name, in reading order."""
     with style.context(["default", STYLE]):
         drawings = {name: figure(results) for name, figure in FIGURES.items()}
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}

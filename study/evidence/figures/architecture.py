@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-
 from network_surgery.study.evidence.drawing import ARMS, BLACK, GREY, Drawing, Look, count, log_scale, percent, titled
 from network_surgery.study.evidence.figures.reading import Results, compared, name_of
+from network_surgery.study.training.records import operations_of
 
 #: Schedules beside each other, and layers below each other that have numbers, and that have names of their own.
 PANELS, NAMED, SMALL = 4, 24, 60
@@ -22,7 +22,7 @@ WIDE = 10
 
 def widths(cell: Mapping[str, Any], layers: Mapping[str, int]) -> dict[str, int]:
     """Layer → units at the end of a training, from its operations in their order."""
-    changed = {each["layer"]: each["units_after"] for each in cell["operations"] if each["layer"] in layers}
+    changed = {each.layer: each.units_after for each in operations_of(cell) if each.layer in layers}
     return {**layers, **changed}
 
 
@@ -32,7 +32,7 @@ def architecture(results: Results) -> Drawing | None:
     layers = results["layers"]
     trials = sorted({c["trial"] for c in cells if c["arm"] == "surgery"}, key=lambda trial: (trial != first, trial))
     found = {trial: [c for c in cells if c["arm"] == "surgery" and c["trial"] == trial] for trial in trials}
-    shown = {trial: members for trial, members in [*found.items()][:PANELS] if any(c["operations"] for c in members)}
+    shown = {trial: members for trial, members in [*found.items()][:PANELS] if any(map(operations_of, members))}
     if not shown or not layers:
         return None
     ends = {trial: [widths(cell, layers) for cell in members] for trial, members in shown.items()}

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
-
 from network_surgery.study.arms import SHORT
 from network_surgery.study.evidence.drawing import (
     ARMS,
@@ -24,6 +22,7 @@ from network_surgery.study.evidence.drawing import (
 )
 from network_surgery.study.evidence.figures.marks import MOMENT, mark_moments
 from network_surgery.study.evidence.figures.reading import Results, compared, comparison, elapsed, moments_of
+from scipy import stats
 
 #: The arms of the curves over epochs; more would not be readable.
 LINES = ("original", "surgery", "restart")
@@ -55,7 +54,7 @@ def accuracy(results: Results) -> Drawing | None:
                 panel.fill_between(across, low, high, color=ARMS[arm]["color"], alpha=0.13, linewidth=0)
             if arm == "surgery":
                 moments = moments_of(members[0])
-                at = np.interp([moment["epoch"] for moment in moments], [0, *epochs], [0, *seconds])
+                at = np.interp([moment.epoch for moment in moments], [0, *epochs], [0, *seconds])
             bounds += [low.min(), high.max()]
     accuracy_scale(axes, bounds)
     for panel, words in ((axes, "epoch"), (clock, "seconds of training and surgery")):
@@ -67,7 +66,7 @@ def accuracy(results: Results) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     clock.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(loc="outside lower center", ncols=3, title="at the last epoch")
-    when = ", ".join(f"{m['op']} at {m['epoch']:g}" for m in moments) or "none"
+    when = ", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or "none"
     return titled(
         figure, "Validation accuracy at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
         f"Mean over seeds, band: ± one standard deviation; schedule of trial {trial}. Left by epoch, right by the mean "

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.markers import MarkerStyle
-
 from network_surgery.study.evidence.drawing import COLOURS, GREY, MARKERS, Look
-from network_surgery.study.evidence.figures.reading import NOTHING, Results, comparison, finished, name_of, names_of
+from network_surgery.study.evidence.figures.reading import (
+    NOTHING,
+    Moment,
+    Results,
+    comparison,
+    finished,
+    name_of,
+    names_of,
+)
 
 #: Above so many points a figure's points are stored as pixels, to keep the report small.
 MANY = 600
@@ -35,12 +41,12 @@ def marks_of(results: Results) -> dict[str, Look]:
     return marks
 
 
-def mark_moments(axes: Axes, moments: Sequence[Mapping[str, Any]], top: bool = False) -> None:
+def mark_moments(axes: Axes, moments: Sequence[Moment], top: bool = False) -> None:
     """A vertical line at each moment; its operations are named where there is room, below or at the ``top``."""
     named, last = -math.inf, ""
     together: dict[float, list[str]] = {}
     for moment in moments:
-        together.setdefault(moment["epoch"], []).append(f"{moment['op']} ×{moment['kept']:.2f}")
+        together.setdefault(moment.epoch, []).append(f"{moment.op} ×{moment.kept:.2f}")
     for epoch, operations in together.items():
         axes.axvline(epoch, **MOMENT)
         words = ", ".join(operations)

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-
 from network_surgery.study.evidence.drawing import (
     BLACK,
     GREY,
@@ -28,10 +27,10 @@ from network_surgery.study.evidence.figures.marks import MANY, marks_of
 from network_surgery.study.evidence.figures.reading import (
     NOTHING,
     Results,
+    all_operations,
     finished,
     grouped,
     moments_of,
-    operations_of,
     positive,
 )
 
@@ -49,8 +48,8 @@ RECOVERED: dict[str, tuple[int, float | None, Look]] = {
 
 def spike(results: Results) -> Drawing | None:
     """What each operation did to the loss on the held-out batch, by operation."""
-    operations = operations_of(results)
-    points = [(o["op"], o["spike_factor"]) for o in operations if positive(o["spike_factor"])]
+    operations = all_operations(results)
+    points = [(op, each.spike_factor) for op, each in operations if positive(each.spike_factor)]
     if not points:
         return None
     groups = grouped(points, statistics.median)
@@ -66,13 +65,13 @@ def spike(results: Results) -> Drawing | None:
     axes.set_yticks(range(len(groups)), [f"{name} (n = {len(factors)})" for name, factors in groups.items()])
     axes.set(xlabel="held-out loss after ÷ before (log scale)", ylim=(len(groups) - 0.5, -0.5))
     back: dict[str, list[int | None]] = {name: [] for name in groups}
-    for operation in operations:
-        back.get(operation["op"], []).append(operation.get("epochs_to_recover"))
+    for op, each in operations:
+        back.get(op, []).append(each.epochs_to_recover)
     _recovery(shares, [*back.values()])
     figure.legend(*shares.get_legend_handles_labels(), loc="outside lower center", ncols=len(RECOVERED))
     medians = [f"{name} {times(statistics.median(factors))}" for name, factors in groups.items()]
     extremes = f"least for {medians[0]}, most for {medians[-1]}" if len(medians) > 1 else medians[0]
-    every = [epochs for each in back.values() for epochs in each]
+    every = [epochs for group in back.values() for epochs in group]
     never = percent(sum(epochs is None for epochs in every) / len(every))
     return titled(
         figure, f"Median jump of the held-out loss: {extremes}; not back by the end after {never} of all operations",
@@ -82,7 +81,7 @@ def spike(results: Results) -> Drawing | None:
         "it was before that moment.",
         f"Strip chart of spike factors by operation. Medians: {', '.join(medians)}. "
         f"Range {times(min(f for _, f in points))} to {times(max(f for _, f in points))}. Not back by the end: "
-        + ", ".join(f"{name} {sum(e is None for e in each)} of {len(each)}" for name, each in back.items()) + ".",
+        + ", ".join(f"{name} {sum(e is None for e in group)} of {len(group)}" for name, group in back.items()) + ".",
     )  # fmt: skip
 
 
@@ -104,32 +103,36 @@ def _recovery(axes: Axes, back: Sequence[Sequence[int | None]]) -> None:
 
 def timing(results: Results) -> Drawing | None:
     """Seconds of every operation against the seconds of its epoch."""
-    operations = [o for o in operations_of(results) if positive(o["epoch_seconds"]) and positive(o["seconds"])]
+    operations = [
+        (op, (each.epoch_seconds, each.seconds))
+        for op, each in all_operations(results)
+        if each.epoch_seconds is not None and positive(each.epoch_seconds) and positive(each.seconds)
+    ]
     if not operations:
         return None
 
-    def share(group: Iterable[Look]) -> float:
-        return statistics.median(o["seconds"] / o["epoch_seconds"] for o in group)
+    def share(group: Iterable[tuple[float, float]]) -> float:
+        return statistics.median(seconds / epoch for epoch, seconds in group)
 
-    groups = grouped(((o["op"], o) for o in operations), share)
+    groups = grouped(operations, share)
     shares = {name: f"{name} {percent(share(group))}" for name, group in groups.items()}
     figure, axes = new_axes(height=4.8)
     marks = marks_of(results)
     for name, group in groups.items():
-        across, up = ([o[key] for o in group] for key in ("epoch_seconds", "seconds"))
+        across, up = zip(*group, strict=True)
         axes.scatter(across, up, s=34, alpha=0.7, label=shares[name], rasterized=len(operations) > MANY, **marks[name])
-    epochs = [o["epoch_seconds"] for o in operations]
+    epochs, taken = zip(*(both for _, both in operations), strict=True)
     log_scale(axes.xaxis, [min(epochs) / 1.3, max(epochs) * 1.3], lambda value: f"{value:g}")
     low, high = axes.get_xlim()
-    log_scale(axes.yaxis, [*(o["seconds"] for o in operations), low / 200, high], lambda value: f"{value:g}")
+    log_scale(axes.yaxis, [*taken, low / 200, high], lambda value: f"{value:g}")
     for ratio, line, words in ((1, "-", "as long"), (0.1, "--", "a tenth"), (0.01, ":", "a hundredth")):
         axes.plot([low, high], [low * ratio, high * ratio], color=GREY, linewidth=1, linestyle=line)
         axes.annotate(words, (high, high * ratio), (4, 0), textcoords="offset points", color=GREY, va="center")
     axes.set(xlabel="seconds of the epoch (log scale)", ylabel="seconds of the operation (log scale)", xlim=(low, high))
     figure.legend(loc="outside lower center", ncols=3, title="median share of an epoch")
-    slowest = list(shares.values())[-1]
+    slowest, typical = list(shares.values())[-1], share(both for _, both in operations)
     return titled(
-        figure, f"An operation takes {percent(share(operations))} of an epoch (median); the slowest, {slowest}",
+        figure, f"An operation takes {percent(typical)} of an epoch (median); the slowest, {slowest}",
         "Each point is one operation on one layer. Lines: the operation takes as long as its epoch, a tenth, a "
         "hundredth of it; far below, training hardly notices the interruption.",
         f"Scatter of operation seconds against epoch seconds. Median shares of an epoch: {', '.join(shares.values())}. "
@@ -148,13 +151,13 @@ def timeline(results: Results) -> Drawing | None:
     for row, (_, moments) in enumerate(rows):
         axes.axhline(row, color="#bbbbbb", linewidth=0.8, zorder=0)
         for place, moment in enumerate(moments):
-            together = [other for other in moments if other["epoch"] == moment["epoch"]]
+            together = [other for other in moments if other.epoch == moment.epoch]
             beside = place - moments.index(together[0]) - (len(together) - 1) / 2
-            size, at = 60 * min(max(moment["kept"], 0.4), 3), (moment["epoch"] + 0.07 * epochs * beside, row)
-            axes.scatter(*at, s=size, zorder=3, **marks[moment["op"]])
+            size, at = 60 * min(max(moment.kept, 0.4), 3), (moment.epoch + 0.07 * epochs * beside, row)
+            axes.scatter(*at, s=size, zorder=3, **marks[moment.op])
             above: Look = {"xytext": (0, math.sqrt(size) / 2 + 1.5), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(f"×{moment['kept']:.2f}", at, fontsize=8, **above)
-    used = sorted({moment["op"] for _, moments in rows for moment in moments})
+            axes.annotate(f"×{moment.kept:.2f}", at, fontsize=8, **above)
+    used = sorted({moment.op for _, moments in rows for moment in moments})
     handles = [Line2D([], [], linestyle="none", label=name, **marks[name]) for name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     labels = [f"#{trial['trial']}: {trial['validation_accuracy']:.2%}" for trial, _ in rows]
@@ -162,9 +165,9 @@ def timeline(results: Results) -> Drawing | None:
     axes.set(xlabel="epoch", ylabel="trial", xlim=(0, 1.03 * epochs), ylim=(len(rows) - 0.5, -0.75))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.grid(False, axis="y")
-    firsts = [moments[0]["epoch"] for _, moments in rows if moments]
+    firsts = [moments[0].epoch for _, moments in rows if moments]
     which = f"{len(rows)} most accurate trials" if len(rows) > 1 else "only finished trial"
-    said = [", ".join(f"{m['op']} at {m['epoch']:g}" for m in moments) or NOTHING for _, moments in rows]
+    said = [", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or NOTHING for _, moments in rows]
     told = [f"{label} ({words})" for label, words in zip(labels, said, strict=True)]
     return titled(
         figure, f"First operation of the {which}: epoch {statistics.median(firsts):g} of {epochs} (median)",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from network_surgery.ops import OPERATIONS
 from network_surgery.study.training import spent
+from network_surgery.study.training.records import OperationRecord, operations_of
 
 Results = Mapping[str, Any]
 
@@ -44,25 +46,34 @@ def compared(results: Results) -> tuple[list[Mapping[str, Any]], int | None]:
     return cells, trials[0] if trials else None
 
 
-def operations_of(results: Results) -> list[dict[str, Any]]:
-    """Every operation's record of the search and the comparison, with the operation's short name as ``op``."""
+@dataclass(frozen=True)
+class Moment:
+    """The operations of one kind at one time: ``kept`` are their layers' units after ÷ before."""
+
+    epoch: float
+    op: str
+    kept: float
+
+
+def all_operations(results: Results) -> list[tuple[str, OperationRecord]]:
+    """Every operation of the search and the comparison, after its short name."""
     cells = finished([*results["trials"], *comparison(results, "cells")])
-    return [record for cell in cells for record in named(cell)]
+    return [entry for cell in cells for entry in named(cell)]
 
 
-def named(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The records of a cell's operations, each with its short name as ``op``."""
-    return [operation | {"op": op} for operation, op in zip(cell["operations"], names_of(cell), strict=True)]
+def named(cell: Mapping[str, Any]) -> list[tuple[str, OperationRecord]]:
+    """The operations of a cell, each after its short name."""
+    return list(zip(names_of(cell), operations_of(cell), strict=True))
 
 
 def names_of(cell: Mapping[str, Any]) -> list[str]:
     """The short name of each operation of a cell."""
     names = {(step["when"], step["layer"]): step["op"] for step in cell["schedule"]}
-    kinds = (operation["operation"].split("(")[0] for operation in cell["operations"])
-    return [  # by its class where ``when`` is written in another way
-        names.get((operation["when"], operation["layer"]), SHORT.get(kind, kind))
-        for operation, kind in zip(cell["operations"], kinds, strict=True)
-    ]
+    found = []
+    for each in operations_of(cell):
+        kind = each.operation.split("(")[0]  # by its class where ``when`` is written in another way
+        found.append(names.get((each.when, each.layer), SHORT.get(kind, kind)))
+    return found
 
 
 def name_of(cell: Mapping[str, Any]) -> str:
@@ -70,17 +81,13 @@ def name_of(cell: Mapping[str, Any]) -> str:
     return " + ".join(dict.fromkeys(step["op"] for step in cell["schedule"])) or NOTHING
 
 
-def moments_of(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The operations of one moment taken together: ``op``, ``epoch``, ``kept`` (units after ÷ before)."""
-    found: dict[tuple[float, str], list[dict[str, Any]]] = {}
-    for record in named(cell):
-        found.setdefault((record["epoch"], record["op"]), []).append(record)
-
-    def units(members: Iterable[Mapping[str, Any]], when: str) -> int:
-        return sum(record[f"units_{when}"] for record in members)
-
+def moments_of(cell: Mapping[str, Any]) -> list[Moment]:
+    """The operations of a cell, those of one moment taken together."""
+    found: dict[tuple[float, str], list[OperationRecord]] = {}
+    for op, record in named(cell):
+        found.setdefault((record.epoch, op), []).append(record)
     return [
-        {"epoch": epoch, "op": op, "kept": units(members, "after") / units(members, "before")}
+        Moment(epoch, op, sum(each.units_after for each in members) / sum(each.units_before for each in members))
         for (epoch, op), members in sorted(found.items())
     ]
 

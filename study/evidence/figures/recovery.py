@@ -8,11 +8,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, log_scale, new_axes, times, titled
 from network_surgery.study.evidence.figures.marks import mark_moments
 from network_surgery.study.evidence.figures.reading import Results, compared, moments_of, positive
-from network_surgery.study.training.theatre import spikes
+from network_surgery.study.training.records import operations_of, spikes
 
 Path = list[tuple[float, float]]
 
@@ -25,7 +24,7 @@ def recovery(results: Results) -> Drawing | None:
         for arm in ("original", "surgery", "restart")
     }
     surgeries = [c for c in cells if c["arm"] == "surgery" and c["trial"] == trial]
-    jumps = [jump for cell in surgeries for jump in spikes(cell["operations"]) if positive(jump["factor"])]
+    jumps = [jump for cell in surgeries for jump in spikes(operations_of(cell)) if positive(jump.factor)]
     if not jumps or not arms["surgery"]:
         return None
     figure, axes = new_axes(height=4.8)
@@ -37,7 +36,7 @@ def recovery(results: Results) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     mark_moments(axes, moments_of(surgeries[0]), top=True)
     figure.legend(loc="outside lower center", ncols=3)
-    factor, back = statistics.median(jump["factor"] for jump in jumps), [jump["epochs_to_recover"] for jump in jumps]
+    factor, back = statistics.median(jump.factor for jump in jumps), [jump.epochs_to_recover for jump in jumps]
     found = sorted(epochs for epochs in back if epochs is not None)
     never = (
         f"; {len(back) - len(found)} of {len(back)} jumps were not back by the end" if len(found) < len(back) else ""
@@ -56,8 +55,8 @@ def recovery(results: Results) -> Drawing | None:
 def loss_path(cell: Mapping[str, Any]) -> Path:
     """(epoch, loss) of a training: at the end of every epoch, and right before and right after its operations."""
     points = [(each["epoch"], 0, each.get("validation_loss")) for each in cell["epochs"]]
-    for jump in spikes(cell["operations"]):
-        points += [(jump["epoch"], 1, jump["loss_before"]), (jump["epoch"], 2, jump["loss_after"])]
+    for jump in spikes(operations_of(cell)):
+        points += [(jump.epoch, 1, jump.loss_before), (jump.epoch, 2, jump.loss_after)]
     return [(epoch, loss) for epoch, _, loss in sorted(points, key=lambda p: p[:2]) if positive(loss)]
 
 

@@ -17,7 +17,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
 from network_surgery.study.evidence.drawing import BLACK, Drawing, Look, as_percent, percent, titled
 from network_surgery.study.evidence.figures.marks import marks_of
@@ -146,7 +145,7 @@ def redundancy(results: Results) -> Drawing | None:
     arms = {"original": [c for c in cells if c["arm"] == "original"]}
     arms[f"surgery of trial {trial}"] = [c for c in cells if c["arm"] == "surgery" and c["trial"] == trial]
     found = [
-        panel(name, members, [(o["epoch"], o["layer"], o["op"]) for member in members for o in named(member)])
+        panel(name, members, [(each.epoch, each.layer, op) for member in members for op, each in named(member)])
         for name, members in arms.items()
     ]
     panels = [each for each in found if each is not None]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-
 from network_surgery.study.evidence.drawing import (
     BLACK,
     GREY,

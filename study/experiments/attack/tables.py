@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
-
 from network_surgery.study.experiments.attack.arms import Network
 from network_surgery.study.experiments.attack.findings import (
     DOSES,

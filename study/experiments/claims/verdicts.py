@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-
 from network_surgery.study.evidence.significance import Difference, family
 from network_surgery.study.experiments.claims.arms import (
     LATE,
@@ -26,6 +24,7 @@ from network_surgery.study.experiments.claims.arms import (
     Found,
     Outcome,
 )  # fmt: skip
+from numpy.typing import NDArray
 
 #: A loss of accuracy that still counts as the same performance: half a point.
 MARGIN = 0.005

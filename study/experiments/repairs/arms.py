@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -33,9 +31,11 @@ from network_surgery.ops import (
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset
+from network_surgery.study.training.records import spikes
 from network_surgery.study.training.run import make_optimizer
-from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Batches, Trainer, evaluate
+from numpy.typing import NDArray
 
 #: A removal, given the fraction of units that stays and the seed.
 REMOVALS: dict[str, Callable[[float, int], Operation]] = {
@@ -131,9 +131,10 @@ def follow(trained: Trainer, data: Dataset, schedule: Schedule, setting: Setting
     accuracy, spike, share, recovered = before["validation_accuracy"], 1.0, 0.0, 0.0
     if theatre.records:
         (event,) = spikes(theatre.records)
-        accuracy, spike = theatre.records[-1]["accuracy_after"], event["factor"]
-        share = event["seconds"] / before["train_seconds"]
-        epochs = theatre.records[-1]["epochs_to_recover"]
+        last = theatre.records[-1]
+        accuracy, spike = last.accuracy_after, event.factor
+        share = event.seconds / before["train_seconds"]
+        epochs = last.epochs_to_recover
         recovered = math.inf if epochs is None else float(epochs)
     later = [record["validation_accuracy"] for record in trainer.history[setting.before :]]
     test = evaluate(model, Batches(data.test, CPU))[1]

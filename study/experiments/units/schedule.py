@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-
 from network_surgery.ops import (
     Anatomy,
     HiddenLayer,
@@ -32,8 +31,9 @@ from network_surgery.study.data import Dataset
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.rows import Row
 from network_surgery.study.experiments.units.looks import removed
+from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import renew
-from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import steps_per_epoch
 
 #: After which tenth of training which fraction of the units is gone.
@@ -112,7 +112,7 @@ def arms(data: Dataset, seed: int, training: Training) -> list[Row]:
         told: list[tuple[str, tuple[int, ...]]] = []
         theatre = Theatre(schedule(sizes, score, seed, iterations, told), data.validation, evci.SAMPLE)
         cut = evci.branch(shared, data, training.epochs, [theatre])
-        peaks = [[event["epoch"], event["loss_before"], event["loss_after"]] for event in spikes(theatre.records)]
+        peaks = [[spike.epoch, spike.loss_before, spike.loss_after] for spike in spikes(theatre.records)]
         rows.append(about | {"arm": score, "peaks": peaks} | evci.ended(cut, data))
         if maps:
             sizes_of = evci.magnitudes(cut.model, shared.model, survivors(sizes, told))

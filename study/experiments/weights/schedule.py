@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-
 from network_surgery.ops import Anatomy, Moment, PruneWeights, Schedule, Signals, Step, compact
 from network_surgery.ops.anatomy import WHOLE, evaluating
 from network_surgery.ops.network.masks import parameters_of
@@ -21,8 +19,10 @@ from network_surgery.study.data import Dataset
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.evci import CPU
 from network_surgery.study.experiments.rows import Row
-from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.records import spikes
+from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Batches, Trainer, evaluate, steps_per_epoch
+from torch import nn
 
 #: After which tenth of training which fraction of the weights is zero.
 PLAN = ((2, 0.2), (3, 0.5), (4, 0.8), (5, 0.9))
@@ -63,7 +63,7 @@ def arms(data: Dataset, seed: int, training: Training) -> list[Row]:
         steps = Schedule() if arm == UNPRUNED else schedule(arm, seed, iterations)
         theatre = Theatre(steps, data.validation, evci.SAMPLE)
         trainer = evci.branch(shared, data, training.epochs, [theatre])
-        peaks = [[event["epoch"], event["loss_before"], event["loss_after"]] for event in spikes(theatre.records)]
+        peaks = [[spike.epoch, spike.loss_before, spike.loss_after] for spike in spikes(theatre.records)]
         rows.append(about | {"kind": "arm", "arm": arm, "peaks": peaks} | evci.ended(trainer, data))
         if seed == 0:
             maps = evci.magnitudes(trainer.model, shared.model, {})

@@ -22,13 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
-
 from network_surgery.ops import Anatomy, Operation, WeakExpand, ZeroExpand, operate
 from network_surgery.ops.network.optimizer_state import forget
 from network_surgery.study.experiments.widening.training import OPTIMIZERS, Pictures, copies, fit, look, pictures
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
 
 def dense(units: int) -> nn.Sequential:

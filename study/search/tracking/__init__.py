@@ -10,7 +10,7 @@ MLflow: a final network reaches it as a file in the study's folder.
 from __future__ import annotations
 
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence.results import Folder
+from network_surgery.study.store.folder import Folder
 
 __all__ = ["check_server", "default_uri", "page"]
 
@@ -52,7 +52,6 @@ def check_server(uri: str | None) -> None:
 def page(folder: Folder) -> str:
     """Where a study's runs are, behind the address of an MLflow server that shows its database."""
     import mlflow
-
     from network_surgery.study.search.tracking.views import FIRST
 
     experiment = mlflow.MlflowClient(default_uri(folder)).get_experiment_by_name(EXPERIMENT)

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from network_surgery.study.training.records import OperationRecord, checks_of, operations_of, spikes_of
+
 Measured = list[tuple[str, float, int]]
 
 _EPOCH = {
@@ -27,29 +29,19 @@ _OUTCOME = {
     "train_seconds": "seconds/total training", "operation_seconds": "seconds/total operations",
     "probe_seconds": "seconds/total probes", "joules": "energy/total",
 }  # fmt: skip
-#: What the theatre measures around an operation, by section; what an operation says of itself comes into the first.
-_OPERATION = {
-    "operation loss": ("loss_before", "loss_after", "spike_factor", "loss_factor", "predicted_error",
-                       "epochs_to_recover"),
-    "operation size": ("units_before", "units_after", "parameters_before", "parameters_after", "flops_before",
-                       "flops_after"),
-    "operation seconds": ("seconds", "epoch_seconds", "interruptibility"),
-}  # fmt: skip
 
 
 def of_epoch(record: Mapping[str, Any]) -> Measured:
     """Of an epoch's record, with the operations and the looks at redundancy and idle units since the last one."""
     step = int(record["epoch"])
     found = [(name, record[key]) for key, name in _EPOCH.items() if key in record]
-    for operation in record["operations"]:
-        numbers = {f"{group}/{key}": operation[key] for group, keys in _OPERATION.items() for key in keys}
-        numbers |= {f"operation loss/{key}": value for key, value in operation["evidence"].items()}
-        found += _on(operation["layer"], numbers)
+    for operation in operations_of(record):
+        found += _on(operation.layer, of_operation(operation))
     for look in ("redundancy", "idle"):
         for layer, numbers in record.get(look, {}).items():
             found += _on(layer, {f"{look}/{key}": value for key, value in numbers.items()})
-    for check in record["checks"]:
-        found += _on(check["layer"], {f"condition/{check['measure']}": check["gain"]})
+    for check in checks_of(record):
+        found += _on(check.layer, {f"condition/{check.measure}": check.gain})
     return [(name, float(value), step) for name, value in found if value is not None]
 
 
@@ -58,11 +50,11 @@ def of_outcome(result: Mapping[str, Any]) -> Measured:
     step = len(result["epochs"])
     found = [(name, result[key], step) for key, name in _OUTCOME.items() if result.get(key) is not None]
     found += [(f"seconds/latency {batch}", each, step) for batch, each in result.get("latency_seconds", {}).items()]
-    found += [("operation loss/spike_factor", event["factor"], _after(event)) for event in result["spikes"]]
-    for operation in result["operations"]:  # how long its loss took to come back shows only later
-        if operation["epochs_to_recover"] is not None:
-            numbers = {"operation loss/epochs_to_recover": operation["epochs_to_recover"]}
-            found += [(name, value, _after(operation)) for name, value in _on(operation["layer"], numbers)]
+    found += [("operation loss/spike_factor", spike.factor, _after(spike.epoch)) for spike in spikes_of(result)]
+    for operation in operations_of(result):  # how long its loss took to come back shows only later
+        if operation.epochs_to_recover is not None:
+            numbers = {"operation loss/epochs_to_recover": operation.epochs_to_recover}
+            found += [(name, value, _after(operation.epoch)) for name, value in _on(operation.layer, numbers)]
     return [(name, float(value), at) for name, value, at in found]
 
 
@@ -72,9 +64,30 @@ def of_test(result: Mapping[str, Any]) -> Measured:
     return [(name, float(result[key]), step) for key, name in _TEST.items() if result.get(key) is not None]
 
 
-def _after(operation: Mapping[str, Any]) -> int:
-    """The epoch at whose end an operation is told."""
-    return int(operation["epoch"]) + 1
+def of_operation(operation: OperationRecord) -> dict[str, float | None]:
+    """What the theatre has measured around an operation, by name, and what the operation says of its choice."""
+    return {
+        "operation loss/loss_before": operation.loss_before,
+        "operation loss/loss_after": operation.loss_after,
+        "operation loss/spike_factor": operation.spike_factor,
+        "operation loss/loss_factor": operation.loss_factor,
+        "operation loss/predicted_error": operation.predicted_error,
+        "operation loss/epochs_to_recover": operation.epochs_to_recover,
+        "operation size/units_before": operation.units_before,
+        "operation size/units_after": operation.units_after,
+        "operation size/parameters_before": operation.parameters_before,
+        "operation size/parameters_after": operation.parameters_after,
+        "operation size/flops_before": operation.flops_before,
+        "operation size/flops_after": operation.flops_after,
+        "operation seconds/seconds": operation.seconds,
+        "operation seconds/epoch_seconds": operation.epoch_seconds,
+        "operation seconds/interruptibility": operation.interruptibility,
+    } | {f"operation loss/{name}": value for name, value in operation.evidence.items()}
+
+
+def _after(epoch: float) -> int:
+    """The epoch at whose end an operation is reported."""
+    return int(epoch) + 1
 
 
 def _on(layer: str, numbers: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

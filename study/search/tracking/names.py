@@ -7,10 +7,12 @@ from pathlib import Path
 
 from network_surgery import study
 from network_surgery.study.arms import SHORT
-from network_surgery.study.evidence.comparison import describe
-from network_surgery.study.evidence.results import Folder
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.store.words import describe
+from network_surgery.study.training.cell import Cell
 
+#: Characters that MLflow's databases keep of a run's name.
+LONGEST = 250
 STUDY, CELL = "network_surgery.study", "network_surgery.cell"
 
 
@@ -20,7 +22,7 @@ def parent_name(folder: Folder) -> str:
 
 
 def run_name(cell: Cell) -> str:
-    """The arm as the closing table calls it, trial and seed, and the schedule in a few words.
+    """The arm as the closing table calls it, trial and seed, and the schedule, cut off where MLflow takes no more.
 
     >>> run_name(Cell("surgery", 3, [{"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=7))
     'surgery 7, seed 3: min_weight keep 0.5 on fc1 at 2ep'
@@ -29,7 +31,8 @@ def run_name(cell: Cell) -> str:
     """
     name = SHORT.get(cell.arm, cell.arm) + ("" if cell.trial is None else f" {cell.trial}")
     name += "" if cell.arm == "search" else f", seed {cell.seed}"
-    return f"{name}: {describe(cell.schedule)}" if cell.schedule else name
+    name += f": {describe(cell.schedule)}" if cell.schedule else ""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 2]} …"
 
 
 def study_tags(folder: Folder) -> dict[str, str]:

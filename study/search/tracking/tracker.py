@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from network_surgery.study.data import Dataset
-from network_surgery.study.evidence import trainings
-from network_surgery.study.evidence.results import Folder
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri, inputs, measures, model, names
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store import trainings
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.training.cell import Cell
 
 #: Seconds between tries to reach a server that is away, and how long the end of a study waits for it.
 RETRY_SECONDS, PATIENCE_SECONDS = 5.0, 30.0

@@ -6,9 +6,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
 from network_surgery.ops import (
     OPERATIONS,
     PCNS,
@@ -26,6 +23,9 @@ from network_surgery.ops import (
 from network_surgery.ops.anatomy import call
 from network_surgery.ops.network.architecture import sizes
 from network_surgery.ops.schedule import Moment, Schedule
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from tests.ops.networks import NETWORKS, build, difference, loss, outputs, train
 
 OPTIMIZERS = {

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from network_surgery.ops import Anatomy, MinWeight, PruneWeights, SurgeryError, adopt, describe, load, operate, save
+from torch import Tensor, nn
 
 
 class Late(nn.Module):

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from network_surgery.ops import (
     Anatomy,
     EigenRemove,
@@ -22,6 +21,7 @@ from network_surgery.ops import (
     operate,
 )
 from network_surgery.ops.operations.min_weight import kernel_scores, strongest
+
 from tests.ops.maths.test_hosvd import brute_force
 from tests.ops.networks import NETWORKS, build, cnn
 

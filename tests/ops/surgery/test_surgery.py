@@ -8,8 +8,6 @@ from enum import IntEnum
 
 import pytest
 import torch
-from torch import nn
-
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -29,6 +27,8 @@ from network_surgery.ops import (
     save,
     trial_surgery,
 )  # fmt: skip
+from torch import nn
+
 from tests.ops.networks import ADVERSARIAL, NETWORKS, build, difference, outputs, train
 
 

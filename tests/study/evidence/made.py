@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import optuna
-
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.arms import rivals
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence.comparison import choose
-from network_surgery.study.evidence.results import Folder, Record
-from network_surgery.study.training.run import Cell
-from network_surgery.study.training.theatre import spikes
+from network_surgery.study.store.folder import Folder, Record
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.records import OperationRecord, spikes
 
 PER_EPOCH = 34
 PARAMETERS = 800  # for each unit
@@ -66,14 +65,14 @@ def outcome(cell: Cell, folder: Folder) -> dict[str, Any]:
     random = np.random.default_rng([cell.seed, cell.trial or 0, len(cell.arm)])
     epochs = cell.epochs or folder.settings.epochs
     units = dict(folder.layers if cell.architecture is None else cell.architecture["shapes"])
-    operations: list[dict[str, Any]] = []
+    operations: list[OperationRecord] = []
     history, jump = [], 1.0
     for epoch in range(epochs):
         loss = (2.3 * 0.6**epoch + 0.05) * jump
         for step in [step for step in cell.schedule if step["when"] in (f"{epoch}ep", f"{PER_EPOCH * epoch}it")]:
             operations.append(_operation(step, units, epoch, loss, random))
-            loss = operations[-1]["loss_after"]
-            jump = max(jump, operations[-1]["spike_factor"])
+            loss = operations[-1].loss_after
+            jump = max(jump, operations[-1].spike_factor)
         jump = 1 + (jump - 1) * 0.3
         seconds = 0.02 + 0.1 * sum(units.values()) / sum(folder.layers.values()) + 0.005 * random.random()
         after = 2.3 * 0.6 ** (epoch + 1) + 0.05
@@ -88,17 +87,18 @@ def outcome(cell: Cell, folder: Folder) -> dict[str, Any]:
                 for name, now in units.items()
             }  # fmt: skip
     for operation in operations:
-        back = [e["epoch"] for e in history if e["validation_loss"] <= operation["loss_before"]]
-        later = [epoch for epoch in back if epoch > operation["epoch"]]
-        operation["epochs_to_recover"] = int(later[0] - operation["epoch"]) if later else None
-    spent = sum(each["seconds"] for each in operations)
+        back = [e["epoch"] for e in history if e["validation_loss"] <= operation.loss_before]
+        later = [epoch for epoch in back if epoch > operation.epoch]
+        operation.epochs_to_recover = int(later[0] - operation.epoch) if later else None
+    spent = sum(each.seconds for each in operations)
     found = {
         "validation_accuracy": history[-1]["validation_accuracy"], "validation_loss": history[-1]["validation_loss"],
         "parameters": PARAMETERS * sum(units.values()), "flops": 30 * PARAMETERS * sum(units.values()),
         "training_flops": 3 * 32 * PER_EPOCH * epochs * 30 * PARAMETERS * sum(units.values()),
         "train_seconds": sum(e["train_seconds"] for e in history), "operation_seconds": spent,
         "seconds": spent + sum(e["train_seconds"] for e in history), "probe_seconds": 0.0,
-        "spikes": spikes(operations), "steps": PER_EPOCH * epochs, "epochs": history, "operations": operations,
+        "spikes": [each.to_data() for each in spikes(operations)], "steps": PER_EPOCH * epochs, "epochs": history,
+        "operations": [each.to_data() for each in operations],
         "checks": [], "architecture": {"shapes": units, "numbers": {}}, "device": "cpu",
     }  # fmt: skip
     if cell.test:
@@ -109,7 +109,7 @@ def outcome(cell: Cell, folder: Folder) -> dict[str, Any]:
 
 def _operation(
     step: Mapping[str, Any], units: dict[str, int], epoch: int, loss: float, random: np.random.Generator
-) -> dict[str, Any]:
+) -> OperationRecord:
     """Does a step to ``units`` and returns its record."""
     layer, before = step["layer"], sum(units.values())
     old = before if layer == "*" else units[layer]
@@ -119,13 +119,12 @@ def _operation(
         units[layer] = new
     after, spike = sum(units.values()), 1 + abs(1 - new / old) * random.lognormal(0, 0.5)
     names = {key: value for key, value in step.items() if key not in ("when", "layer", "op", "repair")}
-    return {
-        "when": step["when"], "epoch": float(epoch), "iteration": PER_EPOCH * epoch, "layer": layer,
-        "operation": f"{step['op']}({names})", "repair": step.get("repair", []), "units_before": old,
-        "units_after": new, "parameters_before": PARAMETERS * before, "parameters_after": PARAMETERS * after,
-        "flops_before": 30 * PARAMETERS * before, "flops_after": 30 * PARAMETERS * after, "predicted_error": 0.1,
-        "evidence": {}, "loss_before": loss, "loss_after": loss * spike, "accuracy_before": 0.9, "accuracy_after": 0.8,
-        "spike_factor": spike, "training_loss_before": loss, "training_loss_after": loss * spike, "loss_factor": spike,
-        "seconds": 0.002 * random.lognormal(0, 1), "epoch_seconds": 0.12, "interruptibility": 60.0,
-        "epochs_to_recover": None,
-    }  # fmt: skip
+    return OperationRecord(
+        when=step["when"], epoch=float(epoch), iteration=PER_EPOCH * epoch, layer=layer,
+        operation=f"{step['op']}({names})", repair=step.get("repair", []), units_before=old,
+        units_after=new, parameters_before=PARAMETERS * before, parameters_after=PARAMETERS * after,
+        flops_before=30 * PARAMETERS * before, flops_after=30 * PARAMETERS * after, predicted_error=0.1,
+        loss_before=loss, loss_after=loss * spike, accuracy_before=0.9, accuracy_after=0.8,
+        training_loss_before=loss, training_loss_after=loss * spike,
+        seconds=0.002 * random.lognormal(0, 1), epoch_seconds=0.12,
+    )  # fmt: skip

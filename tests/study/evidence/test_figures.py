@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from network_surgery.study.evidence import figures
 from network_surgery.study.evidence.figures import reading
 from network_surgery.study.evidence.figures.trials import pareto_front
 from network_surgery.study.evidence.front import front
+
+from tests.study.operated import operated, spiked
 
 #: The figures of the samples below: the importance of parameters wants more trials, a front several objectives.
 DRAWN = figures.FIGURES.keys() - {"importance", "front"}
@@ -23,12 +24,10 @@ DRAWN = figures.FIGURES.keys() - {"importance", "front"}
 
 def operation(epoch: float, layer: str, factor: float, seconds: float = 0.01) -> dict[str, Any]:
     """The record of one operation that takes 8 of 32 units."""
-    return {
-        "when": f"{epoch:g}ep", "epoch": epoch, "iteration": int(10 * epoch), "layer": layer,
-        "operation": "MinWeight(keep=0.75)", "units_before": 32, "units_after": 24, "loss_before": 0.5,
-        "loss_after": 0.5 * factor, "spike_factor": factor, "seconds": seconds, "epoch_seconds": 1.0,
-        "epochs_to_recover": 2,
-    }  # fmt: skip
+    return operated(
+        when=f"{epoch:g}ep", epoch=epoch, iteration=int(10 * epoch), layer=layer, operation="MinWeight(keep=0.75)",
+        units_before=32, units_after=24, loss_after=0.5 * factor, seconds=seconds, epochs_to_recover=2,
+    )  # fmt: skip
 
 
 def looked(epoch: int, seed: int, cut: bool) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def cell(
         "validation_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "parameters": 1000 + 100 * (trial or 0),
         "flops": 5000, "training_flops": 60_000 + 1000 * epochs, "seconds": 2.0,
         "operation_seconds": 1.0, "epochs": history, "operations": operations,
-        "spikes": [{"epoch": 1.0, "factor": 3.0}] if op else [],
+        "spikes": [spiked(3.0)] if op else [],
     }  # fmt: skip
 
 
@@ -186,7 +185,7 @@ def test_an_operation_has_its_short_name_however_its_moment_is_written() -> None
     member = cell("surgery", 0, 0.9, 0, "min_weight")
     for record in member["operations"]:
         record["when"] = "redundancy(0.01) >= 0.3 from 1ep every 1ep at most 1"
-    assert {record["op"] for record in reading.named(member)} == {"min_weight"}
+    assert {op for op, _ in reading.named(member)} == {"min_weight"}
 
 
 def test_the_front_holds_exactly_the_points_that_none_beats() -> None:
@@ -208,7 +207,7 @@ def test_odd_studies_are_drawn(tmp_path: Path) -> None:
     short = sample(trials=2, seeds=1, epochs=1)
     wild = copy.deepcopy(sample())
     for index, record in enumerate(wild["trials"][0]["operations"]):
-        record["spike_factor"] = (1e12, math.nan)[index]
+        record["loss_after"] = (0.5e12, math.nan)[index]
         record["epoch_seconds"], record["seconds"] = ((None, 1e-9), (1e3, 30.0))[index]
     wild["trials"][1]["validation_accuracy"] = 1.0
     wild["trials"][2]["validation_accuracy"] = 0.0

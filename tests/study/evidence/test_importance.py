@@ -11,13 +11,14 @@ from typing import Any
 
 import optuna
 import pytest
-
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.conduct import write_report
 from network_surgery.study.evidence import importance
 from network_surgery.study.evidence.figures.importance import importance as figure
-from network_surgery.study.evidence.results import Folder
+from network_surgery.study.store.folder import Folder
+
 from tests.study.evidence import made
+from tests.study.operated import spiked
 
 LAYERS = {"a": 32, "b": 64, "c": 64}
 Value = Callable[[Mapping[str, Any]], float]
@@ -32,7 +33,7 @@ def results(space: str, count: int, accuracy: Value, spike: Value) -> dict[str, 
         trial = study.ask()
         SPACES[space](trial, {name: SimpleNamespace(units=units) for name, units in LAYERS.items()}, 10)
         params = dict(trial.params)
-        spikes = [{"factor": 1.0}, {"factor": spike(params)}]
+        spikes = [spiked(1.0), spiked(spike(params))]
         trials.append({"params": params, "validation_accuracy": accuracy(params), "spikes": spikes})
     return {"settings": {"space": space, "epochs": 10}, "layers": LAYERS, "trials": trials}
 

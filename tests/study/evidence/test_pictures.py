@@ -13,12 +13,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
-
 from network_surgery.ops import OPERATIONS
 from network_surgery.study.evidence import figures
 from network_surgery.study.evidence.comparison import summarize
 from network_surgery.study.evidence.figures import architecture, marks, operations, reading, recovery
-from network_surgery.study.training.theatre import spikes
+from network_surgery.study.training.records import operations_of, spikes
+
 from tests.study.evidence import made
 from tests.study.evidence.test_figures import cell, operation, sample
 
@@ -96,8 +96,8 @@ def test_a_loss_is_drawn_through_its_operations() -> None:
     losses = [each["validation_loss"] for each in member["epochs"]]
     path = [(1, losses[0]), (1.0, 0.5), (1.0, 1.5), *zip((2, 3, 4), losses[1:], strict=True)]
     assert recovery.loss_path(member) == path
-    (jump,) = spikes(member["operations"])
-    assert (jump["factor"], jump["epochs_to_recover"]) == (3.0, 2)
+    (jump,) = spikes(operations_of(member))
+    assert (jump.factor, jump.epochs_to_recover) == (3.0, 2)
 
 
 def test_a_recovery_says_how_far_and_how_long() -> None:

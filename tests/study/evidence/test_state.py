@@ -8,21 +8,22 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from network_surgery.study.conduct import show, write_report
+from network_surgery.study.evidence.state import state
+from network_surgery.study.store.folder import Folder
 from rich.console import Console
 
-from network_surgery.study.conduct import show, write_report
-from network_surgery.study.evidence.results import Folder
-from network_surgery.study.evidence.state import state
 from tests.study.evidence import made
 
 LAYERS = {"a": 16, "b": 24}
 HOLD = """
 import sys
 from pathlib import Path
-from network_surgery.study.evidence.results import Folder
+from network_surgery.study.store.folder import Folder
 with Folder.open(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     sys.stdin.read()
@@ -114,6 +115,13 @@ def test_a_study_that_ends_is_not_running(folder: Folder) -> None:
     """The process that has run it holds the lock still when it writes the last report."""
     with folder.locked():
         assert not folder.running and state(folder)["now"] == "finished"
+
+
+def test_those_that_ask_at_once_do_not_take_each_other_for_a_run(folder: Folder) -> None:
+    with folder.locked():
+        pass  # so that there is a lock to ask for
+    with ThreadPoolExecutor(8) as threads:
+        assert not any(threads.map(lambda _: Folder.open(folder.path).running, range(40)))
 
 
 def test_a_lost_training_is_missing_and_a_failed_one_is_not(folder: Folder) -> None:

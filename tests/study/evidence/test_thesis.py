@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import thesis, thesis_figures
-from network_surgery.study.evidence.results import Folder
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.training.cell import Cell
+from scipy import stats
+
+from tests.study.operated import operated, spiked
 
 SETTINGS = Settings(space="thesis", sampler="grid", model="vgg16", epochs=50, arms=("original", "surgery"))
 OPERATIONS = ("EigenRemove(keep=0.5)", "conv10"), ("EigenRemove(keep=0.5)", "conv7"), ("EigenRemove(keep=0.5)", "fc1")
@@ -24,14 +25,14 @@ def cell(
     op: str, ratio: float, seed: int, accuracy: float, factors: tuple[float, ...] = (0.9, 1.0, 1.4)
 ) -> dict[str, Any]:
     operations = [
-        {
-            "loss_factor": factor,
-            "seconds": 0.02,
-            "epoch_seconds": 2.0,
-            "layer": layer,
-            "operation": operation,
-            "epoch": 1.0,
-        }
+        operated(
+            layer=layer,
+            operation=operation,
+            seconds=0.02,
+            epoch_seconds=2.0,
+            training_loss_before=1.0,
+            training_loss_after=factor,
+        )
         for factor, (operation, layer) in zip(factors, OPERATIONS, strict=True)
     ]
     params = {"op": op, "ratio": ratio}
@@ -97,7 +98,7 @@ def test_the_thesis_prints_medians_and_pools_what_it_recorded() -> None:
         for seed, (accuracy, factor) in enumerate(zip(accuracies, factors, strict=True))
     ]
     for each in cells:
-        last = each["operations"][-1] | {"layer": "conv8", "loss_factor": 99.0}
+        last = each["operations"][-1] | {"layer": "conv8", "training_loss_after": 99.0}
         each["operations"].append(last)
     data = results(lambda *_: 0.5) | {"comparison": {"cells": cells}}
     found = thesis.gathered(data)
@@ -208,12 +209,8 @@ def test_the_report_writes_it(tmp_path: Path) -> None:
     for found in results(lambda op, ratio, seed: 0.7 + noise(op, ratio, seed), seeds=2)["comparison"]["cells"]:
         name = list(thesis.NAMES).index(found["params"]["op"]) * 5 + list(thesis.RATIOS).index(found["params"]["ratio"])
         schedule = [{"when": "1ep", "layer": "conv10", "op": found["params"]["op"]}]
-        for operation in found["operations"]:
-            operation |= {"when": "1ep", "epoch": 1.0, "spike_factor": 1.0, "units_before": 8, "units_after": 4}
-            operation |= {"interruptibility": 100.0, "epochs_to_recover": 0, "loss_before": 1.0, "loss_after": 1.0}
-            operation |= {"parameters_before": 9, "parameters_after": 5, "iteration": 1}
         outcome = found | {
-            "spikes": [{"epoch": 1.0, "factor": 1.0, "loss_before": 1.0, "loss_after": 1.0, "seconds": 0.1}],
+            "spikes": [spiked(1.0)],
             "epochs": [{"epoch": 1.0, "validation_accuracy": 0.5, "train_seconds": 0.9}],
             "operation_seconds": 0.1, "seconds": 1.0, "parameters": 5, "flops": 7,
             "training_flops": 9, "validation_accuracy": 0.5, "architecture": {},

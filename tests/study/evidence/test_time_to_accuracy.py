@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import comparison, report, wording
 from network_surgery.study.evidence.figures import time_to_accuracy as figure
-from network_surgery.study.evidence.results import Folder
 from network_surgery.study.evidence.significance import seeds_needed
 from network_surgery.study.evidence.state import state
 from network_surgery.study.evidence.time_to_accuracy import ENOUGH, Times, arrival, contrasts, summary, targets, times
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.training.cell import Cell
+from scipy import stats
+
+from tests.study.operated import operated
 
 STEP = {"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
 
@@ -31,11 +32,10 @@ def training(
     network and takes half a second; twenty FLOPs before, ten after.
     """
     n = len(accuracies)
-    operation = {
-        "epoch": cut, "iteration": int(10 * (cut or 0)), "seconds": 0.5, "epoch_seconds": seconds, "layer": "fc1",
-        "units_before": 8, "units_after": 4, "parameters_before": 20, "parameters_after": 10, "flops_before": 20,
-        "operation": "MinWeight(keep=0.5)", "when": "2ep", "repair": [], "spike_factor": 1.5,
-    }  # fmt: skip
+    operation = operated(
+        when="2ep", epoch=cut, iteration=int(10 * (cut or 0)), seconds=0.5, epoch_seconds=seconds,
+        parameters_before=20, parameters_after=10,
+    )  # fmt: skip
     known = enumerate(accuracies, 1)
     done, before = ([], 0.0) if cut is None else ([operation], 10 * cut)
     return {

@@ -9,8 +9,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.optim import SGD
-
 from network_surgery.study.data import load
 from network_surgery.study.experiments.claims import __main__ as command
 from network_surgery.study.experiments.claims import arms, figure, parallel, race, verdicts
@@ -30,6 +28,7 @@ from network_surgery.study.experiments.claims.arms import (
     TICKS,
     Outcome,
 )
+from torch.optim import SGD
 
 pytestmark = pytest.mark.slow
 

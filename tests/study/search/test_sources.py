@@ -7,14 +7,15 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import FixedTrial, TrialState
-
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sources import Listed, Sampled, given
-from network_surgery.study.training.run import Cell
+from network_surgery.study.training.cell import Cell
+from optuna.trial import FixedTrial, TrialState
+
+from tests.study.operated import spiked
 
 LAYERS = {"conv1": 32, "conv2": 64, "fc1": 96}
 
@@ -88,7 +89,7 @@ def test_people_can_read_the_database(tmp_path: Path) -> None:
     source = Sampled(settings(trials=3), LAYERS, tmp_path / "a.db", words=lambda schedule: f"{len(schedule)} steps")
     first, second, third = (source.next() for _ in range(3))
     assert first is not None and second is not None and third is not None
-    source.tell(first, outcome(first) | {"spikes": [{"factor": 2.0}, {"factor": 5.0}]})
+    source.tell(first, outcome(first) | {"spikes": [spiked(2.0), spiked(5.0)]})
     source.tell(second, {"failure": "the loss became nan"})
     assert source.study.study_name == f"{tmp_path.name}: small_cnn on digits"
     assert source.study.metric_names == ["validation accuracy"]

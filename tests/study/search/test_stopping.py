@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.pruners import BasePruner, SuccessiveHalvingPruner
-from optuna.trial import TrialState
-
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sources import Sampled
 from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled, stopped
-from network_surgery.study.training.run import Cell
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.records import operations_of
+from optuna.pruners import BasePruner, SuccessiveHalvingPruner
+from optuna.trial import TrialState
+
+from tests.study.operated import operated
 
 LAYERS = {"conv1": 32, "conv2": 64, "fc1": 96}
 
@@ -115,7 +117,7 @@ def test_every_rung_is_judged_once() -> None:
 
 
 def operation(epoch: float, recovered: int | None) -> dict[str, Any]:
-    return {"epoch": epoch, "epochs_to_recover": recovered}
+    return operated(epoch=epoch, epochs_to_recover=recovered)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def operation(epoch: float, recovered: int | None) -> dict[str, Any]:
     ],
 )
 def test_when_a_training_is_settled(epoch: int, operations: list[dict[str, Any]], holds: bool) -> None:
-    assert settled(epoch, operations, recovery=3) is holds
+    assert settled(epoch, operations_of({"operations": operations}), recovery=3) is holds
 
 
 def asha(**changes: Any) -> Settings:
@@ -227,7 +229,7 @@ def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:
         ({"first_rung": 8}, "its first rung, epoch 8, is not before the last of 8 epochs"),
         ({"generation": 16}, "all 16 trials are in one; lower generation"),
         ({"early_stopping": "median"}, "early_stopping is 'median', but it must be one of none, asha"),
-        ({"reduction": 1}, "reduction is 1, but it must be at least 2"),
+        ({"reduction": 1}, "reduction is 1, but it must be a whole number of at least 2"),
     ],
 )
 def test_what_could_not_stop_anything_is_refused(changes: dict[str, Any], sentence: str) -> None:

@@ -16,35 +16,34 @@ import numpy as np
 import psutil
 import pytest
 import torch
-
 from network_surgery.ops import Anatomy, ZeroExpand, operate, save
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset, Images
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence.results import Folder
 from network_surgery.study.search import tracking
 from network_surgery.study.search.tracking import check_server, default_uri, inputs, measures, names, tracker
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.search.tracking.views import FIRST, view_tags
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.training.cell import Cell
+
+from tests.study.operated import looked_at, operated, spiked
 
 CELL = Cell("search", 0, [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=3,
             params={"op": "min_weight", "keep": 0.5})  # fmt: skip
-OPERATION: dict[str, Any] = dict.fromkeys((k for keys in measures._OPERATION.values() for k in keys), 2.0) | {
-    "layer": "fc1", "epochs_to_recover": None, "epoch": 1.0, "evidence": {"held_out_error": 0.25}
-}  # fmt: skip
+OPERATION = operated(evidence={"held_out_error": 0.25})
 EPOCH = {"epoch": 2.0, "train_loss": 0.5, "validation_loss": 0.4, "validation_accuracy": 0.9, "train_seconds": 1.0,
          "parameters": 10, "operations": [OPERATION],
-         "checks": [{"layer": "fc1", "measure": "redundancy", "gain": 0.25}],
+         "checks": [looked_at()],
          "redundancy": {"blocks.0.attention:heads": {"units": 8, "samples": 90, "units_99": 3, "units_99.9": 5},
                         "weird (n/me)": {"units_99": 2}},
          "idle": {"fc1": {"units": 8, "dead": 3, "frozen": 1}}, "probe_seconds": 0.01}  # fmt: skip
 OUTCOME = {"validation_accuracy": 0.9, "validation_loss": 0.4, "parameters": 10, "flops": 20, "seconds": 2.0,
            "train_seconds": 1.5, "operation_seconds": 0.5, "probe_seconds": 0.01, "epochs": [{}] * 10,
            "latency_seconds": {"1": 0.002}, "peak_memory": None, "device": "cpu",
-           "spikes": [{"epoch": 1.0, "factor": 2.0}], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
+           "spikes": [spiked(2.0)], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
 
 VERDICT = {"sentence": "Surgery is fine.", "details": "By 10 points.", "surgery": 0.9, "rival": 0.8, "difference": 0.1,
            "compute_ratio": 1.0, "time_ratio": 1.0}  # fmt: skip
@@ -146,7 +145,7 @@ def test_the_metrics_of_an_epoch_and_of_an_outcome() -> None:
     found = {name: (value, step) for name, value, step in measures.of_epoch(EPOCH)}
     for name, value in {
         "loss/train": 0.5, "accuracy/validation": 0.9, "size/parameters": 10, "seconds/probe": 0.01,
-        "operation loss/spike_factor fc1": 2, "operation size/units_after fc1": 2, "operation seconds/seconds fc1": 2,
+        "operation loss/spike_factor fc1": 2, "operation size/units_after fc1": 4, "operation seconds/seconds fc1": 0.1,
         "operation loss/held_out_error fc1": 0.25, "condition/redundancy fc1": 0.25, "idle/dead fc1": 3,
         "redundancy/units_99.9 blocks.0.attention:heads": 5, "redundancy/units_99 weird _n_me_": 2,
     }.items():  # fmt: skip

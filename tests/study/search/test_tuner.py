@@ -16,19 +16,18 @@ from typing import Any
 import psutil
 import pytest
 import torch
-
 from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.ops import load as load_network
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset, load
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence.results import Folder
 from network_surgery.study.search import tuner
 from network_surgery.study.search.sources import Listed, Sampled
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.measures import on_test
-from network_surgery.study.training.run import Cell
 from network_surgery.study.training.trainer import Batches
 
 pytestmark = pytest.mark.slow
@@ -208,8 +207,8 @@ def test_a_fraction_of_a_gpu_shares_it() -> None:
 def surgery(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.Popen(
-        [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 

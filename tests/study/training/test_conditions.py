@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-
 from network_surgery.ops import PCNS, Condition, MinWeight, Moment, RemoveDead, Schedule, Step, SurgeryError
 from network_surgery.ops.operation import Operation
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset, load
-from network_surgery.study.training.run import Cell, run
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.run import run
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(model="mlp", epochs=4, batch_size=64, held_out=64, signal_images=256, probe=0)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-
 from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset, load
 from network_surgery.study.training import run as training
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
-from network_surgery.study.training.run import Cell, run
+from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import Callback, Trainer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")

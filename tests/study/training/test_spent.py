@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-
 from network_surgery.ops import PCNS, MinWeight, Moment, Schedule, Step
 from network_surgery.ops.schedule import parse_when
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset, load
 from network_surgery.study.training import spent
-from network_surgery.study.training.run import Cell, run
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.run import run
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(model="mlp", epochs=5, batch_size=64, held_out=64, signal_images=64, probe=0)

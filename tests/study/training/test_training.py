@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from network_surgery.ops import (
     Anatomy,
     MinWeight,
@@ -28,10 +27,14 @@ from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset, Images, load
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.training import checkpoint
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.records import operations_of, spikes
 from network_surgery.study.training.restart import fan_power, renew
-from network_surgery.study.training.run import Cell, make_optimizer, run
-from network_surgery.study.training.theatre import Theatre, spikes
+from network_surgery.study.training.run import make_optimizer, run
+from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Batches, Callback, Trainer, answers, evaluate, steps_per_epoch
+
+from tests.study.operated import operated
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64)
@@ -182,14 +185,14 @@ def test_steps_can_fall_inside_an_epoch(digits: Dataset) -> None:
 
 def test_operations_of_one_moment_count_as_one_spike() -> None:
     records = [
-        {"iteration": 5, "epoch": 1.0, "loss_before": 0.5, "loss_after": 1.0, "seconds": 0.1, "epochs_to_recover": 2},
-        {"iteration": 5, "epoch": 1.0, "loss_before": 1.0, "loss_after": 2.0, "seconds": 0.2, "epochs_to_recover": 1},
-        {"iteration": 9, "epoch": 2.0, "loss_before": 0.4, "loss_after": 0.4, "seconds": 0.1},
+        operated(iteration=5, loss_before=0.5, loss_after=1.0, seconds=0.1, epochs_to_recover=2),
+        operated(iteration=5, loss_before=1.0, loss_after=2.0, seconds=0.2, epochs_to_recover=1),
+        operated(iteration=9, loss_before=0.4, loss_after=0.4, epoch=2.0),
     ]
-    first, second = spikes(records)
-    assert first["factor"] == 4 and first["seconds"] == pytest.approx(0.3)
-    assert (first["loss_before"], first["loss_after"], first["epochs_to_recover"]) == (0.5, 2.0, 2)
-    assert second["factor"] == 1 and second["epochs_to_recover"] is None
+    first, second = spikes(operations_of({"operations": records}))
+    assert first.factor == 4 and first.seconds == pytest.approx(0.3)
+    assert (first.loss_before, first.loss_after, first.epochs_to_recover) == (0.5, 2.0, 2)
+    assert second.factor == 1 and second.epochs_to_recover is None
 
 
 def test_an_empty_schedule_trains_like_a_plain_loop(digits: Dataset) -> None:

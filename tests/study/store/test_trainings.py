@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from network_surgery.study.evidence.results import Record
-from network_surgery.study.evidence.trainings import table
-from network_surgery.study.training.run import Cell
+from network_surgery.study.store.folder import Record
+from network_surgery.study.store.trainings import table
+from network_surgery.study.training.cell import Cell
+
+from tests.study.operated import operated, spiked
 
 STEP = {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
 
@@ -17,10 +19,13 @@ def outcome(accuracy: float, **more: Any) -> dict[str, Any]:
 
 
 def test_the_table_of_all_trainings() -> None:
-    spikes = [{"factor": 1.25, "epoch": 1.0}, {"factor": 3.5, "epoch": 2.0}]
+    done = {"spikes": [spiked(1.25), spiked(3.5, epoch=2.0)], "operations": [operated()]}
     records = [
         Record(Cell("restart", 1, trial=0), outcome(0.8, test_accuracy=0.7)),
-        Record(Cell("surgery", 1, [STEP], trial=0), outcome(0.9, test_accuracy=0.85, spikes=spikes, operations=[{}])),
+        Record(
+            Cell("surgery", 1, [STEP], trial=0),
+            outcome(0.9, test_accuracy=0.85, **done),
+        ),
         Record(Cell("original", 1), outcome(0.7, test_accuracy=0.6, train_test_gap=0.125)),
         Record(Cell("search", 0, [STEP], trial=1), {"failure": "the loss became nan"}),
         Record(Cell("search", 0, [STEP], trial=0), outcome(0.5)),

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from network_surgery.study.config import ARMS
-from network_surgery.study.evidence.comparison import describe
-from network_surgery.study.evidence.results import Record
+from network_surgery.study.store.folder import Record
+from network_surgery.study.store.words import describe
+from network_surgery.study.training.records import operations_of, spikes_of
 
 
 def table(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -30,8 +31,8 @@ def _row(record: Record) -> dict[str, Any]:
         "parameters": result.get("parameters"),
         "FLOPs": result.get("flops"),
         "seconds": result.get("seconds"),
-        "loss spike": max((event["factor"] for event in result.get("spikes", ())), default=None),
-        "operations": None if record.failed else len(result["operations"]),
+        "loss spike": max((spike.factor for spike in spikes_of(result)), default=None),
+        "operations": None if record.failed else len(operations_of(result)),
         "schedule": describe(cell.schedule) if cell.schedule else None,
         "failure": result.get("failure"),
         "arm": cell.arm,

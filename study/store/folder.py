@@ -1,4 +1,4 @@
-"""A study's folder: what lies where, the ledger of finished cells, and ``results.json``.
+"""A study's folder: what lies where, the ledger of finished cells, the lock, and ``results.json``.
 
 The ledger (``cells.jsonl``) gets one line for each cell that ends, at once, so whatever is interrupted later is not
 lost. Everything else that a study shows is computed from it.
@@ -7,7 +7,6 @@ lost. Everything else that a study shows is computed from it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -18,11 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.training.run import Cell
+from network_surgery.study.training import records
+from network_surgery.study.training.cell import Cell
 
 FORMAT = 1
+#: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
+PATIENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,11 @@ class Folder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from running this study in a ``with`` block. Raises StudyError where one is."""
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StudyError(f"{self.path} is being run by another process; wait for it, or stop it") from None
+        try:
+            lock = self._lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise StudyError(f"{self.path} is being run by another process; wait for it, or stop it") from None
+        with lock:
             self._ours = True
             try:
                 yield
@@ -128,16 +131,17 @@ class Folder:
     @property
     def running(self) -> bool:
         """Whether another process runs this study now; one that was killed holds its lock no more."""
-        if self._ours:
+        if self._ours or not (self.path / "lock").exists():
             return False
         try:
-            with (self.path / "lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so two that ask do not see each other
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
+            with self._lock.acquire(timeout=PATIENCE):
+                return False
+        except Timeout:
             return True
-        return False
+
+    @property
+    def _lock(self) -> FileLock:
+        return FileLock(self.path / "lock", poll_interval=PATIENCE / 10)
 
     def changed(self, **settings: Any) -> Folder:
         """The same study with other settings of its comparison, kept for when it is resumed or reported."""
@@ -163,6 +167,10 @@ class Folder:
                 except json.JSONDecodeError:  # a line cut off by a killed process
                     continue
                 record = Record(Cell(**entry["cell"]), entry["result"])
+                try:
+                    records.check(record.result)
+                except StudyError as error:
+                    raise StudyError(f"{self._ledger}, {record.cell.name}: {error}") from None
                 found[record.cell.name] = record
             ordered = sorted(
                 found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed)
@@ -202,6 +210,16 @@ class Folder:
         }
         _write(self.results, content)
         return content
+
+
+def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
+    """Where a cell that is being trained keeps its checkpoint in the study's folder, by what it computes."""
+    return folder / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
+
+
+def network_of(cell: Cell, folder: Path) -> Path:
+    """Where the final network of a cell lies in the study's folder."""
+    return folder / "networks" / f"{cell.name}.pt"
 
 
 def _flat(record: Record) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""A schedule in words, and nothing omitted: schedules that read alike are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from itertools import groupby
+from typing import Any
+
+from network_surgery.ops import OPERATIONS, Condition
+from network_surgery.ops.schedule import parse_when
+
+#: What a step has besides the hyperparameters of its operation.
+PLACE = ("when", "layer", "op", "repair")
+#: The hyperparameters that are written even where they have their default: how much an operation does.
+AMOUNTS = ("keep", "grow", "fraction", "variance_threshold", "threshold")
+
+
+def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
+    """Each operation with its hyperparameters, on which layers, when; those with their default are left out.
+
+    >>> shrink = {"op": "min_weight", "keep": 0.5}
+    >>> describe([{"when": "2ep", "layer": name, **shrink} for name in ("fc1", "fc2")])
+    'min_weight keep 0.5 on fc1, fc2 at 2ep'
+    >>> describe([{"when": f"{n}ep", "layer": f"fc{n}", **shrink, "repair": ["bias"]} for n in (1, 2)])
+    'min_weight keep 0.5, repaired by bias on fc1, fc2 at 1ep, 2ep in turn'
+    """
+    parts = []
+    for operation, steps in groupby(schedule, _operation):
+        pairs = [(str(parse_when(step["when"])), str(step["layer"])) for step in steps]
+        moments, layers = (list(dict.fromkeys(part)) for part in zip(*pairs, strict=True))
+        if pairs == [(moment, layer) for moment in moments for layer in layers]:
+            turn = ""
+        else:
+            moments, layers, turn = [moment for moment, _ in pairs], [layer for _, layer in pairs], " in turn"
+        parts.append(f"{operation} on {', '.join(layers)} {_when(moments)}{turn}")
+    return ", then ".join(parts) or "no operation"
+
+
+def _operation(step: Mapping[str, Any]) -> str:
+    """The operation of a step, its hyperparameters and repairs."""
+    kind: Any = OPERATIONS.get(step["op"])
+    defaults = {field.name: field.default for field in fields(kind)} if kind else {}
+    known = defaults | {key: value for key, value in step.items() if key not in PLACE}
+    if known.get("threshold", known.get("quality")) is not None and known.get("fraction") == defaults.get("fraction"):
+        known.pop("fraction", None)  # they say how much is pruned in its place
+    words = [
+        f"{key} {'none' if value is None else value}"
+        for key, value in sorted(known.items(), key=lambda item: item[0] not in AMOUNTS)
+        if key not in defaults or value != defaults[key] or (key in AMOUNTS and value is not None)
+    ]
+    words += [f"repaired by {' + '.join(step['repair'])}"] if step.get("repair") else []
+    return f"{step['op']} {', '.join(words)}".rstrip()
+
+
+def _when(moments: Iterable[str]) -> str:
+    """Moments and conditions, in their order."""
+    parts = []
+    for waits, group in groupby(moments, lambda moment: isinstance(parse_when(moment), Condition)):
+        word, mark = ("when", " or ") if waits else ("at", ", ")
+        parts.append(f"{word} {mark.join(group)}")
+    return " ".join(parts)

@@ -1,0 +1,173 @@
+"""What the theatre writes down: a record of each operation, of each look at a condition, and the spikes of the loss.
+
+In an outcome (``study.training.run``), in the ledger, in checkpoints and in ``results.json`` records are plain data.
+This is the one place that turns them into it and back. What an older version did not write has a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Self
+
+from network_surgery.study.errors import StudyError
+
+#: The least loss that a factor divides by.
+LEAST = 1e-12
+
+
+class Plain:
+    """A record that can be plain data."""
+
+    def to_data(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_data``; what this version does not know is left out.
+
+        Raises:
+            StudyError: a part is missing that every version of this package has written.
+        """
+        known: Any = fields(cls)  # type: ignore[arg-type]
+        for each in known:
+            if each.name not in data and each.default is MISSING and each.default_factory is MISSING:
+                raise StudyError(
+                    f"a kept {cls.__name__} lacks {each.name!r}, so its file is damaged or of another program; "
+                    "remove that line and go on with surgery resume"
+                )
+        return cls(**{each.name: data[each.name] for each in known if each.name in data})
+
+
+@dataclass
+class OperationRecord(Plain):
+    """One operation: when it came, what it changed, what it did to the loss, and how long it took.
+
+    ``epoch``: a number of epochs, with its fraction; ``iteration``: optimizer steps done before. Losses and accuracies
+    (0 … 1) ``before`` and ``after`` are of the held-out batch; the training losses are those of the last batch before
+    and of the first one after. ``epoch_seconds`` are of the epoch that the operation opened or interrupted.
+    ``epochs_to_recover``: until the held-out loss was back where it was before the first operation of that moment; None
+    if that was not seen. ``evidence``: what the operation says of its choice.
+    """
+
+    when: str
+    epoch: float
+    iteration: int
+    layer: str
+    operation: str
+    units_before: int
+    units_after: int
+    parameters_before: int
+    parameters_after: int
+    flops_before: int
+    flops_after: int
+    predicted_error: float | None
+    loss_before: float
+    loss_after: float
+    seconds: float
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    training_loss_before: float | None = None
+    training_loss_after: float | None = None
+    epoch_seconds: float | None = None
+    epochs_to_recover: int | None = None
+    repair: list[str] = field(default_factory=list)
+    evidence: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def spike_factor(self) -> float:
+        """The held-out loss after ÷ before."""
+        return self.loss_after / max(self.loss_before, LEAST)
+
+    @property
+    def loss_factor(self) -> float | None:
+        """The thesis's factor: the training loss after ÷ before; None without a batch before, or after."""
+        if self.training_loss_before is None or self.training_loss_after is None:
+            return None
+        return self.training_loss_after / max(self.training_loss_before, LEAST)
+
+    @property
+    def interruptibility(self) -> float | None:
+        """The seconds of the epoch ÷ those of the operation; None before the epoch has ended."""
+        return None if self.epoch_seconds is None else self.epoch_seconds / max(self.seconds, 1e-9)
+
+    @property
+    def changed(self) -> bool:
+        """Whether there were other units or (where weights are pruned) parameters afterwards."""
+        return self.units_before != self.units_after or self.parameters_before != self.parameters_after
+
+    def to_data(self) -> dict[str, Any]:
+        factors = {"spike_factor": self.spike_factor, "loss_factor": self.loss_factor}
+        return super().to_data() | factors | {"interruptibility": self.interruptibility}
+
+
+@dataclass
+class ConditionCheck(Plain):
+    """One look at a condition: which ``step`` of the schedule waits for it, and the ``gain`` that the layer had (see
+    ``ops.Condition``). Its seconds are part of the operation's where the step was ``operated``.
+    """
+
+    step: int
+    iteration: int
+    epoch: float
+    layer: str
+    units: int
+    gain: float
+    operated: bool
+    seconds: float
+    measure: str = "redundancy"
+
+
+@dataclass
+class Spike(Plain):
+    """The operations of one moment taken together: the held-out loss before the first and after the last of them."""
+
+    epoch: float
+    loss_before: float
+    loss_after: float
+    seconds: float
+    epochs_to_recover: int | None = None
+
+    @property
+    def factor(self) -> float:
+        """The held-out loss after ÷ before."""
+        return self.loss_after / max(self.loss_before, LEAST)
+
+    def to_data(self) -> dict[str, Any]:
+        return super().to_data() | {"factor": self.factor}
+
+
+def spikes(operations: Iterable[OperationRecord]) -> list[Spike]:
+    """The spikes of a training run, in the order of its operations."""
+    found: dict[int, Spike] = {}
+    for each in operations:
+        if each.iteration not in found:
+            found[each.iteration] = Spike(each.epoch, each.loss_before, each.loss_after, 0.0, each.epochs_to_recover)
+        found[each.iteration].loss_after = each.loss_after
+        found[each.iteration].seconds += each.seconds
+    return list(found.values())
+
+
+Outcome = Mapping[str, Any]
+
+
+def check(outcome: Outcome) -> None:
+    """Raises StudyError where a record of an outcome is not whole."""
+    for each in outcome.get("operations", ()):
+        OperationRecord.from_data(each)
+    checks_of(outcome), spikes_of(outcome)
+
+
+def operations_of(outcome: Outcome) -> list[OperationRecord]:
+    """The operations of an outcome that is plain data. Raises StudyError where a record is not whole."""
+    return [OperationRecord.from_data(each) for each in outcome["operations"]]
+
+
+def checks_of(outcome: Outcome) -> list[ConditionCheck]:
+    """The looks at conditions of an outcome; of an older one there are none."""
+    return [ConditionCheck.from_data(each) for each in outcome.get("checks", ())]
+
+
+def spikes_of(outcome: Outcome) -> list[Spike]:
+    """The spikes of an outcome; of a training run that failed there are none."""
+    return [Spike.from_data(each) for each in outcome.get("spikes", ())]
