@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.anatomy.rebuild import Edit, moves, remasked
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.checks import usable
 from network_surgery.ops.network.masks import hidden
-from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,10 +5,11 @@ When: at moments, or once enough of a layer's units are dead.
 
 from __future__ import annotations
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops import RemoveDead, Revive, Schedule
 from network_surgery.ops.operations.dead_units import KINDS
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place, watch
-from optuna.trial import BaseTrial
 
 NAMES = ("remove_dead", "revive")
 #: What decides when it operates: the epoch, or the dead units that are found.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops import EigenRemove, Schedule
 from network_surgery.search_spaces import removal
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place
-from optuna.trial import BaseTrial
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:

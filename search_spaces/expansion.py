@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops import Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place
-from optuna.trial import BaseTrial
 
 NAMES = ("weak_expand", "zero_expand")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops import Schedule
 from network_surgery.search_spaces import dead_units, expansion, pcns, pruning, removal
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place
-from optuna.trial import BaseTrial
 
 NAMES = (*removal.NAMES, "pcns", *dead_units.NAMES, *expansion.NAMES, "prune_weights")
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops import PCNS, Schedule
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place, watch
-from optuna.trial import BaseTrial
 
 #: What decides when it operates: the epoch, or the redundancy that is found.
 WHEN = ("moment", "redundancy")

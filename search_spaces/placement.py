@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.schedule import Condition, Moment, Schedule, Step
-from optuna.trial import BaseTrial
 
 #: How long training lasts where a study does not say.
 EPOCHS = 10

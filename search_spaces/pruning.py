@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops import Compact, PruneWeights, Schedule
 from network_surgery.ops.operations.prune_weights import SCOPES
 from network_surgery.ops.schedule import Moment, Step
 from network_surgery.ops.signals.weight_scores import SCORES
 from network_surgery.search_spaces.placement import EPOCHS, Layers, beginning
-from optuna.trial import BaseTrial
 
 #: A measured change of the loss takes a forward pass for every few weights: too slow to be tried by the way.
 TRIED = tuple(score for score in SCORES if not score.startswith("loss_change"))

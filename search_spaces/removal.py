@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops import EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, Schedule, SurgeryError
 from network_surgery.ops.signals.replacement import REPLACEMENTS
 from network_surgery.ops.signals.unit_scores import SCORES
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place
-from optuna.trial import BaseTrial
 
 NAMES = ("eigen_remove", "mean_replace", "min_weight", "random_remove")
 #: What EigenRemove's δ is: the fraction of rank that stays, or the least singular value that does.

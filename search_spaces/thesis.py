@@ -7,10 +7,11 @@ units, an expansion adds it.
 
 from __future__ import annotations
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops import EigenRemove, MinWeight, Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
 from network_surgery.ops.schedule import Moment, Step
 from network_surgery.search_spaces.placement import EPOCHS, Layers
-from optuna.trial import BaseTrial
 
 ORDER = ("conv10", "conv7", "conv2", "fc2", "conv9", "conv5", "conv6", "conv4", "conv3", "fc1", "conv8")
 METHODS = ("eigen_remove", "min_weight", "weak_expand", "zero_expand")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from optuna.trial import BaseTrial
+
 from network_surgery.ops import Schedule
 from network_surgery.search_spaces import expansion
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place
-from optuna.trial import BaseTrial
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:

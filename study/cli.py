@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from network_surgery.study.config import Settings, compose
 from network_surgery.study.declare import declaration, names
 from network_surgery.study.errors import Diverged, StudyError

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from network_surgery.ops import Schedule
 from network_surgery.study import data
 from network_surgery.study.arms import SHORT
@@ -24,10 +29,6 @@ from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.training import run
 from network_surgery.study.training.trainer import steps_per_epoch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 __all__ = ["begin", "compare", "proceed", "show", "write_report"]
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+from pydantic import Field
+
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
 from network_surgery.study.errors import StudyError
-from pydantic import Field
 
 Objective = Literal["accuracy", "parameters", "flops", "seconds"]
 #: What a study may optimize on validation, and in which direction.

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from numpy.typing import NDArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 #: The test images of the digits are the same for every seed.

@@ -22,8 +22,9 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from network_surgery.study.errors import StudyError
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from network_surgery.study.errors import StudyError
 
 
 @dataclass(frozen=True)

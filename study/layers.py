@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from rich.table import Table
+from torch import Tensor
+
 from network_surgery.ops import Anatomy, HiddenLayer, Signals, SurgeryError
 from network_surgery.ops.maths.condensed import components_needed
 from network_surgery.ops.operations.dead_units import THRESHOLD
@@ -15,8 +18,6 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.training.probe import idle
 from network_surgery.study.training.run import make_optimizer
 from network_surgery.study.training.trainer import Batches, Trainer
-from rich.table import Table
-from torch import Tensor
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)

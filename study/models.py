@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from network_surgery.ops import free_attention
 from network_surgery.study.errors import StudyError
-from torch import nn
 
 Shape = tuple[int, int, int]
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
+
 from network_surgery.ops import load
 from network_surgery.ops.anatomy import evaluating
 from network_surgery.study import models
-from numpy.typing import NDArray
-from torch import nn
 
 
 class Classifier:

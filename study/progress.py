@@ -6,9 +6,10 @@ import time
 from types import TracebackType
 from typing import Any, Protocol
 
-from network_surgery.study.training.cell import Cell
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from network_surgery.study.training.cell import Cell
 
 
 class Counted(Protocol):

@@ -17,6 +17,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
 from network_surgery.ops.anatomy import axes, computed
 from network_surgery.ops.anatomy.axes import Axis, Factor
 from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT
@@ -32,8 +35,6 @@ from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_real, scripted, usable
 from network_surgery.ops.network.masks import hidden, holder, mask_of, parameters_of, raw, tensors_of
 from network_surgery.ops.network.wrappers import inner
-from torch import Tensor, nn
-from torch.utils import _pytree
 
 __all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
 

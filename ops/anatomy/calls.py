@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from network_surgery.ops.anatomy.axes import ONE, Axis, Fixed, blur, canonical, is_fixed, size, unite
 from torch import Tensor
+
+from network_surgery.ops.anatomy.axes import ONE, Axis, Fixed, blur, canonical, is_fixed, size, unite
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.sinks import Making

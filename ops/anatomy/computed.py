@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from network_surgery.ops.network.masks import Mask
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from network_surgery.ops.network.masks import Mask
 
 
 def reason(module: nn.Module) -> str | None:

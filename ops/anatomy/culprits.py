@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from network_surgery.ops.anatomy.stage import Problem
 from torch import nn
+
+from network_surgery.ops.anatomy.stage import Problem
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.layers import HiddenLayer

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from network_surgery.ops.anatomy import products
 from network_surgery.ops.anatomy.axes import (
     blur,
@@ -14,7 +16,6 @@ from network_surgery.ops.anatomy.axes import (
     unite,
 )  # fmt: skip
 from network_surgery.ops.anatomy.calls import Axes, Call, broadcast, constant
-from torch import Tensor
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.facts import Facts

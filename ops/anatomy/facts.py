@@ -7,13 +7,14 @@ from collections.abc import Container, Iterable, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor, nn
+
 from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, freeze, is_fixed, size
 from network_surgery.ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin, Use, constant
 from network_surgery.ops.anatomy.computed import reason
 from network_surgery.ops.anatomy.sinks import Making, Sinks
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.masks import masks_of, tensors_of
-from torch import Tensor, nn
 
 
 class Facts:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy.axes import Fixed, canonical, freeze, size, split, unite
 from network_surgery.ops.anatomy.calls import Axes, Call
-from torch import Tensor
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.facts import Facts

@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import axes
 from network_surgery.ops.anatomy.axes import Axis, Factor
 from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
-from torch import Tensor
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy import Anatomy

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
 from network_surgery.ops.anatomy.rebuild import undoing
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.masks import lift, masks_of
 from network_surgery.ops.network.optimizer_state import exchange
-from torch import Tensor, nn
-from torch.utils import _pytree
 
 #: How far vectors go from their own values to random ones in a network that is chaotic otherwise.
 CALM = 0.05

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from network_surgery.ops.anatomy.axes import (
     Axis,
     Fixed,
@@ -23,7 +25,6 @@ from network_surgery.ops.anatomy.axes import (
     unite,
 )
 from network_surgery.ops.anatomy.calls import COMPUTED, FAN_IN, FAN_OUT, VECTOR, Axes, Call, Twin
-from torch import Tensor
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.facts import Facts

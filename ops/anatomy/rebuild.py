@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
+from torch import Tensor, nn
+
 from network_surgery.ops.anatomy import axes
 from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
 from network_surgery.ops.maths.double import double, numeric
 from network_surgery.ops.network.architecture import fit
 from network_surgery.ops.network.masks import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
-from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy import Anatomy

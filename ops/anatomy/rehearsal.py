@@ -33,12 +33,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
 from network_surgery.ops.anatomy import axes, trials
 from network_surgery.ops.anatomy.culprits import Trial, isolate
 from network_surgery.ops.anatomy.rebuild import Edit
 from network_surgery.ops.anatomy.stage import MOST_ROUNDING, Problem, Stage
-from torch import Tensor, nn
-from torch.utils import _pytree
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy import Anatomy

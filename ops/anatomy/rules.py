@@ -15,10 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import elementwise, indexing, products, reductions, views
 from network_surgery.ops.anatomy.axes import size
 from network_surgery.ops.anatomy.calls import Axes, Call, Twin, constant, tensors_in
-from torch import Tensor
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.facts import Facts

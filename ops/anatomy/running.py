@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from network_surgery.ops.anatomy.snapshot import Snapshot
 from torch import Tensor, nn
 from torch.utils import _pytree
+
+from network_surgery.ops.anatomy.snapshot import Snapshot
 
 
 def flat_tensors(tree: Any) -> list[Tensor]:

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from network_surgery.ops.anatomy.axes import canonical, size
 from torch import Tensor
+
+from network_surgery.ops.anatomy.axes import canonical, size
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.calls import Axes, Twin

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
 from network_surgery.ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
@@ -17,8 +20,6 @@ from network_surgery.ops.errors import said
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.masks import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
-from torch import Tensor, nn
-from torch.utils import _pytree
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy import Anatomy

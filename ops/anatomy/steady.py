@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from network_surgery.ops.anatomy.axes import Factor, canonical, index, size, units_on
-from network_surgery.ops.anatomy.calls import Axes
 from torch import Tensor
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from network_surgery.ops.anatomy.axes import Factor, canonical, index, size, units_on
+from network_surgery.ops.anatomy.calls import Axes
 
 #: What is drawn in place of noise; masks that keep some entries keep all.
 NOISE = 0.37

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from network_surgery.ops.anatomy.axes import Factor, freeze, is_fixed, product, total, unite
 from network_surgery.ops.anatomy.calls import Axes, Twin, constant, tensors_in
 from network_surgery.ops.anatomy.facts import Facts
@@ -19,8 +22,6 @@ from network_surgery.ops.anatomy.steady import draws
 from network_surgery.ops.anatomy.watch import Watch
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.masks import raw
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Trace(Facts, TorchDispatchMode):

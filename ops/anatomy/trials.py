@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+
 from network_surgery.ops.anatomy import axes
 from network_surgery.ops.anatomy.rebuild import Edit, resize, undoing
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import indexing
 from network_surgery.ops.anatomy.axes import (
     ONE,
@@ -26,7 +28,6 @@ from network_surgery.ops.anatomy.axes import (
     unite,
 )  # fmt: skip
 from network_surgery.ops.anatomy.calls import Axes, Call, Twin, broadcast
-from torch import Tensor
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.facts import Facts

@@ -20,15 +20,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
-from network_surgery.ops.anatomy.snapshot import OWN
-from network_surgery.ops.anatomy.steady import Steady
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
+
+from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
+from network_surgery.ops.anatomy.snapshot import OWN
+from network_surgery.ops.anatomy.steady import Steady
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.facts import Facts

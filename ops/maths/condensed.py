@@ -12,9 +12,10 @@ from functools import cached_property
 
 import scipy.linalg
 import torch
+from torch import Tensor
+
 from network_surgery.ops.maths.double import double, energy
 from network_surgery.ops.maths.hosvd import gram
-from torch import Tensor
 
 #: Singular values below this fraction of the largest count as none.
 SINGULAR = 1e-8

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from network_surgery.ops.maths.condensed import SINGULAR
 from torch import Tensor
+
+from network_surgery.ops.maths.condensed import SINGULAR
 
 #: How much of an open image (tanh, sigmoid) a code may fill: near its ends preimages grow without bound. On digits
 #: (64–128–64–10, 3 seeds, 0.3 to 0.99) the readers' errors on held-out samples are smallest at 0.5 and 0.7, and 6 to

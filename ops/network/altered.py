@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from network_surgery.ops.errors import SurgeryError
-from network_surgery.ops.network.masks import torch_names
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.masks import torch_names
 
 
 class Altered:

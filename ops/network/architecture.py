@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
 from network_surgery.ops.errors import SurgeryError, explained, said
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
 from network_surgery.ops.network.masks import masks_of, packed, put, take_off, tensors_of, unpacked
 from network_surgery.ops.network.optimizer_state import exchange
 from network_surgery.ops.network.wrappers import inner
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import ParametrizationList
 
 FORMAT = 1
 Description = Mapping[str, Mapping[str, Any]]

@@ -25,10 +25,11 @@ from __future__ import annotations
 from typing import Any, TypeVar, cast
 
 import torch
-from network_surgery.ops.errors import SurgeryError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
+
+from network_surgery.ops.errors import SurgeryError
 
 Model = TypeVar("Model", bound=nn.Module)
 

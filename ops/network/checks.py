@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from network_surgery.ops.anatomy.running import flat_tensors
-from network_surgery.ops.errors import SurgeryError
-from network_surgery.ops.network.masks import tensors_of
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree
+
+from network_surgery.ops.anatomy.running import flat_tensors
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.masks import tensors_of
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy import HiddenLayer

@@ -18,13 +18,14 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
-from network_surgery.ops.errors import SurgeryError
-from network_surgery.ops.network.layout import laid_out
-from network_surgery.ops.network.optimizer_state import exchange
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod
+
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.layout import laid_out
+from network_surgery.ops.network.optimizer_state import exchange
 
 Undo = list[Callable[[], object]]
 Modules = Mapping[str, nn.Module]

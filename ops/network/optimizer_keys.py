@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from network_surgery.ops.errors import SurgeryError
 from torch import Tensor
 from torch.optim import Optimizer
+
+from network_surgery.ops.errors import SurgeryError
 
 Name = Literal["magnitude", "sign", "weights", "fixed"]
 #: What becomes of an entry when the gradient is multiplied by ``s`` from now on and, in hindsight, always was: a whole

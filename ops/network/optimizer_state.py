@@ -44,12 +44,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from network_surgery.ops.errors import SurgeryError
-from network_surgery.ops.network.layout import laid_out
-from network_surgery.ops.network.optimizer_keys import Degree, degree_of
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.utils import _pytree
+
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.layout import laid_out
+from network_surgery.ops.network.optimizer_keys import Degree, degree_of
 
 #: The setting of the parameter group that a fresh parameter's state starts from, where that is not zero.
 FRESH = {("Adagrad", "sum"): "initial_accumulator_value", ("Rprop", "step_size"): "lr"}

@@ -29,10 +29,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from network_surgery.ops.errors import SurgeryError
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+
+from network_surgery.ops.errors import SurgeryError
 
 #: Settings that DistributedDataParallel keeps under the names of its arguments (later versions of torch have more).
 DDP_SETTINGS = (

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import Anatomy, HiddenLayer, Place
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.operation import Operation
@@ -22,7 +24,6 @@ from network_surgery.ops.surgery.operate import operate
 from network_surgery.ops.surgery.received import received_error
 from network_surgery.ops.surgery.repair import bias
 from network_surgery.ops.surgery.surgery import Averages, Optimizers
-from torch import Tensor
 
 #: A unit is constant where its output's deviation is below this fraction of its size.
 CONSTANT = 1e-6

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.errors import NoSignal, SurgeryError
 from network_surgery.ops.maths.double import numeric
@@ -24,7 +26,6 @@ from network_surgery.ops.signals.replacement import constants
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.signals.unit_scores import check_layer, loss_changes, unit_scores
 from network_surgery.ops.surgery.repair import bias
-from torch import Tensor
 
 #: Below this fraction of the mean over the layer's units a unit is dead, or frozen.
 THRESHOLD = 0.01

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.maths.hosvd import Truncated, iterated_tucker, truncated_hosvd
@@ -22,7 +24,6 @@ from network_surgery.ops.operation import ROUNDINGS, Operation, choice, fraction
 from network_surgery.ops.operations.min_weight import kernel_scores, strongest
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
-from torch import Tensor
 
 
 @dataclass(frozen=True, repr=False)

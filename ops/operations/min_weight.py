@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import energy
 from network_surgery.ops.operation import ROUNDINGS, Operation, choice, fraction, kept
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
-from torch import Tensor
 
 
 def strongest(scores: Tensor, count: int) -> tuple[int, ...]:

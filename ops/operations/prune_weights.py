@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer
 from network_surgery.ops.errors import NoSignal, SurgeryError
 from network_surgery.ops.operation import Operation, choice, fraction, whole
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.signals.weight_scores import BLIND, SCORES, Weights, weight_scores
-from torch import Tensor
 
 SCOPES = ("global", "layer")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.operation import Operation, fraction, kept, whole
 from network_surgery.ops.plan import Plan

@@ -15,11 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.operation import ROUNDINGS, Operation, choice, fraction, new_units, whole
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
-from torch import Tensor
 
 
 def split_shares(copies: int, split: str, generator: torch.Generator) -> Tensor:

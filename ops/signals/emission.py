@@ -26,6 +26,9 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.condensed import SINGULAR, relative_error
@@ -33,8 +36,6 @@ from network_surgery.ops.maths.inverses import IDENTITY, Activation, activation,
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.surgery.received import received_error
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 NORM = "native_batch_norm"
 #: What BatchNorm is called where, besides.

@@ -15,16 +15,17 @@ from unittest import mock
 
 import torch
 import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.anatomy.products import FACTORS
 from network_surgery.ops.anatomy.running import call, plainly
 from network_surgery.ops.errors import SurgeryError, said
 from network_surgery.ops.network.masks import met
 from network_surgery.ops.signals.losses import Loss, batch_of, is_batch_first, sample_losses, suited, total
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 NO_GRADIENT = (
     "the loss has no gradient: the network (or the loss) works under torch.no_grad, detaches what it calculates, or "

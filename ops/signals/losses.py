@@ -20,11 +20,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from network_surgery.ops.anatomy.running import flat_tensors
-from network_surgery.ops.errors import SurgeryError, said
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree
+
+from network_surgery.ops.anatomy.running import flat_tensors
+from network_surgery.ops.errors import SurgeryError, said
 
 Loss = Callable[[Any, Any], Tensor]
 

@@ -7,13 +7,14 @@ after it, the median and the extremes as other choices.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.anatomy.rebuild import undoing
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.optimizer_state import exchange
 from network_surgery.ops.signals.signals import Signals
-from torch import Tensor
 
 REPLACEMENTS = ("mean", "mean_before", "median", "extreme")
 

@@ -9,6 +9,8 @@ from functools import cached_property, reduce
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.anatomy.running import plainly
 from network_surgery.ops.anatomy.trace import Trace
@@ -19,7 +21,6 @@ from network_surgery.ops.network.checks import check_real, usable
 from network_surgery.ops.network.wrappers import inner
 from network_surgery.ops.signals.gradients import Gradients
 from network_surgery.ops.signals.losses import Loss, mean_loss
-from torch import Tensor, nn
 
 #: Rows of one batch that an operation works on at most; of more positions a random part is taken.
 MOST_SAMPLES = 8192

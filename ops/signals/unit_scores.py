@@ -40,6 +40,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree
+
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.anatomy.running import call, plainly
 from network_surgery.ops.errors import SurgeryError, explained
@@ -49,8 +52,6 @@ from network_surgery.ops.network.altered import Altered, Together
 from network_surgery.ops.signals.losses import Loss, batch_of, changes, is_batch_first, suited
 from network_surgery.ops.signals.replacement import constants
 from network_surgery.ops.signals.signals import Signals
-from torch import Tensor
-from torch.utils import _pytree
 
 SCORES = (
     "l2", "l1", "l2_in", "l1_in", "variance", "mrs", "mrs_before", "mrs_before_positions", "mrp", "taylor", "random",

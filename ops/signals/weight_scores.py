@@ -23,6 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree
+
 from network_surgery.ops.anatomy.running import flat_tensors, plainly
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.network.altered import Altered, Together
@@ -32,9 +36,6 @@ from network_surgery.ops.network.wrappers import inner
 from network_surgery.ops.signals.gradients import NO_GRADIENT, without_checkpoints
 from network_surgery.ops.signals.losses import Loss as LossFunction
 from network_surgery.ops.signals.losses import suited
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree
 
 #: Scores that look at no data.
 BLIND = ("magnitude", "random")

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree
+
 from network_surgery.ops.anatomy.rebuild import doubled, in_double, undoing
 from network_surgery.ops.anatomy.running import call, plainly
 from network_surgery.ops.errors import SurgeryError, explained
@@ -29,8 +32,6 @@ from network_surgery.ops.network.optimizer_state import exchange
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.losses import Loss, check_seen, suited
 from network_surgery.ops.surgery.verification import emulated
-from torch import Tensor
-from torch.utils import _pytree
 
 #: How far along the line the output is looked at, on both sides of its beginning.
 STEP = 1e-3

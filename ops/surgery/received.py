@@ -6,6 +6,7 @@ Where a norm stands over the units, those that stay change as well, and nothing 
 from __future__ import annotations
 
 import torch
+
 from network_surgery.ops.maths.condensed import relative_error
 from network_surgery.ops.maths.double import energy
 from network_surgery.ops.plan import Plan

@@ -25,6 +25,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.anatomy.running import call, flat_tensors, plainly
 from network_surgery.ops.errors import SurgeryError, said
@@ -34,8 +37,6 @@ from network_surgery.ops.network.wrappers import inner
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.surgery.received import received_error
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 CHAIN = ("bias", "least_squares", "batchnorm")
 #: What least squares adds to the kept units' covariance, as a fraction of their mean variance.

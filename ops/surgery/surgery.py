@@ -13,6 +13,9 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
 from network_surgery.ops.anatomy import Anatomy, Place, rebuild
 from network_surgery.ops.anatomy.calls import FAN_OUT
 from network_surgery.ops.anatomy.rebuild import Edit, Move, Undo, undoing
@@ -25,8 +28,6 @@ from network_surgery.ops.network.masks import put
 from network_surgery.ops.network.optimizer_state import check, exchange, follow, listed, shift
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.plan import Plan
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 Optimizers = Optimizer | Iterable[Optimizer]
 Averages = nn.Module | Iterable[nn.Module]

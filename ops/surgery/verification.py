@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
 from network_surgery.ops.anatomy import Anatomy, Place
 from network_surgery.ops.anatomy.products import FACTORS
 from network_surgery.ops.anatomy.rebuild import doubled, in_double, undoing
@@ -32,8 +35,6 @@ from network_surgery.ops.network.masks import lift
 from network_surgery.ops.network.optimizer_state import exchange
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.surgery.surgery import trial_surgery
-from torch import Tensor, nn
-from torch.utils import _pytree
 
 #: The largest relative difference that rounding explains in double precision.
 TOLERANCE = 1e-8

@@ -18,9 +18,10 @@ from typing import Any
 
 import moocore
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.study.config import OBJECTIVES
 from network_surgery.study.search.sources import objective
-from numpy.typing import NDArray
 
 #: How far beyond the front's worst values the reference point lies, as a fraction of the front's range.
 BEYOND = 0.1

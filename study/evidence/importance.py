@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.trial import FixedTrial, create_trial
+
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.records import spikes_of
-from optuna.trial import FixedTrial, create_trial
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

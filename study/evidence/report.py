@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+
 from network_surgery.study.arms import SHORT
 from network_surgery.study.evidence.drawing import Drawing, count
 from network_surgery.study.evidence.figures.reading import Results, finished, unfinished

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
+
 from network_surgery.search_spaces import thesis as grid
 from network_surgery.study.evidence.drawing import percent
 from network_surgery.study.evidence.significance import family, paired
 from network_surgery.study.training.records import operations_of
-from scipy import stats
 
 Results = Mapping[str, Any]
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
 from network_surgery.study.evidence.drawing import (
     BLACK,
     BLUE,
@@ -23,7 +25,6 @@ from network_surgery.study.evidence.drawing import (
     titled,
 )
 from network_surgery.study.evidence.thesis import NAMES, PAIRS, PRINTED, RATIOS, Trainings, gathered, pairs
-from numpy.typing import NDArray
 
 LOOKS: tuple[Look, Look] = (
     {"color": BLUE, "marker": "o", "linestyle": "-"},

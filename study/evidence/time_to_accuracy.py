@@ -23,10 +23,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy import stats
+
 from network_surgery.study.evidence.significance import paired
 from network_surgery.study.training import spent
 from network_surgery.study.training.records import Outcome, operations_of
-from scipy import stats
 
 #: Without the setting ``targets``: the fixed accuracies as fractions of what the original ends with.
 FRACTIONS = (0.9, 0.95, 0.99)

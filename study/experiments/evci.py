@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from network_surgery.ops.anatomy import evaluating
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.study import data as sources
@@ -23,7 +25,6 @@ from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.rows import Row
 from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
-from torch import Tensor, nn
 
 #: The network by its activation.
 NETWORKS = {"ReLU": "evci_cnn", "tanh": "evci_cnn_tanh"}

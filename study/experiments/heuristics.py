@@ -29,6 +29,8 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
+
 from network_surgery.ops import EigenRemove, Moment, Schedule, Step
 from network_surgery.study import data
 from network_surgery.study.config import Settings
@@ -36,7 +38,6 @@ from network_surgery.study.experiments.rows import Claim, Row, measured, spread,
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import spikes_of
 from network_surgery.study.training.run import check, run
-from numpy.typing import NDArray
 
 DELTAS = {1 / 8: "1/8", 1 / 4: "1/4", 3 / 4: "3/4", 1.0: "1"}
 LOW, HIGH = (1 / 8, 1 / 4), (3 / 4, 1.0)
@@ -143,8 +144,8 @@ def text(rows: Sequence[Row], seconds: float, settings: Settings = SETTINGS) -> 
         lines += ["", f"## {words[0].upper()}{words[1:]}", "", *_table(rows, measure)]
     lines += [
         "",
-        f"`python -m network_surgery.study.experiments.heuristics --seeds {len(seeds)}`: {seconds:.0f} seconds on a CPU "
-        f"({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}.",
+        f"`python -m network_surgery.study.experiments.heuristics --seeds {len(seeds)}`: {seconds:.0f} seconds on a "
+        f"CPU ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}.",
         "",
     ]
     return "\n".join(lines)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps, style
 from matplotlib.figure import Figure
-from network_surgery.study.evidence.drawing import STYLE, Drawing
 from numpy.typing import NDArray
+
+from network_surgery.study.evidence.drawing import STYLE, Drawing
 
 #: What is gone: a grey that the scale does not have.
 GONE = "#c9c9c9"

@@ -31,15 +31,16 @@ import torch
 import typer
 from matplotlib import style
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from network_surgery.ops import PCNS, Anatomy, MinWeight, Operation, Signals, WeakExpand, operate
-from network_surgery.study import data, models
-from network_surgery.study.evidence.drawing import BLUE, STYLE, VERMILLION, Drawing, new_axes
-from network_surgery.study.training.trainer import Batches
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
+
+from network_surgery.ops import PCNS, Anatomy, MinWeight, Operation, Signals, WeakExpand, operate
+from network_surgery.study import data, models
+from network_surgery.study.evidence.drawing import BLUE, STYLE, VERMILLION, Drawing, new_axes
+from network_surgery.study.training.trainer import Batches
 
 BEFORE, AFTER, BATCH, SIGNAL_IMAGES = 150, 100, 32, 512
 ARMS = {

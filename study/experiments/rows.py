@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence.significance import Difference, family, half_interval
 from network_surgery.study.experiments.processes import processes
-from numpy.typing import NDArray
 
 #: One thing that was measured: plain data by name.
 Row = dict[str, Any]

@@ -15,14 +15,15 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import optuna
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.config import OBJECTIVES, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of, spikes_of
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

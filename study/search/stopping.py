@@ -26,10 +26,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from network_surgery.study.training.records import OperationRecord
 from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
+
+from network_surgery.study.training.records import OperationRecord
 
 #: The attribute of a trial in Optuna's database that lists its settled epochs.
 SETTLED = "settled epochs"

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ray import tune
+
 from network_surgery.ops import SurgeryError
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset, Images
@@ -19,7 +21,6 @@ from network_surgery.study.store.folder import checkpoint_of, network_of
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import device_name, pick_device
-from ray import tune
 
 
 def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, folder: str) -> None:

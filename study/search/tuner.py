@@ -91,8 +91,9 @@ def run_cells(
     listeners: Sequence[Listener],
 ) -> bool:  # fmt: skip
     """Runs every cell of a source. Returns False where Ctrl-C ended it early; raises StudyError where nothing fits."""
-    from network_surgery.study.search.trial import arrays_of, trial
     from ray import tune
+
+    from network_surgery.study.search.trial import arrays_of, trial
 
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from network_surgery.ops import SurgeryError, adopt, describe
 from network_surgery.ops.network.architecture import fill, passing
 from network_surgery.study.errors import StudyError

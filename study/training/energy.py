@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from network_surgery.study.training.trainer import Callback, Trainer
 from torch import Tensor
+
+from network_surgery.study.training.trainer import Callback, Trainer
 
 #: Joules that a device has taken since some moment in the past.
 Counter = Callable[[], float]

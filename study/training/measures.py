@@ -6,9 +6,10 @@ import statistics
 from typing import Any
 
 import torch
+from torch import nn
+
 from network_surgery.ops.anatomy import evaluating
 from network_surgery.study.training.trainer import Batches, answers, clock
-from torch import nn
 
 #: The batches whose latency is taken.
 BATCHES = (1, 256)

@@ -18,12 +18,13 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+from torch import Tensor, nn
+
 from network_surgery.ops import HiddenLayer, Signals, SurgeryError, dead_units, frozen_units
 from network_surgery.ops.maths.condensed import Condensed, components_needed
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Shown, Trainer, clock
-from torch import Tensor, nn
 
 #: The parts of the variance, in percent, whose principal components are counted.
 PERCENT = (90, 99, 99.9, 99.99)

@@ -14,10 +14,11 @@ import statistics
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
+
 from network_surgery.ops import adopt
 from network_surgery.ops.network.architecture import Description
 from network_surgery.ops.network.masks import masks_of, tensors_of
-from torch import Tensor, nn
 
 
 def renew(model: nn.Module, wanted: Description, seed: int) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
 from network_surgery.ops import Anatomy, Schedule, describe, save
 from network_surgery.ops.anatomy import count
 from network_surgery.ops.network.masks import parameters_of
@@ -26,8 +29,6 @@ from network_surgery.study.training.restart import renew
 from network_surgery.study.training.spent import work
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
 
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")

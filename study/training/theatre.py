@@ -14,6 +14,9 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, operate
 from network_surgery.ops.anatomy import WHOLE
 from network_surgery.ops.network.optimizer_state import forget
@@ -22,8 +25,6 @@ from network_surgery.study.data import Images
 from network_surgery.study.errors import Diverged
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
 from network_surgery.study.training.trainer import Batches, Callback, Shown, Trainer, clock, evaluate
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Theatre(Callback):

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from network_surgery.study.data import Dataset, Images
-from network_surgery.study.errors import Diverged, StudyError
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from network_surgery.study.data import Dataset, Images
+from network_surgery.study.errors import Diverged, StudyError
 
 
 class Callback:

@@ -17,8 +17,9 @@ from collections.abc import Callable
 
 import torch
 import torchvision
-from network_surgery.ops import Anatomy, MinWeight, WeakExpand, operate
 from torch import nn
+
+from network_surgery.ops import Anatomy, MinWeight, WeakExpand, operate
 
 #: Networks that take minutes and tens of gigabytes.
 GIANTS = {"regnet_y_128gf", "vit_h_14"}

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from network_surgery.ops.maths.hosvd import truncated_hosvd
 from tensorly import backend_context
 from tensorly.decomposition import partial_tucker
 from torch import Tensor
+
+from network_surgery.ops.maths.hosvd import truncated_hosvd
 
 RANK = 0.125
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from network_surgery.study.conduct import write_report
 from network_surgery.study.store.folder import Folder
-
 from tests.study.evidence import made
 
 

@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 
 import torch
+from scipy.stats import spearmanr
+
 from network_surgery.ops import Anatomy, Signals, unit_scores
 from network_surgery.ops.anatomy import call, evaluating
 from network_surgery.ops.signals.losses import sample_losses
 from network_surgery.ops.signals.replacement import constants
 from network_surgery.ops.signals.unit_scores import _Removed, mean_replacement_penalty
 from network_surgery.study import models
-from scipy.stats import spearmanr
 
 #: Units that the loop over units is timed on at most.
 LOOPED = 6

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
 from network_surgery.study.store.folder import Folder
 

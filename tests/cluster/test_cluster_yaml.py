@@ -116,8 +116,9 @@ def test_the_dashboard_is_not_open_to_the_world(config: dict[str, Any]) -> None:
 
 
 def test_the_command_that_the_file_recommends_exists() -> None:
-    from network_surgery.study.cli import app
     from typer.main import get_command
+
+    from network_surgery.study.cli import app
 
     (line,) = [line for line in FILE.read_text().splitlines() if "ray submit" in line]
     script, name, *arguments = shlex.split(line.split("cluster.yaml", 1)[1])

@@ -23,10 +23,10 @@ from random import Random
 from typing import Any
 
 import torch
-from network_surgery.ops import Anatomy
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from network_surgery.ops import Anatomy
 from tests.ops.constructs.base import Construct, Shape, Unfit, maker, need
 from tests.ops.constructs.conversions import CONVERSIONS
 from tests.ops.constructs.dense import FLAT

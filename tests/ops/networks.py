@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from network_surgery.ops.anatomy import HiddenLayer, call, rebuild
 from network_surgery.ops.anatomy.rebuild import Edit
 from network_surgery.ops.anatomy.running import flat_tensors
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Net(nn.Module):

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from network_surgery.ops import Anatomy, HiddenLayer, Plan, trial_surgery
-from network_surgery.ops.anatomy import call
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree
 
+from network_surgery.ops import Anatomy, HiddenLayer, Plan, trial_surgery
+from network_surgery.ops.anatomy import call
 from tests.ops.networks import silenced
 
 EXACT = 1e-9  #: relative error that counts as none

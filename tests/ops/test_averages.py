@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -15,8 +17,6 @@ from network_surgery.ops import (
     operate,
     trial_surgery,
 )
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
 from tests.ops.networks import NETWORKS, build, difference, outputs, train
 
 

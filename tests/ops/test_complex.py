@@ -7,6 +7,9 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -30,8 +33,6 @@ from network_surgery.ops import (
     weight_scores,
 )
 from network_surgery.ops.signals.unit_scores import SCORES, first_order
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 
 class RealPart(nn.Module):

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -44,9 +48,6 @@ from network_surgery.ops import (
     without_masks,
 )
 from network_surgery.ops.anatomy import count
-from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.nn import functional as F
 
 NAN = float("nan")
 

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import (
     OPERATIONS,
     PCNS,
@@ -23,7 +25,6 @@ from network_surgery.ops import (
     SurgeryError,
     WeakExpand,
 )
-from torch import nn
 
 SCHEDULE = Schedule((
     Step(Moment(1), "0", EigenRemove(keep=0.25)), Step(Moment(50, "it"), "2", WeakExpand(split="equal", seed=3)),

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from network_surgery.ops import (
     OPERATIONS,
     PCNS,
@@ -24,7 +26,6 @@ from network_surgery.ops import (
     weight_scores,
 )
 from network_surgery.ops.signals.unit_scores import SCORES
-from torch import Tensor, nn
 
 
 class Fixed(nn.Module):

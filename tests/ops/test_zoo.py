@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 import torch
-from network_surgery.ops import Anatomy, free_attention
 from torch import nn
 
+from network_surgery.ops import Anatomy, free_attention
 from tests.ops.properties import examine, lively, unaccounted
 
 tv = pytest.importorskip("torchvision.models")

@@ -9,6 +9,9 @@ from types import SimpleNamespace
 import optuna
 import pytest
 import torch
+from optuna.trial import FixedTrial
+from torch import nn
+
 from network_surgery.ops import (
     OPERATIONS,
     PCNS,
@@ -28,8 +31,6 @@ from network_surgery.ops import (
 from network_surgery.ops.signals.replacement import REPLACEMENTS
 from network_surgery.search_spaces import SPACES, expansion, removal
 from network_surgery.search_spaces.placement import CHOICES, chosen
-from optuna.trial import FixedTrial
-from torch import nn
 
 LAYERS = {
     "one layer": {"only": SimpleNamespace(units=1)},

@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from optuna.trial import FixedTrial
+
 from network_surgery.ops import EigenRemove, MinWeight, SurgeryError, WeakExpand, ZeroExpand
 from network_surgery.search_spaces import SPACES
 from network_surgery.search_spaces.thesis import METHODS, ORDER
 from network_surgery.study.models import vgg16
-from optuna.trial import FixedTrial
 
 LAYERS = {name: SimpleNamespace(units=64) for name in ORDER}
 

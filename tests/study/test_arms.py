@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from network_surgery.ops import MinWeight, Moment, Schedule, Step, WeakExpand
 from network_surgery.study.arms import LABELS, RIVALS, randomly, rivals
 from network_surgery.study.config import ARMS, Settings
@@ -15,7 +16,6 @@ from network_surgery.study.evidence import drawing
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
 from network_surgery.study.training.run import run
-
 from tests.study.operated import operated
 
 CPU = torch.device("cpu")

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from PIL import Image
+
 from network_surgery.study.cli import app, main
 from network_surgery.study.config import Settings
 from network_surgery.study.declare import declaration, names
-from PIL import Image
 
 
 @pytest.fixture(autouse=True)

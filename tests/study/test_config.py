@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+
 from network_surgery.study.config import Count, Settings, compose, presets
 from network_surgery.study.declare import About, declaration, names
 from network_surgery.study.errors import StudyError

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from network_surgery.study.data import Dataset, Images, load
 from network_surgery.study.errors import StudyError
-from PIL import Image
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Path:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import Anatomy
 from network_surgery.study import models
 from network_surgery.study.errors import StudyError
-from torch import nn
 
 SHAPE = (3, 32, 32)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from types import SimpleNamespace
 
+from rich.console import Console
+
 from network_surgery.study.progress import Display
 from network_surgery.study.training.cell import Cell
-from rich.console import Console
 
 
 def test_a_stage_is_told_line_by_line() -> None:
@@ -19,7 +20,7 @@ def test_a_stage_is_told_line_by_line() -> None:
             cell = Cell("search", 0, trial=number)
             display.started(cell)
             display.ended(cell, result)
-    first, failed, stopped, last = text.getvalue().splitlines()
+    first, failed, stopped, last = filter(None, text.getvalue().splitlines())
     assert "1/3 search-000: validation 90.00%, 1,200 parameters, 1.5 s" in first
     assert "search-001 failed: the loss became nan" in failed
     assert "3/3 search-002: stopped early after epoch 2, validation 95.00%" in stopped

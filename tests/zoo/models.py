@@ -9,8 +9,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from network_surgery.ops import free_attention
 from torch import Tensor, nn
+
+from network_surgery.ops import free_attention
 
 GIANTS = {"vit_h_14": "633 M parameters", "regnet_y_128gf": "645 M parameters"}
 

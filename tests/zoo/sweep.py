@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from network_surgery.ops import Anatomy
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from network_surgery.ops import Anatomy
 from tests.ops.properties import examine, lively, outputs
 from tests.zoo.models import Animal
 

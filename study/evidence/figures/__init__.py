@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from matplotlib import style
+
 from network_surgery.study.evidence.drawing import STYLE, Drawing
 from network_surgery.study.evidence.figures import (
     architecture,

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
 from network_surgery.study.evidence.drawing import ARMS, BLACK, GREY, Drawing, Look, count, log_scale, percent, titled
 from network_surgery.study.evidence.figures.reading import Results, compared, name_of
 from network_surgery.study.training.records import operations_of

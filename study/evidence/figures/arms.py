@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
 from network_surgery.study.arms import SHORT
 from network_surgery.study.evidence.drawing import (
     ARMS,
@@ -22,7 +24,6 @@ from network_surgery.study.evidence.drawing import (
 )
 from network_surgery.study.evidence.figures.marks import MOMENT, mark_moments
 from network_surgery.study.evidence.figures.reading import Results, compared, comparison, elapsed, moments_of
-from scipy import stats
 
 #: The arms of the curves over epochs; more would not be readable.
 LINES = ("original", "surgery", "restart")

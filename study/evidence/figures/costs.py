@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
 from network_surgery.study.arms import SHORT
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, accuracy_scale, count, halo, log_scale, titled
 from network_surgery.study.evidence.figures.reading import Results, compared, positive

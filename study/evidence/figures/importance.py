@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from network_surgery.study.evidence.drawing import BLUE, VERMILLION, Drawing, Look, as_percent, new_axes, titled
 from network_surgery.study.evidence.figures.reading import Results, finished, unfinished
 

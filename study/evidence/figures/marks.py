@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.markers import MarkerStyle
+
 from network_surgery.study.evidence.drawing import COLOURS, GREY, MARKERS, Look
 from network_surgery.study.evidence.figures.reading import (
     NOTHING,

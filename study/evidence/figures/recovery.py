@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, log_scale, new_axes, times, titled
 from network_surgery.study.evidence.figures.marks import mark_moments
 from network_surgery.study.evidence.figures.reading import Results, compared, moments_of, positive

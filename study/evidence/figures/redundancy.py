@@ -17,6 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
 from network_surgery.study.evidence.drawing import BLACK, Drawing, Look, as_percent, percent, titled
 from network_surgery.study.evidence.figures.marks import marks_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from network_surgery.study.arms import SHORT
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, as_percent, titled
 from network_surgery.study.evidence.figures.reading import Results, compared

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+
 from network_surgery.study.evidence.drawing import (
     BLACK,
     GREY,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from network_surgery.study import data
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.attack import figures

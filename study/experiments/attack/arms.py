@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
+
 from network_surgery.ops import Anatomy
 from network_surgery.study import models
 from network_surgery.study.data import Dataset
@@ -22,8 +25,6 @@ from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.experiments.attack.attacker import Attack, Attacker
 from network_surgery.study.experiments.attack.watch import MEASURES, seen
 from network_surgery.study.training.trainer import Callback, Trainer, evaluate, steps_per_epoch
-from numpy.typing import NDArray
-from torch import nn
 
 CPU = torch.device("cpu")
 #: The attacks by what they show: how hard, when.

@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
 from network_surgery.ops import HiddenLayer
 from network_surgery.study.errors import StudyError
 from network_surgery.study.training.trainer import Callback, Trainer
-from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
 from network_surgery.study.evidence.drawing import (
     BLACK,
     COLOURS,
@@ -26,7 +28,6 @@ from network_surgery.study.experiments.attack.attacker import Attack
 from network_surgery.study.experiments.attack.findings import KILLED, SCORES, over_layers, rank
 from network_surgery.study.experiments.attack.results import FLOOR, Results
 from network_surgery.study.experiments.attack.tables import SCORE_NAMES
-from numpy.typing import NDArray
 
 LINES = (":", "--", "-")
 #: Measure → what the panel is called, and whether it is a factor.

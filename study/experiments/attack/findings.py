@@ -11,13 +11,14 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.evidence.significance import Difference, family, holm
 from network_surgery.study.experiments.attack.arms import HARD, WHEN, Network, Record
 from network_surgery.study.experiments.attack.attacker import Attack
 from network_surgery.study.experiments.attack.results import FLOOR, Pair, Results
-from numpy.typing import NDArray
-from scipy import stats
 
 Key = TypeVar("Key")
 #: A unit below this fraction of the penalty that it has without attack is called killed.

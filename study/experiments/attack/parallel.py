@@ -7,6 +7,7 @@ from concurrent.futures import as_completed
 from pathlib import Path
 
 import numpy as np
+
 from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.attack.arms import Found, Network, Runs, Setting

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 
 import torch
+
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.experiments.attack import tables
 from network_surgery.study.experiments.attack.arms import HARD, WHEN

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.study.experiments.attack.arms import NONE, Found, Network, Record, Setting
 from network_surgery.study.experiments.attack.attacker import Attack
-from numpy.typing import NDArray
 
 #: A penalty (mean change of the loss), or a gradient, below this counts as this much: a dead unit has a logarithm.
 FLOOR = 1e-5

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
+
 from network_surgery.study.experiments.attack.arms import Network
 from network_surgery.study.experiments.attack.findings import (
     DOSES,

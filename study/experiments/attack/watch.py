@@ -25,9 +25,10 @@ thousands of times.
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from network_surgery.ops import HiddenLayer
 from network_surgery.ops.anatomy import evaluating
-from torch import Tensor, nn
 
 #: A slope of the activation below which its input is called flat; for tanh, an output beyond ± 0.975.
 FLAT = 0.05

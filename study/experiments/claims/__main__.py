@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from network_surgery.study.data import load
 from network_surgery.study.experiments.claims import figure
 from network_surgery.study.experiments.claims.arms import CNN, DENSE

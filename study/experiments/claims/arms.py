@@ -24,6 +24,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
+from torch import nn
+from torch.optim import Adam, Optimizer
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -42,8 +45,6 @@ from network_surgery.study.experiments.claims.race import Runner, Track, prices
 from network_surgery.study.models import Shape
 from network_surgery.study.training.restart import renew
 from network_surgery.study.training.trainer import Batches, Shown, evaluate
-from torch import nn
-from torch.optim import Adam, Optimizer
 
 ORIGINAL, SURGERY, RESTART, PRUNED, LATE = "original", "PCNS", "restart", "pruned late", "PCNS late"
 RANDOM, REFITTED = "random", "random, refitted"

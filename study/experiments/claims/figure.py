@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
+
 from network_surgery.study.evidence.drawing import (
     BLACK,
     BLUE,

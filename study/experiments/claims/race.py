@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from network_surgery.study.data import Dataset
-from network_surgery.study.training.trainer import Batches, evaluate
 from torch import nn
 from torch.optim import Optimizer
+
+from network_surgery.study.data import Dataset
+from network_surgery.study.training.trainer import Batches, evaluate
 
 #: Turns of the calibration; and steps that one turn takes with each architecture.
 TURNS, STEPS = 12, 8

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from network_surgery.study.data import Dataset
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.experiments.claims.arms import (
@@ -43,7 +45,6 @@ from network_surgery.study.experiments.claims.verdicts import (
     tests,
     values,
 )  # fmt: skip
-from numpy.typing import NDArray
 
 ORDER = (SURGERY, RESTART, PRUNED, LATE, REFITTED, RANDOM)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.study.evidence.significance import Difference, family
 from network_surgery.study.experiments.claims.arms import (
     LATE,
@@ -24,7 +26,6 @@ from network_surgery.study.experiments.claims.arms import (
     Found,
     Outcome,
 )  # fmt: skip
-from numpy.typing import NDArray
 
 #: A loss of accuracy that still counts as the same performance: half a point.
 MARGIN = 0.005

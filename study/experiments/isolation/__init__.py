@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from network_surgery.study import data, models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.ops import (
     PCNS,
     EigenRemove,
@@ -18,7 +20,6 @@ from network_surgery.ops import (
     WeakExpand,
     ZeroExpand,
 )
-from numpy.typing import NDArray
 
 #: The ranks of the thesis, and how they are written. The fifth is one fifth in its text and 1/8 in its code and figure.
 RANKS = {1.0: "1", 0.75: "3/4", 0.5: "1/2", 0.25: "1/4", 0.2: "1/5", 0.125: "1/8"}

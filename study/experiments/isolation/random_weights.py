@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor, nn
+
 from network_surgery.ops import Anatomy, HiddenLayer
 from network_surgery.ops.maths.condensed import Condensed
 from network_surgery.ops.operations.min_weight import strongest
@@ -41,7 +43,6 @@ from network_surgery.study.experiments.isolation.curves import (
     Gatherer,
     eigen,
 )
-from torch import Tensor, nn
 
 WHERE = "random weights"
 #: Tracing a network sees the modules of every thread.

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.significance import Difference
 from network_surgery.study.experiments.isolation import Found, figures
 from network_surgery.study.experiments.isolation.curves import RANKS, Curves
 from network_surgery.study.experiments.isolation.random_weights import WHERE
 from network_surgery.study.experiments.isolation.statements import GROWTH, OURS, SAME_UNITS, THESIS, Verdict
-from numpy.typing import NDArray
-from rich.table import Table
 
 #: The sizes that tables show, as fractions of the layer; the JSON has all.
 SHOWN = (0.9, 0.75, 0.5, 0.25, 0.1)

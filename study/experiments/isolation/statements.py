@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.study.evidence.significance import Difference, family
 from network_surgery.study.experiments.isolation.curves import (
     GROWTHS,
@@ -28,7 +30,6 @@ from network_surgery.study.experiments.isolation.curves import (
     Curves,
     eigen,
 )
-from numpy.typing import NDArray
 
 #: Relative squared distances below this are rounding: of single precision, squared and summed.
 ROUNDING = 1e-9

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from network_surgery.ops import (
     Anatomy,
     HiddenLayer,
@@ -31,7 +33,6 @@ from network_surgery.study.experiments.isolation.curves import GROWTHS, RANKS, R
 from network_surgery.study.experiments.isolation.random_weights import squared
 from network_surgery.study.training.run import make_optimizer
 from network_surgery.study.training.trainer import Batches, Trainer
-from torch import Tensor
 
 KEEPS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 GROWS = (0.25, 0.5, 1.0)

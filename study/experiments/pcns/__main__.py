@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from network_surgery.study.experiments.pcns import figures
 from network_surgery.study.experiments.pcns.parallel import measure
 from network_surgery.study.experiments.pcns.report import report

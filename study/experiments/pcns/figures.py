@@ -6,6 +6,8 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
 from network_surgery.study.evidence.drawing import (
     BLACK,
     COLOURS,
@@ -29,7 +31,6 @@ from network_surgery.study.experiments.pcns.shrinking import (
     UNINTERRUPTED,
     epochs_of,
 )
-from scipy import stats
 
 LOOKS: dict[str, Look] = {
     UNINTERRUPTED: {"color": BLACK, "linestyle": ":", "marker": ""},

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.significance import Difference, family
 from network_surgery.study.experiments.pcns.figures import correlation
@@ -25,7 +27,6 @@ from network_surgery.study.experiments.pcns.shrinking import (
     epochs_of,
 )
 from network_surgery.study.experiments.pcns.trained import BATCH, SETTINGS, SHOWN
-from numpy.typing import NDArray
 
 #: (setting, threshold, arm, epochs after): accuracy of PCNS with the pivoted basis minus that of the arm.
 Tests = dict[tuple[str, float, str, int], Difference]

@@ -14,6 +14,7 @@ images too (``emitted``).
 from __future__ import annotations
 
 import torch
+
 from network_surgery.ops import PCNS, HiddenLayer, Signals, SurgeryError, operate
 from network_surgery.ops.maths.condensed import Condensed, components_needed, relative_error
 from network_surgery.study.data import Dataset

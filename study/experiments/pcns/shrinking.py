@@ -11,11 +11,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.ops import PCNS, EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, SurgeryError
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.study.data import Dataset
 from network_surgery.study.experiments.pcns.trained import SETTINGS, Setting, Trained, cut
-from numpy.typing import NDArray
 
 THRESHOLDS = (1e-1, 1e-2, 1e-3, 1e-4)
 PIVOTED, EIGEN, UNINTERRUPTED = "PCNS, pivoted", "PCNS, eigen", "uninterrupted"

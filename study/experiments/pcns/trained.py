@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
 from network_surgery.ops import Anatomy, Operation, Plan, Signals, operate
 from network_surgery.study.data import Dataset
 from network_surgery.study.models import Shape
 from network_surgery.study.training.trainer import Batches, Shown, Trainer, evaluate
-from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
 
 CPU = torch.device("cpu")
 BATCH, SHOWN = 64, 512

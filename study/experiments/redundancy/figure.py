@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import style
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
 from network_surgery.study.evidence.drawing import STYLE, Drawing, new_axes
 from network_surgery.study.experiments.redundancy.measure import SHARES, Measured
-from numpy.typing import NDArray
 
 #: From the smallest share of the variance to the largest.
 COLOURS = ("#9ecae1", "#56B4E9", "#0072B2", "#08306b")

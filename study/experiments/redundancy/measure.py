@@ -12,6 +12,10 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+from torch.optim import Adam
+
 from network_surgery.ops import PCNS, Anatomy, Plan, Signals, operate, trial_surgery
 from network_surgery.ops.maths.condensed import components_needed, units_needed
 from network_surgery.ops.network.masks import parameters_of
@@ -19,9 +23,6 @@ from network_surgery.study import models
 from network_surgery.study.data import Dataset, Images
 from network_surgery.study.experiments.processes import processes
 from network_surgery.study.training.trainer import Shown, Trainer, evaluate
-from numpy.typing import NDArray
-from torch.nn.functional import interpolate
-from torch.optim import Adam
 
 #: Networks of torchvision: the side of the images that they are given (the smallest that they take, 32 at least), and
 #: Adam's learning rate (those without norms do not learn at 1e-3).

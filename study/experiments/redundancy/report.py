@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from network_surgery.study.data import Dataset
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.significance import Difference, family
@@ -21,7 +23,6 @@ from network_surgery.study.experiments.redundancy.measure import (
     Measured,
     Seen,
 )
-from numpy.typing import NDArray
 
 Found = Mapping[str, Sequence[Measured]]
 #: Rows for each unit below which the draft's rule (5 to 10) is not met.

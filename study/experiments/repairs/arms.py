@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -35,7 +37,6 @@ from network_surgery.study.training.records import spikes
 from network_surgery.study.training.run import make_optimizer
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Batches, Trainer, evaluate
-from numpy.typing import NDArray
 
 #: A removal, given the fraction of units that stays and the seed.
 REMOVALS: dict[str, Callable[[float, int], Operation]] = {

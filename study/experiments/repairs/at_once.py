@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from network_surgery.ops import Anatomy, Operation, Signals, operate
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset
 from network_surgery.study.experiments.repairs.arms import BUILT_IN, CHAINS, CPU, REMOVALS, Arm, Setting, prefix
 from network_surgery.study.training.trainer import Batches, Shown, evaluate
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 #: (fraction kept, removal, chain) → accuracy on validation ``[seeds]``; ``WHOLE`` is the network before the cut.
 Right = dict[tuple[float, str, str], NDArray[np.float64]]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from network_surgery.study.data import Dataset
 from network_surgery.study.experiments.processes import processes
 from network_surgery.study.experiments.repairs import arms, at_once

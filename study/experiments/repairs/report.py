@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from network_surgery.study.data import Dataset
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.significance import Difference, family
@@ -23,7 +25,6 @@ from network_surgery.study.experiments.repairs.arms import (
     Values,
 )
 from network_surgery.study.experiments.repairs.at_once import DEEP, WHOLE, Right
-from numpy.typing import NDArray
 
 BOTH = "least squares + batchnorm"
 #: The mean over the removals that every chain can follow, seed by seed.

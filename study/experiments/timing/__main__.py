@@ -9,6 +9,7 @@ from typing import Annotated
 
 import torch
 import typer
+
 from network_surgery.study.experiments.timing.figure import draw
 from network_surgery.study.experiments.timing.measure import CONV, DENSE, VGG_LAYERS, measure
 from network_surgery.study.experiments.timing.report import report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matplotlib import style
+
 from network_surgery.study.evidence.drawing import BLACK, COLOURS, GREY, MARKERS, STYLE, Drawing, log_scale, new_axes
 from network_surgery.study.experiments.timing.measure import OPERATIONS, PIXELS, Found
 

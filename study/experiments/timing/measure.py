@@ -10,6 +10,9 @@ from statistics import median
 import scipy.linalg
 import torch
 import typer
+from torch import Tensor, nn
+from torch.optim import Adam
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -33,8 +36,6 @@ from network_surgery.study import models
 from network_surgery.study.experiments.timing import complexity
 from network_surgery.study.experiments.timing.complexity import Sizes
 from network_surgery.study.training.trainer import clock, steps_per_epoch
-from torch import Tensor, nn
-from torch.optim import Adam
 
 IMAGES, BATCH, SIGNAL_IMAGES, PIXELS = 50_000, 64, 512, 8
 OPERATIONS: dict[str, Operation] = {

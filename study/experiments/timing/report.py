@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from statistics import median
 
 import torch
+
 from network_surgery.study.experiments.timing.complexity import FORMULAS
 from network_surgery.study.experiments.timing.figure import draw, spoken
 from network_surgery.study.experiments.timing.measure import BATCH, IMAGES, SIGNAL_IMAGES, Found, Timing

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.study.experiments.rows import Claim, Row, grid
 from network_surgery.study.experiments.units.schedule import RESTART, UNPRUNED
-from numpy.typing import NDArray
 
 LAYERS = ("conv1", "conv2", "fc1")
 HALF = 0.5

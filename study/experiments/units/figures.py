@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import style
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
 from network_surgery.study.evidence.drawing import (
     BLACK,
     COLOURS,

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
+from torch import Tensor
+
 from network_surgery.ops import Anatomy, HiddenLayer, Signals, trial_surgery
 from network_surgery.ops.operations.min_weight import strongest
 from network_surgery.ops.plan import Plan
@@ -23,8 +26,6 @@ from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.evci import Tail
 from network_surgery.study.experiments.rows import Row
 from network_surgery.study.training.trainer import Trainer
-from scipy import stats
-from torch import Tensor
 
 #: The thesis's four first (its norms are of a unit's own, incoming weights), then those that it does not have.
 SCORES: tuple[str, ...] = ("mrp", "mrs", "l1_in", "l2_in", "l1", "l2", "variance", "taylor", "random")

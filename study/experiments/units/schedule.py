@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+
 from network_surgery.ops import (
     Anatomy,
     HiddenLayer,

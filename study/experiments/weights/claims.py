@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from network_surgery.study.experiments.rows import Claim, Row, grid
 from network_surgery.study.experiments.weights.looks import MEASURED, TAYLOR
 from network_surgery.study.experiments.weights.schedule import F_NZ, UNPRUNED
-from numpy.typing import NDArray
 
 ACTIVATIONS = ("ReLU", "tanh")
 #: The layer whose weights are measured one by one, and one that is not.

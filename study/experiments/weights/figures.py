@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
 from network_surgery.study.evidence.drawing import (
     BLACK,
     COLOURS,

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
+from torch import Tensor
+
 from network_surgery.ops.signals.weight_scores import weight_scores
 from network_surgery.study.data import Dataset
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.evci import Tail
 from network_surgery.study.experiments.rows import Row
 from network_surgery.study.training.trainer import Trainer
-from scipy import stats
-from torch import Tensor
 
 #: Approximations of the change of the loss, and that change, measured weight by weight.
 TAYLOR, MEASURED = ("taylor1", "taylor2", "hessian"), "loss_change"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+
 from network_surgery.study import models
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.significance import half_interval

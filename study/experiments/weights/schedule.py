@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+
 from network_surgery.ops import Anatomy, Moment, PruneWeights, Schedule, Signals, Step, compact
 from network_surgery.ops.anatomy import WHOLE, evaluating
 from network_surgery.ops.network.masks import parameters_of
@@ -22,7 +24,6 @@ from network_surgery.study.experiments.rows import Row
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Batches, Trainer, evaluate, steps_per_epoch
-from torch import nn
 
 #: After which tenth of training which fraction of the weights is zero.
 PLAN = ((2, 0.2), (3, 0.5), (4, 0.8), (5, 0.9))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from network_surgery.study.experiments.widening import figure
 from network_surgery.study.experiments.widening.parallel import measure
 from network_surgery.study.experiments.widening.report import report

@@ -22,12 +22,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from network_surgery.ops import Anatomy, Operation, WeakExpand, ZeroExpand, operate
-from network_surgery.ops.network.optimizer_state import forget
-from network_surgery.study.experiments.widening.training import OPTIMIZERS, Pictures, copies, fit, look, pictures
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+
+from network_surgery.ops import Anatomy, Operation, WeakExpand, ZeroExpand, operate
+from network_surgery.ops.network.optimizer_state import forget
+from network_surgery.study.experiments.widening.training import OPTIMIZERS, Pictures, copies, fit, look, pictures
 
 
 def dense(units: int) -> nn.Sequential:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib import style
+
 from network_surgery.study.evidence.drawing import BLACK, BLUE, GREY, STYLE, VERMILLION, Drawing, Look, new_axes
 from network_surgery.study.evidence.significance import half_interval
 from network_surgery.study.experiments.widening.arms import CODE, Found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from network_surgery.study.experiments.processes import processes
 from network_surgery.study.experiments.widening import arms, regularized
 from network_surgery.study.experiments.widening.arms import Found

@@ -26,12 +26,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from network_surgery.ops import Anatomy, Operation, WeakExpand, ZeroExpand, operate
-from network_surgery.study.experiments.widening.training import Pictures, apart, batches, copies, fan_in, fit, pictures
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
+
+from network_surgery.ops import Anatomy, Operation, WeakExpand, ZeroExpand, operate
+from network_surgery.study.experiments.widening.training import Pictures, apart, batches, copies, fan_in, fit, pictures
 
 UNITS, BEFORE, AFTER, PASSES = 16, 10, 3, 3
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.significance import Difference, family
 from network_surgery.study.experiments.widening import regularized
 from network_surgery.study.experiments.widening.arms import CODE, LATER, SETTINGS, TWIN, Found
 from network_surgery.study.experiments.widening.regularized import FACTORS, Moments
 from network_surgery.study.experiments.widening.training import BATCH
-from numpy.typing import NDArray
 
 #: Copies nearer than this, relative to their length, have not parted, and factors nearer to 1 are 1: rounding.
 ROUNDING = 1e-4

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from network_surgery.ops.anatomy import evaluating
-from network_surgery.study import data
-from network_surgery.study.training.trainer import Batches
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
+
+from network_surgery.ops.anatomy import evaluating
+from network_surgery.study import data
+from network_surgery.study.training.trainer import Batches
 
 BATCH = 32
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {

@@ -52,6 +52,7 @@ def check_server(uri: str | None) -> None:
 def page(folder: Folder) -> str:
     """Where a study's runs are, behind the address of an MLflow server that shows its database."""
     import mlflow
+
     from network_surgery.study.search.tracking.views import FIRST
 
     experiment = mlflow.MlflowClient(default_uri(folder)).get_experiment_by_name(EXPERIMENT)

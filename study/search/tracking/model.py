@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset
 
@@ -22,6 +23,7 @@ def write(place: Path, network: Path, settings: Settings, data: Dataset, logged:
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
+
     from network_surgery.study.network import recipe
 
     number = np.dtype(np.float32)

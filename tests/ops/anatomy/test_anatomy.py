@@ -8,12 +8,12 @@ from functools import partial
 
 import pytest
 import torch
-from network_surgery.ops import Anatomy, MinWeight, Plan, SurgeryError, WeakExpand, apply, operate
-from network_surgery.ops.surgery.verification import measure
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
+from network_surgery.ops import Anatomy, MinWeight, Plan, SurgeryError, WeakExpand, apply, operate
+from network_surgery.ops.surgery.verification import measure
 from tests.ops.networks import (
     ADVERSARIAL,
     NETWORKS,

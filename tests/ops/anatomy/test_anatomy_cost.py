@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from network_surgery.ops import Anatomy, MinWeight, operate
-from network_surgery.ops.network.masks import tensors_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from network_surgery.ops import Anatomy, MinWeight, operate
+from network_surgery.ops.network.masks import tensors_of
 from tests.ops.networks import build
 from tests.ops.properties import examine, lively
 

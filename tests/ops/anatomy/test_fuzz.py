@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from network_surgery.ops import Anatomy, Plan, SurgeryError, measure
 
+from network_surgery.ops import Anatomy, Plan, SurgeryError, measure
 from tests.ops.grammar import check, generate, sandwich, sandwiches
 from tests.ops.networks import NETWORKS, build
 from tests.ops.properties import FAINT, examine, lively, slips

@@ -6,9 +6,9 @@ import random
 
 import pytest
 import torch
-from network_surgery.ops import Anatomy, MinWeight, Plan, SurgeryError, apply, measure, operate
 from torch import Tensor, nn
 
+from network_surgery.ops import Anatomy, MinWeight, Plan, SurgeryError, apply, measure, operate
 from tests.ops.networks import Net, outputs, train
 
 

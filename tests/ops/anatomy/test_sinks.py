@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -19,8 +21,6 @@ from network_surgery.ops import (
     measure,
     operate,
 )
-from torch import Tensor, nn
-
 from tests.ops.networks import Net, difference, outputs
 
 UNITS, EXACT = 6, 1e-10

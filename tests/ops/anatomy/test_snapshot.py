@@ -9,10 +9,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from network_surgery.ops import Anatomy, MinWeight, Signals, SurgeryError, measure
-from network_surgery.ops.anatomy import count
 from torch import Tensor, nn
 
+from network_surgery.ops import Anatomy, MinWeight, Signals, SurgeryError, measure
+from network_surgery.ops.anatomy import count
 from tests.ops.constructs.hidden import Hooked
 
 

@@ -6,10 +6,10 @@ from random import Random
 from typing import Any
 
 import torch
-from network_surgery.ops import free_attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from network_surgery.ops import free_attention
 from tests.ops.constructs.base import Construct, Shape, need, parameter, width
 from tests.ops.constructs.channels import on_channels
 from tests.ops.constructs.dense import DENSE

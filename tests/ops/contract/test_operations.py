@@ -6,6 +6,9 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from network_surgery.ops import (
     OPERATIONS,
     PCNS,
@@ -23,9 +26,6 @@ from network_surgery.ops import (
 from network_surgery.ops.anatomy import call
 from network_surgery.ops.network.architecture import sizes
 from network_surgery.ops.schedule import Moment, Schedule
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
 from tests.ops.networks import NETWORKS, build, difference, loss, outputs, train
 
 OPTIMIZERS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from network_surgery.ops.maths.condensed import Condensed, components_needed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from network_surgery.ops.maths import hosvd
 from network_surgery.ops.maths.hosvd import gram, iterated_tucker, leading, truncated_hosvd
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from network_surgery.ops import Anatomy, MinWeight, PruneWeights, SurgeryError, adopt, describe, load, operate, save
 from torch import Tensor, nn
+
+from network_surgery.ops import Anatomy, MinWeight, PruneWeights, SurgeryError, adopt, describe, load, operate, save
 
 
 class Late(nn.Module):

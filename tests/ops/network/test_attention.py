@@ -12,6 +12,9 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
 from network_surgery.ops import (
     OPERATIONS,
     Anatomy,
@@ -26,9 +29,6 @@ from network_surgery.ops import (
 )
 from network_surgery.ops.network.architecture import load, save
 from network_surgery.ops.network.attention import FreeAttention, free_attention
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
 from tests.ops.networks import Net, loss
 from tests.ops.properties import difference, examine, lively, outputs
 

@@ -6,6 +6,9 @@ import copy
 
 import pytest
 import torch
+from torch import nn, optim
+from torch.optim.swa_utils import AveragedModel
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -27,8 +30,6 @@ from network_surgery.ops import (
 )
 from network_surgery.ops.network.layout import LAST, channels_last, laid_out
 from network_surgery.ops.network.masks import masks_of
-from torch import nn, optim
-from torch.optim.swa_utils import AveragedModel
 
 OPERATIONS = [
     RandomRemove(), MinWeight(keep=0.5), WeakExpand(grow=0.5), ZeroExpand(grow=0.5), PCNS(0.1),

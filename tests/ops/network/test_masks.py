@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
 from network_surgery.ops import (
     OPERATIONS,
     PCNS,
@@ -33,10 +37,6 @@ from network_surgery.ops import (
 )  # fmt: skip
 from network_surgery.ops.network.masks import masks_of, met, packed, parameters_of, put, take_off, tensors_of, unpacked
 from network_surgery.ops.signals.unit_scores import SCORES as UNIT_SCORES
-from torch import nn
-from torch.nn.utils import parametrize, prune
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
 from tests.ops.contract.test_operations import Case, assert_same
 from tests.ops.networks import ADVERSARIAL, NETWORKS, build, difference, outputs, train
 from tests.ops.properties import examine, lively

@@ -6,9 +6,10 @@ import inspect
 
 import pytest
 import torch
-from network_surgery.ops.network.optimizer_keys import KEYS
 from torch import nn, optim
 from torch.utils import _pytree
+
+from network_surgery.ops.network.optimizer_keys import KEYS
 
 SCALES = torch.tensor([0.25, -0.5, 1.0, 3.0, 0.7, -2.0])
 #: Settings that bring further state about, where a class has them. Weights stay all but as they are set.

@@ -10,6 +10,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn, optim
+from torch.optim import lr_scheduler
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -28,9 +31,6 @@ from network_surgery.ops import (
 )
 from network_surgery.ops.network.optimizer_keys import KEYS
 from network_surgery.ops.network.optimizer_state import check, exchange, follow, listed
-from torch import nn, optim
-from torch.optim import lr_scheduler
-
 from tests.ops.networks import build, loss, train
 
 #: Optimizers of torch in the forms that keep different state or take different paths.

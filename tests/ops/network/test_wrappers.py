@@ -9,14 +9,14 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from network_surgery.ops import Anatomy, MinWeight, SurgeryError, WeakExpand, operate, trial_surgery
-from network_surgery.ops.network.wrappers import inner, rewrap
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from network_surgery.ops import Anatomy, MinWeight, SurgeryError, WeakExpand, operate, trial_surgery
+from network_surgery.ops.network.wrappers import inner, rewrap
 from tests.ops.networks import build, loss, train
 
 

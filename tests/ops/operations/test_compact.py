@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import Anatomy, Compact, PruneWeights, Signals, SurgeryError, compact, load, operate, save
 from network_surgery.ops.network.masks import masks_of, parameters_of
 from network_surgery.ops.operations.compact import weights_left
-from torch import nn
-
 from tests.ops.contract.test_operations import assert_same
 from tests.ops.networks import build, cnn_plain, difference, leaky, outputs, train
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import Anatomy, RemoveDead, Revive, Signals, SurgeryError, dead_units, frozen_units, operate
 from network_surgery.ops.errors import NoSignal
 from network_surgery.ops.operations.dead_units import KINDS
 from network_surgery.ops.schedule import dead_fraction
 from network_surgery.ops.signals.losses import sample_losses
-from torch import nn
 
 CONSTANT, UNHEARD, DROWNED = 2, 5, 7
 

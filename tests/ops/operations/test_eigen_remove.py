@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from network_surgery.ops import (
     Anatomy,
     EigenRemove,
@@ -21,7 +22,6 @@ from network_surgery.ops import (
     operate,
 )
 from network_surgery.ops.operations.min_weight import kernel_scores, strongest
-
 from tests.ops.maths.test_hosvd import brute_force
 from tests.ops.networks import NETWORKS, build, cnn
 

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import (
     Anatomy,
     MeanReplace,
@@ -17,7 +19,6 @@ from network_surgery.ops import (
     trial_surgery,
 )
 from network_surgery.ops.signals.unit_scores import SCORES, unit_scores
-from torch import nn
 
 
 def mlp(bias: bool = True) -> nn.Sequential:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from network_surgery.ops import PCNS, Anatomy, Signals, SurgeryError, operate
-from network_surgery.ops.maths.condensed import Condensed, components_needed
 from torch import nn
 
+from network_surgery.ops import PCNS, Anatomy, Signals, SurgeryError, operate
+from network_surgery.ops.maths.condensed import Condensed, components_needed
 from tests.ops.networks import build, difference, liven, outputs
 
 

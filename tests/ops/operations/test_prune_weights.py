@@ -7,6 +7,9 @@ import copy
 import pytest
 import torch
 import torchvision
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
 from network_surgery.ops import (
     Anatomy,
     MinWeight,
@@ -26,9 +29,6 @@ from network_surgery.ops.network.masks import masks_of, parameters_of
 from network_surgery.ops.schedule import Condition, Moment, Schedule
 from network_surgery.ops.signals.weight_scores import SCORES
 from network_surgery.study import models
-from torch import Tensor, nn
-from torch.nn.utils import prune
-
 from tests.ops.networks import Net, build, mlp_bn, outputs, train
 
 

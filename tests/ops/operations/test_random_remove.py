@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from network_surgery.ops import Anatomy, EigenRemove, MinWeight, RandomRemove, SurgeryError, WeakExpand, ZeroExpand
 from network_surgery.ops.operations.min_weight import strongest
-
 from tests.ops.networks import build
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from network_surgery.ops import Anatomy, WeakExpand, ZeroExpand, operate
 from network_surgery.ops.operations.weak_expand import split_shares
-
 from tests.ops.networks import build, train
 
 OPTIMIZERS = {

@@ -7,14 +7,14 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from network_surgery.ops import PCNS, Anatomy, Signals, SurgeryError, measure, operate, trial_surgery
 from network_surgery.ops.anatomy.running import evaluating
 from network_surgery.ops.maths.inverses import RELU, SIGMOID, TANH, activation, encoded, one_sided
 from network_surgery.ops.signals.emission import principal
 from network_surgery.ops.signals.signals import HELD_OUT, MOST_SAMPLES
-from torch import nn
-from torch.nn import functional as F
-
 from tests.ops.networks import Net, build, difference, liven, outputs
 
 ACTIVATIONS = {

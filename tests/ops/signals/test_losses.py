@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.utils import _pytree
+
 from network_surgery.ops import (
     Anatomy,
     MeanReplace,
@@ -30,11 +35,6 @@ from network_surgery.ops.signals.replacement import constants
 from network_surgery.ops.surgery.prediction import _line, _moved
 from network_surgery.ops.surgery.repair import leave
 from network_surgery.ops.surgery.verification import doubled
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
-from torch.utils import _pytree
-
 from tests.ops.networks import Net
 
 BATCH = 10

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from network_surgery.ops import Anatomy, Signals, SurgeryError
-from network_surgery.ops.signals.signals import MOST_SAMPLES
 from torch import nn
 
+from network_surgery.ops import Anatomy, Signals, SurgeryError
+from network_surgery.ops.signals.signals import MOST_SAMPLES
 from tests.ops.networks import NETWORKS, Net, build, outputs
 
 

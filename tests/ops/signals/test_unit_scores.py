@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils import _pytree
+
 from network_surgery.ops import Anatomy, Plan, Signals, SurgeryError, trial_surgery
 from network_surgery.ops.anatomy import call, evaluating
 from network_surgery.ops.anatomy.rebuild import doubled
@@ -11,10 +15,6 @@ from network_surgery.ops.signals.losses import sample_losses
 from network_surgery.ops.signals.replacement import REPLACEMENTS, constants
 from network_surgery.ops.signals.unit_scores import SCORES, _Removed, first_order, mean_replacement_penalty, unit_scores
 from network_surgery.ops.surgery.repair import leave
-from torch import nn
-from torch.func import functional_call
-from torch.utils import _pytree
-
 from tests.ops.networks import Net, build
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from network_surgery.ops import Anatomy, PruneWeights, SurgeryError, operate, weight_scores
 from network_surgery.ops.anatomy.running import plainly
 from network_surgery.ops.network.masks import masks_of
 from network_surgery.ops.signals.weight_scores import SCORES, SIGNED, _loss, at_once, loss_changes
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from tests.ops.networks import Net, build, liven, train
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -16,8 +18,6 @@ from network_surgery.ops import (
     trial_surgery,
 )
 from network_surgery.ops.surgery.prediction import _line, _moved, predicted_loss_change
-from torch import nn
-
 from tests.ops.networks import build
 
 OPERATIONS = [MinWeight(0.6), MeanReplace(0.6), EigenRemove(0.6, 0.5, weights="reduced"), PCNS(keep=0.6)]

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -22,8 +24,6 @@ from network_surgery.ops import (
 )
 from network_surgery.ops.signals import signals
 from network_surgery.ops.surgery.repair import CHAIN, bias, least_squares, reestimate
-from torch import nn
-
 from tests.ops.networks import NETWORKS, build, difference, liven, outputs
 
 REMOVALS = [MinWeight(0.5), RandomRemove(0.5), EigenRemove(0.5, 0.25, weights="original"), MeanReplace(0.5, "random")]

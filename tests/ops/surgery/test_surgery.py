@@ -8,6 +8,8 @@ from enum import IntEnum
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -27,8 +29,6 @@ from network_surgery.ops import (
     save,
     trial_surgery,
 )  # fmt: skip
-from torch import nn
-
 from tests.ops.networks import ADVERSARIAL, NETWORKS, build, difference, outputs, train
 
 

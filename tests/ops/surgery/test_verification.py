@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from network_surgery.ops import (
     PCNS,
     Anatomy,
@@ -23,7 +24,6 @@ from network_surgery.ops import (
 from network_surgery.ops.anatomy.rebuild import Edit
 from network_surgery.ops.anatomy.rebuild import moves as _moves
 from network_surgery.ops.surgery.verification import TOLERANCE
-
 from tests.ops.networks import ADVERSARIAL, NETWORKS, build
 
 OPERATIONS = [EigenRemove(keep=0.5), MinWeight(keep=0.6), PCNS(0.1), WeakExpand(grow=0.5), ZeroExpand(grow=0.5)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.arms import rivals
 from network_surgery.study.config import Settings

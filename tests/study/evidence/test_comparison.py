@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from network_surgery.study.arms import RIVALS
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.errors import StudyError
@@ -16,8 +18,6 @@ from network_surgery.study.evidence import comparison
 from network_surgery.study.evidence.significance import bootstrap, effect, holm, paired, permutation, seeds_needed
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.training.cell import Cell
-from scipy import stats
-
 from tests.study.operated import operated, spiked
 
 THREE = ("original", "surgery", "restart")

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from network_surgery.study.evidence import figures
 from network_surgery.study.evidence.figures import reading
 from network_surgery.study.evidence.figures.trials import pareto_front
 from network_surgery.study.evidence.front import front
-
 from tests.study.operated import operated, spiked
 
 #: The figures of the samples below: the importance of parameters wants more trials, a front several objectives.

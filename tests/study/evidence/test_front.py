@@ -13,13 +13,14 @@ import matplotlib
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import create_trial
+from rich.console import Console
+
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import front
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
-from optuna.trial import create_trial
-from rich.console import Console
 
 matplotlib.use("agg")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import optuna
 import pytest
+
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.conduct import write_report
 from network_surgery.study.evidence import importance
 from network_surgery.study.evidence.figures.importance import importance as figure
 from network_surgery.study.store.folder import Folder
-
 from tests.study.evidence import made
 from tests.study.operated import spiked
 

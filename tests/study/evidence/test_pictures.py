@@ -13,12 +13,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
+
 from network_surgery.ops import OPERATIONS
 from network_surgery.study.evidence import figures
 from network_surgery.study.evidence.comparison import summarize
 from network_surgery.study.evidence.figures import architecture, marks, operations, reading, recovery
 from network_surgery.study.training.records import operations_of, spikes
-
 from tests.study.evidence import made
 from tests.study.evidence.test_figures import cell, operation, sample
 

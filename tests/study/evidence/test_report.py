@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from network_surgery.study.evidence import figures, report
 from network_surgery.study.store.words import describe
-
 from tests.study.evidence.test_figures import DRAWN, sample, verdict
 
 EMPTY = {"meta", "link", "img", "br"}

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from network_surgery.study.conduct import show, write_report
 from network_surgery.study.evidence.state import state
 from network_surgery.study.store.folder import Folder
-from rich.console import Console
-
 from tests.study.evidence import made
 
 LAYERS = {"a": 16, "b": 24}

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import thesis, thesis_figures
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
-from scipy import stats
-
 from tests.study.operated import operated, spiked
 
 SETTINGS = Settings(space="thesis", sampler="grid", model="vgg16", epochs=50, arms=("original", "surgery"))

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import comparison, report, wording
 from network_surgery.study.evidence.figures import time_to_accuracy as figure
@@ -18,8 +20,6 @@ from network_surgery.study.evidence.state import state
 from network_surgery.study.evidence.time_to_accuracy import ENOUGH, Times, arrival, contrasts, summary, targets, times
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
-from scipy import stats
-
 from tests.study.operated import operated
 
 STEP = {"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}

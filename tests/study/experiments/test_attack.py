@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import Anatomy, Signals
 from network_surgery.ops.operations.dead_units import frozen_units
 from network_surgery.ops.signals.unit_scores import unit_scores
@@ -26,7 +28,6 @@ from network_surgery.study.experiments.attack.results import Results
 from network_surgery.study.experiments.attack.watch import MEASURES, seen
 from network_surgery.study.experiments.repairs.arms import thinned
 from network_surgery.study.training.trainer import Callback, Trainer
-from torch import nn
 
 pytestmark = pytest.mark.slow
 

@@ -9,6 +9,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.optim import SGD
+
 from network_surgery.study.data import load
 from network_surgery.study.experiments.claims import __main__ as command
 from network_surgery.study.experiments.claims import arms, figure, parallel, race, verdicts
@@ -28,7 +30,6 @@ from network_surgery.study.experiments.claims.arms import (
     TICKS,
     Outcome,
 )
-from torch.optim import SGD
 
 pytestmark = pytest.mark.slow
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from network_surgery.study.experiments import heuristics
 from network_surgery.study.experiments.heuristics import (
     DELTAS,

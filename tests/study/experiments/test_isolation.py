@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from network_surgery.ops import Anatomy, Signals, operate
 from network_surgery.study import data
 from network_surgery.study.cli import main

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from network_surgery.ops import MinWeight
 from network_surgery.study import data, models
 from network_surgery.study.experiments import optimizer_state

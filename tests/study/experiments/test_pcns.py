@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from network_surgery.ops import PCNS, Signals, apply
 from network_surgery.ops.maths.condensed import Condensed, relative_error
 from network_surgery.study.experiments.pcns import __main__ as command
@@ -16,7 +18,6 @@ from network_surgery.study.experiments.pcns import report as written
 from network_surgery.study.experiments.pcns.parallel import Results
 from network_surgery.study.experiments.pcns.shrinking import OTHERS, PIVOTED, UNINTERRUPTED
 from network_surgery.study.experiments.pcns.trained import SETTINGS, Trained
-from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow
 

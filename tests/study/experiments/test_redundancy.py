@@ -8,6 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.optim import SGD
+from typer.testing import CliRunner
+
 from network_surgery.ops import Anatomy
 from network_surgery.study.data import load
 from network_surgery.study.experiments.redundancy import __main__ as command
@@ -15,9 +19,6 @@ from network_surgery.study.experiments.redundancy import measure as measured
 from network_surgery.study.experiments.redundancy import report as written
 from network_surgery.study.experiments.redundancy.measure import SHARES, Seen
 from network_surgery.study.training.trainer import Trainer
-from torch import nn
-from torch.optim import SGD
-from typer.testing import CliRunner
 
 pytestmark = pytest.mark.slow
 

@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from network_surgery.ops import MeanReplace, Moment, Schedule, Step
 from network_surgery.study import data
 from network_surgery.study.config import Settings

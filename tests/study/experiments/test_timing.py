@@ -8,13 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from network_surgery.ops import OPERATIONS, Anatomy, EigenRemove, MinWeight
 from network_surgery.ops.maths.hosvd import truncated_hosvd
 from network_surgery.study.experiments.timing import __main__ as command
 from network_surgery.study.experiments.timing import complexity, figure, measure, report
 from network_surgery.study.experiments.timing.complexity import Sizes
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 pytestmark = pytest.mark.slow
 

@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.study.data import Dataset, Images
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments import evci
@@ -19,7 +21,6 @@ from network_surgery.study.experiments.units import report as written
 from network_surgery.study.experiments.units.looks import LEFT, SCORES, Looking, removed
 from network_surgery.study.experiments.units.schedule import PLAN, RESTART, UNPRUNED, Training
 from network_surgery.study.training.trainer import Batches, evaluate
-from torch import nn
 
 LOOKING = Looking(iterations=20, looks=1, fractions=(0.5,), halves=(0.5,), scores=("mrs",))
 LAYERS = ("conv1", "conv2", "fc1")

@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import PruneWeights, Signals, trial_surgery
 from network_surgery.ops.anatomy import Anatomy
 from network_surgery.ops.signals.weight_scores import weight_scores
@@ -19,7 +21,6 @@ from network_surgery.study.experiments.weights import __main__ as command
 from network_surgery.study.experiments.weights import claims, looks, parallel, schedule
 from network_surgery.study.experiments.weights.looks import MEASURED, SCORES, SIGNED, TAYLOR, Looking, lowest, zeroed
 from network_surgery.study.experiments.weights.schedule import COMPACTED, F_NZ, UNPRUNED, Training
-from torch import nn
 
 LOOKING = Looking(iterations=20, looks=1, fractions=(0.05, 0.5))
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from network_surgery.study.evidence.significance import Difference as Test
 from network_surgery.study.experiments.widening import __main__ as command
 from network_surgery.study.experiments.widening import arms, regularized, training

@@ -7,14 +7,14 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import FixedTrial, TrialState
+
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sources import Listed, Sampled, given
 from network_surgery.study.training.cell import Cell
-from optuna.trial import FixedTrial, TrialState
-
 from tests.study.operated import spiked
 
 LAYERS = {"conv1": 32, "conv2": 64, "fc1": 96}

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from optuna.pruners import BasePruner, SuccessiveHalvingPruner
+from optuna.trial import TrialState
+
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sources import Sampled
 from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled, stopped
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
-from optuna.pruners import BasePruner, SuccessiveHalvingPruner
-from optuna.trial import TrialState
-
 from tests.study.operated import operated
 
 LAYERS = {"conv1": 32, "conv2": 64, "fc1": 96}

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+
 from network_surgery.ops import Anatomy, ZeroExpand, operate, save
 from network_surgery.study import models
 from network_surgery.study.config import Settings
@@ -28,7 +29,6 @@ from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.search.tracking.views import FIRST, view_tags
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
-
 from tests.study.operated import looked_at, operated, spiked
 
 CELL = Cell("search", 0, [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=3,

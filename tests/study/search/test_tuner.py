@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+
 from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.ops import load as load_network
 from network_surgery.study import models
@@ -207,8 +208,8 @@ def test_a_fraction_of_a_gpu_shares_it() -> None:
 def surgery(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.Popen(
-        [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 

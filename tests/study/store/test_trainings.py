@@ -7,7 +7,6 @@ from typing import Any
 from network_surgery.study.store.folder import Record
 from network_surgery.study.store.trainings import table
 from network_surgery.study.training.cell import Cell
-
 from tests.study.operated import operated, spiked
 
 STEP = {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}

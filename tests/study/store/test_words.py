@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 import pytest
+
 from network_surgery.ops import OPERATIONS, Condition, Moment, Operation, Schedule, Step, SurgeryError
 from network_surgery.study.store.words import describe
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from network_surgery.ops import PCNS, Condition, MinWeight, Moment, RemoveDead, Schedule, Step, SurgeryError
 from network_surgery.ops.operation import Operation
 from network_surgery.study.config import Settings

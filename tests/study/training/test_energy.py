@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.study.config import Settings
 from network_surgery.study.data import Dataset, load

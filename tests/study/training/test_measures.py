@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from sklearn.metrics import log_loss, top_k_accuracy_score
+
 from network_surgery.ops import load as load_network
 from network_surgery.study import models
 from network_surgery.study.config import Settings
@@ -13,7 +15,6 @@ from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.measures import on_test, speed
 from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import Batches, evaluate
-from sklearn.metrics import log_loss, top_k_accuracy_score
 
 CPU = torch.device("cpu")
 

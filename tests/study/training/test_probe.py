@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import Anatomy, MinWeight, Moment, Schedule, Step, WeakExpand, operate
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
 from network_surgery.study import models
@@ -19,7 +21,6 @@ from network_surgery.study.training import theatre
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.probe import PERCENT, SHARE, idle, needed
 from network_surgery.study.training.run import run
-from torch import nn
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64, probe=1)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from network_surgery.ops import Anatomy, Compact, EigenRemove, PruneWeights, SurgeryError, describe, operate
 from network_surgery.ops.network.masks import masks_of, parameters_of, tensors_of
 from network_surgery.ops.schedule import Moment, Schedule, Step
@@ -17,7 +19,6 @@ from network_surgery.study.data import Dataset, load
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.restart import renew
 from network_surgery.study.training.run import run
-from torch import nn
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(model="evci_cnn", learning_rate=3e-3, epochs=3, batch_size=64, held_out=64, signal_images=64)

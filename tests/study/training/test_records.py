@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from network_surgery import study
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
@@ -22,7 +23,6 @@ from network_surgery.study.training.records import (
     operations_of,
     spikes_of,
 )
-
 from tests.study.operated import looked_at, operated, spiked
 
 #: What the first version of this package wrote of an operation, and of a look at a condition.

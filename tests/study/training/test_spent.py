@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from network_surgery.ops import PCNS, MinWeight, Moment, Schedule, Step
 from network_surgery.ops.schedule import parse_when
 from network_surgery.study.config import Settings

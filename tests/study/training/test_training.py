@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from network_surgery.ops import (
     Anatomy,
     MinWeight,
@@ -33,7 +34,6 @@ from network_surgery.study.training.restart import fan_power, renew
 from network_surgery.study.training.run import make_optimizer, run
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Batches, Callback, Trainer, answers, evaluate, steps_per_epoch
-
 from tests.study.operated import operated
 
 CPU = torch.device("cpu")
