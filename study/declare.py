@@ -11,7 +11,7 @@ it is annotated with, a text says in words what is right, and ``About`` the rest
 {'eggs': 4}
 >>> Cake.from_data({"eggs": 0}, "cake.yaml")
 Traceback (most recent call last):
-study.errors.StudyError: cake.yaml: eggs is 0, but it must be from 1 to 9
+network_surgery.study.errors.StudyError: cake.yaml: eggs is 0, but it must be from 1 to 9
 """
 
 from __future__ import annotations

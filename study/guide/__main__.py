@@ -12,7 +12,7 @@ from typing import Any
 
 from network_surgery import ops, search_spaces
 
-PAGE = Path(__file__).with_name("api.md")
+PAGE = Path(__file__).resolve().with_name("api.md")
 #: Module → its public names. For packages with ``__all__`` that is the list.
 PUBLIC: dict[str, list[str]] = {
     ops.__name__: ops.__all__,
@@ -24,7 +24,7 @@ PUBLIC: dict[str, list[str]] = {
             "data": ["Dataset", "Images", "load"],
             "models": ["build"],
             "training.trainer": ["Trainer", "Callback"],
-            "evidence.results": ["Folder"],
+            "store.folder": ["Folder"],
             "errors": ["StudyError", "Diverged"],
         }.items()
     },
