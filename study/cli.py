@@ -169,6 +169,39 @@ def isolate(
 
 
 @app.command()
+@with_settings("data")
+def experiment(
+    name: Annotated[str | None, typer.Argument(help="The experiment; without it they are listed.")] = None,
+    label: Annotated[str | None, typer.Option(help="What the page calls the images.")] = None,
+    train_images: Annotated[int | None, typer.Option(help="Maximum number of training images.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of runs of each kind, each with its own seed.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Length of the runs that are looked at.")] = None,
+    looks: Annotated[int | None, typer.Option(help="Number of looks at each of them.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)] = 2,
+    rows: Annotated[
+        Path | None, typer.Option(help="Kept rows, or their folder: writes their page again, without measuring.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of page, pictures and rows; by default runs/NAME, or that of --rows."),
+    ] = None,
+    **flags: Any,
+) -> None:
+    """Measure an experiment and write its page, with pictures and rows; an interrupted one goes on where it was."""
+    flags |= {"label": label, "train_images": train_images, "seeds": seeds, "iterations": iterations, "looks": looks}
+    from network_surgery.study.bench import experiment as bench
+
+    console = _console()
+    if name is None:
+        for known in bench.EXPERIMENTS:
+            console.print(f"{known}: {bench.load(known).question}", highlight=False, markup=False, soft_wrap=True)
+        return
+    with console.status(name) as status:
+        page = bench.run(name, flags, workers, out, rows, lambda ended: status.update(f"{name}: {ended}"))
+    console.print(str(page), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def ui(
     study: Annotated[Path | None, typer.Argument(help="The study's folder; by default the newest under runs/.")] = None,
     port: Annotated[int, typer.Option(help="The port on the loopback address.", min=1, max=65535)] = 5000,

@@ -1,36 +1,21 @@
-"""What an experiment measures as rows of plain data: measured by processes, kept, asked for, and put to the test."""
+"""Rows, and claims by a rule of their own, of ``heuristics``, which has not moved to ``study.bench`` yet."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence.significance import Difference, family, half_interval
+from network_surgery.study.bench.rows import Row, Rows
+from network_surgery.study.bench.tables import spread
+from network_surgery.study.evidence.significance import Difference, family
 from network_surgery.study.experiments.processes import processes
 
-#: One thing that was measured: plain data by name.
-Row = dict[str, Any]
-
-
-class Rows(list[Row]):
-    """Rows that are asked for often: those that agree in ``FIELDS`` are found together. Not to be changed."""
-
-    FIELDS = ("kind", "activation", "layer", "score", "replacement", "fraction", "training", "arm", "f_nz")
-
-    @cached_property
-    def groups(self) -> dict[tuple[Any, ...], list[Row]]:
-        found: dict[tuple[Any, ...], list[Row]] = {}
-        for row in self:
-            found.setdefault(tuple(row.get(name) for name in self.FIELDS), []).append(row)
-        return found
+__all__ = ["Claim", "Row", "measured", "spread", "told"]
 
 
 def measured(tasks: Sequence[tuple[str, Callable[[], list[Row]]]], workers: int, kept: Path | None) -> Rows:
@@ -58,56 +43,22 @@ def measured(tasks: Sequence[tuple[str, Callable[[], list[Row]]]], workers: int,
     return Rows(row for name, _ in tasks for row in found[name])
 
 
-def grid(rows: Sequence[Row], field: str, **which: Any) -> NDArray[np.float64]:
-    """One number of the rows that are ``which`` (of ``Rows.FIELDS``), by seed and moment: ``[seeds, moments]``.
-
-    Raises:
-        StudyError: there are no such rows, or not as many for every seed.
-    """
-    groups = (rows if isinstance(rows, Rows) else Rows(rows)).groups
-    asked = [(Rows.FIELDS.index(name), wanted) for name, wanted in which.items()]
-    found: dict[int, list[tuple[int, float]]] = {}
-    for key, members in groups.items():
-        if all(key[at] == wanted for at, wanted in asked):
-            for row in members:
-                found.setdefault(row["seed"], []).append((row.get("iteration", 0), float(row[field])))
-    if not found or len({len(values) for values in found.values()}) > 1:
-        raise StudyError(f"{field} of {which} was measured for {len(found)} seeds, not equally often for each")
-    return np.array([[value for _, value in sorted(found[seed])] for seed in sorted(found)])
-
-
 @dataclass(frozen=True)
 class Claim:
-    """What can be asked of paired differences ``[seeds]``: whether they are above zero (``wanted`` 1) or below (−1).
-
-    ``again``: the same of images that no score has seen, where there is such a thing.
-    """
+    """What can be asked of paired differences ``[seeds]``: whether they are above zero (``wanted`` 1) or below (−1)."""
 
     text: str
     differences: NDArray[np.float64]
     wanted: int = 1
-    again: NDArray[np.float64] | None = None
 
 
 def told(claims: Sequence[Claim]) -> str:
     """The claims as a table: what is asked, the difference with its interval, the verdict. One family for Holm."""
     found = family({at: claim.differences for at, claim in enumerate(claims)})
-    seen = [at for at, claim in enumerate(claims) if claim.again is not None]
-    elsewhere = family({at: again for at in seen if (again := claims[at].again) is not None})
     lines = ["| claim | difference | |", "|---|--:|---|"]
-    if seen:
-        lines = ["| claim | difference | | on images that no score has seen | |", "|---|--:|---|--:|---|"]
     for at, claim in enumerate(claims):
-        cells = [claim.text, *_verdict(found[at], claim.wanted)]
-        if seen:
-            cells += _verdict(elsewhere[at], claim.wanted) if at in elsewhere else ["", ""]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join([claim.text, *_verdict(found[at], claim.wanted)])} |")
     return "\n".join(lines)
-
-
-def spread(values: NDArray[np.float64], digits: int = 3) -> str:
-    """The mean over seeds ± half of its 95 % interval."""
-    return f"{values.mean():.{digits}f} ± {float(half_interval(values)):.{digits}f}"
 
 
 def _verdict(difference: Difference, wanted: int) -> list[str]:

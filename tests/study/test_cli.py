@@ -236,3 +236,32 @@ def test_the_layers_of_a_torchvision_model_without_data(surgery: Surgery) -> Non
     assert (code, err) == (0, "") and "on random images of 3 × 64 × 64" in out and "features.3.squeeze" in out
     assert "--image is '64', but it must be" in surgery.refused("layers", "--image", "64")
     assert "goes with neither --data nor --epochs" in surgery.refused("layers", "--image", "1x8x8", "--epochs", "2")
+
+
+def test_experiments_are_listed_with_their_questions(surgery: Surgery) -> None:
+    code, out, _ = surgery("experiment")
+    assert code == 0 and "weights: Which weights go?" in out and "units: Which units go" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nope"], "there is no experiment 'nope'; give one of units, weights"),
+        (["units", "--seeds", "1"], "seeds is 1; a difference between runs can be tested from 2 seeds on"),
+        (["units", "--iterations", "3"], "iterations is 3; 8 looks need 64 at least"),
+        (["units", "--data", "folder:nowhere"], "there is no folder"),
+        (["units", "--rows", "nowhere.gz"], "the rows nowhere.gz cannot be read (No such file or directory)"),
+    ],
+)
+def test_experiments_refuse_bad_input(surgery: Surgery, arguments: list[str], sentence: str) -> None:
+    assert sentence in surgery.refused("experiment", *arguments)
+
+
+def test_kept_rows_of_another_experiment_or_with_other_options_are_refused(surgery: Surgery) -> None:
+    from network_surgery.study.bench.rows import FILE, Measured, Rows
+
+    about = {"experiment": "units", "options": {"seeds": 5}, "facts": {}, "command": "", "machine": {}}
+    Measured(about, Rows()).save(Path(FILE))
+    assert "are of the experiment units" in surgery.refused("experiment", "weights", "--rows", FILE)
+    refused = surgery.refused("experiment", "units", "--out", ".", "--seeds", "4")
+    assert "measured with seeds 5, not 4; give another --out" in refused

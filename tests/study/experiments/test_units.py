@@ -10,20 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from network_surgery.study.data import Dataset, Images
-from network_surgery.study.errors import StudyError
+from network_surgery.study.bench.claims import judge
+from network_surgery.study.bench.experiment import image_facts
+from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.training import At
+from network_surgery.study.data import Dataset
 from network_surgery.study.experiments import evci
-from network_surgery.study.experiments.evci import NETWORKS, Asked, Tail
-from network_surgery.study.experiments.rows import Claim, Rows, grid, measured, told
-from network_surgery.study.experiments.units import __main__ as command
-from network_surgery.study.experiments.units import claims, looks, parallel, schedule
-from network_surgery.study.experiments.units import report as written
-from network_surgery.study.experiments.units.looks import LEFT, SCORES, Looking, removed
-from network_surgery.study.experiments.units.schedule import PLAN, RESTART, UNPRUNED, Training
+from network_surgery.study.experiments.evci import MOMENTS, NETWORKS, UNPRUNED
+from network_surgery.study.experiments.units import EXPERIMENT, measure, page
+from network_surgery.study.experiments.units.measure import GONE, LAYERS, LEFT, RESTART, SCORES, Options, removed
 from network_surgery.study.training.trainer import Batches, evaluate
 
-LOOKING = Looking(iterations=20, looks=1, fractions=(0.5,), halves=(0.5,), scores=("mrs",))
-LAYERS = ("conv1", "conv2", "fc1")
+OPTIONS = Options(iterations=20, looks=1, fractions=(0.5,), halves=(0.5,), scores=("mrs",))
+FACTS = {"train": 10, "validation": 10, "test": 10, "shape": [1, 28, 28], "classes": 10}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +35,7 @@ def few_images():
 
 @pytest.fixture(scope="module")
 def digits(few_images):
-    whole = evci.images("digits")
+    whole = evci.images(Options())
     return Dataset(whole.train.thinned(320), whole.validation, whole.test.thinned(100), whole.classes)
 
 
@@ -49,7 +48,7 @@ def trained(digits):
 
 @pytest.fixture(scope="module")
 def rows(trained):
-    return list(looks.looks(trained, LOOKING))
+    return list(measure.looks(trained, OPTIONS))
 
 
 def row(rows, **which):
@@ -57,17 +56,13 @@ def row(rows, **which):
     return found
 
 
-def blank(shape):
-    """A data set of ten empty images, for networks of this shape."""
-    images = Images(np.zeros((10, *shape), dtype=np.uint8), np.arange(10))
-    return Dataset(images, images, images, tuple("0123456789"))
-
-
-def test_the_first_reading_leaves_the_parameters_that_the_thesis_counts():
-    whole, first, *others = schedule.readings(blank((1, 28, 28)))
-    assert whole["parameters"] == 20_522 and first["parameters"] == 4_019
-    assert first["units"] == {"conv1": 4, "conv2": 7, "fc1": 26}
-    assert 4_019 not in [other["parameters"] for other in others]
+def test_the_sizes_of_the_schedule_have_the_parameters_that_the_thesis_counts():
+    whole = {"conv1": 8, "conv2": 16, "fc1": 64}
+    readings = (
+        {name: units - removed(units, GONE[-1]) for name, units in whole.items()},
+        {name: units - round(GONE[-1] * units) for name, units in whole.items()},
+    )
+    assert [measure.parameters_left(FACTS, each) for each in (whole, *readings)] == [20_522, 4_019, 3_326]
 
 
 def test_a_fraction_is_rounded_down_and_two_units_stay():
@@ -81,7 +76,7 @@ def test_looks_leave_training_as_it_would_have_been(digits):
     for moments in ((), (3, 12, 20)):
         trainer = evci.prepared(digits, "tanh", 1, 2)
         trainer.callbacks.append(
-            evci.At(moments, lambda t: seen.append((t.iteration, len(list(looks.looks(t, LOOKING))))))
+            At(moments, lambda t: seen.append((t.iteration, len(list(measure.looks(t, OPTIONS))))))
         )
         trainer.fit()
         models.append(trainer.model)
@@ -139,37 +134,35 @@ def test_the_rest_of_a_network_computes_what_the_whole_does(trained):
     sets = evci.samples(trained)
     wanted = [float(nn.functional.cross_entropy(trained.model(inputs), targets)) for inputs, targets in sets]
     for layer in LAYERS:
-        assert Tail(trained.model, layer, sets).losses() == pytest.approx(wanted, rel=1e-5)
-    with pytest.raises(StudyError, match="in a row of modules"):
-        Tail(nn.ModuleDict({"fc1": nn.Linear(2, 2)}), "fc1", sets)
+        assert evci.tail_losses(trained.model, layer, sets)() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_schedule_removes_what_the_first_reading_says():
+def test_the_schedule_removes_what_the_first_reading_says(trained):
     sizes = {"conv1": 8, "conv2": 16, "fc1": 64}
-    steps = schedule.schedule(sizes, "mrs", 0, 500, []).steps
+    moments = [measure.Moment(50 * tenth, "it") for tenth in MOMENTS]
+    steps, _ = measure.schedule(trained, "mrs", moments)
     now, at = dict(sizes), {}
-    for step in steps:
+    for step in steps.steps:
         now[step.layer] = round(step.operation.keep * now[step.layer])
         at[step.when.iteration(50)] = dict(now)
     assert list(at) == [100, 150, 200, 250] and at[250] == {"conv1": 4, "conv2": 7, "fc1": 26}
-    for (tenth, fraction), (iteration, units) in zip(PLAN, at.items(), strict=True):
-        assert iteration == 50 * tenth
+    for fraction, units in zip(GONE, at.values(), strict=True):
         assert all(units[name] == size - math.floor(fraction * size + 1e-9) for name, size in sizes.items())
 
 
 @pytest.fixture(scope="module")
 def ended(digits):
-    return schedule.arms(digits, 0, Training("short", 10, ("mrs", "random"), maps=True))
+    return measure.arms(digits, 0, 10, ("mrs", "random"))
 
 
 def test_arms_end_with_the_same_sizes(digits, ended):
     arms = {each["arm"]: each for each in ended if each["kind"] == "arm"}
     assert list(arms) == [UNPRUNED, "mrs", "random", RESTART]
     sizes = {name: each["parameters"] for name, each in arms.items()}
-    (first,) = (each for each in schedule.readings(digits) if "as it was, rounded down" in each["reading"])
-    assert sizes.pop(UNPRUNED) > first["parameters"] and set(sizes.values()) == {first["parameters"]}
+    left = measure.parameters_left(image_facts(digits), {"conv1": 4, "conv2": 7, "fc1": 26})
+    assert sizes.pop(UNPRUNED) > left and set(sizes.values()) == {left}
     assert all(len(each["train_losses"]) == 10 and each["iterations"] == 100 for each in arms.values())
-    assert len(arms["mrs"]["peaks"]) == len(PLAN) and arms["mrs"]["test"] != arms["random"]["test"]
+    assert len(arms["mrs"]["peaks"]) == len(GONE) and arms["mrs"]["test"] != arms["random"]["test"]
 
 
 def test_the_unpruned_arm_is_training_that_was_not_interrupted(digits, ended):
@@ -187,31 +180,6 @@ def test_maps_show_what_is_left_at_its_old_place(ended):
     assert [(~gone[name].reshape(len(gone[name]), -1).all(axis=1)).sum() for name in LAYERS] == [4, 7, 26]
     channels = ~gone["conv1"].all(axis=(1, 2, 3))
     assert (gone["conv2"].all(axis=(0, 2, 3)) == ~channels).all()  # what read a unit that is gone is gone
-
-
-def test_survivors_are_followed_through_several_removals():
-    told = [("a", (0, 2, 3)), ("b", (1,)), ("a", (1, 2))]
-    assert schedule.survivors({"a": 4, "b": 2}, told) == {"a": [2, 3], "b": [1]}
-
-
-def test_what_is_kept_is_not_measured_again(tmp_path):
-    def fails():
-        raise AssertionError("measured again")
-
-    (tmp_path / "one.jsonl").write_text('{"seed": 0, "x": 1.5}\n{"seed": 1, "x": NaN}\n', encoding="utf-8")
-    first, second = measured([("one", fails)], 1, tmp_path)
-    assert first == {"seed": 0, "x": 1.5} and math.isnan(second["x"])
-
-
-@pytest.mark.slow
-def test_what_processes_measure_is_kept(digits, tmp_path):
-    size = parallel.Size(Looking(20, 1, (0.5,), (0.5,), ("mrs",)), ("random",), ("random",))
-    rows = parallel.measure(digits, 2, 2, tmp_path, size)
-    again = parallel.measure(digits, 2, 1, tmp_path, size)
-    assert [str(each) for each in rows] == [str(each) for each in again]
-    assert len(list(tmp_path.glob("*.jsonl"))) == 2 * 2 + 2 * 2
-    whole = claims.ends(rows, "2 epochs")  # the network that is looked at is the longer training's unpruned arm
-    assert list(whole) == [UNPRUNED, "random", RESTART] and whole[UNPRUNED].shape == (2,)
 
 
 COSTS = dict(zip(SCORES, (0.1, 0.12, 0.3, 0.3, 0.2, 0.2, 0.15, 0.2, 1.0), strict=True))
@@ -243,7 +211,7 @@ def made_up(gain=1.0, seeds=6):
                         rows.append(there | {"kind": "rank", "score": score, "rho": rho, "shared": 0.9})
                     both = {"mrp": list(np.arange(units) / units), "mrs": list(np.arange(units) / units)}
                     rows.append(there | {"kind": "scores"} | both)
-            rows.append(about | {"kind": "end", "test": 0.98 + noise.normal(0, 0.001)})
+            rows.append(about | {"kind": "end", "training": "37 epochs", "test": 0.98 + noise.normal(0, 0.001)})
     for seed in range(seeds):
         for training in ("10 epochs", "37 epochs"):
             for arm, accuracy in ((UNPRUNED, 0.98), ("mrs", 0.98 - 0.01 * gain), ("random", 0.9), (RESTART, 0.98)):
@@ -257,76 +225,73 @@ def made_up(gain=1.0, seeds=6):
         {"kind": "map", "seed": 0, "arm": arm, "maps": {name: each.tolist() for name, each in weights.items()}}
         for arm in (UNPRUNED, "mrs")
     ]
-    return Rows(rows)
+    return Measured(
+        {"experiment": "units", "options": Options().public(), "facts": FACTS, "command": "made up",
+         "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, Rows(rows),
+    )  # fmt: skip
 
 
-def verdicts(found):
-    return {line.split(" | ")[0][2:]: line for line in told(found).splitlines()[2:]}
+def verdicts(measured):
+    parts = page.parts(measured)
+    families = (part for part in parts.values() if isinstance(part, list))
+    return {verdict.claim.text: verdict.word for family in families for verdict in judge(family)}
 
 
-@pytest.mark.parametrize(("gain", "word"), [(1.0, "**holds**"), (-1.0, "**does not hold**"), (0.0, "")])
+@pytest.mark.parametrize(("gain", "word"), [(1.0, "holds"), (-1.0, "does not hold"), (0.0, "undecided")])
 def test_claims_hold_where_the_numbers_say_so(gain, word):
-    rows = made_up(gain)
-    for found, text in (
-        (claims.about_scores(rows), "ReLU, fc1, second half of the looks: l2_in costs more than mrs"),
-        (
-            claims.about_replacements(rows),
-            "tanh: without bias propagation a removal costs more than with the mean",
-        ),
-        (claims.about_ranks(rows), "tanh: MRS ranks units more like MRP than l2_in does"),
-        (claims.about_schedule(rows), "37 epochs: mrs ends below the unpruned network"),
+    found = verdicts(made_up(gain))
+    for text in (
+        "fc1, ReLU, second half of the looks: l2_in costs more than mrp",
+        "without bias propagation a removal costs more than with the mean",
+        "MRS ranks units more like MRP than l2_in does",
+        "mrs ends below the unpruned network",
     ):
-        line = verdicts(found)[text]
-        assert line.count(word) == (1 if found[0].again is None else 2) if word else "**" not in line
+        assert found[text].partition(":")[0] == word
 
 
 def test_scores_may_be_near_to_each_other_and_far_from_random():
-    line = verdicts(claims.about_scores(made_up()))
-    text = "ReLU, conv1 (few units): {} is nearer to MRP than a tenth of what random units cost more"
-    assert "**holds**" in line[text.format("mrs")] and "**does not hold**" in line[text.format("l2_in")]
-
-
-def test_a_claim_needs_every_seed_as_often():
-    rows = [{"seed": 0, "iteration": 1, "x": 1.0}, {"seed": 0, "iteration": 0, "x": 2.0}, {"seed": 1, "x": 0.0}]
-    with pytest.raises(StudyError, match="not equally often"):
-        grid(rows, "x")
-    np.testing.assert_array_equal(grid(rows[:2], "x"), [[2.0, 1.0]])
-    with pytest.raises(StudyError, match="0 seeds"):
-        grid(rows, "x", kind="change")
-    assert "undecided" in told([Claim("nothing varies", np.zeros(4))])
+    text = "conv1 (few units), ReLU: a score is nearer to MRP than a tenth of what random units cost more"
+    assert verdicts(made_up())[text] == "depends: holds in 1, the opposite in 1 of 2"
 
 
 def test_ranking_all_layers_together_counts_what_is_left():
-    rows, asked = made_up(), Asked("empty images", blank((1, 28, 28)), "")
-    told = written.together_left(rows, asked)  # of 88 units 52 go; scores grow evenly in every layer
-    assert told.startswith("3 to 3 in conv1, 6 to 6 in conv2, 27 to 27 in fc1, ")
-    assert sum((3, 6, 27)) == 88 - 52 and told.endswith(f" {26 * 3 + 76 * 6 + 97 * 27 + 10 * 27 + 10:,} parameters")
+    words = page.together_left(made_up())  # of 88 units 52 go; scores grow evenly in every layer
+    assert words.startswith("3 to 3 in conv1, 6 to 6 in conv2, 27 to 27 in fc1, ")
+    assert words.endswith(f" {26 * 3 + 76 * 6 + 97 * 27 + 10 * 27 + 10:,} parameters")
+
+
+def test_the_network_that_is_looked_at_is_an_arm_of_the_long_schedule():
+    ends = [{"kind": "end", "activation": name, "training": "37 epochs", "seed": 0, "test": 0.9} for name in NETWORKS]
+    short = {"kind": "arm", "training": "10 epochs", "arm": UNPRUNED, "seed": 0, "test": 0.8}
+    rows = page.with_long_unpruned(Rows([*ends, short]))
+    assert [row["test"] for row in rows.where(kind="arm", arm=UNPRUNED)] == [0.8, 0.9]
 
 
 @pytest.mark.slow
-def test_a_page_and_its_figures_are_written(tmp_path, monkeypatch):
-    seen = []
-    asked = blank((1, 28, 28))
-    rows = Rows(made_up() + schedule.readings(asked))
-    monkeypatch.setattr(command, "measure", lambda *how: seen.append(how) or rows)
-    monkeypatch.setattr(evci, "images", lambda name, most: asked)
-    command.main("folder:/somewhere", "handwriting", None, 400, 6, 1, tmp_path / "kept", "page", tmp_path / "docs")
-    ((given, seeds, workers, kept, size),) = seen
-    assert (given, seeds, workers, kept) == (asked, 6, 1, tmp_path / "kept") and size.looking.iterations == 400
-    text = (tmp_path / "docs" / "page.md").read_text(encoding="utf-8")
-    assert (
-        "images of handwriting" in text and "--data folder:PATH --name 'handwriting' --seeds 6 --iterations 400" in text
-    )
-    assert "somewhere" not in text and "nan" not in text and "| 4 | 7 | 26 | 4,019 |" in text
-    for part in ("", "_replacement", "_ranks", "_schedule", "_maps"):
-        name = f"page{part}.png"
-        assert f"({name})" in text
-        picture = (tmp_path / "docs" / name).read_bytes()
-        assert picture.startswith(b"\x89PNG") and len(picture) < 350_000
+def test_the_page_follows_its_rows(tmp_path):
+    from network_surgery.study.bench import page as bench
+
+    template = EXPERIMENT.folder / "page.md"
+    texts = []
+    for gain in (1.0, -1.0):
+        measured = made_up(gain)
+        file = bench.write(template, page.parts(measured), measured, tmp_path / str(gain))
+        texts.append(file.read_text(encoding="utf-8"))
+        assert "nan" not in texts[-1] and "$" not in texts[-1] and measured.rows.digest in texts[-1]
+        for name in ("changes", "replacements", "ranks", "schedule", "maps"):
+            picture = (file.parent / f"{name}.png").read_bytes()
+            assert f"({name}.png)" in texts[-1] and picture.startswith(b"\x89PNG") and len(picture) < 350_000
+    with_verdict = [[line for line in text.splitlines() if "| **" in line] for text in texts]
+    for one, other in zip(*with_verdict, strict=True):
+        if "random" not in one and "near" not in one and "restart" not in one:
+            assert not ("**holds**" in one and "**holds**" in other), one
+    assert with_verdict[0] != with_verdict[1]
 
 
-def test_data_that_are_not_there_are_told_in_one_sentence(tmp_path):
-    from typer import BadParameter
+def test_options_that_cannot_be_measured_are_refused():
+    from network_surgery.study.errors import StudyError
 
-    with pytest.raises(BadParameter, match="there is no folder"):
-        command.main(f"folder:{tmp_path}")
+    with pytest.raises(StudyError, match="2 seeds on"):
+        Options(seeds=1)
+    with pytest.raises(StudyError, match="need 64 at least"):
+        Options(iterations=10)

@@ -13,16 +13,27 @@ from torch import nn
 from network_surgery.ops import PruneWeights, Signals, trial_surgery
 from network_surgery.ops.anatomy import Anatomy
 from network_surgery.ops.signals.weight_scores import weight_scores
-from network_surgery.study.data import Dataset, Images
-from network_surgery.study.experiments import evci
-from network_surgery.study.experiments.evci import NETWORKS
-from network_surgery.study.experiments.rows import Rows, told
-from network_surgery.study.experiments.weights import __main__ as command
-from network_surgery.study.experiments.weights import claims, looks, parallel, schedule
-from network_surgery.study.experiments.weights.looks import MEASURED, SCORES, SIGNED, TAYLOR, Looking, lowest, zeroed
-from network_surgery.study.experiments.weights.schedule import COMPACTED, F_NZ, UNPRUNED, Training
+from network_surgery.study.bench import page as bench
+from network_surgery.study.bench.claims import judge
+from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.training import At
+from network_surgery.study.data import Dataset
+from network_surgery.study.experiments import evci, evci_page
+from network_surgery.study.experiments.evci import NETWORKS, UNPRUNED
+from network_surgery.study.experiments.weights import EXPERIMENT, measure, page
+from network_surgery.study.experiments.weights.measure import (
+    COMPACTED,
+    F_NZ,
+    MEASURED,
+    SCORES,
+    SIGNED,
+    TAYLOR,
+    Options,
+    lowest,
+)
 
-LOOKING = Looking(iterations=20, looks=1, fractions=(0.05, 0.5))
+OPTIONS = Options(iterations=20, looks=1, fractions=(0.05, 0.5))
+FACTS = {"train": 10, "validation": 10, "test": 10, "shape": [1, 28, 28], "classes": 10}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +46,7 @@ def few_images():
 
 @pytest.fixture(scope="module")
 def digits(few_images):
-    whole = evci.images("digits")
+    whole = evci.images(Options())
     return Dataset(whole.train.thinned(320), whole.validation, whole.test.thinned(100), whole.classes)
 
 
@@ -48,7 +59,7 @@ def trained(digits):
 
 @pytest.fixture(scope="module")
 def rows(trained):
-    return list(looks.looks(trained, LOOKING))
+    return list(measure.looks(trained, OPTIONS))
 
 
 def row(rows, **which):
@@ -66,7 +77,7 @@ def test_looks_leave_training_as_it_would_have_been(digits):
     for moments in ((), (3, 20)):
         trainer = evci.prepared(digits, "tanh", 1, 2)
         trainer.callbacks.append(
-            evci.At(moments, lambda t: seen.append((t.iteration, len(list(looks.looks(t, LOOKING))))))
+            At(moments, lambda t: seen.append((t.iteration, len(list(measure.looks(t, OPTIONS))))))
         )
         trainer.fit()
         models.append(trainer.model)
@@ -94,11 +105,12 @@ def test_a_change_is_that_of_the_weights_zeroed_by_hand(trained, rows, layer, sc
 def test_one_by_one_is_what_a_plain_loop_measures(trained, rows):
     _, shown = evci.samples(trained)
     model = copy.deepcopy(trained.model)
-    weight, before = model.conv1.weight, loss(trained.model, shown)
+    weight, before = model.conv1.weight.data.view(-1), loss(trained.model, shown)
     alone = []
     for at in range(weight.numel()):
-        with zeroed(weight, torch.tensor([at])):
-            alone.append(loss(model, shown) - before)
+        kept, weight[at] = float(weight[at]), 0
+        alone.append(loss(model, shown) - before)
+        weight[at] = kept
     share = row(rows, kind="negative", layer="conv1", score=MEASURED)["share"]
     assert share == pytest.approx(np.mean(np.array(alone) < 0), abs=0.05)  # rounding decides some near zero
     least = sorted(alone)[: int(0.05 * len(alone))]
@@ -110,40 +122,29 @@ def test_one_by_one_is_what_a_plain_loop_measures(trained, rows):
     assert rho == pytest.approx(np.corrcoef(*ranked)[0, 1], abs=0.05)
 
 
-def test_absolute_scores_are_those_of_the_library(trained):
-    _, shown = evci.samples(trained)
-    signed = looks.scored(trained, "conv1", shown, True)
-    for name in SIGNED:
-        of_library = weight_scores(trained.model, ["conv1.weight"], f"{name}_abs", *shown)["conv1.weight"]
-        torch.testing.assert_close(signed[name].abs(), of_library)
-
-
-def test_zeros_are_those_of_the_operation_and_go_away_again(trained):
+def test_zeros_are_those_of_the_operation_and_of_the_library(trained, rows):
     others, shown = evci.samples(trained)
-    weight = trained.model.get_parameter("fc1.weight")
-    before = weight.detach().clone()
+    tensor = "fc1.weight"
+    signed = weight_scores(trained.model, [tensor], "taylor1", *shown)[tensor]
+    torch.testing.assert_close(signed.abs(), weight_scores(trained.model, [tensor], "taylor1_abs", *shown)[tensor])
     plan = PruneWeights(0.5).propose(Anatomy(trained.model, shown[0][:2])["fc1"], Signals(trained.model, *shown))
     with trial_surgery(plan):
-        wanted = loss(trained.model, others)
-    with zeroed(weight, lowest(weight.detach().abs(), 0.5)):
-        assert loss(trained.model, others) == pytest.approx(wanted, abs=1e-6) and int((weight == 0).sum()) == 2048
-    assert torch.equal(weight, before)
-    with pytest.raises(KeyError), zeroed(weight, torch.arange(7)):
-        raise KeyError
-    assert torch.equal(weight, before)
+        after = loss(trained.model, others)
+    found = row(rows, kind="change", layer="fc1", score="magnitude", fraction=0.5)
+    assert found["elsewhere"] == pytest.approx(after - loss(trained.model, others), abs=1e-5)
 
 
 def test_every_score_is_there_once(rows):
     changes = [(r["layer"], r["score"], r["fraction"]) for r in rows if r["kind"] == "change"]
     here = [(layer, s) for layer in ("conv1", "fc1") for s in SCORES if layer == "conv1" or MEASURED not in s]
-    assert sorted(changes) == sorted((*each, fraction) for each in here for fraction in LOOKING.fractions)
+    assert sorted(changes) == sorted((*each, fraction) for each in here for fraction in OPTIONS.fractions)
     assert {r["score"] for r in rows if r["kind"] == "negative" and r["layer"] == "fc1"} == set(TAYLOR)
     assert [len(lowest(torch.arange(200.0), fraction)) for fraction in (0.01, 0.05, 0.8)] == [2, 10, 160]
 
 
 @pytest.fixture(scope="module")
 def ended(digits):
-    return schedule.arms(digits, 0, Training(10, (COMPACTED, "random")))
+    return measure.arms(digits, 0, (COMPACTED, "random"))
 
 
 def test_arms_end_with_as_many_weights(ended):
@@ -168,15 +169,6 @@ def test_compaction_of_useless_units_changes_nothing(digits, ended):
     assert all(each["dense"] <= first["dense"] for each in others) and others[-1]["dense"] < first["dense"]
     for each in found:
         assert each["live"] <= min(each["dense"], pruned["parameters"])
-
-
-@pytest.mark.slow
-def test_what_processes_measure_is_kept(digits, tmp_path):
-    size = parallel.Size(Looking(20, 1, (0.5,), (("conv1", False),)), Training(10, ("random",)))
-    rows = parallel.measure(digits, 2, 2, tmp_path, size)
-    assert [str(each) for each in rows] == [str(each) for each in parallel.measure(digits, 2, 1, tmp_path, size)]
-    assert len(list(tmp_path.glob("*.jsonl"))) == 2 + 2 * 2
-    assert {row["arm"] for row in rows if row["kind"] == "arm"} == {UNPRUNED, "random"}
 
 
 def made_up(gain=1.0, seeds=6):
@@ -212,7 +204,8 @@ def made_up(gain=1.0, seeds=6):
     for seed in range(seeds):
         for arm, accuracy in ((UNPRUNED, 0.98), (COMPACTED, 0.98 - 0.01 * gain), ("random", 0.98 - 0.1 * gain)):
             rows.append({
-                "kind": "arm", "seed": seed, "arm": arm, "parameters": 20_522 if arm == UNPRUNED else 2_140,
+                "kind": "arm", "training": "10 epochs", "seed": seed, "arm": arm,
+                "parameters": 20_522 if arm == UNPRUNED else 2_140,
                 "test": accuracy + noise.normal(0, 0.001), "train_losses": [1.0, 0.5, 0.1],
                 "peaks": [] if arm == UNPRUNED else [[2.0, 0.2, 0.3]],
             })  # fmt: skip
@@ -226,65 +219,56 @@ def made_up(gain=1.0, seeds=6):
         {"kind": "map", "seed": 0, "arm": arm, "maps": {name: each.tolist() for name, each in weights.items()}}
         for arm in (UNPRUNED, COMPACTED)
     ]
-    return Rows(rows)
+    about = {
+        "experiment": "weights", "options": Options().public(), "facts": FACTS, "command": "made up",
+        "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none"),
+    }  # fmt: skip
+    return Measured(about, Rows(rows))
 
 
-def verdicts(found):
-    return {line.split(" | ")[0][2:]: line for line in told(found).splitlines()[2:]}
+def verdicts(measured):
+    families = (part for part in page.parts(measured).values() if isinstance(part, list))
+    return {verdict.claim.text: verdict.word for family in families for verdict in judge(family)}
 
 
-@pytest.mark.parametrize(("gain", "word"), [(1.0, "**holds**"), (-1.0, "**does not hold**"), (0.0, "")])
+@pytest.mark.parametrize(("gain", "word"), [(1.0, "holds"), (-1.0, "does not hold"), (0.0, "undecided")])
 def test_claims_hold_where_the_numbers_say_so(gain, word):
-    rows = made_up(gain)
-    lines = (
-        verdicts(claims.of_looks(rows)) | verdicts(claims.of_approximations(rows)) | verdicts(claims.of_schedule(rows))
-    )
-    pruned = "conv1, pruned by the measured change:"
+    found = verdicts(made_up(gain))
+    pruned = "conv1, pruned by the measured change: with"
     for text in (
-        "ReLU, conv1, 0.8 pruned: absolute values cost less than signed scores (mean of 4 each)",
-        "tanh, fc1, 0.8 pruned: magnitude costs less than the absolute values (mean of 3)",
-        f"ReLU, {pruned} with 0.01 gone the loss falls (mean of all looks)",
-        f"tanh, {pruned} with 0.05 gone it rises (second half of the looks)",
-        f"tanh, {pruned} with 0.05 gone, the change together less the sum of one by one grows (second half less first)",
-        "ReLU: taylor1 ranks more like the measured change than hessian",
-        "ReLU: taylor1 agrees less with it later (second half of the looks less the first)",
+        "conv1, 0.8 pruned: absolute values cost less than signed scores (mean of 4 each)",
+        "fc1, 0.8 pruned: magnitude costs less than the absolute values (mean of 3)",
+        f"{pruned} 0.01 gone the loss falls (mean of all looks)",
+        f"{pruned} 0.05 gone it rises (second half of the looks)",
+        f"{pruned} 0.05 gone, the change together less the sum of one by one grows (second half less first)",
+        "taylor1 ranks more like the measured change than hessian",
+        "taylor1 agrees less with it later (second half of the looks less the first)",
         "magnitude ends above random",
         "compaction to half the size or less (f_nz = 0.02) costs accuracy",
     ):
-        said = lines[text].split(" | ")[2].removesuffix(" |")
-        assert said == word if word else "**" not in said, text
+        assert found[text].partition(":")[0] == word, text
 
 
 def test_jumps_are_from_look_to_look():
-    lines = verdicts(claims.of_looks(made_up()))
-    text = "ReLU, fc1, 0.8 pruned: the cost of magnitude jumps less from look to look than theirs"
-    assert "**holds**" in lines[text]
-    np.testing.assert_allclose(claims.growth(np.array([[1.0, 3.0, 5.0, 7.0]])), [4.0])
+    assert (
+        verdicts(made_up())["fc1, 0.8 pruned: the cost of magnitude jumps less from look to look than theirs"]
+        == "holds"
+    )
+    np.testing.assert_allclose(evci_page.growth(np.array([[1.0, 3.0, 5.0, 7.0]])), [4.0])
 
 
 @pytest.mark.slow
-def test_a_page_and_its_figures_are_written(tmp_path, monkeypatch):
-    images = Images(np.zeros((10, 1, 28, 28), dtype=np.uint8), np.arange(10))
-    blank, seen, rows = Dataset(images, images, images, tuple("0123456789")), [], made_up()
-    monkeypatch.setattr(command, "measure", lambda *how: seen.append(how) or rows)
-    monkeypatch.setattr(evci, "images", lambda name, most: blank)
-    command.main("folder:/somewhere", "handwriting", None, 400, 6, 1, None, "page", tmp_path / "docs")
-    ((given, seeds, workers, kept, size),) = seen
-    assert (given, seeds, workers, kept) == (blank, 6, 1, None) and size.looking.iterations == 400
-    text = (tmp_path / "docs" / "page.md").read_text(encoding="utf-8")
-    assert (
-        "images of handwriting" in text and "--data folder:PATH --name 'handwriting' --seeds 6 --iterations 400" in text
-    )
-    assert "somewhere" not in text and "nan" not in text
-    assert "`conv1` has\n200 weights" in text and "16,384 weights" in text
-    for part in ("", "_scores", "_schedule", "_maps"):
-        assert f"(page{part}.png)" in text
-        picture = (tmp_path / "docs" / f"page{part}.png").read_bytes()
-        assert picture.startswith(b"\x89PNG") and len(picture) < 350_000
-
-
-def test_data_that_are_not_there_are_told_in_one_sentence(tmp_path):
-    from typer import BadParameter
-
-    with pytest.raises(BadParameter, match="there is no folder"):
-        command.main(f"folder:{tmp_path}")
+def test_the_page_follows_its_rows(tmp_path):
+    measured = made_up()
+    (tmp_path / "notes.md").write_text(f"rows: {measured.rows.digest}\nMagnitude is enough.\n", encoding="utf-8")
+    written = bench.write(EXPERIMENT.folder / "page.md", page.parts(measured), measured, tmp_path)
+    text = written.read_text(encoding="utf-8")
+    assert "`conv1` has 200 weights" in text and "16,384 weights" in text and "nan" not in text and "$" not in text
+    for name in ("changes", "scores", "schedule", "compaction", "maps"):
+        picture = (tmp_path / f"{name}.png").read_bytes()
+        assert f"({name}.png)" in text and picture.startswith(b"\x89PNG") and len(picture) < 350_000
+    assert "Magnitude is enough." in text
+    measured.rows[0]["loss"] = 0.25  # one row is another
+    other = Measured(measured.about, Rows(measured.rows))
+    text = bench.write(EXPERIMENT.folder / "page.md", page.parts(other), other, tmp_path).read_text(encoding="utf-8")
+    assert "Magnitude is enough." not in text and "are about other rows" in text

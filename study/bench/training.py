@@ -1,0 +1,57 @@
+"""Runs of an experiment: going on from a trained network, looks at it while it trains, how it ended."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from network_surgery.ops.network.masks import parameters_of
+from network_surgery.study.bench.rows import Row
+from network_surgery.study.data import Dataset
+from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate
+
+
+def fork(trained: Trainer, data: Dataset, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """A copy that goes on as if it had not been interrupted, to ``epochs`` in all: network, optimizer, history."""
+    model, optimizer = copy.deepcopy((trained.model, trained.optimizer))
+    trainer = Trainer(
+        model, optimizer, data, epochs=epochs, batch_size=trained.batch_size, seed=trained.seed,
+        device=trained.device, callbacks=callbacks, accuracy_mode=trained.accuracy_mode,
+    )  # fmt: skip
+    trainer.epoch, trainer.iteration, trainer.history = trained.epoch, trained.iteration, list(trained.history)
+    return trainer
+
+
+def ended(trainer: Trainer, data: Dataset) -> Row:
+    """How a run ended: on the test images, which are read here and nowhere else, and by epoch."""
+    loss, accuracy = evaluate(trainer.model, Batches(data.test, trainer.device), mode=trainer.accuracy_mode)
+    return {
+        "test": accuracy, "test_loss": loss, "parameters": parameters_of(trainer.model),
+        "iterations": trainer.iteration, "train_losses": [record["train_loss"] for record in trainer.history],
+        "validation": [record["validation_accuracy"] for record in trainer.history],
+    }  # fmt: skip
+
+
+def moments(last: int, count: int) -> list[int]:
+    """``count`` iterations up to the last, close at the beginning (where most changes) and wider apart later.
+
+    >>> moments(100, 4)
+    [6, 25, 56, 100]
+    """
+    return sorted({round(last * (at / count) ** 2) for at in range(1, count + 1)})
+
+
+class At(Callback):
+    """Calls ``look(trainer)`` before the step after each number of iterations in ``moments``."""
+
+    def __init__(self, moments: Iterable[int], look: Callable[[Trainer], None]) -> None:
+        self.moments, self.look = frozenset(moments), look
+
+    def before_step(self, trainer: Trainer) -> None:
+        if trainer.iteration in self.moments:
+            self.look(trainer)
+
+    def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if trainer.epoch == trainer.epochs:
+            self.before_step(trainer)
