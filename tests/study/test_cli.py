@@ -59,7 +59,7 @@ def surgery(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_the_command_line_imports_nothing_heavy() -> None:
     heavy = "torch", "ray", "mlflow", "optuna", "matplotlib", "scipy", "sklearn", "numpy", "yaml"
-    code = f"import sys, study.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, network_surgery.study.cli; print([name for name in {heavy!r} if name in sys.modules])"
     root = Path(__file__).parents[2]
     answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
@@ -77,6 +77,7 @@ OTHERS = {
     "compare": {"top", "seeds"},  # of a study that has its settings already
     "layers": {"preset", "config", "epochs", "image"},
     "isolate": {"width", "step", "iterations", "trainings", "seed", "out"},
+    "experiment": {"label", "train_images", "seeds", "iterations", "looks", "workers", "rows", "out"},
     "ui": {"port"},
 }
 
