@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,12 +205,25 @@ def test_a_fraction_of_a_gpu_shares_it() -> None:
     assert tuner.trial_resources(Settings(device="cpu"), {"CPU": 16, "GPU": 1}) == {"cpu": 1}
 
 
-def surgery(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    return subprocess.Popen(
-        [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+@pytest.fixture
+def surgery() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command line; what is still running when the test ends is ended with all of its processes."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen(
+            [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ))  # fmt: skip
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            every = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            for each in every:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
 
 
 def comparable(folder: Path) -> list[Any]:
@@ -221,7 +234,9 @@ def comparable(folder: Path) -> list[Any]:
 
 
 @pytest.mark.timeout(600)
-def test_the_main_job_interrupted_resumed_and_repeated(tmp_path: Path) -> None:
+def test_the_main_job_interrupted_resumed_and_repeated(
+    surgery: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     """The smallest main job: once whole, once stopped by Ctrl-C and resumed; both give the same."""
     import mlflow
 
