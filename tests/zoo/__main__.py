@@ -37,14 +37,15 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps((clocked if arguments.one == "clock" else swept)(next(iter(animals.values())))))
         return
-    store = arguments.out.with_suffix(".json")
+    store, machine = arguments.out.with_suffix(".json"), _machine()
     results: dict[str, dict[str, Any]] = json.loads(store.read_text()) if store.exists() else {}
 
     def keep(animal: Animal, part: str, found: dict[str, Any]) -> None:
         results.setdefault(animal.name, {"family": animal.family, "size": animal.size})[part] = found
+        results[animal.name].setdefault("machines", {})[part] = machine
         results[animal.name]["tolerance"] = animal.tolerance
         store.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        arguments.out.write_text(table({a.name: results[a.name] for a in zoo() if a.name in results}, _machine()))
+        arguments.out.write_text(table({a.name: results[a.name] for a in zoo() if a.name in results}))
         print(f"{animal.name:42}{part:6} {_short(found)}", flush=True)
 
     wanted = [a for a in animals.values() if arguments.again or "sweep" not in results.get(a.name, {})]

@@ -32,13 +32,13 @@ change the output by less than one in a million even when all of their units are
 nothing. Forward and discovery are medians, taken in turns with one thread, in single precision, on two samples at the
 published image size.
 
-Written by `python -m tests.zoo`: {machine}.
+Written by `python -m tests.zoo`. {machines}
 
 ## All models
 """
 
 
-def table(results: Mapping[str, Mapping[str, Any]], machine: str) -> str:
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole page: totals, a table for each family, failures, reasons."""
     swept = {name: r["sweep"] for name, r in results.items() if "problem" not in r.get("sweep", {"problem": ""})}
     total = Counter[str]()
@@ -49,7 +49,7 @@ def table(results: Mapping[str, Mapping[str, Any]], machine: str) -> str:
         for promise, (kept, tried) in found["promises"].items():
             promises[f"{promise} kept"] += kept
             promises[f"{promise} tried"] += tried
-    lines = [HEAD.format(machine=machine)]
+    lines = [HEAD.format(machines=_machines(results))]
     lines += ["| models | exact layers | inexact | pinned | faint |", "|" + "---:|" * 5]
     lines.append(
         f"| {len(swept)} | " + " | ".join(f"{total[key]:,}" for key in ("exact", "inexact", "pinned", "faint")) + " |\n"
@@ -82,6 +82,12 @@ def table(results: Mapping[str, Mapping[str, Any]], machine: str) -> str:
     lines += ["| reason | layers | models |", "|---|---:|---:|"]
     lines.extend(f"| {reason} | {number} | {models[reason]} |" for reason, number in reasons.most_common())
     return "\n".join(lines) + "\n"
+
+
+def _machines(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where the sweeps and the clock ran, and of how many models."""
+    ran = Counter((part, where) for result in results.values() for part, where in result.get("machines", {}).items())
+    return " ".join(f"{part.capitalize()} of {models} models: {where}." for (part, where), models in ran.items())
 
 
 def _alike(reason: str) -> str:
