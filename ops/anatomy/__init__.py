@@ -27,7 +27,7 @@ from network_surgery.ops.anatomy.layers import HiddenLayer, Place
 from network_surgery.ops.anatomy.lively import lively
 from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
-from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, plainly
+from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
 from network_surgery.ops.anatomy.trace import Trace
 from network_surgery.ops.errors import SurgeryError, explained, said
 from network_surgery.ops.maths.double import numeric
@@ -119,7 +119,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             calls, products = dict(trace.calls), list(trace.products)  # of one pass
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
-            training = bool(trace.missed) or trace.watch.asks_mode
+            training = bool(trace.missed) or trace.watch.asks_mode or bool(own_modes(self.modules.values()))
             if training:  # some networks have branches that only training takes
                 training = self._trace_training(trace, shown) and trace.unsettled(trace.steps) != trace.unsettled(steps)
             for name, reason in scripted(self.model).items():

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.snapshot import Snapshot
+
+PLAIN = (int, float, str, NoneType)
 
 
 def flat_tensors(tree: Any) -> list[Tensor]:
@@ -74,14 +78,62 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
+    modules = list(modules)
     changed = [module for module in modules if getattr(module, "training", training) is not training]  # none if frozen
+    kept = [(module, name, getattr(module, name), modes[training]) for module, name, modes in own_modes(modules)]
     for module in changed:
         module.training = training
+    for module, name, _, value in kept:
+        setattr(module, name, value)
     try:
         yield
     finally:
         for module in changed:
             module.training = not training
+        for module, name, value, _ in kept:
+            setattr(module, name, value)
+
+
+class _Refusing(TorchFunctionMode):
+    """No tensor is computed with."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func} is called")
+
+
+def own_modes(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, tuple[Any, Any]]]:
+    """Attributes that a class's own ``train`` sets besides the mode: module, name, values in evaluation and training.
+
+    Numbers, words and None count. ``train`` is called on copies without data; one that computes (merges weights, say)
+    or fails there is left alone.
+    """
+    known: dict[tuple[nn.Module, str], tuple[Any, Any]] = {}
+    for module in modules:
+        if type(module).train is nn.Module.train or type(module).__module__.startswith("torch."):
+            continue
+        with contextlib.suppress(Exception):  # whatever foreign code raises
+            copies = _without_data(module), _without_data(module)
+            with _Refusing():
+                copies[0].train(False)
+                copies[1].train(True)
+            for each, *both in zip(module.modules(), *(copy.modules() for copy in copies), strict=True):
+                for name in vars(each).keys() - {"training"}:
+                    values = vars(both[0]).get(name), vars(both[1]).get(name)
+                    if all(isinstance(value, PLAIN) for value in values) and values[0] != values[1]:
+                        known[each, name] = values
+    return [(module, name, values) for (module, name), values in known.items()]
+
+
+def _without_data(module: nn.Module) -> nn.Module:
+    """A copy whose tensors hold nothing, and which shares its other attributes."""
+    copy = object.__new__(type(module))
+    vars(copy).update(vars(module))
+    for held in ("_parameters", "_buffers"):
+        tensors = vars(module)[held].items()
+        vars(copy)[held] = {name: None if t is None else torch.empty_like(t, device="meta") for name, t in tensors}
+    children = vars(module)["_modules"].items()
+    vars(copy)["_modules"] = {name: None if child is None else _without_data(child) for name, child in children}
+    return copy
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ DENSE = {
     6: "experts",
 }
 HIDDEN = {
-    2: "size_ratio mode_position size_parity",
+    2: "size_ratio mode_position mode_own_name size_parity",
     3: "size_view size_reduction shape_shortcut module_shortcut mode_helper grad_mode hooked",
     4: "size_slice",
 }

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from network_surgery.ops import Anatomy, MinWeight, Plan, SurgeryError, apply, measure, operate
+from network_surgery.ops import Anatomy, MinWeight, Plan, SurgeryError, WeakExpand, apply, measure, operate
+from network_surgery.ops.anatomy import evaluating
 from tests.ops.networks import Net, outputs, train
 
 
@@ -60,6 +61,57 @@ class TrainingOnly(nn.Module):
 
 def test_branches_that_only_training_takes_count():
     assert Anatomy(TrainingOnly(), torch.randn(4, 5))["hidden"].reason == "amax over its units"
+
+
+class OwnMode(TrainingOnly):
+    """Its ``train`` keeps the mode under another name, too."""
+
+    def train(self, mode=True):
+        self.noisy = "yes" if mode else None
+        return super().train(mode)
+
+    def forward(self, x):
+        h = self.hidden(x)
+        return self.out(h - h.amax(1, keepdim=True) if self.noisy else h)
+
+
+class Merging(TrainingOnly):
+    """Adds a product to its weights for evaluation, and takes it away for training."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.merged = nn.Parameter(torch.randn(8, 1)), False
+
+    def train(self, mode=True):
+        if self.merged == mode:
+            self.hidden.weight.data += (1 - 2 * mode) * self.low
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        return self.out(self.hidden(x) if self.merged else self.hidden(x) + x.sum(1, keepdim=True) * self.low.T)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_mode_under_another_name_is_a_mode(mode):
+    net = OwnMode().train(mode)
+    assert Anatomy(net, torch.randn(4, 5))["hidden"].reason == "amax over its units"
+    assert net.training is mode and net.noisy == ("yes" if mode else None)
+    with evaluating(net):
+        assert net.noisy is None
+    with evaluating(net, training=True):
+        assert net.noisy == "yes"
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_mode_that_changes_weights_is_left_as_it_is(mode):
+    torch.manual_seed(0)
+    net, inputs = Merging().train(mode), torch.randn(4, 5)
+    weights, before = net.hidden.weight.clone(), net(inputs)
+    anatomy = Anatomy(net, inputs)
+    assert torch.equal(net.hidden.weight, weights) and net.merged is not mode
+    operate(anatomy["hidden"], WeakExpand(grow=0.5))
+    assert torch.allclose(net(inputs), before, atol=1e-5)
 
 
 def test_attention_over_equal_tokens_hides_the_heads():

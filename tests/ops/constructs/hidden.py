@@ -41,6 +41,16 @@ class Hooked(nn.Module):
         return sum(self.kept).tanh()  # type: ignore[union-attr]
 
 
+class OwnMode(Net):
+    """Keeps the mode under a name of its own."""
+
+    noisy = True
+
+    def train(self, mode: bool = True) -> OwnMode:
+        self.noisy = mode
+        return super().train(mode)
+
+
 def in_training(m: Any) -> bool:
     return bool(m.training)
 
@@ -51,13 +61,13 @@ def on_hidden(axis: int) -> dict[str, Construct]:
     def along(inputs: int, outputs: int) -> nn.Module:
         return Along(axis, inputs, outputs)
 
-    def with_scale(function: Callable[..., Tensor]) -> Construct:
+    def with_scale(function: Callable[..., Tensor], kind: type[Net] = Net) -> Construct:
         """``function(m, h)`` with a dense layer and a scale for each of its units."""
 
         def construct(chance: Random, shape: Shape) -> nn.Module:
             sizes = [1] * len(shape)
             sizes[axis] = 6
-            return Net(function, a=along(shape[axis], 6), scale=parameter(*sizes))
+            return kind(function, a=along(shape[axis], 6), scale=parameter(*sizes))
 
         return construct
 
@@ -147,6 +157,7 @@ def on_hidden(axis: int) -> dict[str, Construct]:
         "size_parity": size_parity,
         "mode_helper": with_scale(lambda m, h: m.a(h) * m.scale if in_training(m) else m.a(h)),
         "mode_position": with_scale(lambda m, h: halves(m.a(h)) if in_training(m) else m.a(h)),
+        "mode_own_name": with_scale(lambda m, h: halves(m.a(h)) if m.noisy else m.a(h), OwnMode),
         "grad_mode": with_scale(lambda m, h: m.a(h) * m.scale if torch.is_grad_enabled() else m.a(h)),
         "hooked": lambda chance, shape: Hooked(along(shape[axis], 6)),
     }
