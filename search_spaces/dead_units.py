@@ -9,7 +9,7 @@ from optuna.trial import BaseTrial
 
 from network_surgery.ops import RemoveDead, Revive, Schedule
 from network_surgery.ops.operations.dead_units import KINDS
-from network_surgery.search_spaces.placement import EPOCHS, Layers, place, watch
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place, sample, watch
 
 NAMES = ("remove_dead", "revive")
 #: What decides when it operates: the epoch, or the dead units that are found.
@@ -18,7 +18,7 @@ WHEN = ("moment", "dead_fraction")
 
 def operation(trial: BaseTrial, name: str) -> RemoveDead | Revive:
     """The named operation with its hyperparameters ``threshold`` and ``kind``."""
-    threshold = trial.suggest_float("threshold", 1e-3, 0.5, log=True)
+    threshold = sample(trial, "threshold", 1e-3, 0.5, log=True)
     kind = trial.suggest_categorical("kind", KINDS)
     return RemoveDead(threshold, kind) if name == "remove_dead" else Revive(threshold, kind)
 

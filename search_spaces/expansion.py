@@ -5,14 +5,14 @@ from __future__ import annotations
 from optuna.trial import BaseTrial
 
 from network_surgery.ops import Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
-from network_surgery.search_spaces.placement import EPOCHS, Layers, place
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place, sample
 
 NAMES = ("weak_expand", "zero_expand")
 
 
 def operation(trial: BaseTrial, name: str) -> Operation:
     """The named expansion with its hyperparameters: ``grow``; for WeakExpand ``split``."""
-    grow = trial.suggest_float("grow", 0.1, 1.0)
+    grow = sample(trial, "grow", 0.1, 1.0)
     if name == "weak_expand":
         return WeakExpand(grow, trial.suggest_categorical("split", ("equal", "uneven", "signed")))
     if name == "zero_expand":

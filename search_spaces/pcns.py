@@ -12,7 +12,7 @@ from dataclasses import replace
 from optuna.trial import BaseTrial
 
 from network_surgery.ops import PCNS, Schedule
-from network_surgery.search_spaces.placement import EPOCHS, Layers, place, watch
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place, sample, watch
 
 #: What decides when it operates: the epoch, or the redundancy that is found.
 WHEN = ("moment", "redundancy")
@@ -21,7 +21,7 @@ BASES = ("pivoted", "eigen")
 
 def operation(trial: BaseTrial) -> PCNS:
     """PCNS with its hyperparameter ``variance_threshold``."""
-    return PCNS(trial.suggest_float("variance_threshold", 1e-4, 0.3, log=True))
+    return PCNS(sample(trial, "variance_threshold", 1e-4, 0.3, log=True))
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:

@@ -15,6 +15,19 @@ from network_surgery.ops.schedule import Condition, Moment, Schedule, Step
 EPOCHS = 10
 
 
+def sample(trial: BaseTrial, name: str, low: float, high: float, log: bool = False) -> float:
+    """A number between two others, to three significant digits: more are noise, and a schedule's words show them all.
+
+    ``log``: uniform in its logarithm. The bounds are meant to have no more digits themselves.
+    """
+    return brief(trial.suggest_float(name, low, high, log=log))
+
+
+def brief(number: float) -> float:
+    """A number with three significant digits."""
+    return float(f"{number:.3g}")
+
+
 class Sized(Protocol):
     """What a search space must know of a layer: how many units it has."""
 
@@ -91,7 +104,7 @@ def watch(
         SurgeryError: there are fewer than 2 epochs, as in ``place``.
     """
     where, first = _beginning(trial, layers, epochs)
-    gain = trial.suggest_float("gain", 0.05, 0.7)
+    gain = sample(trial, "gain", 0.05, 0.7)
     every, times = trial.suggest_int("every", 1, 3), trial.suggest_int("times", 1, 3)
     condition = Condition(threshold, gain, Moment(first), Moment(every), times, measure)
     return Schedule(tuple(Step(condition, name, operation) for name in where))

@@ -14,7 +14,7 @@ from network_surgery.ops import Compact, PruneWeights, Schedule
 from network_surgery.ops.operations.prune_weights import SCOPES
 from network_surgery.ops.schedule import Moment, Step
 from network_surgery.ops.signals.weight_scores import SCORES
-from network_surgery.search_spaces.placement import EPOCHS, Layers, beginning
+from network_surgery.search_spaces.placement import EPOCHS, Layers, beginning, brief, sample
 
 #: A measured change of the loss takes a forward pass for every few weights: too slow to be tried by the way.
 TRIED = tuple(score for score in SCORES if not score.startswith("loss_change"))
@@ -30,12 +30,12 @@ def operation(trial: BaseTrial) -> PruneWeights:
     ``weight_strength``, its λ) and ``scope``, or ``quality``.
     """
     if trial.suggest_categorical("amount", AMOUNTS) == "quality":
-        return PruneWeights(quality=trial.suggest_float("quality", 0.1, 1.5))
-    fraction = trial.suggest_float("fraction", 0.2, 0.95)
+        return PruneWeights(quality=sample(trial, "quality", 0.1, 1.5))
+    fraction = sample(trial, "fraction", 0.2, 0.95)
     score, scope = trial.suggest_categorical("weight_score", TRIED), trial.suggest_categorical("scope", SCOPES)
     chosen = PruneWeights(fraction, score=score, scope=scope)
     if score in CURVED:
-        chosen = replace(chosen, strength=trial.suggest_float("weight_strength", 0.1, 10.0, log=True))
+        chosen = replace(chosen, strength=sample(trial, "weight_strength", 0.1, 10.0, log=True))
     return chosen
 
 
@@ -54,7 +54,7 @@ def place(trial: BaseTrial, layers: Layers, chosen: PruneWeights, epochs: int) -
     for turn, moment in enumerate(moments, 1):
         part = turn / len(moments)
         share = part if ramp == "linear" else 1 - (1 - part) ** 3
-        now = chosen if chosen.quality is not None else replace(chosen, fraction=share * chosen.fraction)
+        now = chosen if chosen.quality is not None else replace(chosen, fraction=brief(share * chosen.fraction))
         steps.append(Step(moment, "*", now))
     names = list(layers)
     return Schedule((*steps, *(Step(moments[-1], name, Compact()) for name in (*names, *names[-2::-1]))))

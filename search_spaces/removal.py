@@ -12,7 +12,7 @@ from optuna.trial import BaseTrial
 from network_surgery.ops import EigenRemove, MeanReplace, MinWeight, Operation, RandomRemove, Schedule, SurgeryError
 from network_surgery.ops.signals.replacement import REPLACEMENTS
 from network_surgery.ops.signals.unit_scores import SCORES
-from network_surgery.search_spaces.placement import EPOCHS, Layers, place
+from network_surgery.search_spaces.placement import EPOCHS, Layers, place, sample
 
 NAMES = ("eigen_remove", "mean_replace", "min_weight", "random_remove")
 #: What EigenRemove's δ is: the fraction of rank that stays, or the least singular value that does.
@@ -28,11 +28,11 @@ def operation(trial: BaseTrial, name: str) -> Operation:
     ``singular_threshold``, and ``weights``; for MeanReplace ``score``, ``bias_propagation`` and, where either makes use
     of it, ``replacement``.
     """
-    keep = trial.suggest_float("keep", 0.2, 0.9)
+    keep = sample(trial, "keep", 0.2, 0.9)
     if name == "eigen_remove":
         by_rank = trial.suggest_categorical("delta", DELTAS) == "rank"
-        rank = trial.suggest_float("rank", 1 / 16, 1.0, log=True) if by_rank else None
-        threshold = None if by_rank else trial.suggest_float("singular_threshold", 0.03, 3.0, log=True)
+        rank = sample(trial, "rank", 1 / 16, 1.0, log=True) if by_rank else None
+        threshold = None if by_rank else sample(trial, "singular_threshold", 0.03, 3.0, log=True)
         weights = trial.suggest_categorical("weights", ("original", "reduced"))
         return EigenRemove(keep, rank, weights, threshold=threshold)
     if name == "mean_replace":

@@ -109,7 +109,15 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
             for name, value in hyperparameters.items():
                 chosen = (trial.params.get(key) for key in (name, f"weight_{name}", f"singular_{name}"))
                 wanted = next((each for each in chosen if each is not None), getattr(default, name))
-                assert value == wanted
+                assert value == (float(f"{wanted:.3g}") if isinstance(wanted, float) else wanted)
+
+
+@EVERY_SPACE
+def test_numbers_have_three_digits(space: str) -> None:
+    for trial in drawn(space, LAYERS["three layers"], 20):
+        for step in trial.user_attrs["schedule"]:
+            ours = {name for name in step if name in trial.params}
+            assert all(step[name] == float(f"{step[name]:.3g}") for name in ours if isinstance(step[name], float))
 
 
 @pytest.mark.parametrize(
