@@ -108,9 +108,14 @@ def run(
 
 
 def image_facts(images: Dataset) -> dict[str, Any]:
-    """What a page says of its images: how many are trained on, chosen on and tested on, their shape and classes."""
-    sizes = {name: len(getattr(images, name)) for name in ("train", "validation", "test")}
-    return sizes | {"shape": list(images.shape), "classes": len(images.classes)}
+    """What a page says of its images: how many are trained on, chosen on and tested on, their shape and classes.
+
+    ``digests``: of each of the three sets, so that rows of other images are known to be others.
+    """
+    parts = {name: getattr(images, name) for name in ("train", "validation", "test")}
+    sizes = {name: len(part) for name, part in parts.items()}
+    digests = {name: part.digest() for name, part in parts.items()}
+    return sizes | {"shape": list(images.shape), "classes": len(images.classes), "digests": digests}
 
 
 def measure_anew(

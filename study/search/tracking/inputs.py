@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from network_surgery.study.data import Dataset, Images
+from network_surgery.study.data import Dataset
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 #: A part of the data → what MLflow's page of runs calls it.
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
-
-
-def digest(images: Images) -> str:
-    """A fingerprint of pixels and labels: equal for equal images in the same order, 16 hexadecimal digits."""
-    found = hashlib.blake2b(repr(images.pixels.shape).encode(), digest_size=8)
-    found.update(images.pixels.tobytes())
-    found.update(images.labels.tobytes())
-    return found.hexdigest()
 
 
 def datasets(name: str, data: Dataset) -> dict[str, DatasetInput]:
@@ -35,7 +26,7 @@ def datasets(name: str, data: Dataset) -> dict[str, DatasetInput]:
         images = getattr(data, part)
         about = from_numpy(
             images.pixels, targets=images.labels, source=_source(name, part), name=Path(name).name,
-            digest=digest(images),
+            digest=images.digest(),
         )  # fmt: skip
         found[part] = DatasetInput(Described(**about.to_dict()), [InputTag(MLFLOW_DATASET_CONTEXT, context)])
     return found

@@ -191,24 +191,24 @@ def test_the_final_network_is_the_model_of_its_run(tmp_path: Path) -> None:
     assert (model.name, str(model.status), model.source_run_id) == ("network", "READY", run.info.run_id)
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     (metric,) = model.metrics
-    assert (metric.key, metric.value, metric.dataset_digest) == ("accuracy/test", 0.75, inputs.digest(DATA.test))
+    assert (metric.key, metric.value, metric.dataset_digest) == ("accuracy/test", 0.75, DATA.test.digest())
     assert run.data.metrics["accuracy/test"] == 0.75
     kinds = {tag.value: each.dataset for each in run.inputs.dataset_inputs for tag in each.tags}
     assert {kind: data.digest for kind, data in kinds.items()} == {
-        "training": inputs.digest(DATA.train), "validation": inputs.digest(DATA.validation),
-        "test": inputs.digest(DATA.test),
+        "training": DATA.train.digest(), "validation": DATA.validation.digest(),
+        "test": DATA.test.digest(),
     }  # fmt: skip
     assert json.loads(kinds["test"].profile)["features_shape"] == [4, 1, 8, 8]
 
 
 def test_a_fingerprint_is_of_pixels_and_labels() -> None:
     one = images(6)
-    assert inputs.digest(one) == inputs.digest(images(6)) != inputs.digest(images(6, 1))
-    assert inputs.digest(Images(one.pixels, one.labels[::-1].copy())) != inputs.digest(one)
-    assert inputs.digest(Images(one.pixels.reshape(6, 1, 4, 16), one.labels)) != inputs.digest(one)
+    assert one.digest() == images(6).digest() != images(6, 1).digest()
+    assert Images(one.pixels, one.labels[::-1].copy()).digest() != one.digest()
+    assert Images(one.pixels.reshape(6, 1, 4, 16), one.labels).digest() != one.digest()
     read_only = one.pixels.copy()[:]
     read_only.flags.writeable = False
-    assert inputs.digest(Images(read_only, one.labels)) == inputs.digest(one)
+    assert Images(read_only, one.labels).digest() == one.digest()
 
 
 @pytest.mark.parametrize(
