@@ -113,9 +113,11 @@ class Plan:
         lines.append(f"{len(self.removed)} removed, {grown} copied, {born} newborn")
         if self.error is not None:
             lines.append(f"predicted relative error {self.error:.2g}")
-        told = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.evidence.items() if _is_number(value)]
-        if told:
-            lines.append(", ".join(told))
+        evidence = [
+            f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.evidence.items() if _is_number(value)
+        ]
+        if evidence:
+            lines.append(", ".join(evidence))
         if not self.layer.exact:
             size = "" if self.measured is None else f", which changes the output by {self.measured:.2g} of its size"
             lines.append(f"inexact: {self.layer.reason}{size}")

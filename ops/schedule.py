@@ -20,7 +20,7 @@ from network_surgery.ops.surgery.repair import check_chain
 
 @dataclass(frozen=True)
 class Moment:
-    """A point of training: after so many whole epochs ("3ep") or optimizer steps ("250it").
+    """A point of training: after a number of whole epochs ("3ep") or optimizer steps ("250it").
 
     >>> Moment.parse("3ep")
     Moment(count=3, unit='ep')
@@ -83,7 +83,7 @@ class Condition:
     """Not a moment but a finding: the layer could do without enough of its units.
 
     From ``first`` on the layer is looked at ``every`` so often. The step is done whenever the ``measure`` (one of
-    ``MEASURES``) at this ``threshold`` finds at least a fraction ``gain`` of the units, but at most so many ``times``.
+    ``MEASURES``) at this ``threshold`` finds at least a fraction ``gain`` of the units, but ``times`` times at most.
 
     >>> Condition.parse("dead_fraction(0.01) >= 0.1 from 2ep every 1ep at most 2").times
     2

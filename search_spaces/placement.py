@@ -72,7 +72,7 @@ def place(
 
     The first operation comes after 1 epoch at the earliest and leaves at least a third of training to recover in;
     repetitions that would fall beyond the end are left out. ``ordered``: the trial chooses an ``order`` as well;
-    ``forward`` or ``backward`` take one layer at a time, ``every`` so many epochs, each of them once; the last moment
+    ``forward`` or ``backward`` take one layer at a time, ``every`` few epochs, each of them once; the last moment
     is for all those that are left when training ends.
 
     Raises:
@@ -98,7 +98,7 @@ def watch(
     trial: BaseTrial, layers: Layers, operation: Operation, epochs: int, threshold: float, measure: str = "redundancy"
 ) -> Schedule:
     """An operation on some layers, each whenever a condition holds: ``layers``, ``first_epoch``, ``gain``, ``every``,
-    ``times`` (see ``ops.Condition``; every so many epochs a layer is looked at, and operated on at most so many times).
+    ``times`` (see ``ops.Condition``: a layer is looked at once in ``every`` epochs, and operated on ``times`` at most).
 
     Raises:
         SurgeryError: there are fewer than 2 epochs, as in ``place``.

@@ -21,7 +21,7 @@ from network_surgery.study.training.trainer import Batches, Trainer
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)
-#: Of random images, so many are shown to see redundancy.
+#: The number of random images that are shown to see redundancy.
 RANDOM_IMAGES = 16
 
 

@@ -90,7 +90,7 @@ def evci_cnn(shape: Shape, classes: int, activation: type[nn.Module] = nn.ReLU, 
     """The network of Evci 2018, appendix C: 8 and 16 channels, 64 dense units; 20,522 parameters on 28 × 28 × 1.
 
     Each convolution (5 × 5; on images below 16 pixels, which that would leave nothing of, 3 × 3 and padded) is followed
-    by pooling over 2 × 2. ``norms``: BatchNorm behind every activation. (The appendix prints 32 dense units; the
+    by pooling over 2 × 2. ``norms``: BatchNorm after every activation. (The appendix prints 32 dense units; the
     parameters that the text counts are those of 64.)
     """
     small = min(shape[1:]) < 16

@@ -76,8 +76,8 @@ class Display:
                 self._best = max(self._best or (accuracy, cell.name), (accuracy, cell.name), key=lambda best: best[0])
                 words = f"validation {accuracy:.2%}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
             if not self._console.is_terminal:
-                told = f"  {self._ended}/{self._source.total} {cell.name}: {words}"
-                self._console.print(told, markup=False, highlight=False)
+                line = f"  {self._ended}/{self._source.total} {cell.name}: {words}"
+                self._console.print(line, markup=False, highlight=False)
         self._show()
 
     def _show(self) -> None:

@@ -323,8 +323,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
         for (module, attribute, position), written in trace.written.items():
             expressions = {each for each in map(axes.canonical, written) if offered & set(axes.units_on(each))}
             if len(expressions) == 1 and module in names:
-                told = isinstance(module, FreeAttention)
-                sure = told or attribute in ("groups", "num_groups", "normalized_shape")
+                free = isinstance(module, FreeAttention)
+                sure = free or attribute in ("groups", "num_groups", "normalized_shape")
                 sure |= (module, attribute, position) in trace.given
                 found.append(Number(names[module], attribute, position, expressions.pop(), sure))
         return found

@@ -172,7 +172,7 @@ class Facts:
             call.making = None
 
     def count(self, weight: str, times: float) -> None:
-        """Each element of a weight is used so many times for the whole batch."""
+        """Each element of a weight is used this number of times for the whole batch."""
         self.calls[weight] = self.calls.get(weight, 0.0) + times / self.batch
 
     def pad(self, weight: str, share: float) -> None:
@@ -219,7 +219,7 @@ class Facts:
         for axis in map(canonical, axes):
             if not is_fixed(axis):
                 wanted.setdefault(size(axis), []).append(axis)
-        if not wanted or not self._modules or isinstance(self._modules[-1], FreeAttention):  # which is told its heads
+        if not wanted or not self._modules or isinstance(self._modules[-1], FreeAttention):  # which is given its heads
             return
         module = self._modules[-1]
         for name, value in vars(module).items():

@@ -158,7 +158,7 @@ class HiddenLayer:
         return torch.cat([self.outgoing(place).flatten(1) for place in self.readers], dim=1)
 
     def cost(self, units: int) -> tuple[int, int]:
-        """Parameters and FLOPs per sample of the whole network if this layer had so many units.
+        """Parameters and FLOPs per sample of the whole network if this layer had this number of units.
 
         As many parameters stay hidden by masks as are now.
         """

@@ -23,7 +23,7 @@ def reordered(layer: HiddenLayer, number: int, widths: int) -> Edit:
     """The units rotated and, where that is exact, some of them doubled at uneven shares and newborn ones added.
 
     ``number``: how many layers of this size come before, which all get another order and, those next to each other,
-    another size out of so many ``widths``.
+    another size out of this number of ``widths``.
     """
     units = layer.units
     order = torch.arange(units).roll(1 + (units // 3 + number) % max(units - 1, 1))

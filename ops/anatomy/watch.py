@@ -135,7 +135,7 @@ class _SizeOf:
         if module is None or self.name not in vars(module):
             raise AttributeError(self.name)
         number = vars(module)[self.name]
-        return number if _is_known(1) else self.watch.told(module, number, self.axis)
+        return number if _is_known(1) else self.watch.size_of(module, number, self.axis)
 
     def __set__(self, module: Any, number: Any) -> None:
         vars(module)[self.name] = number
@@ -252,7 +252,7 @@ class Watch(TorchFunctionMode):
         axes = [(n, is_fixed(axis)) for x in args if isinstance(x, Tensor) for n, axis in _dimensions(self.facts, x)]
         units = {n for n, fixed in axes if not fixed}
 
-        def told(value: Any) -> object:
+        def key(value: Any) -> object:
             if type(value) is int and value in units:
                 return "units"
             if type(value) is float:  # a rate, most likely: none or some
@@ -260,7 +260,7 @@ class Watch(TorchFunctionMode):
             return value if type(value) in (int, bool, str, tuple) else id(value)
 
         kept = ((type(each), vars(each)) for each in module.modules())
-        settings = [(kind, *(told(value) for name, value in own.items() if name not in OWN)) for kind, own in kept]
+        settings = [(kind, *(key(value) for name, value in own.items() if name not in OWN)) for kind, own in kept]
         return repr((settings, [fixed for _, fixed in axes]))
 
     def _does_the_same(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
@@ -316,7 +316,7 @@ class Watch(TorchFunctionMode):
             return torch.Size(each)
         return math.prod(each) if dim is None else each[dim]
 
-    def told(self, module: nn.Module, number: Any, dim: int) -> Any:
+    def size_of(self, module: nn.Module, number: Any, dim: int) -> Any:
         """A size that a module keeps, as that of its weight along an axis where it is that."""
         weight = module._parameters.get("weight")
         axes = self.facts.axes_if_known(weight) if weight is not None else ()

@@ -142,7 +142,7 @@ def components_needed(spectrum: Tensor, dropped: float) -> int:
 
 
 def units_needed(spectrum: Tensor, dropped: float) -> int:
-    """M + 1: so many units PCNS leaves, one for each component and one for the mean; at least two.
+    """M + 1, the number of units that PCNS leaves: one for each component and one for the mean; at least two.
 
     >>> units_needed(torch.tensor([0.9, 0.09, 0.01]), 0.05)
     3

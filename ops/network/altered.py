@@ -17,10 +17,10 @@ class Altered:
     """``Altered(model)(changed, inputs)``: what the network returns with these tensors, by their plain names."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._told = model, torch_names(model)
+        self._model, self._names = model, torch_names(model)
 
     def __call__(self, changed: Mapping[str, Tensor], inputs: Any) -> Any:
-        tensors = {self._told[name]: tensor for name, tensor in changed.items()}
+        tensors = {self._names[name]: tensor for name, tensor in changed.items()}
         if isinstance(inputs, Mapping):
             return functional_call(self._model, tensors, (), dict(inputs))
         return functional_call(self._model, tensors, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))

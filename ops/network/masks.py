@@ -50,11 +50,11 @@ class Mask(nn.Module):
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer once, under its first name; masked ones under their own, masks left out."""
-    told: dict[str, str] = {}
+    plain: dict[str, str] = {}
     modules = list(model.named_modules())
     for path, module in modules:
         if _masks(module):
-            told |= {f"{path}.original": plain_name(f"{path}.original"), f"{path}.0.mask": ""}
+            plain |= {f"{path}.original": plain_name(f"{path}.original"), f"{path}.0.mask": ""}
     for kind in ("_parameters", "_buffers"):  # as named_parameters and named_buffers do, which walk the modules anew
         seen: set[int] = set()
         for path, module in modules:
@@ -62,8 +62,8 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     name = f"{path}.{attribute}" if path else attribute
-                    if told.get(name, name):
-                        yield told.get(name, name), tensor
+                    if plain.get(name, name):
+                        yield plain.get(name, name), tensor
 
 
 def torch_names(model: nn.Module) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Compaction: units that pruning left without input or without output go, and the tensors really shrink.
 
 Source: Evci 2018, *Detecting dead weights and units*, section 2.2, with the bias propagation that is proposed there: a
-unit that nothing feeds emits a constant, which goes into the bias behind what reads it. A unit that nobody reads leaves
+unit that nothing feeds emits a constant, which goes into the bias after what reads it. A unit that nobody reads leaves
 without a trace.
 """
 

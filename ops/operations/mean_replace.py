@@ -1,7 +1,7 @@
 """Mean replacement: units go, and what stands for each of them stays behind in the next layer's bias.
 
 Source: Evci 2018, *Detecting dead weights and units*, chapters 3 and 4 (mean replacement with bias propagation). Unless
-told otherwise the mean is that of the output which the next layer receives, so after the activation. A constant unit
+asked otherwise the mean is that of the output which the next layer receives, so after the activation. A constant unit
 leaves without a trace.
 """
 

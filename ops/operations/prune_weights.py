@@ -30,9 +30,9 @@ class PruneWeights(Operation):
 
     ``fraction``: how many of the weights are zero afterwards, above 0 and at most 1; those pruned before count, and
     they stay pruned. Instead of it, ``threshold``: all weights with a lower score go; or ``quality``: all that are
-    smaller than so many standard deviations of their own tensor's weights (of those that are left). ``score``: see
-    ``weight_scores``, also for ``strength`` and ``seed``. ``scope``: all weights are ranked together (``global``), or
-    the fraction is taken from every tensor (``layer``).
+    smaller than this number of standard deviations of their own tensor's weights (of those that are left). ``score``:
+    see ``weight_scores``, also for ``strength`` and ``seed``. ``scope``: all weights are ranked together (``global``),
+    or the fraction is taken from every tensor (``layer``).
 
     Weights are the factors of products, such as those of dense layers and convolutions, the output's included; biases
     and norms are none. The plan's evidence: ``pruned`` weights (new ones), ``sparsity`` (the fraction of zeros

@@ -7,7 +7,7 @@ and 6 (convolution, BatchNorm and dropout, which it leaves open).
 =====================  =================================================================================
 identity, LeakyReLU    the eigenvectors themselves, at the size of the old outputs
 tanh, hardtanh         the same, smaller where that leaves the image
-sigmoid, ReLU6         shifted into the middle of the image; the shift goes into the bias behind the reader
+sigmoid, ReLU6         shifted into the middle of the image; the shift goes into the bias after the reader
 ReLU                   an eigenvector takes two units, its positive and its negative part; the mean takes one
 =====================  =================================================================================
 
@@ -16,8 +16,8 @@ BatchNorm of the layer is set to the identity on the sample, in evaluation as in
 what the new units feed it, its scale and shift undo them. What follows must treat every unit alike and be linear over
 positions (views, average pooling), so that recombining units commutes with it.
 
-The outputs whose eigenvectors are emitted are those right behind the activation, before a norm or an average that
-follows; how many eigenvectors there are (PCNS's M) is told by what the readers receive.
+The outputs whose eigenvectors are emitted are those right after the activation, before a norm or an average that
+follows; how many eigenvectors there are (PCNS's M) depends on what the readers receive.
 """
 
 from __future__ import annotations
@@ -69,20 +69,20 @@ class Emission:
     def __init__(self, layer: HiddenLayer, operation: str) -> None:
         self.layer, self.operation = layer, operation
         self.maker = self._only_maker()
-        self.activation, behind = self._passage()
+        self.activation, after = self._passage()
         sink = layer.anatomy.sinks.get(self.maker.tensor)
         name = sink.tensor if sink is not None and sink.sign > 0 else ""
         self.bias = next((place for place in layer.vectors if place.tensor == name), None)
-        self.norm = None if behind is None else self._only_norm(behind)
+        self.norm = None if after is None else self._only_norm(after)
         self._check_vectors()
-        self._check_sinks("activation" if self.activation.shifted else "BatchNorm" if behind else "")
+        self._check_sinks("activation" if self.activation.shifted else "BatchNorm" if after else "")
 
     def units(self, vectors: int) -> int:
-        """How many units emit so many eigenvectors and the mean."""
+        """The number of units that emit this number of eigenvectors and the mean."""
         return 2 * vectors + 1 if self.activation.by_parts else vectors + 1
 
     def vectors(self, units: int) -> int:
-        """How many eigenvectors so many units emit in full, besides the mean."""
+        """The number of eigenvectors that this number of units emits in full, besides the mean."""
         return (units - 1) // 2 if self.activation.by_parts else units - 1
 
     def plan(self, signals: Signals, count: int) -> Plan:
@@ -111,7 +111,7 @@ class Emission:
         vectors = self.vectors(count)
         targets, weights = principal(outputs, vectors + int(self.units(vectors) < count))
         code = encoded(targets, sigma, count)
-        free = self.bias is not None or (self.norm is not None and not self.norm.behind)  # to add a constant
+        free = self.bias is not None or (self.norm is not None and not self.norm.after)  # to add a constant
         design = torch.cat([fed, torch.ones_like(fed[:, :1])], dim=1) if free else fed
         solved, condition = one_sided(design, code.values, sigma)
         made = fed @ solved[: fed.shape[1]]
@@ -123,8 +123,8 @@ class Emission:
             newborn[self.bias.tensor] = constant
             made, constant = made + constant, torch.zeros_like(constant)
         if self.norm is not None:
-            behind = self.norm.behind
-            newborn |= self.norm.identity(emitted) if behind else self.norm.identity(made, constant)
+            after = self.norm.after
+            newborn |= self.norm.identity(emitted) if after else self.norm.identity(made, constant)
         mixing = scale.unsqueeze(1) * (weights @ code.decode)
         offset = shift - mixing @ code.shift
         missed = (emitted - code.shift) @ code.decode.T - targets
@@ -139,7 +139,7 @@ class Emission:
         )  # fmt: skip
 
     def _outputs(self, fed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the layer emits ``[samples, units]``, and what a norm behind it multiplies it with and adds to it."""
+        """What the layer emits ``[samples, units]``, and what a norm after it multiplies it with and adds to it."""
         made = fed @ self.layer.incoming(self.maker).flatten(1).T
         if self.bias is not None:
             made = made + self._entries(self.bias)
@@ -148,7 +148,7 @@ class Emission:
             weight, bias, mean, variance = map(self._entries, self.norm.places)
             scale = weight / (variance + self.norm.module.eps).sqrt()
             shift = bias - scale * mean
-            if not self.norm.behind:
+            if not self.norm.after:
                 made, scale, shift = made * scale + shift, torch.ones_like(scale), torch.zeros_like(shift)
         return self.activation.forward(made), scale, shift
 
@@ -180,7 +180,7 @@ class Emission:
         return maker
 
     def _passage(self) -> tuple[Activation, bool | None]:
-        """The activation, and whether a BatchNorm is behind it (None: there is none); the same for every reader."""
+        """The activation, and whether a BatchNorm is after it (None: there is none); the same for every reader."""
         found = {}
         for place in self.layer.readers:
             chain = self.layer.anatomy.chains.get(place.tensor, ("?",))
@@ -208,20 +208,20 @@ class Emission:
                 if step != NORM and isinstance(reason := activation(step), str):
                     self._refuse(reason)
                 if average:
-                    self._refuse(f"{step} behind {average} does not commute with recombining units")
+                    self._refuse(f"{step} after {average} does not commute with recombining units")
                 if any((step == NORM) is (known == NORM) for known in steps):
                     self._refuse(f"more than one norm and one activation follow it ({', '.join(chain)})")
                 steps.append(step)
         return tuple(steps)
 
-    def _only_norm(self, behind: bool) -> Norm:
+    def _only_norm(self, after: bool) -> Norm:
         owner, vectors = self.layer.anatomy.owner, self.layer.vectors
         modules = [owner(place.tensor) for place in vectors if isinstance(owner(place.tensor), _BatchNorm)]
         places = {place.tensor.rpartition(".")[2]: place for place in vectors if owner(place.tensor) in modules[:1]}
         if set(places) != set(ENTRIES):
             self._refuse("its BatchNorm must have running statistics, a scale and a shift")
         assert isinstance(modules[0], _BatchNorm)
-        return Norm(modules[0], tuple(places[entry] for entry in ENTRIES), behind)
+        return Norm(modules[0], tuple(places[entry] for entry in ENTRIES), after)
 
     def _check_vectors(self) -> None:
         known = {*(self.norm.places if self.norm else ()), self.bias}
@@ -230,10 +230,10 @@ class Emission:
                 self._refuse(f"what {place.tensor} does to its units is not known")
 
     def _check_sinks(self, shifted: str) -> None:
-        """A shift comes back through a bias behind each reader; at the edge of what is padded it is not one number."""
+        """A shift comes back through a bias after each reader; at the edge of what is padded it is not one number."""
         for place in self.layer.readers if shifted else ():
             if place.tensor not in self.layer.anatomy.sinks:
-                self._refuse(f"the shift of its {shifted} needs a bias behind {place.tensor}, which has none")
+                self._refuse(f"the shift of its {shifted} needs a bias after {place.tensor}, which has none")
             module = self.layer.anatomy.owner(place.tensor)
             padding = getattr(module, "padding", 0) if getattr(module, "padding_mode", "") == "zeros" else 0
             if padding == "same" or (isinstance(padding, tuple) and any(padding)):
@@ -242,11 +242,11 @@ class Emission:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A layer's BatchNorm, where it keeps ``ENTRIES``, and whether it is behind the activation."""
+    """A layer's BatchNorm, where it keeps ``ENTRIES``, and whether it is after the activation."""
 
     module: _BatchNorm
     places: tuple[Place, ...]
-    behind: bool
+    after: bool
 
     def identity(self, fed: Tensor, constant: Tensor | float = 0.0) -> dict[str, Tensor]:
         """The entries, by tensor, with which it adds ``constant`` to what new units feed it, ``[samples, new]``.

@@ -191,7 +191,7 @@ class Gradients:
 
 
 def _followed(value: Any) -> Any:
-    """An input of the network whose gradient is asked for, so that there is one behind frozen weights, too."""
+    """An input of the network whose gradient is asked for, so that there is one after frozen weights, too."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().requires_grad_(True)
     return value

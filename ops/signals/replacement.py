@@ -27,7 +27,7 @@ def constants(layer: HiddenLayer, signals: Signals, replacement: str = "mean") -
     ``mean_before``
         what the reader would be given if the unit made its mean before the activation all the time.
     ``median``
-        of what the reader is given. (Before or behind an activation that never falls it is the same unit's output.)
+        of what the reader is given. (Before or after an activation that never falls it is the same unit's output.)
     ``extreme``
         the least or the largest value that the reader was given, whichever its values are nearer to (in the mean of
         squares): the value of a saturated unit.

@@ -28,7 +28,7 @@ MOST_SAMPLES = 8192
 SAMPLES_PER_UNIT = 10
 #: Images of a convolution's input that are made into patches at once.
 IMAGES = 16
-#: Every so many-th sample is held out, to see how far what was fitted to the others holds for it.
+#: One sample in this number is held out, to see how far what was fitted to the others holds for it.
 HELD_OUT = 5
 
 
@@ -315,14 +315,14 @@ def _rows(by_unit: Tensor) -> Tensor:
 
 
 def _chosen(rows: int) -> Tensor:
-    """At most ``MOST_SAMPLES`` of so many rows; an even stride would meet one column of every image."""
+    """At most ``MOST_SAMPLES`` of this number of rows; an even stride would meet one column of every image."""
     if rows <= MOST_SAMPLES:
         return torch.arange(rows)
     return torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:MOST_SAMPLES]
 
 
 def _thin(rows: Tensor) -> Tensor:
-    """At most ``MOST_SAMPLES`` of the rows, the same for every tensor of so many, in float64."""
+    """At most ``MOST_SAMPLES`` of the rows, the same for every tensor of this length, in float64."""
     if len(rows) > MOST_SAMPLES:
         rows = rows[_chosen(len(rows)).to(rows.device)]
     return double(rows)

@@ -189,7 +189,7 @@ def mean_replacement_penalty(layer: HiddenLayer, signals: Signals, left: Mapping
 def loss_changes(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor]) -> Tensor:
     """``loss without this unit − loss`` of each sample of the (first) batch, ``[units, samples]`` in float64.
 
-    ``left``: reader → the constant ``[units]`` that goes into the bias behind it (so behind a convolution that pads it
+    ``left``: reader → the constant ``[units]`` that goes into the bias after it (so after a convolution that pads it
     counts at the border as well, as it does after the removal).
 
     Many units are removed at once, each from a copy of what reads it: what comes before the readers is computed once

@@ -151,7 +151,7 @@ def _expansion(loss: Loss, weights: Weights, score: str, strength: float) -> Wei
 
 
 def at_once(model: nn.Module, name: str, weight: Tensor, loss: Loss) -> int:
-    """How many entries of a parameter to try at once, by the largest output behind the module that holds it.
+    """How many entries of a parameter to try at once, by the largest output after the module that holds it.
 
     On a CPU, 256 random images of the size of MNIST, Evci's network, against one after the other (3 alternating runs
     each): 3 at once in the first convolution 0.4–0.8 times as fast, 16 in the second 4 times, 256 and more in the dense

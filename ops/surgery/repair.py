@@ -3,13 +3,13 @@
 A *chain* names them in order. All look at ``Signals``, so what they take belongs to the operation's cost.
 
 ``bias``
-    The mean output that each removed unit sent on is added to the bias behind its reader (Evci 2018, *Detecting dead
+    The mean output that each removed unit sent on is added to the bias after its reader (Evci 2018, *Detecting dead
     weights and units*, chapter 3). A constant unit leaves without a trace.
 ``least_squares``
     Each reader is refitted to what it received before: every old output as a linear combination of those kept, with a
     constant where there is a bias to hold it (the second half of PCNS, Rolet 2022). What ``bias`` does is part of it.
 ``batchnorm``
-    The running statistics of every BatchNorm behind the layer are estimated anew, as the plain average over the
+    The running statistics of every BatchNorm after the layer are estimated anew, as the plain average over the
     signals' batches, with the network as it is after the operation.
 
 The first two are part of the plan, and so is their error: where a convolution pads, the constant is not exact at the
@@ -71,13 +71,13 @@ def repaired(plan: Plan, signals: Signals | None, chain: Sequence[str]) -> Plan:
 
 
 def bias(plan: Plan, signals: Signals) -> Plan:
-    """The plan with each removed unit's mean output as a constant in the bias behind each reader that has one."""
+    """The plan with each removed unit's mean output as a constant in the bias after each reader that has one."""
     sinks = plan.layer.anatomy.sinks
     return _left(plan, signals, lambda tensor, seen: seen.origin if tensor in sinks else None)
 
 
 def leave(plan: Plan, signals: Signals, left: Mapping[str, Tensor]) -> Plan:
-    """The plan with a constant for each removed unit in the bias behind each reader that ``left`` names.
+    """The plan with a constant for each removed unit in the bias after each reader that ``left`` names.
 
     ``left``: reader → ``[units]``, of readers only that have a bias.
     """
@@ -97,9 +97,9 @@ def least_squares(plan: Plan, signals: Signals, ridge: float = 0.0) -> Plan:
 
 
 def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: Collection[str] = ()) -> None:
-    """Estimates the running statistics of every BatchNorm behind the layer's first reader anew.
+    """Estimates the running statistics of every BatchNorm after the layer's first reader anew.
 
-    ``changed``: where other weights were changed than those that read its units, behind the first of these instead.
+    ``changed``: where other weights were changed than those that read its units, after the first of these instead.
 
     The batches that the signals were taken from are shown to the network with these norms, and nothing else, in
     training mode; each statistic is the plain average over the batches. What comes before the reader is as it was, and
@@ -129,7 +129,7 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: 
                 if not any(tensor.numel() for tensor in flat_tensors(inputs)):
                     raise ValueError("it is empty")
                 call(model, inputs)
-                if not reached:  # no norm lies behind this layer
+                if not reached:  # no norm lies after this layer
                     break
             estimated = [(buffer, buffer.clone()) for norm in reached for buffer in norm.buffers()]
             if not all(bool(torch.isfinite(values).all()) for _, values in estimated):

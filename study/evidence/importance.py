@@ -37,8 +37,8 @@ Shares = dict[str, dict[str, float]]
 LEAST = 10
 #: A target that varies by less over the trials does not vary: what rounding does to the loss is no spike.
 NOTICEABLE = 1e-4
-#: Up to so many trials the forest is as Optuna has it. From there on fewer and shallower trees say the same to a few
-#: hundredths, and a thousand trials take 0.9 seconds instead of 22 (``tests/benchmarks/RESULTS.md``).
+#: Up to this number of trials the forest is as Optuna has it. From there on fewer and shallower trees say the same to
+#: a few hundredths, and a thousand trials take 0.9 seconds instead of 22 (``tests/benchmarks/RESULTS.md``).
 FEW = 100
 FOREST, SMALLER_FOREST = {"n_trees": 64, "max_depth": 64}, {"n_trees": 16, "max_depth": 8}
 

@@ -1,7 +1,7 @@
 """Time to accuracy: what each arm has spent when its final network first has one of a few fixed accuracies.
 
 It reads stored outcomes only: validation accuracy is known at the end of every epoch, and ``study.training.spent`` says
-what had been spent by then, operations and sunk epochs included. Two costs are told: seconds, and the FLOPs of
+what had been spent by then, operations and sunk epochs included. Two costs are reported: seconds, and the FLOPs of
 training, which repeat on any machine.
 
 *Which accuracies*: the setting ``targets``, else 90, 95 and 99 % of the mean validation accuracy that the original

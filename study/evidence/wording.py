@@ -1,4 +1,4 @@
-"""What was found, in words: a short sentence for each schedule with the finding first, and the numbers behind it."""
+"""The result in words: a short sentence for each schedule with the finding first, and the numbers behind it."""
 
 from __future__ import annotations
 

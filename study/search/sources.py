@@ -1,6 +1,6 @@
 """Where cells come from: Optuna's sampling, a grid, or a list that grows while it is worked off.
 
-A source hands out cells one by one, hears of every epoch, says whether a cell goes on, and is told how each ended. It
+A source hands out cells one by one, hears of every epoch, says whether a cell goes on, and receives how each ended. It
 knows nothing of where cells run.
 """
 
@@ -160,7 +160,7 @@ class Sampled:
         if self._settings.objective != ("accuracy",):  # Optuna takes no intermediate values of several
             return True
         trial, epoch = self._trials[cell.trial], int(record["epoch"])
-        with warnings.catch_warnings():  # an epoch that a lost process had told is told again
+        with warnings.catch_warnings():  # an epoch that a lost process had reported is reported again
             warnings.simplefilter("ignore")
             trial.report(record["validation_accuracy"], epoch)
         if self._settings.early_stopping == "none" or epoch >= self._settings.epochs:

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it: one cell, trained in a worker, told to the driver epoch by epoch.
+"""A trial as Ray Tune runs it: one cell, trained in a worker, reported to the driver epoch by epoch.
 
 Workers are reused, so everything that a training leaves behind (random state, threads, CUDA's cache) is set anew. What
 a user can put right and what diverges ends as a result with its reason, not as an exception: the study goes on.
@@ -38,7 +38,7 @@ def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, fo
     network = network_of(cell, Path(folder)) if cell.test else None
 
     def tell(epoch: dict[str, Any]) -> None:
-        tune.report({"kind": "epoch", "told": json.dumps(epoch)})
+        tune.report({"kind": "epoch", "report": json.dumps(epoch)})
 
     try:
         outcome = run(cell, dataset_of(arrays), settings, device, tell, saved, network)
@@ -47,7 +47,7 @@ def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, fo
     except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:
         outcome = {"failure": (str(error).splitlines() or [type(error).__name__])[0]}
     outcome["device"] = device_name(device)
-    tune.report({"kind": "outcome", "told": json.dumps(outcome)})
+    tune.report({"kind": "outcome", "report": json.dumps(outcome)})
     saved.unlink(missing_ok=True)
 
 

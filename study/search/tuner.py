@@ -56,7 +56,7 @@ def cluster(settings: Settings) -> Iterator[dict[str, float]]:
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     import ray
 
-    for name in ("ray.tune", "ray.air"):  # what goes wrong in a trial is told by its result, not by a traceback
+    for name in ("ray.tune", "ray.air"):  # what goes wrong in a trial is reported by its result, not by a traceback
         logging.getLogger(name).setLevel(logging.CRITICAL)
     ours = not ray.is_initialized()
     if ours:
@@ -106,7 +106,7 @@ def run_cells(
         tuner = tune.Tuner(
             tune.with_resources(function, share),
             tune_config=tune.TuneConfig(
-                search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric="told", mode="max"
+                search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric="report", mode="max"
             ),
             run_config=tune.RunConfig(
                 name="cells", storage_path=scratch, callbacks=[callback], verbose=0,
@@ -146,7 +146,7 @@ def _adaptors(
     ended: set[str] = set()
 
     def end(trial: Any, outcome: dict[str, Any]) -> None:
-        if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has told its outcome
+        if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has reported its outcome
             return
         ended.add(trial.trial_id)
         cell = cells[trial.trial_id]
@@ -171,7 +171,7 @@ def _adaptors(
             return {"cell": json.dumps(asdict(cell))}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            """Everything is told by the others, which also hear of trials that end by an error."""
+            """Everything is reported by the others, which also hear of trials that end by an error."""
 
         def save(self, checkpoint_path: str) -> None: ...
 
@@ -181,15 +181,15 @@ def _adaptors(
         """Hears every result, since Tune asks its scheduler before it tells its callbacks."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            cell, told = cells[trial.trial_id], json.loads(result["told"])
+            cell, report = cells[trial.trial_id], json.loads(result["report"])
             if result["kind"] == "outcome":
-                end(trial, told)  # and the trial ends by itself
+                end(trial, report)  # and the trial ends by itself
                 return TrialScheduler.CONTINUE
             for listener in listeners:
-                listener.epoch(cell, told)
-            if source.epoch(cell, told):
+                listener.epoch(cell, report)
+            if source.epoch(cell, report):
                 return TrialScheduler.CONTINUE
-            end(trial, stopped(told))
+            end(trial, stopped(report))
             checkpoint(cell).unlink(missing_ok=True)
             return TrialScheduler.STOP
 
@@ -203,4 +203,4 @@ def _adaptors(
             reason = str(getattr(error, "cause", None) or error or "the trial's process was lost")
             end(trial, {"failure": reason.strip().splitlines()[-1], "lost": True})
 
-    return Ask(metric="told", mode="max"), GoOn(), Hear()
+    return Ask(metric="report", mode="max"), GoOn(), Hear()

@@ -240,7 +240,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def _laid_out(value: Any, levels: int, margin: str = "") -> str:
-    """JSON with an entry a line down to so many levels, which is a tenth of the work of indenting all of it."""
+    """JSON with an entry a line down to this number of levels, which is a tenth of the work of indenting all of it."""
     if not levels or not value or not isinstance(value, (dict, list)):
         return json.dumps(value)
     inner = margin + " "

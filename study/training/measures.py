@@ -15,7 +15,7 @@ from network_surgery.study.training.trainer import Batches, answers, clock
 BATCHES = (1, 256)
 #: Forward passes after one that warms up.
 REPEATS = 5
-#: With fewer classes than twice as many, being among the first so many says little.
+#: With fewer than twice this number of classes, being among the first few says little.
 TOP = 5
 
 

@@ -37,7 +37,7 @@ class Probe(Callback):
 
     The epoch's record gets ``redundancy`` (layer → ``units``, ``samples`` and ``units_90``, ``units_99``,
     ``units_99.9``, ``units_99.99``, see ``needed``), ``idle`` (layer → ``units``, ``dead`` and ``frozen``, see
-    ``idle``) and ``probe_seconds``. What is in the record travels with it: to whoever is told of epochs, into
+    ``idle``) and ``probe_seconds``. What is in the record travels with it: to whatever receives epochs, into
     checkpoints and results. ``threshold``: how near to nothing a dead or frozen unit is.
     """
 

@@ -41,19 +41,22 @@ class Teller(Callback):
     """
 
     def __init__(self, tell: Callable[[dict[str, Any]], None], theatre: Theatre) -> None:
-        self._tell, self._theatre, self._told, self._told_checks = tell, theatre, 0, 0
+        self._tell, self._theatre, self._reported, self._reported_checks = tell, theatre, 0, 0
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         so_far = reached(trainer, self._theatre, {})
-        news = {"operations": so_far["operations"][self._told :], "checks": so_far["checks"][self._told_checks :]}
-        self._told, self._told_checks = len(self._theatre.records), len(self._theatre.checks)
+        news = {
+            "operations": so_far["operations"][self._reported :],
+            "checks": so_far["checks"][self._reported_checks :],
+        }
+        self._reported, self._reported_checks = len(self._theatre.records), len(self._theatre.checks)
         self._tell({**record, **news, "parameters": parameters_of(trainer.model), "so_far": so_far})
 
     def state(self) -> dict[str, Any]:
-        return {"told": self._told, "told_checks": self._told_checks}
+        return {"told": self._reported, "told_checks": self._reported_checks}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._told, self._told_checks = state["told"], state["told_checks"]
+        self._reported, self._reported_checks = state["told"], state["told_checks"]
 
 
 def run(

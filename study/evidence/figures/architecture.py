@@ -60,7 +60,7 @@ def architecture(results: Results) -> Drawing | None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     kept = {t: statistics.fmean(sum(end.values()) for end in each) / sum(layers.values()) for t, each in ends.items()}
     means = {trial: {name: _mean(each, name) for name in layers} for trial, each in ends.items()}
-    told = [
+    changes = [
         f"#{trial} ({name_of(shown[trial][0])}): "
         + (", ".join(f"{n} {u} → {end[n]:.3g}" for n, u in layers.items() if end[n] != u) or "as before")
         for trial, end in means.items()
@@ -70,7 +70,7 @@ def architecture(results: Results) -> Drawing | None:
         figure, "Units after surgery, of the original's: " + ", ".join(f"{percent(k)} (#{t})" for t, k in kept.items()),
         "A ring is a layer of the original network, a square what surgery of the schedule ended with: mean over the "
         f"seeds, a bar where they differ (least to most).{left_out} Masked weights do not count here: units are whole.",
-        f"Units of {len(layers)} layers before → after surgery (mean of the seeds): {'; '.join(told)}.",
+        f"Units of {len(layers)} layers before → after surgery (mean of the seeds): {'; '.join(changes)}.",
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from network_surgery.study.evidence.figures.reading import Results, compared, po
 from network_surgery.study.evidence.figures.trials import pareto_front
 
 COSTS = {"parameters": "parameters at the end", "training_flops": "FLOPs of training", "seconds": "seconds of training"}
-#: Above so many schedules their numbers would cover each other; only those on a front keep theirs.
+#: Above this number of schedules their numbers would cover each other; only those on a front keep theirs.
 NUMBERED = 4
 FRONT: Look = {"color": "#444444", "linewidth": 1.6, "zorder": 1}
 

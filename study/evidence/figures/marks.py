@@ -19,7 +19,7 @@ from network_surgery.study.evidence.figures.reading import (
     names_of,
 )
 
-#: Above so many points a figure's points are stored as pixels, to keep the report small.
+#: Above this number of points a figure's points are stored as pixels, to keep the report small.
 MANY = 600
 #: Of more moments only those are named that differ from the one before.
 SEVERAL = 5

@@ -87,7 +87,7 @@ def spike(results: Results) -> Drawing | None:
 
 
 def _recovery(axes: Axes, back: Sequence[Sequence[int | None]]) -> None:
-    """One bar a row, of the shares of operations whose loss was back after so many epochs."""
+    """One bar a row, of the shares of operations whose loss was back after a number of epochs."""
     starts = np.zeros(len(back))
     for words, (least, most, look) in RECOVERED.items():
         inside = [
@@ -169,10 +169,10 @@ def timeline(results: Results) -> Drawing | None:
     firsts = [moments[0].epoch for _, moments in rows if moments]
     which = f"{len(rows)} most accurate trials" if len(rows) > 1 else "only finished trial"
     said = [", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or NOTHING for _, moments in rows]
-    told = [f"{label} ({words})" for label, words in zip(labels, said, strict=True)]
+    lines = [f"{label} ({words})" for label, words in zip(labels, said, strict=True)]
     return titled(
         figure, f"First operation of the {which}: epoch {statistics.median(firsts):g} of {epochs} (median)",
         "One row a trial with its validation accuracy, the best on top. The number is the operated layers' units "
         "after ÷ before. Marks that touch are operations of one moment, one after the other.",
-        f"Timeline of operations: {'; '.join(told)}.",
+        f"Timeline of operations: {'; '.join(lines)}.",
     )  # fmt: skip

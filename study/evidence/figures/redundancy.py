@@ -96,7 +96,7 @@ def heat_map(panels: Sequence[Panel], end: int, marks: Mapping[str, Look]) -> Dr
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
     few = any(_few(each, layer) for each in panels for layer in each.layers)
     words = [f"{each.name} {percent(each.whole(0))} → {percent(each.whole(-1))}" for each in panels]
-    told = [
+    changes = [
         f"{each.name}: " + ", ".join(
             f"{layer} {percent(first)} → {percent(last)}"
             for layer, first, last in zip(each.layers, each.fraction[:, 0], each.fraction[:, -1], strict=True)
@@ -110,7 +110,7 @@ def heat_map(panels: Sequence[Panel], end: int, marks: Mapping[str, Look]) -> Dr
         "of a layer's outputs ÷ its units, mean over the seeds; where there is room, both numbers. Dark fields are "
         "redundant. A mark is an operation, between the look before and the look after it."
         + (" *: seen with fewer than 5 samples a unit, where the number is rather too low." if few else ""),
-        f"Heat map of layers by epochs, {len(panels[0].epochs)} looks. First → last look: {'; '.join(told)}.",
+        f"Heat map of layers by epochs, {len(panels[0].epochs)} looks. First → last look: {'; '.join(changes)}.",
     )  # fmt: skip
 
 

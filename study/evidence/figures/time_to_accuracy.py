@@ -33,9 +33,9 @@ def time_to_accuracy(results: Results) -> Drawing | None:
     panels[0].set(ylabel="seeds that are there", xlim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     halves = {arm: times(groups[arm], wanted[-1]).median() for arm in ("surgery", "restart") if arm in groups}
-    told = ", ".join(f"{arm} {'never' if half is None else f'{half:.3g} s'}" for arm, half in halves.items())
+    words = ", ".join(f"{arm} {'never' if half is None else f'{half:.3g} s'}" for arm, half in halves.items())
     return titled(
-        figure, f"Until half of the seeds have {wanted[-1]:.1%} on validation: {told}",
+        figure, f"Until half of the seeds have {wanted[-1]:.1%} on validation: {words}",
         "Each panel is an accuracy on validation images; a line rises where an epoch ends at which a seed's final "
         "network has it (Kaplan and Meier). A bar marks seeds that ended without it. "
         f"Schedule of trial {trial}; seconds of training and operations, for a late restart those before it too.",

@@ -15,7 +15,7 @@ from tests.ops.contract.test_operations import assert_same
 from tests.ops.networks import build, cnn_plain, difference, leaky, outputs, train
 
 EXACT = 1e-12  # in double precision
-#: No padding behind a hidden layer, no norm over its units: here compaction is exact.
+#: No padding after a hidden layer, no norm over its units: here compaction is exact.
 UNPADDED = ("mlp", "mlp_bn", "cnn", "cnn_plain", "dense_concat", "leaky", "tied", "scaled", "tuple_in", "dict_io")
 
 
@@ -104,7 +104,7 @@ def test_without_a_bias_to_hold_a_constant_the_unit_stays() -> None:
 
 
 def test_a_unit_that_varies_without_weights_stays() -> None:
-    """What is added to it behind the weight depends on the position."""
+    """What is added to it after the weight depends on the position."""
     from tests.ops.networks import Net
 
     model = Net(
@@ -119,7 +119,7 @@ def test_a_unit_that_varies_without_weights_stays() -> None:
     assert plan.removed == (4,) and difference(before, outputs(model, inputs)) < EXACT
 
 
-def test_behind_padding_it_is_exact_in_the_interior() -> None:
+def test_after_padding_it_is_exact_in_the_interior() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)).double()
     inputs = torch.randn(5, 1, 10, 10, dtype=torch.float64)
     with torch.no_grad():

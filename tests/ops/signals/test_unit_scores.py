@@ -200,7 +200,7 @@ def hooked(model, layer, inputs, targets):
     ],
 )
 def test_mrs_before_is_equation_3_3_at_what_makers_make(network):
-    """Also with several makers (a residual stream), a norm behind them, kernels, groups and modules without a bias."""
+    """Also with several makers (a residual stream), a norm after them, kernels, groups and modules without a bias."""
     model, inputs, targets = shown(network)
     signals = Signals(model, inputs, targets)
     for layer in Anatomy(model, inputs).values():

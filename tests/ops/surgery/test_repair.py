@@ -94,14 +94,14 @@ def test_operate_repairs(chain: tuple[str, ...]) -> None:
     assert plan.sources == repaired.sources and repaired.operation == " + ".join((plan.operation, *chain))
     if "batchnorm" not in chain:
         assert difference(before, outputs(put_right, unseen)) < difference(before, outputs(plainly, unseen))
-    else:  # what leaves a norm behind the reader is standardized again
+    else:  # what leaves a norm after the reader is standardized again
         after = nn.functional.batch_norm(
             put_right[:4].eval()(inputs), put_right[4].running_mean, put_right[4].running_var
         )
         assert after.mean(dim=(0, 2, 3)).abs().max() < 1e-5 and (after.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
 
 
-def test_statistics_behind_the_reader_are_those_of_the_batches() -> None:
+def test_statistics_after_the_reader_are_those_of_the_batches() -> None:
     """Each is the plain average over batches, the norms before it in training mode; those up to the reader stay."""
     model, batches = cnn(), [torch.randn(2, 2, 8, 8) + shift for shift in (1, 0, 3)]
     model[8].momentum, model[4].training = 0.3, False
@@ -122,7 +122,7 @@ def test_statistics_behind_the_reader_are_those_of_the_batches() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_where_no_norm_lies_behind_the_layer_one_batch_is_looked_at() -> None:
+def test_where_no_norm_lies_after_the_layer_one_batch_is_looked_at() -> None:
     model, shown = cnn(), []
     batches = [torch.randn(2, 2, 8, 8) for _ in range(3)]
     signals = Signals.over(model, batches, [Anatomy(model, batches[0])["7"]])
