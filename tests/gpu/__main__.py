@@ -83,7 +83,7 @@ def main() -> None:
         sys.exit(f"there is no step {unknown[0]!r}; there are {', '.join(STEPS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no card here; --device cpu tries this program on the CPU")
-    torch.set_num_threads(2)
+    torch.set_num_threads(2 if options.device == "cuda" else 1)
     options.out.mkdir(parents=True, exist_ok=True)
     card = Card(torch.device(options.device), options.out, options.commit, options.small)
     end = time.monotonic() + 60 * options.minutes

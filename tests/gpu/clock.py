@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import cProfile
 import gc
 import io
 import pstats
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,8 +28,7 @@ from network_surgery.ops import (
     operate,
 )
 from network_surgery.study import models
-from tests.gpu.card import Card, Row, failure, precision
-from tests.gpu.compare import GENTLE
+from tests.gpu.card import Card, Row, failure
 
 #: What is looked at in a profile: those that took more than a hundredth of an epoch on a card.
 SLOW = ("prune_weights", "pcns", "remove_dead", "revive", "weak_expand")
@@ -43,9 +40,7 @@ MIB = 2**20
 def network(card: Card, batch: int = 64) -> tuple[nn.Module, optim.Optimizer, Tensor, Tensor]:
     """VGG16 after a few steps on random images, its optimizer, images for signals and their classes."""
     torch.manual_seed(0)
-    model = models.build("vgg16", (3, 32, 32), 10)
-    if card.small:
-        model = models.vgg16((3, 32, 32), 10, width=1 / 16)
+    model = models.vgg16((3, 32, 32), 10, width=1 / 16 if card.small else 1.0)
     model.to(card.device)
     optimizer = optim.Adam(model.parameters(), lr=1e-3)
     images = 64 if card.small else IMAGES
@@ -65,9 +60,7 @@ class Theatre:
     def __init__(self, card: Card, layer: str, name: str) -> None:
         self.card, self.name = card, name
         self.model, self.optimizer, self.x, self.y = network(card)
-        self.layer = Anatomy(self.model, self.x[:2])["*" if OPERATIONS[name].whole_network else layer]
-        anatomy = self.layer.anatomy
-        self.signalled = [anatomy[layer]]
+        self.layer = Anatomy(self.model, self.x[:2])[layer]
         self.operation = OPERATIONS[name]()
         self.plan: Any = None
 
@@ -78,7 +71,7 @@ class Theatre:
         def act() -> None:
             signals = None
             if self.operation.needs_signals:
-                signals = Signals.over(self.model, [self.x], self.signalled, self.y)
+                signals = Signals.over(self.model, [self.x], [self.layer], self.y)
             self.plan = self.operation.propose(self.layer, signals)
             undo.extend(apply(self.plan, self.optimizer))
 
@@ -95,7 +88,7 @@ def operations(card: Card) -> Iterator[Row]:
     yield {"operation": "weights of the network", "peak_MiB": round(weights / MIB, 1)}
     del model
     for name in OPERATIONS:
-        for layer in LAYERS:
+        for layer in (*LAYERS, "*")[: 3 if OPERATIONS[name].whole_network else 2]:
             row: Row = {"operation": name, "layer": layer}
             try:
                 row |= _timed(card, layer, name, weights)

@@ -385,9 +385,7 @@ def generators(card: Card) -> Iterator[Row]:
         "call in evaluation": lambda: call(model.eval(), x),
     }
     for name, kind in OPERATIONS.items():
-        acts[name] = lambda name=name, kind=kind: operate(
-            layer, GENTLE.get(name, kind)(), (), Signals(model, x, y)
-        )
+        acts[name] = lambda name=name, kind=kind: operate(layer, GENTLE.get(name, kind)(), (), Signals(model, x, y))
     for name, act in acts.items():
         torch.manual_seed(1234)
         torch.randn(3, device=card.device)

@@ -59,8 +59,9 @@ def determinism(card: Card) -> Iterator[Row]:
                 raise Stopped
 
         saved, kept = folder / f"{name}.pt", folder / f"{name}-network.pt"
-        with contextlib.suppress(Stopped):
-            run(cell, data, settings, card.device, tell, saved)
+        if stop:
+            with contextlib.suppress(Stopped):
+                run(cell, data, settings, card.device, tell, saved)
         outcome = run(cell, data, settings, card.device, saved=saved, network=kept)
         weights = torch.load(kept, map_location="cpu", weights_only=True)["weights"]
         losses = [(each["train_loss"], each["validation_loss"]) for each in outcome["epochs"]]
@@ -204,6 +205,7 @@ def _trained(card: Card, images: int, steps: int, per_epoch: float, bare: float 
     """The product's trainer over the same steps, its theatre with nothing to do beside it."""
     try:
         from network_surgery.ops import Schedule
+        from network_surgery.study.training import checkpoint
         from network_surgery.study.training.theatre import Theatre
         from network_surgery.study.training.trainer import Trainer
     except ImportError as error:
@@ -217,16 +219,27 @@ def _trained(card: Card, images: int, steps: int, per_epoch: float, bare: float 
             return steps
 
     data = dataset(images, 32)
-    model = network(card)[0]
-    trainer = Shortened(
-        model, optim.Adam(model.parameters(), lr=1e-3), data, epochs=1, batch_size=64, seed=0, device=card.device,
-        callbacks=[Theatre(Schedule.from_data([]), data.validation, 512)],
-    )  # fmt: skip
-    trainer._train_epoch()
-    row = {"way": "the trainer"} | _epoch(card, trainer._train_epoch, steps, per_epoch, 0.0)
-    card.epoch_seconds = row["epoch_s"]
-    if bare:
-        row["/ bare"] = round(row["epoch_s"] / bare, 3)
-    if card.cuda:
-        row["waits"] = syncs(trainer._train_epoch)
-    yield row
+
+    def made() -> Trainer:
+        model = network(card)[0]
+        return Shortened(
+            model, optim.Adam(model.parameters(), lr=1e-3), data, epochs=1, batch_size=64, seed=0, device=card.device,
+            callbacks=[Theatre(Schedule.from_data([]), data.validation, 512)],
+        )  # fmt: skip
+
+    trainer, resumed = made(), made()
+    for way, each in (("the trainer", trainer), ("the trainer, resumed", resumed)):
+        row: Row = {"way": way}
+        if each is resumed:
+            with tempfile.TemporaryDirectory() as folder:
+                saved = Path(folder) / "checkpoint.pt"
+                row["save_s"] = round(card.seconds(lambda: checkpoint.save(trainer, saved)), 2)
+                checkpoint.load(resumed, saved)
+        each._train_epoch()
+        row |= _epoch(card, each._train_epoch, steps, per_epoch, 0.0)
+        card.epoch_seconds = card.epoch_seconds or row["epoch_s"]
+        if bare:
+            row["/ bare"] = round(row["epoch_s"] / bare, 3)
+        if card.cuda:
+            row["waits"] = syncs(each._train_epoch)
+        yield row
