@@ -19,14 +19,16 @@ from network_surgery.ops import (
     PCNS,
     Anatomy,
     MinWeight,
+    Operation,
     RemoveDead,
     Revive,
     Signals,
     SurgeryError,
     WeakExpand,
     apply,
-    operate,
+    weight_scores,
 )
+from network_surgery.ops.surgery.repair import repaired
 from network_surgery.study import models
 from tests.gpu.card import Card, Row, failure
 
@@ -123,7 +125,7 @@ def syncs(function: Callable[[], object]) -> int:
             function()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchron" in str(warning.message) for warning in caught)
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 def profiles(card: Card) -> Iterator[Row]:
@@ -160,17 +162,21 @@ def out_of_memory(card: Card) -> Iterator[Row]:
     total = torch.cuda.get_device_properties(device).total_memory
     model, optimizer, x, y = network(card)
     whole = Anatomy(model, x[:2])
+
+    def changed(name: str, operation: Operation, chain: tuple[str, ...] = ()) -> list[Any]:
+        signals = Signals(model, x, y)
+        return apply(repaired(operation.propose(whole[name], signals), signals, chain), optimizer)
+
     acts: dict[str, Callable[[], Any]] = {
         "Anatomy of 2 images": lambda: Anatomy(model, x[:2]),
         "Anatomy of 512 images": lambda: Anatomy(model, x),
         "Signals": lambda: Signals(model, x, y),
-        "remove_dead": lambda: operate(whole["fc1"], RemoveDead(0.6), optimizer, Signals(model, x, y)),
-        "revive": lambda: operate(whole["fc1"], Revive(0.6), optimizer, Signals(model, x, y)),
-        "pcns": lambda: operate(whole["fc2"], PCNS(0.05), optimizer, Signals(model, x, y)),
-        "weak_expand": lambda: operate(whole["fc1"], WeakExpand(0.5), optimizer),
-        "least squares": lambda: operate(
-            whole["fc1"], MinWeight(0.9), optimizer, Signals(model, x, y), repair=["least_squares"]
-        ),
+        "remove_dead": lambda: changed("fc1", RemoveDead(0.6)),
+        "revive": lambda: changed("fc1", Revive(0.6)),
+        "pcns": lambda: changed("fc3", PCNS(0.05)),
+        "weak_expand": lambda: changed("fc1", WeakExpand(0.5)),
+        "least squares": lambda: changed("fc3", MinWeight(0.9), ("least_squares",)),
+        "loss change": lambda: weight_scores(model, ["conv1.weight"], "loss_change", x, y),
     }
     for headroom in (2, 16, 64, 256):
         for act, function in acts.items():
@@ -179,10 +185,14 @@ def out_of_memory(card: Card) -> Iterator[Row]:
             before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             used = torch.cuda.memory_reserved(device)
             row: Row = {"act": act, "headroom_MiB": headroom}
+            result: Any = None
             torch.cuda.set_per_process_memory_fraction(min(1.0, (used + headroom * MIB) / total), device)
             try:
                 result = function()
                 row["outcome"] = "it ran"
+                if isinstance(result, list):
+                    for step in reversed(result):
+                        step()
                 if isinstance(result, Anatomy):
                     lost = [name for name in whole if name not in result]
                     row["layers"] = f"{len(result)} of {len(whole)}"
@@ -193,7 +203,7 @@ def out_of_memory(card: Card) -> Iterator[Row]:
                 row["outcome"] = failure(error)
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0, device)
-            if row["outcome"] != "it ran":
+            if row["outcome"] != "it ran" or isinstance(result, list):
                 now = model.state_dict()
                 row["network as before"] = all(
                     now[name].shape == old.shape and torch.equal(now[name], old) for name, old in before.items()

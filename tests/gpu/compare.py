@@ -104,14 +104,17 @@ def prepared(name: str, dtype: torch.dtype, device: torch.device, batch: int = 1
 
 
 def held(model: nn.Module, optimizer: optim.Optimizer | None, device: torch.device) -> list[Tensor]:
-    """All tensors of a network and of an optimizer's state. Raises AssertionError where one is not on the device."""
+    """All tensors of a network and of an optimizer's state. Raises AssertionError where one is not on the device.
+
+    Plain numbers, such as an optimizer's count of steps, may stay with the host.
+    """
     tensors = dict(model.state_dict())
     if optimizer is not None:
         for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             state = optimizer.state.get(parameter, {})
             tensors |= {f"{number} {key}": value for key, value in state.items() if isinstance(value, Tensor)}
     for name, tensor in tensors.items():
-        if tensor.device.type != device.type and not (name.endswith(" step") and tensor.numel() == 1):
+        if tensor.device.type != device.type and not (tensor.dim() == 0 and tensor.device.type == "cpu"):
             raise AssertionError(f"{name} is on {tensor.device}")
     return [tensor.to(torch.float64) for tensor in tensors.values() if not tensor.is_complex()]
 

@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ class Loop:
             for _ in range(3):
                 self.step()
         torch.cuda.current_stream().wait_stream(side)
+        self.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.step()
@@ -233,7 +235,7 @@ def _trained(card: Card, images: int, steps: int, per_epoch: float, bare: float 
         if each is resumed:
             with tempfile.TemporaryDirectory() as folder:
                 saved = Path(folder) / "checkpoint.pt"
-                row["save_s"] = round(card.seconds(lambda: checkpoint.save(trainer, saved)), 2)
+                row["save_s"] = round(card.seconds(partial(checkpoint.save, trainer, saved)), 2)
                 checkpoint.load(resumed, saved)
         each._train_epoch()
         row |= _epoch(card, each._train_epoch, steps, per_epoch, 0.0)
