@@ -59,7 +59,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "anatomies": (compare.anatomies, 90),
     "operations": (compare.operations, 120),
     "determinism": (training.determinism, 40),
-    "trainer": (training.speed, 120),
+    "trainer": (training.speed, 160),
     "clock": (clock.operations, 100),
     "optimizers": (compare.optimizers, 90),
     "parts": (compare.parts, 60),
@@ -95,7 +95,7 @@ def main() -> None:
         else:
             perform(card, name, min(left - 3, STEPS[name][1]))
         keep(card)
-    print((card.out / "gpu.md").read_text())
+    print("\n".join(line for name, step in card.steps.items() for line in summary(name, step)))
 
 
 def perform(card: Card, name: str, seconds: float) -> None:
@@ -121,6 +121,18 @@ def perform(card: Card, name: str, seconds: float) -> None:
     card.reset()
 
 
+def wrong(rows: list[Row]) -> list[Row]:
+    """Rows that say no to something, or failed."""
+    return [row for row in rows if any(value is False for value in row.values()) or "problem" in row]
+
+
+def summary(name: str, step: dict[str, Any]) -> Iterator[str]:
+    """A step in a few lines: how many rows, and the first that are wrong."""
+    bad = wrong(step["rows"])
+    yield f"{name}: {len(step['rows'])} rows, {len(bad)} wrong, {step.get('seconds', 0)} s. {step.get('problem', '')}"
+    yield from (f"    {json.dumps(row, ensure_ascii=False, default=str)[:400]}" for row in bad[:4])
+
+
 def keep(card: Card) -> None:
     """Writes both files anew."""
     part = card.out / "gpu.json.part"
@@ -130,7 +142,8 @@ def keep(card: Card) -> None:
 
 
 def _section(name: str, step: dict[str, Any]) -> str:
-    lines = [f"## {name}", "", f"{step.get('about', '')} {step.get('seconds', 0)} s.", ""]
+    count = f"{len(step['rows'])} rows, {len(wrong(step['rows']))} wrong, {step.get('seconds', 0)} s."
+    lines = [f"## {name}", "", f"{step.get('about', '')} {count}", ""]
     if "problem" in step:
         lines += [f"**{step['problem']}**", "", *(f"    {line}" for line in step.get("traceback", ())), ""]
     rows = step["rows"]

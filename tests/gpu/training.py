@@ -150,9 +150,11 @@ WAYS: dict[str, tuple[bool, bool, dict[str, bool]]] = {
     "TF32, graph": (True, True, {"graph": True}),
     "TF32, channels last, graph": (True, True, {"last": True, "graph": True}),
     "bf16, channels last, fused Adam, graph": (False, True, {"bf16": True, "last": True, "fused": True, "graph": True}),
-    "TF32, fused Adam, compiled": (True, True, {"fused": True, "compiled": True}),
     "bf16, channels last, fused Adam, compiled": (
         False, True, {"bf16": True, "last": True, "fused": True, "compiled": True},
+    ),
+    "bf16, channels last, fused Adam, compiled, graph": (
+        False, True, {"bf16": True, "last": True, "fused": True, "compiled": True, "graph": True},
     ),
 }  # fmt: skip
 
