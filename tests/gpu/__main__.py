@@ -58,7 +58,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "generators": (compare.generators, 20),
     "anatomies": (compare.anatomies, 90),
     "operations": (compare.operations, 120),
-    "determinism": (training.determinism, 40),
+    "determinism": (training.determinism, 60),
     "trainer": (training.speed, 160),
     "clock": (clock.operations, 100),
     "optimizers": (compare.optimizers, 90),
