@@ -1,0 +1,249 @@
+"""The product's training on the card: the same twice, the same resumed, and as fast as a bare loop?"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn, optim
+
+from tests.gpu.card import Card, Late, Row, failure, precision
+from tests.gpu.clock import network, syncs
+
+#: Operations of a run that is repeated: one that looks at activations, one that draws, one on all weights.
+SCHEDULE = (
+    {"when": "1ep", "layer": "conv2", "op": "min_weight", "keep": 0.5},
+    {"when": "1ep", "layer": "fc1", "op": "pcns", "variance_threshold": 0.01},
+    {"when": "2ep", "layer": "conv1", "op": "weak_expand", "grow": 0.5},
+    {"when": "2ep", "layer": "*", "op": "prune_weights", "fraction": 0.3},
+)
+
+
+class Stopped(Exception):
+    """A run is ended from outside."""
+
+
+def dataset(images: int, size: int, channels: int = 3, held: int = 512) -> Any:
+    from network_surgery.study.data import Dataset, Images
+
+    chance = np.random.default_rng(0)
+
+    def drawn(count: int) -> Images:
+        pixels = chance.integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+        return Images(pixels, chance.integers(0, 10, count))
+
+    return Dataset(drawn(images), drawn(held), drawn(held), tuple(map(str, range(10))))
+
+
+def determinism(card: Card) -> Iterator[Row]:
+    """A run with four operations (small_cnn, 3 epochs): bit-equal twice, and stopped after 2 epochs and resumed?"""
+    try:
+        from network_surgery.study.config import Settings
+        from network_surgery.study.training.cell import Cell
+        from network_surgery.study.training.run import run
+    except ImportError as error:
+        yield {"kernels": f"not tried: the trainer cannot be imported ({error})"}
+        return
+    data, settings = dataset(2048, 16), Settings(epochs=3, model="small_cnn", probe=0)
+    cell = Cell("surgery", 1, SCHEDULE)
+
+    def ended(folder: Path, name: str, stop: int = 0) -> list[Any]:
+        def tell(record: dict[str, Any]) -> None:
+            if record["epoch"] == stop:
+                raise Stopped
+
+        saved, kept = folder / f"{name}.pt", folder / f"{name}-network.pt"
+        if stop:
+            with contextlib.suppress(Stopped):
+                run(cell, data, settings, card.device, tell, saved)
+        outcome = run(cell, data, settings, card.device, saved=saved, network=kept)
+        weights = torch.load(kept, map_location="cpu", weights_only=True)["weights"]
+        losses = [(each["train_loss"], each["validation_loss"]) for each in outcome["epochs"]]
+        units = [(each["units_before"], each["units_after"]) for each in outcome["operations"]]
+        return [losses, units, weights]
+
+    for kernels in ("as torch has them", "cudnn.deterministic"):
+        torch.backends.cudnn.deterministic = kernels == "cudnn.deterministic"
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            first = ended(Path(folder), "first")
+            seconds = time.perf_counter() - start
+            second, resumed = ended(Path(folder), "second"), ended(Path(folder), "resumed", stop=3)
+        row: Row = {"kernels": kernels, "seconds": round(seconds, 2), "operations": first[1]}
+        for name, other in (("twice", second), ("resumed", resumed)):
+            row[f"same losses, {name}"] = first[0] == other[0]
+            shapes = [v.shape for v in first[2].values()] == [v.shape for v in other[2].values()]
+            equal = shapes and all(torch.equal(v, other[2][k]) for k, v in first[2].items())
+            row[f"same weights, {name}"] = equal
+            if first[0] != other[0]:
+                row[f"last losses, {name}"] = [first[0][-1], other[0][-1]]
+        yield row
+    torch.backends.cudnn.deterministic = False
+
+
+class Loop:
+    """Bare training steps of VGG16 in one way; ``epoch`` of images that lie on the device."""
+
+    def __init__(
+        self, card: Card, pixels: Tensor, labels: Tensor, *, bf16: bool = False, last: bool = False,
+        fused: bool = False, graph: bool = False, compiled: bool = False,
+    ) -> None:  # fmt: skip
+        self.card, self.pixels, self.labels, self.bf16, self.last = card, pixels, labels, bf16, last
+        self.model = network(card)[0]
+        if last:
+            self.model.to(memory_format=torch.channels_last)
+        self.forward: Callable[..., Any] = torch.compile(self.model) if compiled else self.model
+        options = {"fused": True} if fused else {}
+        self.optimizer = optim.Adam(self.model.parameters(), lr=1e-3, capturable=graph, **options)
+        self.index = torch.arange(64, device=card.device)
+        self.captured: Any = self._capture() if graph else None
+
+    def step(self) -> None:
+        x = self.pixels[self.index].float().div_(127.5).sub_(1.0)
+        if self.last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.card.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = nn.functional.cross_entropy(self.forward(x), self.labels[self.index])
+        loss.backward()
+        self.optimizer.step()
+
+    def steps(self, order: Tensor) -> None:
+        for index in order.split(64):
+            if self.captured is None:
+                self.index = index
+                self.step()
+            else:
+                self.index.copy_(index)
+                self.captured.replay()
+
+    def _capture(self) -> Any:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.step()
+        torch.cuda.current_stream().wait_stream(side)
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        return graph
+
+
+#: Ways to take the same step: (TF32 in products, in convolutions, the loop's options).
+WAYS: dict[str, tuple[bool, bool, dict[str, bool]]] = {
+    "bare, as torch has it": (False, True, {}),
+    "bare, no TF32": (False, False, {}),
+    "bare, TF32": (True, True, {}),
+    "TF32, channels last": (True, True, {"last": True}),
+    "bf16": (False, True, {"bf16": True}),
+    "bf16, channels last": (False, True, {"bf16": True, "last": True}),
+    "bf16, channels last, fused Adam": (False, True, {"bf16": True, "last": True, "fused": True}),
+    "TF32, graph": (True, True, {"graph": True}),
+    "TF32, channels last, graph": (True, True, {"last": True, "graph": True}),
+    "bf16, channels last, fused Adam, graph": (False, True, {"bf16": True, "last": True, "fused": True, "graph": True}),
+    "bf16, channels last, fused Adam, compiled": (
+        False, True, {"bf16": True, "last": True, "fused": True, "compiled": True},
+    ),
+    "bf16, channels last, fused Adam, compiled, graph": (
+        False, True, {"bf16": True, "last": True, "fused": True, "compiled": True, "graph": True},
+    ),
+}  # fmt: skip
+
+
+def speed(card: Card) -> Iterator[Row]:
+    """VGG16, 50,000 images on the device, batch 64: seconds of an epoch extrapolated from 100 steps, median of 3."""
+    images, steps = (512, 4) if card.small else (50_000, 100)
+    per_epoch = 50_000 / 64
+    chance = np.random.default_rng(0)
+    pixels = torch.from_numpy(chance.integers(0, 256, (images, 3, 32, 32), dtype=np.uint8)).to(card.device)
+    labels = torch.from_numpy(chance.integers(0, 10, images)).to(card.device)
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(0))[: 64 * steps].to(card.device)
+    bare: float | None = None
+    for name, (matmul, convolutions, options) in WAYS.items():
+        row: Row = {"way": name}
+        if not card.cuda and (options.get("graph") or options.get("compiled")):
+            yield row | {"problem": "skipped: it needs a card"}
+            continue
+        precision(matmul, convolutions)
+        start = time.perf_counter()
+        try:
+            with card.within(60 if options.get("compiled") else 30):
+                loop = Loop(card, pixels, labels, **options)
+                loop.steps(order[: 64 * 10])
+                row |= _epoch(card, lambda loop=loop: loop.steps(order), steps, per_epoch, time.perf_counter() - start)
+            bare = bare or row["epoch_s"]
+            row["/ bare"] = round(row["epoch_s"] / bare, 3)
+        except Late:
+            if card.late:
+                raise
+            row["problem"] = "not ready in its seconds"
+        except Exception as error:  # one way must not cost the others
+            row["problem"] = failure(error)
+        yield row
+        if name == "bare, as torch has it":
+            yield from _trained(card, images, steps, per_epoch, bare)
+    if bare:  # is the card still as fast as it was?
+        precision(False, True)
+        loop = Loop(card, pixels, labels)
+        loop.steps(order[: 64 * 10])
+        row = {"way": "bare, as torch has it, again"} | _epoch(card, lambda: loop.steps(order), steps, per_epoch, 0.0)
+        yield row | {"/ bare": round(row["epoch_s"] / bare, 3)}
+
+
+def _epoch(card: Card, function: Callable[[], object], steps: int, per_epoch: float, ready: float) -> Row:
+    times = sorted(card.seconds(function) for _ in range(3))
+    row: Row = {"epoch_s": times[1] / steps * per_epoch, "step_ms": [round(1000 * t / steps, 2) for t in times]}
+    return row | {"ready_s": round(ready, 1)}
+
+
+def _trained(card: Card, images: int, steps: int, per_epoch: float, bare: float | None) -> Iterator[Row]:
+    """The product's trainer over the same steps, its theatre with nothing to do beside it."""
+    try:
+        from network_surgery.ops import Schedule
+        from network_surgery.study.training import checkpoint
+        from network_surgery.study.training.theatre import Theatre
+        from network_surgery.study.training.trainer import Trainer
+    except ImportError as error:
+        card.epoch_seconds = bare
+        yield {"way": "the trainer", "problem": f"it cannot be imported ({error}); an epoch is the bare one below"}
+        return
+
+    class Shortened(Trainer):
+        @property
+        def per_epoch(self) -> int:
+            return steps
+
+    data = dataset(images, 32)
+
+    def made() -> Trainer:
+        model = network(card)[0]
+        return Shortened(
+            model, optim.Adam(model.parameters(), lr=1e-3), data, epochs=1, batch_size=64, seed=0, device=card.device,
+            callbacks=[Theatre(Schedule.from_data([]), data.validation, 512)],
+        )  # fmt: skip
+
+    trainer, resumed = made(), made()
+    for way, each in (("the trainer", trainer), ("the trainer, resumed", resumed)):
+        row: Row = {"way": way}
+        if each is resumed:
+            with tempfile.TemporaryDirectory() as folder:
+                saved = Path(folder) / "checkpoint.pt"
+                row["save_s"] = round(card.seconds(partial(checkpoint.save, trainer, saved)), 2)
+                checkpoint.load(resumed, saved)
+        each._train_epoch()
+        row |= _epoch(card, each._train_epoch, steps, per_epoch, 0.0)
+        card.epoch_seconds = card.epoch_seconds or row["epoch_s"]
+        if bare:
+            row["/ bare"] = round(row["epoch_s"] / bare, 3)
+        if card.cuda:
+            row["waits"] = syncs(each._train_epoch)
+        yield row
