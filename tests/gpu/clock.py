@@ -156,7 +156,7 @@ def _place(where: tuple[str, int, str]) -> str:
 def out_of_memory(card: Card) -> Iterator[Row]:
     """Too little memory on purpose: what comes out of it, and whether the network is as it was."""
     if not card.cuda:
-        yield {"act": "skipped: it needs a card"}
+        yield {"note": "skipped: it needs a card"}
         return
     device = card.device
     total = torch.cuda.get_device_properties(device).total_memory
