@@ -33,8 +33,11 @@ Result = tuple[list[Any], list[Tensor]]
 Run = Callable[[torch.device], Result]
 
 
-def versus(card: Card, run: Run, dtype: torch.dtype = torch.float64) -> Row:
-    """Runs a case on the CPU and on the card: whether they agree, and if not, what differs most."""
+def versus(card: Card, run: Run, dtype: torch.dtype = torch.float64, slack: float = 1.0) -> Row:
+    """Runs a case on the CPU and on the card: whether they agree, and if not, what differs most.
+
+    ``slack``: a multiple of ``CLOSE``, where one side counts in coarser numbers.
+    """
     results: list[Result | str] = []
     seconds = []
     for device in (torch.device("cpu"), card.device):
@@ -58,7 +61,7 @@ def versus(card: Card, run: Run, dtype: torch.dtype = torch.float64) -> Row:
     if [x.shape for x in one[1]] != [x.shape for x in other[1]]:
         return row | {"shapes": "differ"}
     apart = max((excess(a, b, *CLOSE[dtype]) for a, b in zip(one[1], other[1], strict=True)), default=0.0)
-    return row | {"same": apart <= 1, "difference / allowed": apart}
+    return row | {"same": apart <= slack, "difference / allowed": apart / slack}
 
 
 def excess(one: Tensor, other: Tensor, relative: float, absolute: float) -> float:
@@ -215,7 +218,8 @@ def optimizers(card: Card) -> Iterator[Row]:
     precision(False, False)
     methods = (ops.WeakExpand(grow=0.5), ops.MinWeight(keep=0.5), ops.PCNS(0.05), ops.PruneWeights(0.5))
     for name, make in list(forms(card).items())[: 4 if card.small else None]:
-        rows = {type(each).__name__: versus(card, partial(_optimized, make, each)) for each in methods}
+        slack = 100.0 if "fused" in name or "capturable" in name else 1.0  # steps are counted in float32 there
+        rows = {type(each).__name__: versus(card, partial(_optimized, make, each), slack=slack) for each in methods}
         bad = {operation: row for operation, row in rows.items() if not row["same"]}
         worst = max((row.get("difference / allowed", 0.0) for row in rows.values()), default=0.0)
         yield {"optimizer": name, "same": not bad, "difference / allowed": worst, "wrong": bad}
