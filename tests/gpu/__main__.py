@@ -63,8 +63,8 @@ STEPS: dict[str, tuple[Step, int]] = {
     "clock": (clock.operations, 100),
     "optimizers": (compare.optimizers, 90),
     "parts": (compare.parts, 60),
-    "profiles": (clock.profiles, 40),
-    "out_of_memory": (clock.out_of_memory, 30),
+    "profiles": (clock.profiles, 60),
+    "out_of_memory": (clock.out_of_memory, 45),
     "single": (compare.operations_single, 120),
 }
 

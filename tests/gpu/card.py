@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import signal
-import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -44,9 +43,6 @@ class Card:
         if self.cuda:
             torch.cuda.synchronize(self.device)
 
-    def to(self, tree: Any) -> Any:
-        return moved(tree, self.device)
-
     def seconds(self, function: Callable[[], Any]) -> float:
         """Seconds until the device has done what the function asks for."""
         self.sync()
@@ -54,9 +50,6 @@ class Card:
         function()
         self.sync()
         return time.perf_counter() - start
-
-    def median(self, function: Callable[[], Any], repeats: int = 3) -> float:
-        return statistics.median(self.seconds(function) for _ in range(repeats))
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:

@@ -13,29 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from network_surgery.ops import (
-    OPERATIONS,
-    PCNS,
-    Anatomy,
-    MeanReplace,
-    MinWeight,
-    Operation,
-    PruneWeights,
-    RemoveDead,
-    Revive,
-    Signals,
-    SurgeryError,
-    WeakExpand,
-    compact,
-    free_attention,
-    load,
-    operate,
-    predicted_loss_change,
-    save,
-    trial_surgery,
-    unit_scores,
-    weight_scores,
-)
+from network_surgery import ops
 from network_surgery.ops.anatomy import call
 from network_surgery.ops.signals.unit_scores import SCORES as UNIT_SCORES
 from network_surgery.ops.signals.weight_scores import SCORES as WEIGHT_SCORES
@@ -46,17 +24,20 @@ from tests.ops.networks import NETWORKS, build, outputs, train
 #: (rtol, atol), the latter as a fraction of a tensor's largest value.
 CLOSE = {torch.float64: (1e-7, 1e-9), torch.float32: (1e-4, 1e-5)}
 #: Operations in forms that find something to do on untrained networks.
-GENTLE: dict[str, Callable[[], Operation]] = {
-    "pcns": lambda: PCNS(variance_threshold=0.05), "remove_dead": lambda: RemoveDead(threshold=0.6),
-    "revive": lambda: Revive(threshold=0.6),
+GENTLE: dict[str, Callable[[], ops.Operation]] = {
+    "pcns": lambda: ops.PCNS(variance_threshold=0.05), "remove_dead": lambda: ops.RemoveDead(threshold=0.6),
+    "revive": lambda: ops.Revive(threshold=0.6),
 }  # fmt: skip
 #: What a case gives: choices that must be equal, and tensors that must be close.
 Result = tuple[list[Any], list[Tensor]]
 Run = Callable[[torch.device], Result]
 
 
-def versus(card: Card, run: Run, dtype: torch.dtype = torch.float64) -> Row:
-    """Runs a case on the CPU and on the card: whether they agree, and if not, what differs most."""
+def versus(card: Card, run: Run, dtype: torch.dtype = torch.float64, slack: float = 1.0) -> Row:
+    """Runs a case on the CPU and on the card: whether they agree, and if not, what differs most.
+
+    ``slack``: a multiple of ``CLOSE``, where one side counts in coarser numbers.
+    """
     results: list[Result | str] = []
     seconds = []
     for device in (torch.device("cpu"), card.device):
@@ -80,7 +61,7 @@ def versus(card: Card, run: Run, dtype: torch.dtype = torch.float64) -> Row:
     if [x.shape for x in one[1]] != [x.shape for x in other[1]]:
         return row | {"shapes": "differ"}
     apart = max((excess(a, b, *CLOSE[dtype]) for a, b in zip(one[1], other[1], strict=True)), default=0.0)
-    return row | {"same": apart <= 1, "difference / allowed": apart}
+    return row | {"same": apart <= slack, "difference / allowed": apart / slack}
 
 
 def excess(one: Tensor, other: Tensor, relative: float, absolute: float) -> float:
@@ -119,20 +100,20 @@ def held(model: nn.Module, optimizer: optim.Optimizer | None, device: torch.devi
     return [tensor.to(torch.float64) for tensor in tensors.values() if not tensor.is_complex()]
 
 
-def planned(layer: Any, operation: Operation, optimizer: Any, signals: Signals | None, **more: Any) -> Any:
+def planned(layer: Any, operation: ops.Operation, optimizer: Any, signals: ops.Signals | None, **more: Any) -> Any:
     """The units that an operation chose, or why it refuses."""
     try:
-        return list(operate(layer, operation, optimizer, signals, **more).sources)
-    except SurgeryError as error:
+        return list(ops.operate(layer, operation, optimizer, signals, **more).sources)
+    except ops.SurgeryError as error:
         if error.__cause__ is not None and "device" in str(error.__cause__):
             raise
         return str(error)[:120]
 
 
-def _signals(model: nn.Module, inputs: Any) -> Signals:
+def _signals(model: nn.Module, inputs: Any) -> ops.Signals:
     scores = outputs(model, inputs)[0]
     count = scores.shape[1] if scores.dim() == 2 else 2
-    return Signals(model, inputs, torch.arange(len(scores), device=scores.device) % count)
+    return ops.Signals(model, inputs, torch.arange(len(scores), device=scores.device) % count)
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
@@ -149,11 +130,11 @@ def anatomies(card: Card) -> Iterator[Row]:
         there = copy.deepcopy(model).to(card.device)
         row: Row = {"network": name}
         try:
-            found: dict[str, Anatomy] = {}
+            found: dict[str, ops.Anatomy] = {}
             for way, network, tf32 in (("cpu", model, False), ("card", there, False), ("tf32", there, True)):
                 precision(tf32, tf32)
                 start = time.perf_counter()
-                found[way] = Anatomy(network, x.to(next(network.parameters()).device))
+                found[way] = ops.Anatomy(network, x.to(next(network.parameters()).device))
                 card.sync()
                 row |= {way: len(found[way]), f"{way}_s": round(time.perf_counter() - start, 2)}
             for way in ("card", "tf32"):
@@ -174,8 +155,8 @@ def operated(name: str, operation: str, dtype: torch.dtype, device: torch.device
     model, inputs = prepared(name, dtype, device)
     optimizer = optim.Adam(model.parameters(), lr=0.01, eps=1e-3)  # Adam magnifies gradients that are rounding
     train(model, inputs, optimizer, steps=2)
-    method = GENTLE.get(operation, OPERATIONS[operation])()
-    anatomy = Anatomy(model, inputs)
+    method = GENTLE.get(operation, ops.OPERATIONS[operation])()
+    anatomy = ops.Anatomy(model, inputs)
     choices: list[Any] = [list(anatomy)]
     for layer in anatomy.values():
         choices.append(planned(layer, method, optimizer, _signals(model, inputs) if method.needs_signals else None))
@@ -187,7 +168,7 @@ def operated(name: str, operation: str, dtype: torch.dtype, device: torch.device
 def _operations(card: Card, dtype: torch.dtype) -> Iterator[Row]:
     precision(False, False)
     for name in list(NETWORKS)[: 3 if card.small else None]:
-        for operation in OPERATIONS:
+        for operation in ops.OPERATIONS:
             row = versus(card, partial(operated, name, operation, dtype), dtype)
             yield {"network": name, "operation": operation} | row
 
@@ -219,12 +200,12 @@ def forms(card: Card) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]
     return {name: found[name] for name in [*first, *(name for name in found if name not in first)]}
 
 
-def _optimized(make: Any, operation: Operation, device: torch.device) -> Result:
+def _optimized(make: Any, operation: ops.Operation, device: torch.device) -> Result:
     model, inputs = prepared("cnn_plain", torch.float64, device)
     optimizer = (make[0] if device.type == "cpu" else make[1])(model.parameters())
     train(model, inputs, optimizer, steps=2)
-    anatomy, choices = Anatomy(model, inputs), []
-    for name in ["*"] if isinstance(operation, PruneWeights) else list(anatomy):
+    anatomy, choices = ops.Anatomy(model, inputs), []
+    for name in ["*"] if isinstance(operation, ops.PruneWeights) else list(anatomy):
         choices.append(planned(anatomy[name], operation, optimizer, _signals(model, inputs)))
     train(model, inputs, optimizer, steps=2)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -235,9 +216,10 @@ def _optimized(make: Any, operation: Operation, device: torch.device) -> Result:
 def optimizers(card: Card) -> Iterator[Row]:
     """Optimizers through surgery, then on, then their state loaded, then on; capturable against plain on the CPU."""
     precision(False, False)
-    methods = (WeakExpand(grow=0.5), MinWeight(keep=0.5), PCNS(0.05), PruneWeights(0.5))
+    methods = (ops.WeakExpand(grow=0.5), ops.MinWeight(keep=0.5), ops.PCNS(0.05), ops.PruneWeights(0.5))
     for name, make in list(forms(card).items())[: 4 if card.small else None]:
-        rows = {type(each).__name__: versus(card, partial(_optimized, make, each)) for each in methods}
+        slack = 100.0 if "fused" in name or "capturable" in name else 1.0  # steps are counted in float32 there
+        rows = {type(each).__name__: versus(card, partial(_optimized, make, each), slack=slack) for each in methods}
         bad = {operation: row for operation, row in rows.items() if not row["same"]}
         worst = max((row.get("difference / allowed", 0.0) for row in rows.values()), default=0.0)
         yield {"optimizer": name, "same": not bad, "difference / allowed": worst, "wrong": bad}
@@ -256,13 +238,13 @@ def parts(card: Card) -> Iterator[Row]:
             yield {"part": part, "network": name} | versus(card, case)
 
 
-def _each(operation: Operation, **more: Any) -> Callable[..., Result]:
+def _each(operation: ops.Operation, **more: Any) -> Callable[..., Result]:
     """An operation on every layer, one after the other."""
 
     def run(model: nn.Module, x: Any, y: Tensor, device: torch.device) -> Result:
-        anatomy = Anatomy(model, x)
+        anatomy = ops.Anatomy(model, x)
         names = ["*"] if operation.whole_network else list(anatomy)
-        return [planned(anatomy[n], operation, (), Signals(model, x, y), **more) for n in names], held(
+        return [planned(anatomy[n], operation, (), ops.Signals(model, x, y), **more) for n in names], held(
             model, None, device
         )
 
@@ -273,21 +255,21 @@ def _parts() -> dict[str, Callable[..., Result]]:
     found: dict[str, Callable[..., Result]] = {}
     for score in UNIT_SCORES:
         found[f"unit score {score}"] = lambda m, x, y, d, score=score: (
-            [], [unit_scores(layer, Signals(m, x, y), score) for layer in Anatomy(m, x).values()]
+            [], [ops.unit_scores(layer, ops.Signals(m, x, y), score) for layer in ops.Anatomy(m, x).values()]
         )  # fmt: skip
     for score in WEIGHT_SCORES:
         found[f"weight score {score}"] = lambda m, x, y, d, score=score: (
-            [], list(weight_scores(m, Anatomy(m, x).weights, score, x, y).values())
+            [], list(ops.weight_scores(m, ops.Anatomy(m, x).weights, score, x, y).values())
         )  # fmt: skip
-        found[f"prune {score}"] = _each(PruneWeights(0.5, score=score))
+        found[f"prune {score}"] = _each(ops.PruneWeights(0.5, score=score))
     for replacement in ("mean", "mean_before", "median", "extreme"):
-        found[f"replacement {replacement}"] = _each(MeanReplace(0.5, replacement=replacement))
+        found[f"replacement {replacement}"] = _each(ops.MeanReplace(0.5, replacement=replacement))
     for chain in (["bias"], ["least_squares"], ["batchnorm"], ["least_squares", "batchnorm"]):
-        found[f"repair {' + '.join(chain)}"] = _each(MinWeight(0.5), repair=chain)
+        found[f"repair {' + '.join(chain)}"] = _each(ops.MinWeight(0.5), repair=chain)
     for kind in ("dead", "frozen", "either"):
-        found[f"remove {kind}"] = _each(RemoveDead(0.6, kind=kind))
-    found["pcns eigen"] = _each(PCNS(0.05, basis="eigen"))
-    found["verify"] = _each(WeakExpand(0.5), verify=True)
+        found[f"remove {kind}"] = _each(ops.RemoveDead(0.6, kind=kind))
+    found["pcns eigen"] = _each(ops.PCNS(0.05, basis="eigen"))
+    found["verify"] = _each(ops.WeakExpand(0.5), verify=True)
     found |= {
         "prediction": _predicted, "trial surgery": _tried, "averages": _averaged, "save and load": _saved,
         "compact": _compacted, "attention": _attention, "lstm": _lstm,
@@ -296,16 +278,16 @@ def _parts() -> dict[str, Callable[..., Result]]:
 
 
 def _predicted(model: nn.Module, x: Any, y: Tensor, device: torch.device) -> Result:
-    plans = [MinWeight(0.5).propose(layer, None) for layer in Anatomy(model, x).values()]
-    return [], [torch.tensor(predicted_loss_change(plan, x, y).change, dtype=torch.float64) for plan in plans]
+    plans = [ops.MinWeight(0.5).propose(layer, None) for layer in ops.Anatomy(model, x).values()]
+    return [], [torch.tensor(ops.predicted_loss_change(plan, x, y).change, dtype=torch.float64) for plan in plans]
 
 
 def _tried(model: nn.Module, x: Any, y: Tensor, device: torch.device) -> Result:
     optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
     train(model, x, optimizer)
     before = [tensor.clone() for tensor in held(model, optimizer, device)]
-    plans = [MinWeight(0.5).propose(layer, None) for layer in Anatomy(model, x).values()]
-    with trial_surgery(*plans, optimizers=optimizer):
+    plans = [ops.MinWeight(0.5).propose(layer, None) for layer in ops.Anatomy(model, x).values()]
+    with ops.trial_surgery(*plans, optimizers=optimizer):
         tried = outputs(model, x)
     undone = all(torch.equal(a, b) for a, b in zip(before, held(model, optimizer, device), strict=True))
     return [f"undone exactly: {undone}"], [*tried, *held(model, optimizer, device)]
@@ -315,10 +297,10 @@ def _averaged(model: nn.Module, x: Any, y: Tensor, device: torch.device) -> Resu
     optimizer, average = optim.SGD(model.parameters(), 0.1), optim.swa_utils.AveragedModel(model)
     train(model, x, optimizer)
     average.update_parameters(model)
-    anatomy = Anatomy(model, x)
-    for operation in (MinWeight(0.5), WeakExpand(0.5)):
+    anatomy = ops.Anatomy(model, x)
+    for operation in (ops.MinWeight(0.5), ops.WeakExpand(0.5)):
         for layer in anatomy.values():
-            operate(layer, operation, optimizer, averages=average)
+            ops.operate(layer, operation, optimizer, averages=average)
     train(model, x, optimizer)
     average.update_parameters(model)
     return [], held(average, optimizer, device)
@@ -326,35 +308,39 @@ def _averaged(model: nn.Module, x: Any, y: Tensor, device: torch.device) -> Resu
 
 def _saved(model: nn.Module, x: Any, y: Tensor, device: torch.device) -> Result:
     fresh = copy.deepcopy(model)
-    anatomy = Anatomy(model, x)
-    operate(anatomy["*"], PruneWeights(0.5), (), Signals(model, x, y))
+    anatomy = ops.Anatomy(model, x)
+    ops.operate(anatomy["*"], ops.PruneWeights(0.5), (), ops.Signals(model, x, y))
     for layer in anatomy.values():
-        operate(layer, MinWeight(0.5))
+        ops.operate(layer, ops.MinWeight(0.5))
     with tempfile.TemporaryDirectory() as folder:
-        save(model, Path(folder) / "network.pt")
-        loaded = load(lambda: fresh, Path(folder) / "network.pt", device)
+        ops.save(model, Path(folder) / "network.pt")
+        loaded = ops.load(lambda: fresh, Path(folder) / "network.pt", device)
     same = all(torch.equal(a, b) for a, b in zip(outputs(model, x), outputs(loaded, x), strict=True))
     return [f"loaded as saved: {same}"], held(loaded, None, device)
 
 
 def _compacted(model: nn.Module, x: Any, y: Tensor, device: torch.device) -> Result:
-    anatomy = Anatomy(model, x)
-    operate(anatomy["*"], PruneWeights(0.9), (), Signals(model, x, y))
-    plans = compact(anatomy, (), Signals(model, x, y))
+    anatomy = ops.Anatomy(model, x)
+    ops.operate(anatomy["*"], ops.PruneWeights(0.9), (), ops.Signals(model, x, y))
+    plans = ops.compact(anatomy, (), ops.Signals(model, x, y))
     return [str(len(plans))], held(model, None, device)
 
 
 def _changed(model: nn.Module, x: Tensor, device: torch.device) -> Result:
-    anatomy, optimizer = Anatomy(model, x), optim.Adam(model.parameters(), lr=0.01, eps=1e-3)
+    anatomy, optimizer = ops.Anatomy(model, x), optim.Adam(model.parameters(), lr=0.01, eps=1e-3)
     train(model, x, optimizer)
-    plans = [planned(layer, op, optimizer, None) for layer in anatomy.values() for op in (WeakExpand(), MinWeight(0.5))]
+    plans = [
+        planned(layer, op, optimizer, None)
+        for layer in anatomy.values()
+        for op in (ops.WeakExpand(), ops.MinWeight(0.5))
+    ]
     train(model, x, optimizer)
     return [list(anatomy), plans], [*outputs(model, x), *held(model, optimizer, device)]
 
 
 def _attention(model: nn.Module, x: Any, y: Tensor, device: torch.device) -> Result:
     torch.manual_seed(0)
-    layer = free_attention(nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dropout=0.0)).double()
+    layer = ops.free_attention(nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dropout=0.0)).double()
     return _changed(layer.to(device), torch.randn(8, 5, 16, dtype=torch.float64).to(device), device)
 
 
@@ -376,19 +362,23 @@ def generators(card: Card) -> Iterator[Row]:
     """Whether the random numbers of the CPU and of the card are as before after everything that only looks or edits."""
     model, x = prepared("cnn", torch.float32, card.device)
     y = torch.arange(len(x), device=card.device) % 3
-    anatomy = Anatomy(model, x)
+    anatomy = ops.Anatomy(model, x)
     layer = anatomy["0"]
+
+    def shown() -> ops.Signals:
+        return ops.Signals(model, x, y)
+
     acts: dict[str, Callable[[], object]] = {
-        "Anatomy": lambda: Anatomy(model, x),
-        "Signals": lambda: Signals(model, x, y),
-        "gradients": lambda: Signals(model, x, y).gradients(layer),
-        "unit score mrp": lambda: unit_scores(layer, Signals(model, x, y), "mrp"),
-        "verify": lambda: operate(layer, WeakExpand(0.5), verify=True),
-        "repair": lambda: operate(layer, MinWeight(0.9), (), Signals(model, x, y), repair=["least_squares"]),
+        "Anatomy": lambda: ops.Anatomy(model, x),
+        "Signals": shown,
+        "gradients": lambda: shown().gradients(layer),
+        "unit score mrp": lambda: ops.unit_scores(layer, shown(), "mrp"),
+        "verify": lambda: ops.operate(layer, ops.WeakExpand(0.5), verify=True),
+        "repair": lambda: ops.operate(layer, ops.MinWeight(0.9), (), shown(), repair=["least_squares"]),
         "call in evaluation": lambda: call(model.eval(), x),
     }
-    for name, kind in OPERATIONS.items():
-        acts[name] = lambda name=name, kind=kind: operate(layer, GENTLE.get(name, kind)(), (), Signals(model, x, y))
+    for name, kind in ops.OPERATIONS.items():
+        acts[name] = lambda name=name, kind=kind: ops.operate(layer, GENTLE.get(name, kind)(), (), shown())
     for name, act in acts.items():
         torch.manual_seed(1234)
         torch.randn(3, device=card.device)
@@ -396,7 +386,7 @@ def generators(card: Card) -> Iterator[Row]:
         row: Row = {"act": name}
         try:
             act()
-        except SurgeryError as error:
+        except ops.SurgeryError as error:
             row["refused"] = str(error)[:120]
         row["host as before"] = torch.equal(host, torch.get_rng_state())
         if there is not None:

@@ -49,9 +49,9 @@ def determinism(card: Card) -> Iterator[Row]:
         from network_surgery.study.training.cell import Cell
         from network_surgery.study.training.run import run
     except ImportError as error:
-        yield {"kernels": f"not tried: the trainer cannot be imported ({error})"}
+        yield {"note": f"not tried: the trainer cannot be imported ({error})"}
         return
-    data, settings = dataset(2048, 16), Settings(epochs=3, model="small_cnn", probe=0)
+    data, settings = dataset(512 if card.small else 2048, 16), Settings(epochs=3, model="small_cnn", probe=0)
     cell = Cell("surgery", 1, SCHEDULE)
 
     def ended(folder: Path, name: str, stop: int = 0) -> list[Any]:
@@ -89,19 +89,17 @@ def determinism(card: Card) -> Iterator[Row]:
 
 
 class Loop:
-    """Bare training steps of VGG16 in one way; ``epoch`` of images that lie on the device."""
+    """Bare training steps of VGG16 on images that lie on the device, in a way that its name says (``WAYS``)."""
 
-    def __init__(
-        self, card: Card, pixels: Tensor, labels: Tensor, *, bf16: bool = False, last: bool = False,
-        fused: bool = False, graph: bool = False, compiled: bool = False,
-    ) -> None:  # fmt: skip
-        self.card, self.pixels, self.labels, self.bf16, self.last = card, pixels, labels, bf16, last
+    def __init__(self, card: Card, pixels: Tensor, labels: Tensor, way: str) -> None:
+        self.card, self.pixels, self.labels = card, pixels, labels
+        self.bf16, self.last, graph = "bf16" in way, "channels last" in way, "graph" in way
+        precision("TF32" in way and "no TF32" not in way, "no TF32" not in way)
         self.model = network(card)[0]
-        if last:
+        if self.last:
             self.model.to(memory_format=torch.channels_last)
-        self.forward: Callable[..., Any] = torch.compile(self.model) if compiled else self.model
-        options = {"fused": True} if fused else {}
-        self.optimizer = optim.Adam(self.model.parameters(), lr=1e-3, capturable=graph, **options)
+        self.forward: Callable[..., Any] = torch.compile(self.model) if "compiled" in way else self.model
+        self.optimizer = optim.Adam(self.model.parameters(), lr=1e-3, capturable=graph, fused="fused" in way or None)
         self.index = torch.arange(64, device=card.device)
         self.captured: Any = self._capture() if graph else None
 
@@ -138,50 +136,34 @@ class Loop:
         return graph
 
 
-#: Ways to take the same step: (TF32 in products, in convolutions, the loop's options).
-WAYS: dict[str, tuple[bool, bool, dict[str, bool]]] = {
-    "bare, as torch has it": (False, True, {}),
-    "bare, no TF32": (False, False, {}),
-    "bare, TF32": (True, True, {}),
-    "TF32, channels last": (True, True, {"last": True}),
-    "bf16": (False, True, {"bf16": True}),
-    "bf16, channels last": (False, True, {"bf16": True, "last": True}),
-    "bf16, channels last, fused Adam": (False, True, {"bf16": True, "last": True, "fused": True}),
-    "TF32, graph": (True, True, {"graph": True}),
-    "TF32, channels last, graph": (True, True, {"last": True, "graph": True}),
-    "bf16, channels last, fused Adam, graph": (False, True, {"bf16": True, "last": True, "fused": True, "graph": True}),
-    "bf16, channels last, fused Adam, compiled": (
-        False, True, {"bf16": True, "last": True, "fused": True, "compiled": True},
-    ),
-    "bf16, channels last, fused Adam, compiled, graph": (
-        False, True, {"bf16": True, "last": True, "fused": True, "compiled": True, "graph": True},
-    ),
-}  # fmt: skip
+#: Ways to take the same step. Without a word on it, convolutions are in TF32 and products are not, as torch has it.
+WAYS = (
+    "bare", "no TF32", "TF32", "TF32, channels last", "bf16", "bf16, channels last", "bf16, channels last, fused",
+    "TF32, graph", "TF32, channels last, graph", "bf16, channels last, fused, graph",
+    "bf16, channels last, fused, compiled", "bf16, channels last, fused, compiled, graph", "bare, again",
+)  # fmt: skip
 
 
 def speed(card: Card) -> Iterator[Row]:
     """VGG16, 50,000 images on the device, batch 64: seconds of an epoch extrapolated from 100 steps, median of 3."""
     images, steps = (512, 4) if card.small else (50_000, 100)
-    per_epoch = 50_000 / 64
     chance = np.random.default_rng(0)
     pixels = torch.from_numpy(chance.integers(0, 256, (images, 3, 32, 32), dtype=np.uint8)).to(card.device)
     labels = torch.from_numpy(chance.integers(0, 10, images)).to(card.device)
     order = torch.randperm(images, generator=torch.Generator().manual_seed(0))[: 64 * steps].to(card.device)
     bare: float | None = None
-    for name, (matmul, convolutions, options) in WAYS.items():
-        row: Row = {"way": name}
-        if not card.cuda and (options.get("graph") or options.get("compiled")):
-            yield row | {"problem": "skipped: it needs a card"}
+    for way in WAYS:
+        row: Row = {"way": way}
+        if not card.cuda and ("graph" in way or "compiled" in way):
+            yield row | {"note": "skipped: it needs a card"}
             continue
-        precision(matmul, convolutions)
         start = time.perf_counter()
         try:
-            with card.within(60 if options.get("compiled") else 30):
-                loop = Loop(card, pixels, labels, **options)
+            with card.within(60 if "compiled" in way else 30):
+                loop = Loop(card, pixels, labels, way)
                 loop.steps(order[: 64 * 10])
-                row |= _epoch(card, lambda loop=loop: loop.steps(order), steps, per_epoch, time.perf_counter() - start)
-            bare = bare or row["epoch_s"]
-            row["/ bare"] = round(row["epoch_s"] / bare, 3)
+                row["ready_s"] = round(time.perf_counter() - start, 1)
+                row |= _epoch(card, partial(loop.steps, order), steps, bare)
         except Late:
             if card.late:
                 raise
@@ -189,23 +171,21 @@ def speed(card: Card) -> Iterator[Row]:
         except Exception as error:  # one way must not cost the others
             row["problem"] = failure(error)
         yield row
-        if name == "bare, as torch has it":
-            yield from _trained(card, images, steps, per_epoch, bare)
-    if bare:  # is the card still as fast as it was?
-        precision(False, True)
-        loop = Loop(card, pixels, labels)
-        loop.steps(order[: 64 * 10])
-        row = {"way": "bare, as torch has it, again"} | _epoch(card, lambda: loop.steps(order), steps, per_epoch, 0.0)
-        yield row | {"/ bare": round(row["epoch_s"] / bare, 3)}
+        if way == "bare":
+            bare = row.get("epoch_s")
+            yield from _trained(card, images, steps, bare)
 
 
-def _epoch(card: Card, function: Callable[[], object], steps: int, per_epoch: float, ready: float) -> Row:
+def _epoch(card: Card, function: Callable[[], object], steps: int, bare: float | None) -> Row:
     times = sorted(card.seconds(function) for _ in range(3))
-    row: Row = {"epoch_s": times[1] / steps * per_epoch, "step_ms": [round(1000 * t / steps, 2) for t in times]}
-    return row | {"ready_s": round(ready, 1)}
+    epoch = times[1] / steps * 50_000 / 64
+    return {
+        "epoch_s": epoch, "/ bare": round(epoch / (bare or epoch), 3),
+        "step_ms": [round(1000 * t / steps, 2) for t in times],
+    }  # fmt: skip
 
 
-def _trained(card: Card, images: int, steps: int, per_epoch: float, bare: float | None) -> Iterator[Row]:
+def _trained(card: Card, images: int, steps: int, bare: float | None) -> Iterator[Row]:
     """The product's trainer over the same steps, its theatre with nothing to do beside it."""
     try:
         from network_surgery.ops import Schedule
@@ -214,7 +194,10 @@ def _trained(card: Card, images: int, steps: int, per_epoch: float, bare: float 
         from network_surgery.study.training.trainer import Trainer
     except ImportError as error:
         card.epoch_seconds = bare
-        yield {"way": "the trainer", "problem": f"it cannot be imported ({error}); an epoch is the bare one below"}
+        yield {
+            "way": "the trainer",
+            "note": f"not imported ({error}); an epoch is the bare one",
+        }
         return
 
     class Shortened(Trainer):
@@ -240,10 +223,8 @@ def _trained(card: Card, images: int, steps: int, per_epoch: float, bare: float 
                 row["save_s"] = round(card.seconds(partial(checkpoint.save, trainer, saved)), 2)
                 checkpoint.load(resumed, saved)
         each._train_epoch()
-        row |= _epoch(card, each._train_epoch, steps, per_epoch, 0.0)
+        row |= _epoch(card, each._train_epoch, steps, bare)
         card.epoch_seconds = card.epoch_seconds or row["epoch_s"]
-        if bare:
-            row["/ bare"] = round(row["epoch_s"] / bare, 3)
         if card.cuda:
             row["waits"] = syncs(each._train_epoch)
         yield row
