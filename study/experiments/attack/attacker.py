@@ -7,6 +7,7 @@ multiplying their gradient, which is what is done here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +21,11 @@ from network_surgery.study.training.trainer import Callback, Trainer
 
 @dataclass(frozen=True)
 class Attack:
-    """``multiplier`` times the learning rate, first at iteration ``start``, ``times`` times, ``every`` so many."""
+    """``multiplier`` times the learning rate, at iteration ``start`` and then every ``every`` ones, ``times`` times.
+
+    Raises:
+        StudyError: ``start`` below 0, ``every`` or ``times`` below 1.
+    """
 
     multiplier: float
     start: int
@@ -41,7 +46,7 @@ class Attack:
         return self.start + self.every * self.times
 
     def at(self, iteration: int) -> bool:
-        """Whether the optimizer step after so many others is part of the attack.
+        """Whether the optimizer step after this number of steps is part of the attack.
 
         >>> [i for i in range(60) if Attack(100, 20, 10, 3).at(i)]
         [20, 30, 40]
@@ -54,7 +59,11 @@ class Attack:
 
 
 class Attacker(Callback):
-    """Attacks one unit of a layer. Raises StudyError at an attack on anything but plain SGD."""
+    """Attacks one unit of a layer.
+
+    Raises:
+        StudyError: the layer has no such unit; in training, where the optimizer is not plain SGD.
+    """
 
     def __init__(self, attack: Attack, layer: HiddenLayer, unit: int) -> None:
         if not 0 <= unit < layer.units:
@@ -79,5 +88,5 @@ class Attacker(Callback):
             self._hooks.pop().remove()
 
 
-def _times(factors: Tensor):  # type: ignore[no-untyped-def]
+def _times(factors: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda gradient: gradient * factors

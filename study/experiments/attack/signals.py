@@ -1,4 +1,4 @@
-"""What is seen of every unit of a layer, on images that are not trained on: ``[units]`` each.
+"""What is measured of every unit of a layer, on images that are not trained on: ``[units]`` each.
 
 Source: Evci 2018, *Detecting dead weights and units*, section 3.1 (MRP, MRS) and 3.2 (output gradient, flat region).
 
@@ -18,7 +18,7 @@ Source: Evci 2018, *Detecting dead weights and units*, section 3.1 (MRP, MRS) an
     Norms of the incoming and of the outgoing weights, without biases.
 
 ``ops.signals.unit_scores`` finds the first three in any network. These networks are chains of modules, so that only
-what comes behind a layer need be run again for each of its units; that is a third of the time, and a look is taken
+what comes after a layer need be run again for each of its units; that is a third of the time, and a measurement looks
 thousands of times.
 """
 
@@ -32,13 +32,13 @@ from network_surgery.ops.anatomy import evaluating
 
 #: A slope of the activation below which its input is called flat; for tanh, an output beyond ± 0.975.
 FLAT = 0.05
-MEASURES = ("mrp", "mrp_before", "mrs", "gradient", "largest", "flat", "in_l1", "in_l2", "out_l1", "out_l2")
 
 
-def seen(
+def unit_signals(
     model: nn.Sequential, layer: HiddenLayer, inputs: Tensor, targets: Tensor, before: bool = False
 ) -> dict[str, Tensor]:
-    """``MEASURES`` of a layer, ``[units]`` each, in evaluation mode; ``mrp_before`` on demand: it doubles the price.
+    """The signals above of a layer, ``[units]`` each, in evaluation mode; ``mrp_before`` only if ``before`` (it doubles
+    the time).
 
     ``inputs [n, …]``, ``targets [n]`` classes.
     """
@@ -54,12 +54,12 @@ def seen(
             steps.append(module(steps[-1]))
         received = steps[-1]
 
-        def loss(given: Tensor) -> Tensor:
-            return nn.functional.cross_entropy(model[last:](given), targets, reduction="none")
+        def loss(replaced: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(model[last:](replaced), targets, reduction="none")
 
         losses = loss(received)
         at_made, at_received = torch.autograd.grad(losses.sum(), (made, received))
-        outputs, every = by_unit(received.detach(), layer.units), range(layer.units)
+        outputs = by_unit(received.detach(), layer.units)
         with torch.no_grad():
             constants = {"mrp": outputs.mean(dim=(0, 2))}
             if before:
@@ -67,17 +67,19 @@ def seen(
                 sent = model[first + 1 : last](level.expand_as(made[:1]))
                 constants["mrp_before"] = by_unit(sent, layer.units)[0, :, 0]
             penalties = {
-                name: torch.stack([(loss(_replaced(received, unit, each)) - losses).abs().mean() for unit in every])
+                name: torch.stack([
+                    (loss(_replaced(received, unit, each)) - losses).abs().mean() for unit in range(layer.units)
+                ])
                 for name, each in constants.items()
-            }
+            }  # fmt: skip
     slopes = torch.cat([by_unit(each, layer.units) for each in _slopes(model[first + 1 : last], steps)], dim=2)
     around = (constants["mrp"].view(-1, 1) - outputs) * by_unit(at_received, layer.units)
-    slope = by_unit(at_made, layer.units).abs()
+    gradient = by_unit(at_made, layer.units).abs()
     incoming, outgoing = layer.incoming(maker).flatten(1), layer.outgoing_rows()
     return {
         **penalties,
         "mrs": around.sum(dim=2).abs().mean(dim=0),
-        "gradient": slope.sum(dim=2).mean(dim=0), "largest": slope.amax(dim=(0, 2)),
+        "gradient": gradient.sum(dim=2).mean(dim=0), "largest": gradient.amax(dim=(0, 2)),
         "flat": (slopes < FLAT).double().mean(dim=(0, 2)),
         "in_l1": incoming.norm(p=1, dim=1), "in_l2": incoming.norm(dim=1),
         "out_l1": outgoing.norm(p=1, dim=1), "out_l2": outgoing.norm(dim=1),
@@ -90,17 +92,17 @@ def by_unit(outputs: Tensor, units: int) -> Tensor:
 
 
 def _replaced(received: Tensor, unit: int, constants: Tensor) -> Tensor:
-    """A copy of what is received, with a unit's outputs replaced by its constant."""
+    """A copy of what the next layer receives, with a unit's outputs replaced by its constant."""
     outputs = by_unit(received.detach(), len(constants)).clone()
     outputs[:, unit] = constants[unit]
     return outputs.reshape(received.shape)
 
 
 def _slopes(modules: nn.Sequential, steps: list[Tensor]) -> list[Tensor]:
-    """The slope of each activation among the modules, at what it was given: ``steps[i]`` for the i-th."""
-    found: list[Tensor] = []
-    for module, given in zip(modules, steps, strict=False):
+    """The slope of each activation among the modules at its inputs: ``steps[i]`` for the i-th module."""
+    slopes: list[Tensor] = []
+    for module, inputs in zip(modules, steps, strict=False):
         if isinstance(module, (nn.ReLU, nn.Tanh)):
-            at = given.detach().requires_grad_()
-            found += torch.autograd.grad(module(at).sum(), at)
-    return found
+            at = inputs.detach().requires_grad_()
+            slopes += torch.autograd.grad(module(at).sum(), at)
+    return slopes
