@@ -4,18 +4,19 @@ An attacked run goes on from a copy of the run without attack, made at the last 
 the attack the two are one, and after it they see the same batches. The unit of a layer is drawn by the seed and is the
 same for every attack.
 
-Rows of ``kind`` ``unit``, at each look from the beginning of an attack on: the attacked unit's signals, the network's
-``loss`` and ``accuracy`` (validation images), and the same of the run without attack with ``_alone`` behind the name;
-``after`` marks the look right after the attack, ``end`` the last one, which has ``mrp_before``, too. A run that diverged has NaN.
-Rows of ``kind`` ``layer``: signals of all units of a layer, as lists; ``attack`` is ``NONE`` at each of ``PARTS``, or
-an attack at the end, if it was reached.
+Rows of ``kind`` ``unit``, at each look since an attack began: signals of the attacked unit, ``loss`` and ``accuracy`` of
+its network, and the same of the run without attack, with ``_alone`` at the end of the name. ``after`` marks the look
+right after the attack, ``end`` the last one, which has ``mrp_before``, too. Numbers are NaN where a run diverged.
+Rows of ``kind`` ``layer``: signals of all units of a layer, as lists, without attack (``NONE``) at each of ``PARTS``,
+and after an attack at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -53,8 +54,6 @@ PARTS = {"10 %": 0.1, "50 %": 0.5, "end": 1.0}
 FIELDS = ("mrp", "gradient", "flat", "in_l1", "loss", "accuracy")
 ALONE = ("mrp", "mrs", "gradient", "largest", "flat", "in_l1", "in_l2", "out_l1", "out_l2")
 ATTACKED = ("mrp", "mrs", "in_l1")
-#: ``loss`` and ``accuracy``, and a layer's signals by its name, at an iteration.
-Looks = dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,11 @@ class Network:
     attacks: tuple[Attack, ...] = (*HARD, EARLY, LATE)
 
 
-RELU, NORM, TANH, LONG = "ReLU", "ReLU + BatchNorm", "tanh", "tanh, 20 epochs"
 NETWORKS = {
-    RELU: Network("evci_cnn"),
-    NORM: Network("evci_cnn_norm"),
-    TANH: Network("evci_cnn_tanh"),
-    LONG: Network("evci_cnn_tanh", 20, HARD[2:]),
+    "ReLU": Network("evci_cnn"),
+    "ReLU + BatchNorm": Network("evci_cnn_norm"),
+    "tanh": Network("evci_cnn_tanh"),
+    "tanh, 20 epochs": Network("evci_cnn_tanh", 20, HARD[2:]),
 }
 
 
@@ -105,85 +103,70 @@ def runs(data: Dataset, name: str, network: Network, seed: int, looks: int) -> l
     model = models.build(network.model, data.shape, len(data.classes))
     model = model.to(memory_format=torch.channels_last)  # for which pooling is faster
     trainer = evci.trainer_of(model, data, seed, network.epochs)
-    total = trainer.per_epoch * network.epochs
-    attacks = {attack.name: attack.scaled(min(1.0, trainer.per_epoch / PER_EPOCH)) for attack in network.attacks}
+    per_epoch, total = trainer.per_epoch, trainer.per_epoch * network.epochs
     spread = {round(total * look / looks) for look in range(looks + 1)}
-    moments = {
-        key: sorted({at for at in spread if at >= attack.start} | {attack.start, min(attack.end, total)})
-        for key, attack in attacks.items()
-    }
-    every = sorted(spread.union(*moments.values()))
-    alone: Looks = {}
-    forks: dict[int, Trainer] = {}
-    epochs = {key: attack.start // trainer.per_epoch for key, attack in attacks.items()}
+    attacks = {attack.name: attack.scaled(min(1.0, per_epoch / PER_EPOCH)) for attack in network.attacks}
+    ends = {key: min(attack.end, total) for key, attack in attacks.items()}
+    moments = sorted(spread.union(*({attack.start, ends[key]} for key, attack in attacks.items())))
+    alone, forks = Watch(trainer, LAYERS, moments), dict[int, Trainer]()
     copies = At(
-        (epoch * trainer.per_epoch for epoch in epochs.values()),
-        lambda at: forks.update({at.epoch: fork(at, data, at.epochs)}),
+        (attack.start // per_epoch * per_epoch for attack in attacks.values()),
+        lambda now: forks.update({now.epoch: fork(now, data, network.epochs)}),
     )
-    anatomy = anatomy_of(trainer)
-    trainer.callbacks = [watch(alone, anatomy, anatomy, every), copies]
+    trainer.callbacks = [alone, copies]
     trainer.fit()
-    about = {"network": name, "seed": seed}
     rows: list[Row] = []
-    for layer in anatomy:
-        for part, share in PARTS.items():
-            signals = alone[min(every, key=lambda at: abs(at - share * total))][layer]  # noqa: B023
-            rows.append(about | {"kind": "layer", "layer": layer, "attack": NONE, "part": part} | lists(signals, ALONE))
-    for key, attack in attacks.items():
-        for layer in anatomy:
-            attacked, unit = fork(forks[epochs[key]], data, network.epochs), drawn(seed, layer, anatomy[layer].units)
-            seen = run_attacked(attacked, attack, layer, unit, moments[key])
-            here = about | {"layer": layer, "attack": key, "unit": unit}
-            for at in moments[key]:
-                ours, theirs = (unit_row(each.get(at), layer, unit, at == total) for each in (seen, alone))
-                row = {"kind": "unit", "iteration": at, "after": at == min(attack.end, total), "end": at == total}
-                rows.append(here | row | ours | {f"{field}_alone": value for field, value in theirs.items()})
-            if total in seen:
-                rows.append(here | {"kind": "layer", "part": "end"} | lists(seen[total][layer], ATTACKED))
+    for layer, (part, share) in itertools.product(LAYERS, PARTS.items()):
+        about = {"network": name, "seed": seed, "layer": layer, "attack": NONE}
+        nearest = min(moments, key=lambda at: abs(at - share * total))
+        rows.append(about | {"kind": "layer", "part": part} | alone.lists(nearest, layer, ALONE))
+    for (key, attack), layer in itertools.product(attacks.items(), LAYERS):
+        trainer = fork(forks[attack.start // per_epoch], data, network.epochs)
+        mine = sorted({at for at in spread if at > attack.start} | {attack.start, ends[key]})
+        attacked = Watch(trainer, [layer], mine)
+        units = attacked.anatomy[layer]
+        unit = int(np.random.default_rng([seed, *layer.encode()]).integers(units.units))
+        trainer.callbacks = [attacked, Attacker(attack, units, unit)]
+        with contextlib.suppress(Diverged):
+            trainer.fit()
+        about = {"network": name, "seed": seed, "layer": layer, "attack": key, "unit": unit}
+        for at in mine:
+            fields = (*FIELDS, "mrp_before") if at == total else FIELDS
+            same = {f"{field}_alone": value for field, value in alone.unit(at, layer, unit, fields).items()}
+            look = {"kind": "unit", "iteration": at, "after": at == ends[key], "end": at == total}
+            rows.append(about | look | attacked.unit(at, layer, unit, fields) | same)
+        if total in attacked.looks:
+            rows.append(about | {"kind": "layer", "part": "end"} | attacked.lists(total, layer, ATTACKED))
     return rows
 
 
-def run_attacked(trainer: Trainer, attack: Attack, layer: str, unit: int, moments: Iterable[int]) -> Looks:
-    """Trains to the end with one unit attacked, or until the loss is no longer finite."""
-    looks: Looks = {}
-    anatomy = anatomy_of(trainer)
-    trainer.callbacks = [watch(looks, anatomy, [layer], moments), Attacker(attack, anatomy[layer], unit)]
-    with contextlib.suppress(Diverged):
-        trainer.fit()
-    return looks
+class Watch(At):
+    """Looks at some layers at some moments, on the validation images; training goes on as if nobody had looked.
 
+    ``looks``: at an iteration ``loss`` and ``accuracy``, and a layer's signals by its name.
+    """
 
-def anatomy_of(trainer: Trainer) -> Anatomy:
-    """The layers of the network that is trained."""
-    return Anatomy(trainer.model, trainer.train.take(slice(0, 2))[0])
+    def __init__(self, trainer: Trainer, layers: Iterable[str], moments: Iterable[int]) -> None:
+        super().__init__(moments, self._look)
+        self.anatomy = Anatomy(trainer.model, trainer.train.take(slice(0, 2))[0])
+        self._layers, self.looks = tuple(layers), dict[int, dict[str, Any]]()
 
-
-def drawn(seed: int, layer: str, units: int) -> int:
-    """The unit that is attacked."""
-    return int(np.random.default_rng([seed, *layer.encode()]).integers(units))
-
-
-def watch(looks: Looks, anatomy: Anatomy, layers: Iterable[str], moments: Iterable[int]) -> At:
-    """Looks at these layers at these moments, on the validation images; training goes on as if nobody had looked."""
-
-    def look(trainer: Trainer) -> None:
+    def _look(self, trainer: Trainer) -> None:
         assert isinstance(trainer.model, nn.Sequential)
         images, last = trainer.validation.take(slice(None)), trainer.epoch == trainer.epochs
         loss, accuracy = evaluate(trainer.model, trainer.validation)
-        signals = {layer: unit_signals(trainer.model, anatomy[layer], *images, before=last) for layer in layers}
-        looks[trainer.iteration] = {"loss": loss, "accuracy": accuracy, **signals}
+        signals = {
+            layer: unit_signals(trainer.model, self.anatomy[layer], *images, before=last) for layer in self._layers
+        }
+        self.looks[trainer.iteration] = {"loss": loss, "accuracy": accuracy, **signals}
 
-    return At(moments, look)
+    def unit(self, at: int, layer: str, unit: int, fields: Iterable[str]) -> dict[str, float]:
+        """The fields of one unit at one look; NaN where the run did not get there."""
+        if at not in self.looks:
+            return dict.fromkeys(fields, math.nan)
+        look = self.looks[at]
+        return {field: look[field] if field in look else float(look[layer][field][unit]) for field in fields}
 
-
-def unit_row(look: Mapping[str, Any] | None, layer: str, unit: int, last: bool) -> dict[str, float]:
-    """The fields of one unit at one look; NaN where the run did not get there."""
-    fields = (*FIELDS, "mrp_before") if last else FIELDS
-    if look is None:
-        return dict.fromkeys(fields, math.nan)
-    return {field: look[field] if field in look else float(look[layer][field][unit]) for field in fields}
-
-
-def lists(signals: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, list[float]]:
-    """Signals of all units as plain data."""
-    return {name: signals[name].tolist() for name in names}
+    def lists(self, at: int, layer: str, fields: Iterable[str]) -> dict[str, list[float]]:
+        """Signals of all units of a layer at one look."""
+        return {field: self.looks[at][layer][field].tolist() for field in fields}

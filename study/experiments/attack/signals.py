@@ -49,10 +49,12 @@ def unit_signals(
         with torch.no_grad():
             made = model[: first + 1](inputs)
         made.requires_grad_()
-        steps = [made]
+        received = made
         for module in model[first + 1 : last]:
-            steps.append(module(steps[-1]))
-        received = steps[-1]
+            if isinstance(module, (nn.ReLU, nn.Tanh)):  # of which there is one
+                level = received.detach().requires_grad_()
+                (slopes,) = torch.autograd.grad(module(level).sum(), level)
+            received = module(received)
 
         def loss(replaced: Tensor) -> Tensor:
             return nn.functional.cross_entropy(model[last:](replaced), targets, reduction="none")
@@ -63,8 +65,8 @@ def unit_signals(
         with torch.no_grad():
             constants = {"mrp": outputs.mean(dim=(0, 2))}
             if before:
-                level = by_unit(made, layer.units).mean(dim=(0, 2)).view(1, -1, *[1] * (made.dim() - 2))
-                sent = model[first + 1 : last](level.expand_as(made[:1]))
+                centre = by_unit(made, layer.units).mean(dim=(0, 2)).view(1, -1, *[1] * (made.dim() - 2))
+                sent = model[first + 1 : last](centre.expand_as(made[:1]))
                 constants["mrp_before"] = by_unit(sent, layer.units)[0, :, 0]
             penalties = {
                 name: torch.stack([
@@ -72,7 +74,6 @@ def unit_signals(
                 ])
                 for name, each in constants.items()
             }  # fmt: skip
-    slopes = torch.cat([by_unit(each, layer.units) for each in _slopes(model[first + 1 : last], steps)], dim=2)
     around = (constants["mrp"].view(-1, 1) - outputs) * by_unit(at_received, layer.units)
     gradient = by_unit(at_made, layer.units).abs()
     incoming, outgoing = layer.incoming(maker).flatten(1), layer.outgoing_rows()
@@ -80,7 +81,7 @@ def unit_signals(
         **penalties,
         "mrs": around.sum(dim=2).abs().mean(dim=0),
         "gradient": gradient.sum(dim=2).mean(dim=0), "largest": gradient.amax(dim=(0, 2)),
-        "flat": (slopes < FLAT).double().mean(dim=(0, 2)),
+        "flat": (by_unit(slopes, layer.units) < FLAT).double().mean(dim=(0, 2)),
         "in_l1": incoming.norm(p=1, dim=1), "in_l2": incoming.norm(dim=1),
         "out_l1": outgoing.norm(p=1, dim=1), "out_l2": outgoing.norm(dim=1),
     }  # fmt: skip
@@ -96,13 +97,3 @@ def _replaced(received: Tensor, unit: int, constants: Tensor) -> Tensor:
     outputs = by_unit(received.detach(), len(constants)).clone()
     outputs[:, unit] = constants[unit]
     return outputs.reshape(received.shape)
-
-
-def _slopes(modules: nn.Sequential, steps: list[Tensor]) -> list[Tensor]:
-    """The slope of each activation among the modules at its inputs: ``steps[i]`` for the i-th module."""
-    slopes: list[Tensor] = []
-    for module, inputs in zip(modules, steps, strict=False):
-        if isinstance(module, (nn.ReLU, nn.Tanh)):
-            at = inputs.detach().requires_grad_()
-            slopes += torch.autograd.grad(module(at).sum(), at)
-    return slopes
