@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from matplotlib.axis import Axis
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from network_surgery.study.bench.panels import Panels
-from network_surgery.study.evidence.drawing import BLACK, COLOURS, GREY, MARKERS, Drawing
+from network_surgery.study.evidence.drawing import BLACK, COLOURS, GREY, MARKERS, Drawing, Look
 from network_surgery.study.experiments.attack.measure import HARD, LAYERS, NETWORKS
 from network_surgery.study.experiments.attack.numbers import KILLED, Attacked, mean
 
@@ -37,7 +37,7 @@ def attacked(units: Attacked) -> Drawing:
         for field, label in COURSES.items():
             panels[label, name].axhline(0, color=BLACK, linewidth=0.8)
             if field != "flat":
-                factor_axis(panels[label, name].yaxis)
+                factor_scale(panels[label, name])
     return panels.drawing("What becomes of an attacked unit", "iteration")
 
 
@@ -49,18 +49,21 @@ def ends(units: Attacked) -> Drawing:
         for number, layer in enumerate(LAYERS):
             each = units.changes(name, layers=[layer])  # [seeds, attacks]
             places = np.arange(len(attacks)) + 0.22 * (number - 1) + np.linspace(-0.05, 0.05, len(each))[:, None]
-            look = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "", "markersize": 4.5}
+            look: Look = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "", "markersize": 4.5}
             axes.plot(places.ravel(), each.ravel(), label=layer, alpha=0.75, **look)
         axes.axhline(0, color=BLACK, linewidth=0.8)
         axes.axhline(math.log(KILLED), color=GREY, linewidth=0.8, linestyle="--")
         axes.set_xticks(range(len(attacks)), attacks, rotation=55, ha="right", fontsize=8)
         axes.set_xlim(-0.6, len(attacks) - 0.4)
-        factor_axis(axes.yaxis)
+        factor_scale(axes)
     return panels.drawing("Where every attacked unit ends")
 
 
-def factor_axis(axis: Axis) -> None:
-    """Ticks of logarithms as factors."""
-    axis.set_major_locator(FixedLocator([math.log(step * 10.0**power) for power in range(-5, 5) for step in (1, 3)]))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{math.exp(value):.3g}"))
+def factor_scale(axes: Axes) -> None:
+    """Ticks of logarithms as factors: 1, 2 and 5 of each decade, or powers of ten if there are many."""
+    span = float(np.ptp(axes.get_ylim()))
+    steps, stride = ((1, 2, 5), 1) if span < math.log(100) else ((1,), math.ceil(span / math.log(1e6)))
+    ticks = [math.log(step * 10.0**power) for power in range(-6 * stride, 7 * stride, stride) for step in steps]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{math.exp(value):.3g}"))

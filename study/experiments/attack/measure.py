@@ -4,9 +4,10 @@ An attacked run goes on from a copy of the run without attack, made at the last 
 the attack the two are one, and after it they see the same batches. The unit of a layer is drawn by the seed and is the
 same for every attack.
 
-Rows of ``kind`` ``unit``, at each look since an attack began: signals of the attacked unit, ``loss`` and ``accuracy`` of
-its network, and the same of the run without attack, with ``_alone`` at the end of the name. ``after`` marks the look
-right after the attack, ``end`` the last one, which has ``mrp_before``, too. Numbers are NaN where a run diverged.
+Rows of ``kind`` ``unit``, at each look since an attack began: signals of the attacked unit, ``loss`` and ``accuracy``
+of its network, and the same of the run without attack, with ``_alone`` at the end of the name. ``before`` marks the
+look when the attack begins, ``after`` the one right after it, ``end`` the last one, which has ``mrp_before``, too.
+Numbers are NaN where a run diverged.
 Rows of ``kind`` ``layer``: signals of all units of a layer, as lists, without attack (``NONE``) at each of ``PARTS``,
 and after an attack at the end.
 """
@@ -89,7 +90,7 @@ class Options(experiment.Options):
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts, and the tasks: all runs of a network with one seed."""
     data = sources.load(options.data, VALIDATION, options.train_images)
-    tasks = [
+    tasks: list[Task] = [
         (f"{name}-{seed}", partial(runs, data, name, network, seed, options.looks))
         for seed in range(options.seeds)
         for name, network in NETWORKS.items()
@@ -133,8 +134,10 @@ def runs(data: Dataset, name: str, network: Network, seed: int, looks: int) -> l
         for at in mine:
             fields = (*FIELDS, "mrp_before") if at == total else FIELDS
             same = {f"{field}_alone": value for field, value in alone.unit(at, layer, unit, fields).items()}
-            look = {"kind": "unit", "iteration": at, "after": at == ends[key], "end": at == total}
-            rows.append(about | look | attacked.unit(at, layer, unit, fields) | same)
+            marks = {"before": at == attack.start, "after": at == ends[key], "end": at == total}
+            rows.append(
+                about | {"kind": "unit", "iteration": at} | marks | attacked.unit(at, layer, unit, fields) | same
+            )
         if total in attacked.looks:
             rows.append(about | {"kind": "layer", "part": "end"} | attacked.lists(total, layer, ATTACKED))
     return rows

@@ -54,9 +54,9 @@ class Attacked:
         each = [self.courses(network, attack, layer, field, **when) for attack in attacks for layer in layers]
         return np.concatenate(each, axis=1)
 
-    def effect(self, network: str, attacks: Names = (), *how: Any, layers: Names = LAYERS) -> Values:
+    def effect(self, network: str, *which: Any, **more: Any) -> Values:
         """``[seeds]``: the mean of ``changes`` over attacks and layers."""
-        return mean(self.changes(network, attacks, *how, layers=layers))
+        return mean(self.changes(network, *which, **more))
 
     def fallen(self, network: str, attacks: Names = (), below: float = 1.0) -> Values:
         """``[seeds]``: the share of the attacked units that end with an MRP below this fraction of what it is alone."""
@@ -118,8 +118,3 @@ def lowest(row: Row) -> bool:
 def idle(row: Row, signal: str) -> int:
     """How many units are dead (by ``mrs``) or frozen (by ``largest``), as ``ops.operations.dead_units`` has it."""
     return int((np.array(row[signal]) <= THRESHOLD * np.mean(row[signal])).sum())
-
-
-def uneven(row: Row) -> float:
-    """The deviation of MRP over a layer's units, as a fraction of its mean."""
-    return float(np.std(row["mrp"]) / np.mean(row["mrp"]))

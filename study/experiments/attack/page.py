@@ -21,6 +21,7 @@ from network_surgery.study.bench.tables import cross, deviation, table
 from network_surgery.study.evidence.significance import half_interval
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.attack import figures, numbers
+from network_surgery.study.experiments.attack.attacker import Attack
 from network_surgery.study.experiments.attack.measure import EARLY, HARD, LAYERS, NETWORKS, NONE, PARTS, PER_EPOCH
 from network_surgery.study.experiments.attack.numbers import AFTER, FLOOR, KILLED, SCORES, Attacked, mean, rank
 
@@ -34,24 +35,24 @@ Cell = Callable[[str, list[str]], str]
 
 def parts(measured: Measured) -> dict[str, Part]:
     """What ``page.md`` names."""
-    units = Attacked(measured.rows)
+    units, shorter = Attacked(measured.rows), measured.facts["per_epoch"] / PER_EPOCH
     return {
         "trained_on": trained_on(measured, units),
-        "starts": starts(measured.facts["per_epoch"]),
+        "sooner": f" (of epochs of {PER_EPOCH}; here sooner, × {shorter:.2g})" if shorter < 1 else "",
         "fall_claims": fall_claims(units),
         "fallen": cross("network", NETWORKS, {each: [each] for each in LAYERS} | {"all layers": LAYERS},
                         lambda name, layers: count(units, name, [], layers)),
         "attacked": figures.attacked(units),
         "ends": figures.ends(units),
         "penalties": penalties(units),
-        "by_layer": by_layer(units),
         "kill_claims": kill_claims(units),
         "course_claims": course_claims(units),
         "consequences": consequences(units),
         "rank_claims": rank_claims(units),
         "ranking": ranking(units),
         "alone": alone(measured.rows),
-    } | counts(units)  # fmt: skip
+        **counts(units),
+    }  # fmt: skip
 
 
 def claim(text: str, source: str, differences: Mapping[str, Values], *how: Any, **more: Any) -> Claim:
@@ -93,12 +94,13 @@ def kill_claims(units: Attacked) -> list[Claim]:
 
 def course_claims(units: Attacked) -> list[Claim]:
     """How hard and when, and whether it shows. Means over the layers, and over the attacks where none is named."""
-    doses = {
-        f"×{more.multiplier:g} / ×{less.multiplier:g}": units.effect(NORM, [more.name])
-        - units.effect(NORM, [less.name])
-        for less, more in itertools.combinations(HARD, 2)
-    }
-    early = {each: units.effect(each, [EARLY.name]) - units.effect(each, [HARD[1].name]) for each in (TANH, RELU, NORM)}
+
+    def more(name: str, one: Attack, other: Attack) -> Values:
+        return units.effect(name, [one.name]) - units.effect(name, [other.name])
+
+    pairs = itertools.combinations(HARD, 2)
+    doses = {f"×{hard.multiplier:g} / ×{soft.multiplier:g}": more(NORM, hard, soft) for soft, hard in pairs}
+    early = {name: more(name, EARLY, HARD[1]) for name in (TANH, RELU, NORM)}
     loss = {f"{name}, {each}": units.effect(name, [each], "loss") for name in NETWORKS for each in units.attacks(name)}
     return [
         claim("with BatchNorm MRP falls further with the multiplier", "3.4.2", doses, -1, unit="factor"),
@@ -146,13 +148,6 @@ def trained_on(measured: Measured, units: Attacked) -> str:
     )
 
 
-def starts(per_epoch: int) -> str:
-    """When attacks begin, in words."""
-    if per_epoch >= PER_EPOCH:
-        return ""
-    return f" (of epochs of {PER_EPOCH} iterations; here sooner, × {per_epoch / PER_EPOCH:.2g})"
-
-
 def by_attack(units: Attacked, columns: Mapping[str, Cell]) -> str:
     """A table with a line for each network and attack."""
     lines = [
@@ -163,23 +158,19 @@ def by_attack(units: Attacked, columns: Mapping[str, Cell]) -> str:
 
 
 def penalties(units: Attacked) -> str:
-    """What became of the attacked units' MRP."""
-    return by_attack(units, {
+    """What became of the attacked units' MRP, and by their layer at the end."""
+
+    def of_layer(layer: str, name: str, attacks: list[str]) -> str:
+        middle = mean(units.effect(name, attacks, layers=[layer])[None])[0]
+        return f"{math.exp(middle):.2f}: {count(units, name, attacks, [layer])}"
+
+    columns: dict[str, Cell] = {
         "right after": lambda *which: factor(units.effect(*which, "mrp", AFTER)),
         "at the end": lambda *which: factor(units.effect(*which)),
         "the same, mean before activation": lambda *which: factor(units.effect(*which, "mrp_before")),
         "lower (killed)": lambda *which: count(units, *which),
-    })  # fmt: skip
-
-
-def by_layer(units: Attacked) -> str:
-    """The factor on MRP at the end, by the attacked unit's layer."""
-
-    def cell(layer: str, name: str, attacks: list[str]) -> str:
-        middle = np.nanmean(units.changes(name, attacks, layers=[layer]))
-        return f"{math.exp(middle):.2f}: {count(units, name, attacks, [layer])}"
-
-    return by_attack(units, {layer: partial(cell, layer) for layer in LAYERS})
+    }
+    return by_attack(units, columns | {layer: partial(of_layer, layer) for layer in LAYERS})
 
 
 def consequences(units: Attacked) -> str:
@@ -203,16 +194,15 @@ def counts(units: Attacked) -> dict[str, str]:
         return bool(np.argmax(row["in_l1"]) == row["unit"])
 
     killed = math.log(KILLED)
-    end, after, gradient = (
-        every(lambda name, how=how: units.changes(name, (), *how)) for how in (("mrp",), ("mrp", AFTER), ("gradient",))
-    )
+    end, after = every(units.changes), every(lambda name: units.changes(name, when=AFTER))
+    gradient = every(lambda name: units.changes(name, field="gradient"))
     large = every(lambda name: units.over_layers(name, largest, units.attacks(name))) == 1
     alone = every(lambda name: units.over_layers(name, numbers.lowest))
     attacked = every(lambda name: units.over_layers(name, numbers.lowest, units.attacks(name)))
-    reached, idle = np.isfinite(attacked), sum(row["mrp_alone"] <= FLOOR for row in units.rows.where(end=True))
+    reached, idle = np.isfinite(attacked), sum(row["mrp_alone"] <= FLOOR for row in units.rows.where(before=True))
     return {
-        "excluded": f"{idle} attacked units have an MRP of {FLOOR:g} at most without attack; {(~reached).sum()} of "
-        f"{reached.size} runs diverged and are left out.",
+        "excluded": f"{idle} units have an MRP of {FLOOR:g} at most when the attack begins; {(~reached).sum()} of "
+        f"{reached.size} attacked runs diverged and are left out.",
         "persistence": f"Of {(after < killed).sum()} units that are killed right after an attack, "
         f"{((after < killed) & (end < killed)).sum()} are so at the end (3.2: what is dead stays dead).",
         "norms": f"A unit with a low MRP may have a large norm (3.7): of {(end < 0).sum()} attacked units that end "
@@ -227,14 +217,13 @@ def counts(units: Attacked) -> dict[str, str]:
 def ranking(units: Attacked) -> str:
     """Spearman's correlation with MRP, and how often the lowest unit is the lowest, without attack."""
     lines = []
-    for name in NETWORKS:
-        for at, layer in enumerate(LAYERS):
-            cells = []
-            for part in PARTS:
-                rho, hits = (units.over_layers(name, each, part=part)[:, at] for each in (rank, numbers.lowest))
-                cells.append(f"{deviation(rho, 3)} ({hits.sum():.0f} / {len(hits)})")
-            others = (units.over_layers(name, partial(rank, score=score))[:, at] for score in list(SCORES)[1:])
-            lines.append([name, layer, *cells, *(f"{rho.mean():.2f}" for rho in others)])
+    for name, (at, layer) in itertools.product(NETWORKS, enumerate(LAYERS)):
+        cells = []
+        for part in PARTS:
+            rho, hits = (units.over_layers(name, each, part=part)[:, at] for each in (rank, numbers.lowest))
+            cells.append(f"{deviation(rho, 3)} ({hits.sum():.0f} / {len(hits)})")
+        others = (units.over_layers(name, partial(rank, score=score))[:, at] for score in list(SCORES)[1:])
+        lines.append([name, layer, *cells, *(f"{rho.mean():.2f}" for rho in others)])
     columns = [*(f"MRS, {part}" for part in PARTS), *(f"{words}, end" for words in list(SCORES.values())[1:])]
     return table(["network", "layer", *columns], lines, words=2)
 
@@ -248,7 +237,7 @@ def alone(rows: Rows) -> str:
         gone = (sum(numbers.idle(row, signal) for row in each) for signal in ("mrs", "largest"))
         lines.append([
             name, layer, f"{last.mean():.4f}", f"{np.median(last):.4f}", f"{last.min():.1e} – {last.max():.2f}",
-            f"{np.mean([numbers.uneven(row) for row in each]):.2f}", *(f"{units} / {last.size}" for units in gone),
+            f"{np.mean(last.std(axis=1) / last.mean(axis=1)):.2f}", *(f"{units} / {last.size}" for units in gone),
             f"{np.mean([row['flat'] for row in each]):.0%}",
         ])  # fmt: skip
     columns = ("MRP, mean", "median", "range", "deviation / mean", "dead", "frozen", "flat outputs")
@@ -272,4 +261,4 @@ def factor(values: Values) -> str:
 def count(units: Attacked, name: str, attacks: Sequence[str], layers: Sequence[str] = LAYERS) -> str:
     """How many of the attacked units end with a lower MRP, and how many of these are killed."""
     each = units.changes(name, attacks, layers=layers)
-    return f"{(each < 0).sum()} of {each.size} ({(each < math.log(KILLED)).sum()})"
+    return f"{(each < 0).sum()} of {np.isfinite(each).sum()} ({(each < math.log(KILLED)).sum()})"

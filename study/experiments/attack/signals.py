@@ -17,9 +17,8 @@ Source: Evci 2018, *Detecting dead weights and units*, section 3.1 (MRP, MRS) an
 ``in_l1``, ``in_l2``, ``out_l1``, ``out_l2``
     Norms of the incoming and of the outgoing weights, without biases.
 
-``ops.signals.unit_scores`` finds the first three in any network. These networks are chains of modules, so that only
-what comes after a layer need be run again for each of its units; that is a third of the time, and a measurement looks
-thousands of times.
+``ops.signals.unit_scores`` has the first three for any network. These networks are chains of modules: only what comes
+after a layer is run again for each of its units, which takes a third of the time.
 """
 
 from __future__ import annotations
@@ -62,6 +61,12 @@ def unit_signals(
         losses = loss(received)
         at_made, at_received = torch.autograd.grad(losses.sum(), (made, received))
         outputs = by_unit(received.detach(), layer.units)
+
+        def penalty(unit: int, constant: Tensor) -> Tensor:
+            replaced = outputs.clone()
+            replaced[:, unit] = constant
+            return (loss(replaced.reshape(received.shape)) - losses).abs().mean()
+
         with torch.no_grad():
             constants = {"mrp": outputs.mean(dim=(0, 2))}
             if before:
@@ -69,11 +74,8 @@ def unit_signals(
                 sent = model[first + 1 : last](centre.expand_as(made[:1]))
                 constants["mrp_before"] = by_unit(sent, layer.units)[0, :, 0]
             penalties = {
-                name: torch.stack([
-                    (loss(_replaced(received, unit, each)) - losses).abs().mean() for unit in range(layer.units)
-                ])
-                for name, each in constants.items()
-            }  # fmt: skip
+                name: torch.stack([*map(penalty, range(layer.units), each)]) for name, each in constants.items()
+            }
     around = (constants["mrp"].view(-1, 1) - outputs) * by_unit(at_received, layer.units)
     gradient = by_unit(at_made, layer.units).abs()
     incoming, outgoing = layer.incoming(maker).flatten(1), layer.outgoing_rows()
@@ -90,10 +92,3 @@ def unit_signals(
 def by_unit(outputs: Tensor, units: int) -> Tensor:
     """``[n, units, positions]`` of a layer's outputs ``[n, units, *positions]`` or ``[n, units × positions]``."""
     return outputs.reshape(len(outputs), units, -1)
-
-
-def _replaced(received: Tensor, unit: int, constants: Tensor) -> Tensor:
-    """A copy of what the next layer receives, with a unit's outputs replaced by its constant."""
-    outputs = by_unit(received.detach(), len(constants)).clone()
-    outputs[:, unit] = constants[unit]
-    return outputs.reshape(received.shape)
