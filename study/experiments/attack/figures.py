@@ -60,10 +60,10 @@ def ends(units: Attacked) -> Drawing:
 
 
 def factor_scale(axes: Axes) -> None:
-    """Ticks of logarithms as factors: 1, 2 and 5 of each decade, or powers of ten if there are many."""
-    span = float(np.ptp(axes.get_ylim()))
-    steps, stride = ((1, 2, 5), 1) if span < math.log(100) else ((1,), math.ceil(span / math.log(1e6)))
-    ticks = [math.log(step * 10.0**power) for power in range(-6 * stride, 7 * stride, stride) for step in steps]
+    """Ticks of logarithms as factors, fewer of each decade where there are more decades."""
+    decades = float(np.ptp(axes.get_ylim())) / math.log(10)
+    steps = (1, 1.2, 1.5, 2, 3, 5, 7) if decades < 0.7 else (1, 2, 5) if decades < 2 else (1,)
+    ticks = [math.log(step * 10.0**power) for power in range(-9, 10) for step in steps]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{math.exp(value):.3g}"))

@@ -1,7 +1,7 @@
 """What the thesis says of attacked units (Evci 2018, chapter 3), asked of what was measured.
 
-There an attack succeeds when the unit's penalty falls; so it does here. ``KILLED`` is a threshold of our own, whose
-claims are apart.
+There an attack succeeds when the unit's penalty falls; that decides here, too. ``KILLED`` is a threshold of our own,
+whose claim is apart.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def parts(measured: Measured) -> dict[str, Part]:
         "attacked": figures.attacked(units),
         "ends": figures.ends(units),
         "penalties": penalties(units),
-        "kill_claims": kill_claims(units),
+        "kill_claims": [claim("fewer of the attacked units are killed than with ReLU", "our threshold",
+                              more_than_relu(units, KILLED), -1, unit="points")],
         "course_claims": course_claims(units),
         "consequences": consequences(units),
         "rank_claims": rank_claims(units),
@@ -84,12 +85,6 @@ def more_than_relu(units: Attacked, below: float) -> dict[str, Values]:
     return {
         name: units.fallen(name, below=below) - units.fallen(RELU, units.attacks(name), below) for name in (NORM, LONG)
     }
-
-
-def kill_claims(units: Attacked) -> list[Claim]:
-    """By our own threshold."""
-    text = "fewer of the attacked units are killed than with ReLU"
-    return [claim(text, "our threshold", more_than_relu(units, KILLED), -1, unit="points")]
 
 
 def course_claims(units: Attacked) -> list[Claim]:
