@@ -212,13 +212,12 @@ def counts(units: Attacked) -> dict[str, str]:
 def ranking(units: Attacked) -> str:
     """Spearman's correlation with MRP, and how often the lowest unit is the lowest, without attack."""
     lines = []
-    for name, (at, layer) in itertools.product(NETWORKS, enumerate(LAYERS)):
-        cells = []
-        for part in PARTS:
-            rho, hits = (units.over_layers(name, each, part=part)[:, at] for each in (rank, numbers.lowest))
-            cells.append(f"{deviation(rho, 3)} ({hits.sum():.0f} / {len(hits)})")
-        others = (units.over_layers(name, partial(rank, score=score))[:, at] for score in list(SCORES)[1:])
-        lines.append([name, layer, *cells, *(f"{rho.mean():.2f}" for rho in others)])
+    for name in NETWORKS:
+        mrs = [[units.over_layers(name, each, part=part) for each in (rank, numbers.lowest)] for part in PARTS]
+        others = [units.over_layers(name, partial(rank, score=score)) for score in list(SCORES)[1:]]
+        for at, layer in enumerate(LAYERS):
+            cells = [f"{deviation(rho[:, at], 3)} ({hits[:, at].sum():.0f} / {len(hits)})" for rho, hits in mrs]
+            lines.append([name, layer, *cells, *(f"{rho[:, at].mean():.2f}" for rho in others)])
     columns = [*(f"MRS, {part}" for part in PARTS), *(f"{words}, end" for words in list(SCORES.values())[1:])]
     return table(["network", "layer", *columns], lines, words=2)
 
