@@ -123,15 +123,15 @@ def runs(data: Dataset, name: str, network: Network, seed: int, looks: int) -> l
         rows.append(about | {"kind": "layer", "part": part} | alone.lists(nearest, layer, ALONE))
     for (key, attack), layer in itertools.product(attacks.items(), LAYERS):
         trainer = fork(forks[attack.start // per_epoch], data, network.epochs)
-        mine = sorted({at for at in spread if at > attack.start} | {attack.start, ends[key]})
-        attacked = Watch(trainer, [layer], mine)
+        times = sorted({at for at in spread if at > attack.start} | {attack.start, ends[key]})
+        attacked = Watch(trainer, [layer], times)
         units = attacked.anatomy[layer]
         unit = int(np.random.default_rng([seed, *layer.encode()]).integers(units.units))
         trainer.callbacks = [attacked, Attacker(attack, units, unit)]
         with contextlib.suppress(Diverged):
             trainer.fit()
         about = {"network": name, "seed": seed, "layer": layer, "attack": key, "unit": unit}
-        for at in mine:
+        for at in times:
             fields = (*FIELDS, "mrp_before") if at == total else FIELDS
             same = {f"{field}_alone": value for field, value in alone.unit(at, layer, unit, fields).items()}
             marks = {"before": at == attack.start, "after": at == ends[key], "end": at == total}

@@ -119,14 +119,14 @@ def test_scores_are_those_that_ops_finds_in_any_network(name):
     anatomy, signals = Anatomy(model, inputs[:2]), Signals(model, inputs, targets)
     for layer in LAYERS:
         found = unit_signals(model, anatomy[layer], inputs, targets, before=True)
-        theirs = {
+        options = {
             "mrp": {}, "mrs": {}, "mrp_before": {"replacement": "mean_before"}, "in_l1": {}, "in_l2": {}, "out_l1": {},
             "out_l2": {},
         }  # fmt: skip
-        for mine, more in theirs.items():
-            score = {"mrp_before": "mrp", "in_l1": "l1_in", "in_l2": "l2_in"}.get(mine, mine.removeprefix("out_"))
+        for signal, more in options.items():
+            score = {"mrp_before": "mrp", "in_l1": "l1_in", "in_l2": "l2_in"}.get(signal, signal.removeprefix("out_"))
             expected = unit_scores(anatomy[layer], signals, score, **more)
-            torch.testing.assert_close(found[mine].double(), expected, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(found[signal].double(), expected, rtol=1e-3, atol=1e-5)
         largest = found["largest"].double()
         between = middle_of_the_widest_gap(largest)  # where rounding decides about no unit
         frozen = frozen_units(anatomy[layer], signals, float(between / largest.mean()))
@@ -259,9 +259,9 @@ def test_every_attack_is_there_and_begins_where_the_network_without_is(rows):
 def test_lists_and_units_are_of_the_same_looks(rows):
     for row in rows.where(kind="unit", end=True):
         about = {"kind": "layer", "part": "end", "seed": row["seed"], "layer": row["layer"]}
-        (ours,), (alone,) = (rows.where(attack=attack, **about) for attack in (row["attack"], NONE))
-        assert ours["unit"] == row["unit"] and set(ATTACKED) <= ours.keys() and set(ALONE) <= alone.keys()
-        assert row["mrp"] == ours["mrp"][row["unit"]] and row["mrp_alone"] == alone["mrp"][row["unit"]]
+        (kept,), (alone,) = (rows.where(attack=attack, **about) for attack in (row["attack"], NONE))
+        assert kept["unit"] == row["unit"] and set(ATTACKED) <= kept.keys() and set(ALONE) <= alone.keys()
+        assert row["mrp"] == kept["mrp"][row["unit"]] and row["mrp_alone"] == alone["mrp"][row["unit"]]
     assert [row["part"] for row in rows.where(kind="layer", attack=NONE, seed=0, layer="fc1")] == list(PARTS)
 
 
