@@ -1,21 +1,11 @@
-"""Can one unit be killed by too high a learning rate, and is it seen? Evci 2018, *Detecting dead weights and units*.
+"""Can one unit be killed by too high a learning rate? Evci 2018, *Detecting dead weights and units*, chapter 3."""
 
-His chapter 3 multiplies the learning rate of one unit's incoming weights for ten steps of training, looks at what
-becomes of the unit's mean replacement penalty (MRP), and finds that units with BatchNorm or tanh are harmed, units with
-ReLU mostly not, that the loss does not tell, and that the first-order form MRS ranks units as MRP does.
+from __future__ import annotations
 
-``attacker``
-    The attack, as a callback of the trainer.
-``watch``
-    What is measured of every unit of a layer: MRP, MRS, norms, gradient, share of outputs in the flat region.
-``arms``
-    One network trained without attack, and again with each attack from the same weights on the same batches.
-``parallel``
-    Several seeds and activations at once; what is found is kept, so that the page can be written anew.
-``results``, ``findings``
-    An attacked unit beside the same unit left alone; what is tested and counted.
-``figures``, ``tables``, ``claims``, ``report``
-    The figures, the tables, the claims of the thesis with what was found, the page.
+from pathlib import Path
 
-    python -m network_surgery.study.experiments.attack --data cifar10 --seeds 5 --out study/docs
-"""
+from network_surgery.study.bench.experiment import Experiment
+from network_surgery.study.experiments.attack import measure, page
+
+QUESTION = "Can one unit be killed by too high a learning rate, and does it show?"
+EXPERIMENT = Experiment("attack", Path(__file__).parent, QUESTION, measure.Options(), measure.measure, page.parts)

@@ -8,10 +8,9 @@ multiplying their gradient, which is what is done here.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from network_surgery.ops import HiddenLayer
 from network_surgery.study.errors import StudyError
@@ -20,20 +19,16 @@ from network_surgery.study.training.trainer import Callback, Trainer
 
 @dataclass(frozen=True)
 class Attack:
-    """``multiplier`` times the learning rate, first at iteration ``start``, ``times`` times, ``every`` so many."""
+    """``multiplier`` times the learning rate, at iteration ``start`` and then every ``every`` ones, ``times`` times."""
 
     multiplier: float
     start: int
     every: int = 10
     times: int = 10
 
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.every < 1 or self.times < 1:
-            raise StudyError(f"{self}: start counts from 0, every and times from 1")
-
     @property
     def name(self) -> str:
-        return f"×{self.multiplier:g} from {self.start:,}" + (f", every {self.every}" if self.every != 10 else "")
+        return f"×{self.multiplier:g} from {self.start:,}"
 
     @property
     def end(self) -> int:
@@ -41,7 +36,7 @@ class Attack:
         return self.start + self.every * self.times
 
     def at(self, iteration: int) -> bool:
-        """Whether the optimizer step after so many others is part of the attack.
+        """Whether the optimizer step after this number of steps is part of the attack.
 
         >>> [i for i in range(60) if Attack(100, 20, 10, 3).at(i)]
         [20, 30, 40]
@@ -54,13 +49,10 @@ class Attack:
 
 
 class Attacker(Callback):
-    """Attacks one unit of a layer. Raises StudyError at an attack on anything but plain SGD."""
+    """Attacks one unit of a layer in training; StudyError where the optimizer is not plain SGD."""
 
     def __init__(self, attack: Attack, layer: HiddenLayer, unit: int) -> None:
-        if not 0 <= unit < layer.units:
-            raise StudyError(f"layer {layer.name} has units 0 to {layer.units - 1}, not {unit}")
         self._attack, self._layer, self._unit = attack, layer, unit
-        self._hooks: list[RemovableHandle] = []
 
     def before_step(self, trainer: Trainer) -> None:
         if not self._attack.at(trainer.iteration):
@@ -68,16 +60,12 @@ class Attacker(Callback):
         for group in trainer.optimizer.param_groups:
             if type(trainer.optimizer) is not torch.optim.SGD or group["momentum"] or group["weight_decay"]:
                 raise StudyError("an attack scales gradients, which is a learning rate for plain SGD alone")
+        self._handle = trainer.optimizer.register_step_pre_hook(self._scale)
+
+    def _scale(self, *_: Any) -> None:
+        """Of one step: it removes itself."""
+        self._handle.remove()
         for place in self._layer.makers:
-            weight = self._layer.tensor(place)
-            factors = torch.ones([place.size if axis == place.axis else 1 for axis in range(weight.dim())])
-            factors.index_fill_(place.axis, place.positions[self._unit], self._attack.multiplier)
-            self._hooks.append(weight.register_hook(_times(factors.to(weight))))
-
-    def after_step(self, trainer: Trainer, loss: Tensor) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
-
-
-def _times(factors: Tensor):  # type: ignore[no-untyped-def]
-    return lambda gradient: gradient * factors
+            gradient = self._layer.tensor(place).grad
+            assert gradient is not None
+            gradient.movedim(place.axis, 0)[place.positions[self._unit]] *= self._attack.multiplier

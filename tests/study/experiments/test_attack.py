@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,29 +14,43 @@ from network_surgery.ops import Anatomy, Signals
 from network_surgery.ops.operations.dead_units import frozen_units
 from network_surgery.ops.signals.unit_scores import unit_scores
 from network_surgery.study import data, models
+from network_surgery.study.bench import page as bench
+from network_surgery.study.bench.claims import judge
+from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
-from network_surgery.study.experiments.attack import __main__ as command
-from network_surgery.study.experiments.attack import parallel
-from network_surgery.study.experiments.attack.arms import ATTACKS, CPU, NONE, Network, Setting, Watcher, train
+from network_surgery.study.experiments.attack import EXPERIMENT, figures, measure, page
 from network_surgery.study.experiments.attack.attacker import Attack, Attacker
-from network_surgery.study.experiments.attack.claims import claims
-from network_surgery.study.experiments.attack.findings import against, effects, kills, majority
-from network_surgery.study.experiments.attack.parallel import of_seed
-from network_surgery.study.experiments.attack.results import Results
-from network_surgery.study.experiments.attack.watch import MEASURES, seen
-from network_surgery.study.experiments.repairs.arms import thinned
-from network_surgery.study.training.trainer import Callback, Trainer
+from network_surgery.study.experiments.attack.measure import (
+    ALONE,
+    ATTACKED,
+    EARLY,
+    FIELDS,
+    HARD,
+    LAYERS,
+    NETWORKS,
+    NONE,
+    PARTS,
+    Network,
+    Options,
+    Watch,
+)
+from network_surgery.study.experiments.attack.numbers import Attacked
+from network_surgery.study.experiments.attack.signals import unit_signals
+from network_surgery.study.experiments.evci import CPU
+from network_surgery.study.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
 MODELS = ("evci_cnn", "evci_cnn_norm", "evci_cnn_tanh")
 UNIT = 2
-LAYERS = ("conv1", "conv2", "fc1")
+RELU, NORM, TANH, LONG = NETWORKS
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return thinned(data.load("digits", 0.2), 160, 80, 80)
+    whole = data.load("digits", 0.2)
+    return Dataset(whole.train.thinned(160), whole.validation.thinned(80), whole.test.thinned(80), whole.classes)
 
 
 def oracle(model, name, inputs, targets):
@@ -86,7 +98,7 @@ def test_mrp_and_mrs_are_those_of_the_definition(name, shape):
     model(torch.randn(64, *shape))  # BatchNorm has seen something
     anatomy = Anatomy(model, inputs[:2])
     for layer in LAYERS:
-        found = seen(model, anatomy[layer], inputs, targets)
+        found = unit_signals(model, anatomy[layer], inputs, targets)
         mrp, mrs = oracle(copy.deepcopy(model), layer, inputs, targets)
         torch.testing.assert_close(found["mrp"], mrp, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(found["mrs"], mrs, rtol=1e-4, atol=1e-6)
@@ -106,15 +118,15 @@ def test_scores_are_those_that_ops_finds_in_any_network(name):
     model(torch.randn(64, 3, 32, 32))
     anatomy, signals = Anatomy(model, inputs[:2]), Signals(model, inputs, targets)
     for layer in LAYERS:
-        found = seen(model, anatomy[layer], inputs, targets, before=True)
-        theirs = {
+        found = unit_signals(model, anatomy[layer], inputs, targets, before=True)
+        options = {
             "mrp": {}, "mrs": {}, "mrp_before": {"replacement": "mean_before"}, "in_l1": {}, "in_l2": {}, "out_l1": {},
             "out_l2": {},
         }  # fmt: skip
-        for mine, more in theirs.items():
-            score = {"mrp_before": "mrp", "in_l1": "l1_in", "in_l2": "l2_in"}.get(mine, mine.removeprefix("out_"))
+        for signal, more in options.items():
+            score = {"mrp_before": "mrp", "in_l1": "l1_in", "in_l2": "l2_in"}.get(signal, signal.removeprefix("out_"))
             expected = unit_scores(anatomy[layer], signals, score, **more)
-            torch.testing.assert_close(found[mine].double(), expected, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(found[signal].double(), expected, rtol=1e-3, atol=1e-5)
         largest = found["largest"].double()
         between = middle_of_the_widest_gap(largest)  # where rounding decides about no unit
         frozen = frozen_units(anatomy[layer], signals, float(between / largest.mean()))
@@ -129,7 +141,7 @@ def test_flat_outputs_are_zeros_of_relu_and_ends_of_tanh():
         anatomy = Anatomy(model, inputs[:2])
         active = model.act1(model.pool1(model.conv1(inputs))).detach()
         ends = active == 0 if name != "evci_cnn_tanh" else active.abs() > (1 - 0.05) ** 0.5
-        found = seen(model, anatomy["conv1"], inputs, targets)["flat"]
+        found = unit_signals(model, anatomy["conv1"], inputs, targets)["flat"]
         torch.testing.assert_close(found, ends.double().mean(dim=(0, 2, 3)))
         assert 0 < found.mean() < 1
 
@@ -139,7 +151,7 @@ def test_a_dead_unit_is_seen():
     model.conv2.weight.data[3] = 0
     model.conv2.bias.data[3] = -1  # below zero for every image
     inputs, targets = torch.randn(16, 1, 8, 8), torch.randint(10, (16,))
-    found = seen(model, Anatomy(model, inputs[:2])["conv2"], inputs, targets, before=True)
+    found = unit_signals(model, Anatomy(model, inputs[:2])["conv2"], inputs, targets, before=True)
     for name in ("mrp", "mrp_before", "mrs", "gradient", "largest"):
         assert found[name][3] == 0 and (found[name] > 0).sum() > 10
     assert found["flat"][3] == 1
@@ -177,37 +189,35 @@ def trained(digits, *callbacks, optimizer=None):
     model = models.build("evci_cnn", digits.shape, 10)
     optimizer = (optimizer or torch.optim.SGD)(model.parameters(), lr=0.01)
     trainer = Trainer(model, optimizer, digits, epochs=2, batch_size=32, seed=0, device=CPU)
-    anatomy = Anatomy(model, torch.zeros(2, 1, 8, 8))
-    trainer.callbacks = [make(anatomy) for make in callbacks]
+    trainer.callbacks = [make(trainer) for make in callbacks]
     trainer.fit()
     return model.state_dict()
 
 
+def attacker(attack, layer):
+    """A function that attacks the second unit of this layer in a trainer's network."""
+    return lambda trainer: Attacker(attack, Anatomy(trainer.model, torch.zeros(2, 1, 8, 8))[layer], 1)
+
+
 def test_a_multiplier_of_one_is_no_attack_bit_for_bit(digits):
     calm = trained(digits)
-    same = trained(digits, lambda anatomy: Attacker(Attack(1, 2, every=2, times=3), anatomy["conv2"], 1))
-    other = trained(digits, lambda anatomy: Attacker(Attack(10, 2, every=2, times=3), anatomy["conv2"], 1))
+    same = trained(digits, attacker(Attack(1, 2, every=2, times=3), "conv2"))
+    other = trained(digits, attacker(Attack(10, 2, every=2, times=3), "conv2"))
     assert all(torch.equal(calm[key], same[key]) for key in calm)
     assert not torch.equal(calm["conv2.weight"], other["conv2.weight"])
 
 
 def test_looking_changes_nothing(digits):
     calm = trained(digits)
-    seen_ = trained(digits, lambda anatomy: Watcher(anatomy, LAYERS, range(10)))
-    assert all(torch.equal(calm[key], seen_[key]) for key in calm)
+    watched = trained(digits, lambda trainer: Watch(trainer, LAYERS, range(10)))
+    assert all(torch.equal(calm[key], watched[key]) for key in calm)
 
 
-def test_attacks_come_when_they_are_told_to():
+def test_attacks_come_at_their_iterations():
     attack = Attack(100, 20, every=10, times=3)
     assert [i for i in range(100) if attack.at(i)] == [20, 30, 40] and attack.end == 50
     assert attack.scaled(0.2) == Attack(100, 4, every=2, times=3) and attack.scaled(1e-3).every == 1
-    assert attack.scaled(1).name == attack.name == "×100 from 20" and "every 5" in Attack(1, 2, 5).name
-
-
-@pytest.mark.parametrize("wrong", [{"start": -1}, {"every": 0}, {"times": 0}])
-def test_attacks_that_cannot_be_are_refused(wrong):
-    with pytest.raises(StudyError, match="start counts from 0"):
-        Attack(**({"multiplier": 10, "start": 0} | wrong))
+    assert attack.scaled(1).name == attack.name == "×100 from 20"
 
 
 def test_attacks_on_what_is_not_plain_sgd_are_refused(digits):
@@ -216,172 +226,199 @@ def test_attacks_on_what_is_not_plain_sgd_are_refused(digits):
 
     for optimizer in (torch.optim.Adam, momentum):
         with pytest.raises(StudyError, match="plain SGD alone"):
-            trained(digits, lambda anatomy: Attacker(Attack(10, 1), anatomy["fc1"], 0), optimizer=optimizer)
-    with pytest.raises(StudyError, match="units 0 to 63"):
-        trained(digits, lambda anatomy: Attacker(Attack(10, 1), anatomy["fc1"], 64))
+            trained(digits, attacker(Attack(10, 1), "fc1"), optimizer=optimizer)
 
 
-SMALL = Setting(networks=(Network("ReLU", "evci_cnn"), Network("tanh", "evci_cnn_tanh")), looks=2)
+SEEDS = (0, 1)
 
 
 @pytest.fixture(scope="module")
-def found(digits):
-    parts = [of_seed(digits, network, seed, SMALL) for seed in range(2) for network in SMALL.networks]
-    return {key: record for part in parts for key, record in part.items()}
+def rows(digits):
+    """Of the network with ReLU: an epoch of it has 5 iterations, a fiftieth of what the attacks are given for."""
+    return Rows(row for seed in SEEDS for row in measure.runs(digits, RELU, NETWORKS[RELU], seed, looks=2))
 
 
-def results_of(found, setting=SMALL):
-    return Results(found, setting, "handwriting", "digits", 160, 80, 5)
+def test_every_attack_is_there_and_begins_where_the_network_without_is(rows):
+    for attack in NETWORKS[RELU].attacks:
+        scaled = attack.scaled(1 / 50)
+        for layer in LAYERS:
+            each = rows.where(kind="unit", attack=attack.name, layer=layer)
+            moments = sorted({scaled.start, 50, min(scaled.end, 50)} | ({25} if scaled.start < 25 else set()))
+            assert [row["iteration"] for row in each] == moments * len(SEEDS)
+            for row in each:
+                assert row["before"] == (row["iteration"] == scaled.start) and row["end"] == (row["iteration"] == 50)
+                assert row["after"] == (row["iteration"] == min(scaled.end, 50)) and ("mrp_before" in row) == row["end"]
+                if row["before"]:  # until the attack the two are one
+                    assert all(row[field] == row[f"{field}_alone"] for field in FIELDS)
+    sizes = {row["layer"]: len(row["mrp"]) for row in rows.where(kind="layer")}
+    assert sizes == {"conv1": 8, "conv2": 16, "fc1": 64}
+    units = {(row["seed"], row["layer"], row["unit"]) for row in rows.where(kind="unit")}
+    assert len(units) == len(SEEDS) * len(LAYERS)  # every attack is on the same
 
 
-def test_every_attack_is_there_and_begins_where_the_network_without_is(found):
-    assert len(found) == 2 * 2 * 3 * (1 + len(ATTACKS))
-    results = results_of(found)
-    for network in SMALL.networks:
-        for attack in network.attacks:
-            for pair in results.pairs(network, attack):
-                scaled = SMALL.scaled(attack, 5)
-                assert pair.attacked["iteration"][0] == scaled.start and pair.attacked["iteration"][-1] == 50
-                assert pair.attacked["iteration"][pair.end] == min(scaled.end, 50)
-                np.testing.assert_array_equal(pair.attacked["iteration"], pair.alone["iteration"])
-                for measure in ("mrp", "mrs", "loss", "in_l1", "flat"):
-                    assert pair.change(measure)[0] == 0  # until the attack the two are one
-                assert set(pair.attacked) == {*MEASURES, "iteration", "loss", "accuracy", "unit"}
-    units = {key[2]: record["mrp"].shape[1] for key, record in found.items()}
-    assert units == {"conv1": 8, "conv2": 16, "fc1": 64}
+def test_lists_and_units_are_of_the_same_looks(rows):
+    for row in rows.where(kind="unit", end=True):
+        about = {"kind": "layer", "part": "end", "seed": row["seed"], "layer": row["layer"]}
+        (kept,), (alone,) = (rows.where(attack=attack, **about) for attack in (row["attack"], NONE))
+        assert kept["unit"] == row["unit"] and set(ATTACKED) <= kept.keys() and set(ALONE) <= alone.keys()
+        assert row["mrp"] == kept["mrp"][row["unit"]] and row["mrp_alone"] == alone["mrp"][row["unit"]]
+    assert [row["part"] for row in rows.where(kind="layer", attack=NONE, seed=0, layer="fc1")] == list(PARTS)
 
 
-def test_a_run_that_was_not_attacked_is_the_one_without(digits, found):
-    """An attack by 1 from the snapshot of an epoch goes on as the training that nobody touched."""
-    network = SMALL.networks[1]
-    calm = of_seed(digits, dataclasses.replace(network, attacks=(Attack(1, 1500),)), 0, SMALL)
-    for layer in LAYERS:
-        record = calm["tanh", 0, layer, "×1 from 1,500"]
-        rows = np.searchsorted(calm["tanh", 0, layer, NONE]["iteration"], record["iteration"])
-        for measure in ("mrp", "mrs", "gradient", "in_l1", "loss", "accuracy"):
-            np.testing.assert_array_equal(record[measure], calm["tanh", 0, layer, NONE][measure][rows])
+def test_a_run_that_was_not_attacked_is_the_one_without(digits):
+    """An attack by 1 from the copy of an epoch goes on as the run that nobody touched."""
+    calm = measure.runs(digits, TANH, Network("evci_cnn_tanh", attacks=(Attack(1, 1500),)), 0, looks=2)
+    units = [row for row in calm if row["kind"] == "unit"]
+    assert len(units) == 3 * len(LAYERS)
+    assert all(row[field] == row[f"{field}_alone"] for row in units for field in FIELDS)
 
 
-def test_harder_attacks_move_weights_further(found):
-    results = results_of(found)
-    for network in SMALL.networks:
-        for pairs in zip(*(results.pairs(network, attack) for attack in ATTACKS[:3]), strict=True):
-            far = [np.abs(pair.change("in_l2")[-1]) for pair in pairs]
-            assert far[0] <= far[2]
-    assert {pair.unit for pair in results.pairs(network, ATTACKS[0])} == {
-        pair.unit for pair in results.pairs(network, ATTACKS[1])
-    }
+def test_harder_attacks_move_weights_further(rows):
+    soft, _, hard = (np.abs(Attacked(rows).changes(RELU, [attack.name], "in_l1")) for attack in HARD)
+    assert (soft <= hard).all() and hard.max() > 0.1
 
 
-def test_what_is_kept_is_read_again_and_nothing_else(digits, tmp_path, monkeypatch):
-    """In threads instead of processes, which take seconds to start."""
-    monkeypatch.setattr(parallel, "processes", ThreadPoolExecutor)
-    networks = tuple(dataclasses.replace(network, attacks=ATTACKS[:1]) for network in SMALL.networks)
-    setting = dataclasses.replace(SMALL, networks=networks)
-    found = parallel.measure(digits, 2, 1, tmp_path / "kept", setting)
-    assert [key[:2] for key in list(found)[::6]] == [("ReLU", 0), ("ReLU", 1), ("tanh", 0), ("tanh", 1)]
-    monkeypatch.setattr(parallel, "of_seed", None)  # nothing is left to measure
-    again = parallel.measure(digits, 2, 1, tmp_path / "kept", setting)
-    assert list(again) == list(found)
-    for key, record in found.items():
-        assert list(again[key]) == list(record)
-        for name, values in record.items():
-            np.testing.assert_array_equal(again[key][name], values)
-    other = dataclasses.replace(setting, learning_rate=0.1)
-    with pytest.raises(StudyError, match="other data or another setting"):
-        parallel.measure(digits, 2, 1, tmp_path / "kept", other)
+def test_a_run_that_diverges_is_kept_as_such_and_left_out(digits):
+    network = Network("evci_cnn", attacks=(Attack(math.inf, 1500), Attack(10, 1500)))
+    each = Rows(measure.runs(digits, RELU, network, 0, looks=2))
+    wild, mild = (attack.name for attack in network.attacks)
+    last = each.where(kind="unit", attack=wild, end=True)
+    assert all(math.isnan(row["mrp"]) and math.isfinite(row["mrp_alone"]) for row in last)
+    assert not each.where(kind="layer", attack=wild) and len(each.where(kind="layer", attack=mild)) == 3
+    units = Attacked(each)
+    assert units.effect(RELU, [wild, mild]) == units.effect(RELU, [mild]) and np.isnan(units.effect(RELU, [wild]))
+    np.testing.assert_array_equal(units.fallen(RELU), units.fallen(RELU, [mild]))
+    assert page.count(units, RELU, [wild]) == "0 of 0 (0)" and units.others(RELU).shape == (1,)
 
 
-def test_a_training_that_diverges_is_told_and_left_out(digits):
-    class Explode(Callback):
-        def before_step(self, trainer):
-            if trainer.iteration == 7:
-                with torch.no_grad():
-                    trainer.model.fc2.weight.fill_(math.inf)
-
-    model = models.build("evci_cnn", digits.shape, 10)
-    sgd = torch.optim.SGD(model.parameters(), 0.01)
-    trainer = Trainer(model, sgd, digits, epochs=3, batch_size=32, seed=0, device=CPU)
-    watcher = Watcher(Anatomy(model, torch.zeros(2, 1, 8, 8)), ["conv1"], (0, 5, 15))
-    train(trainer, watcher, Explode())
-    record = watcher.record("conv1", (0, 5, 15))
-    assert np.isfinite(record["mrp"][:2]).all() and np.isnan(record["mrp"][2]).all() and np.isnan(record["loss"][2])
-
-
-def made_up(gains, seeds=6):
-    """Records in which attacks multiply the attacked unit's MRP by ``gains[activation]``, but for a little noise."""
-    generator, found = np.random.default_rng(0), {}
-    for activation in gains:
+def made_up(factors, seeds=8):
+    """Rows in which attacks multiply the attacked unit's MRP by ``factors[network]``, give or take a third."""
+    noise, made = np.random.default_rng(1), []
+    for name, network in NETWORKS.items():
         for seed in range(seeds):
-            for layer, units in zip(LAYERS, (8, 16, 64), strict=True):
-                base = {"iteration": np.array([0.0, 30.0, 40.0, 50.0]), "loss": np.ones(4), "accuracy": np.ones(4) / 2}
-                base |= {name: generator.uniform(0.1, 1, (4, units)) for name in MEASURES}
-                base["mrs"] = base["mrp"] * generator.uniform(0.99, 1.01, (4, units))
-                found[activation, seed, layer, NONE] = base
-                for attack in ATTACKS:
-                    record = {name: values.copy() for name, values in base.items()}
-                    record["mrp"][1:, 0] *= gains[activation] * generator.uniform(0.9, 1.1, 3)
-                    record["loss"] = record["loss"] + generator.normal(0, 1e-3, 4)
-                    found[activation, seed, layer, attack.name] = record | {"unit": np.array(0.0)}
-    networks = tuple(network for network in Setting().networks if network.activation in gains)
-    return Results(found, Setting(networks), "noise", "noise", 160, 80, 5)
+            for layer in LAYERS:
+                about = {"network": name, "seed": seed, "layer": layer}
+                for part in PARTS:
+                    alone = {signal: noise.uniform(0.1, 1, 8) for signal in ALONE}
+                    alone["mrs"] = alone["mrp"] * noise.uniform(0.99, 1.01, 8)
+                    lists = {signal: each.tolist() for signal, each in alone.items()}
+                    made.append(about | {"kind": "layer", "attack": NONE, "part": part} | lists)
+                for attack in network.attacks:
+                    here = about | {"attack": attack.name, "unit": 2}
+                    factor, others = factors[name] * math.exp(noise.normal(0, 0.3)), alone["mrp"].copy()
+                    others[:] = np.delete(others, 2).mean() * noise.uniform(0.9, 1.1, 8)
+                    others[2] = factor * alone["mrp"][2]
+                    lists = {"mrp": others.tolist(), "mrs": others.tolist(), "in_l1": (np.arange(8) == 2).tolist()}
+                    made.append(here | {"kind": "layer", "part": "end"} | lists)
+                    for at, mark in enumerate(("before", "after", "end")):
+                        same = {field: 0.5 for field in FIELDS} | {"mrp": alone["mrp"][2], "mrp_before": 0.5}
+                        row = {f"{field}_alone": value for field, value in same.items()}
+                        row |= same | {"in_l1": 2.0, "gradient": 0.04, "loss": 0.5 + noise.normal(0, 1e-3)}
+                        row["mrp"] *= factor if at else 1
+                        marks = {each: each == mark for each in ("before", "after", "end")}
+                        made.append(here | {"kind": "unit", "iteration": 10 * at} | marks | row)
+    facts = {"train": 160, "validation": 80, "test": 80, "shape": [1, 8, 8], "classes": 10, "per_epoch": 5}
+    about = {
+        "experiment": "attack", "options": Options(label="noise").public(), "facts": facts, "command": "made up",
+        "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none"),
+    }  # fmt: skip
+    return Measured(about, Rows(made))
 
 
-@pytest.mark.parametrize(
-    ("gain", "words"),
-    [(0.05, "**does not hold** (the opposite is shown in 5 of 5)"), (1.0, "**undecided**"), (5.0, "**holds**")],
-)
-def test_claims_say_what_the_numbers_say(gain, words):
-    results = made_up({"ReLU": gain, "tanh": 0.5})
-    told = claims(results)
-    assert told[0].startswith(f"- {words}: Most units with ReLU gain")
-    assert told[1].startswith("- **holds**: Attacked units with tanh lose")
-    (bounded,) = (line for line in told if "bounded output" in line)
-    assert bounded.startswith({5.0: "- **holds**", 1.0: "- **holds**", 0.05: "- **does not hold**"}[gain])
-    (loss,) = (line for line in told if "The loss does not tell" in line)
-    assert loss.startswith("- **holds**") and "accuracy +0.0 to +0.0" in loss
-    (killed,) = {kills(results)["tanh"]}
-    assert killed[:2] == (0, 18) and (killed[2] < 0.001) == (gain == 0.05) and kills(results)["ReLU"][2] is None
-    (dead,) = (line for line in told if "stays dead" in line)
-    assert f"ReLU {90 * (gain == 0.05)} of {90 * (gain == 0.05)}" in dead
+def factors(bounded, relu):
+    return dict.fromkeys(NETWORKS, bounded) | {RELU: relu}
 
 
-def test_factors_are_those_that_were_put_in():
-    results = made_up({"ReLU": 3.0, "tanh": 0.5})
-    for network, gain in zip(results.setting.networks, (3.0, 0.5), strict=True):
-        for attack in ATTACKS:
-            test = effects(results, "mrp")[network.activation, attack.name]
-            low, high = np.exp(test.interval)
-            assert low < gain * 1.02 and high > gain * 0.96 and high / low < 1.3 and test.n == 6
-            shown = majority(results)[network.activation, attack.name]
-            assert shown.sign == (1 if gain > 1 else -1) and shown.n == 18 and abs(shown.mean) == 1
-    difference = against(results)["tanh", "ReLU", ATTACKS[0].name]
-    assert np.exp(difference.mean) == pytest.approx(0.5 / 3, rel=0.1)
+def verdicts(claims):
+    return {verdict.claim.text: verdict.word for verdict in judge(claims)}
 
 
-def test_a_page_and_figures_are_written(found, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(command, "Setting", lambda: SMALL)
-    monkeypatch.setattr(command, "measure", lambda *how: asked.append(how) or found)
-    command.main("digits", "handwriting", 2, 1, None, tmp_path / "docs")
-    ((dataset, seeds, workers, kept, setting),) = asked
-    assert (seeds, workers, kept, setting) == (2, 1, None, SMALL) and len(dataset.train) > len(dataset.validation)
-    text = (tmp_path / "docs" / "attack.md").read_text(encoding="utf-8")
-    assert "images of handwriting" in text and "--data digits --seeds 2" in text and "they come sooner" in text
-    assert "nan" not in text.replace("nan_", "")
-    for name in ("attack", "attack_units", "attack_scores"):
-        assert f"({name}.png)" in text
-        assert (tmp_path / "docs" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize(("gain", "word"), [(0.5, "holds"), (2.0, "does not hold"), (1.0, "undecided")])
+def test_claims_follow_whether_the_penalty_falls(gain, word):
+    found = verdicts(page.fall_claims(Attacked(made_up(factors(gain, 1.0)).rows)))
+    for text in (
+        "an attack lowers MRP with BatchNorm",
+        "×1000 lowers MRP with tanh",
+        "more of the attacked units end with a lower MRP than with ReLU",
+    ):
+        assert found[text].startswith(word), text
+    assert {word for text, word in found.items() if "with ReLU in" in text} == {"undecided"}
 
 
-def test_data_that_are_not_there_are_told_in_one_sentence(tmp_path):
-    from typer import BadParameter
+@pytest.mark.parametrize(("relu", "falls", "rises"), [(0.5, "holds", "does not hold"), (2, "does not hold", "holds")])
+def test_claims_on_relu_are_by_layer(relu, falls, rises):
+    found = verdicts(page.fall_claims(Attacked(made_up(factors(1.0, relu)).rows)))
+    assert found["an attack lowers MRP with ReLU in conv2"] == found["an attack lowers MRP with ReLU in fc1"] == falls
+    assert found["an attack raises MRP with ReLU in conv1"] == rises
 
-    with pytest.raises(BadParameter, match="there is no folder"):
-        command.main(f"folder:{tmp_path}", None, 2, 1, None, tmp_path)
+
+@pytest.fixture(scope="module")
+def killing():
+    """The parts, without pictures, of rows in which ReLU kills and the others do not, by our threshold."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("attacked", "ends"):
+            patch.setattr(figures, name, lambda units: "")
+        measured = made_up(factors(0.5, 0.08))
+        return page.parts(measured), Attacked(measured.rows), measured
 
 
-def test_an_attack_after_the_end_is_refused(digits):
-    network = dataclasses.replace(SMALL.networks[0], epochs=2)
-    with pytest.raises(StudyError, match="begins after the last of 10 steps"):
-        of_seed(digits, network, 0, SMALL)
+def test_our_threshold_decides_its_own_claim_alone(killing):
+    parts, units, _ = killing
+    found = verdicts(parts["kill_claims"]) | verdicts(parts["fall_claims"])
+    assert found["fewer of the attacked units are killed than with ReLU"].startswith("holds")
+    assert found["an attack lowers MRP with BatchNorm"] == found["an attack lowers MRP with ReLU in conv2"] == "holds"
+    killed = round(120 * units.fallen(RELU, below=0.1).mean())
+    assert f"| 120 of 120 ({killed}) |" in parts["fallen"] and 60 < killed < 120
+    assert (
+        parts["persistence"].startswith(f"Of {killed} units") and f" {killed} are so at the end" in parts["persistence"]
+    )
+    (line,) = (line for line in parts["fallen"].splitlines() if line.startswith(f"| {NORM} |"))
+    assert line.endswith("of 120 (0) |")
+
+
+def test_factors_and_counts_are_those_that_were_put_in(killing):
+    parts, units, _ = killing
+    for name, factor in ((NORM, 0.5), (RELU, 0.08)):
+        assert np.exp(units.effect(name).mean()) == pytest.approx(factor, rel=0.1)
+        assert np.exp(units.effect(name, [EARLY.name]).mean()) == pytest.approx(factor, rel=0.2)
+    found = verdicts(parts["course_claims"]) | verdicts(parts["rank_claims"])
+    assert found["the loss does not show an attack (at most 0.05 nats)"] == "holds"
+    assert found["MRS ranks units more like MRP than L1 in does"] == "holds"
+    lower = int((units.changes(RELU) < 0).sum() + sum((units.changes(name) < 0).sum() for name in (NORM, TANH, LONG)))
+    assert f"of {lower} attacked units that end lower, {lower} have the largest" in parts["norms"]
+    assert (
+        f"of 384 whose output gradient ends below 0.1 of what it is without attack, {384 - killed(units)} keep"
+        in (parts["norms"])
+    )
+    assert parts["excluded"] == (
+        "0 units have an MRP of 1e-05 at most when the attack begins; 0 of 384 attacked runs diverged and are left out."
+    )
+    assert "of 96 layers without attack, and in 384 of 384 that were" in parts["lowest"]
+
+
+def killed(units):
+    return sum(int((units.changes(name) < math.log(0.1)).sum()) for name in NETWORKS)
+
+
+def test_the_page_follows_its_rows(killing, tmp_path):
+    spared = made_up(factors(2.0, 2.0), seeds=4)
+    texts = []
+    for measured, parts in ((spared, page.parts(spared)), (killing[2], killing[0])):
+        file = bench.write(EXPERIMENT.folder / "page.md", parts, measured, tmp_path)
+        texts.append(file.read_text(encoding="utf-8"))
+        assert "nan" not in texts[-1] and "$" not in texts[-1] and measured.rows.digest in texts[-1]
+        assert "160 images of noise" in texts[-1] and "here sooner, × 0.02" in texts[-1]
+    for name in ("attacked", "ends"):
+        picture = (tmp_path / f"{name}.png").read_bytes()
+        assert f"({name}.png)" in texts[0] and picture.startswith(b"\x89PNG") and len(picture) < 350_000
+    for word, text in zip(("does not hold", "holds"), texts, strict=True):
+        (line,) = (line for line in text.splitlines() if line.startswith("| an attack lowers MRP with ReLU in conv2"))
+        assert line.endswith(f"| **{word}** |")
+
+
+def test_options_that_cannot_be_measured_are_refused():
+    with pytest.raises(StudyError, match="once at least"):
+        Options(looks=0)
+    facts, tasks = measure.measure(Options(seeds=2))
+    assert facts["per_epoch"] == 40 and [name for name, _ in tasks][:2] == [f"{RELU}-0", f"{NORM}-0"]
+    assert len(tasks) == 2 * len(NETWORKS)

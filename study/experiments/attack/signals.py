@@ -1,4 +1,4 @@
-"""What is seen of every unit of a layer, on images that are not trained on: ``[units]`` each.
+"""What is measured of every unit of a layer, on images that are not trained on: ``[units]`` each.
 
 Source: Evci 2018, *Detecting dead weights and units*, section 3.1 (MRP, MRS) and 3.2 (output gradient, flat region).
 
@@ -17,9 +17,8 @@ Source: Evci 2018, *Detecting dead weights and units*, section 3.1 (MRP, MRS) an
 ``in_l1``, ``in_l2``, ``out_l1``, ``out_l2``
     Norms of the incoming and of the outgoing weights, without biases.
 
-``ops.signals.unit_scores`` finds the first three in any network. These networks are chains of modules, so that only
-what comes behind a layer need be run again for each of its units; that is a third of the time, and a look is taken
-thousands of times.
+``ops.signals.unit_scores`` has the first three for any network. These networks are chains of modules: only what comes
+after a layer is run again for each of its units, which takes a third of the time.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from network_surgery.ops.anatomy import evaluating
 
 #: A slope of the activation below which its input is called flat; for tanh, an output beyond ± 0.975.
 FLAT = 0.05
-MEASURES = ("mrp", "mrp_before", "mrs", "gradient", "largest", "flat", "in_l1", "in_l2", "out_l1", "out_l2")
 
 
-def seen(
+def unit_signals(
     model: nn.Sequential, layer: HiddenLayer, inputs: Tensor, targets: Tensor, before: bool = False
 ) -> dict[str, Tensor]:
-    """``MEASURES`` of a layer, ``[units]`` each, in evaluation mode; ``mrp_before`` on demand: it doubles the price.
+    """The signals above of a layer, ``[units]`` each, in evaluation mode; ``mrp_before`` only if ``before`` (it doubles
+    the time).
 
     ``inputs [n, …]``, ``targets [n]`` classes.
     """
@@ -49,36 +48,42 @@ def seen(
         with torch.no_grad():
             made = model[: first + 1](inputs)
         made.requires_grad_()
-        steps = [made]
+        received = made
         for module in model[first + 1 : last]:
-            steps.append(module(steps[-1]))
-        received = steps[-1]
+            if isinstance(module, (nn.ReLU, nn.Tanh)):  # of which there is one
+                level = received.detach().requires_grad_()
+                (slopes,) = torch.autograd.grad(module(level).sum(), level)
+            received = module(received)
 
-        def loss(given: Tensor) -> Tensor:
-            return nn.functional.cross_entropy(model[last:](given), targets, reduction="none")
+        def loss(replaced: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(model[last:](replaced), targets, reduction="none")
 
         losses = loss(received)
         at_made, at_received = torch.autograd.grad(losses.sum(), (made, received))
-        outputs, every = by_unit(received.detach(), layer.units), range(layer.units)
+        outputs = by_unit(received.detach(), layer.units)
+
+        def penalty(unit: int, constant: Tensor) -> Tensor:
+            replaced = outputs.clone()
+            replaced[:, unit] = constant
+            return (loss(replaced.reshape(received.shape)) - losses).abs().mean()
+
         with torch.no_grad():
             constants = {"mrp": outputs.mean(dim=(0, 2))}
             if before:
-                level = by_unit(made, layer.units).mean(dim=(0, 2)).view(1, -1, *[1] * (made.dim() - 2))
-                sent = model[first + 1 : last](level.expand_as(made[:1]))
+                centre = by_unit(made, layer.units).mean(dim=(0, 2)).view(1, -1, *[1] * (made.dim() - 2))
+                sent = model[first + 1 : last](centre.expand_as(made[:1]))
                 constants["mrp_before"] = by_unit(sent, layer.units)[0, :, 0]
             penalties = {
-                name: torch.stack([(loss(_replaced(received, unit, each)) - losses).abs().mean() for unit in every])
-                for name, each in constants.items()
+                name: torch.stack([*map(penalty, range(layer.units), each)]) for name, each in constants.items()
             }
-    slopes = torch.cat([by_unit(each, layer.units) for each in _slopes(model[first + 1 : last], steps)], dim=2)
     around = (constants["mrp"].view(-1, 1) - outputs) * by_unit(at_received, layer.units)
-    slope = by_unit(at_made, layer.units).abs()
+    gradient = by_unit(at_made, layer.units).abs()
     incoming, outgoing = layer.incoming(maker).flatten(1), layer.outgoing_rows()
     return {
         **penalties,
         "mrs": around.sum(dim=2).abs().mean(dim=0),
-        "gradient": slope.sum(dim=2).mean(dim=0), "largest": slope.amax(dim=(0, 2)),
-        "flat": (slopes < FLAT).double().mean(dim=(0, 2)),
+        "gradient": gradient.sum(dim=2).mean(dim=0), "largest": gradient.amax(dim=(0, 2)),
+        "flat": (by_unit(slopes, layer.units) < FLAT).double().mean(dim=(0, 2)),
         "in_l1": incoming.norm(p=1, dim=1), "in_l2": incoming.norm(dim=1),
         "out_l1": outgoing.norm(p=1, dim=1), "out_l2": outgoing.norm(dim=1),
     }  # fmt: skip
@@ -87,20 +92,3 @@ def seen(
 def by_unit(outputs: Tensor, units: int) -> Tensor:
     """``[n, units, positions]`` of a layer's outputs ``[n, units, *positions]`` or ``[n, units × positions]``."""
     return outputs.reshape(len(outputs), units, -1)
-
-
-def _replaced(received: Tensor, unit: int, constants: Tensor) -> Tensor:
-    """A copy of what is received, with a unit's outputs replaced by its constant."""
-    outputs = by_unit(received.detach(), len(constants)).clone()
-    outputs[:, unit] = constants[unit]
-    return outputs.reshape(received.shape)
-
-
-def _slopes(modules: nn.Sequential, steps: list[Tensor]) -> list[Tensor]:
-    """The slope of each activation among the modules, at what it was given: ``steps[i]`` for the i-th."""
-    found: list[Tensor] = []
-    for module, given in zip(modules, steps, strict=False):
-        if isinstance(module, (nn.ReLU, nn.Tanh)):
-            at = given.detach().requires_grad_()
-            found += torch.autograd.grad(module(at).sum(), at)
-    return found
