@@ -140,8 +140,9 @@ def _without_data(module: nn.Module) -> nn.Module:
 def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Evaluation (or training) mode, no gradients, no compiled code and no fused kernels, for a while.
 
-    The random numbers of the CPU are the same each time, so that two passes can be compared; what a forward pass leaves
-    behind in the network (hooks, counters, caches, running statistics; see ``Snapshot``) is taken back.
+    Random numbers are the same each time, so that two passes can be compared, and go on afterwards as if nothing had
+    been; what a forward pass leaves behind in the network (hooks, counters, caches, running statistics; see
+    ``Snapshot``) is taken back.
     """
     modules = list(model.modules())
     recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
@@ -153,8 +154,7 @@ def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        _seed(modules)
+        stack.enter_context(_seeded(modules))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -164,8 +164,19 @@ def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
         yield
 
 
-def _seed(modules: Iterable[nn.Module]) -> None:
-    """Seeds the random numbers; those of other devices only if the network is there, as torch takes its time for it."""
-    tensors = (t for m in modules for held in (m._parameters, m._buffers) for t in held.values())
-    here = all(tensor is None or tensor.is_cpu for tensor in tensors)
-    (torch.default_generator.manual_seed if here else torch.manual_seed)(0)
+@contextlib.contextmanager
+def _seeded(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Random numbers from seed 0, of the CPU and of the devices where the network is; theirs go on afterwards."""
+    tensors = (t for m in modules for held in (m._parameters, m._buffers) for t in held.values() if t is not None)
+    devices = {tensor.device for tensor in tensors if not tensor.is_cpu and not tensor.is_meta}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.default_generator.manual_seed(0)
+        for device in devices:  # ``torch.manual_seed`` would also seed those where the network is not
+            stack.enter_context(torch.random.fork_rng([device.index], device_type=device.type))
+            kind = torch.get_device_module(device)
+            if generators := getattr(kind, "default_generators", None):
+                generators[device.index].manual_seed(0)
+            else:
+                kind.manual_seed(0)
+        yield

@@ -52,7 +52,8 @@ def load(trainer: Trainer, path: Path) -> None:
         StudyError: the file is no checkpoint of this network.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location=trainer.device, weights_only=True)
+        # On the host: a step counter that comes back on a GPU makes each step of Adam wait for it.
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
         raise StudyError(f"{path} is not a checkpoint: {(str(error).splitlines() or ['it is empty'])[0]}") from error
     try:
@@ -66,9 +67,9 @@ def load(trainer: Trainer, path: Path) -> None:
     trainer.epoch, trainer.iteration, trainer.history = content["epoch"], content["iteration"], content["history"]
     for callback, state in zip(trainer.callbacks, content["callbacks"], strict=True):
         callback.restore(state)
-    torch.set_rng_state(content["random"].cpu())
+    torch.set_rng_state(content["random"])
     if content["cuda_random"] is not None and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state(content["cuda_random"].cpu(), trainer.device)
+        torch.cuda.set_rng_state(content["cuda_random"], trainer.device)
 
 
 class Checkpointer(Callback):
