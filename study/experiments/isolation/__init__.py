@@ -1,6 +1,4 @@
-"""What does an operation do to a network's output in the instant after it? Graham 2019, *Applied HOSVD for weight
-compression and expansion*, 4.1.1 and 4.2.1.
-"""
+"""What does an operation do to the output in the instant after it? Graham 2019's isolation study (4.1.1, 4.2.1)."""
 
 from __future__ import annotations
 

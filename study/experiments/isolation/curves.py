@@ -74,15 +74,12 @@ def layers(rows: Rows, kind: str) -> list[Layer]:
     """Every layer that was shrunk (``kind`` ``shrink``) or grown (``grow``), the one of random weights first."""
     found = []
     for where in rows.distinct("where", kind=kind):
-        first, *_ = rows.where(kind=kind, where=where)
-        refused = [row["method"] for row in rows.where(kind="missing", where=where)]
+        here = {"kind": kind, "where": where}
+        first, refused = rows.where(**here)[0], [row["method"] for row in rows.where(kind="missing", where=where)]
+        names = [name for name in rows.distinct("method", **here) if name not in refused]
         relative, accuracy = (
-            {
-                name: rows.grid(field, by="size", kind=kind, where=where, method=name)
-                for name in rows.distinct("method", kind=kind, where=where) if field in first and name not in refused
-            }
+            {name: rows.grid(field, by="size", method=name, **here) for name in names if field in first}
             for field in ("relative", "accuracy")
-        )  # fmt: skip
-        sizes = sorted(rows.distinct("size", kind=kind, where=where))
-        found.append(Layer(where, first["units"], sizes, relative, accuracy))
+        )
+        found.append(Layer(where, first["units"], sorted(rows.distinct("size", **here)), relative, accuracy))
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from network_surgery.study.bench.panels import Panels, symmetric_scale
 from network_surgery.study.evidence.drawing import BLACK, COLOURS, GREY, VERMILLION, Drawing, Look, as_percent
@@ -28,13 +27,11 @@ LINES = {
     "original weights kept": ("", "relative"), "reduced weights kept": (", reduced", "relative"),
     "original weights kept, accuracy": ("", "accuracy"),
 }  # fmt: skip
-#: Layers that the figure shows at most; tables have all.
-MOST_LAYERS = 4
 
 
 def shrinking(layers: Sequence[Layer]) -> Drawing:
-    """A column for each layer, or for some of many, evenly spread."""
-    chosen = np.linspace(0, len(layers) - 1, min(MOST_LAYERS, len(layers))).round().astype(int)
+    """A column for each layer; of many layers for four, evenly spread."""
+    chosen = np.linspace(0, len(layers) - 1, min(4, len(layers))).round().astype(int)
     columns = {f"{layers[at].where} ({layers[at].units} units)": layers[at] for at in chosen}
     panels = Panels(list(LINES), list(columns), (1.2 + 2.6 * len(columns), 8.2), sharey="row")
     for column, layer in columns.items():
@@ -47,7 +44,7 @@ def shrinking(layers: Sequence[Layer]) -> Drawing:
                     axes.fill_between(layer.sizes, middle - spread, middle + spread, color=look["color"], alpha=0.1)
                     panels.curve(line, column, layer.sizes, values, name, {"markersize": 4, "linewidth": 1.3} | look)
             axes.set_xlim(layer.units, 0)
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.set_visible(bool(known))
             if field == "accuracy":
                 axes.set_ylim(0, 1.02)
                 axes.yaxis.set_major_formatter(as_percent)

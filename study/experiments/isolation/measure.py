@@ -1,7 +1,4 @@
-"""What is measured, with which options: random networks of the thesis's setting, and networks that are trained.
-
-Random weights have a flat spectrum and say little about rank; what a network has learnt need not be flat.
-"""
+"""What is measured, with which options: random networks of the thesis's setting, and networks that are trained."""
 
 from __future__ import annotations
 
@@ -29,9 +26,8 @@ KEEPS, GROWS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875), (0.25, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Options(experiment.Options):
-    """``width`` and ``step`` are of the random layers, in units; ``iterations`` the number of random networks,
-    ``trainings`` that of trained ones, both by default ``seeds``; ``seed`` the first of their seeds. ``model``,
-    ``epochs`` and ``device`` are those of ``surgery study``.
+    """``width``, ``step``: of the random layers, in units. ``iterations``, ``trainings``: the numbers of random and of
+    trained networks, by default ``seeds``; ``seed``: their first. ``model``, ``epochs``, ``device``: as of a study.
 
     Raises:
         StudyError: a value out of its range.
@@ -76,14 +72,13 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     settings, device = options.settings, pick_device(options.device)
     images = data.load(settings.data, settings.validation, settings.train_images)
     models.build(settings.model, images.shape, len(images.classes))  # complains now, not minutes later
-    facts = experiment.image_facts(images) | {"device": device_name(device), "signal_images": settings.signal_images}
-    kinds = {
-        "random": (options.iterations, partial(random_weights.measure, options.width, options.step, device)),
-        "trained": (options.trainings, partial(measure_trained, settings, images, device)),
-    }
+    facts = experiment.image_facts(images) | {"signal_images": settings.signal_images}
+    facts["device"] = device_name(device).replace("cpu", "CPU")
+    random = partial(random_weights.measure, options.width, options.step, device)
+    trained = partial(measure_trained, settings, images, device)
     return facts, [
         (f"{kind}-{seed}", partial(task, seed))
-        for kind, (number, task) in kinds.items()
+        for kind, task, number in (("random", random, options.iterations), ("trained", trained, options.trainings))
         for seed in range(options.seed, options.seed + (number or options.seeds))
     ]
 
@@ -104,7 +99,7 @@ def measure_trained(settings: Settings, images: Dataset, device: torch.device, s
     shown, _ = Batches(images.train.thinned(settings.signal_images), device).take(slice(None))
     inputs, labels = Batches(images.validation, device).take(slice(None))
     network = Network(model, inputs, shown, labels)
-    rows: list[Row] = [{"kind": "trained", "seed": seed, "accuracy": network.accuracy(network.before)}]
+    rows: list[Row] = [{"kind": "trained", "seed": seed} | network.accuracy(network.before)]
     for name, layer in network.anatomy.items():
         about = {"where": name, "units": layer.units, "seed": seed}
         rows += [row | about for row in network.rows(layer, KEEPS, GROWS, seed)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from network_surgery import ops
 from network_surgery.ops import HiddenLayer, Plan
@@ -30,13 +31,13 @@ class Network:
         self.model, self.inputs, self.labels = model, inputs, labels
         self.anatomy, self.signals = ops.Anatomy(model, shown[:2]), ops.Signals(model, shown)
         self.before = self.outputs()
-        self.norm = squared(self.before)
+        self.norm = float(vector_norm(self.before, dtype=torch.float64)) ** 2
 
     def rows(self, layer: HiddenLayer, keeps: Sequence[float], grows: Sequence[float], seed: int) -> Iterator[Row]:
         """Rows of kinds ``spectrum`` (of the layer's fan-out), ``shrink`` and ``grow``: one for each method and size,
         of the fractions that stay and that are added; or ``missing`` for a method that the layer refuses.
         """
-        yield {"kind": "spectrum", "shares": spectrum(layer)}
+        yield from spectrum(layer)
         for kind, make, plain, fractions in (
             ("shrink", removals, ops.RandomRemove, keeps), ("grow", growths, ops.ZeroExpand, grows),
         ):  # fmt: skip
@@ -64,9 +65,11 @@ class Network:
             if seed is not None:
                 self.redraw(plan.layer, torch.Generator().manual_seed(seed + 1_000_003))
             after = self.outputs()
-        distance = squared(after - self.before)
+        distance = float(vector_norm(after - self.before, dtype=torch.float64)) ** 2
+        if not math.isfinite(distance):
+            raise ops.SurgeryError(f"{plan.operation} on {plan.layer.name}: the output is not finite")
         measured = {"size": plan.units_after, "distance": distance, "relative": distance / max(self.norm, 1e-300)}
-        return measured if self.labels is None else measured | {"accuracy": self.accuracy(after)}
+        return measured | self.accuracy(after)
 
     @torch.no_grad()
     def redraw(self, layer: HiddenLayer, generator: torch.Generator) -> None:
@@ -78,20 +81,19 @@ class Network:
 
     @torch.no_grad()
     def outputs(self) -> Tensor:
+        """``[inputs, outputs]``, in evaluation mode."""
         with evaluating(self.model):
             return torch.cat([self.model(part) for part in self.inputs.split(TOGETHER)])
 
-    def accuracy(self, outputs: Tensor) -> float:
-        """The fraction of the inputs whose largest output is that of their label."""
-        return float((outputs.argmax(dim=1) == self.labels).double().mean())
+    def accuracy(self, outputs: Tensor) -> Row:
+        """The fraction of the inputs that are classified right, where there are labels."""
+        right = None if self.labels is None else outputs.argmax(dim=1).eq(self.labels).double().mean()
+        return {} if right is None else {"accuracy": float(right)}
 
 
-def squared(values: Tensor) -> float:
-    """The squared Frobenius norm, summed in double precision."""
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
-
-
-def spectrum(layer: HiddenLayer) -> list[float]:
+def spectrum(layer: HiddenLayer) -> Iterator[Row]:
     """The share of the fan-out's squared norm that its leading singular vectors hold, at each of ``RANKS``."""
     squares = torch.linalg.svdvals(layer.outgoing_rows()).square()
-    return [float(squares[: leading(rank, len(squares))].sum() / squares.sum()) for rank in RANKS]
+    for rank, name in RANKS.items():
+        share = squares[: leading(rank, len(squares))].sum() / squares.sum()
+        yield {"kind": "spectrum", "rank": name, "share": float(share)}

@@ -31,25 +31,25 @@ def parts(measured: Measured) -> dict[str, Part]:
     random, trained = claims(WHERE, shrunk[:1], grown[:1]), claims("trained layers", shrunk[1:], grown[1:])
     refused = dict.fromkeys(f"{row['where']}, {row['method']}: {row['why']}" for row in rows.where(kind="missing"))
     accuracy = rows.grid("accuracy", kind="trained")[:, 0]
-    spectra = {where: np.mean([row["shares"] for row in rows.where(kind="spectrum", where=where)], axis=0)
-               for where in rows.distinct("where", kind="spectrum")}  # fmt: skip
     return {
         **{name: str(options[name]) for name in ("width", "step", "model", "label", "epochs")},
         **{name: f"{facts[name]:,}" for name in ("train", "validation")},
-        "networks": str(len(rows.where(kind="spectrum", where=WHERE))),
-        "others": str(min(4 * options["width"], MOST_SAMPLES)),
-        "runs": str(len(accuracy)),
-        "accuracy": deviation(accuracy, 2, 100),
+        "networks": str(len(rows.distinct("seed", kind="spectrum", where=WHERE))), "runs": str(len(accuracy)),
+        "others": str(min(4 * options["width"], MOST_SAMPLES)), "accuracy": deviation(accuracy, 2, 100),
         "signal_images": str(min(facts["signal_images"], facts["train"])),
         "overview": to_overview([*judge(random), *judge(trained)]),
-        "shrinking": figures.shrinking(shrunk),
+        "shrinking": figures.shrinking([*shrunk[1:], shrunk[0]]),
         "shrunk": "\n\n".join(map(to_table, shrunk)),
-        "grown": cross("method", grown[0].relative, {layer.where: layer for layer in grown}, moved),
-        "spectra": cross("layer", spectra, dict(zip(RANKS.values(), itertools.count(), strict=False)),
-                         lambda where, at: f"{spectra[where][at]:.3f}"),
+        "grown": cross(
+            "method", grown[0].relative, {layer.where: layer.relative for layer in grown},
+            lambda name, each: f"{each[name].mean():.2g} ({each[name].max():.2g})" if name in each else None,
+        ),
+        "spectra": cross(
+            "layer", rows.distinct("where", kind="spectrum"), {rank: rank for rank in RANKS.values()},
+            lambda where, rank: f"{rows.grid('share', kind='spectrum', where=where, rank=rank).mean():.3f}",
+        ),
         "refused": "; ".join(refused) or "none",
-        "random_claims": random,
-        "trained_claims": trained,
+        "random_claims": random, "trained_claims": trained,
     }  # fmt: skip
 
 
@@ -62,9 +62,6 @@ def thesis(layer: Layer, weights: str) -> Statements:
     def gap(rank: float, at: int) -> Values:
         return np.abs(error(rank, at) - layer.error(MIN_WEIGHT, at))
 
-    def rise(rank: float) -> Values:
-        return error(rank, 0) - error(rank, -1)
-
     half, quarter, most = (layer.nearest(fraction) for fraction in (0.5, 0.25, 0.125))
     units = [f"{size} units" for size in layer.sizes]
     statements = {
@@ -75,7 +72,8 @@ def thesis(layer: Layer, weights: str) -> Statements:
             f"{RANKS[low]} − 1, {units[-1]}": error(low, -1) - error(1.0, -1) for low in LOWEST
         },
         "the curve of a low rank is flatter": {
-            f"rise of 1 − of {RANKS[low]}": rise(1.0) - rise(low) for low in LOWEST
+            f"rise of 1 − of {RANKS[low]}": error(1.0, 0) - error(1.0, -1) - error(low, 0) + error(low, -1)
+            for low in LOWEST
         },
         "for drastic cuts a low rank (δ < 0.5) is the better choice": {
             f"1 − {RANKS[low]}, {units[at]}": error(1.0, at) - error(low, at)
@@ -97,18 +95,23 @@ def thesis(layer: Layer, weights: str) -> Statements:
 
 def others(layer: Layer) -> Statements:
     """What the thesis does not ask."""
-    pairs = {
-        "MinWeight has less error than random removal": (curves.RANDOM_REMOVE, MIN_WEIGHT),
-        "leaving the mean in the bias has less error than MinWeight of the same units": (MIN_WEIGHT, curves.MEAN_L2),
-        "units chosen by variance have less error than by l2, the mean left": (curves.MEAN_L2, curves.MEAN_VARIANCE),
-        "PCNS has less error than mean replacement by variance": (curves.MEAN_VARIANCE, curves.PIVOTED),
+
+    def less(better: str, worse: str) -> dict[str, Values]:
+        return {f"{worse} − {better}": layer.error(worse) - layer.error(better)}
+
+    original = {RANKS[low]: layer.error(eigen(low, "reduced")) - layer.error(eigen(low)) for low in curves.REDUCED}
+    statements = {
+        "EigenRemove has less error with original weights (Algorithm 2) than with reduced ones (Listing 6.1)": original,
+        "MinWeight has less error than random removal": less(MIN_WEIGHT, curves.RANDOM_REMOVE),
+        "leaving the mean in the bias has less error than MinWeight of the same units": less(
+            curves.MEAN_L2, MIN_WEIGHT
+        ),
+        "units chosen by variance have less error than by l2, the mean left": less(
+            curves.MEAN_VARIANCE, curves.MEAN_L2
+        ),
+        "PCNS has less error than mean replacement by variance": less(curves.PIVOTED, curves.MEAN_VARIANCE),
     }
-    original = "EigenRemove has less error with the original weights (Algorithm 2) than with reduced ones (Listing 6.1)"
-    by_rank = {RANKS[low]: layer.error(eigen(low, "reduced")) - layer.error(eigen(low)) for low in curves.REDUCED}
-    return {(original, ""): by_rank} | {
-        (text, ""): {f"{worse} − {better}": layer.error(worse) - layer.error(better)}
-        for text, (worse, better) in pairs.items()
-    }
+    return {(text, ""): each for text, each in statements.items()}
 
 
 def claims(about: str, shrunk: Sequence[Layer], grown: Sequence[Layer]) -> list[Claim]:
@@ -154,9 +157,3 @@ def to_table(layer: Layer) -> str:
 
     sizes = {str(layer.sizes[at]): at for at in sorted(map(layer.nearest, SHOWN), reverse=True)}
     return cross(f"{layer.where} ({layer.units} units)", layer.relative, sizes, cell)
-
-
-def moved(method: str, layer: Layer) -> str | None:
-    """The relative squared distance of a growth in the mean over sizes and networks, and the largest."""
-    values = layer.relative.get(method)
-    return None if values is None else f"{values.mean():.2g} ({values.max():.2g})"

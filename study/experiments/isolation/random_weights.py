@@ -1,7 +1,7 @@
 """The thesis's setting: one hidden layer of random weights, shrunk and grown step by step (Graham 2019, 4.1.1).
 
-Ten sizes and twelve forms of EigenRemove would need hundreds of decompositions of one and the same weight: here it is
-decomposed once, and PCNS takes no spectrum (``tests/study/experiments/test_isolation.py`` compares with ``operate``).
+Every size and form of EigenRemove would decompose the same weight again: here that is done once, and PCNS takes no
+spectrum. The plans are the operations' own (``tests/study/experiments/test_isolation.py`` compares them).
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ class RandomNetwork(Network):
         model = build(width, generator).to(device)
         inputs = torch.rand(width, width, generator=generator).to(device)
         super().__init__(model, inputs, torch.rand(min(4 * width, MOST_SAMPLES), width, generator=generator).to(device))
-        self.largest = largest
-        self.by_unit = [model[0].weight.detach().double(), model[2].weight.detach().T.double()]
+        fan_in, fan_out, _ = (parameter.detach().double() for parameter in model.parameters())
+        self.largest, self.by_unit = largest, (fan_in, fan_out.T)
         self.vectors = [torch.linalg.eigh(weight @ weight.T).eigenvectors for weight in self.by_unit]
         self.reduced = cache(self._reduced)
 
     def propose(self, layer: HiddenLayer, operation: Operation) -> Plan:
-        if isinstance(operation, EigenRemove):
+        if isinstance(operation, EigenRemove) and operation.rank:
             fan_in, fan_out = self.reduced(operation.rank)
             replaced = {"0.weight": fan_in.to(self.inputs), "2.weight": fan_out.T.to(self.inputs)}
             sources = strongest(fan_out.norm(dim=1), kept(layer, operation.keep))
             return Plan(layer, repr(operation), sources, replaced=replaced if operation.weights == "reduced" else {})
-        if isinstance(operation, PCNS):
+        if isinstance(operation, PCNS) and operation.keep:
             sources = self.signals.together(layer).spanning_units(kept(layer, operation.keep))
             return least_squares(Plan(layer, repr(operation), sources), self.signals)
         return super().propose(layer, operation)
