@@ -33,6 +33,7 @@ Width = Annotated[int | None, typer.Option(help="Units of the random layers.")]
 Step = Annotated[int | None, typer.Option(help="Units between one size of the random layer and the next.")]
 Trainings = Annotated[int | None, typer.Option(help="Trainings whose layers are operated on.")]
 Seed = Annotated[int | None, typer.Option(help="The first seed; every network has its own.")]
+Workers = Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)]
 OPTIONS = [name for name in names(Settings) if declaration(Settings, name).about.option]
 
 
@@ -149,12 +150,13 @@ def isolate(
     iterations: Annotated[int | None, typer.Option(help="Random networks, each with its own inputs.")] = None,
     trainings: Trainings = None,
     seed: Seed = None,
+    workers: Workers = 2,
     out: Annotated[Path | None, typer.Option(help="Where it is written; by default runs/isolation.")] = None,
     **flags: Any,
 ) -> None:
     """Measure what every operation alone does to a network's output: surgery experiment isolation."""
     flags |= {"width": width, "step": step, "iterations": iterations, "trainings": trainings, "seed": seed}
-    experiment("isolation", out=out, **flags)
+    experiment("isolation", workers=workers, out=out, **flags)
 
 
 @app.command()
@@ -172,7 +174,7 @@ def experiment(
     step: Step = None,
     trainings: Trainings = None,
     seed: Seed = None,
-    workers: Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)] = 2,
+    workers: Workers = 2,
     rows: Annotated[
         Path | None, typer.Option(help="Kept rows, or their folder: writes their page again, without measuring.")
     ] = None,
