@@ -13,7 +13,6 @@ from network_surgery.study import data, models
 from network_surgery.study.bench import experiment
 from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.config import Settings, compose
-from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.isolation import random_weights
 from network_surgery.study.experiments.isolation.network import Network
@@ -53,7 +52,7 @@ class Options(experiment.Options):
         ):
             if not holds:
                 raise StudyError(f"{name} is {getattr(self, name)}, but it must be {right}")
-        assert self.settings  # which are checked when they are made
+        _ = self.settings  # which are checked when they are made
 
     @cached_property
     def settings(self) -> Settings:
@@ -83,7 +82,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     ]
 
 
-def measure_trained(settings: Settings, images: Dataset, device: torch.device, seed: int) -> list[Row]:
+def measure_trained(settings: Settings, images: data.Dataset, device: torch.device, seed: int) -> list[Row]:
     """The rows of one trained network: kind ``trained`` (its validation accuracy), and those of each layer.
 
     Raises:
