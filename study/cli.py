@@ -29,6 +29,11 @@ app = typer.Typer(
 Preset = Annotated[str, typer.Option(help="Named settings that the other options overlay.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, over the preset.")]
 Study = Annotated[Path, typer.Argument(help="The study's folder.", metavar="STUDY")]
+Width = Annotated[int | None, typer.Option(help="Units of the random layers.")]
+Step = Annotated[int | None, typer.Option(help="Units between one size of the random layer and the next.")]
+Trainings = Annotated[int | None, typer.Option(help="Trainings whose layers are operated on.")]
+Seed = Annotated[int | None, typer.Option(help="The first seed; every network has its own.")]
+Workers = Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)]
 OPTIONS = [name for name in names(Settings) if declaration(Settings, name).about.option]
 
 
@@ -140,44 +145,36 @@ def layers(
 @app.command()
 @with_settings("data", "model", "epochs", "device")
 def isolate(
-    width: Annotated[int | None, typer.Option(help="Units of the random layers.")] = None,
-    step: Annotated[int | None, typer.Option(help="Units between one size of the random layer and the next.")] = None,
+    width: Width = None,
+    step: Step = None,
     iterations: Annotated[int | None, typer.Option(help="Random networks, each with its own inputs.")] = None,
-    trainings: Annotated[int | None, typer.Option(help="Trainings whose layers are operated on.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The first seed; every network has its own.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where it is written; by default a new folder under runs/.")] = None,
+    trainings: Trainings = None,
+    seed: Seed = None,
+    workers: Workers = 2,
+    out: Annotated[Path | None, typer.Option(help="Where it is written; by default runs/isolation.")] = None,
     **flags: Any,
 ) -> None:
-    """Measure what every operation alone does to a network's output, on random and on trained layers."""
-    sizes = {"width": width, "step": step, "iterations": iterations, "trainings": trainings}
-    settings = compose("digits", None, flags | {"seed": seed})
-    from network_surgery.study.experiments import isolation
-
-    asked = isolation.Isolation(settings, **{name: value for name, value in sizes.items() if value is not None})
-    place = out or Path("runs") / f"isolation-{datetime.now():%Y%m%d-%H%M%S}"
-    isolation.check(place)
-    console = _console()
-    with console.status("random weights") as status:
-        found = isolation.run(asked, status.update)
-        from network_surgery.study.experiments.isolation import report
-
-        place.mkdir(parents=True, exist_ok=True)
-        written = report.write(found, place)
-    console.print(report.table(found))
-    for path in written:
-        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+    """Measure what every operation alone does to a network's output: surgery experiment isolation."""
+    flags |= {"width": width, "step": step, "iterations": iterations, "trainings": trainings, "seed": seed}
+    experiment("isolation", workers=workers, out=out, **flags)
 
 
 @app.command()
-@with_settings("data")
+@with_settings("data", "model", "epochs", "device")
 def experiment(
     name: Annotated[str | None, typer.Argument(help="The experiment; without it they are listed.")] = None,
     label: Annotated[str | None, typer.Option(help="What the page calls the images.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Maximum number of training images.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of runs of each kind, each with its own seed.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Length of the runs that are looked at.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Length of the runs that are looked at; of isolation: number of random networks.")
+    ] = None,
     looks: Annotated[int | None, typer.Option(help="Number of looks at each of them.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)] = 2,
+    width: Width = None,
+    step: Step = None,
+    trainings: Trainings = None,
+    seed: Seed = None,
+    workers: Workers = 2,
     rows: Annotated[
         Path | None, typer.Option(help="Kept rows, or their folder: writes their page again, without measuring.")
     ] = None,
@@ -188,7 +185,10 @@ def experiment(
     **flags: Any,
 ) -> None:
     """Measure an experiment and write its page, with pictures and rows; an interrupted one goes on where it was."""
-    flags |= {"label": label, "train_images": train_images, "seeds": seeds, "iterations": iterations, "looks": looks}
+    flags |= {
+        "label": label, "train_images": train_images, "seeds": seeds, "iterations": iterations, "looks": looks,
+        "width": width, "step": step, "trainings": trainings, "seed": seed,
+    }  # fmt: skip
     from network_surgery.study.bench import experiment as bench
 
     console = _console()

@@ -21,6 +21,7 @@ from network_surgery.study.errors import StudyError
 #: Every experiment, by its name: the module whose ``EXPERIMENT`` it is.
 EXPERIMENTS = {
     "attack": "network_surgery.study.experiments.attack",
+    "isolation": "network_surgery.study.experiments.isolation",
     "units": "network_surgery.study.experiments.units",
     "weights": "network_surgery.study.experiments.weights",
 }
@@ -89,7 +90,8 @@ def run(
     ``report`` receives a few words whenever a task has ended.
 
     Raises:
-        StudyError: an unknown experiment or option, kept rows of another experiment or other options.
+        StudyError: an unknown experiment or option, kept rows of another experiment or other options, a folder that
+            cannot be written.
     """
     experiment = load(name)
     given = {option: value for option, value in flags.items() if value is not None}
@@ -99,6 +101,7 @@ def run(
             raise StudyError(f"the experiment {name} has no option {option}; it has {', '.join(known)}")
     options: Options = replace(experiment.options, **given)
     folder = out or (kept if kept and kept.is_dir() else kept.parent if kept else Path("runs") / name)
+    _check_folder(folder)
     kept = kept or (folder if (folder / FILE).exists() else None)
     if kept is None:
         measured = measure_anew(experiment, options, workers, folder, report)
@@ -136,6 +139,15 @@ def measure_anew(
         },
     }  # fmt: skip
     return measure(about, tasks, workers, folder, report)
+
+
+def _check_folder(folder: Path) -> None:
+    """Before minutes of measuring, not after them."""
+    if folder.exists() and not folder.is_dir():
+        raise StudyError(f"{folder} is a file; choose another --out")
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise StudyError(f"{folder} cannot be written: {existing} is no folder that lets you; choose another --out")
 
 
 def _check(measured: Measured, experiment: Experiment, asked: Mapping[str, Any], kept: Path) -> None:

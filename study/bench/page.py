@@ -54,11 +54,12 @@ def notes(folder: Path, digest: str) -> list[str]:
 def footer(measured: Measured) -> str:
     """How claims are decided, how the rows came about, and how the page is made of them again."""
     machine, name = measured.about["machine"], measured.about["experiment"]
+    device = measured.facts.get("device", "CPU")
     return (
         "A claim *holds* where every difference is shown to go its way (*in k of n* where only k are), *does not hold* "
         "where none is and one is shown to go the other way, *depends* where some go one way and some the other, and "
         "is *undecided* where nothing is shown.\n\n"
-        f"`{measured.about['command']}`, on CPU ({machine['processor']}, {machine['cores']} cores, one "
+        f"`{measured.about['command']}`, on {device} ({machine['processor']}, {machine['cores']} cores, one "
         f"thread a run); torch {machine['torch']}, Python {machine['python']}. Rows: [{FILE}]({FILE}), digest "
         f"{measured.rows.digest}; `surgery experiment {name} --rows .` makes this page of them again."
     )

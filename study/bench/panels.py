@@ -77,7 +77,8 @@ class Panels:
                 if at:
                     axes.xaxis.set_major_locator(FixedLocator([0, at[-1] // 2, at[-1]]))
             if handles:
-                columns = min(len(handles), int(self.figure.get_figwidth()))
+                letters = 6 + max(map(len, handles))  # a line and a label; about twelve letters are an inch
+                columns = max(1, min(len(handles), int(12 * self.figure.get_figwidth() / letters)))
                 self.figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
         return Drawing(self.figure, title, "", "; ".join(self.words) + ".")
 

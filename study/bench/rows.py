@@ -50,15 +50,15 @@ class Rows(list[Row]):
         """The values of a field, each once, in the order of the rows."""
         return list(dict.fromkeys(row[name] for row in self.where(**which)))
 
-    def grid(self, field: str, **which: Any) -> Values:
-        """One number of the rows that are ``which``, by seed and iteration: ``[seeds, moments]``.
+    def grid(self, field: str, by: str = "iteration", **which: Any) -> Values:
+        """One number of the rows that are ``which``, by seed and iteration (or another field): ``[seeds, moments]``.
 
         Raises:
             StudyError: there are no such rows, not as many for every seed, or some have no such number.
         """
         found: dict[int, list[tuple[int, Any]]] = {}
         for row in self.where(**which):
-            found.setdefault(row["seed"], []).append((row.get("iteration", 0), row.get(field)))
+            found.setdefault(row["seed"], []).append((row.get(by, 0), row.get(field)))
         if not found or len({len(values) for values in found.values()}) > 1:
             raise StudyError(f"{field} of {which} was measured for {len(found)} seeds, not equally often for each")
         if any(value is None for values in found.values() for _, value in values):

@@ -29,7 +29,7 @@ SMALL = {
     "study": "--epochs 2 --trials 1 --generation 1 --top 1 --seeds 1 --arms original,surgery,restart --space removal "
     "--device cpu",
     "compare": "--top 1 --seeds 1",
-    "isolate": "--width 8 --step 4 --iterations 2 --trainings 2 --epochs 1 --model mlp --device cpu",
+    "isolate": "--width 8 --step 4 --iterations 2 --trainings 2 --epochs 1 --model mlp --device cpu --workers 1",
 }
 
 

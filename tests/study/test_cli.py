@@ -71,13 +71,15 @@ def test_help_names_every_command(surgery: Surgery) -> None:
     assert all(f" {name} " in out for name in ("study", "resume", "compare", "report", "layers", "ui"))
 
 
+#: What of an experiment is no setting.
+MEASURING = {"label", "train_images", "seeds", "iterations", "looks", "width", "step", "trainings", "seed"}
 #: The options that are no settings, by command.
 OTHERS = {
     "study": {"preset", "config", "out"},
     "compare": {"top", "seeds"},  # of a study that has its settings already
     "layers": {"preset", "config", "epochs", "image"},
-    "isolate": {"width", "step", "iterations", "trainings", "seed", "out"},
-    "experiment": {"label", "train_images", "seeds", "iterations", "looks", "workers", "rows", "out"},
+    "isolate": {"width", "step", "iterations", "trainings", "seed", "workers", "out"},
+    "experiment": MEASURING | {"workers", "rows", "out"},
     "ui": {"port"},
 }
 
