@@ -50,7 +50,7 @@ class Rows(list[Row]):
         """The values of a field, each once, in the order of the rows."""
         return list(dict.fromkeys(row[name] for row in self.where(**which)))
 
-    def grid(self, field: str, by: str = "iteration", **which: Any) -> Values:
+    def grid(self, field: str, by: str = "iteration", /, **which: Any) -> Values:
         """One number of the rows that are ``which``, by seed and iteration (or another field): ``[seeds, moments]``.
 
         Raises:

@@ -78,7 +78,7 @@ def layers(rows: Rows, kind: str) -> list[Layer]:
         first, refused = rows.where(**here)[0], [row["method"] for row in rows.where(kind="missing", where=where)]
         names = [name for name in rows.distinct("method", **here) if name not in refused]
         relative, accuracy = (
-            {name: rows.grid(field, by="size", method=name, **here) for name in names if field in first}
+            {name: rows.grid(field, "size", method=name, **here) for name in names if field in first}
             for field in ("relative", "accuracy")
         )
         found.append(Layer(where, first["units"], sorted(rows.distinct("size", **here)), relative, accuracy))

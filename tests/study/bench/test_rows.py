@@ -31,7 +31,7 @@ def never():
 def test_a_grid_is_sorted_by_seed_and_moment():
     rows = Rows(ROWS)
     np.testing.assert_array_equal(rows.grid("x", kind="a"), [[1, 5], [11, 15]])
-    np.testing.assert_array_equal(Rows([{"seed": 0, "size": n, "x": n} for n in (9, 7)]).grid("x", by="size"), [[7, 9]])
+    np.testing.assert_array_equal(Rows([{"seed": 0, "size": n, "x": n} for n in (9, 7)]).grid("x", "size"), [[7, 9]])
     assert rows.distinct("seed") == [1, 0] and rows.moments() == [1, 5] and rows.where(kind="b") == []
     with pytest.raises(StudyError, match="0 seeds"):
         rows.grid("x", kind="b")

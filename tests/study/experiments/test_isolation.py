@@ -59,7 +59,7 @@ def test_the_plans_are_those_of_the_operations(random, kind, sizes):
 def test_random_replacement_is_a_fresh_network_of_that_size(random):
     """Its distance is that of two independent outputs: the sum of their squared norms, about."""
     for kind in ("shrink", "grow"):
-        relative = random.grid("relative", by="size", kind=kind, method=REPLACED)
+        relative = random.grid("relative", "size", kind=kind, method=REPLACED)
         assert relative.shape == (3, 5) and relative.min() > 0.5 and relative.mean() == pytest.approx(2, abs=0.8)
 
 
