@@ -24,7 +24,7 @@ import numpy as np
 import optuna
 from optuna.trial import FixedTrial, create_trial
 
-from network_surgery.search_spaces import SPACES
+from network_surgery.search_spaces import find_space
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.records import spikes_of
 
@@ -64,10 +64,10 @@ def importances(results: Results) -> Shares:
     """
     settings, layers = results["settings"], {n: SimpleNamespace(units=u) for n, u in results["layers"].items()}
     ended, distributions = [], []
-    for trial in results["trials"] if settings["space"] in SPACES else ():
+    for trial in results["trials"]:
         again = FixedTrial(dict(trial["params"]))
-        with contextlib.suppress(ValueError):  # of another version's space, or of schedules of one's own
-            SPACES[settings["space"]](again, layers, settings["epochs"])
+        with contextlib.suppress(Exception):  # of another version's space, or of schedules of one's own
+            find_space(settings["space"])(again, layers, settings["epochs"])
             if _ended(trial):
                 ended.append(trial)
                 distributions.append(again.distributions)

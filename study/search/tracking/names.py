@@ -8,7 +8,7 @@ from pathlib import Path
 from network_surgery import study
 from network_surgery.study.arms import SHORT
 from network_surgery.study.store.folder import Folder
-from network_surgery.study.store.words import describe
+from network_surgery.study.store.words import describe, short_name
 from network_surgery.study.training.cell import Cell
 
 #: Characters that MLflow's databases keep of a run's name.
@@ -42,7 +42,7 @@ def study_tags(folder: Folder) -> dict[str, str]:
 
 def cell_tags(folder: Folder, cell: Cell, parent: str) -> dict[str, str]:
     """A child run's: ``arm``, ``trial``, ``operation`` (all that its schedule names, joined by commas), ``preset``."""
-    operations = dict.fromkeys(step["op"] for step in cell.schedule)
+    operations = dict.fromkeys(short_name(step["op"]) for step in cell.schedule)
     about = {"arm": cell.arm, "operation": ", ".join(operations) or "none"}
     about |= {} if cell.trial is None else {"trial": str(cell.trial)}
     return dict([cell_tag(folder, cell)]) | {"mlflow.parentRunId": parent} | about | _preset(folder)

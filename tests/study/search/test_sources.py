@@ -118,7 +118,7 @@ def test_several_objectives(tmp_path: Path) -> None:
 
 
 def test_an_unknown_space_is_named() -> None:
-    with pytest.raises(StudyError, match="no search space 'nonsense'; there are mixed"):
+    with pytest.raises(SurgeryError, match="no search space 'nonsense'; there are mixed"):
         Sampled.check(settings(space="nonsense"), LAYERS)
     with pytest.raises(SurgeryError, match="needs at least 2 epochs"):
         Sampled.check(settings(epochs=1), LAYERS)
