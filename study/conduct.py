@@ -130,7 +130,8 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
     console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
     console.print(f"Results  {path / folder.results.name}", highlight=False, soft_wrap=True)
     if folder.page is not None and folder.page.exists():
-        console.print(f"{folder.page.stem.capitalize():8} {path / folder.page.name}", highlight=False, soft_wrap=True)
+        name = folder.page.stem.replace("_", " ").capitalize()
+        console.print(f"{name:8} {path / folder.page.name}", highlight=False, soft_wrap=True)
     console.print(f"MLflow   {folder.settings.tracking_uri or f'surgery ui {path}'}", highlight=False, soft_wrap=True)
 
 

@@ -51,7 +51,7 @@ def operation_class(name: str) -> type[Operation]:
         raise SurgeryError(f"there is no operation {name!r}; there are {', '.join(OPERATIONS)}, or MODULE:CLASS")
     kind: Any = resolve(name, "operation")
     if not (isinstance(kind, type) and issubclass(kind, Operation) and is_dataclass(kind)):
-        raise SurgeryError(f"{name} is {kind!r:.80}, but it must be a subclass of ops.Operation and a dataclass")
+        raise SurgeryError(f"the operation {name} must be a dataclass and a subclass of ops.Operation")
     return kind
 
 
