@@ -17,7 +17,7 @@ from network_surgery.ops import Schedule
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
 from network_surgery.study import data
-from network_surgery.study.arms import SHORT
+from network_surgery.study.arms import arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison, figures, front, report, wording
@@ -225,10 +225,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for title in ("arm", "n", "accuracy %", "train\n− test", "parameters", "seconds", "loss\nspike", "op/\nepoch"):
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for row in rows:
-        name = SHORT.get(row["arm"], row["arm"]) + ("" if row["trial"] is None else f" {row['trial']}")
         spread, slack = row["accuracy_deviation"], row["seconds_deviation"]
         table.add_row(
-            name,
+            arm_name(row["arm"], row["trial"]),
             str(row["n"]),
             f"{100 * row['accuracy']:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else ""),
             "" if row.get("train_test_gap") is None else f"{100 * row['train_test_gap']:+.2f}",

@@ -287,6 +287,6 @@ def _sampler(settings: Settings, drawn: int) -> optuna.samplers.BaseSampler:
         )  # fmt: skip
 
 
-def objective(result: Result, name: str) -> float:
+def objective(result: Mapping[str, Any], name: str) -> float:
     """The value of one objective in a finished trial, read on validation."""
     return float(result["validation_accuracy" if name == "accuracy" else name])
