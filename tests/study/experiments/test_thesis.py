@@ -30,7 +30,7 @@ from network_surgery.search_spaces import find_space
 from network_surgery.study import conduct
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.config import compose
-from network_surgery.study.experiments.thesis import figures, page, trainings
+from network_surgery.study.experiments.thesis import chapter, figures, page
 from network_surgery.study.experiments.thesis.operations import PublishedWeakExpand, PublishedZeroExpand
 from network_surgery.study.experiments.thesis.space import METHODS, ORDER
 from network_surgery.study.models import vgg16
@@ -78,8 +78,8 @@ def results(
 ) -> dict[str, Any]:
     cells = [
         cell(op, ratio, seed, accuracy(op, ratio, seed), (0.5, factor(op, ratio, seed), 7.0))
-        for op in trainings.NAMES
-        for ratio in trainings.RATIOS
+        for op in chapter.NAMES
+        for ratio in chapter.RATIOS
         for seed in range(1, seeds + 1)
     ]
     machine = {"torch": "2.15", "python": "3.11"}
@@ -89,13 +89,13 @@ def results(
 def said(found: dict[str, Any]) -> dict[str, str]:
     """The verdict on each claim, by its first words; of two that begin alike the first one."""
     verdicts: dict[str, str] = {}
-    for verdict in judge(page.claims(trainings.gathered(found))):
+    for verdict in judge(page.claims(chapter.Trainings(found))):
         verdicts.setdefault(" ".join(verdict.claim.text.split()[:3]), verdict.word.partition(":")[0])
     return verdicts
 
 
 def noise(op: str, ratio: float, seed: int) -> float:
-    return float(np.random.default_rng([seed, round(100 * ratio), list(trainings.NAMES).index(op)]).normal(0, 0.002))
+    return float(np.random.default_rng([seed, round(100 * ratio), list(chapter.NAMES).index(op)]).normal(0, 0.002))
 
 
 def test_tables_show_ours_and_the_thesis_s() -> None:
@@ -113,8 +113,8 @@ def test_tables_show_ours_and_the_thesis_s() -> None:
 
 
 def test_the_loss_factor_is_the_median_over_a_training() -> None:
-    (training,) = trainings.gathered(results(lambda *_: 0.5, lambda *_: 1.1, seeds=1))["min_weight", 1 / 2].values()
-    assert training == trainings.Training(0.5, 1.1, 0.02, 2.0, (0.5, 1.1, 7.0))
+    (training,) = chapter.Trainings(results(lambda *_: 0.5, lambda *_: 1.1, seeds=1))["min_weight", 1 / 2].values()
+    assert training == chapter.Training(0.5, 1.1, 0.02, 2.0, (0.5, 1.1, 7.0))
 
 
 def test_the_thesis_prints_medians_and_pools_what_it_recorded() -> None:
@@ -122,18 +122,18 @@ def test_the_thesis_prints_medians_and_pools_what_it_recorded() -> None:
     accuracies, factors = (0.5, 0.6, 0.9), ((0.9, 1.0, 1.1), (1.2, 1.3, 5.0), (0.1, 2.0, 3.0))
     cells = [
         cell("eigen_remove", ratio, seed, accuracy, factor)
-        for ratio in trainings.RATIOS
+        for ratio in chapter.RATIOS
         for seed, (accuracy, factor) in enumerate(zip(accuracies, factors, strict=True))
     ]
     for each in cells:
         last = each["operations"][-1] | {"layer": "conv8", "training_loss_after": 99.0}
         each["operations"].append(last)
     data = results(lambda *_: 0.5) | {"comparison": {"cells": cells}}
-    found = trainings.gathered(data)
-    for ratio in trainings.RATIOS:
-        assert trainings.as_printed(found, "eigen_remove", ratio, "accuracy") == 0.6
-        assert trainings.as_printed(found, "eigen_remove", ratio, "factor") == 1.2
-        assert trainings.as_printed(found, "min_weight", ratio, "factor") is None
+    found = chapter.Trainings(data)
+    for ratio in chapter.RATIOS:
+        assert found.as_printed("eigen_remove", ratio, "accuracy") == 0.6
+        assert found.as_printed("eigen_remove", ratio, "factor") == 1.2
+        assert found.as_printed("min_weight", ratio, "factor") is None
         assert np.mean([t.factor for t in found["eigen_remove", ratio].values()]) != 1.2
     words = page.write(data, {})
     assert "| EigenRemove | 60.00 (74.86) | 60.00 (76.61) |" in words and "| not run (75.44) |" in words
@@ -171,7 +171,7 @@ def test_one_of_five_ratios_is_not_worse_by_luck() -> None:
         return 0.7 + drawn[seed - 1] * (op == "eigen_remove" and ratio == 2 / 3) + noise(op, ratio, seed)
 
     found = results(accuracy)
-    both = trainings.pairs(trainings.gathered(found), ("eigen_remove", "min_weight"), "accuracy")
+    both = chapter.Trainings(found).pairs(("eigen_remove", "min_weight"), "accuracy")
     alone = stats.ttest_1samp([a - b for (ratio, _), (a, b) in both.items() if ratio == 2 / 3], 0.0)
     assert 0.01 < alone.pvalue < 0.05 and said(found)["EigenRemove ends at"] == "undecided"
 
@@ -179,15 +179,15 @@ def test_one_of_five_ratios_is_not_worse_by_luck() -> None:
 def test_nothing_is_decided_without_a_spread() -> None:
     verdicts = said(results(lambda op, ratio, seed: 0.7 + 0.1 * (op == "eigen_remove"), seeds=1))
     assert verdicts["EigenRemove ends at"] == "undecided"
-    assert trainings.as_in_the_thesis([1.0, 2.0], [1.0, 2.0])[1] is None
-    assert trainings.as_in_the_thesis([1.0] * 5, [1.0] * 5) == ("nothing varies", None)
+    assert page.as_in_the_thesis([1.0, 2.0], [1.0, 2.0])[1] is None
+    assert page.as_in_the_thesis([1.0] * 5, [1.0] * 5) == ("nothing varies", None)
 
 
 @pytest.mark.parametrize("draw", ["normal", "exponential"])
 def test_the_thesis_s_procedure(draw: str) -> None:
     random = np.random.default_rng(0)
     one, other = (getattr(random, draw)(size=60).tolist() for _ in range(2))
-    name, p = trainings.as_in_the_thesis(one, other)
+    name, p = page.as_in_the_thesis(one, other)
     reference = stats.ttest_ind(one, other) if draw == "normal" else stats.mannwhitneyu(one, other)
     assert name == ("Student's t" if draw == "normal" else "Mann-Whitney U") and p == pytest.approx(reference.pvalue)
 
@@ -202,7 +202,7 @@ def test_the_loss_factor_of_doing_nothing() -> None:
     found["comparison"]["cells"] += [
         {"arm": "original", "seed": 1, "test_accuracy": 0.7, "epochs": epochs, "params": {}}
     ]
-    assert trainings.without_operation(found) == [0.8]  # before the second epoch, as the operations
+    assert chapter.without_operation(found) == [0.8]  # before the second epoch, as the operations
     assert "on which nobody operates: 0.800 (n = 1)" in page.write(found, {})
 
 
@@ -212,7 +212,7 @@ def test_only_pairs_of_one_seed_and_ratio_are_compared() -> None:
     gone = next(c for c in cells if c["params"] == {"op": "min_weight", "ratio": 1 / 3} and c["seed"] == 2)
     cells.remove(gone)
     cells.append(gone | {"failure": "the loss became nan"})
-    both = trainings.pairs(trainings.gathered(found), ("eigen_remove", "min_weight"), "accuracy")
+    both = chapter.Trainings(found).pairs(("eigen_remove", "min_weight"), "accuracy")
     assert len(both) == 9 and (1 / 3, 2) not in both
 
 
@@ -229,7 +229,7 @@ def test_the_report_writes_it(tmp_path: Path) -> None:
     folder = Folder.make(tmp_path / "s", SETTINGS, {"conv10": 512})
     for found in results(lambda op, ratio, seed: 0.7 + noise(op, ratio, seed), seeds=2)["comparison"]["cells"]:
         op, ratio = found["params"].values()
-        name = list(trainings.NAMES).index(op) * 5 + list(trainings.RATIOS).index(ratio)
+        name = list(chapter.NAMES).index(op) * 5 + list(chapter.RATIOS).index(ratio)
         schedule = [{"when": "1ep", "layer": "conv10", "op": op}]
         outcome = found | {
             "spikes": [spiked(1.0)],
