@@ -6,7 +6,7 @@ something with ``.units``, such as an ``Anatomy``. The same function decodes a f
 >>> from optuna.trial import FixedTrial
 >>> from types import SimpleNamespace
 >>> params = {"op": "pcns", "variance_threshold": 0.01, "layers": "widest", "first_epoch": 2, "times": 1}
->>> print(SPACES["mixed"](FixedTrial(params), {"fc1": SimpleNamespace(units=8)}, 6).steps[0])
+>>> print(find_space("mixed")(FixedTrial(params), {"fc1": SimpleNamespace(units=8)}, 6).steps[0])
 2ep: PCNS(variance_threshold=0.01, basis='pivoted', keep=None) on fc1
 """
 

@@ -45,7 +45,7 @@ class Record:
     @property
     def finished(self) -> bool:
         """Trained to its end."""
-        return not self.failed and "stopped" not in self.result
+        return records.finished(self.result)
 
 
 class Folder:

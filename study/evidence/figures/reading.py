@@ -9,7 +9,7 @@ from typing import Any
 
 from network_surgery.ops import OPERATIONS
 from network_surgery.study.store.words import short_name
-from network_surgery.study.training import spent
+from network_surgery.study.training import records, spent
 from network_surgery.study.training.records import OperationRecord, operations_of
 
 Results = Mapping[str, Any]
@@ -29,7 +29,7 @@ def cells_of(results: Results, arm: str) -> list[dict[str, Any]]:
 
 def finished(cells: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those trained to their end: neither failed nor stopped early."""
-    return [cell for cell in cells if "failure" not in cell and "stopped" not in cell]
+    return list(filter(records.finished, cells))
 
 
 def unfinished(cells: Iterable[Mapping[str, Any]]) -> str:
