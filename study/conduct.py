@@ -88,6 +88,9 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     """``results.json``, the figures, ``report.html`` and a page of the settings' own (``page``), from what is stored.
 
     Also while another process runs the study.
+
+    Raises:
+        SurgeryError: that page cannot be made; the rest is written.
     """
     rows, verdicts = comparison.summarize(folder)
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
@@ -96,14 +99,16 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
         importance=importance(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
-    if folder.page is not None:
-        page, more = _own_page(folder.settings, results)
-        drawings |= more
-        write_whole(folder.page, page)
-    files = figures.save(drawings, folder.figures)
-    report.write(results, folder.report, drawings)
-    if tracker is not None:
-        tracker.summary(results, [*files, folder.report, folder.results])
+    try:
+        if folder.page is not None:
+            page, more = _own_page(folder.settings, results)
+            drawings |= more
+            write_whole(folder.page, page)
+    finally:  # the report does not depend on it
+        files = figures.save(drawings, folder.figures)
+        report.write(results, folder.report, drawings)
+        if tracker is not None:
+            tracker.summary(results, [*files, folder.report, folder.results])
     return results
 
 

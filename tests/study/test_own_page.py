@@ -1,4 +1,4 @@
-"""A function of the settings adds a page and figures to a study's report; where it fails, the results are kept."""
+"""A function of the settings adds a page and figures to a study's report; where it fails, the rest is written."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_without_the_setting_there_is_none(tmp_path: Path) -> None:
     assert folder.page is None and not list(folder.path.glob("*.md"))
 
 
-def test_one_that_fails_is_named_and_the_results_are_kept(tmp_path: Path) -> None:
+def test_one_that_fails_is_named_and_the_rest_is_written(tmp_path: Path) -> None:
     folder = study(tmp_path / "s", "pages:broken")
     with pytest.raises(SurgeryError, match="the page pages:broken could not be made of 0 trainings: 'nothing'"):
         conduct.write_report(folder)
-    assert folder.results.exists()
+    assert folder.results.exists() and folder.report.exists()
 
 
 def test_one_that_is_not_there_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
