@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from network_surgery.study.bench.claims import Claim, to_table
+from network_surgery.study.bench.rows import Values
 from network_surgery.study.bench.tables import table
 from network_surgery.study.evidence.drawing import Drawing, percent
 from network_surgery.study.evidence.significance import family
@@ -103,10 +104,11 @@ def variances(found: Trainings, methods: Iterable[str]) -> list[str]:
 def without_operation(results: Results) -> list[str]:
     """The loss factor of doing nothing, if the original network was trained."""
     idle = chapter.without_operation(results)
-    return idle and [
+    words = (
         "The same factor at the same moments of the original network, on which nobody operates: "
         f"{spread(idle, 'factor')} (n = {len(idle)}). What differs from this is the operation's."
-    ]
+    )
+    return [words] if idle else []
 
 
 def gaps(found: Trainings) -> str:
@@ -179,7 +181,7 @@ def claims(found: Trainings) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _longest(shares: Sequence[float]) -> str:
+def _longest(shares: Values) -> str:
     return f"; a training's median operation takes {percent(max(shares))} at most" if len(shares) else ""
 
 
