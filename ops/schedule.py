@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer
-from network_surgery.ops.errors import NoSignal, SurgeryError
+from network_surgery.ops.errors import NoSignal, SurgeryError, explained
 from network_surgery.ops.maths.condensed import units_needed
 from network_surgery.ops.operation import Operation
-from network_surgery.ops.operations import OPERATIONS
+from network_surgery.ops.operations import operation_class, operation_name
 from network_surgery.ops.operations.dead_units import dead_units
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.surgery.repair import check_chain
@@ -176,11 +176,14 @@ class Schedule:
                 )
 
     def to_data(self) -> list[dict[str, Any]]:
-        """Plain data for JSON, YAML and checkpoints."""
+        """Plain data for JSON, YAML and checkpoints.
 
-        names = {kind: name for name, kind in OPERATIONS.items()}
+        Raises:
+            SurgeryError: an operation's class is neither in ``OPERATIONS`` nor at the top of a module.
+        """
         return [
-            {"when": str(s.when), "layer": s.layer, "op": names[type(s.operation)], **s.operation.hyperparameters()}
+            {"when": str(s.when), "layer": s.layer, "op": operation_name(type(s.operation))}
+            | s.operation.hyperparameters()
             | ({"repair": list(s.repair)} if s.repair else {})
             for s in self.steps
         ]
@@ -205,11 +208,10 @@ def _step(entry: dict[str, Any]) -> Step:
     # A layer called 0 or 1.5 is a number in YAML.
     when, layer, name = parse_when(entry.pop("when")), str(entry.pop("layer")), str(entry.pop("op"))
     repair = check_chain(entry.pop("repair", None) or ())
-    if name not in OPERATIONS:
-        raise SurgeryError(f"there is no operation {name!r}; there are {', '.join(OPERATIONS)}")
-    kind = OPERATIONS[name]
+    kind = operation_class(name)
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in set(entry) - known)
     if unknown:
         raise SurgeryError(f"{name} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return Step(when, layer, kind(**entry), repair)
+    with explained(f"{name} cannot be made of {entry}"):
+        return Step(when, layer, kind(**entry), repair)

@@ -6,7 +6,7 @@ something with ``.units``, such as an ``Anatomy``. The same function decodes a f
 >>> from optuna.trial import FixedTrial
 >>> from types import SimpleNamespace
 >>> params = {"op": "pcns", "variance_threshold": 0.01, "layers": "widest", "first_epoch": 2, "times": 1}
->>> print(SPACES["mixed"](FixedTrial(params), {"fc1": SimpleNamespace(units=8)}, 6).steps[0])
+>>> print(find_space("mixed")(FixedTrial(params), {"fc1": SimpleNamespace(units=8)}, 6).steps[0])
 2ep: PCNS(variance_threshold=0.01, basis='pivoted', keep=None) on fc1
 """
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from network_surgery.ops import Schedule
+from network_surgery.ops import Schedule, SurgeryError
+from network_surgery.ops.references import resolve
 from network_surgery.search_spaces import (
     dead_units,
     eigen_remove,
@@ -23,13 +24,13 @@ from network_surgery.search_spaces import (
     pcns,
     pruning,
     removal,
-    thesis,
     weak_expand,
 )
 
 Suggest = Callable[..., Schedule]
 
-SPACES: dict[str, Suggest] = {
+#: The spaces by name; of those of an experiment, which lie above this package, a reference.
+SPACES: dict[str, Suggest | str] = {
     "mixed": mixed.suggest,
     "removal": removal.suggest,
     "expansion": expansion.suggest,
@@ -38,8 +39,22 @@ SPACES: dict[str, Suggest] = {
     "pcns": pcns.suggest,
     "dead_units": dead_units.suggest,
     "pruning": pruning.suggest,
-    "thesis": thesis.suggest,
-    "thesis_published": thesis.suggest_published,
+    "thesis": "network_surgery.study.experiments.thesis.space:suggest",
+    "thesis_published": "network_surgery.study.experiments.thesis.space:suggest_published",
 }
 
-__all__ = ["SPACES", "Suggest"]
+__all__ = ["SPACES", "Suggest", "find_space"]
+
+
+def find_space(name: str) -> Suggest:
+    """The search space of this name, or that a reference ``MODULE:FUNCTION`` names.
+
+    Raises:
+        SurgeryError: there is none.
+    """
+    known = SPACES.get(name, name)
+    if not isinstance(known, str):
+        return known
+    if ":" not in known:
+        raise SurgeryError(f"there is no search space {name!r}; there are {', '.join(SPACES)}, or MODULE:FUNCTION")
+    return resolve(known, "search space")  # type: ignore[no-any-return]

@@ -46,6 +46,15 @@ SHORT = {"restart_flops": "equal FLOPs", "restart_seconds": "equal time", "resta
 RIVALS = tuple(arm for arm in LABELS if arm != "original")
 
 
+def arm_name(arm: str, trial: int | None = None, mark: str = " ") -> str:
+    """An arm in a few words, and after a mark the trial whose schedule it is about.
+
+    >>> arm_name("restart_flops", 3), arm_name("original")
+    ('equal FLOPs 3', 'original')
+    """
+    return SHORT.get(arm, arm) + ("" if trial is None else f"{mark}{trial}")
+
+
 def rivals(surgery: Cell, outcome: Mapping[str, Any], settings: Settings) -> list[Cell]:
     """The trainings that this surgery is held against, in the arms that the settings ask for.
 

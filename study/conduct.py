@@ -14,11 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from network_surgery.ops import Schedule
+from network_surgery.ops.errors import explained
+from network_surgery.ops.references import resolve
 from network_surgery.study import data
-from network_surgery.study.arms import SHORT
+from network_surgery.study.arms import arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison, figures, front, report, thesis, thesis_figures, wording
+from network_surgery.study.evidence import comparison, figures, front, report, wording
+from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
@@ -43,6 +46,8 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
     """
     tracking.check_server(settings.tracking_uri)
+    if settings.page is not None:
+        resolve(settings.page, "page")
     dataset = data.load_for(settings)
     layers = run.check(settings, dataset)
     per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
@@ -80,7 +85,13 @@ def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | 
 
 
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
-    """``results.json``, the figures and ``report.html`` from what is stored, also while another runs it."""
+    """``results.json``, the figures, ``report.html`` and a page of the settings' own (``page``), from what is stored.
+
+    Also while another process runs the study.
+
+    Raises:
+        SurgeryError: that page cannot be made; the rest is written.
+    """
     rows, verdicts = comparison.summarize(folder)
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     results = folder.write(
@@ -88,15 +99,16 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
         importance=importance(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
-    if thesis.concerns(results):
-        chapter = thesis_figures.draw(results)
-        drawings |= chapter
-        page = thesis.page(results, [f"{folder.figures.name}/{name}.png" for name in chapter])
-        write_whole(folder.thesis, page)
-    files = figures.save(drawings, folder.figures)
-    report.write(results, folder.report, drawings)
-    if tracker is not None:
-        tracker.summary(results, [*files, folder.report, folder.results])
+    try:
+        if folder.page is not None:
+            page, more = _own_page(folder.settings, results)
+            drawings |= more
+            write_whole(folder.page, page)
+    finally:  # the report does not depend on it
+        files = figures.save(drawings, folder.figures)
+        report.write(results, folder.report, drawings)
+        if tracker is not None:
+            tracker.summary(results, [*files, folder.report, folder.results])
     return results
 
 
@@ -122,9 +134,21 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
     path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
     console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
     console.print(f"Results  {path / folder.results.name}", highlight=False, soft_wrap=True)
-    if folder.thesis.exists():
-        console.print(f"Thesis   {path / folder.thesis.name}", highlight=False, soft_wrap=True)
+    if folder.page is not None and folder.page.exists():
+        name = folder.page.stem.replace("_", " ").capitalize()
+        console.print(f"{name:8} {path / folder.page.name}", highlight=False, soft_wrap=True)
     console.print(f"MLflow   {folder.settings.tracking_uri or f'surgery ui {path}'}", highlight=False, soft_wrap=True)
+
+
+def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[str, Drawing]]:
+    """The page and the drawings that the function of the settings (``page``) makes of ``results``.
+
+    Raises:
+        SurgeryError: it fails, or returns something else.
+    """
+    with explained(f"the page {settings.page} could not be made of {len(results['comparison']['cells'])} trainings"):
+        text, drawings = resolve(str(settings.page), "page")(results)
+        return str(text), dict(drawings)
 
 
 def _search(folder: Folder) -> Source:
@@ -206,10 +230,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for title in ("arm", "n", "accuracy %", "train\n− test", "parameters", "seconds", "loss\nspike", "op/\nepoch"):
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for row in rows:
-        name = SHORT.get(row["arm"], row["arm"]) + ("" if row["trial"] is None else f" {row['trial']}")
         spread, slack = row["accuracy_deviation"], row["seconds_deviation"]
         table.add_row(
-            name,
+            arm_name(row["arm"], row["trial"]),
             str(row["n"]),
             f"{100 * row['accuracy']:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else ""),
             "" if row.get("train_test_gap") is None else f"{100 * row['train_test_gap']:+.2f}",

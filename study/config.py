@@ -6,6 +6,7 @@ import importlib.resources
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -54,6 +55,7 @@ Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
     "a list of schedules, each a list of steps such as {when: 2ep, layer: fc1, op: min_weight, keep: 0.5}",
 ]
+Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
 State = Literal["carry", "reset"]
 
 
@@ -100,7 +102,8 @@ class Settings(Declared):
     space: Annotated[
         Text,
         About(
-            "mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning or thesis", decides=False
+            "mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning or MODULE:FUNCTION",
+            decides=False,
         ),
     ] = "mixed"
     sampler: Annotated[
@@ -140,6 +143,10 @@ class Settings(Declared):
             option=False, decides=False,
         ),
     ] = ()  # fmt: skip
+    page: Annotated[
+        Reference | None,
+        About("A function MODULE:FUNCTION that adds a page and figures to the report", option=False, decides=False),
+    ] = None
     # What is measured on the way.
     held_out: Annotated[Count, About("Validation images for the loss around an operation", option=False)] = 512
     signal_images: Annotated[Count, About("Training images for operations that read activations", option=False)] = 512
@@ -180,9 +187,15 @@ class Settings(Declared):
 
 
 def presets() -> list[str]:
-    """The names of the presets that come with the package."""
-    folder = importlib.resources.files("network_surgery.study") / "presets"
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    """The names of the presets that come with the package: those of ``presets`` and of experiments."""
+    return sorted(_presets())
+
+
+def _presets() -> dict[str, Traversable]:
+    root = importlib.resources.files("network_surgery.study")
+    folders = [root / "presets", *(root / "experiments").iterdir()]
+    files = [entry for folder in folders if folder.is_dir() for entry in folder.iterdir()]
+    return {entry.name[:-5]: entry for entry in files if entry.name.endswith(".yaml")}
 
 
 def compose(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Settings:
@@ -191,11 +204,11 @@ def compose(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Setti
     Raises:
         StudyError: no such preset or file, or a setting that is unknown or out of range.
     """
-    if preset not in presets():
-        raise StudyError(f"there is no preset {preset!r}; there are {', '.join(presets())}")
-    text = (importlib.resources.files("network_surgery.study") / "presets" / f"{preset}.yaml").read_bytes()
+    known = _presets()
+    if preset not in known:
+        raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}")
     where = f"preset {preset}"
-    data = _mapping(text, where)
+    data = _mapping(known[preset].read_bytes(), where)
     if config is not None:
         try:
             text = config.read_bytes()

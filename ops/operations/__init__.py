@@ -1,8 +1,13 @@
 """What can be done to a network while it trains: one file a method.
 
-``OPERATIONS``: every operation by the name that schedules, search spaces and the command line call it by.
+``OPERATIONS``: every operation by the name that schedules, search spaces and the command line call it by. One that
+lies elsewhere is called by its reference, ``MODULE:CLASS``.
 """
 
+from dataclasses import is_dataclass
+from typing import Any
+
+from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.operations.compact import Compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive
@@ -14,6 +19,7 @@ from network_surgery.ops.operations.prune_weights import PruneWeights
 from network_surgery.ops.operations.random_remove import RandomRemove
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
+from network_surgery.ops.references import reference_to, resolve
 
 OPERATIONS: dict[str, type[Operation]] = {
     "compact": Compact,
@@ -28,3 +34,27 @@ OPERATIONS: dict[str, type[Operation]] = {
     "weak_expand": WeakExpand,
     "zero_expand": ZeroExpand,
 }
+
+
+def operation_class(name: str) -> type[Operation]:
+    """The operation that a name of ``OPERATIONS`` or a reference means.
+
+    >>> operation_class("network_surgery.ops.operations.pcns:PCNS") is operation_class("pcns")
+    True
+
+    Raises:
+        SurgeryError: there is none.
+    """
+    if name in OPERATIONS:
+        return OPERATIONS[name]
+    if ":" not in name:
+        raise SurgeryError(f"there is no operation {name!r}; there are {', '.join(OPERATIONS)}, or MODULE:CLASS")
+    kind: Any = resolve(name, "operation")
+    if not (isinstance(kind, type) and issubclass(kind, Operation) and is_dataclass(kind)):
+        raise SurgeryError(f"the operation {name} must be a dataclass and a subclass of ops.Operation")
+    return kind
+
+
+def operation_name(kind: type[Operation]) -> str:
+    """The name by which ``operation_class`` returns this operation. Raises SurgeryError where none can."""
+    return next((name for name, known in OPERATIONS.items() if known is kind), None) or reference_to(kind)

@@ -2,9 +2,6 @@
 
 Source: Graham 2019, *Applied HOSVD for weight compression and expansion*, 3.1.3. The function is unchanged, and the new
 units are dead: with fan-in and fan-out both zero neither side ever gets a gradient. The baseline for WeakExpand.
-
-In the published code (InterruptNet) BatchNorm's scale is zero there, too, which ``published`` repeats: it changes
-nothing more, as nobody reads these units.
 """
 
 from __future__ import annotations
@@ -21,26 +18,18 @@ from network_surgery.ops.signals.signals import Signals
 class ZeroExpand(Operation):
     """Appends units with zero fan-in and fan-out.
 
-    ``grow``: the fraction of units that is added, above 0 and at most 16 (1 doubles the layer). ``published``: their
-    norm scales are zero (see the module). ``rounding`` of the number that is added: ``nearest`` or ``down``.
+    ``grow``: the fraction of units that is added, above 0 and at most 16 (1 doubles the layer). ``rounding``
+    of the number that is added: ``nearest`` or ``down``.
     """
 
     grow: float = 0.5
-    published: bool = False
     rounding: str = field(default="nearest", repr=False)
 
     def __post_init__(self) -> None:
         fraction(self, "grow", self.grow, most=16)
-        choice(self, "published", self.published, (True, False))
         choice(self, "rounding", self.rounding, ROUNDINGS)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         added = new_units(layer, self.grow, self.rounding)
         sources = (*range(layer.units), *(-1,) * added)
-        newborn = {}
-        for place in layer.vectors if self.published else ():
-            shape = list(layer.tensor(place).shape)
-            shape[place.axis] = added * place.positions.shape[1]
-            if place.fill == 1 and not place.tensor.endswith("running_var"):
-                newborn[place.tensor] = layer.tensor(place).new_zeros(shape)
-        return Plan(layer, repr(self), sources, newborn=newborn, error=0.0 if layer.exact else None)
+        return Plan(layer, repr(self), sources, error=0.0 if layer.exact else None)

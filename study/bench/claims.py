@@ -165,7 +165,8 @@ def to_table(claims: Sequence[Claim]) -> str:
 def _tested(verdicts: Sequence[Verdict]) -> str:
     """How the claims of a table were tested; nothing where none was."""
     tests = sum(result.p is not None for verdict in verdicts for result in verdict.results.values())
-    sizes = {len(values) for verdict in verdicts for values in verdict.claim.conditions.values() if len(values)}
+    tested = [verdict.claim for verdict in verdicts if not verdict.claim.exact]
+    sizes = {len(values) for claim in tested for values in claim.conditions.values() if len(values)}
     if not tests:
         return ""
     n = " to ".join(str(size) for size in dict.fromkeys((min(sizes), max(sizes))))

@@ -58,7 +58,7 @@ def signs(objectives: Sequence[str]) -> NDArray[np.float64]:
 
 def losses(results: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> NDArray[np.float64]:
     """The objectives of some outcomes as ``[n, objectives]``, of which less is better."""
-    values = [[objective(dict(result), name) for name in objectives] for result in results]
+    values = [[objective(result, name) for name in objectives] for result in results]
     return np.array(values).reshape(len(results), len(objectives)) * signs(objectives)
 
 

@@ -24,9 +24,9 @@ import numpy as np
 import optuna
 from optuna.trial import FixedTrial, create_trial
 
-from network_surgery.search_spaces import SPACES
+from network_surgery.search_spaces import find_space
 from network_surgery.study.store.folder import Folder
-from network_surgery.study.training.records import spikes_of
+from network_surgery.study.training.records import finished, spikes_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -64,11 +64,11 @@ def importances(results: Results) -> Shares:
     """
     settings, layers = results["settings"], {n: SimpleNamespace(units=u) for n, u in results["layers"].items()}
     ended, distributions = [], []
-    for trial in results["trials"] if settings["space"] in SPACES else ():
+    for trial in results["trials"]:
         again = FixedTrial(dict(trial["params"]))
-        with contextlib.suppress(ValueError):  # of another version's space, or of schedules of one's own
-            SPACES[settings["space"]](again, layers, settings["epochs"])
-            if _ended(trial):
+        with contextlib.suppress(Exception):  # of another version's space, or of schedules of one's own
+            find_space(settings["space"])(again, layers, settings["epochs"])
+            if finished(trial):
                 ended.append(trial)
                 distributions.append(again.distributions)
     if len(ended) < LEAST:
@@ -86,11 +86,6 @@ def importances(results: Results) -> Shares:
         if shares := _fanova(study, FOREST if len(ended) <= FEW else SMALLER_FOREST):
             found[target] = shares
     return found
-
-
-def _ended(trial: Mapping[str, Any]) -> bool:
-    """Whether a trial was trained to its end."""
-    return not {"failure", "stopped"} & trial.keys()
 
 
 def _spike(trial: Mapping[str, Any]) -> float:
@@ -112,6 +107,6 @@ def _key(results: Results) -> str:
     about = [
         [results["settings"][name] for name in ("space", "epochs")], results["layers"],
         optuna.__version__, FEW, FOREST, SMALLER_FOREST,
-        [[t["params"], *([t["validation_accuracy"], _spike(t)] if _ended(t) else [])] for t in trials],
+        [[t["params"], *([t["validation_accuracy"], _spike(t)] if finished(t) else [])] for t in trials],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -10,17 +10,17 @@ import importlib.resources
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from network_surgery.study.arms import SHORT
+from network_surgery.study.arms import arm_name
 from network_surgery.study.evidence.drawing import Drawing, count
 from network_surgery.study.evidence.figures.reading import Results, finished, unfinished
 from network_surgery.study.evidence.state import in_words
+from network_surgery.study.evidence.wording import overall
 from network_surgery.study.store.folder import write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.training.records import spikes_of
@@ -57,7 +57,7 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
         limits={"best": BEST, "few": FEW},
         state=in_words(results["state"], path.parent.name),
         verdicts=comparison.get("verdicts", ()),
-        findings=_findings(comparison.get("verdicts", ())),
+        findings=_finding(comparison.get("verdicts", ())),
         progress=_progress(results),
         search=bool(results["state"]["search"]["of"]),
         taken=taken,
@@ -70,13 +70,10 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
     write_whole(path, page)
 
 
-def _findings(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """What was found of how many schedules, the most frequent first."""
-    counts = Counter(verdict["finding"] for verdict in verdicts).most_common()
-    parts = [f"{finding} for {times} of {len(verdicts)} schedules" for finding, times in counts]
-    if len(verdicts) == 1:
-        parts = [verdicts[0]["finding"]]
-    return f"{parts[0][0].upper()}{parts[0][1:]}{''.join(f'; {part}' for part in parts[1:])}." if parts else ""
+def _finding(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """What was found, as a sentence; nothing before there is a verdict."""
+    words = overall(verdicts) if verdicts else ""
+    return words[:1].upper() + words[1:]
 
 
 def _progress(results: Results) -> str:
@@ -138,8 +135,7 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    arm = SHORT.get(row["arm"], row["arm"])
-    return arm if row["trial"] is None else f"{arm}, trial {row['trial']}"
+    return arm_name(row["arm"], row["trial"], ", trial ")
 
 
 def _trial(trial: Mapping[str, Any], compared: set[int]) -> dict[str, Any]:

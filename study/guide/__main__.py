@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().with_name("api.md")
 #: Module → its public names. For packages with ``__all__`` that is the list.
 PUBLIC: dict[str, list[str]] = {
     ops.__name__: ops.__all__,
-    search_spaces.__name__: ["SPACES"],
+    search_spaces.__name__: ["SPACES", "find_space"],
     **{
         f"{__package__.removesuffix('.guide')}.{module}": names
         for module, names in {

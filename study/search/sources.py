@@ -16,9 +16,11 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import BaseTrial, TrialState
 
-from network_surgery.search_spaces import SPACES
+from network_surgery.ops import Schedule, SurgeryError
+from network_surgery.ops.errors import explained
+from network_surgery.search_spaces import find_space
 from network_surgery.study.config import OBJECTIVES, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled
@@ -126,10 +128,9 @@ class Sampled:
 
     @staticmethod
     def check(settings: Settings, layers: Mapping[str, int]) -> None:
-        """Raises StudyError or SurgeryError where the search space is unknown or cannot sample for these settings."""
-        if settings.space not in SPACES:
-            raise StudyError(f"there is no search space {settings.space!r}; there are {', '.join(SPACES)}")
-        SPACES[settings.space](optuna.create_study().ask(), _sized(layers), settings.epochs)
+        """Raises SurgeryError where the search space is unknown or cannot sample for these settings."""
+        with explained(f"the search space {settings.space!r} failed"):  # anyone's function may fail in any way
+            sample(settings, optuna.create_study().ask(), _sized(layers))
 
     @property
     def missing(self) -> int:
@@ -175,7 +176,7 @@ class Sampled:
         self._record(cell.trial, result)
 
     def _cell(self, trial: optuna.Trial) -> Cell:
-        schedule = SPACES[self._settings.space](trial, self._layers, self._settings.epochs).to_data()
+        schedule = sample(self._settings, trial, self._layers).to_data()
         self._trials[trial.number] = trial
         trial.set_user_attr("schedule", self._words(schedule))
         return Cell("search", self._settings.seed, schedule, trial=trial.number, params=dict(trial.params))
@@ -206,13 +207,14 @@ def grid(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
     """Every combination of a search space's parameters, in their order, as cells of trials 0, 1, ….
 
     Raises:
-        StudyError: the space is unknown, has a parameter that is not a choice among few, or too many combinations.
+        StudyError: the space has a parameter that is not a choice among few, or too many combinations.
+        SurgeryError: the space is unknown, or cannot sample for these settings.
     """
     Sampled.check(settings, layers)
     found: list[tuple[list[int], Cell]] = []
 
     def visit(trial: optuna.Trial) -> float:
-        schedule = SPACES[settings.space](trial, _sized(layers), settings.epochs)
+        schedule = sample(settings, trial, _sized(layers))
         at = [int(trial.distributions[name].to_internal_repr(value)) for name, value in trial.params.items()]
         found.append((at, Cell("surgery", settings.seed, schedule.to_data(), params=dict(trial.params))))
         return 0.0
@@ -235,6 +237,18 @@ def given(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
     if settings.schedules:
         return [Cell("surgery", settings.seed, steps, trial=i) for i, steps in enumerate(settings.schedules)]
     return grid(settings, layers) if settings.sampler == "grid" else []
+
+
+def sample(settings: Settings, trial: BaseTrial, layers: Mapping[str, Any]) -> Schedule:
+    """The schedule that the search space of the settings makes of what a trial chooses.
+
+    Raises:
+        SurgeryError: there is no such space, or it returns something else.
+    """
+    schedule = find_space(settings.space)(trial, layers, settings.epochs)
+    if not isinstance(schedule, Schedule):
+        raise SurgeryError(f"{settings.space} returned a {type(schedule).__name__}, but it must return an ops.Schedule")
+    return schedule
 
 
 def _sized(layers: Mapping[str, int]) -> dict[str, SimpleNamespace]:
@@ -273,6 +287,6 @@ def _sampler(settings: Settings, drawn: int) -> optuna.samplers.BaseSampler:
         )  # fmt: skip
 
 
-def objective(result: Result, name: str) -> float:
+def objective(result: Mapping[str, Any], name: str) -> float:
     """The value of one objective in a finished trial, read on validation."""
     return float(result["validation_accuracy" if name == "accuracy" else name])

@@ -45,7 +45,7 @@ class Record:
     @property
     def finished(self) -> bool:
         """Trained to its end."""
-        return not self.failed and "stopped" not in self.result
+        return records.finished(self.result)
 
 
 class Folder:
@@ -68,8 +68,12 @@ class Folder:
     figures = property(lambda self: self.path / "figures")
     results = property(lambda self: self.path / "results.json")
     report = property(lambda self: self.path / "report.html")
-    thesis = property(lambda self: self.path / "thesis.md")
     _ledger = property(lambda self: self.path / "cells.jsonl")
+
+    @property
+    def page(self) -> Path | None:
+        """The page that a function of the settings (``page``) adds to the report, under that function's name."""
+        return self.path / f"{self.settings.page.rpartition(':')[2]}.md" if self.settings.page else None
 
     @staticmethod
     def check(path: Path) -> None:

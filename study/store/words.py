@@ -1,13 +1,18 @@
-"""A schedule in words, and nothing omitted: schedules that read alike are alike."""
+"""A schedule in words, and nothing omitted: schedules that read alike are alike.
+
+Of an operation that lies elsewhere (``MODULE:CLASS``) they have the class alone, as plans do.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
-from network_surgery.ops import OPERATIONS, Condition
+from network_surgery.ops import Condition, SurgeryError
+from network_surgery.ops.operations import operation_class
 from network_surgery.ops.schedule import parse_when
 
 #: What a step has besides the hyperparameters of its operation.
@@ -39,8 +44,10 @@ def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
 
 def _operation(step: Mapping[str, Any]) -> str:
     """The operation of a step, its hyperparameters and repairs."""
-    kind: Any = OPERATIONS.get(step["op"])
-    defaults = {field.name: field.default for field in fields(kind)} if kind else {}
+    defaults: dict[str, Any] = {}
+    with contextlib.suppress(SurgeryError):  # of another version, or of a module that is not there any more
+        kind: Any = operation_class(step["op"])
+        defaults = {field.name: field.default for field in fields(kind)}
     known = defaults | {key: value for key, value in step.items() if key not in PLACE}
     if known.get("threshold", known.get("quality")) is not None and known.get("fraction") == defaults.get("fraction"):
         known.pop("fraction", None)  # they say how much is pruned in its place
@@ -50,7 +57,16 @@ def _operation(step: Mapping[str, Any]) -> str:
         if key not in defaults or value != defaults[key] or (key in AMOUNTS and value is not None)
     ]
     words += [f"repaired by {' + '.join(step['repair'])}"] if step.get("repair") else []
-    return f"{step['op']} {', '.join(words)}".rstrip()
+    return f"{short_name(step['op'])} {', '.join(words)}".rstrip()
+
+
+def short_name(operation: str) -> str:
+    """The name of an operation in a schedule without its module, if it has one.
+
+    >>> short_name("min_weight"), short_name("my.operations:Balanced")
+    ('min_weight', 'Balanced')
+    """
+    return operation.rpartition(":")[2]
 
 
 def _when(moments: Iterable[str]) -> str:

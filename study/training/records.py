@@ -151,6 +151,11 @@ def spikes(operations: Iterable[OperationRecord]) -> list[Spike]:
 Outcome = Mapping[str, Any]
 
 
+def finished(outcome: Outcome) -> bool:
+    """Whether it was trained to its end: neither failed nor stopped early."""
+    return "failure" not in outcome and "stopped" not in outcome
+
+
 def check(outcome: Outcome) -> None:
     """Raises StudyError where a record of an outcome is not whole."""
     for each in outcome.get("operations", ()):

@@ -162,6 +162,7 @@ BAD_VALUES = [
     ("arms", "[surgery, surgery]", "must be a list of surgery and any of original, restart"),
     ("arms", "[surgery, random]", "only together with restart"),
     ("arms", "[surgery, control]", "must be a list of surgery and any of original, restart"),
+    ("page", "mine", "must be text of the form MODULE:FUNCTION"),
     ("schedules", "mine", "must be a list of schedules"),
     ("schedules", "{a: 1}", "must be a list of schedules"),
     ("schedules", "[{when: 2ep, layer: fc1, op: min_weight}]", "must be a list of schedules"),
@@ -250,8 +251,8 @@ def test_what_does_not_decide_a_result_is_what_is_searched_compared_and_where_it
     """A golden list: whoever adds to it says that a training run gives the same result whatever the setting is."""
     assert set(names(Settings)) - set(Settings().recipe()) == {
         "trials", "generation", "space", "sampler", "schedules", "objective", "early_stopping", "first_rung",
-        "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "device", "cpus_per_trial",
-        "gpus_per_trial", "address", "tracking_uri",
+        "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "page", "device",
+        "cpus_per_trial", "gpus_per_trial", "address", "tracking_uri",
     }  # fmt: skip
 
 

@@ -85,6 +85,15 @@ def test_nobody_imports_in_a_circle() -> None:
     assert circle(inside) == []
 
 
+def test_experiments_are_at_the_top() -> None:
+    """What a study needs of them it finds by name; the command line alone calls them."""
+    inside = f"{study.__name__}.experiments"
+    outside = {name: others for name, others in GRAPH.items() if not name.startswith(inside)}
+    assert {name for name, others in outside.items() if any(o.startswith(inside) for o in others)} <= {
+        f"{study.__name__}.cli"
+    }
+
+
 def test_every_floor_is_there() -> None:
     assert {part(name) for name in MODULES} >= set().union(*FLOORS)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
-from network_surgery.study.arms import SHORT
+from network_surgery.study.arms import arm_name
 from network_surgery.study.evidence.drawing import (
     ARMS,
     GREY,
@@ -24,6 +21,7 @@ from network_surgery.study.evidence.drawing import (
 )
 from network_surgery.study.evidence.figures.marks import MOMENT, mark_moments
 from network_surgery.study.evidence.figures.reading import Results, compared, comparison, elapsed, moments_of
+from network_surgery.study.evidence.significance import half_interval
 
 #: The arms of the curves over epochs; more would not be readable.
 LINES = ("original", "surgery", "restart")
@@ -94,18 +92,17 @@ def arms(results: Results) -> Drawing | None:
     place = {key: i + (0.5 + 0.5 * trials.index(key[1]) if key[1] in trials else 0) for i, key in enumerate(groups)}
     words = []
     for (arm, trial), seeds in groups.items():
-        mean, half = _interval(list(seeds.values()))
+        ends = np.array([*seeds.values()])
+        mean, half = ends.mean(), float(half_interval(ends)) if len(ends) > 1 else None
         at, look = place[arm, trial], {key: ARMS[arm][key] for key in ("color", "marker")}
         axes.scatter([at + shift[seed] for seed in seeds], list(seeds.values()), s=34, alpha=0.75, zorder=3, **look)
         axes.errorbar(at + 0.26, mean, half, markersize=8, capsize=4, zorder=4, **look)
         words.append(f"{arm}{'' if trial is None else f' of trial {trial}'} {around(mean, half)}")
         other = groups.get(("restart", trial), {}) if arm == "surgery" else {}
         for seed in seeds.keys() & other.keys():
-            ends = at + shift[seed], place["restart", trial] + shift[seed]
-            axes.plot(ends, (seeds[seed], other[seed]), color=GREY, linewidth=0.8, zorder=2)
-    names = [
-        SHORT.get(arm, arm).replace(" ", "\n") + ("" if trial is None else f"\ntrial {trial}") for arm, trial in groups
-    ]
+            pair = at + shift[seed], place["restart", trial] + shift[seed]
+            axes.plot(pair, (seeds[seed], other[seed]), color=GREY, linewidth=0.8, zorder=2)
+    names = [arm_name(arm).replace(" ", "\n") + arm_name("", trial, "\ntrial ") for arm, trial in groups]
     axes.set_xticks([*place.values()], names)
     axes.yaxis.set_major_formatter(as_percent)
     axes.set(xlabel="arm, and the trial whose schedule it is about", ylabel="test accuracy")
@@ -127,11 +124,3 @@ def arms(results: Results) -> Drawing | None:
 def _deviation(curves: np.ndarray) -> np.ndarray:
     """Sample standard deviation over seeds (axis 0), zero for one seed."""
     return curves.std(0, ddof=1) if len(curves) > 1 else np.zeros(curves.shape[1])
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half of its 95 % interval by Student's t; None for one value."""
-    if len(values) < 2:
-        return values[0], None
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), float(half)

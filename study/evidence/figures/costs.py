@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from network_surgery.study.arms import SHORT
+from network_surgery.study.arms import arm_name
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, accuracy_scale, count, halo, log_scale, titled
 from network_surgery.study.evidence.figures.reading import Results, compared, positive
 from network_surgery.study.evidence.figures.trials import pareto_front
@@ -18,6 +18,8 @@ from network_surgery.study.evidence.figures.trials import pareto_front
 COSTS = {"parameters": "parameters at the end", "training_flops": "FLOPs of training", "seconds": "seconds of training"}
 #: Above this number of schedules their numbers would cover each other; only those on a front keep theirs.
 NUMBERED = 4
+#: What stands before a trial's number.
+NUMBER = " #"
 FRONT: Look = {"color": "#444444", "linewidth": 1.6, "zorder": 1}
 
 Group = tuple[str, int | None]
@@ -49,14 +51,14 @@ def costs(results: Results) -> Drawing | None:
     accuracy_scale(grid[0], [c["test_accuracy"] for c in cells])
     grid[0].set_ylabel("test accuracy")
     arms = dict.fromkeys(arm for arm, _ in groups)
-    handles = [Line2D([], [], label=SHORT.get(a, a), **ARMS[a] | {"linestyle": "none"}) for a in arms]
+    handles = [Line2D([], [], label=arm_name(a), **ARMS[a] | {"linestyle": "none"}) for a in arms]
     handles.append(Line2D([], [], label="Pareto front of the means", **FRONT))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
-    said = {cost: ", ".join(_name(key) for key in keys) for cost, keys in fronts.items()}
+    said = {cost: ", ".join(arm_name(*key, NUMBER) for key in keys) for cost, keys in fronts.items()}
     ours = {cost: [f"#{trial}" for arm, trial in keys if arm == "surgery"] for cost, keys in fronts.items()}
     found = [f"{COSTS[cost].split(' (')[0]} ({', '.join(numbers)})" for cost, numbers in ours.items() if numbers]
     points = "; ".join(
-        f"{_name(key)} {accuracies[key]:.2%} at "
+        f"{arm_name(*key, ' #')} {accuracies[key]:.2%} at "
         + ", ".join(f"{count(statistics.fmean(c[cost] for c in g))} {COSTS[cost].split()[0]}" for cost in known)
         for key, g in groups.items()
     )
@@ -89,8 +91,3 @@ def _panel(
         if ("surgery", trial) in means and arm != "surgery":
             ends = zip(at, means["surgery", trial], strict=True)
             axes.plot(*ends, color="#aaaaaa", linewidth=0.8, linestyle=":", zorder=1)
-
-
-def _name(key: Group) -> str:
-    arm, trial = key
-    return SHORT.get(arm, arm) + ("" if trial is None else f" #{trial}")

@@ -51,7 +51,7 @@ def front(results: Results) -> Drawing | None:
 
 
 def _pair(axes: Axes, trials: Sequence[Mapping[str, Any]], found: Mapping[str, Any], across: str, up: str) -> None:
-    at = {trial["trial"]: (_value(trial, across), _value(trial, up)) for trial in trials}
+    at = {trial["trial"]: (objective(trial, across), objective(trial, up)) for trial in trials}
     corner = [found["reference"][found["objectives"].index(name)] for name in (across, up)]
     beaten, best = ([at[number] for number in at if (number in found["trials"]) == inside] for inside in (False, True))
     look: Look = {"s": 30, "color": GREY, "alpha": 0.7, "label": "beaten by another trial"}
@@ -83,7 +83,7 @@ def _worded(figure: Figure, trials: Sequence[Mapping[str, Any]], found: Mapping[
     known = {trial["trial"]: trial for trial in trials}
     members = [
         f"#{number} ({name_of(known[number])}): "
-        + ", ".join(WORDS[name].format(_value(known[number], name)) for name in found["objectives"])
+        + ", ".join(WORDS[name].format(objective(known[number], name)) for name in found["objectives"])
         for number in found["trials"]
     ]
     volumes = [volume for _, volume in found["history"]]
@@ -100,7 +100,3 @@ def _worded(figure: Figure, trials: Sequence[Mapping[str, Any]], found: Mapping[
         f"Hypervolume after the first of {len(volumes)} trials {volumes[0]:.2f}, after half of them "
         f"{volumes[(len(volumes) - 1) // 2]:.2f}, after all {volumes[-1]:.2f}.",
     )  # fmt: skip
-
-
-def _value(trial: Mapping[str, Any], name: str) -> float:
-    return objective(dict(trial), name)

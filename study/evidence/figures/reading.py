@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from network_surgery.ops import OPERATIONS
-from network_surgery.study.training import spent
+from network_surgery.study.store.words import short_name
+from network_surgery.study.training import records, spent
 from network_surgery.study.training.records import OperationRecord, operations_of
 
 Results = Mapping[str, Any]
@@ -28,7 +29,7 @@ def cells_of(results: Results, arm: str) -> list[dict[str, Any]]:
 
 def finished(cells: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those trained to their end: neither failed nor stopped early."""
-    return [cell for cell in cells if "failure" not in cell and "stopped" not in cell]
+    return list(filter(records.finished, cells))
 
 
 def unfinished(cells: Iterable[Mapping[str, Any]]) -> str:
@@ -68,7 +69,7 @@ def named(cell: Mapping[str, Any]) -> list[tuple[str, OperationRecord]]:
 
 def names_of(cell: Mapping[str, Any]) -> list[str]:
     """The short name of each operation of a cell."""
-    names = {(step["when"], step["layer"]): step["op"] for step in cell["schedule"]}
+    names = {(step["when"], step["layer"]): short_name(step["op"]) for step in cell["schedule"]}
     found = []
     for each in operations_of(cell):
         kind = each.operation.split("(")[0]  # by its class where ``when`` is written in another way
@@ -78,7 +79,7 @@ def names_of(cell: Mapping[str, Any]) -> list[str]:
 
 def name_of(cell: Mapping[str, Any]) -> str:
     """The operations of a cell, in words."""
-    return " + ".join(dict.fromkeys(step["op"] for step in cell["schedule"])) or NOTHING
+    return " + ".join(dict.fromkeys(short_name(step["op"]) for step in cell["schedule"])) or NOTHING
 
 
 def moments_of(cell: Mapping[str, Any]) -> list[Moment]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from network_surgery.study.arms import SHORT
+from network_surgery.study.arms import arm_name
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, as_percent, titled
 from network_surgery.study.evidence.figures.reading import Results, compared
 from network_surgery.study.evidence.time_to_accuracy import Times, targets, times
@@ -29,7 +29,7 @@ def time_to_accuracy(results: Results) -> Drawing | None:
         axes.set_title(f"{target:.1%}")
         axes.set(xlabel="seconds", ylim=(-0.03, 1.06))
         axes.yaxis.set_major_formatter(as_percent)
-        lines[target] = {SHORT.get(arm, arm): _words(each) for arm, each in runs.items()}
+        lines[target] = {arm_name(arm): _words(each) for arm, each in runs.items()}
     panels[0].set(ylabel="seeds that are there", xlim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     halves = {arm: times(groups[arm], wanted[-1]).median() for arm in ("surgery", "restart") if arm in groups}
@@ -49,7 +49,7 @@ def _steps(axes: Axes, arm: str, runs: Times) -> None:
     steps, look = runs.shares(), ARMS[arm]
     across, up = zip((0.0, 0.0), *steps, strict=True)
     marks: Look = {"markersize": 4.5, "markevery": slice(1, None)}
-    axes.plot(across, up, drawstyle="steps-post", label=SHORT.get(arm, arm), **look | marks)
+    axes.plot(across, up, drawstyle="steps-post", label=arm_name(arm), **look | marks)
     ends = [(at, there) for at, there in steps if at in runs.censored]
     if ends:
         axes.plot(*zip(*ends, strict=True), linestyle="none", marker="|", markersize=13, color=look["color"])

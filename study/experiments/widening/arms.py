@@ -28,6 +28,7 @@ from torch.optim import Adam, Optimizer
 
 from network_surgery.ops import Anatomy, Operation, WeakExpand, ZeroExpand, operate
 from network_surgery.ops.network.optimizer_state import forget
+from network_surgery.study.experiments.thesis.operations import PublishedWeakExpand
 from network_surgery.study.experiments.widening.training import OPTIMIZERS, Pictures, copies, fit, look, pictures
 
 
@@ -85,7 +86,7 @@ OPERATIONS: dict[str, Callable[[float, int], Operation]] = {
     "equal": lambda grow, seed: WeakExpand(grow, "equal"),
     "uneven": lambda grow, seed: WeakExpand(grow, "uneven", seed=seed),
     "signed": lambda grow, seed: WeakExpand(grow, "signed"),
-    CODE: lambda grow, seed: WeakExpand(grow, "equal", published=True),
+    CODE: lambda grow, seed: PublishedWeakExpand(grow),
     "zero": lambda grow, seed: ZeroExpand(grow),
 }
 #: Test accuracy (0 … 1), training loss, effective rank of fan-in and of outputs, copies' distance, dead units.

@@ -156,7 +156,7 @@ settings were added after a first look at the accuracies.)
 What the published code does was read in InterruptNet's `vgg16.py`. It puts the weights back into their old order and
 leaves biases and norm scales sorted, so that copies meet other biases than their originals where a layer grows by less
 than the double, as all of the thesis's do, and part by that. Where it is doubled they do not part there either.
-`WeakExpand(published=True)` repeats it, here with an optimizer that has forgotten its state, as theirs has.
+`PublishedWeakExpand` repeats it, here with an optimizer that has forgotten its state, as theirs has.
 
 On regularization the remark of the thesis is too wide. With BatchNorm and with weight decay widening leaves the
 training loss as it is. Dropout draws a mask for each copy: with equal shares that averages noise out, so the loss

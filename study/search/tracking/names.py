@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from network_surgery import study
-from network_surgery.study.arms import SHORT
+from network_surgery.study.arms import arm_name
 from network_surgery.study.store.folder import Folder
-from network_surgery.study.store.words import describe
+from network_surgery.study.store.words import describe, short_name
 from network_surgery.study.training.cell import Cell
 
 #: Characters that MLflow's databases keep of a run's name.
@@ -29,7 +29,7 @@ def run_name(cell: Cell) -> str:
     >>> run_name(Cell("restart_flops", 3, trial=7))
     'equal FLOPs 7, seed 3'
     """
-    name = SHORT.get(cell.arm, cell.arm) + ("" if cell.trial is None else f" {cell.trial}")
+    name = arm_name(cell.arm, cell.trial)
     name += "" if cell.arm == "search" else f", seed {cell.seed}"
     name += f": {describe(cell.schedule)}" if cell.schedule else ""
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 2]} …"
@@ -42,7 +42,7 @@ def study_tags(folder: Folder) -> dict[str, str]:
 
 def cell_tags(folder: Folder, cell: Cell, parent: str) -> dict[str, str]:
     """A child run's: ``arm``, ``trial``, ``operation`` (all that its schedule names, joined by commas), ``preset``."""
-    operations = dict.fromkeys(step["op"] for step in cell.schedule)
+    operations = dict.fromkeys(short_name(step["op"]) for step in cell.schedule)
     about = {"arm": cell.arm, "operation": ", ".join(operations) or "none"}
     about |= {} if cell.trial is None else {"trial": str(cell.trial)}
     return dict([cell_tag(folder, cell)]) | {"mlflow.parentRunId": parent} | about | _preset(folder)

@@ -1,11 +1,11 @@
-"""WeakExpand and ZeroExpand (Graham 2019, Algorithm 3): nothing changes at once; what happens afterwards differs."""
+"""WeakExpand (Graham 2019, Algorithm 3): nothing changes at once; what happens afterwards differs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from network_surgery.ops import Anatomy, WeakExpand, ZeroExpand, operate
+from network_surgery.ops import Anatomy, WeakExpand, operate
 from network_surgery.ops.operations.weak_expand import split_shares
 from tests.ops.networks import build, train
 
@@ -54,35 +54,3 @@ def test_only_uneven_copies_ever_part(optimizer, network, split):
         assert apart < 1e-12 and gradients < 1e-12
     else:
         assert apart > 1e-4
-
-
-@pytest.mark.parametrize("grow", [0.5, 1.0, 1.5])
-def test_the_published_code_puts_weights_back_into_order_and_biases_not(grow):
-    model, inputs = build("mlp_bn", torch.float64, batch=16)
-    train(model, inputs, torch.optim.SGD(model.parameters(), lr=0.05))
-    norm, last = model[1], model[3]
-    order = last.weight.mean(dim=0).argsort(descending=True)
-    copied = order.repeat(2)[: round(8 * grow)]
-    met = copied[copied.argsort(stable=True).argsort(stable=True)]
-    old = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    before = model.eval()(inputs)
-    plan = operate(Anatomy(model, inputs)["0"], WeakExpand(grow, split="equal", published=True))
-    shares = 1 / torch.bincount(torch.cat([torch.arange(8), copied]))
-    for name, units in (("0.weight", copied), ("0.bias", met), ("1.weight", met), ("1.bias", met)):
-        first = old[name] if name == "0.weight" else old[name][order]
-        assert torch.equal(model.get_parameter(name), torch.cat([first, old[name][units]])), name
-    assert norm.running_mean.abs().max() == 0 and (norm.running_var == 1).all()
-    wanted = torch.cat([old["3.weight"], old["3.weight"][:, copied]], 1) * shares[torch.cat([torch.arange(8), copied])]
-    torch.testing.assert_close(last.weight, wanted)
-    assert plan.error is None and (model.eval()(inputs) - before).abs().max() > 1e-3
-    sane = WeakExpand(grow, split="equal")
-    assert sane.propose(Anatomy(build("mlp_bn")[0], inputs.float())["0"]).sources[:8] == tuple(range(8))
-
-
-def test_published_zero_expansion_has_no_scale_either():
-    model, inputs = build("mlp_bn", torch.float64, batch=16)
-    before = model.eval()(inputs)
-    operate(Anatomy(model, inputs)["0"], ZeroExpand(grow=0.5, published=True))
-    assert (model[1].weight[8:] == 0).all() and (model[1].weight[:8] != 0).all()
-    assert (model[1].running_var[8:] == 1).all()
-    torch.testing.assert_close(model.eval()(inputs), before)

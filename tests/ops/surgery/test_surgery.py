@@ -136,7 +136,7 @@ def test_another_networks_architecture_is_refused():
 def test_a_plan_prints_as_a_table():
     model, inputs = build("layernorm")
     text = str(WeakExpand(grow=0.5).propose(Anatomy(model, inputs)["0"]))
-    assert text.splitlines()[0] == "WeakExpand(grow=0.5, split='uneven', seed=0, published=False) on 0"
+    assert text.splitlines()[0] == "WeakExpand(grow=0.5, split='uneven', seed=0) on 0"
     assert "units                        8            12   +50.0%" in text
     assert "0 removed, 4 copied, 0 newborn" in text and "inexact: LayerNorm over its units" in text
 

@@ -129,7 +129,7 @@ def test_what_was_found_is_said_first(tmp_path: Path) -> None:
     findings = ["surgery is better", "no difference was found", "surgery is better"]
     results["comparison"]["verdicts"] = [verdict(0) | {"finding": finding} for finding in findings]
     found, _ = page(results, tmp_path, drawn=False)
-    first = "Surgery is better for 2 of 3 schedules; no difference was found for 1 of 3 schedules."
+    first = "Of 3 schedules, surgery is better for 2; no difference was found for 1."
     assert found.text.index(first) < found.text.index("Trial 0: ")
 
 

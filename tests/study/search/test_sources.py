@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import optuna
@@ -118,7 +120,7 @@ def test_several_objectives(tmp_path: Path) -> None:
 
 
 def test_an_unknown_space_is_named() -> None:
-    with pytest.raises(StudyError, match="no search space 'nonsense'; there are mixed"):
+    with pytest.raises(SurgeryError, match="no search space 'nonsense'; there are mixed"):
         Sampled.check(settings(space="nonsense"), LAYERS)
     with pytest.raises(SurgeryError, match="needs at least 2 epochs"):
         Sampled.check(settings(epochs=1), LAYERS)
@@ -177,6 +179,20 @@ def test_a_grid_is_every_combination_in_the_order_of_its_choices(monkeypatch: py
     assert [cell.trial for cell in cells] == list(range(7)) and cells == given(wanted, LAYERS)
     for cell in cells:
         assert choices(FixedTrial(dict(cell.params)), LAYERS, 6).to_data() == cell.schedule
+
+
+def test_a_space_of_ones_own_is_called_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = ModuleType("mine")
+    mine.choices, mine.nothing, mine.broken = choices, lambda *_: None, lambda *_: {}["fc9"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    assert len(given(settings(space="mine:choices", sampler="grid"), LAYERS)) == 7
+    for name, words in (
+        ("nothing", "mine:nothing returned a NoneType, but it must return an ops.Schedule"),
+        ("broken", "the search space 'mine:broken' failed: 'fc9'"),
+        ("gone", "the search space 'mine:gone' cannot be loaded"),
+    ):
+        with pytest.raises(SurgeryError, match=words):
+            Sampled.check(settings(space=f"mine:{name}"), LAYERS)
 
 
 def test_what_is_no_grid_is_refused() -> None:

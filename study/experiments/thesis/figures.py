@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import style
@@ -24,7 +23,7 @@ from network_surgery.study.evidence.drawing import (
     percent,
     titled,
 )
-from network_surgery.study.evidence.thesis import NAMES, PAIRS, PRINTED, RATIOS, Trainings, gathered, pairs
+from network_surgery.study.experiments.thesis.chapter import NAMES, PAIRS, PRINTED, RATIOS, Results, Trainings
 
 LOOKS: tuple[Look, Look] = (
     {"color": BLUE, "marker": "o", "linestyle": "-"},
@@ -33,14 +32,14 @@ LOOKS: tuple[Look, Look] = (
 FIGURES = {"removal": "figures 4.3 to 4.6 and 4.9", "expansion": "figures 4.7, 4.8 and 4.10 to 4.12"}
 
 
-def draw(results: Mapping[str, Any]) -> dict[str, Drawing]:
+def draw(results: Results) -> dict[str, Drawing]:
     """The thesis's figures, for each pair of methods that has trainings: ``thesis_removal``, ``thesis_expansion``."""
-    found = gathered(results)
+    found = Trainings(results)
     with style.context(["default", STYLE]):
         return {
             f"thesis_{name}": _drawn(found, name, methods)
             for name, methods in PAIRS.items()
-            if all(any(method == m for m, _ in found) for method in methods)
+            if all(found.of(method, "accuracy") for method in methods)
         }
 
 
@@ -52,23 +51,20 @@ def _drawn(found: Trainings, name: str, methods: tuple[str, str]) -> Drawing:
     words = []
     for method, look in zip(methods, LOOKS, strict=True):
         for axes, measure in ((accuracy, "accuracy"), (factor, "factor")):
-            columns = [[getattr(t, measure) for t in found.get((method, ratio), {}).values()] for ratio in RATIOS]
+            columns = [found.of(method, measure, ratio) for ratio in RATIOS]
             _with_bars(axes, at, columns, NAMES[method], look)
             printed = {"linestyle": ":", "linewidth": 1, "markersize": 5, "markerfacecolor": "none", "alpha": 0.7}
             axes.plot(at, PRINTED[measure, method], **(look | printed))
             words.append(
                 f"{NAMES[method]}, {measure}: " + ", ".join(f"{np.mean(c):.3f}" if c else "–" for c in columns)
             )
-        shares = [[t.seconds / t.epoch_seconds for t in found.get((method, r), {}).values()] for r in RATIOS]
-        _with_bars(time, at, shares, NAMES[method], look)
+        _with_bars(time, at, [found.of(method, "share", ratio) for ratio in RATIOS], NAMES[method], look)
         for axes, measure in ((accuracies, "accuracy"), (factors, "factor")):
-            values = [getattr(t, measure) for (m, _), members in found.items() if m == method for t in members.values()]
-            axes.hist(values, bins=12, color=look["color"], alpha=0.45, label=NAMES[method])
-    differences = pairs(found, methods, "accuracy")
+            axes.hist(found.of(method, measure), bins=12, color=look["color"], alpha=0.45, label=NAMES[method])
     for place, ratio in enumerate(RATIOS):
-        here = [a - b for (at_ratio, _), (a, b) in differences.items() if at_ratio == ratio]
+        here = found.differences(methods, "accuracy", ratio)
         gain.plot([place] * len(here), here, "o", color=GREY, markersize=4)
-        if here:
+        if len(here):
             gain.plot([place - 0.25, place + 0.25], [np.mean(here)] * 2, color=BLACK)
     gain.axhline(0, color=BLACK, linewidth=0.8, linestyle=":")
     for axes in (accuracy, factor, time, gain):
@@ -79,8 +75,7 @@ def _drawn(found: Trainings, name: str, methods: tuple[str, str]) -> Drawing:
         (accuracies, "all accuracies"), (factors, "all loss factors"), (gain, "paired difference, points"),
     ):  # fmt: skip
         axes.set_title(title)
-    mine = [training for (method, _), members in found.items() if method in methods for training in members.values()]
-    log_scale(time.yaxis, [training.seconds / training.epoch_seconds for training in mine], percent)
+    log_scale(time.yaxis, [share for method in methods for share in found.of(method, "share")], percent)
     for axis in (accuracy.yaxis, accuracies.xaxis):
         axis.set_major_formatter(as_percent)
     gain.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}")

@@ -12,6 +12,7 @@ from optuna.trial import BaseTrial
 from network_surgery.ops import EigenRemove, MinWeight, Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
 from network_surgery.ops.schedule import Moment, Step
 from network_surgery.search_spaces.placement import EPOCHS, Layers
+from network_surgery.study.experiments.thesis.operations import PublishedWeakExpand, PublishedZeroExpand
 
 ORDER = ("conv10", "conv7", "conv2", "fc2", "conv9", "conv5", "conv6", "conv4", "conv3", "fc1", "conv8")
 METHODS = ("eigen_remove", "min_weight", "weak_expand", "zero_expand")
@@ -23,8 +24,7 @@ def operation(method: str, ratio: float, published: bool = False) -> Operation:
     """The method as the thesis describes it, or as its published code has it.
 
     There EigenRemove goes on with the reduced weights of an iterated Tucker decomposition, both removals score
-    convolutions by ``kernels``, expansions have the faults that ``ops.operations.weak_expand`` and
-    ``ops.operations.zero_expand`` name, and sizes are rounded down.
+    convolutions by ``kernels``, expansions have the faults that ``operations`` names, and sizes are rounded down.
     """
     rounding, strength = ("down", "kernels") if published else ("nearest", "norm")
     if method == "eigen_remove":
@@ -33,8 +33,8 @@ def operation(method: str, ratio: float, published: bool = False) -> Operation:
     if method == "min_weight":
         return MinWeight(ratio, strength, rounding)
     if method == "weak_expand":
-        return WeakExpand(ratio, "equal", published=published, rounding=rounding)
-    return ZeroExpand(ratio, published=published, rounding=rounding)
+        return PublishedWeakExpand(ratio) if published else WeakExpand(ratio, "equal")
+    return PublishedZeroExpand(ratio) if published else ZeroExpand(ratio)
 
 
 def place(layers: Layers, chosen: Operation, epochs: int) -> Schedule:

@@ -1,0 +1,202 @@
+"""The page of the thesis's application study: its tables beside a study's own numbers, and what holds of its claims."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from scipy import stats
+
+from network_surgery.study.bench.claims import Claim, to_table
+from network_surgery.study.bench.rows import Values
+from network_surgery.study.bench.tables import table
+from network_surgery.study.evidence.drawing import Drawing, percent
+from network_surgery.study.evidence.significance import family
+from network_surgery.study.experiments.thesis import chapter, figures
+from network_surgery.study.experiments.thesis.chapter import NAMES, PAIRS, PRINTED, RATIOS, Results, Trainings
+
+MEASURES = {"accuracy": "final test accuracy", "factor": "median loss factor"}
+TABLES = {"4.1": ("removal", "accuracy"), "4.2": ("removal", "factor"), "4.3": ("expansion", "accuracy"),
+          "4.4": ("expansion", "factor")}  # fmt: skip
+#: The p-values that the thesis prints for its pairs of methods, all ratios together.
+PRINTED_P = {"4.1": 2.229e-6, "4.2": 2e-5, "4.3": 0.0025, "4.4": 0.0869}
+#: What it prints of the spread over ratios: the variance of the five median loss factors.
+PRINTED_VARIANCE = {"eigen_remove": 0.003, "min_weight": 0.029}
+#: Loss factors this close count as the same; an operation this short takes much less than an epoch.
+SAME, SHORT = 0.05, 0.1
+OWN = {
+    "accuracy": "The thesis's own statistic, the median over its trainings:",
+    "factor": "The thesis's own statistic, the median of all recorded operations of all trainings pooled "
+    f"({chapter.UNRECORDED} is operated on and not recorded):",
+}
+
+
+def thesis(results: Results) -> tuple[str, dict[str, Drawing]]:
+    """The page in markdown, and its figures, of the content of ``results.json``."""
+    drawings = figures.draw(results)
+    return write(results, drawings), drawings
+
+
+def write(results: Results, drawings: Mapping[str, Drawing]) -> str:
+    """``page.md``, filled with tables, tests and claims made of the results."""
+    found, cells = Trainings(results), results["comparison"]["cells"]
+    original = [cell["test_accuracy"] for cell in cells if cell["arm"] == "original" and "failure" not in cell]
+    parts = {
+        "trained": trained(results, found),
+        "tables": "\n\n".join(part for number in TABLES for part in beside_the_thesis(results, found, number)),
+        "original": original and f"The original network without any operation: {spread(original, 'accuracy')}.",
+        "gaps": gaps(found),
+        "tests": tests(found),
+        "claims": to_table(claims(found)),
+        "figures": "\n".join(f"![{drawing.title}](figures/{name}.png)" for name, drawing in drawings.items()),
+    }
+    template = Template((Path(__file__).parent / "page.md").read_text(encoding="utf-8"))
+    return template.substitute({name: text or "" for name, text in parts.items()})
+
+
+def trained(results: Results, found: Trainings) -> str:
+    """What was trained, on what, how, how often and where."""
+    settings, machine = results["settings"], results["machine"]
+    devices = sorted({cell.get("device", "cpu") for cell in results["comparison"]["cells"]})
+    seeds = {seed for members in found.values() for seed in members}
+    return (
+        f"{settings['model']} on {settings['data']}"
+        + (f" ({settings['train_images']:,} training images)" if settings.get("train_images") else "")
+        + f", {settings['epochs']} epochs, {settings['optimizer']} at {settings['learning_rate']:g}, batches of "
+        f"{settings['batch_size']}, optimizer state {settings['optimizer_state']}, space {settings['space']}; "
+        f"{sum(map(len, found.values()))} trainings with {len(seeds)} seeds; {', '.join(devices)}, "
+        f"torch {machine['torch']}, Python {machine['python']}."
+    )
+
+
+def beside_the_thesis(results: Results, found: Trainings, number: str) -> list[str]:
+    """One of the thesis's tables: means of this study, then the thesis's own statistic, both with what it prints."""
+    pair, measure = TABLES[number]
+    methods = PAIRS[pair]
+    printed = {(m, ratio): value for m in methods for ratio, value in zip(RATIOS, PRINTED[measure, m], strict=True)}
+
+    def beside(number: Callable[[str, float], str]) -> str:
+        return by_ratio(methods, lambda *at: f"{number(*at) or 'not run'} ({to_text(printed[at], measure)})")
+
+    parts = [
+        f"## Table {number}: {MEASURES[measure]} by ratio",
+        beside(lambda method, ratio: spread(found.of(method, measure, ratio), measure)),
+        OWN[measure],
+        beside(lambda method, ratio: to_text(found.as_printed(method, ratio, measure), measure)),
+    ]
+    return parts + (variances(found, methods) + without_operation(results) if measure == "factor" else [])
+
+
+def variances(found: Trainings, methods: Iterable[str]) -> list[str]:
+    """The variance over the ratios of the thesis's loss factors, of the methods that it prints it for."""
+    words = []
+    for method in methods:
+        factors = [found.as_printed(method, ratio, "factor") for ratio in RATIOS]
+        known = [factor for factor in factors if factor is not None]
+        if method in PRINTED_VARIANCE and len(known) == len(RATIOS):
+            words.append(f"{NAMES[method]} {statistics.variance(known):.4f} ({PRINTED_VARIANCE[method]})")
+    return [f"Variance of these medians over the ratios: {', '.join(words)}."] if words else []
+
+
+def without_operation(results: Results) -> list[str]:
+    """The loss factor of doing nothing, if the original network was trained."""
+    idle = chapter.without_operation(results)
+    words = (
+        "The same factor at the same moments of the original network, on which nobody operates: "
+        f"{spread(idle, 'factor')} (n = {len(idle)}). What differs from this is the operation's."
+    )
+    return [words] if idle else []
+
+
+def gaps(found: Trainings) -> str:
+    """The gaps between training and test accuracy; empty where none were taken."""
+    if not any(found.of(method, "gap") for method in NAMES):
+        return ""
+    cells = by_ratio(NAMES, lambda method, ratio: spread(found.of(method, "gap", ratio), "accuracy") or "not taken")
+    return f"## Accuracy on the training images less that on the test images, points\n\n{cells}"
+
+
+def tests(found: Trainings) -> str:
+    """The four comparisons of methods, tested as the thesis does and paired."""
+    differences = {number: found.differences(PAIRS[pair], measure) for number, (pair, measure) in TABLES.items()}
+    rows = []
+    for number, test in family({number: each if len(each) else [0.0] for number, each in differences.items()}).items():
+        pair, measure = TABLES[number]
+        both = found.pairs(PAIRS[pair], measure).values()
+        name, p = as_in_the_thesis([one for one, _ in both], [other for _, other in both])
+        scale, unit = (100, " points") if measure == "accuracy" else (1, "")
+        rows.append([
+            f"{number}: {' − '.join(NAMES[method] for method in PAIRS[pair])}, {MEASURES[measure]}", name,
+            f"{'' if p is None else f'{p:.2g}'} ({PRINTED_P[number]:.2g})", f"{scale * test.mean:+.3f}{unit}",
+            " … ".join(f"{scale * bound:+.3f}" for bound in test.interval or ()),
+            "" if test.effect is None else f"{test.effect:+.2f}", len(both), "" if test.p is None else f"{test.p:.2g}",
+        ])  # fmt: skip
+    columns = ["table", "as the thesis", "p (thesis's)", "paired difference", "95 % interval", "d", "n", "p after Holm"]
+    return table(columns, rows, words=2)
+
+
+def as_in_the_thesis(one: Sequence[float], other: Sequence[float]) -> tuple[str, float | None]:
+    """Its procedure: normality (Shapiro and Wilk, at 0.05), then Student's t or Mann and Whitney's U, unpaired."""
+    if min(len(one), len(other)) < 3:
+        return "too few trainings for a test", None
+    if max(np.ptp(one), np.ptp(other)) == 0:
+        return "nothing varies", None
+    normal = all(np.ptp(values) > 0 and stats.shapiro(values).pvalue > 0.05 for values in (one, other))
+    test = stats.ttest_ind(one, other) if normal else stats.mannwhitneyu(one, other)
+    return "Student's t" if normal else "Mann-Whitney U", float(test.pvalue)
+
+
+def claims(found: Trainings) -> list[Claim]:
+    """What chapter 4 says of accuracy, generalization, loss factors and time."""
+    removal, expansion = PAIRS["removal"], PAIRS["expansion"]
+    accurate = {name: found.differences(removal, "accuracy", ratio) for ratio, name in RATIOS.items()}
+    by_seed: dict[int, list[tuple[float, float]]] = {}
+    for (_, seed), both in found.pairs(removal, "factor").items():
+        by_seed.setdefault(seed, []).append(both)
+    spreads = [np.std(both, axis=0, ddof=1) for both in by_seed.values() if len(both) == len(RATIOS)]
+    least, most = found.get(("weak_expand", 1 / 4), {}), found.get(("weak_expand", 3 / 4), {})
+    growth = [least[seed].accuracy - most[seed].accuracy for seed in sorted(set(least) & set(most))]
+    slow, quick = (np.array(found.of(method, "share")) for method in ("eigen_remove", "weak_expand"))
+    return [
+        Claim("EigenRemove ends at least as accurate as Minimum Weight Selection at every ratio", "",
+              {name: each for name, each in accurate.items() if len(each)}, unit="points"),
+        Claim("EigenRemove generalizes better (training less test accuracy, EigenRemove − Minimum Weight Selection)",
+              "", found.differences(removal, "gap"), wanted=-1, unit="points"),
+        Claim("EigenRemove's loss factor is the larger one", "", found.differences(removal, "factor")),
+        Claim("EigenRemove's loss factor is the steadier one over the ratios (deviation over ratios, Minimum Weight "
+              "Selection − EigenRemove)", "", np.array([other - one for one, other in spreads])),
+        Claim(f"WeakExpand and Zero Weight Expansion have the same loss factor (within {SAME})", "",
+              found.differences(expansion, "factor"), wanted=0, margin=SAME),
+        Claim("WeakExpand ends more accurate than Zero Weight Expansion, since it adds trainable weights", "",
+              found.differences(expansion, "accuracy"), unit="points"),
+        Claim("Large growth makes dead layers, so WeakExpand ends less accurate at 3/4 than at 1/4 (1/4 − 3/4)", "",
+              np.array(growth), unit="points"),
+        Claim(f"EigenRemove can take longer than an epoch{_longest(slow)}", "",
+              np.sort(slow)[-1:] - 1, exact=True),
+        Claim(f"WeakExpand takes much less than an epoch (less than {percent(SHORT)}){_longest(quick)}", "",
+              SHORT - np.sort(quick)[-1:], exact=True),
+    ]  # fmt: skip
+
+
+def _longest(shares: Values) -> str:
+    return f"; a training's median operation takes {percent(max(shares))} at most" if len(shares) else ""
+
+
+def by_ratio(methods: Iterable[str], cell: Callable[[str, float], str]) -> str:
+    """A table of methods by ratios."""
+    return table(["", *RATIOS.values()], ([NAMES[each], *(cell(each, ratio) for ratio in RATIOS)] for each in methods))
+
+
+def spread(values: Sequence[float], measure: str) -> str:
+    """Mean ± standard deviation; empty where there is nothing."""
+    if len(values) < 2:
+        return "".join(to_text(value, measure) for value in values)
+    return f"{to_text(statistics.fmean(values), measure)} ± {to_text(statistics.stdev(values), measure)}"
+
+
+def to_text(value: float | None, measure: str) -> str:
+    """An accuracy (0 … 1) in percent, or a loss factor; empty where there is none."""
+    return "" if value is None else f"{100 * value:.2f}" if measure == "accuracy" else f"{value:.3f}"
