@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
+
 
 class SurgeryError(ValueError):
     """An operation that cannot be done: the message says what, where, and what would be right."""
@@ -20,12 +22,35 @@ def said(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def pass_on_memory(error: BaseException) -> None:
+    """Raises this error again if it says that memory ran out: that is nobody's fault but the machine's.
+
+    To be called first wherever somebody else's errors are caught.
+    """
+    ran_out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    if ran_out or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
+        raise error
+
+
+@contextlib.contextmanager
+def without_foreign_errors() -> Iterator[None]:
+    """Ends a ``with`` block at somebody else's error, unless memory ran out."""
+    try:
+        yield
+    except Exception as error:  # whatever foreign code raises
+        pass_on_memory(error)
+
+
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Lets somebody else's error in a ``with`` block become a SurgeryError: ``what`` went wrong, and what it says."""
+    """Lets somebody else's error in a ``with`` block become a SurgeryError: ``what`` went wrong, and what it says.
+
+    Where memory runs out the error stays what it is.
+    """
     try:
         yield
     except SurgeryError:
         raise
     except Exception as error:  # whatever foreign code raises
+        pass_on_memory(error)
         raise SurgeryError(f"{what}: {said(error)[:200]}") from error

@@ -7,7 +7,6 @@ undone (``rehearsal``, ``rebuild``), before it is offered.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections import Counter
@@ -29,7 +28,7 @@ from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
 from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
 from network_surgery.ops.anatomy.trace import Trace
-from network_surgery.ops.errors import SurgeryError, explained, said
+from network_surgery.ops.errors import SurgeryError, explained, pass_on_memory, said, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_real, scripted, usable
@@ -278,13 +277,14 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 with plainly(self.model):
                     return trace, trace.run(example), example
             except Exception as error:  # whatever the foreign forward pass raises
+                pass_on_memory(error)
                 problem = error
         raise SurgeryError(f"the network does not run on the example input: {said(problem)[:200]}") from problem
 
     def _trace_otherwise(self, trace: Trace, shown: Any) -> None:
         """Follows the network on the negative of the input, if it takes it."""
         opposite = _pytree.tree_map(lambda x: -x if isinstance(x, Tensor) and x.is_floating_point() else x, shown)
-        with contextlib.suppress(Exception), plainly(self.model):
+        with without_foreign_errors(), plainly(self.model):
             trace.run(opposite)
 
     def _trace_training(self, trace: Trace, shown: Any) -> bool:
@@ -297,6 +297,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
                     trace.run(shown)
                 break
             except Exception as error:  # whatever the foreign forward pass raises
+                pass_on_memory(error)
                 problem = said(error)
         if trace.missed and (trace.steered or problem):
             reason = (

@@ -40,6 +40,7 @@ from network_surgery.ops.anatomy import axes, trials
 from network_surgery.ops.anatomy.culprits import Trial, isolate
 from network_surgery.ops.anatomy.rebuild import Edit
 from network_surgery.ops.anatomy.stage import MOST_ROUNDING, Problem, Stage
+from network_surgery.ops.errors import pass_on_memory
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy import Anatomy
@@ -145,7 +146,8 @@ def _training_stage(anatomy: Anatomy, example: Any) -> list[Stage]:
     stage = Stage(anatomy, example, [], False, training=True)
     try:
         stage.output = stage.answer()
-    except Exception:  # such as a detector's, which asks for targets
+    except Exception as error:  # such as a detector's, which asks for targets
+        pass_on_memory(error)
         return []
     return [stage] if any(torch.isfinite(t).any() for t in stage.output if t.is_floating_point()) else []
 
@@ -165,7 +167,8 @@ def _deciding(
             return stage.problem(edits, equal=False) is not None or stage.entered != entered
         try:
             return not stage.keeps(edits) or stage.entered != entered
-        except Exception:  # whatever the foreign forward pass raises at another size
+        except Exception as error:  # whatever the foreign forward pass raises at another size
+            pass_on_memory(error)
             return True
 
     found: dict[HiddenLayer, str] = {}

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.snapshot import Snapshot
+from network_surgery.ops.errors import without_foreign_errors
 
 PLAIN = (int, float, str, NoneType)
 
@@ -111,7 +112,7 @@ def own_modes(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, tuple[
     for module in modules:
         if type(module).train is nn.Module.train or type(module).__module__.startswith("torch."):
             continue
-        with contextlib.suppress(Exception):  # whatever foreign code raises
+        with without_foreign_errors():
             copies = _without_data(module), _without_data(module)
             with _Refusing():
                 copies[0].train(False)

@@ -16,7 +16,7 @@ from torch.utils import _pytree
 from network_surgery.ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
-from network_surgery.ops.errors import said
+from network_surgery.ops.errors import pass_on_memory, said
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.masks import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
@@ -69,6 +69,7 @@ class Stage:
             with edited(self.anatomy, edits), self._watched():
                 found = self.answer(redrawn)
         except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
+            pass_on_memory(error)
             names = {module: name for name, module in self.anatomy.modules.items()}
             running = [module for module in _running(error) if module in names]
             where = [names[module] for module in running if any(True for _ in module.children())]
@@ -137,7 +138,8 @@ class Stage:
         try:
             with in_double(self.anatomy):
                 return self._doubled.problem(edits, equal=True) is None
-        except Exception:  # whatever the foreign forward pass raises
+        except Exception as error:  # whatever the foreign forward pass raises
+            pass_on_memory(error)
             return None
 
     @functools.cached_property
@@ -152,7 +154,8 @@ class Stage:
                 with Precisions() as precisions:
                     stage.output = stage.answer()
                 stage.rounding  # noqa: B018  # kept while it is in double precision
-        except Exception:  # whatever the foreign forward pass raises
+        except Exception as error:  # whatever the foreign forward pass raises
+            pass_on_memory(error)
             return None
         return None if precisions.coarse or not stage.output else stage
 

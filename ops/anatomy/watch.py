@@ -30,6 +30,7 @@ from torch.utils import _pytree
 from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
 from network_surgery.ops.anatomy.snapshot import OWN
 from network_surgery.ops.anatomy.steady import Steady
+from network_surgery.ops.errors import pass_on_memory
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy.facts import Facts
@@ -287,7 +288,8 @@ class Watch(TorchFunctionMode):
                     vectors = {name: tensor[order] for name, tensor in vectors.items()}
                 again = functional_call(_Forward(module), {f"module.{n}": t for n, t in vectors.items()}, (other,))
             return bool(torch.allclose(again, whole, rtol=1e-3, atol=1e-4))
-        except Exception:  # whatever the foreign forward pass raises
+        except Exception as error:  # whatever the foreign forward pass raises
+            pass_on_memory(error)
             return False
         finally:
             for each, mode in modes:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.errors import SurgeryError, pass_on_memory
 from network_surgery.ops.network.masks import torch_names
 
 
@@ -42,6 +42,7 @@ class Together:
                 return vmap(self._function, randomness="same")(numbers)
             except SurgeryError:
                 raise
-            except Exception:  # whatever in the foreign network has no batching rule
+            except Exception as error:  # whatever in the foreign network has no batching rule
+                pass_on_memory(error)
                 self._able = False
         return torch.stack([self._function(number) for number in numbers])

@@ -150,11 +150,12 @@ def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Un
     parameter's gradient accumulator; a passage through another dtype makes torch renew it.
     """
     old, old_gradient = tensor.data, tensor.grad
+    # Made before anything changes, so that what undoes it asks for no memory.
+    wide, narrow = (torch.empty(0, dtype=dtype, device=old.device) for dtype in (torch.float64, torch.float32))
 
     def set_to(data: Tensor, gradient: Tensor | None) -> None:
         tensor.grad = None
-        other = torch.float64 if data.dtype != torch.float64 else torch.float32
-        tensor.data = torch.empty(0, dtype=other, device=data.device)
+        tensor.data = narrow if data.dtype == torch.float64 else wide
         tensor.data = data
         tensor.grad = gradient
 

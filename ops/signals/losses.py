@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.running import flat_tensors
-from network_surgery.ops.errors import SurgeryError, said
+from network_surgery.ops.errors import SurgeryError, pass_on_memory, said
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -95,6 +95,7 @@ def suited(loss: Loss | None, outputs: Any, targets: Any) -> Loss:
             with torch.no_grad():
                 value = form(outputs, targets)
         except Exception as error:  # whatever the foreign loss raises
+            pass_on_memory(error)
             problem = problem or error
             continue
         samples = batch_of(targets, outputs)

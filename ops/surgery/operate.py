@@ -54,7 +54,7 @@ def operate(
     if "batchnorm" in repair and signals is not None:
         try:
             reestimate(layer.anatomy.model, signals, layer, plan.masks)
-        except SurgeryError:
+        except BaseException:
             for step in reversed(undo):
                 step()
             raise
