@@ -21,6 +21,7 @@ from network_surgery.study.errors import StudyError
 #: Every experiment, by its name: the module whose ``EXPERIMENT`` it is.
 EXPERIMENTS = {
     "heuristics": "network_surgery.study.experiments.heuristics",
+    "optimizer_state": "network_surgery.study.experiments.optimizer_state",
     "units": "network_surgery.study.experiments.units",
     "weights": "network_surgery.study.experiments.weights",
 }
