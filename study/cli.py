@@ -169,7 +169,7 @@ def isolate(
 
 
 @app.command()
-@with_settings("data")
+@with_settings("data", "epochs")
 def experiment(
     name: Annotated[str | None, typer.Argument(help="The experiment; without it they are listed.")] = None,
     label: Annotated[str | None, typer.Option(help="What the page calls the images.")] = None,
@@ -177,6 +177,7 @@ def experiment(
     seeds: Annotated[int | None, typer.Option(help="Number of runs of each kind, each with its own seed.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Length of the runs that are looked at.")] = None,
     looks: Annotated[int | None, typer.Option(help="Number of looks at each of them.")] = None,
+    networks: Annotated[str | None, typer.Option(help="Networks, with commas between them.")] = None,
     workers: Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)] = 2,
     rows: Annotated[
         Path | None, typer.Option(help="Kept rows, or their folder: writes their page again, without measuring.")
@@ -188,7 +189,10 @@ def experiment(
     **flags: Any,
 ) -> None:
     """Measure an experiment and write its page, with pictures and rows; an interrupted one goes on where it was."""
-    flags |= {"label": label, "train_images": train_images, "seeds": seeds, "iterations": iterations, "looks": looks}
+    flags |= {
+        "label": label, "train_images": train_images, "seeds": seeds, "iterations": iterations, "looks": looks,
+        "networks": networks,
+    }  # fmt: skip
     from network_surgery.study.bench import experiment as bench
 
     console = _console()

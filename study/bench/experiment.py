@@ -22,6 +22,7 @@ from network_surgery.study.errors import StudyError
 EXPERIMENTS = {
     "heuristics": "network_surgery.study.experiments.heuristics",
     "optimizer_state": "network_surgery.study.experiments.optimizer_state",
+    "redundancy": "network_surgery.study.experiments.redundancy",
     "units": "network_surgery.study.experiments.units",
     "weights": "network_surgery.study.experiments.weights",
 }

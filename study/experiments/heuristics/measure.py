@@ -1,9 +1,4 @@
-"""What is measured: every combination of frequency, size and moment of the cuts with δ and both forms of EigenRemove.
-
-Graham 2019, 4.2.1: a high δ (> 0.5) where alterations are infrequent and contained, a low one (< 0.5) where they are
-frequent and drastic; and a high one late in training. Its summary (4.2.3 and chapter 5): a high δ where changes are
-frequent and minimal, a low one where they are infrequent and drastic.
-"""
+"""What is measured: every combination of frequency, size and moment of the cuts with δ and the form of EigenRemove."""
 
 from __future__ import annotations
 
@@ -29,7 +24,6 @@ from network_surgery.study.training.run import check, run
 
 #: The fraction of rank that stays, and how the page writes it.
 DELTAS = {1 / 8: "1/8", 1 / 4: "1/4", 3 / 4: "3/4", 1.0: "1"}
-LOW, HIGH = (1 / 8, 1 / 4), (3 / 4, 1.0)
 #: Cuts, one after every epoch, and the fraction of units that stays at each.
 FREQUENCIES = {"infrequent": 1, "frequent": 4}
 SIZES = {"contained": 0.9, "drastic": 0.5}
@@ -40,7 +34,7 @@ SETTINGS = Settings(model="mlp", epochs=14, batch_size=64, probe=0, device="cpu"
 
 
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
-    """The facts of images and training, and a task for each seed and each frequency, size and moment of the cuts."""
+    """The images' facts, and a task for each seed and each frequency, size and moment of the cuts."""
     data = sources.load(options.data, SETTINGS.validation, options.train_images)
     layers = tuple(check(SETTINGS, data))
     tasks = [
@@ -48,8 +42,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
         for seed in range(options.seeds)
         for which in itertools.product(FREQUENCIES, SIZES, MOMENTS)
     ]
-    recipe = {name: getattr(SETTINGS, name) for name in ("model", "epochs", "batch_size", "learning_rate")}
-    return image_facts(data) | recipe, tasks
+    return image_facts(data), tasks
 
 
 def cuts(data: Dataset, layers: Sequence[str], seed: int, frequency: str, size: str, moment: str) -> list[Row]:

@@ -9,45 +9,25 @@ from typing import Any, Literal
 import numpy as np
 
 from network_surgery.study.bench.claims import Claim
-from network_surgery.study.bench.page import Part
+from network_surgery.study.bench.page import Part, images
 from network_surgery.study.bench.rows import Measured, Rows, Values
 from network_surgery.study.bench.tables import spread, table
-from network_surgery.study.experiments.heuristics.measure import (
-    DELTAS,
-    FREQUENCIES,
-    HIGH,
-    LOW,
-    MOMENTS,
-    SIZES,
-    WEIGHTS,
-)
+from network_surgery.study.experiments.heuristics.measure import DELTAS, FREQUENCIES, MOMENTS, SIZES, WEIGHTS
+
+#: What the heuristics call a low and a high δ: below and above one half.
+LOW, HIGH = (tuple(delta for delta in DELTAS if (delta > 0.5) == high) for high in (False, True))
 
 
 def parts(measured: Measured) -> dict[str, Part]:
     """What ``page.md`` names."""
     rows = measured.rows
     return {
-        "trained_on": trained_on(measured),
+        "images": images(measured),
         "accuracy_claims": claims(rows, "accuracy"),
         "accuracy": to_table(rows, "test", 2, 100),
         "loss_claims": claims(rows, "loss"),
         "loss": to_table(rows, "spike", 3),
     }
-
-
-def trained_on(measured: Measured) -> str:
-    """Network, images, training and what was varied, in words."""
-    facts = measured.facts
-    high, low = (" and ".join(DELTAS[delta] for delta in deltas) for deltas in (HIGH, LOW))
-    return (
-        f"**Trained on.** `{facts['model']}` on {facts['train']:,} images of {measured.about['options']['label']}, "
-        f"{facts['validation']:,} others for validation, {facts['test']:,} for the test: {facts['epochs']} epochs, "
-        f"Adam at {facts['learning_rate']:g}, batches of {facts['batch_size']}; "
-        f"{len(measured.rows.distinct('seed'))} seeds. Contained: {SIZES['contained']:g} of the units stay at each "
-        f"cut, drastic: {SIZES['drastic']:g}. Infrequent: one cut, frequent: {FREQUENCIES['frequent']}, an epoch "
-        f"apart. Early: from epoch {MOMENTS['early']} on, late: from epoch {MOMENTS['late']} on. High δ: {high}; low: "
-        f"{low}."
-    )
 
 
 def advantage(rows: Rows, field: str, **which: Any) -> Values:

@@ -42,10 +42,10 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
-    """The facts of images and training, and a task for each seed."""
+    """The images' facts, and a task for each seed."""
     data = sources.load(options.data, VALIDATION, options.train_images)
     tasks = [(str(seed), partial(losses, data, seed, options.seeds + seed)) for seed in range(options.seeds)]
-    return image_facts(data) | {"before": BEFORE, "batch": BATCH, "network": NETWORK}, tasks
+    return image_facts(data), tasks
 
 
 def losses(data: Dataset, seed: int, order: int) -> list[Row]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from network_surgery.study.bench.claims import Claim
-from network_surgery.study.bench.page import Part
+from network_surgery.study.bench.page import Part, images
 from network_surgery.study.bench.panels import Panels
 from network_surgery.study.bench.rows import Measured, Rows, Values
 from network_surgery.study.bench.tables import deviation, table
@@ -28,13 +28,8 @@ EARLY, WINDOW = 10, 5
 
 def parts(measured: Measured) -> dict[str, Part]:
     """What ``page.md`` names."""
-    facts, rows = measured.facts, measured.rows
-    trained_on = (
-        f"**Trained on.** `{facts['network']}` on {facts['train']:,} images of {measured.about['options']['label']}, "
-        f"batches of {facts['batch']}: {facts['before']} steps, then surgery, then {len(rows[0]['losses'])} steps; "
-        f"{len(rows.distinct('seed'))} seeds."
-    )
-    return {"trained_on": trained_on, "losses": draw(rows), "claims": claims(rows), "table": to_table(rows)}
+    rows = measured.rows
+    return {"images": images(measured), "losses": draw(rows), "claims": claims(rows), "table": to_table(rows)}
 
 
 def spans(rows: Rows) -> dict[str, slice]:

@@ -14,7 +14,8 @@ from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.experiment import Options
 from network_surgery.study.bench.rows import Measured, Rows
 from network_surgery.study.experiments.heuristics import EXPERIMENT, measure, page
-from network_surgery.study.experiments.heuristics.measure import DELTAS, FREQUENCIES, HIGH, MOMENTS, SIZES, WEIGHTS
+from network_surgery.study.experiments.heuristics.measure import DELTAS, FREQUENCIES, MOMENTS, SIZES, WEIGHTS
+from network_surgery.study.experiments.heuristics.page import HIGH
 
 Gain = Callable[[str, str, str], float]
 
@@ -30,9 +31,9 @@ def made_up(gain: Gain, seeds: int = 5) -> Measured:
             "seed": seed, "frequency": frequency, "size": size, "moment": moment, "weights": weights, "delta": delta,
             "test": 0.9 + better, "spike": 0.5 - better, "parameters": 1000,
         })  # fmt: skip
-    facts = {"train": 10, "validation": 10, "test": 10, "model": "mlp", "epochs": 14, "batch_size": 64}
+    facts = {"train": 10, "validation": 10, "test": 10}
     return Measured(
-        {"experiment": "heuristics", "options": Options().public(), "facts": facts | {"learning_rate": 0.001},
+        {"experiment": "heuristics", "options": Options().public(), "facts": facts,
          "command": "made up", "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, rows,
     )  # fmt: skip
 
@@ -96,8 +97,8 @@ def test_rows_are_measured_of_every_combination(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(measure, "SIZES", {"drastic": 0.5})
     monkeypatch.setattr(measure, "DELTAS", {0.25: "1/4", 1.0: "1"})
     monkeypatch.setattr(measure, "SETTINGS", replace(measure.SETTINGS, epochs=3))
-    facts, tasks = measure.measure(Options(seeds=2))
-    assert facts["epochs"] == 3 and len(dict(tasks)) == 4
+    _, tasks = measure.measure(Options(seeds=2))
+    assert len(dict(tasks)) == 4
     by = {
         (row["frequency"], row["weights"], row["delta"]): row
         for name, task in tasks if name.startswith("0-") for row in task()

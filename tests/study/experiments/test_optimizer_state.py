@@ -24,9 +24,9 @@ from network_surgery.study.training.trainer import Batches
 def test_the_arms_start_equal_and_part(monkeypatch):
     monkeypatch.setattr(measure, "BEFORE", 4)
     monkeypatch.setattr(measure, "AFTER", 6)
-    facts, tasks = measure.measure(Options(seeds=2))
+    _, tasks = measure.measure(Options(seeds=2))
     rows = Rows(row for _, task in tasks for row in task())
-    assert facts["before"] == 4 and len(rows) == 2 * len(OPTIMIZERS) * len(OPERATIONS) * len(ARMS)
+    assert len(rows) == 2 * len(OPTIMIZERS) * len(OPERATIONS) * len(ARMS)
     for place, arm in itertools.product(page.PLACES, ARMS):
         losses, carried = page.curves(rows, place, arm), page.curves(rows, place, "carry")
         assert losses.shape == (2, 6) and np.isfinite(losses).all()
@@ -42,7 +42,7 @@ def made_up(gain):
         losses = 1 + above + noise.normal(0, 0.01, 40)
         about = {"seed": seed, "optimizer": optimizer, "operation": operation, "arm": arm}
         rows.append(about | {"losses": losses.tolist()})
-    facts = {"train": 10, "validation": 10, "test": 10, "before": 4, "batch": 32, "network": "small_cnn"}
+    facts = {"train": 10, "validation": 10, "test": 10}
     return Measured(
         {"experiment": "optimizer_state", "options": Options().public(), "facts": facts, "command": "made up",
          "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, rows,
