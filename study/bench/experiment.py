@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "heuristics": "network_surgery.study.experiments.heuristics",
     "optimizer_state": "network_surgery.study.experiments.optimizer_state",
     "redundancy": "network_surgery.study.experiments.redundancy",
+    "timing": "network_surgery.study.experiments.timing",
     "units": "network_surgery.study.experiments.units",
     "weights": "network_surgery.study.experiments.weights",
 }

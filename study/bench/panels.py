@@ -77,7 +77,8 @@ class Panels:
                 if at:
                     axes.xaxis.set_major_locator(FixedLocator([0, at[-1] // 2, at[-1]]))
             if handles:
-                columns = min(len(handles), int(self.figure.get_figwidth()))
+                inches = 0.55 + 0.08 * max(map(len, handles))  # of a label with its line
+                columns = min(len(handles), int(self.figure.get_figwidth() / inches))
                 self.figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
         return Drawing(self.figure, title, "", "; ".join(self.words) + ".")
 
