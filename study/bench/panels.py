@@ -39,7 +39,7 @@ class Panels:
         row, column = place
         return self.axes[self.rows.index(row), self.columns.index(column)]  # type: ignore[no-any-return]
 
-    def curve(self, row: str, column: str, at: Sequence[int], values: Values, label: str, look: Look) -> None:
+    def curve(self, row: str, column: str, at: Sequence[float], values: Values, label: str, look: Look) -> None:
         """The mean over seeds of ``values [seeds, moments]``."""
         middle = values.mean(axis=0)
         self[row, column].plot(at, middle, label=label, **look)

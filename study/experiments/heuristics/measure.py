@@ -37,7 +37,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts, and a task for each seed and each frequency, size and moment of the cuts."""
     data = sources.load(options.data, SETTINGS.validation, options.train_images)
     layers = tuple(check(SETTINGS, data))
-    tasks = [
+    tasks: list[Task] = [
         ("-".join(map(str, (seed, *which))), partial(cuts, data, layers, seed, *which))
         for seed in range(options.seeds)
         for which in itertools.product(FREQUENCIES, SIZES, MOMENTS)

@@ -44,11 +44,11 @@ OPERATIONS: dict[str, Operation] = {
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts, and a task for each seed."""
     data = sources.load(options.data, VALIDATION, options.train_images)
-    tasks = [(str(seed), partial(losses, data, seed, options.seeds + seed)) for seed in range(options.seeds)]
+    tasks: list[Task] = [(str(seed), partial(arms, data, seed, options.seeds + seed)) for seed in range(options.seeds)]
     return image_facts(data), tasks
 
 
-def losses(data: Dataset, seed: int, order: int) -> list[Row]:
+def arms(data: Dataset, seed: int, order: int) -> list[Row]:
     """A row for each optimizer, operation and arm: ``losses`` of each batch after surgery, before the step on it.
 
     ``order``: the seed of these batches. The first loss is the same in all arms, since nothing has been stepped yet.

@@ -12,11 +12,11 @@ from network_surgery.study.bench.page import Part, images
 from network_surgery.study.bench.panels import Panels
 from network_surgery.study.bench.rows import Measured, Rows, Values
 from network_surgery.study.bench.tables import deviation, table
-from network_surgery.study.evidence.drawing import BLUE, COLOURS, VERMILLION, Drawing
+from network_surgery.study.evidence.drawing import BLUE, COLOURS, VERMILLION, Drawing, Look
 from network_surgery.study.evidence.significance import half_interval
 from network_surgery.study.experiments.optimizer_state.measure import ARMS, OPERATIONS, OPTIMIZERS
 
-LOOKS = {
+LOOKS: dict[str, Look] = {
     "carry": {"color": BLUE, "linestyle": "-"},
     "reset": {"color": VERMILLION, "linestyle": "--"},
     "stale": {"color": COLOURS[2], "linestyle": ":"},
@@ -72,7 +72,7 @@ def draw(rows: Rows) -> Drawing:
     panels = Panels(list(OPTIMIZERS), list(OPERATIONS), (8.4, 5.0), label, sharex=True, sharey=True)
     for place in PLACES:
         axes, carried = panels[place], smooth(curves(rows, place, "carry"))
-        steps, scale = np.arange(1, carried.shape[1] + 1), carried.mean(axis=0)
+        steps, scale = range(1, carried.shape[1] + 1), carried.mean(axis=0)
         axes.axhline(0, label="carry", **LOOKS["carry"])
         for arm in ARMS[1:]:
             above = (smooth(curves(rows, place, arm)) - carried) / scale

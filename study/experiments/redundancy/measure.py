@@ -70,7 +70,7 @@ class Options(experiment.Options):
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts, and a task for each network with each seed."""
     data = sources.load(options.data, VALIDATION, options.train_images)
-    tasks = [
+    tasks: list[Task] = [
         (f"{network}-{seed}", partial(looks, data, network, seed, options.epochs))
         for network in options.networks.split(",")
         for seed in range(options.seeds)

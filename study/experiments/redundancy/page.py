@@ -9,10 +9,10 @@ from network_surgery.study.bench.page import Part, images
 from network_surgery.study.bench.panels import Panels
 from network_surgery.study.bench.rows import Measured, Rows, Values
 from network_surgery.study.bench.tables import deviation, table
-from network_surgery.study.evidence.drawing import BLUE, GREY, Drawing
+from network_surgery.study.evidence.drawing import BLUE, GREY, Drawing, Look
 from network_surgery.study.experiments.redundancy.measure import SHARES
 
-LOOKS = {"untrained": {"color": GREY, "linestyle": ":"}, "trained": {"color": BLUE, "linestyle": "-"}}
+LOOKS: dict[str, Look] = {"untrained": {"color": GREY, "linestyle": ":"}, "trained": {"color": BLUE, "linestyle": "-"}}
 #: The share of the variance that claims are about.
 SHARE = 0.99
 #: Rows for each unit below which the draft's rule (5 to 10) is not met.
@@ -82,5 +82,5 @@ def draw(rows: Rows) -> Drawing:
         for network in networks:
             for moment, look in LOOKS.items():
                 values = fractions(rows, network, moment)[..., SHARES.index(share)]
-                panels.curve(row, network, np.linspace(0, 1, values.shape[1]), values, moment, look)
+                panels.curve(row, network, np.linspace(0, 1, values.shape[1]).tolist(), values, moment, look)
     return panels.drawing("Principal components that layers need, before and after training", "depth")

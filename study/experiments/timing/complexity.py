@@ -47,7 +47,8 @@ def work(operation: ops.Operation, sizes: Sizes) -> Work:
     incoming, outgoing = (sizes.units * other * sizes.positions for other in (sizes.inputs, sizes.outputs))
     seen = sizes.samples * sizes.units
     # Both weights are rebuilt in single precision, each with its gradient and Adam's two moments.
-    found: Any = Counter(bytes=16.0 * (1 + sizes.after / sizes.units) * (incoming + outgoing))
+    found: Any = Counter()
+    found.update(bytes=16.0 * (1 + sizes.after / sizes.units) * (incoming + outgoing))
     match operation:
         case ops.PruneWeights():
             found.update(bytes=16.0 * incoming * math.log2(max(incoming, 2)))
@@ -105,7 +106,8 @@ def _pcns(sizes: Sizes) -> Work:
     units, samples, after = sizes.units, sizes.samples, sizes.after
     rows = min(units, samples)
     triangle = 2 * units * rows**2 - 2 / 3 * rows**3
-    found: Any = Counter(values=4 / 3 * rows**3, pivoting=triangle, qr=triangle, bytes=48.0 * samples * units)
+    found: Any = Counter()
+    found.update(values=4 / 3 * rows**3, pivoting=triangle, qr=triangle, bytes=48.0 * samples * units)
     if samples > units:
         found.update(qr=2 * samples * units**2 - 2 / 3 * units**3)
     found.update(products=rows**2 * units + after**3 / 3 + 2 * after**2 * (units - after) + 2 * rows * after * units)

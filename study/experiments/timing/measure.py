@@ -88,8 +88,8 @@ class Net(NamedTuple):
 def timings(net: str, layer: str, seeds: int) -> list[Row]:
     """A row for each operation and seed, all in one run.
 
-    Seconds of the ``operation`` (``signals``: of collecting them, which is a part of it), of a ``forward`` pass of a
-    batch, of an ``epoch``, and those ``predicted`` at the rates of this run; ``units`` before and after.
+    Seconds of the ``operation`` (its signals included), of a ``forward`` pass of a batch, of an ``epoch``, and those
+    ``predicted`` at the rates of this run; ``units`` before and after.
     """
     rates, tiny = measure_rates(), build("dense", "8", 0)
     fixed = {name: median(interrupt(tiny, each)[0] for _ in range(TIMES)) for name, each in OPERATIONS.items()}
@@ -100,17 +100,12 @@ def timings(net: str, layer: str, seeds: int) -> list[Row]:
         with torch.no_grad():
             forward = timed(partial(model, inputs[:BATCH]))
         step = timed(partial(train, model, adam, inputs[:BATCH]))
-        about = {
-            "net": net,
-            "layer": layer,
-            "seed": seed,
-            "forward": forward,
-            "epoch": step * steps_per_epoch(IMAGES, BATCH),
-        }
+        epoch = step * steps_per_epoch(IMAGES, BATCH)
+        about = {"net": net, "layer": layer, "seed": seed, "forward": forward, "epoch": epoch}
         for name, operation in OPERATIONS.items():
-            taken, signals, after = interrupt(subject, operation)
+            taken, after = interrupt(subject, operation)
             if taken < 1:  # it warmed up; one that takes longer needs no warming
-                taken, signals, after = interrupt(subject, operation)
+                taken, after = interrupt(subject, operation)
             samples, passed = 0, 0.0
             if operation.needs_signals:
                 positions = 1 if inputs.dim() == 2 else MOST_SAMPLES // len(inputs) + 1
@@ -120,15 +115,14 @@ def timings(net: str, layer: str, seeds: int) -> list[Row]:
             amounts = complexity.work(operation, Sizes.of(hidden, samples, after))
             predicted = fixed[name] + passed + complexity.seconds(amounts, rates)
             units = [hidden.units, after]
-            rows.append(
-                about | {"name": name, "operation": taken, "signals": signals, "units": units, "predicted": predicted}
-            )
+            rows.append(about | {"name": name, "operation": taken, "predicted": predicted, "units": units})
     return rows
 
 
 def build(net: str, layer: str, seed: int) -> Net:
     """VGG16 and one of its layers, or a net of two layers of equal size."""
     torch.manual_seed(seed)
+    shape: tuple[int, ...]
     if net == "vgg16":
         model, shape = models.build("vgg16", (3, 32, 32), 10), (SIGNAL_IMAGES, 3, 32, 32)
     else:
@@ -144,20 +138,19 @@ def build(net: str, layer: str, seed: int) -> Net:
     return Net(model, adam, ops.Anatomy(model, inputs[:2])[layer if net == "vgg16" else "0"], inputs)
 
 
-def interrupt(net: Net, operation: ops.Operation) -> tuple[float, float, int]:
-    """Seconds of what ``operate`` does, those of its signals, and the units afterwards; it is undone."""
+def interrupt(net: Net, operation: ops.Operation) -> tuple[float, int]:
+    """Seconds of what ``operate`` does, signals included, and the units afterwards; it is undone."""
     with torch.no_grad():
         answer = net.model(net.inputs[:2])[:1, 0]
     targets = torch.zeros(len(net.inputs), *answer.shape[1:], dtype=torch.int64)
     start = perf_counter()
     signals = ops.Signals.over(net.model, [net.inputs], [net.layer], targets) if operation.needs_signals else None
-    between = perf_counter()
     plan = operation.propose(net.layer, signals)
     undo = ops.apply(plan, net.adam)
     seconds = perf_counter() - start
     for step in reversed(undo):
         step()
-    return seconds, between - start, plan.units_after
+    return seconds, plan.units_after
 
 
 def train(model: nn.Module, adam: Adam, batch: Tensor) -> None:
