@@ -77,7 +77,7 @@ class Panels:
                 if at:
                     axes.xaxis.set_major_locator(FixedLocator([0, at[-1] // 2, at[-1]]))
             if handles:
-                inches = 0.55 + 0.08 * max(map(len, handles))  # of a label with its line
+                inches = 0.65 + 0.08 * np.mean([len(label) for label in handles])  # of a label with its line
                 columns = min(len(handles), int(self.figure.get_figwidth() / inches))
                 self.figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
         return Drawing(self.figure, title, "", "; ".join(self.words) + ".")

@@ -77,7 +77,7 @@ OTHERS = {
     "compare": {"top", "seeds"},  # of a study that has its settings already
     "layers": {"preset", "config", "epochs", "image"},
     "isolate": {"width", "step", "iterations", "trainings", "seed", "out"},
-    "experiment": {"label", "train_images", "seeds", "iterations", "looks", "workers", "rows", "out"},
+    "experiment": {"label", "train_images", "seeds", "iterations", "looks", "networks", "workers", "rows", "out"},
     "ui": {"port"},
 }
 
@@ -247,7 +247,7 @@ def test_experiments_are_listed_with_their_questions(surgery: Surgery) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nope"], "there is no experiment 'nope'; give one of units, weights"),
+        (["nope"], "there is no experiment 'nope'; give one of heuristics, "),
         (["units", "--seeds", "1"], "seeds is 1; a difference between runs can be tested from 2 seeds on"),
         (["units", "--iterations", "3"], "iterations is 3; 8 looks need 64 at least"),
         (["units", "--data", "folder:nowhere"], "there is no folder"),
