@@ -170,6 +170,7 @@ def experiment(
         int | None, typer.Option(help="Length of the runs that are looked at; of isolation: number of random networks.")
     ] = None,
     looks: Annotated[int | None, typer.Option(help="Number of looks at each of them.")] = None,
+    networks: Annotated[str | None, typer.Option(help="Networks, with commas between them.")] = None,
     width: Width = None,
     step: Step = None,
     trainings: Trainings = None,
@@ -187,7 +188,7 @@ def experiment(
     """Measure an experiment and write its page, with pictures and rows; an interrupted one goes on where it was."""
     flags |= {
         "label": label, "train_images": train_images, "seeds": seeds, "iterations": iterations, "looks": looks,
-        "width": width, "step": step, "trainings": trainings, "seed": seed,
+        "networks": networks, "width": width, "step": step, "trainings": trainings, "seed": seed,
     }  # fmt: skip
     from network_surgery.study.bench import experiment as bench
 

@@ -21,7 +21,11 @@ from network_surgery.study.errors import StudyError
 #: Every experiment, by its name: the module whose ``EXPERIMENT`` it is.
 EXPERIMENTS = {
     "attack": "network_surgery.study.experiments.attack",
+    "heuristics": "network_surgery.study.experiments.heuristics",
     "isolation": "network_surgery.study.experiments.isolation",
+    "optimizer_state": "network_surgery.study.experiments.optimizer_state",
+    "redundancy": "network_surgery.study.experiments.redundancy",
+    "timing": "network_surgery.study.experiments.timing",
     "units": "network_surgery.study.experiments.units",
     "weights": "network_surgery.study.experiments.weights",
 }

@@ -40,6 +40,15 @@ def write(template: Path, parts: Mapping[str, Part], measured: Measured, folder:
     return folder / PAGE
 
 
+def images(measured: Measured) -> str:
+    """The images of each kind and the number of seeds, in words."""
+    facts, seeds = measured.facts, measured.rows.distinct("seed")
+    return (
+        f"{facts['train']:,} images of {measured.about['options']['label']}, {facts['validation']:,} others for "
+        f"validation, {facts['test']:,} for the test; {len(seeds)} seeds"
+    )
+
+
 def notes(folder: Path, digest: str) -> list[str]:
     """What a person wrote about these very rows. The first line of ``notes.md`` is ``rows: DIGEST``."""
     if not (folder / NOTES).exists():

@@ -39,7 +39,7 @@ class Panels:
         row, column = place
         return self.axes[self.rows.index(row), self.columns.index(column)]  # type: ignore[no-any-return]
 
-    def curve(self, row: str, column: str, at: Sequence[int], values: Values, label: str, look: Look) -> None:
+    def curve(self, row: str, column: str, at: Sequence[float], values: Values, label: str, look: Look) -> None:
         """The mean over seeds of ``values [seeds, moments]``."""
         middle = values.mean(axis=0)
         self[row, column].plot(at, middle, label=label, **look)
@@ -77,8 +77,8 @@ class Panels:
                 if at:
                     axes.xaxis.set_major_locator(FixedLocator([0, at[-1] // 2, at[-1]]))
             if handles:
-                letters = 6 + max(map(len, handles))  # a line and a label; about twelve letters are an inch
-                columns = max(1, min(len(handles), int(12 * self.figure.get_figwidth() / letters)))
+                columns = self.figure.get_figwidth() / max(0.6 + 0.085 * max(map(len, handles)), 1)  # about, in inches
+                columns = max(1, min(len(handles), int(columns)))
                 self.figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
         return Drawing(self.figure, title, "", "; ".join(self.words) + ".")
 

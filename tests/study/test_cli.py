@@ -79,7 +79,7 @@ OTHERS = {
     "compare": {"top", "seeds"},  # of a study that has its settings already
     "layers": {"preset", "config", "epochs", "image"},
     "isolate": {"width", "step", "iterations", "trainings", "seed", "workers", "out"},
-    "experiment": MEASURING | {"workers", "rows", "out"},
+    "experiment": MEASURING | {"networks", "workers", "rows", "out"},
     "ui": {"port"},
 }
 

@@ -1,31 +1,38 @@
-"""The principal components that each hidden layer of a network needs, before and after some training.
+"""What is measured: the principal components that each hidden layer of a network needs, before and after some training.
 
-A layer's outputs are those that its readers receive, behind norm and activation: ``[images × positions, units]``,
+A layer's outputs are those that its readers receive, after norm and activation: ``[images × positions, units]``,
 centred across units as PCNS has it (``Condensed.spectrum``). They are looked at in evaluation mode on training images.
+BatchNorm's statistics of the untrained network are estimated on training images first: at their initial 0 and 1 the
+norms change nothing, and the comparison would be one of networks with and without norms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
 
 from network_surgery.ops import PCNS, Anatomy, Plan, Signals, operate, trial_surgery
 from network_surgery.ops.maths.condensed import components_needed, units_needed
 from network_surgery.ops.network.masks import parameters_of
+from network_surgery.study import data as sources
 from network_surgery.study import models
+from network_surgery.study.bench import experiment
+from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.data import Dataset, Images
-from network_surgery.study.experiments.processes import processes
+from network_surgery.study.errors import StudyError
 from network_surgery.study.training.trainer import Shown, Trainer, evaluate
 
 #: Networks of torchvision: the side of the images that they are given (the smallest that they take, 32 at least), and
-#: Adam's learning rate (those without norms do not learn at 1e-3).
+#: Adam's learning rate (lower for those without norms).
 ARCHITECTURES = {
     "alexnet": (64, 3e-4),
     "squeezenet1_1": (32, 3e-4),
@@ -38,105 +45,100 @@ ARCHITECTURES = {
 SHARES = (0.9, 0.99, 0.999, 0.9999)
 #: The variance that PCNS may drop, where it is tried.
 THRESHOLD = 0.01
-#: Layers up to so many units are shrunk by PCNS for a trial; of wider ones only the size is told.
+#: The widest layer that PCNS is tried on; of a network with a wider one only the size is computed.
 WIDEST = 2048
-BATCH, LOOK = 32, 256
+BATCH, LOOK, VALIDATION = 32, 256, 0.2
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was seen of a network's hidden layers, from first to last.
+class Options(experiment.Options):
+    """``networks``: of ``ARCHITECTURES``, with commas between them; ``epochs``: length of every run."""
 
-    ``units [layers]``; ``needed [layers, shares]``: principal components; ``samples [layers]``: rows they were
-    calculated from; ``left``: the network's parameters if every layer had as many units as PCNS would leave.
+    train_images: int | None = 3000
+    seeds: int = 3
+    networks: str = ",".join(ARCHITECTURES)
+    epochs: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.networks.split(",")) - set(ARCHITECTURES):
+            raise StudyError(
+                f"no network {', '.join(sorted(unknown))}; give one or several of {', '.join(ARCHITECTURES)}"
+            )
+
+
+def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
+    """The images' facts, and a task for each network with each seed."""
+    data = sources.load(options.data, VALIDATION, options.train_images)
+    tasks: list[Task] = [
+        (f"{network}-{seed}", partial(looks, data, network, seed, options.epochs))
+        for network in options.networks.split(",")
+        for seed in range(options.seeds)
+    ]
+    return experiment.image_facts(data), tasks
+
+
+def looks(data: Dataset, network: str, seed: int, epochs: int) -> list[Row]:
+    """What is seen (see ``look``) of an ``untrained`` network and of the ``trained`` one (Adam).
+
+    The third row has the accuracy right after PCNS on every layer, unless a layer is wider than ``WIDEST``.
     """
-
-    layers: tuple[str, ...]
-    units: NDArray[np.int64]
-    needed: NDArray[np.int64]
-    samples: NDArray[np.int64]
-    left: int
-
-    @property
-    def fractions(self) -> NDArray[np.float64]:
-        """``[layers, shares]``: components needed as a fraction of the layer's units."""
-        return self.needed / self.units[:, None]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A network of one seed. Accuracies (0 … 1) are of validation images: untrained, trained, and right after PCNS on
-    every layer (None where a layer is wider than ``WIDEST``)."""
-
-    architecture: str
-    seed: int
-    parameters: int
-    before: Seen
-    after: Seen
-    untrained: float
-    trained: float
-    shrunk: float | None
-
-
-def measure(
-    data: Dataset, architectures: Sequence[str], seeds: int, epochs: int, workers: int
-) -> dict[str, list[Measured]]:
-    """Every network with every seed, by so many processes of one thread each."""
-    tasks = [(architecture, seed) for architecture in architectures for seed in range(seeds)]
-    with processes(workers) as pool:
-        results = list(pool.map(partial(_of, data, epochs), tasks))
-    return {name: [found for found in results if found.architecture == name] for name in architectures}
-
-
-def _of(data: Dataset, epochs: int, task: tuple[str, int]) -> Measured:
-    return of(data, *task, epochs)
-
-
-def of(data: Dataset, architecture: str, seed: int, epochs: int) -> Measured:
-    """Makes, looks at, trains (Adam), looks again, and shrinks for a trial."""
-    side, rate = ARCHITECTURES[architecture]
+    side, rate = ARCHITECTURES[network]
     data = suited(data, side)
     torch.manual_seed(seed)
-    model = models.build(f"torchvision:{architecture}", data.shape, len(data.classes))
-    parameters = parameters_of(model)
+    model = models.build(f"torchvision:{network}", data.shape, len(data.classes))
     trainer = Trainer(
         model, Adam(model.parameters(), rate), data, epochs=epochs, batch_size=BATCH, seed=seed,
         device=torch.device("cpu"),
     )  # fmt: skip
-    anatomy = Anatomy(model, trainer.train.take(slice(0, 2))[0])
-    untrained = evaluate(model, trainer.validation)[1]
-    before, _ = look(anatomy, trainer)
+    about = {"network": network, "seed": seed}
+    rows = [about | {"moment": "untrained"} | look(estimated(model, Shown(trainer.train, LOOK)), trainer)[0]]
     trainer.fit()
-    after, signals = look(anatomy, trainer)
-    shrunk = None
-    if max(after.units) <= WIDEST:
-        for layer in reversed(list(anatomy.values())):  # last to first: what a layer emits is still what was seen
+    row, signals = look(model, trainer)
+    rows.append(about | {"moment": "trained"} | row)
+    if max(row["units"]) <= WIDEST:
+        layers = Anatomy(model, trainer.train.take(slice(0, 2))[0]).values()
+        for layer in reversed(list(layers)):  # last to first: what a layer emits is still what was seen
             operate(layer, PCNS(THRESHOLD), signals=signals)
-        shrunk = evaluate(model, trainer.validation)[1]
-    trained = trainer.history[-1]["validation_accuracy"]
-    return Measured(architecture, seed, parameters, before, after, untrained, trained, shrunk)
+        rows.append(about | {"moment": "after PCNS", "accuracy": evaluate(model, trainer.validation)[1]})
+    return rows
 
 
-def look(anatomy: Anatomy, trainer: Trainer) -> tuple[Seen, Signals]:
-    """The components that every layer needs now, from training images."""
-    layers = list(anatomy.values())
-    signals = Signals.over(anatomy.model, Shown(trainer.train, LOOK), layers)
+@torch.no_grad()
+def estimated(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """A copy in evaluation mode whose BatchNorm statistics are plain averages over these batches of inputs."""
+    model = copy.deepcopy(model).eval()
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # each batch counts the same
+        norm.train()
+    for inputs in batches if norms else ():
+        model(inputs)
+    return model.eval()
+
+
+def look(model: nn.Module, trainer: Trainer) -> tuple[Row, Signals]:
+    """A row, and the signals of training images that it is calculated from.
+
+    ``accuracy`` on validation images and ``parameters`` of the network; of its layers, from first to last, ``units``,
+    ``samples`` (rows that were seen) and ``needed [layers, shares]`` (principal components); ``left``: the parameters
+    if every layer had as many units as PCNS would leave.
+    """
+    layers = list(Anatomy(model, trainer.train.take(slice(0, 2))[0]).values())
+    signals = Signals.over(model, Shown(trainer.train, LOOK), layers)
     spectra = [signals.together(layer).spectrum() for layer in layers]
-    needed = [[components_needed(spectrum, 1 - share) for share in SHARES] for spectrum in spectra]
-    plans = []
-    for layer, spectrum in zip(layers, spectra, strict=True):
-        count = min(layer.units, units_needed(spectrum, THRESHOLD))
-        plans.append(Plan(layer, "size", tuple(range(count))))
+    plans = [
+        Plan(layer, "size", tuple(range(min(layer.units, units_needed(spectrum, THRESHOLD)))))
+        for layer, spectrum in zip(layers, spectra, strict=True)
+    ]
     with trial_surgery(*plans):
-        left = parameters_of(anatomy.model)
-    seen = Seen(
-        tuple(layer.name for layer in layers),
-        np.array([layer.units for layer in layers]),
-        np.array(needed),
-        np.array([signals.samples(layer) for layer in layers]),
-        left,
-    )
-    return seen, signals
+        left = parameters_of(model)
+    return {
+        "accuracy": evaluate(model, trainer.validation)[1], "parameters": parameters_of(model), "left": left,
+        "units": [layer.units for layer in layers], "samples": [signals.samples(layer) for layer in layers],
+        "needed": [[components_needed(spectrum, 1 - share) for share in SHARES] for spectrum in spectra],
+    }, signals  # fmt: skip
 
 
 def suited(data: Dataset, side: int) -> Dataset:

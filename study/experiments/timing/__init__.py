@@ -1,15 +1,11 @@
-"""How long does an operation interrupt training? Every operation, measured and predicted, against epochs.
+"""How long does an operation interrupt training? Every operation, measured and predicted, against an epoch."""
 
-On nets of two equal layers (dense n–n–n, and c–c–c with 3 × 3 kernels) each operation is done to the layer between
-them, with an Adam optimizer that has stepped: what ``operate`` does, proposing and applying, and then undone off the
-clock. The *interruptibility index* (Graham 2019, 3.1.4) is an epoch's seconds over an operation's: above 100 the
-operation takes less than 1 % of an epoch. An epoch is ``IMAGES`` images in batches of ``BATCH``, measured step by step.
-Prediction is ``complexity``'s work over the rates that this machine reached in the same run.
+from __future__ import annotations
 
-    python -m network_surgery.study.experiments.timing --out study/docs
+from pathlib import Path
 
-``measure``
-    Every operation on every net, with the rates of the machine; ``complexity`` has the formulas.
-``figure``, ``report``
-    The picture, the tables and the bar.
-"""
+from network_surgery.study.bench.experiment import Experiment
+from network_surgery.study.experiments.timing import measure, page
+
+QUESTION = "How long does an operation interrupt training, compared with an epoch?"
+EXPERIMENT = Experiment("timing", Path(__file__).parent, QUESTION, measure.Options(), measure.measure, page.parts)
