@@ -20,8 +20,10 @@ from network_surgery.study.errors import StudyError
 
 #: Every experiment, by its name: the module whose ``EXPERIMENT`` it is.
 EXPERIMENTS = {
+    "repairs": "network_surgery.study.experiments.repairs",
     "units": "network_surgery.study.experiments.units",
     "weights": "network_surgery.study.experiments.weights",
+    "widening": "network_surgery.study.experiments.widening",
 }
 
 
