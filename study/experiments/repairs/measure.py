@@ -35,7 +35,7 @@ REMOVALS: dict[str, Callable[[float, int], ops.Operation]] = {
     "mean replacement": lambda keep, seed: ops.MeanReplace(keep, "variance"),
     "PCNS": lambda keep, seed: ops.PCNS(keep=keep),
 }
-NONE, BOTH = "none", "least squares + batchnorm"
+NONE, BOTH = "no repair", "least squares + batchnorm"
 CHAINS: dict[str, tuple[str, ...]] = {
     NONE: (),
     "bias": ("bias",),
@@ -90,7 +90,8 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     for model in (options.model, options.deep_model):
         models.build(model, data.shape, len(data.classes))
     sets = zip((data.train, data.validation, data.test), options.few, strict=True)
-    few = Dataset(*(images.thinned(most) for images, most in sets), data.classes)
+    train, validation, test = (images.thinned(most) for images, most in sets)
+    few = Dataset(train, validation, test, data.classes)
     measured = {"arms": (arms, few), "deep": (deep, data)}
     return {name: experiment.image_facts(images) for name, (_, images) in measured.items()}, [
         (f"{name}-{seed}", partial(each, images, seed, options))
@@ -126,7 +127,8 @@ def follow(trained: Trainer, data: Dataset, schedule: ops.Schedule, options: Opt
     torch.manual_seed(trained.seed)
     trainer.fit()
     end = training.ended(trainer, data)
-    accuracy, spike, seconds, recovered = end["validation"][trained.epoch - 1 :], 1.0, 0.0, 0
+    accuracy, spike, seconds = end["validation"][trained.epoch - 1 :], 1.0, 0.0
+    recovered: int | None = 0
     if theatre.records:
         (moment,), last = spikes(theatre.records), theatre.records[-1]
         accuracy[0], spike, recovered = last.accuracy_after, moment.factor, last.epochs_to_recover

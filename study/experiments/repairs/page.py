@@ -38,7 +38,8 @@ def parts(measured: Measured) -> dict[str, Part]:
     """What ``page.md`` names."""
     rows, options, few, many = measured.rows, measured.about["options"], *measured.facts.values()
     named = ("label", "model", "before", "keep", "after", "shown", "deep_model")
-    return {name: str(options[name]) for name in named} | {
+    return {
+        **{name: str(options[name]) for name in named},
         "images": f"{few['train']:,} images, {few['validation']:,} others for validation, {few['test']:,} for the test",
         "deep_images": f"{many['train']:,} images, {many['validation']:,} others for validation",
         "whole": deviation(moments(rows, *NOTHING)[RIGHT], 1, 100),
@@ -65,10 +66,10 @@ def chain_claims(rows: Rows) -> list[Claim]:
         return np.mean([at[removal, chain][moment] for removal in MEANT], axis=0)  # type: ignore[no-any-return]
 
     return [
-        *(Claim(f"`{chain}` is better than `{other}` (mean of {len(MEANT)} removals)", "",
+        *(Claim(f"{chain} is better than {other} (mean of {len(MEANT)} removals)", "",
                 {moment: mean(chain, moment) - mean(other, moment) for moment in at[ARMS[0]]}, unit="points")
           for chain, other in COMPARED),
-        *(Claim(f"{removal} is better than random units, repaired by `{chain}`", "",
+        *(Claim(f"{removal} is better than random units, both with {chain}", "",
                 {moment: at[removal, chain][moment] - at["random", chain][moment] for moment in (RIGHT, TEST)},
                 unit="points")
           for removal in ("min weight", "EigenRemove") for chain in (NONE, BOTH)),
@@ -79,7 +80,7 @@ def end_claims(rows: Rows) -> list[Claim]:
     """How the arms end on the test images, compared with the network that is left alone."""
     gaps = {arm: moments(rows, *arm)[TEST] - moments(rows, *NOTHING)[TEST] for arm in ARMS}
     return [
-        Claim(f"repaired by `{chain}` the cut network ends below the one left alone", "",
+        Claim(f"with {chain} the cut network ends below the one left alone", "",
               {removal: gap for (removal, one), gap in gaps.items() if one == chain}, -1, unit="points")
         for chain in CHAINS
     ]  # fmt: skip
@@ -102,11 +103,11 @@ def deep_claims(rows: Rows) -> list[Claim]:
         return Claim(text, "", gaps, unit="points")
 
     return [
-        *(better(f"`{chain}` is better than `{other}`", *((arm, (arm[0], other)) for arm in DEEP if arm[1] == chain))
+        *(better(f"{chain} is better than {other}", *((arm, (arm[0], other)) for arm in DEEP if arm[1] == chain))
           for chain, other in (("batchnorm", NONE), (BOTH, NONE), (BOTH, "batchnorm"))),
-        *(better(f"min weight is better than random units (`{chain}`)", (("min weight", chain), ("random", chain)))
+        *(better(f"min weight is better than random, both with {chain}", (("min weight", chain), ("random", chain)))
           for chain in (NONE, "batchnorm", BOTH)),
-        *(better(f"PCNS, `batchnorm`, is better than {removal}, `{BOTH}`", (("PCNS", "batchnorm"), (removal, BOTH)))
+        *(better(f"PCNS with batchnorm is better than {removal} with {BOTH}", (("PCNS", "batchnorm"), (removal, BOTH)))
           for removal in ("min weight", "random")),
     ]  # fmt: skip
 
@@ -130,7 +131,7 @@ def to_table(rows: Rows) -> str:
         back = np.median([np.inf if row["recovered"] is None else row["recovered"] for row in each])
         cells: dict[str, Any] = {
             "right after %": f"{100 * at[RIGHT].mean():.1f}",
-            "− none, points": spread(at[RIGHT] - plain[RIGHT], 2, 100, "+") if plain and arm[1] != NONE else None,
+            f"− {NONE}, points": spread(at[RIGHT] - plain[RIGHT], 2, 100, "+") if plain and arm[1] != NONE else None,
             "loss after / before": f"× {np.exp(np.mean([np.log(row['spike']) for row in each])):.2f}",
             "seconds / epoch's": f"{np.median([row['seconds'] for row in each]):.1%}" if plain else None,
             "back after epochs": (f"{back:g}" if np.isfinite(back) else "later") if plain else None,

@@ -26,7 +26,6 @@ from network_surgery.study.experiments.attack.findings import against, effects, 
 from network_surgery.study.experiments.attack.parallel import of_seed
 from network_surgery.study.experiments.attack.results import Results
 from network_surgery.study.experiments.attack.watch import MEASURES, seen
-from network_surgery.study.experiments.repairs.arms import thinned
 from network_surgery.study.training.trainer import Callback, Trainer
 
 pytestmark = pytest.mark.slow
@@ -38,7 +37,10 @@ LAYERS = ("conv1", "conv2", "fc1")
 
 @pytest.fixture(scope="module")
 def digits():
-    return thinned(data.load("digits", 0.2), 160, 80, 80)
+    whole = data.load("digits", 0.2)
+    return dataclasses.replace(
+        whole, train=whole.train.thinned(160), validation=whole.validation.thinned(80), test=whole.test.thinned(80)
+    )
 
 
 def oracle(model, name, inputs, targets):
