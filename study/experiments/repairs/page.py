@@ -36,7 +36,7 @@ LOOKS = looks(CHAINS, dotted=(NONE, "bias", "batchnorm"), grey=(NONE,))
 
 def parts(measured: Measured) -> dict[str, Part]:
     """What ``page.md`` names."""
-    rows, options, few, many = measured.rows, measured.about["options"], *measured.facts.values()
+    rows, options, few, many = measured.rows, measured.about["options"], measured.facts["arms"], measured.facts["deep"]
     named = ("label", "model", "before", "keep", "after", "shown", "deep_model")
     return {
         **{name: str(options[name]) for name in named},
@@ -88,10 +88,10 @@ def end_claims(rows: Rows) -> list[Claim]:
 
 def deep(rows: Rows) -> dict[str, dict[Arm, Values]]:
     """Accuracy ``[seeds]`` of the deep network right after the cut, by what was kept and by arm."""
-    keeps = rows.distinct("keep", kind="deep")
     which = {arm: {"kind": "deep", "removal": arm[0], "chain": arm[1]} for arm in DEEP}
     return {
-        f"{keep:g} kept": {arm: rows.grid("accuracy", keep=keep, **which[arm])[:, 0] for arm in DEEP} for keep in keeps
+        f"{keep:g} kept": {arm: rows.grid("accuracy", keep=keep, **which[arm])[:, 0] for arm in DEEP}
+        for keep in rows.distinct("keep", kind="deep")
     }
 
 

@@ -156,8 +156,7 @@ def rates(model: nn.Module, optimizer: Optimizer) -> None:
     gradient (it comes back through half of the fan-out), which SGD halves the step for and Adam does not.
     """
     (group,) = optimizer.param_groups
-    fan_in = 1.0 if isinstance(optimizer, Adam) else 0.5
-    factors = {"hidden": fan_in, "norm": fan_in, "out.weight": 2.0}
+    factors = dict.fromkeys(("hidden", "norm"), 1.0 if isinstance(optimizer, Adam) else 0.5) | {"out.weight": 2.0}
     optimizer.param_groups[:] = [
         {**group, "params": [parameter], "lr": group["lr"] * factors.get(name, factors.get(name.split(".")[0], 1.0))}
         for name, parameter in model.named_parameters()
