@@ -100,7 +100,7 @@ def deep_claims(rows: Rows) -> list[Claim]:
 
     def better(text: str, *pairs: tuple[Arm, Arm]) -> Claim:
         gaps = {f"{one[0]}, {words}": at[one] - at[other] for words, at in deep(rows).items() for one, other in pairs}
-        return Claim(text, "", gaps, unit="points")
+        return Claim(f"deep network: {text}", "", gaps, unit="points")
 
     return [
         *(better(f"{chain} is better than {other}", *((arm, (arm[0], other)) for arm in DEEP if arm[1] == chain))

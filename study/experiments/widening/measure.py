@@ -3,7 +3,7 @@
 All arms of a seed go on from the same weights and optimizer state, on the same batches. ``TWIN`` has the learning
 rates that pairs of equal copies amount to (``rates``), ``CODE`` the faults of InterruptNet's code: biases and norm
 scales in another order than the weights, and an optimizer that has forgotten its state. ``RESTART`` and ``LATER`` are
-the wide network from fresh weights, for all epochs or for as many as follow the operation.
+the wide network from fresh weights, for all epochs or for the number that follows the operation.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def arms(data: Dataset, name: str, before: int, after: int, seed: int) -> list[R
     for arm, operation in OPERATIONS.items():
         trainer = training.fork(trained, data, before)
         layer = hidden(trainer)
-        equal = WeakExpand(grow, "equal").propose(layer)  # to a plan the published code's copies are nobody's
+        equal = WeakExpand(grow, "equal").propose(layer)  # the published code's plan does not name its copies
         plan = operate(layer, operation(grow, seed), trainer.optimizer)
         if arm == CODE:
             forget(trainer.optimizer)

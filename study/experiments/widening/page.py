@@ -46,7 +46,7 @@ def parts(measured: Measured) -> dict[str, Part]:
 
 
 def at(rows: Rows, field: str, epoch: int = -1, **which: str) -> Values:
-    """A field of an arm, ``[seeds]``, so many epochs after widening or at the end; of a loss the logarithm."""
+    """A field of an arm, ``[seeds]``, at an epoch after widening or the last one; of a loss the logarithm."""
     values = rows.grid(field, kind="arm", **which)[:, 0, epoch]
     return np.log(values) if field == "loss" else values
 

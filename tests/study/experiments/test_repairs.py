@@ -200,7 +200,7 @@ def test_claims_hold_where_the_numbers_say_so(gain, words):
     assert words == (
         verdicts[f"{BOTH} is better than no repair (mean of 3 removals)"],
         verdicts["with no repair the cut network ends below the one left alone"],
-        verdicts["batchnorm is better than no repair"],
+        verdicts["deep network: batchnorm is better than no repair"],
     )
 
 
