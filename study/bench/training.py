@@ -17,7 +17,7 @@ from network_surgery.study.models import Shape
 from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate
 
 
-def trained(
+def train(
     data: Dataset,
     build: Callable[[Shape, int], nn.Module],
     optimizer: Callable[[Any], Optimizer],

@@ -102,7 +102,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
 
 def arms(data: Dataset, seed: int, options: Options) -> list[Row]:
     """Every arm with one seed: rows of ``kind`` ``arm``, see ``follow``."""
-    trained = training.trained(data, partial(models.build, options.model), ADAM, options.before, seed)
+    trained = training.train(data, partial(models.build, options.model), ADAM, options.before, seed)
     layers = list(ops.Anatomy(trained.model, trained.train.take(slice(0, 2))[0]))
     rows = []
     for removal, chain in (NOTHING, *ARMS):
@@ -141,7 +141,7 @@ def deep(data: Dataset, seed: int, options: Options) -> list[Row]:
 
     Nothing but the weights is at stake here, so there is no optimizer.
     """
-    trained = training.trained(data, partial(models.build, options.deep_model), ADAM, options.before, seed)
+    trained = training.train(data, partial(models.build, options.deep_model), ADAM, options.before, seed)
     shown = Shown(Batches(data.train.thinned(options.shown), trained.device), options.shown // 2)
     rows: list[Row] = [{"kind": "whole", "seed": seed, "accuracy": trained.history[-1]["validation_accuracy"]}]
     for keep, (removal, chain) in itertools.product(options.keeps, DEEP):

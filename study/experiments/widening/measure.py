@@ -1,7 +1,7 @@
 """What is measured of widened layers: a narrow network is widened in several ways and trained on.
 
 All arms of a seed go on from the same weights and optimizer state, on the same batches. ``TWIN`` has the learning
-rates that pairs of equal copies amount to (``rates``), ``CODE`` the faults of InterruptNet's code: biases and norm
+rates that pairs of equal copies amount to (``set_rates``), ``CODE`` the faults of InterruptNet's code: biases and norm
 scales in another order than the weights, and an optimizer that has forgotten its state. ``RESTART`` and ``LATER`` are
 the wide network from fresh weights, for all epochs or for the number that follows the operation.
 """
@@ -109,12 +109,12 @@ def arms(data: Dataset, name: str, before: int, after: int, seed: int) -> list[R
     The fields of ``look`` are lists: right after the operation and after each later epoch.
     """
     network, units, wide, optimizer = SETTINGS[name]
-    trained = training.trained(data, partial(network, units), optimizer, before, seed)
+    trained = training.train(data, partial(network, units), optimizer, before, seed)
     test, grow = Batches(data.test, trained.device), wide / units - 1
     records = {WHOLE: follow(training.fork(trained, data, before), test, after)}
     if grow == 1:
         twin = training.fork(trained, data, before)
-        rates(twin.model, twin.optimizer)
+        set_rates(twin.model, twin.optimizer)
         records[TWIN] = follow(twin, test, after)
     for arm, operation in OPERATIONS.items():
         trainer = training.fork(trained, data, before)
@@ -124,7 +124,7 @@ def arms(data: Dataset, name: str, before: int, after: int, seed: int) -> list[R
         if arm == CODE:
             forget(trainer.optimizer)
         records[arm] = follow(trainer, test, after, copies((equal if arm == CODE else plan).sources))
-    whole = follow(training.trained(data, partial(network, wide), optimizer, 0, seed), test, before + after)
+    whole = follow(training.train(data, partial(network, wide), optimizer, 0, seed), test, before + after)
     records |= {RESTART: whole[before:], LATER: whole[: after + 1]}
     about = {"kind": "arm", "setting": name, "seed": seed}
     return [
@@ -149,7 +149,7 @@ def hidden(trainer: Trainer) -> Any:
     return Anatomy(trainer.model, trainer.train.take(slice(0, 2))[0])["hidden"]
 
 
-def rates(model: nn.Module, optimizer: Optimizer) -> None:
+def set_rates(model: nn.Module, optimizer: Optimizer) -> None:
     """Gives a narrow network the learning rates that its double with equal copies amounts to.
 
     Both copies move their fan-out by the whole gradient, so their sum moves twice as far. Each fan-in gets half of the
@@ -175,7 +175,7 @@ def copies(sources: Sequence[int]) -> Pairs:
 
 def look(model: Any, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], pairs: Pairs) -> Row:
     """In evaluation mode: ``accuracy`` on the test images; on the training images ``loss`` and the number of ``dead``
-    hidden units, which are always 0; ``rank``, the effective rank of the fan-in, and ``distance``, see ``apart``.
+    hidden units, which are always 0; ``rank``, the effective rank of the fan-in; ``distance``, see ``copy_distance``.
     """
     with evaluating(model), torch.no_grad():
         at = [name for name, _ in model.named_children()].index("active") + 1
@@ -183,7 +183,7 @@ def look(model: Any, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], 
         return {
             "accuracy": float((model(test[0]).argmax(dim=1) == test[1]).double().mean()),
             "loss": float(nn.functional.cross_entropy(model[at:](active), train[1])),
-            "rank": effective_rank(torch.linalg.svdvals(rows)), "distance": apart(rows, pairs),
+            "rank": effective_rank(torch.linalg.svdvals(rows)), "distance": copy_distance(rows, pairs),
             "dead": int((active.movedim(1, -1).flatten(0, -2).amax(dim=0) <= 0).sum()),
         }  # fmt: skip
 
@@ -203,7 +203,7 @@ def effective_rank(singular: Tensor) -> float:
     return float(torch.special.entr(singular / singular.sum()).sum().exp())
 
 
-def apart(rows: Tensor, pairs: Pairs) -> float | None:
+def copy_distance(rows: Tensor, pairs: Pairs) -> float | None:
     """The distance between copies' fan-in over their mean length, in the mean over pairs; None without pairs."""
     if not pairs:
         return None
@@ -218,16 +218,16 @@ def regularized(data: Dataset, name: str, before: int, after: int, seed: int) ->
     ``at_once``: training loss in training mode over the batches of the coming epoch, before any step, after / before
     widening. ``thesis``: the thesis's loss factor, loss of the first batch after / of the last batch before, which are
     other images. ``later``: training loss over the coming epoch / that of the unwidened network. ``distance``: see
-    ``apart``, at the end.
+    ``copy_distance``, at the end.
     """
     network, optimizer = REGULARIZERS[name]
-    trained = training.trained(data, partial(network, UNITS), optimizer, before, seed)
-    rows, loss, unwidened = [], held(trained, data), math.nan
+    trained = training.train(data, partial(network, UNITS), optimizer, before, seed)
+    rows, loss, unwidened = [], loss_without_steps(trained, data), math.nan
     for arm in TRIED:
         trainer, pairs = training.fork(trained, data, before + after), copies(())
         if arm != WHOLE:
             pairs = copies(operate(hidden(trainer), OPERATIONS[arm](1.0, 0), trainer.optimizer).sources)
-        now = held(trainer, data)
+        now = loss_without_steps(trainer, data)
         torch.manual_seed(seed)
         trainer.fit()
         coming = trainer.history[before]
@@ -235,12 +235,12 @@ def regularized(data: Dataset, name: str, before: int, after: int, seed: int) ->
         rows.append({
             "kind": "regularized", "regularizer": name, "arm": arm, "seed": seed, "at_once": now / loss,
             "thesis": coming["first_loss"] / trained.history[-1]["last_loss"],
-            "later": coming["train_loss"] / unwidened, "distance": apart(fan_in(trainer.model), pairs),
+            "later": coming["train_loss"] / unwidened, "distance": copy_distance(fan_in(trainer.model), pairs),
         })  # fmt: skip
     return rows
 
 
-def held(trained: Trainer, data: Dataset) -> float:
+def loss_without_steps(trained: Trainer, data: Dataset) -> float:
     """Training loss in training mode over the batches of the coming epoch without a step, ``PASSES`` times."""
     still = training.fork(trained, data, trained.epoch + 1)
     still.optimizer = SGD(still.model.parameters(), lr=0.0)

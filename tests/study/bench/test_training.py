@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from network_surgery.study import data
-from network_surgery.study.bench.training import fork, trained
+from network_surgery.study.bench.training import fork, train
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
@@ -25,10 +25,10 @@ def digits():
 
 
 def test_going_on_from_a_trained_network_is_training_that_was_not_interrupted(digits):
-    first, whole, other = (trained(digits, dense, SGD, *each) for each in ((1, 0), (2, 0), (2, 1)))
+    first, whole, other = (train(digits, dense, SGD, *each) for each in ((1, 0), (2, 0), (2, 1)))
     later = fork(first, digits, 2)
     later.fit()
     assert first.epoch == 1 and later.epoch == whole.epoch == 2
     assert all(map(torch.equal, later.model.parameters(), whole.model.parameters()))
     assert not torch.equal(next(other.model.parameters()), next(whole.model.parameters()))
-    assert trained(digits, dense, SGD, 0, 0).history == []
+    assert train(digits, dense, SGD, 0, 0).history == []

@@ -60,7 +60,7 @@ def trained(digits):
 
 
 def prepared(digits, seed, epochs):
-    return training.trained(digits, partial(models.build, "small_cnn"), ADAM, epochs, seed)
+    return training.train(digits, partial(models.build, "small_cnn"), ADAM, epochs, seed)
 
 
 def cut(trained, digits, operation, chain=()):

@@ -122,7 +122,7 @@ def test_a_double_of_equal_copies_is_the_narrow_network_at_other_rates(digits, n
     optimizing = optimizer(model.parameters())
     fit(model, optimizing)
     wide, widened = copy.deepcopy((model, optimizing))
-    measure.rates(model, optimizing)
+    measure.set_rates(model, optimizing)
     measure.operate(measure.Anatomy(wide, inputs[:2].double())["hidden"], measure.WeakExpand(1.0, "equal"), widened)
     rounding = 1e-5 if optimizer is measure.ADAM else 1e-9  # Adam: its eps does not scale
     np.testing.assert_allclose(fit(model, optimizing), fit(wide, widened), rtol=rounding)
@@ -134,7 +134,7 @@ def test_a_restart_has_the_wide_shape_and_the_whole_or_the_later_epochs(rows, di
     whole, later = (arm(rows, each, name, "loss")[0] for each in (RESTART, LATER))
     test = Batches(digits.test, torch.device("cpu"))
     for epochs, loss in ((0, later[0]), (2, whole[0]), (3, later[-1]), (5, whole[-1])):
-        trainer = training.trained(digits, partial(network, wide), optimizer, epochs, 0)
+        trainer = training.train(digits, partial(network, wide), optimizer, epochs, 0)
         assert trainer.model.hidden.weight.shape == (9, 64)
         assert measure.follow(trainer, test, 0)[0]["loss"] == loss
 
@@ -150,8 +150,8 @@ def test_effective_rank_and_distance():
     assert math.isclose(measure.effective_rank(torch.tensor([3.0, 3.0, 3.0, 0.0])), 3, rel_tol=1e-6)
     assert math.isclose(measure.effective_rank(torch.tensor([5.0, 0.0])), 1, rel_tol=1e-6)
     units = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    assert measure.apart(units, measure.copies((0, 1, 0))) == 0 and measure.apart(units, ()) is None
-    assert math.isclose(measure.apart(units, [(0, 1)]), math.sqrt(2), rel_tol=1e-6)
+    assert measure.copy_distance(units, measure.copies((0, 1, 0))) == 0 and measure.copy_distance(units, ()) is None
+    assert math.isclose(measure.copy_distance(units, [(0, 1)]), math.sqrt(2), rel_tol=1e-6)
 
 
 def test_regularization_is_disturbed_where_it_must_be(rows):
