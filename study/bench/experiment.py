@@ -25,9 +25,11 @@ EXPERIMENTS = {
     "isolation": "network_surgery.study.experiments.isolation",
     "optimizer_state": "network_surgery.study.experiments.optimizer_state",
     "redundancy": "network_surgery.study.experiments.redundancy",
+    "repairs": "network_surgery.study.experiments.repairs",
     "timing": "network_surgery.study.experiments.timing",
     "units": "network_surgery.study.experiments.units",
     "weights": "network_surgery.study.experiments.weights",
+    "widening": "network_surgery.study.experiments.widening",
 }
 
 

@@ -39,10 +39,16 @@ class Panels:
         row, column = place
         return self.axes[self.rows.index(row), self.columns.index(column)]  # type: ignore[no-any-return]
 
-    def curve(self, row: str, column: str, at: Sequence[float], values: Values, label: str, look: Look) -> None:
-        """The mean over seeds of ``values [seeds, moments]``."""
+    def curve(
+        self, row: str, column: str, at: Sequence[float], values: Values, label: str, look: Look, band: bool = False
+    ) -> None:
+        """The mean over seeds of ``values [seeds, moments]``; with ``band`` its 95 % intervals, shaded."""
         middle = values.mean(axis=0)
         self[row, column].plot(at, middle, label=label, **look)
+        if band:
+            half = half_interval(values)
+            shade = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+            self[row, column].fill_between(at, middle - half, middle + half, **shade)
         self._say(row, column, f"{label} {middle[0]:.3g} to {middle[-1]:.3g}")
 
     def intervals(self, row: str, column: str, places: Any, values: Sequence[Values], label: str, look: Look) -> None:

@@ -6,10 +6,35 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.study.bench.rows import Row
 from network_surgery.study.data import Dataset
+from network_surgery.study.models import Shape
 from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate
+
+
+def train(
+    data: Dataset,
+    build: Callable[[Shape, int], nn.Module],
+    optimizer: Callable[[Any], Optimizer],
+    epochs: int,
+    seed: int,
+) -> Trainer:
+    """A fresh network after this number of epochs on CPU, in batches of 32.
+
+    ``build`` receives the images' shape and number of classes, ``optimizer`` the parameters. The seed sets initial
+    weights, what else is random in training, and the order of the batches.
+    """
+    torch.manual_seed(seed)
+    model, device = build(data.shape, len(data.classes)), torch.device("cpu")
+    optimizing = optimizer(model.parameters())
+    trainer = Trainer(model, optimizing, data, epochs=epochs, batch_size=32, seed=seed, device=device)
+    trainer.fit()
+    return trainer
 
 
 def fork(trained: Trainer, data: Dataset, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:

@@ -1,17 +1,11 @@
-"""What is a repair worth, for every operation that removes units? Right after the operation, and after training on.
+"""What is a repair worth, right after an operation and later? Evci 2018 (bias), Rolet 2022 (least squares)."""
 
-Bias propagation is Evci's (2018, *Detecting dead weights and units*, chapter 3), least squares are the second half of
-PCNS (Rolet 2022, draft); BatchNorm's statistics belong to a network that is no more, and can be estimated anew. What
-each does is in ``ops.surgery.repair``.
+from __future__ import annotations
 
-``arms``
-    One trained network, halved in every layer at once by each removal with each chain of repairs, and trained on.
-``at_once``
-    A deep network, cut in every layer: accuracy right after, without further training.
-``parallel``
-    Both, for several seeds at once.
-``figure``, ``report``
-    The figure, the tests, the tables and the verdicts.
+from pathlib import Path
 
-    python -m network_surgery.study.experiments.repairs --data cifar10 --seeds 5 --out study/docs
-"""
+from network_surgery.study.bench.experiment import Experiment
+from network_surgery.study.experiments.repairs import measure, page
+
+QUESTION = "What is a repair worth?"
+EXPERIMENT = Experiment("repairs", Path(__file__).parent, QUESTION, measure.Options(), measure.measure, page.parts)

@@ -98,3 +98,7 @@ def test_tables_and_summaries_say_the_same():
     assert to_summary(claims).splitlines() == [
         "- **holds**: twice.", "- **holds in 1 of 2**: more.", "- **does not hold**: less."
     ]  # fmt: skip
+
+
+def test_rounding_errors_are_written_as_zero():
+    assert to_table([Claim("", "", np.array([-1e-16, 0.0]), 0, 1e-9, True, "points")]).count("| +0* points |") == 1

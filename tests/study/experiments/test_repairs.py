@@ -3,70 +3,92 @@
 from __future__ import annotations
 
 import copy
-import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from network_surgery.ops import MeanReplace, Moment, Schedule, Step
-from network_surgery.study import data
-from network_surgery.study.config import Settings
-from network_surgery.study.experiments.repairs import __main__ as command
-from network_surgery.study.experiments.repairs import arms, at_once, parallel
-from network_surgery.study.experiments.repairs import report as written
-from network_surgery.study.experiments.repairs.arms import ARMS, CHAINS, NOTHING, REMOVALS, Setting
+from network_surgery.study import models
+from network_surgery.study.bench import page as bench
+from network_surgery.study.bench import training
+from network_surgery.study.bench.claims import judge
+from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.repairs import EXPERIMENT, measure, page
+from network_surgery.study.experiments.repairs.measure import (
+    ADAM,
+    ARMS,
+    BOTH,
+    CHAINS,
+    DEEP,
+    NONE,
+    NOTHING,
+    REMOVALS,
+    Options,
+)
 from network_surgery.study.training.trainer import Batches, Shown, Trainer, evaluate
 
 pytestmark = pytest.mark.slow
 
-SMALL = Setting(Settings(model="small_cnn", epochs=4, batch_size=32, signal_images=128), before=1, keep=0.5)
-DEEP = at_once.Deep(Settings(model="small_cnn", epochs=1, batch_size=32), keeps=(0.5,), images=128)
+SMALL = Options(
+    data="digits", train_images=400, seeds=2, few=(256, 100, 100), before=1, after=2, deep_model="small_cnn",
+    keeps=(0.5,), shown=128,
+)  # fmt: skip
 LAYERS = ("conv1", "conv2", "fc1")
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return arms.thinned(data.load("digits", 0.2), 320, 160, 100)
+def tasks():
+    return measure.measure(SMALL)
+
+
+@pytest.fixture(scope="module")
+def rows(tasks):
+    return Rows(row for _, task in tasks[1] for row in task())
+
+
+@pytest.fixture(scope="module")
+def digits(tasks):
+    return dict(tasks[1])["arms-0"].args[0]
 
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    return arms.prefix(digits, 0, SMALL)
+    return prepared(digits, 0, SMALL.before)
 
 
-@pytest.fixture(scope="module")
-def found(digits):
-    return parallel.joined([arms.measure(digits, seed, SMALL) for seed in range(2)])
-
-
-@pytest.fixture(scope="module")
-def right(digits):
-    parts = [at_once.measure(digits, seed, DEEP) for seed in range(2)]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+def prepared(digits, seed, epochs):
+    return training.train(digits, partial(models.build, "small_cnn"), ADAM, epochs, seed)
 
 
 def cut(trained, digits, operation, chain=()):
     schedule = Schedule(tuple(Step(Moment(SMALL.before), layer, operation, chain) for layer in LAYERS))
-    record = arms.follow(trained, digits, schedule, SMALL)
-    return {name: value for name, value in record.items() if name != "share"}
+    record = measure.follow(trained, digits, schedule, SMALL)
+    return {name: value for name, value in record.items() if name != "seconds"}
 
 
-def test_every_arm_is_there_once(found):
-    assert list(found) == [NOTHING, *ARMS] and len(set(ARMS)) == len(ARMS) == 3 * len(CHAINS) + 4 + 2
-    assert {removal for removal, _ in ARMS} == set(REMOVALS)
-    for values in found.values():
-        assert values["accuracy"].shape == (2, 4) and values["test"].shape == (2,)
-        assert all(not np.isnan(each).any() for each in values.values())
-        assert ((values["recovered"] >= 0) & ((values["recovered"] <= 3) | np.isinf(values["recovered"]))).all()
+def test_every_arm_is_there_once_with_every_seed(tasks, rows):
+    facts, each = tasks
+    assert [name for name, _ in each] == ["arms-0", "arms-1", "deep-0", "deep-1"]
+    assert (facts["arms"]["train"], facts["deep"]["train"]) == (256, 320)
+    assert len(set(ARMS)) == len(ARMS) == 3 * len(CHAINS) + 4 + 2 and {removal for removal, _ in ARMS} == set(REMOVALS)
+    for removal, chain in (NOTHING, *ARMS):
+        arms = rows.where(kind="arm", removal=removal, chain=chain)
+        assert [row["seed"] for row in arms] == [0, 1]
+        assert all(len(row["accuracy"]) == 3 and row["recovered"] in (None, 0, 1, 2) for row in arms)
+    deep = [(row["keep"], row["removal"], row["chain"]) for row in rows.where(kind="deep", seed=1)]
+    assert deep == [(0.5, *arm) for arm in DEEP] and ("PCNS", BOTH) not in DEEP
+    assert all(0 <= row["accuracy"] <= 1 for row in rows.where(kind="deep")) and len(rows.where(kind="whole")) == 2
 
 
-def test_nothing_is_training_that_was_not_interrupted(digits, found):
-    whole = arms.prefix(digits, 1, Setting(SMALL.settings, SMALL.settings.epochs, 1.0))
-    accuracies = [record["validation_accuracy"] for record in whole.history]
-    np.testing.assert_array_equal(found[NOTHING]["accuracy"][1], accuracies[SMALL.before - 1 :])
-    assert found[NOTHING]["test"][1] == evaluate(whole.model, Batches(digits.test, arms.CPU))[1]
-    assert (found[NOTHING]["spike"] == 1).all() and (found[NOTHING]["share"] == 0).all()
+def test_nothing_is_training_that_was_not_interrupted(digits, rows):
+    whole = prepared(digits, 1, SMALL.before + SMALL.after)
+    (row,) = rows.where(kind="arm", removal=NOTHING[0], seed=1)
+    assert row["accuracy"] == [record["validation_accuracy"] for record in whole.history]
+    assert row["test"] == evaluate(whole.model, Batches(digits.test, whole.device))[1]
+    assert (row["spike"], row["seconds"], row["recovered"]) == (1, 0, 0)
 
 
 def test_an_arm_leaves_what_it_started_from_as_it_was(digits, trained):
@@ -87,24 +109,26 @@ def test_what_is_left_out_repeats_what_is_there(digits, trained):
     assert cut(trained, digits, variance) == cut(trained, digits, variance, ("bias",))
 
 
-@pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
-def test_the_theatre_cuts_as_the_deep_network_is_cut(digits, trained, chain):
-    operation = REMOVALS["random"](0.5, 0)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_the_theatre_cuts_as_the_deep_network_is_cut(digits, trained, rows, chain):
     model = copy.deepcopy(trained.model)
-    at_once.cut(model, operation, chain, Shown(Batches(digits.train, arms.CPU), SMALL.settings.signal_images))
+    shown = Shown(Batches(digits.train, trained.device), SMALL.shown)
+    measure.cut(model, REMOVALS["random"](0.5, 0), CHAINS[chain], shown)
     assert [getattr(model, name).weight.shape[0] for name in LAYERS] == [16, 32, 48]
-    record = cut(trained, digits, operation, chain)
+    (row,) = rows.where(kind="arm", removal="random", chain=chain, seed=0)
     loss, accuracy = evaluate(model, trained.validation)
-    assert record["accuracy"][0] == accuracy
-    assert record["spike"] == pytest.approx(loss / trained.history[-1]["validation_loss"])
+    assert row["accuracy"][0] == accuracy
+    assert row["spike"] == pytest.approx(loss / trained.history[-1]["validation_loss"])
 
 
-def test_repairs_soften_the_spike_and_take_time(found):
-    for removal in ("min weight", "random", "EigenRemove"):
-        spike = {chain: np.log(found[removal, chain]["spike"]).mean() for chain in CHAINS}
-        assert spike["least squares + batchnorm"] < spike["none"]
-        for chain in set(CHAINS) - {"none"}:
-            assert (found[removal, chain]["share"] > found[removal, "none"]["share"]).all()
+def test_repairs_soften_the_spike_and_take_time(rows):
+    for removal in page.MEANT:
+        spike, seconds = (
+            {chain: rows.grid(name, kind="arm", removal=removal, chain=chain)[:, 0] for chain in CHAINS}
+            for name in ("spike", "seconds")
+        )
+        assert np.log(spike[BOTH]).mean() < np.log(spike[NONE]).mean()
+        assert all((seconds[chain] > seconds[NONE]).all() for chain in set(CHAINS) - {NONE})
 
 
 @pytest.mark.parametrize(("chain", "same"), [(("batchnorm",), True), (("bias",), False)])
@@ -112,81 +136,92 @@ def test_new_statistics_alone_leave_training_as_it_would_have_been(digits, train
     weights = []
     for repairs in ((), chain):
         model = copy.deepcopy(trained.model)
-        shown = Shown(Batches(digits.train, arms.CPU), 128)
-        at_once.cut(model, REMOVALS["EigenRemove"](0.5, 0), repairs, shown)
+        measure.cut(
+            model, REMOVALS["EigenRemove"](0.5, 0), repairs, Shown(Batches(digits.train, trained.device), SMALL.shown)
+        )
         norm = model.norm2.running_var.clone()
         optimizer = torch.optim.Adam(model.parameters())
-        Trainer(model, optimizer, digits, epochs=1, batch_size=32, seed=0, device=arms.CPU).fit()
+        Trainer(model, optimizer, digits, epochs=1, batch_size=32, seed=0, device=trained.device).fit()
         weights.append((norm, list(model.parameters())))
     assert torch.equal(weights[0][0], weights[1][0]) != ("batchnorm" in chain)
     assert all(map(torch.equal, weights[0][1], weights[1][1])) == same
 
 
-def test_equal_seeds_give_equal_numbers_and_other_seeds_others(digits, found):
-    for arm, record in itertools.islice(arms.arms(digits, 1, SMALL), 4):
-        for name in set(record) - {"share"}:
-            np.testing.assert_array_equal(record[name], found[arm][name][1])
-    assert not np.array_equal(found[NOTHING]["accuracy"][0], found[NOTHING]["accuracy"][1])
-
-
-def test_the_deep_network_is_cut_in_every_arm(right):
-    assert list(right) == [at_once.WHOLE, *((0.5, *arm) for arm in at_once.ARMS)]
-    assert all(values.shape == (2,) and (values >= 0).all() and (values <= 1).all() for values in right.values())
-    assert not {("PCNS", "least squares + batchnorm")} & set(at_once.ARMS)
-
-
-def made_up(gain):
-    """Ten seeds in which least squares with BatchNorm are worth ``gain`` right after, and nothing later."""
-    noise = np.random.default_rng(0).normal(0, 0.002, (10, 4))
-    found = {}
-    for seed, arm in enumerate((NOTHING, *ARMS), 1):
-        accuracy = 0.5 + noise + np.random.default_rng(seed).normal(0, 0.002, (10, 4))
-        accuracy[:, 0] += gain if arm[1] == "least squares + batchnorm" else 0
-        some = np.ones(10)
-        found[arm] = {"accuracy": accuracy, "test": accuracy[:, -1], "spike": some, "share": some, "recovered": some}
-    return found
-
-
-@pytest.mark.parametrize(("gain", "word"), [(0.2, "**higher**"), (-0.2, "**lower**"), (0.0, "undecided")])
-def test_verdicts_say_which_way_a_difference_goes(gain, word):
-    found = made_up(gain)
-    worth, _ = written.tests(found)
-    (line,) = (
-        line
-        for line in written.verdicts(found, worth)
-        if line.startswith("- `least squares + batchnorm` against `none`")
+def test_equal_seeds_give_equal_numbers_and_other_seeds_others(digits, rows):
+    steps = tuple(
+        Step(Moment(SMALL.before), layer, REMOVALS["random"](SMALL.keep, 1), CHAINS["bias"]) for layer in LAYERS
     )
-    told = line.split(": ", 1)[1].split("; ")
-    assert told[0].startswith(f"{word} right after") and told[-1].startswith("undecided on the test images")
+    again = measure.follow(prepared(digits, 1, SMALL.before), digits, Schedule(steps), SMALL)
+    other, one = rows.where(kind="arm", removal="random", chain="bias")
+    assert {name: one[name] for name in again if name != "seconds"} == {
+        name: value for name, value in again.items() if name != "seconds"
+    }
+    assert one["accuracy"] != other["accuracy"]
 
 
-def test_an_interval_without_zero_is_not_enough():
-    assert written._way(written.Difference(0.01, [0.005, 0.02], 0.3, alone=0.01)) == "higher (alone)"
-    assert written._way(written.Difference(-0.01, [-0.02, 0.001], 0.3)) == "undecided"
-    assert written._way(written.Difference(0.0, None, None)) == "the same"
+def made_up(gain, seeds=8):
+    """Rows in which least squares with BatchNorm are worth ``gain`` right after, and cut networks end lower by it."""
+    rows, noise = [], np.random.default_rng(0)
+    for seed in range(seeds):
+        shared = 0.5 + noise.normal(0, 0.01)
+        rows.append({"kind": "whole", "seed": seed, "accuracy": shared})
+        for removal, chain in (NOTHING, *ARMS):
+            accuracy = shared + noise.normal(0, 0.002, 4)
+            accuracy[0] += gain * (chain == BOTH)
+            rows.append({
+                "kind": "arm", "removal": removal, "chain": chain, "seed": seed, "accuracy": accuracy.tolist(),
+                "test": accuracy[-1] - gain * (chain != NOTHING[1]), "spike": 1.5, "seconds": 0.1,
+                "recovered": None if gain > 0 else 1,
+            })  # fmt: skip
+        for removal, chain in DEEP:
+            accuracy = shared + gain * (chain != NONE) + noise.normal(0, 0.002)
+            about = {"kind": "deep", "removal": removal, "chain": chain, "seed": seed}
+            rows.append(about | {"keep": 0.75, "accuracy": accuracy})
+    facts = {name: {"train": 10, "validation": 10, "test": 10} for name in ("arms", "deep")}
+    about = {
+        "experiment": "repairs", "options": SMALL.public(), "facts": facts, "command": "made up",
+        "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none"),
+    }  # fmt: skip
+    return Measured(about, Rows(rows))
 
 
-def test_one_family_each(found, right):
-    for tests in (*written.tests(found), written.tests_at_once(right)):
-        tested = [test for test in tests.values() if test.interval is not None]
-        assert tested and all(test.alone <= test.p <= 1 for test in tested)
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (0.2, ("holds in 1 of 5", "holds", "holds")),
+        (-0.2, ("does not hold: the opposite in 1 of 5", "does not hold: the opposite in 5 of 5",
+                "does not hold: the opposite in 3 of 3")),
+        (0.0, ("undecided",) * 3),
+    ],
+)  # fmt: skip
+def test_claims_hold_where_the_numbers_say_so(gain, words):
+    parts = page.parts(made_up(gain)).values()
+    verdicts = {each.claim.text: each.word for part in parts if isinstance(part, list) for each in judge(part)}
+    assert words == (
+        verdicts[f"{BOTH} is better than no repair (mean of 3 removals)"],
+        verdicts["with no repair the cut network ends below the one left alone"],
+        verdicts["deep network: batchnorm is better than no repair"],
+    )
 
 
-def test_a_report_and_a_figure_are_written(digits, found, right, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(command, "measure", lambda few, many, *how: seen.append((few, many)) or (found, right))
-    command.main("digits", "handwriting", 2, 1, tmp_path / "docs")
-    ((few, many),) = seen
-    assert (len(few.train), len(few.validation), len(few.test)) <= command.FEW and len(many.train) >= len(few.train)
-    text = (tmp_path / "docs" / "repairs.md").read_text(encoding="utf-8")
-    assert "images of\nhandwriting" in text and "(repairs.png)" in text and "--data digits --seeds 2" in text
-    assert text.count("| 2 |\n") == 2 * len(found) + 3 and "nan" not in text
-    picture = (tmp_path / "docs" / "repairs.png").read_bytes()
-    assert picture.startswith(b"\x89PNG") and len(picture) < 350_000
+def test_the_page_follows_its_rows(rows, tasks, tmp_path):
+    texts = []
+    small = made_up(0.0)
+    measured = Measured(small.about | {"facts": tasks[0]}, rows)
+    for name, each in (("up", made_up(0.2)), ("down", made_up(-0.2)), ("measured", measured)):
+        text = bench.write(EXPERIMENT.folder / "page.md", page.parts(each), each, tmp_path / name).read_text("utf-8")
+        assert "nan" not in text and "$" not in text and each.rows.digest in text and "(accuracy.png)" in text
+        picture = (tmp_path / name / "accuracy.png").read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) < 350_000
+        texts.append(text)
+    up, down, _ = ([line for line in text.splitlines() if "| **" in line] for text in texts)
+    assert sum("holds" in line for line in up) > 3
+    assert not any("**holds**" in one and "**holds**" in other for one, other in zip(up, down, strict=True))
+    assert "| later |" in texts[0] and "| later |" not in texts[1] and texts[2].count("| 2 |\n") == 1 + len(ARMS)
 
 
-def test_data_that_are_not_there_are_told_in_one_sentence(tmp_path):
-    from typer import BadParameter
-
-    with pytest.raises(BadParameter, match="there is no folder"):
-        command.main(f"folder:{tmp_path}", None, 2, 1, tmp_path)
+def test_what_cannot_be_measured_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(StudyError, match="'vgg16_quarter' failed on images of 1 × 8 × 8: it needs images of at least"):
+        measure.measure(Options(data="digits"))
+    with pytest.raises(StudyError, match="there is no folder"):
+        measure.measure(Options(data=f"folder:{tmp_path}"))
