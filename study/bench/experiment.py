@@ -20,6 +20,8 @@ from network_surgery.study.errors import StudyError
 
 #: Every experiment, by its name: the module whose ``EXPERIMENT`` it is.
 EXPERIMENTS = {
+    "pcns": "network_surgery.study.experiments.pcns",
+    "pcns_claims": "network_surgery.study.experiments.pcns_claims",
     "units": "network_surgery.study.experiments.units",
     "weights": "network_surgery.study.experiments.weights",
 }

@@ -1,0 +1,214 @@
+"""What the draft on PCNS assumes and expects (Rolet 2022, sections 3 to 5), asked of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from network_surgery.study.bench.claims import Claim
+from network_surgery.study.bench.page import Part
+from network_surgery.study.bench.rows import Measured, Row, Rows, Values
+from network_surgery.study.bench.tables import deviation, table
+from network_surgery.study.experiments.pcns import figures
+from network_surgery.study.experiments.pcns.figures import accuracies
+from network_surgery.study.experiments.pcns.measure import ORDERS, PIVOTED, UNINTERRUPTED
+
+#: A prediction may be off, and an error larger on new samples, by a quarter.
+QUARTER = 0.25
+#: Between these a change of the loss is small; below it is lost in noise.
+SMALL = (1e-3, 0.1)
+
+
+def parts(measured: Measured) -> dict[str, Part]:
+    """What ``page.md`` names."""
+    rows = measured.rows
+    return {
+        "trained_on": trained_on(measured),
+        "shrunk": figures.shrunk(rows),
+        "thresholds": thresholds(rows),
+        "arm_claims": arm_claims(rows),
+        "arms": arms(rows),
+        "batch_claims": batch_claims(rows),
+        "order_claims": order_claims(rows),
+        "orders": orders(rows),
+        "samples": figures.samples(rows),
+        "sample_claims": sample_claims(rows),
+        "shown": shown(rows),
+        "predictions": figures.predictions(rows),
+        "prediction_claims": prediction_claims(rows),
+        "correlations": figures.correlations(rows),
+    }
+
+
+def trained_on(measured: Measured) -> str:
+    """The images and the epochs, in words."""
+    facts, options = measured.facts, measured.about["options"]
+    epochs = "; ".join(f"{name}: {each}" for name, each in zip(options["networks"], options["before"], strict=True))
+    return (
+        f"**Trained on** {facts['train']:,} images of {options['label']}, tested on {facts['test']:,} others. Epochs "
+        f"before the operation: {epochs}; after it: {options['after']}. {options['seeds']} seeds set initial weights, "
+        "batches and random choices."
+    )
+
+
+def name(place: Row) -> str:
+    """The condition of a claim: network and threshold, or network and layer."""
+    return ", ".join(map(str, place.values()))
+
+
+def medians(rows: Sequence[Row], ratio: Callable[[Row], float]) -> Values:
+    """``[seeds]``: of the rows of each seed that has any."""
+    seeds = sorted({row["seed"] for row in rows})
+    return np.array([np.median([ratio(row) for row in rows if row["seed"] == seed]) for seed in seeds])
+
+
+def thresholds(rows: Rows) -> str:
+    """What PCNS (pivoted) keeps at each threshold, its accuracy layer by layer, and what it takes."""
+    lines = []
+    for place in rows.groups("network", "threshold", kind="arm", arm=PIVOTED):
+        whole = {"kind": "arm", "arm": UNINTERRUPTED, "network": place["network"]}
+        ours = {"arm": PIVOTED} | place
+        units, after = (
+            [rows.grid(field, kind="layer", layer=layer, **ours).mean()
+             for layer in rows.distinct("layer", kind="layer", **ours)] for field in ("units", "accuracy")
+        )  # fmt: skip
+        (size, epoch), (left, seconds, later) = (
+            [rows.grid(field, **which).mean() for field in fields]
+            for which, fields in (
+                (whole, ("parameters", "epoch_seconds")),
+                ({"kind": "arm"} | ours, ("parameters", "seconds", "epoch_seconds")),
+            )
+        )
+        before = accuracies(rows, arm=UNINTERRUPTED, network=place["network"])[:, 0].mean()
+        lines.append([
+            *place.values(), " – ".join(f"{each:.0f}" for each in units[::-1]),
+            " → ".join(f"{100 * each:.2f}" for each in (before, *after)), f"{left / size:.0%}",
+            f"{seconds / epoch:.1%}", f"{later / epoch:.2f}",
+        ])  # fmt: skip
+    words = ("network", "dropped variance", "units", "accuracy before and after each layer, %")
+    return table([*words, "parameters", "operation / epoch", "epoch after / before"], lines, words=4)
+
+
+def arm_claims(rows: Rows) -> list[Claim]:
+    """PCNS with the pivoted basis against every other arm, right after and at the end: accuracy on test images."""
+    seeds = len(rows.distinct("seed"))
+
+    def ahead(arm: str, at: int) -> dict[str, Values]:
+        gaps = {}
+        for place in rows.groups("network", "threshold", kind="arm", arm=PIVOTED):
+            other = place | {"arm": arm} | ({"threshold": 0.0} if arm == UNINTERRUPTED else {})
+            if len(rows.where(kind="arm", **other)) == seeds:  # not refused
+                gaps[name(place)] = (accuracies(rows, arm=PIVOTED, **place) - accuracies(rows, **other))[:, at]
+        return gaps
+
+    others = [arm for arm in rows.distinct("arm", kind="arm") if arm not in (PIVOTED, UNINTERRUPTED)]
+    better = [
+        Claim(f"PCNS (pivoted) is better than {arm} to the same sizes, {when}", "", ahead(arm, at), unit="points")
+        for at, when in ((0, "right after"), (-1, "at the end"))
+        for arm in others
+    ]
+    alone = "the shrunk network ends better than the one that was left alone"
+    return [*better, Claim(alone, "", ahead(UNINTERRUPTED, -1), unit="points")]
+
+
+def arms(rows: Rows) -> str:
+    """The accuracy of every arm right after the operation and after some epochs."""
+    last = len(rows.where(kind="arm")[0]["accuracies"]) - 1
+    epochs = sorted({min(epoch, last) for epoch in (0, 1, 2, last)})
+    lines = []
+    for place in rows.groups("network", "threshold", "arm", kind="arm"):
+        each = accuracies(rows, **place)
+        lines.append([*place.values(), *(deviation(each[:, epoch], 2, 100) for epoch in epochs)])
+    titles = [f"{epoch} epoch{'s' * (epoch > 1)}" if epoch else "right after" for epoch in epochs]
+    return table(["network", "dropped variance", "arm", *titles], lines, words=3)
+
+
+def batch_claims(rows: Rows) -> list[Claim]:
+    """Whether the fit is as good on samples that it has not seen: median of the thresholds at which both are known."""
+    ratios = {
+        name(place): np.log(medians(
+            [row for row in rows.where(kind="layer", arm=PIVOTED, **place) if row["held_out"] and row["error"]],
+            lambda row: row["held_out"] / row["error"],
+        ))
+        for place in rows.groups("network", "layer", kind="layer", arm=PIVOTED)
+    }  # fmt: skip
+    text = "the error on samples that the fit has not seen is at most a quarter larger than on the batch"
+    return [Claim(text, "2a", ratios, -1, np.log1p(QUARTER), unit="factor")]
+
+
+def order_claims(rows: Rows) -> list[Claim]:
+    """Whether the order of the layers makes a difference of a point right after, with the pivoted basis."""
+
+    def gaps(order: str) -> dict[str, Values]:
+        places = rows.groups("network", "threshold", kind="order", basis="pivoted")
+        one, first = (
+            [rows.grid("accuracy", kind="order", basis="pivoted", order=each, **place)[:, 0] for place in places]
+            for each in (order, ORDERS[0])
+        )
+        return {name(place): ours - others for place, ours, others in zip(places, one, first, strict=True)}
+
+    return [
+        Claim(f"{order} is within a point of {ORDERS[0]}", "asked in 5.2.5", gaps(order), 0, 0.01, unit="points")
+        for order in ORDERS[1:]
+    ]
+
+
+def orders(rows: Rows) -> str:
+    """Accuracy right after and the units kept, by order."""
+
+    def cell(order: str, **place: Row) -> str:
+        each = rows.where(kind="order", order=order, **place)
+        if any(row.get("refused") for row in each):
+            return "refused"
+        return f"{100 * np.mean([row['accuracy'] for row in each]):.2f} ({np.mean([row['units'] for row in each]):.0f})"
+
+    places = rows.groups("network", "basis", "threshold", kind="order")
+    lines = [[*place.values(), *(cell(order, **place) for order in ORDERS)] for place in places]
+    return table(["network", "basis", "dropped variance", *ORDERS], lines, words=3)
+
+
+def sample_claims(rows: Rows) -> list[Claim]:
+    """Whether the samples that the draft asks for are enough."""
+
+    def ratios(ratio: float) -> dict[str, Values]:
+        places = rows.groups("network", "layer", kind="sample", ratio=ratio)
+        return {
+            name(place): np.log(medians(
+                rows.where(kind="sample", ratio=ratio, **place), lambda row: row["unseen"] / row["seen"]
+            ))
+            for place in places
+        }  # fmt: skip
+
+    text = "with {:g} samples for each unit the error on new images is at most a fifth larger than on the sample"
+    return [
+        Claim(text.format(ratio), "3.2", ratios(ratio), -1, np.log(1.2), unit="factor") for ratio in (1.25, 5.0, 10.0)
+    ]
+
+
+def shown(rows: Rows) -> str:
+    """Accuracy right after by the number of images shown at once, where the draft's own form can be had."""
+    counts = sorted(rows.distinct("images", kind="shown"))
+    lines = [
+        [*place.values(),
+         *(deviation(rows.grid("accuracy", kind="shown", images=count, **place)[:, 0], 2, 100) for count in counts)]
+        for place in rows.groups("network", "basis", kind="shown")
+    ]  # fmt: skip
+    return table(["network", "basis", *(f"{count:,}" for count in counts)], lines, words=2)
+
+
+def prediction_claims(rows: Rows) -> list[Claim]:
+    """Whether the change of the loss is as predicted: predicted / measured − 1, the median of a network's operations."""
+
+    def off(low: float, high: float) -> dict[str, Values]:
+        return {
+            network: medians(
+                [row for row in rows.where(kind="prediction", network=network) if low < row["actual"] <= high],
+                lambda row: row["predicted"] / row["actual"] - 1,
+            )
+            for network in rows.distinct("network")
+        }
+
+    small = f"where the loss rises by {SMALL[0]:g} to {SMALL[1]:g}, the prediction is at most a quarter off"
+    large = "where it rises by more, the prediction falls short by more than a quarter"
+    return [Claim(small, "", off(*SMALL), 0, QUARTER), Claim(large, "", off(SMALL[1], np.inf), -1, -QUARTER)]
