@@ -7,32 +7,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from network_surgery.study.bench.panels import Panels
+from network_surgery.study.bench.panels import Panels, looks
 from network_surgery.study.bench.rows import Rows, Values
-from network_surgery.study.evidence.drawing import (
-    BLACK,
-    COLOURS,
-    GREY,
-    MARKERS,
-    Drawing,
-    Look,
-    accuracy_scale,
-    log_scale,
-)
-from network_surgery.study.experiments.pcns.measure import (
-    EIGEN,
-    KEEP,
-    OTHERS,
-    PIVOTED,
-    REMOVALS,
-    UNINTERRUPTED,
-    expected,
-)
+from network_surgery.study.evidence.drawing import BLACK, Drawing, accuracy_scale, log_scale
+from network_surgery.study.experiments.pcns import measure
+from network_surgery.study.experiments.pcns.measure import EIGEN, OTHERS, PIVOTED, REMOVALS, UNINTERRUPTED
 
-LOOKS: dict[str, Look] = {UNINTERRUPTED: {"color": BLACK, "linestyle": ":", "marker": ""}} | {
-    arm: {"color": colour, "marker": marker, "linestyle": "--" if "least" in arm else "-", "markersize": 4}
-    for arm, colour, marker in zip((PIVOTED, EIGEN, *OTHERS), (*COLOURS, GREY), MARKERS, strict=False)
-}
+LOOKS = looks((PIVOTED, EIGEN, *OTHERS), [arm for arm in OTHERS if arm not in REMOVALS], grey=["random"])
+LOOKS[UNINTERRUPTED] = {"color": BLACK, "linestyle": ":"}
 #: A smaller change of the loss is drawn at the edge.
 LEAST = 1e-4
 
@@ -67,17 +49,17 @@ def samples(rows: Rows) -> Drawing:
     errors, components = "error on new images / on the sample", "components needed / with the largest sample"
     panels = Panels([""], [errors, components], (9.5, 4.4))
     every = sorted(rows.distinct("ratio", kind="sample"))
-    for at, place in enumerate(rows.groups("network", "layer", kind="sample")):
-        which, label = {"kind": "sample"} | place, ", ".join(place.values())
+    places = {", ".join(place.values()): place for place in rows.groups("network", "layer", kind="sample")}
+    for label, look in looks(places).items():
+        which = {"kind": "sample"} | places[label]
         ratios = rows.distinct("ratio", **which)
-        look: Look = {"color": COLOURS[at % len(COLOURS)], "marker": MARKERS[at % len(MARKERS)], "markersize": 4}
         seen, unseen, needed = (
             np.concatenate([rows.grid(field, ratio=ratio, **which) for ratio in ratios], axis=1)
             for field in ("seen", "unseen", "components")
         )
         panels.curve("", errors, ratios, unseen / seen, label, look)
         panels.curve("", components, ratios, needed / needed[:, -1:], label, look)
-    limit = [expected(1000 * ratio, 1000 * KEEP) for ratio in every]  # that of many units
+    limit = [measure.expected(1000 * ratio, 1000 * measure.KEEP) for ratio in every]  # that of many units
     panels["", errors].plot(every, limit, linestyle=":", color=BLACK, label="normal distribution")
     for axes in panels.axes.flat:
         log_scale(axes.xaxis, every, lambda value: f"{value:g}")
@@ -91,10 +73,10 @@ def predictions(rows: Rows) -> Drawing:
     every = [max(row[field], LEAST) for row in rows.where(kind="prediction") for field in ("predicted", "actual")]
     for network in networks:
         axes = panels["", network]
-        for method, colour, marker in zip(REMOVALS, COLOURS, MARKERS, strict=False):
+        for method, look in looks(REMOVALS).items():
             points = rows.where(kind="prediction", network=network, method=method)
             x, y = ([max(row[field], LEAST) for row in points] for field in ("predicted", "actual"))
-            axes.plot(x, y, linestyle="", marker=marker, color=colour, markersize=4, alpha=0.6, label=method)
+            axes.plot(x, y, label=method, alpha=0.6, **(look | {"linestyle": ""}))
         for axis in (axes.xaxis, axes.yaxis):
             log_scale(axis, every, lambda value: f"{value:g}")
         axes.plot([min(every), max(every)], [min(every), max(every)], linestyle=":", color=BLACK, linewidth=1)

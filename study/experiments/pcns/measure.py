@@ -8,7 +8,7 @@ of every arm alike; nothing is chosen by them.
 from __future__ import annotations
 
 import contextlib
-import time
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,13 +16,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from network_surgery.ops import (
     PCNS,
     Anatomy,
     EigenRemove,
-    HiddenLayer,
     MeanReplace,
     MinWeight,
     Operation,
@@ -69,11 +68,13 @@ OTHERS = {name: name for name in REMOVALS if name != PIVOTED} | {
 
 def dense(activation: Callable[[], nn.Module], shape: Shape, classes: int) -> nn.Module:
     """Pixels – 256 – 128 – classes."""
-    sizes = (shape[0] * shape[1] * shape[2], 256, 128)
-    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    for number, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
-        layers |= {f"layer{number}": nn.Linear(before, after), f"active{number}": activation()}
-    return nn.Sequential(layers | {"out": nn.Linear(sizes[-1], classes)})
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            layer1=nn.Linear(math.prod(shape), 256), active1=activation(),
+            layer2=nn.Linear(256, 128), active2=activation(), out=nn.Linear(128, classes),
+        )
+    )  # fmt: skip
 
 
 def convolutional(shape: Shape, classes: int) -> nn.Module:
@@ -156,16 +157,19 @@ def anatomy(trainer: Trainer) -> Anatomy:
     return Anatomy(trainer.model, trainer.train.take(slice(0, 2))[0])
 
 
-def cut(trainer: Trainer, layer: str, operation: Operation, repair: tuple[str, ...] = ()) -> Plan:
-    """One operation on one layer, with its own look at the training images.
+def cut(
+    trainer: Trainer, layer: str, operation: Operation, repair: tuple[str, ...] = (), shown: Tensor | None = None
+) -> Plan:
+    """One operation on one layer, with its own look at the images ``shown``, else at as many as it needs.
 
     Raises:
         SurgeryError: it is refused.
     """
-    found = anatomy(trainer)[layer]
-    needed = operation.needs_signals or bool(repair)
-    signals = Signals.over(trainer.model, Shown(trainer.train, SHOWN), [found]) if needed else None
-    return operate(found, operation, trainer.optimizer, signals, repair=repair)
+    target, signals = anatomy(trainer)[layer], None
+    if operation.needs_signals or repair:
+        images = Shown(trainer.train, SHOWN) if shown is None else [shown]
+        signals = Signals.over(trainer.model, images, [target])
+    return operate(target, operation, trainer.optimizer, signals, repair=repair)
 
 
 def arms(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
@@ -193,27 +197,20 @@ def follow(
     trained: Trainer, data: Dataset, epochs: int, threshold: float, arm: str, operations: Mapping[str, Operation],
     repair: tuple[str, ...] = (),
 ) -> Iterator[Row]:  # fmt: skip
-    """One arm: its operations layer by layer, then training. Seconds are CPU seconds of the process."""
+    """One arm: its operations layer by layer, then training."""
     trainer, about = fork(trained, data, trained.epochs), {"threshold": threshold, "arm": arm}
-    seconds = training = 0.0
     for name, operation in operations.items():
-        start = time.process_time()
         plan = cut(trainer, name, operation, repair)
-        seconds += time.process_time() - start
         yield about | {
             "kind": "layer", "layer": name, "units": plan.units_after, "error": plan.error,
             "held_out": plan.evidence.get("held_out_error"), "accuracy": test(trainer, data)[1],
         }  # fmt: skip
     accuracies = [test(trainer, data)[1]]
     for _ in range(epochs):
-        start, trainer.epochs = time.process_time(), trainer.epochs + 1
+        trainer.epochs += 1
         trainer.fit()
-        training += time.process_time() - start
         accuracies.append(test(trainer, data)[1])
-    yield about | {
-        "kind": "arm", "accuracies": accuracies, "parameters": parameters_of(trainer.model), "seconds": seconds,
-        "epoch_seconds": training / epochs,
-    }  # fmt: skip
+    yield about | {"kind": "arm", "accuracies": accuracies, "parameters": parameters_of(trainer.model)}
 
 
 def orders(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
@@ -235,7 +232,7 @@ def orders(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
                     yield about | {"refused": True}
 
 
-def shrink(trainer: Trainer, operation: Operation, order: str) -> None:
+def shrink(trainer: Trainer, operation: Operation, order: str, shown: Tensor | None = None) -> None:
     """One operation on every layer in this order.
 
     Raises:
@@ -248,7 +245,7 @@ def shrink(trainer: Trainer, operation: Operation, order: str) -> None:
             apply(plan, trainer.optimizer)
     else:
         for name in list(layers)[:: 1 if order == "first to last" else -1]:
-            cut(trainer, name, operation)
+            cut(trainer, name, operation, shown=shown)
 
 
 def samples(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
@@ -298,13 +295,10 @@ def shown(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
     refused.
     """
     for images in sorted({min(count, len(trained.train)) for count in options.shown}):
-        inputs = trained.train.take(slice(0, images))[0]
         for basis in ("eigen", "pivoted"):
             trainer = fork(trained, data, trained.epochs)
-            layers = anatomy(trainer)
             try:
-                for name in list(layers)[::-1]:
-                    operate(layers[name], PCNS(DROPPED, basis), trainer.optimizer, Signals(trainer.model, inputs))
+                shrink(trainer, PCNS(DROPPED, basis), ORDERS[0], trained.train.take(slice(0, images))[0])
             except SurgeryError:
                 return
             yield {"kind": "shown", "basis": basis, "images": images, "accuracy": test(trainer, data)[1]}
