@@ -77,8 +77,10 @@ class Panels:
                 if at:
                     axes.xaxis.set_major_locator(FixedLocator([0, at[-1] // 2, at[-1]]))
             if handles:
-                columns = min(len(handles), int(self.figure.get_figwidth()))
-                self.figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
+                columns = self.figure.get_figwidth() / max(0.6 + 0.085 * max(map(len, handles)), 1)  # about, in inches
+                self.figure.legend(
+                    handles.values(), handles, loc="outside lower center", ncols=max(1, min(len(handles), int(columns)))
+                )
         return Drawing(self.figure, title, "", "; ".join(self.words) + ".")
 
     def _say(self, row: str, column: str, words: str) -> None:

@@ -8,6 +8,7 @@ of every arm alike; nothing is chosen by them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from network_surgery.ops import (
     PCNS,
@@ -33,7 +34,7 @@ from network_surgery.ops import (
     operate,
     trial_surgery,
 )
-from network_surgery.ops.maths.condensed import Condensed, components_needed, relative_error
+from network_surgery.ops.maths.condensed import Condensed, relative_error
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.ops.surgery.prediction import predicted_loss_change
 from network_surgery.study import data as sources
@@ -49,9 +50,9 @@ CPU = torch.device("cpu")
 #: Images of a batch, of one batch of the signals, and of those that a prediction of the loss looks at.
 BATCH, SHOWN, LOOKED_AT = 64, 512, 1024
 PIVOTED, EIGEN, UNINTERRUPTED = "PCNS, pivoted", "PCNS, eigen", "uninterrupted"
-ORDERS = ("last to first", "at once", "first to last")
-#: Samples for each unit; the part of the units that stays; the dropped variance at which components are counted.
-RATIOS, KEEP, DROPPED = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0), 0.25, 1e-2
+ORDERS = ("at once", "first to last")
+#: Samples for each unit, and the part of the units that stays.
+RATIOS, KEEP = (1.25, 2.0, 5.0, 10.0), 0.25
 #: Removals by the fraction of units that stays and the seed.
 REMOVALS: dict[str, Callable[[float, int], Operation]] = {
     PIVOTED: lambda keep, seed: PCNS(keep=keep),
@@ -100,8 +101,8 @@ NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {
 @dataclass(frozen=True)
 class Options(experiment.Options):
     """``train_images``: validation images included. ``before``: epochs of each of ``networks`` before it is shrunk,
-    ``after``: epochs after it. ``thresholds``, ``orders``: the variance that PCNS drops, in arms and in orders.
-    ``shown``: numbers of images for PCNS at once. ``keeps``: the fractions of units that stay in predictions.
+    ``after``: epochs after it. ``thresholds``: the part of the variance that PCNS drops. ``keeps``: the fractions of
+    units that stay in predictions.
     """
 
     train_images: int | None = 4000
@@ -110,14 +111,13 @@ class Options(experiment.Options):
     before: tuple[int, ...] = (8, 8, 4)
     after: int = 5
     thresholds: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
-    orders: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
-    shown: tuple[int, ...] = (512, 1024, 2048, 3600)
     keeps: tuple[float, ...] = (0.9, 0.75, 0.5, 0.25, 0.1)
 
 
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts, and the tasks: each network with each seed."""
-    data = images(options)
+    data = sources.load(options.data, 0.1, options.train_images)
+    data = replace(data, test=data.test.thinned(options.test_images))
     return image_facts(data), [
         (f"{network}-{seed}", partial(measure_network, network, epochs, seed, data, options))
         for seed in range(options.seeds)
@@ -125,31 +125,26 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     ]
 
 
-def images(options: Options) -> Dataset:
-    """The images, a tenth of the training images for validation."""
-    data = sources.load(options.data, 0.1, options.train_images)
-    return replace(data, test=data.test.thinned(options.test_images))
-
-
 def measure_network(network: str, epochs: int, seed: int, data: Dataset, options: Options) -> list[Row]:
     """All rows of one network."""
-    trained = prepare(network, epochs, seed, data)
-    trained.fit()
-    parts = (part(trained, data, options) for part in (arms, orders, samples, shown, predictions))
+    trained = train(network, epochs, seed, data)
+    parts = (part(trained, data, options) for part in (arms, orders, samples, predictions))
     return [{"network": network, "seed": seed} | row for rows in parts for row in rows]
 
 
-def prepare(network: str, epochs: int, seed: int, data: Dataset) -> Trainer:
-    """A fresh network and its trainer."""
+def train(network: str, epochs: int, seed: int, data: Dataset) -> Trainer:
+    """The trainer of a network that has been trained."""
     torch.manual_seed(seed)
     model = NETWORKS[network](data.shape, len(data.classes))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    return Trainer(model, optimizer, data, epochs=epochs, batch_size=BATCH, seed=seed, device=CPU)
+    trainer = Trainer(model, optimizer, data, epochs=epochs, batch_size=BATCH, seed=seed, device=CPU)
+    trainer.fit()
+    return trainer
 
 
-def test(trainer: Trainer, data: Dataset) -> tuple[float, float]:
-    """Mean cross entropy and accuracy (0 … 1) on the test images."""
-    return evaluate(trainer.model, Batches(data.test, CPU))
+def accuracy(trainer: Trainer, data: Dataset) -> float:
+    """On the test images, 0 … 1."""
+    return evaluate(trainer.model, Batches(data.test, CPU))[1]
 
 
 def anatomy(trainer: Trainer) -> Anatomy:
@@ -157,18 +152,15 @@ def anatomy(trainer: Trainer) -> Anatomy:
     return Anatomy(trainer.model, trainer.train.take(slice(0, 2))[0])
 
 
-def cut(
-    trainer: Trainer, layer: str, operation: Operation, repair: tuple[str, ...] = (), shown: Tensor | None = None
-) -> Plan:
-    """One operation on one layer, with its own look at the images ``shown``, else at as many as it needs.
+def cut(trainer: Trainer, layer: str, operation: Operation, repair: tuple[str, ...] = ()) -> Plan:
+    """One operation on one layer, with its own look at the training images.
 
     Raises:
         SurgeryError: it is refused.
     """
     target, signals = anatomy(trainer)[layer], None
     if operation.needs_signals or repair:
-        images = Shown(trainer.train, SHOWN) if shown is None else [shown]
-        signals = Signals.over(trainer.model, images, [target])
+        signals = Signals.over(trainer.model, Shown(trainer.train, SHOWN), [target])
     return operate(target, operation, trainer.optimizer, signals, repair=repair)
 
 
@@ -178,18 +170,17 @@ def arms(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
     Rows of ``kind`` ``layer`` (after each layer) and ``arm`` (``accuracies`` right after and after each epoch). The
     threshold of the arm that is left alone is 0; the eigen basis has no rows where it is refused.
     """
-    units = {name: layer.units for name, layer in anatomy(trained).items()}
-    names = list(units)[::-1]
+    sizes = {name: layer.units for name, layer in anatomy(trained).items()}
     run = partial(follow, trained, data, options.after)
     yield from run(0.0, UNINTERRUPTED, {})
     for threshold in options.thresholds:
-        pivoted = list(run(threshold, PIVOTED, dict.fromkeys(names, PCNS(threshold))))
+        pivoted = list(run(threshold, PIVOTED, dict.fromkeys(sizes, PCNS(threshold))))
         yield from pivoted
         with contextlib.suppress(SurgeryError):
-            yield from list(run(threshold, EIGEN, dict.fromkeys(names, PCNS(threshold, "eigen"))))
-        keep = {row["layer"]: row["units"] / units[row["layer"]] for row in pivoted if row["kind"] == "layer"}
+            yield from list(run(threshold, EIGEN, dict.fromkeys(sizes, PCNS(threshold, "eigen"))))
+        keep = {row["layer"]: row["units"] / sizes[row["layer"]] for row in pivoted if row["kind"] == "layer"}
         for arm, removal in OTHERS.items():
-            operations = {name: REMOVALS[removal](keep[name], trained.seed) for name in names}
+            operations = {name: REMOVALS[removal](keep[name], trained.seed) for name in sizes}
             yield from run(threshold, arm, operations, () if arm == removal else ("least_squares",))
 
 
@@ -197,55 +188,39 @@ def follow(
     trained: Trainer, data: Dataset, epochs: int, threshold: float, arm: str, operations: Mapping[str, Operation],
     repair: tuple[str, ...] = (),
 ) -> Iterator[Row]:  # fmt: skip
-    """One arm: its operations layer by layer, then training."""
+    """One arm: its operations from the last layer to the first, then training."""
     trainer, about = fork(trained, data, trained.epochs), {"threshold": threshold, "arm": arm}
-    for name, operation in operations.items():
+    for name, operation in reversed(operations.items()):
         plan = cut(trainer, name, operation, repair)
         yield about | {
             "kind": "layer", "layer": name, "units": plan.units_after, "error": plan.error,
-            "held_out": plan.evidence.get("held_out_error"), "accuracy": test(trainer, data)[1],
+            "held_out": plan.evidence.get("held_out_error"), "accuracy": accuracy(trainer, data),
         }  # fmt: skip
-    accuracies = [test(trainer, data)[1]]
+    accuracies = [accuracy(trainer, data)]
     for _ in range(epochs):
         trainer.epochs += 1
         trainer.fit()
-        accuracies.append(test(trainer, data)[1])
+        accuracies.append(accuracy(trainer, data))
     yield about | {"kind": "arm", "accuracies": accuracies, "parameters": parameters_of(trainer.model)}
 
 
 def orders(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
-    """Every order of the layers (the draft's section 5.2.5), nothing trained afterwards: rows of ``kind`` ``order``.
+    """Other orders of the layers (the draft's section 5.2.5), pivoted basis, nothing trained: ``kind`` ``order``.
 
-    From the last layer to the first each is fitted to old outputs, for what lies before it has not changed yet; at once
-    all are fitted to those of one forward pass; from the first to the last each to what the layers before it make now.
+    At once all layers are fitted to the outputs of one forward pass; from the first to the last each is fitted to what
+    the layers before it make now. The arms go from the last to the first, so that nothing before a layer has changed.
     """
-    for basis in ("pivoted", "eigen"):
-        for threshold in options.orders:
-            for order in ORDERS:
-                about = {"kind": "order", "basis": basis, "threshold": threshold, "order": order}
-                trainer = fork(trained, data, trained.epochs)
-                try:
-                    shrink(trainer, PCNS(threshold, basis), order)
-                    units = sum(layer.units for layer in anatomy(trainer).values())
-                    yield about | {"accuracy": test(trainer, data)[1], "units": units}
-                except SurgeryError:
-                    yield about | {"refused": True}
-
-
-def shrink(trainer: Trainer, operation: Operation, order: str, shown: Tensor | None = None) -> None:
-    """One operation on every layer in this order.
-
-    Raises:
-        SurgeryError: the operation or the order is refused.
-    """
-    layers = anatomy(trainer)
-    if order == "at once":
-        signals = Signals.over(trainer.model, Shown(trainer.train, SHOWN), layers.values())
-        for plan in [operation.propose(layer, signals) for layer in layers.values()]:
-            apply(plan, trainer.optimizer)
-    else:
-        for name in list(layers)[:: 1 if order == "first to last" else -1]:
-            cut(trainer, name, operation, shown=shown)
+    for threshold, order in itertools.product(options.thresholds, ORDERS):
+        trainer = fork(trained, data, trained.epochs)
+        layers = anatomy(trainer)
+        if order == "at once":
+            signals = Signals.over(trainer.model, Shown(trainer.train, SHOWN), layers.values())
+            for plan in [PCNS(threshold).propose(layer, signals) for layer in layers.values()]:
+                apply(plan, trainer.optimizer)
+        else:
+            for name in list(layers):
+                cut(trainer, name, PCNS(threshold))
+        yield {"kind": "order", "threshold": threshold, "order": order, "accuracy": accuracy(trainer, data)}
 
 
 def samples(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
@@ -266,64 +241,20 @@ def samples(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
                 break
             seen = Condensed.of(old[:count])
             fitted = seen.combination(seen.spanning_units(round(KEEP * layer.units)))
-            errors = [relative_error(fitted.missed(each), each.spread) for each in (seen, unseen)]
-            components = components_needed(seen.spectrum(), DROPPED)
-            yield {
-                "kind": "sample", "layer": name, "ratio": ratio, "components": components, "seen": errors[0],
-                "unseen": errors[1],
-            }  # fmt: skip
-
-
-def expected(samples: float, kept: float) -> float:
-    """The error on new data over that on the sample for outputs with a normal distribution, units chosen beforehand.
-
-    With the error ``s²`` that no fit can avoid the expected squares are ``s² (n − k − 1) / n`` on the sample and
-    ``s² (n + 1) (n − 2) / (n (n − k − 2))`` on new data (Stein 1960, *Multiple regression*; Browne 1975, *A comparison
-    of single sample and cross-validation methods for estimating the mean squared error of prediction in multiple linear
-    regression*).
-
-    >>> round(expected(1000, 100), 3), round(expected(10, 5), 2)
-    (1.112, 2.71)
-    """
-    return ((samples + 1) * (samples - 2) / ((samples - kept - 2) * (samples - kept - 1))) ** 0.5
-
-
-def shown(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
-    """Every layer shrunk at ``DROPPED``, last to first, by the number of images shown at once: ``kind`` ``shown``.
-
-    The draft's own form (eigen) solves as many weights for each unit as the layer has inputs. No rows where it is
-    refused.
-    """
-    for images in sorted({min(count, len(trained.train)) for count in options.shown}):
-        for basis in ("eigen", "pivoted"):
-            trainer = fork(trained, data, trained.epochs)
-            try:
-                shrink(trainer, PCNS(DROPPED, basis), ORDERS[0], trained.train.take(slice(0, images))[0])
-            except SurgeryError:
-                return
-            yield {"kind": "shown", "basis": basis, "images": images, "accuracy": test(trainer, data)[1]}
+            errors = (relative_error(fitted.missed(each), each.spread) for each in (seen, unseen))
+            yield {"kind": "sample", "layer": name, "ratio": ratio} | dict(zip(("seen", "unseen"), errors, strict=True))
 
 
 def predictions(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
-    """The change of the loss, predicted before an operation on one layer and measured after it, undone afterwards.
-
-    Rows of ``kind`` ``prediction``: ``predicted`` (``slope``: its first order) from ``LOOKED_AT`` training images,
-    ``tried`` measured on these very images, ``actual`` on the test images.
-    """
-    sets = [Batches(images, CPU) for images in (data.train.thinned(LOOKED_AT), data.test)]
-    inputs, targets = sets[0].take(slice(None))
-    signals = Signals(trained.model, inputs, targets)
-    before = [evaluate(trained.model, each)[0] for each in sets]
-    for name, layer in anatomy(trained).items():
-        for method, removal in REMOVALS.items():
-            for keep in options.keeps:
-                plan = removal(keep, trained.seed).propose(layer, signals)
-                predicted = predicted_loss_change(plan, inputs, targets)
-                with trial_surgery(plan):
-                    tried, actual = (
-                        evaluate(trained.model, each)[0] - loss for each, loss in zip(sets, before, strict=True)
-                    )
-                yield {
-                    "kind": "prediction", "layer": name, "method": method, "keep": keep, "slope": predicted.slope,
-                    "predicted": predicted.change, "tried": tried, "actual": actual,
-                }  # fmt: skip
+    """The change of the loss on test images, predicted from ``LOOKED_AT`` training images before an operation on one
+    layer, and measured after it; undone afterwards. Rows of ``kind`` ``prediction``."""
+    inputs, targets = Batches(data.train.thinned(LOOKED_AT), CPU).take(slice(None))
+    signals, test = Signals(trained.model, inputs, targets), Batches(data.test, CPU)
+    before = evaluate(trained.model, test)[0]
+    for layer, method, keep in itertools.product(anatomy(trained).values(), REMOVALS, options.keeps):
+        plan = REMOVALS[method](keep, trained.seed).propose(layer, signals)
+        row = {"kind": "prediction", "layer": layer.name, "method": method, "keep": keep}
+        row["predicted"] = predicted_loss_change(plan, inputs, targets).change
+        with trial_surgery(plan):
+            row["actual"] = evaluate(trained.model, test)[0] - before
+        yield row

@@ -10,7 +10,7 @@ from network_surgery.study.bench.rows import Measured, Row, Rows, Values
 from network_surgery.study.bench.tables import deviation, table
 from network_surgery.study.experiments.pcns import figures
 from network_surgery.study.experiments.pcns.figures import accuracies
-from network_surgery.study.experiments.pcns.measure import ORDERS, PIVOTED, UNINTERRUPTED
+from network_surgery.study.experiments.pcns.measure import ORDERS, PIVOTED, RATIOS, UNINTERRUPTED
 
 #: By how much an error may be larger on new images, and a prediction of the loss be off.
 FIFTH, QUARTER = 0.2, 0.25
@@ -24,18 +24,13 @@ def parts(measured: Measured) -> dict[str, Part]:
     return {
         "trained_on": trained_on(measured),
         "shrunk": figures.shrunk(rows),
-        "thresholds": thresholds(rows),
+        "layers": layers(rows),
         "arm_claims": arm_claims(rows),
         "arms": arms(rows),
         "batch_claims": batch_claims(rows),
         "order_claims": order_claims(rows),
-        "orders": orders(rows),
-        "samples": figures.samples(rows),
         "sample_claims": sample_claims(rows),
-        "shown": shown(rows),
-        "predictions": figures.predictions(rows),
         "prediction_claims": prediction_claims(rows),
-        "correlations": figures.correlations(rows),
     }
 
 
@@ -67,26 +62,18 @@ def ratios(rows: Rows, one: str, other: str, *names: str, **which: object) -> di
     return found
 
 
-def thresholds(rows: Rows) -> str:
-    """What PCNS (pivoted) keeps at each threshold, and its accuracy layer by layer."""
+def layers(rows: Rows) -> str:
+    """What PCNS (pivoted) keeps of each layer, and the accuracy after each, the last one first."""
     lines = []
-    for place in rows.groups("network", "threshold", kind="arm", arm=PIVOTED):
-        each = {"kind": "layer", "arm": PIVOTED} | place
+    for place in rows.groups("network", "threshold", kind="layer", arm=PIVOTED):
+        which = {"kind": "layer", "arm": PIVOTED} | place
         units, after = (
-            [rows.grid(field, layer=layer, **each).mean() for layer in rows.distinct("layer", **each)]
+            [rows.grid(field, layer=layer, **which).mean() for layer in rows.distinct("layer", **which)]
             for field in ("units", "accuracy")
         )
-        whole = place | {"threshold": 0.0, "arm": UNINTERRUPTED}
-        size, left = (
-            rows.grid("parameters", **each).mean() for each in (whole, place | {"kind": "arm", "arm": PIVOTED})
-        )
-        before = accuracies(rows, **whole)[:, 0].mean()
-        lines.append([
-            *place.values(), " – ".join(f"{each:.0f}" for each in units[::-1]),
-            " → ".join(f"{100 * each:.2f}" for each in (before, *after)), f"{left / size:.0%}",
-        ])  # fmt: skip
-    words = ("network", "dropped variance", "units", "accuracy before and after each layer, %")
-    return table([*words, "parameters"], lines, words=4)
+        steps = " → ".join(f"{100 * each:.2f}" for each in after)
+        lines.append([*place.values(), " – ".join(f"{each:.0f}" for each in units[::-1]), steps])
+    return table(["network", "dropped variance", "units", "accuracy after each layer, %"], lines, words=4)
 
 
 def arm_claims(rows: Rows) -> list[Claim]:
@@ -118,9 +105,10 @@ def arms(rows: Rows) -> str:
     lines = []
     for place in rows.groups("network", "threshold", "arm", kind="arm"):
         each = accuracies(rows, **place)
-        lines.append([*place.values(), *(deviation(each[:, epoch], 2, 100) for epoch in epochs)])
+        size = rows.grid("parameters", kind="arm", **place).mean()
+        lines.append([*place.values(), f"{size:,.0f}", *(deviation(each[:, epoch], 2, 100) for epoch in epochs)])
     titles = [f"{epoch} epoch{'s' * (epoch > 1)}" if epoch else "right after" for epoch in epochs]
-    return table(["network", "dropped variance", "arm", *titles], lines, words=3)
+    return table(["network", "dropped variance", "arm", "parameters", *titles], lines, words=3)
 
 
 def batch_claims(rows: Rows) -> list[Claim]:
@@ -131,55 +119,28 @@ def batch_claims(rows: Rows) -> list[Claim]:
 
 
 def order_claims(rows: Rows) -> list[Claim]:
-    """Whether the order of the layers makes a difference of a point right after, with the pivoted basis."""
+    """Whether another order of the layers makes a difference of a point right after."""
 
-    def gaps(order: str) -> dict[str, Values]:
-        places = rows.groups("network", "threshold", kind="order", basis="pivoted")
-        one, first = (
-            [rows.grid("accuracy", kind="order", basis="pivoted", order=each, **place)[:, 0] for place in places]
-            for each in (order, ORDERS[0])
-        )
-        return {name(place): ours - others for place, ours, others in zip(places, one, first, strict=True)}
+    def gap(order: str, place: Row) -> Values:
+        other = rows.grid("accuracy", kind="order", order=order, **place)[:, 0]
+        return np.asarray(other - accuracies(rows, arm=PIVOTED, **place)[:, 0])
 
+    places = rows.groups("network", "threshold", kind="order")
     return [
-        Claim(f"{order} is within a point of {ORDERS[0]}", "asked in 5.2.5", gaps(order), 0, 0.01, unit="points")
-        for order in ORDERS[1:]
-    ]
-
-
-def orders(rows: Rows) -> str:
-    """Accuracy right after and the units kept, by order."""
-
-    def cell(order: str, **place: Row) -> str:
-        each = rows.where(kind="order", order=order, **place)
-        if any(row.get("refused") for row in each):
-            return "refused"
-        return f"{100 * np.mean([row['accuracy'] for row in each]):.2f} ({np.mean([row['units'] for row in each]):.0f})"
-
-    places = rows.groups("network", "basis", "threshold", kind="order")
-    lines = [[*place.values(), *(cell(order, **place) for order in ORDERS)] for place in places]
-    return table(["network", "basis", "dropped variance", *ORDERS], lines, words=3)
+        Claim(f"{order} is within a point of last to first", "asked in 5.2.5",
+              {name(place): gap(order, place) for place in places}, 0, 0.01, unit="points")
+        for order in ORDERS
+    ]  # fmt: skip
 
 
 def sample_claims(rows: Rows) -> list[Claim]:
-    """Whether the samples that the draft asks for are enough, and fewer are."""
+    """Whether the samples that the draft asks for (5 to 10) are enough, and fewer are."""
     text = "with {:g} samples for each unit the error on new images is at most a fifth larger than on the sample"
     return [
         Claim(text.format(ratio), "3.2", ratios(rows, "unseen", "seen", "network", "layer", kind="sample", ratio=ratio),
               -1, FIFTH)
-        for ratio in (1.25, 5.0, 10.0)
+        for ratio in RATIOS
     ]  # fmt: skip
-
-
-def shown(rows: Rows) -> str:
-    """Accuracy right after by the number of images shown at once, where the draft's own form can be had."""
-    counts = sorted(rows.distinct("images", kind="shown"))
-    lines = [
-        [*place.values(),
-         *(deviation(rows.grid("accuracy", kind="shown", images=count, **place)[:, 0], 2, 100) for count in counts)]
-        for place in rows.groups("network", "basis", kind="shown")
-    ]  # fmt: skip
-    return table(["network", "basis", *(f"{count:,}" for count in counts)], lines, words=2)
 
 
 def prediction_claims(rows: Rows) -> list[Claim]:

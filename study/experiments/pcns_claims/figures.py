@@ -7,22 +7,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from network_surgery.study.bench.panels import Panels, looks
-from network_surgery.study.bench.rows import Rows
+from network_surgery.study.bench.rows import Rows, Values
 from network_surgery.study.evidence.drawing import BLACK, Drawing, accuracy_scale, log_scale, percent
-from network_surgery.study.experiments.pcns_claims.measure import (
-    EARLY,
-    FINAL,
-    LATE,
-    ORIGINAL,
-    PRUNED,
-    RANDOM,
-    REFITTED,
-    RESTART,
-    SURGERY,
-)
+from network_surgery.study.experiments.pcns_claims.measure import ARMS, EARLY, FINAL, ORIGINAL, RANDOM, REFITTED
 from network_surgery.study.experiments.pcns_claims.race import TICKS
 
-LOOKS = looks((SURGERY, RESTART, PRUNED, LATE, REFITTED, RANDOM), dotted=[RANDOM, REFITTED])
+LOOKS = {ORIGINAL: {"color": BLACK, "linestyle": ":", "marker": "o"}} | looks(ARMS, dotted=[RANDOM, REFITTED])
+
+
+def values(rows: Rows, field: str, network: str, threshold: float | None, arm: str) -> Values:
+    """One number of an arm ``[seeds]``, or one list ``[seeds, …]``; the original has no threshold."""
+    where = {"kind": "arm", "network": network, "arm": arm, "threshold": None if arm == ORIGINAL else threshold}
+    return rows.grid(field, **where)[:, 0]
 
 
 def race(rows: Rows, thresholds: Mapping[str, float]) -> Drawing:
@@ -30,23 +26,19 @@ def race(rows: Rows, thresholds: Mapping[str, float]) -> Drawing:
     left, right = "validation accuracy by CPU seconds", "test accuracy by parameters / the original's"
     panels = Panels(list(thresholds), [left, right], (10.5, 3.6 * len(thresholds) + 0.6))
     for network, threshold in thresholds.items():
-        original = {"kind": "arm", "network": network, "arm": ORIGINAL}
-        budget, whole = (float(rows.grid(field, **original).mean()) for field in ("budget", "parameters"))
-        seconds, shown, shares, ends = budget * np.arange(TICKS + 1) / TICKS, [], [1.0], []
-        for place, (arm, look) in enumerate(({ORIGINAL: {"color": BLACK, "linestyle": ":"}} | LOOKS).items()):
-            which = original | {"arm": arm, "threshold": None if arm == ORIGINAL else threshold}
-            curves = rows.grid("curve", **which)[:, 0]
+        budget, whole = (values(rows, field, network, None, ORIGINAL).mean() for field in ("budget", "parameters"))
+        seconds, shown, shares, ends = budget * np.arange(TICKS + 1) / TICKS, [], [], []
+        for place, (arm, look) in enumerate(LOOKS.items()):
+            curves = values(rows, "curve", network, threshold, arm)
             panels.curve(network, left, seconds, curves, arm, look | {"marker": ""})
-            shown += [curves[:, -1].mean(), *([] if arm in LOOKS else [curves[:, TICKS // 8].mean()])]
-            each = [
-                original | {"arm": arm, "threshold": at} for at in rows.distinct("threshold", network=network, arm=arm)
-            ]
-            share = np.array([rows.grid("parameters", **which).mean() / whole for which in each])
-            tests = [rows.grid("test", **which)[:, 0] for which in each]
-            # Six arms at one size would hide each other.
-            panels.intervals(network, right, share * 1.03 ** (place - 3.5), tests, arm, look)
-            shares += list(share)
+            shown += list(curves[:, TICKS // 8 if arm == ORIGINAL else -1 :].mean(axis=0))
+            at = rows.distinct("threshold", network=network, arm=arm)
+            sizes = np.array([values(rows, "parameters", network, each, arm).mean() for each in at])
+            tests = [values(rows, "test", network, each, arm) for each in at]
+            shares += list(sizes / whole)
             ends += [test.mean() for test in tests]
+            # Six arms at one size would hide each other.
+            panels.intervals(network, right, sizes / whole * 1.03 ** (place - 3.5), tests, arm, look)
         accuracy_scale(panels[network, left], shown)
         accuracy_scale(panels[network, right], ends)
         log_scale(panels[network, right].xaxis, shares, percent)

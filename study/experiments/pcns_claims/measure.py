@@ -1,27 +1,16 @@
-"""What is measured: the arms of a race. All cost the same seconds; what they share, they share with weights and batches.
+"""The arms of a race: all cost the same seconds; those that share a beginning share its weights and its batches.
 
-``original``
-    The large network, uninterrupted.
-``PCNS``
-    Every hidden layer shrunk once (pivoted basis) after a third of the seconds. All that follow end with its sizes.
-``restart``
-    The architecture that PCNS ended with, from fresh weights, for all the seconds.
-``pruned late``
-    The large network for three quarters of the seconds, then Minimum Weight Selection to the same sizes, then tuning.
-``PCNS late``
-    The same, cut by PCNS instead.
-``random``, ``random, refitted``
-    Units drawn at random go at PCNS's moment; ``refitted`` with PCNS's second half, least squares into the next layer.
+``page.md`` says what each of them is.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,6 +32,8 @@ from network_surgery.study.training.trainer import Batches, Shown, evaluate
 
 ORIGINAL, SURGERY, RESTART, PRUNED, LATE = "original", "PCNS", "restart", "pruned late", "PCNS late"
 RANDOM, REFITTED = "random", "random, refitted"
+#: Those that end with PCNS's sizes, itself first.
+ARMS = (SURGERY, RESTART, PRUNED, LATE, REFITTED, RANDOM)
 #: The large networks with the size of their batches.
 NETWORKS: dict[str, tuple[Callable[[Shape, int], nn.Module], int]] = {
     "dense 256 – 128": (partial(dense, nn.ReLU), 64),
@@ -73,40 +64,29 @@ class Options(experiment.Options):
             raise StudyError(f"seeds is {self.seeds}; one half chooses a threshold, the other tests it: give 4 or more")
 
 
-class Cut(NamedTuple):
-    """An arm that an operation began: the seconds that it took, and the units that it left."""
-
-    runner: Runner
-    seconds: float
-    sizes: dict[str, int]
-
-
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts by network, and the tasks: a race of each network with each seed."""
     images = (load(options.data, 0.2, options.train_images), load("digits", 0.2))
-    races = list(zip(NETWORKS, images, options.epochs, strict=True))
-    return {name: image_facts(data) for name, data, _ in races}, [
-        (f"{name}-{seed}", partial(measure_race, name, data, epochs, seed, options.thresholds))
+    labels = (options.public()["label"], "scikit-learn’s digits")
+    races = list(zip(NETWORKS, images, options.epochs, labels, strict=True))
+    facts = {name: image_facts(data) | {"label": label, "epochs": epochs} for name, data, epochs, label in races}
+    return facts, [
+        (f"{name}-{seed}", partial(race, name, data, epochs, seed, options.thresholds))
         for seed in range(options.seeds)
-        for name, data, epochs in races
+        for name, data, epochs, _ in races
     ]
 
 
-def measure_race(network: str, data: Dataset, epochs: int, seed: int, thresholds: tuple[float, ...]) -> list[Row]:
+def race(network: str, data: Dataset, epochs: int, seed: int, thresholds: tuple[float, ...]) -> list[Row]:
     """Rows of ``kind`` ``arm``, the original first, whose threshold is None.
 
     ``test`` accuracy, read once; ``curve``: see ``Runner.curve``; ``budget``: seconds, ``price`` those of a step at the
-    end, ``epoch`` those of an epoch of the original; ``before``, ``after``: validation accuracy around the operation,
-    ``operation`` its seconds, ``sizes`` the units of each hidden layer.
+    end; ``before``, ``after``: validation accuracy around the operation, ``operation`` its seconds, ``sizes`` the units
+    of each hidden layer.
     """
-    about = {"kind": "arm", "network": network, "seed": seed}
-    return [about | row for row in race(network, data, epochs, seed, thresholds)]
-
-
-def race(network: str, data: Dataset, epochs: int, seed: int, thresholds: tuple[float, ...]) -> Iterator[Row]:
-    """Every arm of a seed, the original first."""
     build, batch = NETWORKS[network]
     train, validation, test = (Batches(images, CPU) for images in (data.train, data.validation, data.test))
+    rows: list[Row] = []
 
     def start(*shape: Any) -> Runner:
         torch.manual_seed(seed)
@@ -117,77 +97,71 @@ def race(network: str, data: Dataset, epochs: int, seed: int, thresholds: tuple[
         runner.look()
         return runner
 
-    def end(threshold: float | None, arm: str, runner: Runner, price: float, cut: Cut | None = None) -> Row:
-        row: Row = {"threshold": threshold, "arm": arm}
-        if cut:
-            row |= {"before": runner.seen[-1][1], "operation": cut.seconds, "sizes": cut.sizes}
-            runner.charge(cut.seconds)
+    def end(threshold: float | None, arm: str, runner: Runner, price: float) -> None:
+        row: Row = {"kind": "arm", "network": network, "seed": seed, "threshold": threshold, "arm": arm}
+        if runner.sizes:
+            row |= {"before": runner.seen[-1][1], "operation": runner.operation, "sizes": runner.sizes}
+            runner.seconds += runner.operation
+            runner.look()
             row["after"] = runner.seen[-1][1]
         runner.run(budget, price, budget)
-        return row | {
+        rows.append(row | {
             "test": evaluate(runner.model, test)[1], "curve": runner.curve(budget),
             "parameters": parameters_of(runner.model), "steps": runner.steps, "budget": budget, "price": price,
-            "epoch": full * runner.per_epoch,
-        }  # fmt: skip
+        })  # fmt: skip
 
     original = start()
     steps = epochs * original.per_epoch
     original.run(steps * EARLY, 1.0, steps)
     third = original.fork()
-    for warm_up in (partial(shrink, 0.01), partial(remove, {}, MinWeight, False)):
-        cut_copy(third, warm_up)
-    early = {threshold: cut_copy(third, partial(shrink, threshold)) for threshold in thresholds}
-    price = prices({ORIGINAL: third} | {str(threshold): cut.runner for threshold, cut in early.items()})
+    cut_copy(third, lambda layer: PCNS(0.01))  # to warm up, as the next one
+    cut_copy(third, lambda layer: MinWeight(1.0), False)
+    early = {threshold: cut_copy(third, lambda layer, at=threshold: PCNS(at)) for threshold in thresholds}
+    price = prices({ORIGINAL: third} | {str(threshold): small for threshold, small in early.items()})
     full = price[ORIGINAL]
     budget = steps * full
     for runner in (third, original):
         runner.rescale(full)
     original.run(budget * FINAL, full, budget)
     ripe = original.fork()
-    yield end(None, ORIGINAL, original, full)
+    end(None, ORIGINAL, original, full)
     draw = partial(RandomRemove, seed=seed)
-    for threshold, cut in early.items():
-        shape = describe(cut.runner.model)
-        cut.runner.rescale(full)
-        yield end(threshold, SURGERY, cut.runner, price[str(threshold)], cut)
-        for arm, begin, operation, fitted in (
-            (RANDOM, third, draw, False), (REFITTED, third, draw, True), (PRUNED, ripe, MinWeight, False),
-            (LATE, ripe, lambda keep: PCNS(keep=keep), True),
-        ):  # fmt: skip
-            other = cut_copy(begin, partial(remove, cut.sizes, operation, fitted))
-            yield end(threshold, arm, other.runner, price[str(threshold)], other)
-        yield end(threshold, RESTART, start(shape), price[str(threshold)])
+    removals: dict[str, tuple[Runner, Callable[[float], Operation], bool]] = {
+        RANDOM: (third, draw, False), REFITTED: (third, draw, True), PRUNED: (ripe, MinWeight, False),
+        LATE: (ripe, lambda keep: PCNS(keep=keep), True),
+    }  # fmt: skip
+    for threshold, small in early.items():
+        shape, sizes, each = describe(small.model), small.sizes, price[str(threshold)]
+        small.rescale(full)
+        end(threshold, SURGERY, small, each)
+        for arm, (begin, remove, fitted) in removals.items():
+            other = cut_copy(begin, lambda layer, to=remove, n=sizes: to(n[layer.name] / layer.units), fitted)
+            end(threshold, arm, other, each)
+        end(threshold, RESTART, start(shape), each)
+    return rows
 
 
-def shrink(threshold: float, runner: Runner) -> dict[str, int]:
-    """PCNS on every hidden layer, last to first, from one look; returns the units left."""
-    layers = list(Anatomy(runner.model, runner.train.take(slice(0, 2))[0]).values())
-    signals = Signals.over(runner.model, Shown(runner.train, SHOWN), layers)
-    for layer in reversed(layers):
-        operate(layer, PCNS(threshold), runner.optimizer, signals)
-    return {layer.name: layer.units for layer in layers}
+def cut(runner: Runner, operation: Callable[..., Operation], fitted: bool = True) -> dict[str, int]:
+    """Operates on every hidden layer, last to first, from one look at most; returns the units left.
 
-
-def remove(
-    sizes: Mapping[str, int], operation: Callable[[float], Operation], fitted: bool, runner: Runner
-) -> dict[str, int]:
-    """An operation that keeps a fraction of the units, down to these sizes; ``fitted``: from signals, with readers
-    that are refitted to what they received."""
+    ``operation(layer)``: what is done to it. ``fitted``: from signals, and what reads a layer is refitted to what it received.
+    """
     layers = list(Anatomy(runner.model, runner.train.take(slice(0, 2))[0]).values())
     signals = Signals.over(runner.model, Shown(runner.train, SHOWN), layers) if fitted else None
     for layer in reversed(layers):
-        removal = operation(sizes.get(layer.name, layer.units) / layer.units)
+        removal = operation(layer)
         repair = ("least_squares",) if fitted and not removal.needs_signals else ()
         operate(layer, removal, runner.optimizer, signals, repair=repair)
     return {layer.name: layer.units for layer in layers}
 
 
-def cut_copy(start: Runner, operate: Callable[[Runner], dict[str, int]]) -> Cut:
-    """A copy of a runner, cut, and the CPU seconds that the cut takes: the median of several copies."""
+def cut_copy(start: Runner, *how: Any) -> Runner:
+    """A copy of a runner, ``cut`` in this way; its ``operation`` is the median of several copies."""
     taken = []
     for _ in range(REPEATS):
         runner = start.fork()
         begun = time.process_time()
-        sizes = operate(runner)
+        runner.sizes = cut(runner, *how)
         taken.append(time.process_time() - begun)
-    return Cut(runner, statistics.median(taken), sizes)
+    runner.operation = statistics.median(taken)
+    return runner

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from network_surgery.study.bench.claims import Claim
 from network_surgery.study.bench.page import Part
-from network_surgery.study.bench.rows import Measured, Rows, Values
+from network_surgery.study.bench.rows import Measured, Row, Rows, Values
 from network_surgery.study.bench.tables import deviation, spread, table
 from network_surgery.study.experiments.pcns_claims import figures
-from network_surgery.study.experiments.pcns_claims.measure import (
-    LATE,
-    NETWORKS,
-    ORIGINAL,
-    PRUNED,
-    REFITTED,
-    RESTART,
-    SURGERY,
-)
+from network_surgery.study.experiments.pcns_claims.figures import values
+from network_surgery.study.experiments.pcns_claims.measure import LATE, ORIGINAL, PRUNED, REFITTED, RESTART, SURGERY
 from network_surgery.study.experiments.pcns_claims.race import TICKS
 
 #: A loss of accuracy that still counts as the same performance: half a point.
@@ -34,26 +31,17 @@ def parts(measured: Measured) -> dict[str, Part]:
         "race": figures.race(rows, thresholds),
         "thresholds": threshold_words(rows, thresholds),
         "claims": claims(rows, thresholds),
-        "costs": costs(rows, thresholds),
         "arms": arms(rows),
     }
 
 
 def raced_on(measured: Measured) -> str:
     """The networks and their images, in words."""
-    options = measured.about["options"]
-    labels = zip(NETWORKS, (options["label"], "scikit-learn’s digits"), options["epochs"], strict=True)
-    return "\n".join(
-        f"- **{name}** on {label}: {{train:,}} training, {{validation:,}} validation, {{test:,}} test images; batches of "
-        f"{NETWORKS[name][1]}; seconds for {epochs} epochs of the original.".format(**measured.facts[name])
-        for name, label, epochs in labels
+    line = (
+        "- **{}** on {label}: {train:,} training, {validation:,} validation, {test:,} test images; seconds for "
+        "{epochs} epochs of the original."
     )
-
-
-def values(rows: Rows, field: str, network: str, threshold: float | None, arm: str) -> Values:
-    """One number of an arm ``[seeds]``, or one list ``[seeds, …]``; the original has no threshold."""
-    where = {"kind": "arm", "network": network, "arm": arm, "threshold": None if arm == ORIGINAL else threshold}
-    return rows.grid(field, **where)[:, 0]
+    return "\n".join(line.format(network, **facts) for network, facts in measured.facts.items())
 
 
 def half(rows: Rows) -> int:
@@ -90,93 +78,71 @@ def chosen(rows: Rows) -> dict[str, float]:
     return found
 
 
-def threshold_words(rows: Rows, thresholds: dict[str, float]) -> str:
+def threshold_words(rows: Rows, thresholds: Mapping[str, float]) -> str:
     """Which thresholds were chosen on which seeds, and which seeds are tested."""
     seeds = sorted(rows.distinct("seed"))
     words = []
     for network, threshold in thresholds.items():
-        left = values(rows, "parameters", network, threshold, SURGERY) / values(
-            rows, "parameters", network, None, ORIGINAL
-        )
-        words.append(f"{threshold:g} for {network} ({left.mean():.0%} of the parameters left)")
+        size = partial(values, rows, "parameters", network, threshold)
+        left = (size(SURGERY) / size(ORIGINAL)).mean()
+        words.append(f"{threshold:g} for {network} ({left:.0%} of the parameters left)")
     choosing, testing = (", ".join(map(str, part)) for part in (seeds[: half(rows)], seeds[half(rows) :]))
     return f"Seeds {choosing} choose {', '.join(words)}; seeds {testing} are tested"
 
 
-def claims(rows: Rows, thresholds: dict[str, float]) -> list[Claim]:
+def claims(rows: Rows, thresholds: Mapping[str, float]) -> list[Claim]:
     """The claims on the seeds that did not choose: the first of (a), (b) and (c) is the draft's, the others say what
     it is owed to."""
 
-    def ahead(one: str, other: str, field: str = "test") -> dict[str, Values]:
-        return {
-            network: (values(rows, field, network, at, one) - values(rows, field, network, at, other))[half(rows) :]
-            for network, at in thresholds.items()
-        }
+    def ahead(number: Callable[[str, float, str], Values], one: str, other: str) -> dict[str, Values]:
+        gaps = {network: number(network, at, one) - number(network, at, other) for network, at in thresholds.items()}
+        return {network: gap[half(rows) :] for network, gap in gaps.items()}
 
-    def sooner(other: str) -> dict[str, Values]:
-        return {
-            network: np.log(arrival(rows, network, at, other)[0] / arrival(rows, network, at, SURGERY)[0])[half(rows) :]
-            for network, at in thresholds.items()
-        }
+    test, after = partial(values, rows, "test"), partial(values, rows, "after")
+
+    def haste(*arm: Any) -> Values:
+        return -np.log(arrival(rows, *arm)[0])
+
+    def cheapness(*arm: Any) -> Values:
+        return -np.log(values(rows, "operation", *arm))
 
     return [
         Claim(f"(a) the shrunk network ends as accurate as the original, to within {100 * MARGIN:g} points", "",
-              ahead(SURGERY, ORIGINAL), margin=MARGIN, unit="points"),
-        Claim("(a) it ends more accurate than its architecture from fresh weights", "", ahead(SURGERY, RESTART),
+              ahead(test, SURGERY, ORIGINAL), margin=MARGIN, unit="points"),
+        Claim("(a) it ends more accurate than its architecture from fresh weights", "", ahead(test, SURGERY, RESTART),
               unit="points"),
-        Claim("(b) it is sooner where the original ends (factor of seconds)", "", sooner(ORIGINAL), unit="factor"),
-        Claim("(b) it is sooner there than its architecture from fresh weights", "", sooner(RESTART), unit="factor"),
+        Claim("(b) it is sooner where the original ends (factor of seconds)", "", ahead(haste, SURGERY, ORIGINAL),
+              unit="factor"),
+        Claim("(b) it is sooner there than its architecture from fresh weights", "", ahead(haste, SURGERY, RESTART),
+              unit="factor"),
         Claim("(c) it ends more accurate than a network trained first and pruned by minimum weight to the same sizes",
-              "", ahead(SURGERY, PRUNED), unit="points"),
+              "", ahead(test, SURGERY, PRUNED), unit="points"),
         Claim("(c) on a trained network PCNS leaves more accuracy, before any tuning, than pruning (validation images)",
-              "", ahead(LATE, PRUNED, "after"), unit="points"),
-        Claim("(c) choosing units by PCNS is better than at random, with the same refit", "", ahead(SURGERY, REFITTED),
-              unit="points"),
+              "", ahead(after, LATE, PRUNED), unit="points"),
+        Claim("(c) choosing units by PCNS is better than at random, with the same refit", "",
+              ahead(test, SURGERY, REFITTED), unit="points"),
+        Claim("(c) the operation takes less time than minimum weight (factor of seconds)", "",
+              ahead(cheapness, LATE, PRUNED), unit="factor"),
     ]  # fmt: skip
-
-
-def costs(rows: Rows, thresholds: dict[str, float]) -> str:
-    """What PCNS and minimum weight cost, in words."""
-    words = []
-    for network, threshold in thresholds.items():
-        cut, pruned = (values(rows, "operation", network, threshold, arm).mean() for arm in (SURGERY, PRUNED))
-        epoch, budget = (values(rows, field, network, threshold, SURGERY).mean() for field in ("epoch", "budget"))
-        words.append(
-            f"{1000 * cut:.0f} ms for PCNS ({cut / epoch:.0%} of an epoch, {cut / budget:.1%} of all seconds) and "
-            f"{1000 * pruned:.0f} ms for minimum weight ({network})"
-        )
-    return "; ".join(words)
 
 
 def arms(rows: Rows) -> str:
     """Every arm at every threshold, all seeds."""
     lines = []
     for place in rows.groups("network", "threshold", "arm", kind="arm"):
-        mean = {field: values(rows, field, **place).mean() for field in ("parameters", "price", "steps")}
-        test, first = values(rows, "test", **place), rows.where(kind="arm", **place)[0]
-        around = operation = units = ""
-        if "operation" in first:
-            before, after, seconds = (values(rows, each, **place).mean() for each in ("before", "after", "operation"))
-            around, operation = f"{100 * before:.1f} → {100 * after:.1f}", f"{1000 * seconds:.0f}"
-            sizes = [list(row["sizes"].values()) for row in rows.where(kind="arm", **place)]
-            units = " – ".join(f"{each:.0f}" for each in np.mean(sizes, axis=0))
-        gap = test - values(rows, "test", place["network"], None, ORIGINAL)
-        seconds, reached = arrival(rows, **place)
-        never = (~reached).sum()
+        each, test = rows.where(kind="arm", **place), values(rows, "test", **place)
+        (seconds, reached), original = arrival(rows, **place), values(rows, "test", place["network"], None, ORIGINAL)
+
+        def mean(field: str, digits: int = 0, scale: int = 1, rows: list[Row] = each) -> str:
+            return f"{scale * np.mean([row[field] for row in rows]):,.{digits}f}" if field in rows[0] else ""
+
+        sizes = np.mean([list(row.get("sizes", {}).values()) for row in each], axis=0)
         lines.append([
-            *place.values(), units, around, f"{mean['parameters']:,.0f}", f"{1000 * mean['price']:.2f}",
-            f"{mean['steps']:.0f}", operation, deviation(test, 2, 100),
-            "" if place["arm"] == ORIGINAL else spread(gap, 2, 100, "+"),
-            f"{np.exp(np.log(seconds).mean()):.2f}" + (f" ({never} never)" if never else ""),
+            *place.values(), " – ".join(f"{size:.0f}" for size in sizes), mean("parameters"), mean("price", 2, 1000),
+            mean("steps"), mean("operation", 0, 1000), mean("before", 1, 100), mean("after", 1, 100),
+            deviation(test, 2, 100), "" if place["arm"] == ORIGINAL else spread(test - original, 2, 100, "+"),
+            f"{np.exp(np.log(seconds).mean()):.2f}" + (f" ({(~reached).sum()} never)" if not reached.all() else ""),
         ])  # fmt: skip
-    words = ("network", "threshold", "arm", "units", "right after, %")
-    numbers = (
-        "parameters",
-        "ms a step",
-        "steps",
-        "operation, ms",
-        "test accuracy, %",
-        "− original",
-        "at the target, s",
-    )
-    return table([*words, *numbers], lines, words=5)
+    columns = ("parameters", "ms a step", "steps", "operation, ms", "before it, %", "after it, %", "test accuracy, %",
+               "− original", "at the target, s")  # fmt: skip
+    return table(["network", "threshold", "arm", "units", *columns], lines, words=4)

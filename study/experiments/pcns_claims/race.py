@@ -35,7 +35,8 @@ def order(images: int, seed: int, epoch: int) -> Tensor:
 class Runner:
     """A network in a race: the steps that it has done, the seconds that it has spent.
 
-    ``seen``: (seconds, validation accuracy 0 … 1), from the start on.
+    ``seen``: (seconds, validation accuracy 0 … 1), from the start on. ``operation``: the seconds of the operation that
+    it began with, ``sizes``: the units of each layer that this left.
     """
 
     model: nn.Module
@@ -47,6 +48,8 @@ class Runner:
     steps: int = 0
     seconds: float = 0.0
     seen: list[tuple[float, float]] = field(default_factory=list)
+    operation: float = 0.0
+    sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def per_epoch(self) -> int:
@@ -80,11 +83,6 @@ class Runner:
         self.optimizer.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(self.model(inputs), targets).backward()
         self.optimizer.step()
-
-    def charge(self, seconds: float) -> None:
-        """Seconds that an operation took, which has just been done to the network."""
-        self.seconds += seconds
-        self.look()
 
     def rescale(self, price: float) -> None:
         """Turns what was counted in steps so far into seconds."""
