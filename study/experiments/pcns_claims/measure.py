@@ -142,9 +142,9 @@ def race(network: str, data: Dataset, epochs: int, seed: int, thresholds: tuple[
 
 
 def cut(runner: Runner, operation: Callable[..., Operation], fitted: bool = True) -> dict[str, int]:
-    """Operates on every hidden layer, last to first, from one look at most; returns the units left.
+    """Does ``operation(layer)`` to every hidden layer, last to first, from one look; returns the units left.
 
-    ``operation(layer)``: what is done to it. ``fitted``: from signals, and what reads a layer is refitted to what it received.
+    ``fitted``: from signals, and what reads a layer is refitted to what it received.
     """
     layers = list(Anatomy(runner.model, runner.train.take(slice(0, 2))[0]).values())
     signals = Signals.over(runner.model, Shown(runner.train, SHOWN), layers) if fitted else None
