@@ -190,7 +190,7 @@ def follow(
 ) -> Iterator[Row]:  # fmt: skip
     """One arm: its operations from the last layer to the first, then training."""
     trainer, about = fork(trained, data, trained.epochs), {"threshold": threshold, "arm": arm}
-    for name, operation in reversed(operations.items()):
+    for name, operation in reversed(list(operations.items())):
         plan = cut(trainer, name, operation, repair)
         yield about | {
             "kind": "layer", "layer": name, "units": plan.units_after, "error": plan.error,

@@ -54,14 +54,13 @@ def targets(rows: Rows, network: str, threshold: float | None = None, arm: str =
     return values(rows, "curve", network, threshold, arm)[:, -LAST:].mean(axis=1)
 
 
-def arrival(rows: Rows, network: str, threshold: float | None, arm: str) -> tuple[Values, Values]:
-    """Seconds ``[seeds]`` until an arm is first seen where the original ends; all its seconds if it never is.
-
-    And whether it ever is ``[seeds]``.
-    """
+def arrival(rows: Rows, network: str, threshold: float | None, arm: str) -> tuple[Values, int]:
+    """Seconds ``[seeds]`` until an arm is first seen where the original ends, or all of its seconds; and how many
+    seeds never are."""
     reached = values(rows, "curve", network, threshold, arm) >= targets(rows, network)[:, None]
-    ticks = np.where(reached.any(axis=1), reached.argmax(axis=1), TICKS)
-    return np.maximum(ticks, 1) / TICKS * values(rows, "budget", network, threshold, arm), reached.any(axis=1)
+    ever = np.any(reached, axis=1)
+    ticks = np.where(ever, reached.argmax(axis=1), TICKS)
+    return np.maximum(ticks, 1) / TICKS * values(rows, "budget", network, threshold, arm), sum(~ever)
 
 
 def chosen(rows: Rows) -> dict[str, float]:
@@ -131,7 +130,7 @@ def arms(rows: Rows) -> str:
     lines = []
     for place in rows.groups("network", "threshold", "arm", kind="arm"):
         each, test = rows.where(kind="arm", **place), values(rows, "test", **place)
-        (seconds, reached), original = arrival(rows, **place), values(rows, "test", place["network"], None, ORIGINAL)
+        (seconds, never), original = arrival(rows, **place), values(rows, "test", place["network"], None, ORIGINAL)
 
         def mean(field: str, digits: int = 0, scale: int = 1, rows: list[Row] = each) -> str:
             return f"{scale * np.mean([row[field] for row in rows]):,.{digits}f}" if field in rows[0] else ""
@@ -141,7 +140,7 @@ def arms(rows: Rows) -> str:
             *place.values(), " – ".join(f"{size:.0f}" for size in sizes), mean("parameters"), mean("price", 2, 1000),
             mean("steps"), mean("operation", 0, 1000), mean("before", 1, 100), mean("after", 1, 100),
             deviation(test, 2, 100), "" if place["arm"] == ORIGINAL else spread(test - original, 2, 100, "+"),
-            f"{np.exp(np.log(seconds).mean()):.2f}" + (f" ({(~reached).sum()} never)" if not reached.all() else ""),
+            f"{np.exp(np.log(seconds).mean()):.2f}" + (f" ({never} never)" if never else ""),
         ])  # fmt: skip
     columns = ("parameters", "ms a step", "steps", "operation, ms", "before it, %", "after it, %", "test accuracy, %",
                "− original", "at the target, s")  # fmt: skip

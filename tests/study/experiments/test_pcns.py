@@ -62,10 +62,10 @@ def test_the_arm_that_is_left_alone_is_training_that_was_not_interrupted(rows):
 def test_a_smaller_threshold_keeps_more_and_misses_less(rows):
     for place in rows.groups("network", "layer", kind="layer", arm=PIVOTED):
         loose, tight = (
-            {field: rows.grid(field, kind="layer", arm=PIVOTED, threshold=each, **place) for field in ("units", "error")}
+            [rows.grid(field, kind="layer", arm=PIVOTED, threshold=each, **place) for field in ("units", "error")]
             for each in OPTIONS.thresholds
         )
-        assert (loose["units"] <= tight["units"]).all() and (loose["error"] >= tight["error"]).all()
+        assert (loose[0] <= tight[0]).all() and (loose[1] >= tight[1]).all()
 
 
 def test_at_once_is_last_to_first_on_the_same_images():
