@@ -22,7 +22,8 @@ def shrunk(rows: Rows) -> Drawing:
     """Accuracy by epochs after the operation: networks by thresholds."""
     networks, thresholds = rows.distinct("network"), rows.distinct("threshold", kind="arm", arm=PIVOTED)
     columns = {f"dropped variance {threshold:g}": threshold for threshold in thresholds}
-    panels = Panels(networks, list(columns), (10.5, 2.9 * len(networks) + 0.6), "test accuracy", sharey="row")
+    size = (10.5, 2.9 * len(networks) + 0.6)
+    panels = Panels(networks, list(columns), size, "test accuracy", sharex=True, sharey="row")
     for network in networks:
         means: list[float] = []
         for column, threshold in columns.items():
@@ -33,6 +34,4 @@ def shrunk(rows: Rows) -> Drawing:
                     means += list(values.mean(axis=0))
                     panels.curve(network, column, range(values.shape[1]), values, arm, look)
         accuracy_scale(panels.axes[networks.index(network), 0], means)
-    return panels.drawing(
-        "Accuracy right after shrinking, and as training goes on", "epochs after", [values.shape[1] - 1]
-    )
+    return panels.drawing("Accuracy right after shrinking, and later", "epochs after", [values.shape[1] - 1])

@@ -90,7 +90,7 @@ def arm_claims(rows: Rows) -> list[Claim]:
 
     others = [arm for arm in rows.distinct("arm", kind="arm") if arm not in (PIVOTED, UNINTERRUPTED)]
     better = [
-        Claim(f"PCNS (pivoted) is better than {arm} to the same sizes, {when}", "", ahead(arm, at), unit="points")
+        Claim(f"PCNS (pivoted) is better than {arm}, {when}", "", ahead(arm, at), unit="points")
         for at, when in ((0, "right after"), (-1, "at the end"))
         for arm in others
     ]
@@ -151,5 +151,5 @@ def prediction_claims(rows: Rows) -> list[Claim]:
         return ratios(Rows(known), "predicted", "actual", "network")
 
     small = f"where the loss rises by {SMALL[0]:g} to {SMALL[1]:g}, the prediction is at most a quarter off"
-    large = "where it rises by more, the prediction falls short by more than a quarter"
+    large = f"where it rises by more than {SMALL[1]:g}, the prediction falls short by more than a quarter"
     return [Claim(small, "", off(*SMALL), 0, QUARTER), Claim(large, "", off(SMALL[1], np.inf), -1, -QUARTER)]

@@ -51,7 +51,7 @@ def half(rows: Rows) -> int:
 
 def targets(rows: Rows, network: str, threshold: float | None = None, arm: str = ORIGINAL) -> Values:
     """``[seeds]``: the validation accuracy that an arm ends with, over its last ticks."""
-    return values(rows, "curve", network, threshold, arm)[:, -LAST:].mean(axis=1)
+    return np.mean(values(rows, "curve", network, threshold, arm)[:, -LAST:], axis=1)
 
 
 def arrival(rows: Rows, network: str, threshold: float | None, arm: str) -> tuple[Values, int]:
