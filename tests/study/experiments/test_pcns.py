@@ -17,13 +17,14 @@ from network_surgery.study.experiments.pcns import EXPERIMENT, measure, page
 from network_surgery.study.experiments.pcns.figures import accuracies
 from network_surgery.study.experiments.pcns.measure import (
     EIGEN,
-    NETWORKS,
     ORDERS,
     OTHERS,
     PIVOTED,
     UNINTERRUPTED,
     Options,
 )
+
+pytestmark = pytest.mark.slow
 
 DENSE, CNN = "dense, LeakyReLU", "CNN, ReLU"
 OPTIONS = Options(
@@ -36,9 +37,6 @@ OPTIONS = Options(
 def rows():
     _, tasks = measure.measure(OPTIONS)
     return Rows(row for _, task in tasks for row in task())
-
-
-pytestmark = pytest.mark.slow
 
 
 def test_every_arm_starts_from_the_same_network_and_keeps_as_many_units(rows):
@@ -159,4 +157,4 @@ def test_an_arm_that_is_refused_for_a_seed_is_not_compared():
     without = Rows(row for row in measured.rows if row["seed"] or row.get("arm") != EIGEN)
     kept = {claim.text: claim.conditions for claim in page.arm_claims(without)}
     assert [bool(conditions) for text, conditions in kept.items() if EIGEN in text] == [False, False]
-    assert set(NETWORKS) > {DENSE} and all(conditions for text, conditions in kept.items() if EIGEN not in text)
+    assert all(conditions for text, conditions in kept.items() if EIGEN not in text)
