@@ -24,6 +24,8 @@ EXPERIMENTS = {
     "heuristics": "network_surgery.study.experiments.heuristics",
     "isolation": "network_surgery.study.experiments.isolation",
     "optimizer_state": "network_surgery.study.experiments.optimizer_state",
+    "pcns": "network_surgery.study.experiments.pcns",
+    "pcns_claims": "network_surgery.study.experiments.pcns_claims",
     "redundancy": "network_surgery.study.experiments.redundancy",
     "repairs": "network_surgery.study.experiments.repairs",
     "timing": "network_surgery.study.experiments.timing",

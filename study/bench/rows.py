@@ -50,6 +50,11 @@ class Rows(list[Row]):
         """The values of a field, each once, in the order of the rows."""
         return list(dict.fromkeys(row[name] for row in self.where(**which)))
 
+    def groups(self, *names: str, **which: Any) -> list[Row]:
+        """The values of several fields together, each combination once, in the order of the rows."""
+        values = dict.fromkeys(tuple(row[name] for name in names) for row in self.where(**which))
+        return [dict(zip(names, each, strict=True)) for each in values]
+
     def grid(self, field: str, by: str = "iteration", /, **which: Any) -> Values:
         """One number of the rows that are ``which``, by seed and iteration (or another field): ``[seeds, moments]``.
 

@@ -33,6 +33,8 @@ def test_a_grid_is_sorted_by_seed_and_moment():
     np.testing.assert_array_equal(rows.grid("x", kind="a"), [[1, 5], [11, 15]])
     np.testing.assert_array_equal(Rows([{"seed": 0, "size": n, "x": n} for n in (9, 7)]).grid("x", "size"), [[7, 9]])
     assert rows.distinct("seed") == [1, 0] and rows.moments() == [1, 5] and rows.where(kind="b") == []
+    pairs = [(group["seed"], group["iteration"]) for group in rows.groups("seed", "iteration", kind="a")]
+    assert pairs == [(1, 5), (0, 5), (1, 1), (0, 1)] and rows.groups("kind") == [{"kind": "a"}]
     with pytest.raises(StudyError, match="0 seeds"):
         rows.grid("x", kind="b")
     with pytest.raises(StudyError, match="not equally often"):

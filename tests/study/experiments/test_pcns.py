@@ -1,4 +1,4 @@
-"""The experiment on PCNS, small: its arms start alike, its formulas are right, its page says what was found."""
+"""The experiment on PCNS, small: arms start alike, orders and samples are as they should be, the page follows rows."""
 
 from __future__ import annotations
 
@@ -7,152 +7,154 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from network_surgery.ops import PCNS, Signals, apply
-from network_surgery.ops.maths.condensed import Condensed, relative_error
-from network_surgery.study.experiments.pcns import __main__ as command
-from network_surgery.study.experiments.pcns import figures, orders, prediction, samples, shrinking
-from network_surgery.study.experiments.pcns import parallel as parallel
-from network_surgery.study.experiments.pcns import report as written
-from network_surgery.study.experiments.pcns.parallel import Results
-from network_surgery.study.experiments.pcns.shrinking import OTHERS, PIVOTED, UNINTERRUPTED
-from network_surgery.study.experiments.pcns.trained import SETTINGS, Trained
+from network_surgery.study.bench import page as bench
+from network_surgery.study.bench.claims import judge
+from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.data import load
+from network_surgery.study.experiments.pcns import EXPERIMENT, measure, page
+from network_surgery.study.experiments.pcns.figures import accuracies
+from network_surgery.study.experiments.pcns.measure import (
+    EIGEN,
+    ORDERS,
+    OTHERS,
+    PIVOTED,
+    UNINTERRUPTED,
+    Options,
+)
 
 pytestmark = pytest.mark.slow
 
-SMALL = tuple(dataclasses.replace(setting, before=2, after=2) for setting in SETTINGS[::2])
+DENSE, CNN = "dense, LeakyReLU", "CNN, ReLU"
+OPTIONS = Options(
+    train_images=600, test_images=200, networks=(DENSE, CNN), before=(2, 2), after=1, thresholds=(0.1, 0.01),
+    keeps=(0.9, 0.5), seeds=2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def results() -> Results:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(shrinking, "THRESHOLDS", (1e-1, 1e-2))
-    patch.setattr(figures, "THRESHOLDS", (1e-1, 1e-2))
-    patch.setattr(written, "THRESHOLDS", (1e-1, 1e-2))
-    patch.setattr(orders, "THRESHOLDS", (1e-2,))
-    patch.setattr(written, "ORDERED_AT", (1e-2,))
-    patch.setattr(prediction, "KEEPS", (0.9, 0.5))
-    patch.setattr(parallel, "IMAGES", 800)
-    patch.setattr(samples, "SHOWN_AT_ONCE", (64, 720))
-    dataset = parallel.load("digits")
-    parts = [parallel.of_seed(seed, dataset, SMALL) for seed in (0, 1)]
-    yield Results(
-        "digits", "the digits", len(dataset.train), len(dataset.test), shrinking.gathered([part[0] for part in parts]),
-        [part[1] for part in parts], [part[2] for part in parts], [part[3] for part in parts],
-        [part[4] for part in parts],
-    )  # fmt: skip
-    patch.undo()
+def rows():
+    _, tasks = measure.measure(OPTIONS)
+    return Rows(row for _, task in tasks for row in task())
 
 
-def test_every_arm_starts_from_the_same_network_and_keeps_as_many_units(results: Results) -> None:
-    for setting in SMALL:
-        start = results.found[setting.name, 0.0, UNINTERRUPTED]["before"]
-        for threshold in (1e-1, 1e-2):
-            pivoted = results.found[setting.name, threshold, PIVOTED]
-            for arm in OTHERS:
-                record = results.found[setting.name, threshold, arm]
-                np.testing.assert_array_equal(record["before"], start)
-                for name in (name for name in pivoted if name.startswith("units ")):
-                    np.testing.assert_array_equal(record[name], pivoted[name])
-                np.testing.assert_array_equal(record["parameters"], pivoted["parameters"])
-        left = results.found[setting.name, 0.0, UNINTERRUPTED]
-        np.testing.assert_array_equal(left["before"], left["after 0"])
+def test_every_arm_starts_from_the_same_network_and_keeps_as_many_units(rows):
+    for place in rows.groups("network", "threshold", kind="arm", arm=PIVOTED):
+        for arm in OTHERS:
+            for layer in rows.distinct("layer", kind="layer", network=place["network"]):
+                units = [rows.grid("units", kind="layer", layer=layer, arm=each, **place) for each in (arm, PIVOTED)]
+                np.testing.assert_array_equal(*units)
+            sizes = [rows.grid("parameters", kind="arm", arm=each, **place) for each in (arm, PIVOTED)]
+            np.testing.assert_array_equal(*sizes)
+    assert {row["network"] for row in rows.where(kind="arm", arm=EIGEN)} == {DENSE}  # refused after a plain ReLU
 
 
-def test_a_smaller_threshold_keeps_more_and_misses_less(results: Results) -> None:
-    for setting in SMALL:
-        loose, tight = (results.found[setting.name, threshold, PIVOTED] for threshold in (1e-1, 1e-2))
-        for layer in written.layers_of(results.found, setting.name):
-            assert (loose[f"units {layer}"] <= tight[f"units {layer}"]).all()
-            assert (loose[f"error {layer}"] >= tight[f"error {layer}"]).all()
-        assert (loose["parameters"] < tight["parameters"]).all()
+def test_the_arm_that_is_left_alone_is_training_that_was_not_interrupted(rows):
+    data = load(OPTIONS.data, 0.1, OPTIONS.train_images)
+    data = dataclasses.replace(data, test=data.test.thinned(OPTIONS.test_images))
+    whole = [measure.accuracy(measure.train(CNN, epochs, 1, data), data) for epochs in (2, 3)]
+    np.testing.assert_allclose(accuracies(rows, network=CNN, arm=UNINTERRUPTED)[1], whole, rtol=0, atol=0)
 
 
-def test_at_once_is_last_to_first_on_the_same_images() -> None:
+def test_a_smaller_threshold_keeps_more_and_misses_less(rows):
+    for place in rows.groups("network", "layer", kind="layer", arm=PIVOTED):
+        loose, tight = (
+            [rows.grid(field, kind="layer", arm=PIVOTED, threshold=each, **place) for field in ("units", "error")]
+            for each in OPTIONS.thresholds
+        )
+        assert (loose[0] <= tight[0]).all() and (loose[1] >= tight[1]).all()
+
+
+def test_at_once_is_last_to_first_on_the_same_images():
     """What lies before a layer does not change its outputs: one forward pass for all layers is enough."""
-    dataset = parallel.load("digits")
-    trained = Trained(SMALL[0], 0, dataset)
-    inputs = trained.train.take(slice(0, 600))[0]
+    trained = measure.train(DENSE, 1, 0, load("digits", 0.1, 600))
+    inputs = trained.train.take(slice(0, 500))[0]
     answers = []
     for once in (True, False):
-        model, optimizer = trained.copy()
-        anatomy = trained.anatomy(model)
-        signals = Signals(model, inputs)
+        trainer = measure.fork(trained, load("digits", 0.1, 600), 1)
+        layers = measure.anatomy(trainer)
         if once:
-            for plan in [PCNS(0.05).propose(layer, signals) for layer in anatomy.values()]:
-                apply(plan, optimizer)
+            signals = Signals(trainer.model, inputs)
+            for plan in [PCNS(0.05).propose(layer, signals) for layer in layers.values()]:
+                apply(plan, trainer.optimizer)
         else:
-            for name in list(anatomy)[::-1]:
-                apply(PCNS(0.05).propose(anatomy[name], Signals(model, inputs)), optimizer)
-        answers.append(model(trained.test.take(slice(None))[0]).detach())
+            for name in list(layers)[::-1]:
+                apply(PCNS(0.05).propose(layers[name], Signals(trainer.model, inputs)), trainer.optimizer)
+        answers.append(trainer.model(inputs).detach())
     torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-3)
 
 
-def test_the_expected_error_is_that_of_normal_samples() -> None:
-    generator = torch.Generator().manual_seed(0)
-    units, kept, rows = 30, 8, 60
-    mixed = torch.randn(4, units, generator=generator, dtype=torch.float64)
-
-    def drawn(count: int) -> Condensed:
-        common = torch.randn(count, 4, generator=generator, dtype=torch.float64) @ mixed
-        return Condensed.of(common + torch.randn(count, units, generator=generator, dtype=torch.float64))
-
-    unseen, sources, ratios = drawn(4000), tuple(range(kept)), []
-    for _ in range(40):
-        seen = drawn(rows)
-        fitted = seen.combination(sources)
-        ratios.append([fitted.missed(each) / each.samples for each in (unseen, seen)])
-    new, old = np.array(ratios).mean(axis=0)
-    assert (new / old) ** 0.5 == pytest.approx(samples.expected(rows, kept), rel=0.03)
-    assert relative_error(0.0, 1.0) == 0
+def test_more_samples_bring_the_errors_together(rows):
+    for place in rows.groups("network", "layer", "seed", kind="sample"):
+        few, *_, many = rows.where(kind="sample", **place)
+        assert few["ratio"] < many["ratio"] and few["seen"] < few["unseen"]
+        assert few["unseen"] / few["seen"] > many["unseen"] / many["seen"]
 
 
-def test_more_samples_bring_the_errors_together(results: Results) -> None:
-    for part in results.sampled:
-        for values in part.values():
-            few, many = min(values), max(values)
-            assert values[few][1] < values[few][2]
-            assert values[few][2] / values[few][1] > values[many][2] / values[many][1]
+def test_small_changes_of_the_loss_are_predicted(rows):
+    points = rows.where(kind="prediction", method=PIVOTED)
+    assert len(points) == 2 * 2 * (2 + 3)
+    assert all(point["predicted"] == pytest.approx(point["actual"], abs=0.03) for point in points
+               if abs(point["actual"]) < 0.05)  # fmt: skip
 
 
-def test_the_drafts_form_needs_images_for_its_inputs(results: Results) -> None:
-    for part in results.emitted:
-        assert {key[:2] for key in part} >= {(SMALL[0].name, "eigen"), (SMALL[0].name, "pivoted")}
-        for (_, basis, _), accuracy in part.items():
-            assert 0 <= accuracy <= 1 and (basis == "eigen" or accuracy > 0.5)
-    assert "| dense, LeakyReLU | eigen |" in written.emissions(results.emitted)
+def made_up(good: bool, seeds=6):
+    """Rows in which all claims hold, or the opposite, and some noise."""
+    noise = np.random.default_rng(0)
+    worse, ratio = (-0.05, 1.05) if good else (0.05, 1.9)
+    rows = []
+    for seed in range(seeds):
+        about = {"network": DENSE, "seed": seed}
+        for threshold in (0.1, 0.01):
+            for arm in (PIVOTED, EIGEN, *OTHERS):
+                ends = 0.9 + (arm != PIVOTED) * worse + noise.normal(0, 0.001, 3)
+                where = about | {"threshold": threshold, "arm": arm}
+                rows.append(where | {"kind": "arm", "accuracies": list(ends), "parameters": 100})
+                if arm == PIVOTED:
+                    for layer in ("layer2", "layer1"):
+                        rows.append(where | {
+                            "kind": "layer", "layer": layer, "units": 9, "accuracy": ends[0], "error": 0.1,
+                            "held_out": 0.1 * ratio + noise.normal(0, 0.001),
+                        })  # fmt: skip
+            for order in ORDERS:
+                order_row = {"kind": "order", "threshold": threshold, "order": order}
+                rows.append(about | order_row | {"accuracy": 0.9 + min(0, -worse - 0.05) + noise.normal(0, 0.001)})
+        last = 0.9 + worse + noise.normal(0, 0.001, 3)
+        rows.append(about | {"kind": "arm", "threshold": 0.0, "arm": UNINTERRUPTED, "accuracies": list(last),
+                             "parameters": 200})  # fmt: skip
+        for samples in measure.RATIOS:
+            unseen = 0.1 * ratio + noise.normal(0, 0.001)
+            rows.append(about | {
+                "kind": "sample", "layer": "layer1", "ratio": samples, "seen": 0.1, "unseen": unseen,
+            })  # fmt: skip
+        for actual, off in ((0.01, ratio), (1.0, 0.3 if good else 1.0)):
+            predicted = actual * (off + noise.normal(0, 0.01))
+            rows.append(about | {"kind": "prediction", "method": PIVOTED, "predicted": predicted, "actual": actual})
+    options = Options(networks=(DENSE,), before=(2,)).public()
+    return Measured(
+        {"experiment": "pcns", "options": options, "facts": {"train": 10, "test": 10}, "command": "made up",
+         "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, Rows(rows),
+    )  # fmt: skip
 
 
-def test_small_changes_of_the_loss_are_predicted(results: Results) -> None:
-    points = [point for part in results.points for point in part if point.method == "PCNS, pivoted"]
-    assert len(points) == 2 * 2 * sum(2 + (setting.name[0] == "C") for setting in SMALL)
-    for point in points:
-        if abs(point.tried) < 0.05:
-            assert point.predicted == pytest.approx(point.tried, abs=0.02)
+@pytest.mark.parametrize(("good", "word"), [(True, "holds"), (False, "does not hold")])
+def test_the_page_says_what_the_rows_say(good, word, tmp_path):
+    measured = made_up(good)
+    parts = page.parts(measured)
+    families = [judge(part) for part in parts.values() if isinstance(part, list)]
+    assert [verdict.word.partition(":")[0] for family in families for verdict in family] == [word] * (
+        2 * (1 + len(OTHERS)) + 1 + 1 + len(ORDERS) + len(measure.RATIOS) + 2
+    )
+    text = bench.write(EXPERIMENT.folder / "page.md", parts, measured, tmp_path).read_text(encoding="utf-8")
+    assert "nan" not in text and "$" not in text and f"- **{word}**: PCNS (pivoted) is better than" in text
+    assert "(shrunk.png)" in text and (tmp_path / "shrunk.png").read_bytes().startswith(b"\x89PNG")
+    assert ("**holds**" in text) == good
 
 
-def test_the_page_and_the_figures_say_it(results: Results, tmp_path) -> None:
-    drawings = figures.draw(results)
-    text = written.report(results, drawings)
-    assert set(drawings) == {"pcns", "pcns_prediction", "pcns_samples"}
-    assert all(f"![{drawing.title}]({name}.png)" in text for name, drawing in drawings.items())
-    assert "nan" not in text and "**Redundancy" in text and "| dropped variance |" in text
-    for setting in SMALL:
-        assert f"### {setting.name}" in text
-    for drawing in drawings.values():
-        drawing.save_small(tmp_path / "a.png")
-        assert (tmp_path / "a.png").stat().st_size > 5000
-
-
-def test_the_command_writes(results: Results, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(command, "measure", lambda data, seeds, workers, about: results)
-    import typer
-
-    app = typer.Typer()
-    app.command()(command.main)
-    ended = CliRunner().invoke(app, ["--out", str(tmp_path)])
-    assert ended.exit_code == 0, ended.output
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "pcns.md", "pcns.png", "pcns_prediction.png", "pcns_samples.png",
-    }  # fmt: skip
+def test_an_arm_that_is_refused_for_a_seed_is_not_compared():
+    measured = made_up(True)
+    without = Rows(row for row in measured.rows if row["seed"] or row.get("arm") != EIGEN)
+    kept = {claim.text: claim.conditions for claim in page.arm_claims(without)}
+    assert [bool(conditions) for text, conditions in kept.items() if EIGEN in text] == [False, False]
+    assert all(conditions for text, conditions in kept.items() if EIGEN not in text)
