@@ -1,10 +1,11 @@
 """One rule for what holds.
 
 A claim is put as differences, paired by seed, that lie above zero if it holds: one for each condition that it speaks
-of (a layer, a network, other images). Each is tested by Student's paired t-test, two-sided; the claims of one table
-are one family, whose p-values are corrected by Holm's method. A difference is shown to go one way where p < 0.05
-then. The claim *holds* where every difference is shown to go its way, *does not hold* where none is and one is shown
-to go the other way, *depends* where some go one way and some the other, and is *undecided* where nothing is shown.
+of (a layer, a network, other images). Each is tested by Student's paired t-test, two-sided (by the sign test if a
+difference is the same for every seed); the claims of one table are one family, whose p-values are corrected by Holm's
+method. A difference is shown to go one way where p < 0.05 then. The claim *holds* where every difference is shown to go
+its way, *does not hold* where none is and one is shown to go the other way, *depends* where some go one way and some
+the other, and is *undecided* where nothing is shown.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from network_surgery.study.bench.rows import Values
 from network_surgery.study.bench.tables import table
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence.significance import Difference, family
+from network_surgery.study.evidence.significance import LEVEL, holm, paired
 
 HOLDS, DEPENDS, CONTRARY, UNDECIDED, UNTRIED = "holds", "depends", "does not hold", "undecided", "not tried"
 #: All words that a verdict begins with, the strongest first.
@@ -125,26 +126,40 @@ def judge(claims: Sequence[Claim]) -> list[Verdict]:
     for (at, name), values in known.items():
         if values.ndim != 1 or not np.isfinite(values).all():
             raise StudyError(f"the differences of {claims[at].text!r} {name} are no finite numbers by seed: {values}")
-    tested = family({
+    gaps = {
         key: values - claims[key[0]].edge(values)
         for key, values in known.items() if len(values) and not claims[key[0]].exact
-    })  # fmt: skip
-    results = {key: _result(claims[key[0]], values, tested.get(key)) for key, values in known.items() if len(values)}
+    }  # fmt: skip
+    outcomes = {key: _tested_gap(gap) for key, gap in gaps.items()}
+    adjusted = dict(zip(outcomes, holm([p for _, p in outcomes.values()]), strict=True))
+    results = {
+        key: _result(claims[key[0]], values, (outcomes[key][0], adjusted[key]) if key in gaps else None)
+        for key, values in known.items() if len(values)
+    }  # fmt: skip
     return [
         Verdict(claim, {name: results[at, name] for name in claim.conditions if (at, name) in results})
         for at, claim in enumerate(claims)
     ]
 
 
-def _result(claim: Claim, values: Values, test: Difference | None) -> Result:
+def _tested_gap(gap: Values) -> tuple[list[float] | None, float | None]:
+    """The 95 % interval of a mean and its p-value: Student's, or where nothing varies the sign test's, if not zero."""
+    mean, interval, p = paired(gap.tolist())
+    if interval is None and len(gap) > 1 and abs(mean) > 1e-12:
+        p = 2 * 0.5 ** len(gap)
+    return interval, p
+
+
+def _result(claim: Claim, values: Values, test: tuple[list[float] | None, float | None] | None) -> Result:
     edge = claim.edge(values)
     if test is None:
         gap = values - edge
         good = np.abs(values) <= claim.margin if claim.wanted == 0 else claim.wanted * gap > 0
         return Result(float(values.mean()), None, None, 1 if good.all() else -1)
-    sign = test.sign * (claim.wanted or (-1 if edge > 0 else 1))
-    interval = None if test.interval is None else (test.interval[0] + edge, test.interval[1] + edge)
-    return Result(test.mean + edge, interval, test.p, sign)
+    interval, p = test
+    shown = 0 if p is None or p >= LEVEL else 1 if values.mean() > edge else -1
+    sign = shown * (claim.wanted or (-1 if edge > 0 else 1))
+    return Result(float(values.mean()), interval and (interval[0] + edge, interval[1] + edge), p, sign)
 
 
 def to_table(claims: Sequence[Claim]) -> str:

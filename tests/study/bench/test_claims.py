@@ -102,3 +102,13 @@ def test_tables_and_summaries_say_the_same():
 
 def test_rounding_errors_are_written_as_zero():
     assert to_table([Claim("", "", np.array([-1e-16, 0.0]), 0, 1e-9, True, "points")]).count("| +0* points |") == 1
+
+
+@pytest.mark.parametrize(("seeds", "word"), [(5, "undecided"), (6, "holds")])
+def test_what_is_the_same_for_every_seed_is_decided_by_the_sign_test(seeds: int, word: str) -> None:
+    above, within = Claim("above", "", np.full(seeds, 0.1)), Claim("none", "", np.zeros(seeds), 0, margin=0.01)
+    for claim in (above, within):
+        (verdict,) = judge([claim])
+        assert verdict.word == word and verdict.results[""].p == 2 * 0.5**seeds
+    (verdict,) = judge([Claim("above", "", np.zeros(seeds))])
+    assert verdict.word == "undecided" and verdict.results[""].p is None
