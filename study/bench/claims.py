@@ -159,7 +159,8 @@ def _result(claim: Claim, values: Values, test: tuple[list[float] | None, float 
     interval, p = test
     shown = 0 if p is None or p >= LEVEL else 1 if values.mean() > edge else -1
     sign = shown * (claim.wanted or (-1 if edge > 0 else 1))
-    return Result(float(values.mean()), interval and (interval[0] + edge, interval[1] + edge), p, sign)
+    bounds = None if interval is None else (interval[0] + edge, interval[1] + edge)
+    return Result(float(values.mean()), bounds, p, sign)
 
 
 def to_table(claims: Sequence[Claim]) -> str:
