@@ -6,11 +6,13 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from network_surgery import ops, search_spaces
+from network_surgery.study.declare import About, Declared
 
 PAGE = Path(__file__).resolve().with_name("api.md")
 #: Module → its public names. For packages with ``__all__`` that is the list.
@@ -62,7 +64,10 @@ def entry(module: ModuleType, name: str) -> str:
     if not inspect.isclass(value) and not inspect.isfunction(value):
         listed = ", ".join(f"`{key}`" for key in value)
         return f"### `{name}`\n\n{markdown(module.__doc__ or '')}\n\nEntries: {listed}.\n"
-    parts = [f"### `{name}{signature(value)}`\n", markdown(inspect.getdoc(value) or ""), ""]
+    declared = inspect.isclass(value) and issubclass(value, Declared)
+    parts = [f"### `{name}{'' if declared else signature(value)}`\n", markdown(inspect.getdoc(value) or ""), ""]
+    if declared:
+        parts += [*settings(value), ""]
     if inspect.isclass(value):
         parts += [f"- {line}" for line in methods(value)]
         parts += [""] * (parts[-1] != "")
@@ -81,6 +86,16 @@ def signature(value: Any) -> str:
     plain = kind or full.return_annotation is full.empty
     result = full.empty if plain else Text(full.return_annotation)
     return str(full.replace(parameters=parameters, return_annotation=result))
+
+
+def settings(kind: type[Declared]) -> Iterator[str]:
+    """A table with a line for each setting: name, default, what it is."""
+    hints = get_type_hints(kind, include_extras=True)
+    yield "| setting | default | |\n|---|---|---|"
+    for each in fields(kind):  # type: ignore[arg-type]
+        (about,) = (note for note in get_args(hints[each.name]) if isinstance(note, About))
+        default = "" if each.default is None else f"`{each.default!r}`"
+        yield f"| `{each.name}` | {default} | {about.help.replace('|', chr(92) + '|')} |"
 
 
 def methods(kind: type) -> Iterator[str]:
