@@ -78,7 +78,7 @@ class Snapshot:
         for kind, before in self._classes.items():
             _restore_class(kind, before)
         for group, values in self._values:  # batch norm does not count up a tensor's version
-            if not torch.equal(_joined(group), values):
+            if not _are(group, values):
                 for tensor, old in zip(group, values.split([t.numel() for t in group]), strict=True):
                     tensor.data.copy_(old.view(tensor.shape))
         for parameter, wanted, hooks in self._flags:
@@ -216,6 +216,14 @@ def _restore_class(kind: type, before: dict[str, Any]) -> None:
     for name, value in before.items():
         if not name.startswith("__") and now.get(name) is not value:
             setattr(kind, name, value)
+
+
+def _are(tensors: Sequence[Tensor], values: Tensor) -> bool:
+    """Whether the tensors have these values; not, as far as can be known, where memory does not suffice to compare."""
+    try:
+        return torch.equal(_joined(tensors), values)
+    except (torch.OutOfMemoryError, MemoryError):
+        return False
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
