@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "study" / "guide"
 PAGES = [
-    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "study" / "docs" / "README.md",
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "study" / "experiments" / "README.md",
     *sorted(path for path in GUIDE.glob("*.md") if path.name != "api.md"),
 ]  # fmt: skip
 
