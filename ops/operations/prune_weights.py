@@ -7,6 +7,7 @@ standard deviation of a layer's weights. ``compact`` then removes the units that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -112,9 +113,16 @@ class PruneWeights(Operation):
 
 def _highest(scores: Weights, lives: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
     """All but the given fraction of the entries, the lowest ones; what does not live goes first, ties in order."""
-    flat = torch.cat([score.double().where(lives[name], -torch.inf).flatten().cpu() for name, score in scores.items()])
-    kept = torch.ones(len(flat), dtype=torch.bool)
-    kept[flat.argsort(stable=True)[: round(fraction * len(flat))]] = False
+    device = next(iter(scores.values())).device
+    dtype = functools.reduce(torch.promote_types, (score.dtype for score in scores.values()), torch.float32)
+    flat = torch.cat([
+        score.to(device, dtype).where(lives[name].to(device), -torch.inf).flatten() for name, score in scores.items()
+    ])  # fmt: skip
+    kept, gone = torch.ones_like(flat, dtype=torch.bool), round(fraction * len(flat))
+    if gone:  # selecting takes a seventh of the time of sorting
+        edge = flat.kthvalue(gone).values
+        kept = flat >= edge
+        kept[(flat == edge).nonzero()[: gone - int((~kept).sum())]] = False
     parts = kept.split([score.numel() for score in scores.values()])
     return {
         name: lives[name] & part.view(score.shape).to(score.device)

@@ -26,6 +26,7 @@ from network_surgery.ops import (
     weight_scores,
 )  # fmt: skip
 from network_surgery.ops.network.masks import masks_of, parameters_of
+from network_surgery.ops.operations import prune_weights
 from network_surgery.ops.schedule import Condition, Moment, Schedule
 from network_surgery.ops.signals.weight_scores import SCORES
 from network_surgery.study import models
@@ -233,3 +234,18 @@ def test_masked_attention_is_operated_on() -> None:
     for name in before:
         operate(anatomy[name], MinWeight(0.5), verify=True)
     assert model(images).shape == (4, 10)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_lowest_go_and_of_equal_ones_the_first(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    shapes, dtypes = ((3, 4), (7,), (2, 2, 5)), (torch.float32, torch.float64, torch.bfloat16)
+    scores = {str(shape): torch.randint(-3, 4, shape, generator=random).to(dtypes[seed % 3]) / 3 for shape in shapes}
+    lives = {name: torch.rand(score.shape, generator=random) > 0.3 * (seed % 4) for name, score in scores.items()}
+    fraction = (0.0, 1.0, 0.5, 0.013, 0.99)[seed % 5]
+    flat = torch.cat([score.double().where(lives[name], -torch.inf).flatten() for name, score in scores.items()])
+    kept = torch.ones(len(flat), dtype=torch.bool)
+    kept[flat.argsort(stable=True)[: round(fraction * len(flat))]] = False
+    wanted = dict(zip(scores, kept.split([score.numel() for score in scores.values()]), strict=True))
+    for name, mask in prune_weights._highest(scores, lives, fraction).items():
+        assert torch.equal(mask, lives[name] & wanted[name].view(mask.shape))
