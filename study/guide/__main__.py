@@ -64,10 +64,10 @@ def entry(module: ModuleType, name: str) -> str:
     if not inspect.isclass(value) and not inspect.isfunction(value):
         listed = ", ".join(f"`{key}`" for key in value)
         return f"### `{name}`\n\n{markdown(module.__doc__ or '')}\n\nEntries: {listed}.\n"
-    declared = inspect.isclass(value) and issubclass(value, Declared)
+    declared = value if inspect.isclass(value) and issubclass(value, Declared) else None
     parts = [f"### `{name}{'' if declared else signature(value)}`\n", markdown(inspect.getdoc(value) or ""), ""]
     if declared:
-        parts += [*settings(value), ""]
+        parts += [*settings(declared), ""]
     if inspect.isclass(value):
         parts += [f"- {line}" for line in methods(value)]
         parts += [""] * (parts[-1] != "")
