@@ -16,7 +16,7 @@ class NoSignal(SurgeryError):
     """The loss says nothing of a layer, so nothing can be chosen by it."""
 
 
-def said(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what somebody else's error says, or else its kind."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
@@ -53,4 +53,4 @@ def explained(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever foreign code raises
         pass_on_memory(error)
-        raise SurgeryError(f"{what}: {said(error)[:200]}") from error
+        raise SurgeryError(f"{what}: {first_line(error)[:200]}") from error

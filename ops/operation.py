@@ -65,7 +65,7 @@ def choice(operation: Operation, field: str, value: object, allowed: tuple[objec
 ROUNDINGS = ("nearest", "down")
 
 
-def kept(layer: HiddenLayer, keep: float, rounding: str = "nearest") -> int:
+def units_to_keep(layer: HiddenLayer, keep: float, rounding: str = "nearest") -> int:
     """How many units a fraction of the layer is: the nearest whole number (or the one below), at least two.
 
     Two, because a layer of a single unit cannot be told from a broadcast dimension, so no anatomy would find it again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from typing import Any
 
-from network_surgery.ops.errors import SurgeryError, said
+from network_surgery.ops.errors import SurgeryError, first_line
 
 
 def resolve(reference: str, what: str) -> Any:
@@ -22,7 +22,7 @@ def resolve(reference: str, what: str) -> Any:
     try:
         return pkgutil.resolve_name(reference)
     except (Exception, SystemExit) as error:  # importing anyone's module may fail in any way, or end the program
-        raise SurgeryError(f"the {what} {reference!r} cannot be loaded: {said(error)}") from error
+        raise SurgeryError(f"the {what} {reference!r} cannot be loaded: {first_line(error)}") from error
 
 
 def reference_to(value: Any) -> str:

@@ -118,7 +118,7 @@ class Condition:
         """The number of optimizer steps done by the first look, with ``per_epoch`` of them in an epoch."""
         return self.first.iteration(per_epoch)
 
-    def found(self, layer: HiddenLayer, signals: Signals) -> float:
+    def gain_of(self, layer: HiddenLayer, signals: Signals) -> float:
         """The gain that the layer has now, 0 … 1. Raises SurgeryError where the layer cannot be looked at."""
         return MEASURES[self.measure](layer, signals, self.threshold)
 

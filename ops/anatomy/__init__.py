@@ -28,7 +28,7 @@ from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
 from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
 from network_surgery.ops.anatomy.trace import Trace
-from network_surgery.ops.errors import SurgeryError, explained, pass_on_memory, said, without_foreign_errors
+from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_real, scripted, usable
@@ -279,7 +279,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             except Exception as error:  # whatever the foreign forward pass raises
                 pass_on_memory(error)
                 problem = error
-        raise SurgeryError(f"the network does not run on the example input: {said(problem)[:200]}") from problem
+        raise SurgeryError(f"the network does not run on the example input: {first_line(problem)[:200]}") from problem
 
     def _trace_otherwise(self, trace: Trace, shown: Any) -> None:
         """Follows the network on the negative of the input, if it takes it."""
@@ -298,7 +298,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 break
             except Exception as error:  # whatever the foreign forward pass raises
                 pass_on_memory(error)
-                problem = said(error)
+                problem = first_line(error)
         if trace.missed and (trace.steered or problem):
             reason = (
                 f"the example input does not meet {trace.missed[0]}, and in training mode it fails ({problem[:80]})"

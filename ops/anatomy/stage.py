@@ -16,7 +16,7 @@ from torch.utils import _pytree
 from network_surgery.ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
-from network_surgery.ops.errors import pass_on_memory, said
+from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.masks import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
@@ -73,7 +73,7 @@ class Stage:
             names = {module: name for name, module in self.anatomy.modules.items()}
             running = [module for module in _running(error) if module in names]
             where = [names[module] for module in running if any(True for _ in module.children())]
-            reason = f"the network does not run at another size{mode} ({said(error)[:120]})"
+            reason = f"the network does not run at another size{mode} ({first_line(error)[:120]})"
             return Problem(reason, where[-1] if where else None)
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in self.output]:
             return Problem(f"the output changes its shape with the layer{mode}")

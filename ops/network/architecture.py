@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from network_surgery.ops.errors import SurgeryError, explained, said
+from network_surgery.ops.errors import SurgeryError, explained, first_line
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
 from network_surgery.ops.network.masks import masks_of, packed, put, take_off, tensors_of, unpacked
@@ -175,7 +175,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     try:
         torch.save(content, path)
     except Exception as error:  # no path, no room, what a module adds to its state_dict, …
-        raise SurgeryError(f"{path} cannot be written: {said(error)}") from error
+        raise SurgeryError(f"{path} cannot be written: {first_line(error)}") from error
 
 
 def passing(model: nn.Module) -> dict[str, Tensor]:
@@ -205,7 +205,7 @@ def load(factory: Callable[[], Model], path: str | Path, device: torch.device | 
     except FileNotFoundError:
         raise SurgeryError(f"{path} does not exist") from None
     except Exception as error:  # a damaged file can fail in any way
-        raise SurgeryError(f"{path} is not a saved network: {said(error)}") from error
+        raise SurgeryError(f"{path} is not a saved network: {first_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SurgeryError(f"{path} is not a network that ops.save wrote in the format {FORMAT}")
     if not callable(factory) or isinstance(factory, nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.maths.hosvd import Truncated, iterated_tucker, truncated_hosvd
-from network_surgery.ops.operation import ROUNDINGS, Operation, choice, fraction, kept
+from network_surgery.ops.operation import ROUNDINGS, Operation, choice, fraction, units_to_keep
 from network_surgery.ops.operations.min_weight import kernel_scores, strongest
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
@@ -77,7 +77,7 @@ class EigenRemove(Operation):
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         outgoing = {place: self._reduce(layer, place, layer.outgoing(place)) for place in layer.readers}
-        sources = strongest(self._scores(layer, outgoing), kept(layer, self.keep, self.rounding))
+        sources = strongest(self._scores(layer, outgoing), units_to_keep(layer, self.keep, self.rounding))
         replaced: dict[str, Tensor] = {}
         if self.weights == "reduced" and self.rank != 1:
             incoming = {place: self._reduce(layer, place, layer.incoming(place)) for place in layer.makers}

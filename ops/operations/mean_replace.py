@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.errors import NoSignal, SurgeryError
-from network_surgery.ops.operation import Operation, choice, fraction, kept, whole
+from network_surgery.ops.operation import Operation, choice, fraction, units_to_keep, whole
 from network_surgery.ops.operations.min_weight import strongest
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.replacement import REPLACEMENTS, constants
@@ -54,7 +54,7 @@ class MeanReplace(Operation):
         scores = unit_scores(layer, signals, self.score, replacement=self.replacement, seed=self.seed)
         if self.score in (*BY_LOSS, "variance") and not scores.any():
             raise NoSignal(f"{self!r} on {layer.name}: every score is 0, so they do not tell which units to keep")
-        plan = Plan(layer, repr(self), strongest(scores, kept(layer, self.keep)), error=0.0)
+        plan = Plan(layer, repr(self), strongest(scores, units_to_keep(layer, self.keep)), error=0.0)
         if self.bias_propagation and self.replacement == "mean":
             return bias(plan, signals)
         return leave(plan, signals, constants(layer, signals, self.replacement) if self.bias_propagation else {})

@@ -18,7 +18,7 @@ from torch import Tensor
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import energy
-from network_surgery.ops.operation import ROUNDINGS, Operation, choice, fraction, kept
+from network_surgery.ops.operation import ROUNDINGS, Operation, choice, fraction, units_to_keep
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 
@@ -68,4 +68,4 @@ class MinWeight(Operation):
             scores = kernel_scores(layer, {place: layer.outgoing(place) for place in layer.readers})
         else:
             scores = layer.outgoing_rows().norm(dim=1)
-        return Plan(layer, repr(self), strongest(scores, kept(layer, self.keep, self.rounding)))
+        return Plan(layer, repr(self), strongest(scores, units_to_keep(layer, self.keep, self.rounding)))

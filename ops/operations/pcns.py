@@ -43,7 +43,7 @@ from typing import ClassVar
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.condensed import components_needed, units_needed
-from network_surgery.ops.operation import Operation, choice, fraction, kept
+from network_surgery.ops.operation import Operation, choice, fraction, units_to_keep
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.emission import Emission
 from network_surgery.ops.signals.signals import Signals
@@ -86,7 +86,7 @@ class PCNS(Operation):
         emission = Emission(layer, repr(self)) if self.basis == "eigen" else None
         count = units_needed(spectrum, self.variance_threshold)
         if self.keep is not None:
-            count = kept(layer, self.keep)
+            count = units_to_keep(layer, self.keep)
         elif emission is not None:
             count = emission.units(max(components, 1))
         vectors = count - 1 if emission is None else emission.vectors(count)

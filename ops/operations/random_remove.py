@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from network_surgery.ops.anatomy import HiddenLayer
-from network_surgery.ops.operation import Operation, fraction, kept, whole
+from network_surgery.ops.operation import Operation, fraction, units_to_keep, whole
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 
@@ -28,5 +28,5 @@ class RandomRemove(Operation):
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(layer.units, generator=generator)[: kept(layer, self.keep)]
+        order = torch.randperm(layer.units, generator=generator)[: units_to_keep(layer, self.keep)]
         return Plan(layer, repr(self), tuple(order.sort().values.tolist()))

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.anatomy.products import FACTORS
 from network_surgery.ops.anatomy.running import call, plainly
-from network_surgery.ops.errors import SurgeryError, pass_on_memory, said
+from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.ops.network.masks import met
 from network_surgery.ops.signals.losses import Loss, batch_of, is_batch_first, sample_losses, suited, total
 
@@ -184,7 +184,7 @@ class Gradients:
             raise
         except Exception as error:  # whatever the foreign forward pass raises
             pass_on_memory(error)
-            raise SurgeryError(f"the network's gradients cannot be taken on this batch: {said(error)}") from error
+            raise SurgeryError(f"the network's gradients cannot be taken on this batch: {first_line(error)}") from error
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.running import flat_tensors
-from network_surgery.ops.errors import SurgeryError, pass_on_memory, said
+from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -112,7 +112,7 @@ def suited(loss: Loss | None, outputs: Any, targets: Any) -> Loss:
         return form
     raise SurgeryError(
         f"the loss cannot be had of the network's output ({_named(outputs)}) and targets ({_named(targets)}): "
-        f"{said(problem or RuntimeError())}"
+        f"{first_line(problem or RuntimeError())}"
     ) from problem
 
 

@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.anatomy.running import call, flat_tensors, plainly
-from network_surgery.ops.errors import SurgeryError, pass_on_memory, said
+from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.ops.maths.condensed import Combination, Condensed, relative_error
 from network_surgery.ops.maths.double import energy
 from network_surgery.ops.network.wrappers import inner
@@ -136,7 +136,7 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: 
                 raise ValueError("they are not finite there")
     except Exception as error:  # whatever the foreign forward pass raises
         pass_on_memory(error)
-        raise SurgeryError(f"BatchNorm's statistics cannot be estimated on this batch: {said(error)}") from error
+        raise SurgeryError(f"BatchNorm's statistics cannot be estimated on this batch: {first_line(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()

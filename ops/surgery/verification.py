@@ -28,7 +28,7 @@ from network_surgery.ops.anatomy.rules import apply_rule
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
 from network_surgery.ops.anatomy.steady import Redrawn
 from network_surgery.ops.anatomy.trace import Trace
-from network_surgery.ops.errors import SurgeryError, pass_on_memory, said
+from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.checks import check_real, usable
 from network_surgery.ops.network.masks import lift
@@ -62,7 +62,9 @@ def measure(plan: Plan, batch: Any = None) -> float:
             wanted = _answer(anatomy, example)
         except Exception as error:  # whatever the foreign forward pass raises
             pass_on_memory(error)
-            raise SurgeryError(f"the network does not run on this batch in double precision: {said(error)}") from error
+            raise SurgeryError(
+                f"the network does not run on this batch in double precision: {first_line(error)}"
+            ) from error
         if not any(torch.isfinite(tensor).any() for tensor in wanted):
             raise SurgeryError("nothing can be verified on this batch: the network's output holds no finite number")
         if not new_basis:

@@ -122,7 +122,7 @@ class Theatre(Callback):
             return self._operate(trainer, layer, step)
         start = clock(trainer.device)
         signals = self._signals(trainer, layer)
-        gain = step.when.found(layer, signals)
+        gain = step.when.gain_of(layer, signals)
         reached, seconds = gain >= step.when.gain, clock(trainer.device) - start
         epoch, measure = trainer.iteration / trainer.per_epoch, step.when.measure
         self.checks.append(

@@ -95,7 +95,7 @@ def test_the_gain_is_what_pcns_would_remove():
     layer, signals = Anatomy(model, inputs[:2])["1"], Signals(model, inputs)
     for threshold in (0.3, 0.05, 0.01, 1e-4):
         plan = PCNS(threshold).propose(layer, signals)
-        gain = Condition(threshold, 0.5, Moment(1)).found(layer, signals)
+        gain = Condition(threshold, 0.5, Moment(1)).gain_of(layer, signals)
         assert gain == (plan.units_before - plan.units_after) / 30
 
 
@@ -106,7 +106,7 @@ def test_the_gain_is_what_pcns_would_remove():
 )
 def test_the_gain_of_a_spectrum(spectrum, units, gain):
     signals = SimpleNamespace(together=lambda layer: SimpleNamespace(spectrum=lambda: spectrum))
-    assert Condition(0.01, 0.5, Moment(1)).found(SimpleNamespace(units=units), signals) == gain
+    assert Condition(0.01, 0.5, Moment(1)).gain_of(SimpleNamespace(units=units), signals) == gain
 
 
 def test_a_condition_counts_the_units_that_remove_dead_would_remove():
@@ -116,7 +116,7 @@ def test_a_condition_counts_the_units_that_remove_dead_would_remove():
     inputs = torch.randn(60, 6)
     layer, signals = Anatomy(model, inputs[:2])["0"], Signals(model, inputs, torch.arange(60) % 3)
     for threshold, found in ((0.001, 0.3), (0.9, None)):
-        gain = Condition(threshold, 0.1, Moment(1), measure="dead_fraction").found(layer, signals)
+        gain = Condition(threshold, 0.1, Moment(1), measure="dead_fraction").gain_of(layer, signals)
         assert gain == len(RemoveDead(threshold).propose(layer, signals).removed) / 10
         assert gain == found or (found is None and gain > 0.3)
 

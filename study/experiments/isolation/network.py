@@ -12,7 +12,7 @@ from torch.linalg import vector_norm
 from network_surgery import ops
 from network_surgery.ops import HiddenLayer, Plan
 from network_surgery.ops.anatomy import evaluating
-from network_surgery.ops.errors import said
+from network_surgery.ops.errors import first_line
 from network_surgery.study.bench.rows import Row
 from network_surgery.study.experiments.isolation.curves import RANKS, REPLACED, growths, leading, removals
 
@@ -48,7 +48,7 @@ class Network:
                     points = [self.tried(self.propose(layer, make(each, seed)[method])) for each in different]
                     yield from ({"kind": kind, "method": method} | each for each in points)
                 except ops.SurgeryError as error:
-                    yield {"kind": "missing", "method": method, "why": said(error)}
+                    yield {"kind": "missing", "method": method, "why": first_line(error)}
             for each in different:
                 yield {"kind": kind, "method": REPLACED} | self.tried(plain(each).propose(layer), seed)
 

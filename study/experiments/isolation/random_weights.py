@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from network_surgery.ops import PCNS, EigenRemove, HiddenLayer, Operation, Plan
-from network_surgery.ops.operation import kept
+from network_surgery.ops.operation import units_to_keep
 from network_surgery.ops.operations.min_weight import strongest
 from network_surgery.ops.signals.signals import MOST_SAMPLES
 from network_surgery.ops.surgery.repair import least_squares
@@ -62,10 +62,10 @@ class RandomNetwork(Network):
         if isinstance(operation, EigenRemove) and operation.rank:
             fan_in, fan_out = self.reduced(operation.rank)
             replaced = {"0.weight": fan_in.to(self.inputs), "2.weight": fan_out.T.to(self.inputs)}
-            sources = strongest(fan_out.norm(dim=1), kept(layer, operation.keep))
+            sources = strongest(fan_out.norm(dim=1), units_to_keep(layer, operation.keep))
             return Plan(layer, repr(operation), sources, replaced=replaced if operation.weights == "reduced" else {})
         if isinstance(operation, PCNS) and operation.keep:
-            sources = self.signals.together(layer).spanning_units(kept(layer, operation.keep))
+            sources = self.signals.together(layer).spanning_units(units_to_keep(layer, operation.keep))
             return least_squares(Plan(layer, repr(operation), sources), self.signals)
         return super().propose(layer, operation)
 
