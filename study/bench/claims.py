@@ -77,11 +77,11 @@ class Result:
     sign: int
 
     def words(self, unit: str = "") -> str:
-        """The mean with its interval, and a star where it is shown to go one way; rounding errors are zero."""
+        """The mean with its interval, and a star where a test shows it to go one way; rounding errors are zero."""
         scale = 100 if unit == "points" else 1
         numbers = [round(scale * n, 12) + 0.0 for n in (self.mean, *(self.interval or ()))]
         middle, *bounds = (f"× {math.exp(n):.3g}" if unit == "factor" else f"{n:+.3g}" for n in numbers)
-        return middle + (f" [{', '.join(bounds)}]" if bounds else "") + "*" * bool(self.sign)
+        return middle + (f" [{', '.join(bounds)}]" if bounds else "") + "*" * bool(self.sign and self.p is not None)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,16 @@ class Options:
         return asdict(replace(self, data=source, label=self.label or source.partition(":")[0]))
 
 
+def without_folder(model: str) -> str:
+    """The name of a network, of one in a file without the file's folder.
+
+    >>> without_folder("/home/me/nets.py:build"), without_folder("small_cnn")
+    ('nets.py:build', 'small_cnn')
+    """
+    place, colon, factory = model.rpartition(":")
+    return f"{Path(place).name}{colon}{factory}"
+
+
 @dataclass(frozen=True)
 class Experiment:
     """``measure(options)`` returns the facts that the page says besides of the rows, and the tasks that measure.

@@ -196,8 +196,8 @@ def counts(units: Attacked) -> dict[str, str]:
     attacked = every(lambda name: units.over_layers(name, numbers.lowest, units.attacks(name)))
     reached, idle = np.isfinite(attacked), sum(row["mrp_alone"] <= FLOOR for row in units.rows.where(before=True))
     return {
-        "excluded": f"{idle} units have an MRP of {FLOOR:g} at most when the attack begins; {(~reached).sum()} of "
-        f"{reached.size} attacked runs diverged and are left out.",
+        "excluded": f"In {idle} attacked runs the unit has an MRP of {FLOOR:g} at most when the attack begins; "
+        f"{(~reached).sum()} of {reached.size} attacked runs diverged and are left out.",
         "persistence": f"Of {(after < killed).sum()} units that are killed right after an attack, "
         f"{((after < killed) & (end < killed)).sum()} are so at the end (3.2: what is dead stays dead).",
         "norms": f"A unit with a low MRP may have a large norm (3.7): of {(end < 0).sum()} attacked units that end "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,8 +61,7 @@ class Options(experiment.Options):
 
     def public(self) -> dict[str, Any]:
         """As of all experiments; of a network in a file without the file's folder."""
-        place, colon, factory = self.model.rpartition(":")
-        return super().public() | {"model": f"{Path(place).name}{colon}{factory}"}
+        return super().public() | {"model": experiment.without_folder(self.model)}
 
 
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:

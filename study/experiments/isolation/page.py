@@ -68,7 +68,7 @@ def thesis(layer: Layer, weights: str) -> Statements:
         "every reduction of rank adds error": {
             f"{RANKS[low]} − {RANKS[rank]}": error(low) - error(rank) for rank, low in itertools.pairwise(RANKS)
         },
-        "at the smallest cut full rank has the least error": {
+        "at the smallest cut full rank has less error than the lowest ranks": {
             f"{RANKS[low]} − 1, {units[-1]}": error(low, -1) - error(1.0, -1) for low in LOWEST
         },
         "the curve of a low rank is flatter": {
@@ -79,7 +79,7 @@ def thesis(layer: Layer, weights: str) -> Statements:
             f"1 − {RANKS[low]}, {units[at]}": error(1.0, at) - error(low, at)
             for at in dict.fromkeys((quarter, most)) for low in (0.25, *LOWEST)
         },
-        "at the deepest cuts EigenRemove and MinWeight converge": {
+        "down to an eighth of the units EigenRemove and MinWeight converge": {
             f"gap of {RANKS[low]}, {units[half]} − {units[most]}": gap(low, half) - gap(low, most)
             for low in LOWEST if half != most
         },

@@ -43,6 +43,7 @@ from network_surgery.study.bench.experiment import image_facts
 from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.bench.training import fork
 from network_surgery.study.data import Dataset
+from network_surgery.study.errors import Diverged
 from network_surgery.study.models import Shape
 from network_surgery.study.training.trainer import Batches, Shown, Trainer, evaluate
 
@@ -100,14 +101,14 @@ NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Options(experiment.Options):
-    """``train_images``: validation images included. ``before``: epochs of each of ``networks`` before it is shrunk,
-    ``after``: epochs after it. ``thresholds``: the part of the variance that PCNS drops. ``keeps``: the fractions of
-    units that stay in predictions.
+    """``train_images``: validation images included. ``before``: epochs of each of ``kinds`` of network before it is
+    shrunk, ``after``: epochs after it. ``thresholds``: the part of the variance that PCNS drops. ``keeps``: the
+    fractions of units that stay in predictions.
     """
 
     train_images: int | None = 4000
     test_images: int = 5000
-    networks: tuple[str, ...] = tuple(NETWORKS)
+    kinds: tuple[str, ...] = tuple(NETWORKS)
     before: tuple[int, ...] = (8, 8, 4)
     after: int = 5
     thresholds: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -121,7 +122,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     return image_facts(data), [
         (f"{network}-{seed}", partial(measure_network, network, epochs, seed, data, options))
         for seed in range(options.seeds)
-        for network, epochs in zip(options.networks, options.before, strict=True)
+        for network, epochs in zip(options.kinds, options.before, strict=True)
     ]
 
 
@@ -176,7 +177,7 @@ def arms(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
     for threshold in options.thresholds:
         pivoted = list(run(threshold, PIVOTED, dict.fromkeys(sizes, PCNS(threshold))))
         yield from pivoted
-        with contextlib.suppress(SurgeryError):
+        with contextlib.suppress(SurgeryError, Diverged):
             yield from list(run(threshold, EIGEN, dict.fromkeys(sizes, PCNS(threshold, "eigen"))))
         keep = {row["layer"]: row["units"] / sizes[row["layer"]] for row in pivoted if row["kind"] == "layer"}
         for arm, removal in OTHERS.items():

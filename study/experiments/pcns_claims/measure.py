@@ -48,7 +48,8 @@ REPEATS = 3
 @dataclass(frozen=True)
 class Options(experiment.Options):
     """``data``: of the dense network; the other one has the digits. ``train_images``: validation images included.
-    ``epochs`` of each original that the seconds amount to. ``thresholds`` of PCNS, of which half of the seeds choose.
+    ``lengths``: epochs of each original that the seconds amount to. ``thresholds`` of PCNS, of which half of the seeds
+    choose.
 
     Raises:
         StudyError: fewer than four seeds.
@@ -56,7 +57,7 @@ class Options(experiment.Options):
 
     seeds: int = 16
     train_images: int | None = 6000
-    epochs: tuple[int, int] = (16, 10)
+    lengths: tuple[int, int] = (16, 10)
     thresholds: tuple[float, ...] = (0.1, 0.01, 0.001)
 
     def __post_init__(self) -> None:
@@ -68,7 +69,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts by network, and the tasks: a race of each network with each seed."""
     images = (load(options.data, 0.2, options.train_images), load("digits", 0.2))
     labels = (options.public()["label"], "scikit-learn’s digits")
-    races = list(zip(NETWORKS, images, options.epochs, labels, strict=True))
+    races = list(zip(NETWORKS, images, options.lengths, labels, strict=True))
     facts = {name: image_facts(data) | {"label": label, "epochs": epochs} for name, data, epochs, label in races}
     return facts, [
         (f"{name}-{seed}", partial(race, name, data, epochs, seed, options.thresholds))

@@ -79,6 +79,12 @@ class Options(experiment.Options):
     keeps: tuple[float, ...] = (0.75, 0.5)
     shown: int = 512
 
+    def public(self) -> dict[str, Any]:
+        """As of all experiments; of networks in a file without the file's folder."""
+        return super().public() | {
+            name: experiment.without_folder(getattr(self, name)) for name in ("model", "deep_model")
+        }
+
 
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts, and the tasks: the arms, and the deep network, with each seed.

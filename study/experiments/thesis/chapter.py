@@ -47,6 +47,7 @@ class Training:
     """What the thesis reads from one training; ``factor`` and ``seconds`` are medians over its operations.
 
     ``gap``: accuracy on the training images less ``accuracy``; None where an older study did not take it.
+    ``longest``: the largest share of an epoch that an operation took.
     ``recorded``: the loss factors that the thesis has recorded, of every operation but that on ``UNRECORDED``.
     """
 
@@ -55,6 +56,7 @@ class Training:
     seconds: float
     epoch_seconds: float
     recorded: tuple[float, ...] = ()
+    longest: float | None = None
     gap: float | None = None
 
     @property
@@ -79,6 +81,7 @@ class Trainings(dict[tuple[str, float], dict[int, Training]]):
                 statistics.median(each.seconds for each in operations),
                 statistics.median(each.epoch_seconds for each in operations if each.epoch_seconds is not None),
                 tuple(factor for layer, factor in factors if layer != UNRECORDED),
+                max(each.seconds / each.epoch_seconds for each in operations if each.epoch_seconds),
                 cell.get("train_test_gap"),
             )
 
@@ -103,6 +106,13 @@ class Trainings(dict[tuple[str, float], dict[int, Training]]):
         """The first method's values less the other's, of the ``pairs`` at these ratios or at all."""
         pairs = self.pairs(methods, measure)
         return np.array([one - other for (ratio, _), (one, other) in pairs.items() if ratio in (ratios or RATIOS)])
+
+    def by_seed(self, methods: tuple[str, str], measure: str) -> Values:
+        """The ``differences`` of each seed, in the mean over ratios: those of one seed share an initialization."""
+        gaps: dict[int, list[float]] = {}
+        for (_, seed), (one, other) in self.pairs(methods, measure).items():
+            gaps.setdefault(seed, []).append(one - other)
+        return np.array([np.mean(gaps[seed]) for seed in sorted(gaps)])
 
     def as_printed(self, method: str, ratio: float, measure: str) -> float | None:
         """The number that the thesis prints, from these trainings; None where there are none.

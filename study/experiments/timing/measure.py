@@ -97,6 +97,7 @@ def timings(net: str, layer: str, seeds: int) -> list[Row]:
     for seed in range(seeds):
         subject = build(net, layer, seed)
         model, adam, hidden, inputs = subject
+        seen = ops.Signals(model, inputs).samples(hidden)
         with torch.no_grad():
             forward = timed(partial(model, inputs[:BATCH]))
         step = timed(partial(train, model, adam, inputs[:BATCH]))
@@ -109,8 +110,7 @@ def timings(net: str, layer: str, seeds: int) -> list[Row]:
             taken, after = sorted(tries)[len(tries) // 2]
             samples, passed = 0, 0.0
             if operation.needs_signals:
-                positions = 1 if inputs.dim() == 2 else MOST_SAMPLES // len(inputs) + 1
-                samples = min(MOST_SAMPLES, len(inputs) * positions)
+                samples = seen
                 passes = 3 if isinstance(operation, (ops.RemoveDead, ops.Revive)) else 1  # they look at gradients
                 passed = passes * forward * len(inputs) / BATCH
             amounts = complexity.work(operation, Sizes.of(hidden, samples, after))

@@ -83,8 +83,7 @@ def arm_claims(rows: Rows) -> list[Claim]:
         *(ends("shares end at more accuracy than not widening", "accuracy", arm, WHOLE) for arm in SHARES),
         *(ends("shares end at more accuracy than starting over with the wide network", "accuracy", arm, RESTART)
           for arm in SHARES),
-        Claim("the faults of the published code part equal copies (distance at the end)", "", faults, 1, -ROUNDING,
-              True),
+        Claim("the faults of the published code part equal copies (distance at the end)", "", faults, 1, -ROUNDING),
         Claim("the faults of the published code raise the training loss at once", "",
               gaps(rows, "loss", CODE, "equal", 0), unit="factor"),
     ]  # fmt: skip

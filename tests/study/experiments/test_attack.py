@@ -391,7 +391,8 @@ def test_factors_and_counts_are_those_that_were_put_in(killing):
         in (parts["norms"])
     )
     assert parts["excluded"] == (
-        "0 units have an MRP of 1e-05 at most when the attack begins; 0 of 384 attacked runs diverged and are left out."
+        "In 0 attacked runs the unit has an MRP of 1e-05 at most when the attack begins; "
+        "0 of 384 attacked runs diverged and are left out."
     )
     assert "of 96 layers without attack, and in 384 of 384 that were" in parts["lowest"]
 

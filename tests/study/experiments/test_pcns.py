@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 DENSE, CNN = "dense, LeakyReLU", "CNN, ReLU"
 OPTIONS = Options(
-    train_images=600, test_images=200, networks=(DENSE, CNN), before=(2, 2), after=1, thresholds=(0.1, 0.01),
+    train_images=600, test_images=200, kinds=(DENSE, CNN), before=(2, 2), after=1, thresholds=(0.1, 0.01),
     keeps=(0.9, 0.5), seeds=2,
 )  # fmt: skip
 
@@ -131,7 +131,7 @@ def made_up(good: bool, seeds=6):
         for actual, off in ((0.01, ratio), (1.0, 0.3 if good else 1.0)):
             predicted = actual * (off + noise.normal(0, 0.01))
             rows.append(about | {"kind": "prediction", "method": PIVOTED, "predicted": predicted, "actual": actual})
-    options = Options(networks=(DENSE,), before=(2,)).public()
+    options = Options(kinds=(DENSE,), before=(2,)).public()
     return Measured(
         {"experiment": "pcns", "options": options, "facts": {"train": 10, "test": 10}, "command": "made up",
          "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, Rows(rows),

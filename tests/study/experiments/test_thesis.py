@@ -86,7 +86,7 @@ def results(
     return {"settings": SETTINGS.to_data(), "machine": machine, "comparison": {"cells": cells}}
 
 
-def first_line(found: dict[str, Any]) -> dict[str, str]:
+def verdicts_of(found: dict[str, Any]) -> dict[str, str]:
     """The verdict on each claim, by its first words; of two that begin alike the first one."""
     verdicts: dict[str, str] = {}
     for verdict in judge(page.claims(chapter.Trainings(found))):
@@ -114,7 +114,7 @@ def test_tables_show_ours_and_the_thesis_s() -> None:
 
 def test_the_loss_factor_is_the_median_over_a_training() -> None:
     (training,) = chapter.Trainings(results(lambda *_: 0.5, lambda *_: 1.1, seeds=1))["min_weight", 1 / 2].values()
-    assert training == chapter.Training(0.5, 1.1, 0.02, 2.0, (0.5, 1.1, 7.0))
+    assert training == chapter.Training(0.5, 1.1, 0.02, 2.0, (0.5, 1.1, 7.0), 0.01)
 
 
 def test_the_thesis_prints_medians_and_pools_what_it_recorded() -> None:
@@ -148,11 +148,11 @@ def test_claims_follow_the_evidence(gain: float, verdict: str) -> None:
     def better(op: str, ratio: float, seed: int) -> float:
         return 0.7 + gain * (op in ("eigen_remove", "weak_expand")) + noise(op, ratio, seed)
 
-    found = first_line(results(better, lambda op, ratio, seed: 1 + 20 * (better(op, ratio, seed) - 0.7)))
-    assert found["EigenRemove ends at"] == verdict
+    found = verdicts_of(results(better, lambda op, ratio, seed: 1 + 20 * (better(op, ratio, seed) - 0.7)))
+    assert found["EigenRemove ends at"] == (verdict if gain else "holds in 1 of 5")  # at least as accurate
     assert found["WeakExpand ends more"] == verdict
     assert found["EigenRemove's loss factor"] == verdict
-    assert found["WeakExpand and Zero"] == ("does not hold" if gain else "holds")
+    assert found["WeakExpand and Zero"] == ("does not hold" if gain else "undecided")  # five seeds
 
 
 def test_one_ratio_where_it_is_worse_is_said() -> None:
@@ -160,7 +160,7 @@ def test_one_ratio_where_it_is_worse_is_said() -> None:
         worse = op == "eigen_remove" and ratio == 1 / 4
         return 0.7 + 0.01 * (op == "eigen_remove") - 0.05 * worse + noise(op, ratio, seed)
 
-    assert first_line(results(accuracy))["EigenRemove ends at"] == "depends"
+    assert verdicts_of(results(accuracy))["EigenRemove ends at"] == "depends"
 
 
 def test_one_of_five_ratios_is_not_worse_by_luck() -> None:
@@ -173,11 +173,11 @@ def test_one_of_five_ratios_is_not_worse_by_luck() -> None:
     found = results(accuracy)
     both = chapter.Trainings(found).pairs(("eigen_remove", "min_weight"), "accuracy")
     alone = stats.ttest_1samp([a - b for (ratio, _), (a, b) in both.items() if ratio == 2 / 3], 0.0)
-    assert 0.01 < alone.pvalue < 0.05 and first_line(found)["EigenRemove ends at"] == "undecided"
+    assert 0.01 < alone.pvalue < 0.05 and verdicts_of(found)["EigenRemove ends at"] == "undecided"
 
 
 def test_nothing_is_decided_without_a_spread() -> None:
-    verdicts = first_line(results(lambda op, ratio, seed: 0.7 + 0.1 * (op == "eigen_remove"), seeds=1))
+    verdicts = verdicts_of(results(lambda op, ratio, seed: 0.7 + 0.1 * (op == "eigen_remove"), seeds=1))
     assert verdicts["EigenRemove ends at"] == "undecided"
     assert page.as_in_the_thesis([1.0, 2.0], [1.0, 2.0])[1] is None
     assert page.as_in_the_thesis([1.0] * 5, [1.0] * 5) == ("nothing varies", None)
@@ -251,12 +251,12 @@ def test_the_report_writes_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("gain", "verdict"), [(0.02, "holds"), (-0.02, "does not hold"), (0.0, "undecided")])
 def test_whether_eigen_remove_generalizes_better(gain: float, verdict: str) -> None:
     found = results(lambda *_: 0.7)
-    assert first_line(found)["EigenRemove generalizes better"] == "not tried"
+    assert verdicts_of(found)["EigenRemove generalizes better"] == "not tried"
     assert "training images less" not in page.write(found, {})
     for each in found["comparison"]["cells"]:
         op, ratio = each["params"]["op"], each["params"]["ratio"]
         each["train_test_gap"] = 0.2 - gain * (op == "eigen_remove") + noise(op, ratio, each["seed"])
-    assert first_line(found)["EigenRemove generalizes better"] == verdict
+    assert verdicts_of(found)["EigenRemove generalizes better"] == verdict
     words = page.write(found, {})
     assert "less that on the test images, points" in words and words.count("20.") > 5
 
