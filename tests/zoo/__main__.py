@@ -6,7 +6,8 @@
     python -m tests.zoo --clock-only --skip-giants      timing anew, the sweep's results kept; a quarter of an hour
 
 Each model runs in a process of its own. Results are kept in a JSON file beside the table, which is written anew after
-each model, so that a sweep can go on where it stopped (``--again`` forgets).
+each model, so that a sweep can go on where it stopped (``--again`` forgets); models whose result lacks a promise are
+swept anew.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 
 from tests.zoo.models import GIANTS, Animal, zoo
 from tests.zoo.report import table
-from tests.zoo.sweep import clocked, swept
+from tests.zoo.sweep import PROMISES, clocked, swept
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
         arguments.out.write_text(table({a.name: results[a.name] for a in zoo() if a.name in results}))
         print(f"{animal.name:42}{part:6} {_short(found)}", flush=True)
 
-    wanted = [a for a in animals.values() if arguments.again or "sweep" not in results.get(a.name, {})]
+    wanted = [a for a in animals.values() if arguments.again or not _is_swept(results.get(a.name, {}))]
     wanted = [] if arguments.clock_only else wanted
     for animal in [a for a in wanted if a.name in GIANTS and arguments.skip_giants]:
         keep(animal, "sweep", {"problem": f"skipped: {GIANTS[animal.name]}"})
@@ -77,6 +78,12 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--clock-only", action="store_true", help="timing alone, also of models that have been timed")
     parser.add_argument("--one", choices=("sweep", "clock"), help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _is_swept(result: dict[str, Any]) -> bool:
+    """Whether there is a result, and one with every promise of today."""
+    found = result.get("sweep", {"promises": ()})
+    return "problem" in found or set(PROMISES) <= set(found["promises"])
 
 
 def _child(animal: Animal, part: str, limit: int) -> dict[str, Any]:
