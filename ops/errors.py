@@ -22,13 +22,18 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return allocator or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
 def pass_on_memory(error: BaseException) -> None:
     """Raises this error again if it says that memory ran out: that is nobody's fault but the machine's.
 
     To be called first wherever somebody else's errors are caught.
     """
-    ran_out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    if ran_out or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
+    if is_of_memory(error):
         raise error
 
 

@@ -74,7 +74,7 @@ def proceed(folder: Folder, dataset: data.Dataset, console: Console) -> bool:
 
 
 def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | None, seeds: int | None) -> bool:
-    """Runs what is missing of a comparison of the ``top`` schedules with so many ``seeds``, then the report.
+    """Runs what is missing of a comparison of the ``top`` schedules with this number of ``seeds``, then the report.
 
     Raises:
         StudyError: the search has no schedule that could be compared.
@@ -113,7 +113,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
 
 
 def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
-    """The closing table, what was found of each schedule with the numbers behind it, the verdict and where to look."""
+    """The closing table, the finding on each schedule with its numbers, the verdict and where to look."""
     rows, verdicts = results["comparison"]["summary"], results["comparison"]["verdicts"]
     if rows:
         console.print(_table(rows))
@@ -129,8 +129,8 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
         console.print(f"\n[bold]Front:[/] {words}", highlight=False, soft_wrap=True)
     here = Path.cwd()
     if results["state"]["now"] != "finished":
-        told = in_words(results["state"], str(folder.path))
-        console.print(f"\n[bold]{told['now'].capitalize()}:[/] {told['words']}", highlight=False, soft_wrap=True)
+        state = in_words(results["state"], str(folder.path))
+        console.print(f"\n[bold]{state['now'].capitalize()}:[/] {state['words']}", highlight=False, soft_wrap=True)
     path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
     console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
     console.print(f"Results  {path / folder.results.name}", highlight=False, soft_wrap=True)

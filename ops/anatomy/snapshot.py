@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from network_surgery.ops.errors import is_of_memory
+
 #: What every module keeps of its own, and which of it are tables (of tensors, of modules, of hooks).
 OWN = frozenset(vars(nn.Module()))
 TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
@@ -222,8 +224,10 @@ def _are(tensors: Sequence[Tensor], values: Tensor) -> bool:
     """Whether the tensors have these values; not, as far as can be known, where memory does not suffice to compare."""
     try:
         return torch.equal(_joined(tensors), values)
-    except (torch.OutOfMemoryError, MemoryError):
-        return False
+    except Exception as error:
+        if is_of_memory(error):
+            return False
+        raise
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -180,15 +180,18 @@ def to_table(claims: Sequence[Claim]) -> str:
 
 def _tested(verdicts: Sequence[Verdict]) -> str:
     """How the claims of a table were tested; nothing where none was."""
-    tests = sum(result.p is not None for verdict in verdicts for result in verdict.results.values())
+    results = [result for verdict in verdicts for result in verdict.results.values()]
+    tests = sum(result.p is not None for result in results)
     tested = [verdict.claim for verdict in verdicts if not verdict.claim.exact]
     sizes = {len(values) for claim in tested for values in claim.conditions.values() if len(values)}
     if not tests:
         return ""
     n = " to ".join(str(size) for size in dict.fromkeys((min(sizes), max(sizes))))
+    same = any(result.p is not None and result.interval is None for result in results)
+    signs = "; those that are the same for every seed are tested by the sign test" * same
     return (
-        f"\n\nDifferences are paired by seed (n = {n}), with 95 % intervals (Student's t); *: p < 0.05 after Holm's "
-        f"correction over the {tests} tests of this table."
+        f"\n\nDifferences are paired by seed (n = {n}), with 95 % intervals (Student's t){signs}; *: p < 0.05 after "
+        f"Holm's correction over the {tests} tests of this table."
     )
 
 

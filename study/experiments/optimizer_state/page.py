@@ -13,7 +13,6 @@ from network_surgery.study.bench.panels import Panels
 from network_surgery.study.bench.rows import Measured, Rows, Values
 from network_surgery.study.bench.tables import deviation, table
 from network_surgery.study.evidence.drawing import BLUE, COLOURS, VERMILLION, Drawing, Look
-from network_surgery.study.evidence.significance import half_interval
 from network_surgery.study.experiments.optimizer_state.measure import ARMS, OPERATIONS, OPTIMIZERS
 
 LOOKS: dict[str, Look] = {
@@ -76,9 +75,7 @@ def draw(rows: Rows) -> Drawing:
         axes.axhline(0, label="carry", **LOOKS["carry"])
         for arm in ARMS[1:]:
             above = (smooth(curves(rows, place, arm)) - carried) / scale
-            panels.curve(*place, steps, above, arm, LOOKS[arm])
-            middle, half = above.mean(axis=0), half_interval(above)
-            axes.fill_between(steps, middle - half, middle + half, color=LOOKS[arm]["color"], alpha=0.18, linewidth=0)
+            panels.curve(*place, steps, above, arm, LOOKS[arm], band=True)
         axes.set(xscale="log", xlim=(1, steps[-1]))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
+from torch.optim.swa_utils import update_bn
 
 from network_surgery.ops import PCNS, Anatomy, Plan, Signals, operate, trial_surgery
 from network_surgery.ops.maths.condensed import components_needed, units_needed
@@ -104,17 +104,11 @@ def looks(data: Dataset, network: str, seed: int, epochs: int) -> list[Row]:
     return rows
 
 
-@torch.no_grad()
 def estimated(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     """A copy in evaluation mode whose BatchNorm statistics are plain averages over these batches of inputs."""
     model = copy.deepcopy(model).eval()
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # each batch counts the same
-        norm.train()
-    for inputs in batches if norms else ():
-        model(inputs)
+    with torch.random.fork_rng(devices=[]):  # dropout draws; what follows does as if nothing had been estimated
+        update_bn(batches, model)
     return model.eval()
 
 

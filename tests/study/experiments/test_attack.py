@@ -16,7 +16,7 @@ from network_surgery.ops.signals.unit_scores import unit_scores
 from network_surgery.study import data, models
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
-from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.rows import Rows
 from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.attack import EXPERIMENT, figures, measure, page
@@ -39,6 +39,7 @@ from network_surgery.study.experiments.attack.numbers import Attacked
 from network_surgery.study.experiments.attack.signals import unit_signals
 from network_surgery.study.experiments.evci import CPU
 from network_surgery.study.training.trainer import Trainer
+from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow
 
@@ -318,11 +319,7 @@ def made_up(factors, seeds=8):
                         marks = {each: each == mark for each in ("before", "after", "end")}
                         made.append(here | {"kind": "unit", "iteration": 10 * at} | marks | row)
     facts = {"train": 160, "validation": 80, "test": 80, "shape": [1, 8, 8], "classes": 10, "per_epoch": 5}
-    about = {
-        "experiment": "attack", "options": Options(label="noise").public(), "facts": facts, "command": "made up",
-        "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none"),
-    }  # fmt: skip
-    return Measured(about, Rows(made))
+    return measured_of("attack", Options(label="noise"), facts, made)
 
 
 def factors(bounded, relu):

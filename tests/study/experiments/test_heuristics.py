@@ -16,6 +16,7 @@ from network_surgery.study.bench.rows import Measured, Rows
 from network_surgery.study.experiments.heuristics import EXPERIMENT, measure, page
 from network_surgery.study.experiments.heuristics.measure import DELTAS, FREQUENCIES, MOMENTS, SIZES, WEIGHTS
 from network_surgery.study.experiments.heuristics.page import HIGH
+from tests.study.experiments.made_up import measured_of
 
 Gain = Callable[[str, str, str], float]
 
@@ -32,10 +33,7 @@ def made_up(gain: Gain, seeds: int = 5) -> Measured:
             "test": 0.9 + better, "spike": 0.5 - better, "parameters": 1000,
         })  # fmt: skip
     facts = {"train": 10, "validation": 10, "test": 10}
-    return Measured(
-        {"experiment": "heuristics", "options": Options().public(), "facts": facts,
-         "command": "made up", "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, rows,
-    )  # fmt: skip
+    return measured_of("heuristics", Options(), facts, rows)
 
 
 def infrequent(frequency: str, size: str, moment: str) -> float:

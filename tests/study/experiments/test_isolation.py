@@ -17,6 +17,7 @@ from network_surgery.study.experiments.isolation import curves, measure, page, r
 from network_surgery.study.experiments.isolation.curves import MIN_WEIGHT, PIVOTED, RANKS, REPLACED, eigen
 from network_surgery.study.experiments.isolation.measure import Options
 from network_surgery.study.experiments.isolation.network import Network
+from tests.study.experiments.made_up import measured_of
 
 CPU = torch.device("cpu")
 WIDTH, STEP = 32, 6
@@ -142,11 +143,7 @@ def made_up(averages=RISING, seeds=8, gain=1.0):
                 rows.append(about | {"kind": "grow", "method": method, "size": 9, "relative": relative})
     rows += [{"kind": "trained", "seed": seed, "accuracy": 0.9 + 0.001 * seed} for seed in range(seeds)]
     facts = {"train": 100, "validation": 50, "test": 10, "signal_images": 512, "device": "CPU"}
-    about = {
-        "experiment": "isolation", "options": Options(width=8, step=3).public(), "facts": facts, "command": "made up",
-        "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none"),
-    }  # fmt: skip
-    return Measured(about, Rows(rows))
+    return measured_of("isolation", Options(width=8, step=3), facts, rows)
 
 
 def verdicts(measured):

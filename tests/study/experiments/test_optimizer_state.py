@@ -13,11 +13,12 @@ from network_surgery.study import models
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.experiment import Options
-from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.rows import Rows
 from network_surgery.study.data import load
 from network_surgery.study.experiments.optimizer_state import EXPERIMENT, measure, page
 from network_surgery.study.experiments.optimizer_state.measure import ARMS, OPERATIONS, OPTIMIZERS
 from network_surgery.study.training.trainer import Batches
+from tests.study.experiments.made_up import measured_of
 
 
 @pytest.mark.slow
@@ -43,10 +44,7 @@ def made_up(gain):
         about = {"seed": seed, "optimizer": optimizer, "operation": operation, "arm": arm}
         rows.append(about | {"losses": losses.tolist()})
     facts = {"train": 10, "validation": 10, "test": 10}
-    return Measured(
-        {"experiment": "optimizer_state", "options": Options().public(), "facts": facts, "command": "made up",
-         "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, rows,
-    )  # fmt: skip
+    return measured_of("optimizer_state", Options(), facts, rows)
 
 
 @pytest.mark.parametrize(

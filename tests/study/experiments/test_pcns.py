@@ -11,7 +11,7 @@ import torch
 from network_surgery.ops import PCNS, Signals, apply
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
-from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.rows import Rows
 from network_surgery.study.data import load
 from network_surgery.study.experiments.pcns import EXPERIMENT, measure, page
 from network_surgery.study.experiments.pcns.figures import accuracies
@@ -23,6 +23,7 @@ from network_surgery.study.experiments.pcns.measure import (
     UNINTERRUPTED,
     Options,
 )
+from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow
 
@@ -131,11 +132,8 @@ def made_up(good: bool, seeds=6):
         for actual, off in ((0.01, ratio), (1.0, 0.3 if good else 1.0)):
             predicted = actual * (off + noise.normal(0, 0.01))
             rows.append(about | {"kind": "prediction", "method": PIVOTED, "predicted": predicted, "actual": actual})
-    options = Options(kinds=(DENSE,), before=(2,)).public()
-    return Measured(
-        {"experiment": "pcns", "options": options, "facts": {"train": 10, "test": 10}, "command": "made up",
-         "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, Rows(rows),
-    )  # fmt: skip
+    options = Options(kinds=(DENSE,), before=(2,))
+    return measured_of("pcns", options, {"train": 10, "test": 10}, rows)
 
 
 @pytest.mark.parametrize(("good", "word"), [(True, "holds"), (False, "does not hold")])

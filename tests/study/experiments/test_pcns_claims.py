@@ -12,7 +12,7 @@ from torch.optim import SGD
 from network_surgery.ops import MinWeight
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
-from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.rows import Rows
 from network_surgery.study.data import load
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.pcns_claims import EXPERIMENT, measure, page, race
@@ -32,6 +32,7 @@ from network_surgery.study.experiments.pcns_claims.measure import (
 )
 from network_surgery.study.experiments.pcns_claims.race import TICKS, Runner
 from network_surgery.study.training.trainer import Batches
+from tests.study.experiments.made_up import measured_of
 
 EPOCHS = dict(zip(NETWORKS, (6, 2), strict=True))
 THRESHOLDS = (0.1, 0.01)
@@ -155,10 +156,7 @@ def made_up(gap=0.01, speed=5, seeds=12, network="net"):
                 operation = (0.1 - 0.09 * ours * np.sign(gap)) * (1 + noise.random() / 9)
                 row(seed, threshold, arm, high, reached, operation)
     facts = {network: dict.fromkeys(("train", "validation", "test", "epochs", "label"), 3)}
-    return Measured(
-        {"experiment": "pcns_claims", "options": Options().public(), "facts": facts, "command": "made up",
-         "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, Rows(rows),
-    )  # fmt: skip
+    return measured_of("pcns_claims", Options(), facts, rows)
 
 
 def test_the_largest_threshold_that_is_good_enough_is_chosen():

@@ -13,12 +13,13 @@ from torch.optim import SGD
 from network_surgery.study import models
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
-from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.rows import Rows
 from network_surgery.study.data import load
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.redundancy import EXPERIMENT, measure, page
 from network_surgery.study.experiments.redundancy.measure import SHARES, Options
 from network_surgery.study.training.trainer import Shown, Trainer
+from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -104,10 +105,7 @@ def made_up(**changes):
                 row = {"network": name, "seed": seed, "moment": moment} | first
                 rows.append(row | {"needed": [[1, needed, 6, 8], [1, needed, 6, 9]]})
     facts = {"train": 10, "validation": 10, "test": 10}
-    return Measured(
-        {"experiment": "redundancy", "options": Options().public(), "facts": facts, "command": "made up",
-         "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, rows,
-    )  # fmt: skip
+    return measured_of("redundancy", Options(), facts, rows)
 
 
 @pytest.mark.parametrize(

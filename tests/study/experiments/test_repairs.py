@@ -29,6 +29,7 @@ from network_surgery.study.experiments.repairs.measure import (
     Options,
 )
 from network_surgery.study.training.trainer import Batches, Shown, Trainer, evaluate
+from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow
 
@@ -178,11 +179,7 @@ def made_up(gain, seeds=8):
             about = {"kind": "deep", "removal": removal, "chain": chain, "seed": seed}
             rows.append(about | {"keep": 0.75, "accuracy": accuracy})
     facts = {name: {"train": 10, "validation": 10, "test": 10} for name in ("arms", "deep")}
-    about = {
-        "experiment": "repairs", "options": SMALL.public(), "facts": facts, "command": "made up",
-        "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none"),
-    }  # fmt: skip
-    return Measured(about, Rows(rows))
+    return measured_of("repairs", SMALL, facts, rows)
 
 
 @pytest.mark.parametrize(

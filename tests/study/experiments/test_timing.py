@@ -14,11 +14,12 @@ from network_surgery.ops import OPERATIONS, Anatomy, EigenRemove, MinWeight
 from network_surgery.ops.maths.hosvd import truncated_hosvd
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
-from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.rows import Rows
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.timing import EXPERIMENT, complexity, measure, page
 from network_surgery.study.experiments.timing.complexity import Sizes
 from network_surgery.study.experiments.timing.measure import Options
+from tests.study.experiments.made_up import measured_of
 
 SMALL = Options(seeds=2, dense=(16,), conv=(8,), vgg16=("conv4",))
 
@@ -77,9 +78,7 @@ def made_up(dense, vgg16):
                     seconds = 1e3 / index * np.exp(noise.normal(0, 0.01))
                     rows.append({"net": net, "layer": layer, "seed": seed, "name": name, "epoch": 1e3, "forward": 0.5,
                                  "operation": seconds, "predicted": seconds / 2})  # fmt: skip
-    about = {"experiment": "timing", "options": SMALL.public(), "facts": {}, "command": "made up"}
-    machine = dict.fromkeys(("processor", "cores", "torch", "python"), "none")
-    return Measured(about | {"machine": machine}, rows)
+    return measured_of("timing", SMALL, {}, rows)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torch import nn
 
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.experiment import image_facts
-from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.rows import Rows
 from network_surgery.study.bench.training import At
 from network_surgery.study.data import Dataset
 from network_surgery.study.experiments import evci
@@ -20,6 +20,7 @@ from network_surgery.study.experiments.evci import MOMENTS, NETWORKS, UNPRUNED
 from network_surgery.study.experiments.units import EXPERIMENT, measure, page
 from network_surgery.study.experiments.units.measure import GONE, LAYERS, LEFT, RESTART, SCORES, Options, removed
 from network_surgery.study.training.trainer import Batches, evaluate
+from tests.study.experiments.made_up import measured_of
 
 OPTIONS = Options(iterations=20, looks=1, fractions=(0.5,), halves=(0.5,), scores=("mrs",))
 FACTS = {"train": 10, "validation": 10, "test": 10, "shape": [1, 28, 28], "classes": 10}
@@ -225,10 +226,7 @@ def made_up(gain=1.0, seeds=6):
         {"kind": "map", "seed": 0, "arm": arm, "maps": {name: each.tolist() for name, each in weights.items()}}
         for arm in (UNPRUNED, "mrs")
     ]
-    return Measured(
-        {"experiment": "units", "options": Options().public(), "facts": FACTS, "command": "made up",
-         "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none")}, Rows(rows),
-    )  # fmt: skip
+    return measured_of("units", Options(), FACTS, rows)
 
 
 def verdicts(measured):

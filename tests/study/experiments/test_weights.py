@@ -31,6 +31,7 @@ from network_surgery.study.experiments.weights.measure import (
     Options,
     lowest,
 )
+from tests.study.experiments.made_up import measured_of
 
 OPTIONS = Options(iterations=20, looks=1, fractions=(0.05, 0.5))
 FACTS = {"train": 10, "validation": 10, "test": 10, "shape": [1, 28, 28], "classes": 10}
@@ -219,11 +220,7 @@ def made_up(gain=1.0, seeds=6):
         {"kind": "map", "seed": 0, "arm": arm, "maps": {name: each.tolist() for name, each in weights.items()}}
         for arm in (UNPRUNED, COMPACTED)
     ]
-    about = {
-        "experiment": "weights", "options": Options().public(), "facts": FACTS, "command": "made up",
-        "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none"),
-    }  # fmt: skip
-    return Measured(about, Rows(rows))
+    return measured_of("weights", Options(), FACTS, rows)
 
 
 def verdicts(measured):

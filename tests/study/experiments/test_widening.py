@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from functools import partial
 
@@ -31,6 +30,7 @@ from network_surgery.study.experiments.widening.measure import (
     Options,
 )
 from network_surgery.study.training.trainer import Batches
+from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow
 
@@ -42,11 +42,7 @@ DOUBLED = [name for name, (_, units, wide, _) in SETTINGS.items() if wide == 2 *
 @pytest.fixture(scope="module")
 def measured():
     facts, tasks = measure.measure(SMALL)
-    about = {
-        "experiment": "widening", "options": json.loads(json.dumps(SMALL.public())), "facts": facts, "command": "-",
-        "machine": dict.fromkeys(("processor", "cores", "torch", "python"), "none"),
-    }  # fmt: skip
-    return Measured(about, Rows(row for _, task in tasks for row in task()))
+    return measured_of("widening", SMALL, facts, (row for _, task in tasks for row in task()))
 
 
 @pytest.fixture(scope="module")
