@@ -68,26 +68,28 @@ def study(
     from network_surgery.study import conduct
 
     console = _console()
-    with conduct.begin(settings, place, preset) as (folder, dataset):
-        images = f"{len(dataset.train):,} + {len(dataset.validation):,} + {len(dataset.test):,} images"
+    with conduct.begin(settings, place, preset) as (folder, task):
+        sets = f"{len(task.train):,} + {len(task.validation):,} + {len(task.test):,} {task.unit}"
+        classes = f", {len(task.classes)} classes" * bool(task.classes)
         console.print(
-            f"{settings.model} on {settings.data}: {images} (train, validation, test), {len(dataset.classes)} classes; "
+            f"{settings.subject}: {sets} (train, validation, test){classes}; "
             f"{len(folder.layers)} layers to operate on; results go to {place}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
-        _carry_on(place, console, lambda: conduct.proceed(folder, dataset, console))
+        _carry_on(place, console, lambda: conduct.proceed(folder, task, console))
 
 
 @app.command()
 def resume(study: Study) -> None:
     """Carry on a study that was interrupted: what has ended is kept, what was running resumes from its last epoch."""
-    from network_surgery.study import conduct, data
+    from network_surgery.study import conduct
     from network_surgery.study.store.folder import Folder
+    from network_surgery.study.task import build
 
     console = _console()
     folder = Folder.open(study)
-    dataset = data.load_for(folder.settings)
-    _carry_on(study, console, lambda: conduct.proceed(folder, dataset, console))
+    task = build(folder.settings)
+    _carry_on(study, console, lambda: conduct.proceed(folder, task, console))
 
 
 @app.command()
@@ -97,13 +99,14 @@ def compare(
     seeds: Annotated[int | None, typer.Option(help="Seeds of every arm.", min=1)] = None,
 ) -> None:
     """Compare more schedules, or with more seeds; trainings that are there already count and are not run again."""
-    from network_surgery.study import conduct, data
+    from network_surgery.study import conduct
     from network_surgery.study.store.folder import Folder
+    from network_surgery.study.task import build
 
     console = _console()
     folder = Folder.open(study)
-    dataset = data.load_for(folder.settings)
-    _carry_on(study, console, lambda: conduct.compare(folder, dataset, console, top, seeds))
+    task = build(folder.settings)
+    _carry_on(study, console, lambda: conduct.compare(folder, task, console, top, seeds))
 
 
 @app.command()

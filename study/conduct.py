@@ -16,7 +16,6 @@ from rich.text import Text
 from network_surgery.ops import Schedule
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
-from network_surgery.study import data
 from network_surgery.study.arms import arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
@@ -30,6 +29,7 @@ from network_surgery.study.search.sources import Sampled, Source, given
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.words import describe
+from network_surgery.study.task import Task, build
 from network_surgery.study.training import run
 from network_surgery.study.training.trainer import steps_per_epoch
 
@@ -37,7 +37,7 @@ __all__ = ["begin", "compare", "proceed", "show", "write_report"]
 
 
 @contextlib.contextmanager
-def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[tuple[Folder, data.Dataset]]:
+def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[tuple[Folder, Task]]:
     """Loads the data, builds the network once, joins the cluster for the time of a ``with`` block, makes the folder.
 
     ``preset``: the name that the settings were started from, for the record.
@@ -48,9 +48,9 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     tracking.check_server(settings.tracking_uri)
     if settings.page is not None:
         resolve(settings.page, "page")
-    dataset = data.load_for(settings)
-    layers = run.check(settings, dataset)
-    per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
+    task = build(settings)
+    layers = run.check(settings, task)
+    per_epoch = steps_per_epoch(len(task.train), settings.batch_size)
     listed = given(settings, layers)
     for cell in listed:
         Schedule.from_data(cell.schedule).check(layers, settings.epochs, per_epoch)
@@ -59,28 +59,28 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     Folder.check(out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers, preset), dataset
+        yield Folder.make(out, settings, layers, preset), task
 
 
-def proceed(folder: Folder, dataset: data.Dataset, console: Console) -> bool:
+def proceed(folder: Folder, task: Task, console: Console) -> bool:
     """Runs what is missing of the search and the comparison, then the report. False where Ctrl-C ended it early.
 
     Raises:
         StudyError: the search has no schedule that could be compared.
     """
-    with _stage(folder, dataset, console) as stage:
+    with _stage(folder, task, console) as stage:
         searched = given(folder.settings, folder.layers) or stage.run("search", _search(folder))
         return bool(searched) and _compare(stage)
 
 
-def compare(folder: Folder, dataset: data.Dataset, console: Console, top: int | None, seeds: int | None) -> bool:
+def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds: int | None) -> bool:
     """Runs what is missing of a comparison of the ``top`` schedules with this number of ``seeds``, then the report.
 
     Raises:
         StudyError: the search has no schedule that could be compared.
     """
     wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
-    with _stage(wanted, dataset, console) as stage:
+    with _stage(wanted, task, console) as stage:
         return _compare(stage)
 
 
@@ -162,7 +162,7 @@ class _Stage:
     """Where a study's cells are run, and who listens."""
 
     folder: Folder
-    dataset: data.Dataset
+    task: Task
     resources: dict[str, float]
     tracker: Tracker
     console: Console
@@ -173,7 +173,7 @@ class _Stage:
             return True
         with Display(self.console, name, source) as display:
             whole = tuner.run_cells(
-                source, self.dataset, self.folder.settings, self.resources, self.folder.path,
+                source, self.task, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display],
             )  # fmt: skip
         self.tracker.stage_ended()
@@ -183,11 +183,11 @@ class _Stage:
 
 
 @contextlib.contextmanager
-def _stage(folder: Folder, dataset: data.Dataset, console: Console) -> Iterator[_Stage]:
+def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
-    with folder.locked(), tuner.cluster(folder.settings) as resources, Tracker(folder, dataset) as tracker:
+    with folder.locked(), tuner.cluster(folder.settings) as resources, Tracker(folder, task) as tracker:
         try:
-            yield _Stage(folder, dataset, resources, tracker, console)
+            yield _Stage(folder, task, resources, tracker, console)
         finally:
             write_report(folder, tracker)
     if tracker.lost:

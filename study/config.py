@@ -68,6 +68,7 @@ class Settings(Declared):
     """
 
     # What is trained, and on what.
+    task: Annotated[Text, About("images, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
     data: Annotated[
         Text, About("digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*")
     ] = "digits"
@@ -170,6 +171,11 @@ class Settings(Declared):
         super().__post_init__()
         if self.early_stopping != "none":
             self._check_stopping()
+
+    @property
+    def subject(self) -> str:
+        """What is trained, in a few words."""
+        return self.task if ":" in self.task else f"{self.model} on {self.data}"
 
     def _check_stopping(self) -> None:
         """Early stopping that could not stop anything is refused, not ignored."""

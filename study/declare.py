@@ -33,12 +33,14 @@ class About:
 
     ``option``: whether the command line has it, or configuration files alone. ``decides``: whether the result of a
     training run depends on it. It is thought to unless declared otherwise: then at worst a run is repeated in vain,
-    where the other way round a new one would go on from the checkpoint of an old one.
+    where the other way round a new one would go on from the checkpoint of an old one. ``later``: added when studies
+    were there already, which did what its default says, so that they know their checkpoints again.
     """
 
     help: str
     option: bool = True
     decides: bool = True
+    later: bool = False
 
 
 def such_that(condition: Callable[[Any], bool]) -> AfterValidator:
@@ -94,8 +96,14 @@ class Declared:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     def recipe(self) -> dict[str, Any]:
-        """Of ``to_data`` what decides the result of a training run."""
-        return {name: v for name, v in self.to_data().items() if declaration(type(self), name).about.decides}
+        """Of ``to_data`` what decides the result of a training run; what was added later only where it is not default."""
+        defaults = {field.name: field.default for field in fields(type(self))}  # type: ignore[arg-type]
+        decisive = {}
+        for name, value in self.to_data().items():
+            about = declaration(type(self), name).about
+            if about.decides and not (about.later and getattr(self, name) == defaults[name]):
+                decisive[name] = value
+        return decisive
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], where: str) -> Self:

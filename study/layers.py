@@ -12,12 +12,15 @@ from torch import Tensor
 from network_surgery.ops import Anatomy, HiddenLayer, Signals, SurgeryError
 from network_surgery.ops.maths.condensed import components_needed
 from network_surgery.ops.operations.dead_units import THRESHOLD
-from network_surgery.study import data, models
+from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.task import build
+from network_surgery.study.task.check import fresh
+from network_surgery.study.task.samples import Batches, first
 from network_surgery.study.training.probe import idle
 from network_surgery.study.training.run import make_optimizer
-from network_surgery.study.training.trainer import Batches, Trainer
+from network_surgery.study.training.trainer import Trainer
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)
@@ -30,24 +33,23 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
 
     Redundancy and dead units are seen on ``settings.signal_images`` training images.
     """
-    dataset = data.load_for(settings)
+    task = build(settings)
     device = torch.device("cpu")
     torch.manual_seed(settings.seed)
-    model = models.build(settings.model, dataset.shape, len(dataset.classes))
+    model = fresh(task)
     if epochs:
         settings = replace(settings, epochs=epochs)
         Trainer(
-            model, make_optimizer(settings, model), dataset, epochs=epochs, batch_size=settings.batch_size,
+            model, make_optimizer(settings, model), task, epochs=epochs, batch_size=settings.batch_size,
             seed=settings.seed, device=device,
         ).fit()  # fmt: skip
-    shown, classes = Batches(dataset.train.thinned(settings.signal_images), device).take(slice(None))
+    shown, targets = Batches(task.train.thinned(settings.signal_images), device).take(slice(None))
     trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else "untrained"
     threshold = settings.dead_threshold or THRESHOLD
-    anatomy = Anatomy(model, shown[:2])
-    dead = {
-        name: found["dead"] for name, found in idle(model, shown, classes, list(anatomy.values()), threshold).items()
-    }
-    return _tables(anatomy, shown, f"{settings.model} on {settings.data}, {trained}", dead)
+    anatomy = Anatomy(model, first(shown, 2))
+    idling = idle(model, shown, targets, list(anatomy.values()), threshold, task.loss)
+    dead = {name: found["dead"] for name, found in idling.items()}
+    return _tables(anatomy, shown, f"{settings.subject}, {trained}", dead)
 
 
 def of_image_size(settings: Settings, size: str) -> list[Table]:

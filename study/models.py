@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from network_surgery.ops import free_attention
 from network_surgery.study.errors import StudyError
+from network_surgery.study.references import theirs
 
 Shape = tuple[int, int, int]
 
@@ -142,7 +140,7 @@ def build(name: str, shape: Shape, classes: int) -> nn.Module:
     elif name.startswith("torchvision:"):
         factory = _torchvision(name.removeprefix("torchvision:"))
     elif ":" in name:
-        factory = _theirs(name)
+        factory = theirs(name, "model")
     else:
         raise StudyError(
             f"there is no model {name!r}; give one of {', '.join(MODELS)}, 'torchvision:NAME' or 'MODULE:FACTORY'"
@@ -185,21 +183,6 @@ def _torchvision(name: str) -> Callable[[Shape, int], nn.Module]:
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise StudyError(f"torchvision has no classification model {name!r}; give one such as 'resnet18'")
     return lambda shape, classes: torchvision.models.get_model(name, weights=None, num_classes=classes)
-
-
-def _theirs(name: str) -> Callable[[Shape, int], nn.Module]:
-    module_name, _, attribute = name.rpartition(":")
-    try:
-        if module_name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(module_name)
-        return getattr(module, attribute)
-    except (Exception, SystemExit) as error:  # importing anyone's module may fail in any way, or end the program
-        raise StudyError(f"model {name!r} cannot be loaded: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

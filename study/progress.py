@@ -68,7 +68,7 @@ class Display:
             self._failed += 1
             self._console.print(f"  {cell.name} failed: {result['failure']}", style="red", markup=False)
         else:
-            accuracy = result["validation_accuracy"]
+            accuracy = result["validation_metric"]
             if "stopped" in result:
                 self._stopped += 1
                 words = f"stopped early after epoch {result['stopped']}, validation {accuracy:.2%}"

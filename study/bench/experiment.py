@@ -15,8 +15,8 @@ import torch
 
 from network_surgery.study.bench import page
 from network_surgery.study.bench.rows import FILE, Measured, Task, measure
-from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
+from network_surgery.study.task.images import ImageTask
 
 #: Every experiment, by its name: the module whose ``EXPERIMENT`` it is.
 EXPERIMENTS = {
@@ -129,7 +129,7 @@ def run(
     return page.write(experiment.folder / page.TEMPLATE, experiment.parts(measured), measured, folder)
 
 
-def image_facts(images: Dataset) -> dict[str, Any]:
+def image_facts(images: ImageTask) -> dict[str, Any]:
     """What a page says of its images: how many are trained on, chosen on and tested on, their shape and classes.
 
     ``digests``: of each of the three sets, so that rows of other images are known to be others.

@@ -12,13 +12,15 @@ from torch.optim import Optimizer
 
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.study.bench.rows import Row
-from network_surgery.study.data import Dataset
 from network_surgery.study.models import Shape
-from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
+from network_surgery.study.training.trainer import Callback, Trainer, evaluate
 
 
 def train(
-    data: Dataset,
+    data: ImageTask,
     build: Callable[[Shape, int], nn.Module],
     optimizer: Callable[[Any], Optimizer],
     epochs: int,
@@ -37,7 +39,7 @@ def train(
     return trainer
 
 
-def fork(trained: Trainer, data: Dataset, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:
+def fork(trained: Trainer, data: ImageTask, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:
     """A copy that goes on as if it had not been interrupted, to ``epochs`` in all: network, optimizer, history."""
     model, optimizer = copy.deepcopy((trained.model, trained.optimizer))
     trainer = Trainer(
@@ -48,13 +50,15 @@ def fork(trained: Trainer, data: Dataset, epochs: int, callbacks: Sequence[Callb
     return trainer
 
 
-def ended(trainer: Trainer, data: Dataset) -> Row:
+def ended(trainer: Trainer, data: ImageTask) -> Row:
     """How a run ended: on the test images, which are read here and nowhere else, and by epoch."""
-    loss, accuracy = evaluate(trainer.model, Batches(data.test, trainer.device), mode=trainer.accuracy_mode)
+    loss, accuracy = evaluate(
+        trainer.model, CLASSIFICATION, Batches(data.test, trainer.device), mode=trainer.accuracy_mode
+    )
     return {
         "test": accuracy, "test_loss": loss, "parameters": parameters_of(trainer.model),
         "iterations": trainer.iteration, "train_losses": [record["train_loss"] for record in trainer.history],
-        "validation": [record["validation_accuracy"] for record in trainer.history],
+        "validation": [record["validation_metric"] for record in trainer.history],
     }  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def _row(arm: str, trial: int | None, records: Sequence[Record], targets: Sequen
         for operation in operations_of(result)
         if operation.epoch_seconds
     ]
-    accuracy = [result["test_accuracy"] for result in results]
+    accuracy = [result["test_metric"] for result in results]
     seconds = [result["seconds"] for result in results]
     return {
         "arm": arm,

@@ -49,12 +49,12 @@ def contrast(
         statistics.fmean(one[key] for one, _ in pairs) / statistics.fmean(other[key] for _, other in pairs)
         for key in ("training_flops", "seconds")
     )
-    differences = [one["test_accuracy"] - other["test_accuracy"] for one, other in pairs]
+    differences = [one["test_metric"] - other["test_metric"] for one, other in pairs]
     mean, interval, p = paired(differences)
     return {
         "arm": arm, "n": len(pairs), "seeds": seeds,
-        "surgery": statistics.fmean(one["test_accuracy"] for one, _ in pairs),
-        "rival": statistics.fmean(other["test_accuracy"] for _, other in pairs),
+        "surgery": statistics.fmean(one["test_metric"] for one, _ in pairs),
+        "rival": statistics.fmean(other["test_metric"] for _, other in pairs),
         "differences": differences, "difference": mean, "interval": interval, "p": p,
         "bootstrap": bootstrap(differences), "p_permutation": permutation(differences), "effect": effect(differences),
         "compute_ratio": compute, "time_ratio": seconds,

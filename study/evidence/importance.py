@@ -73,7 +73,7 @@ def importances(results: Results) -> Shares:
                 distributions.append(again.distributions)
     if len(ended) < LEAST:
         return {}
-    columns = {"accuracy": [trial["validation_accuracy"] for trial in ended], "spike": [_spike(t) for t in ended]}
+    columns = {"accuracy": [trial["validation_metric"] for trial in ended], "spike": [_spike(t) for t in ended]}
     found = {}
     for target, column in columns.items():
         if not np.ptp(column) > NOTICEABLE:
@@ -107,6 +107,6 @@ def _key(results: Results) -> str:
     about = [
         [results["settings"][name] for name in ("space", "epochs")], results["layers"],
         optuna.__version__, FEW, FOREST, SMALLER_FOREST,
-        [[t["params"], *([t["validation_accuracy"], _spike(t)] if finished(t) else [])] for t in trials],
+        [[t["params"], *([t["validation_metric"], _spike(t)] if finished(t) else [])] for t in trials],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -89,7 +89,7 @@ def _progress(results: Results) -> str:
     best = min(ended, key=_rank)
     return (
         f"{text}The most accurate trial of the search is #{best['trial']} ({describe(best['schedule'])}) with "
-        f"{best['validation_accuracy']:.2%} validation accuracy and {best['parameters']:,} parameters."
+        f"{best['validation_metric']:.2%} validation accuracy and {best['parameters']:,} parameters."
     )
 
 
@@ -97,7 +97,7 @@ def _rank(trial: Mapping[str, Any]) -> tuple[bool, float, int]:
     """The most accurate first, the smaller one of equals; then those that were stopped early, failed ones last."""
     if "failure" in trial:
         return True, math.inf, trial["trial"]
-    return "stopped" in trial, -trial["validation_accuracy"], trial["parameters"]
+    return "stopped" in trial, -trial["validation_metric"], trial["parameters"]
 
 
 def _arm(row: Mapping[str, Any], original: Mapping[str, Any] | None, taken: Mapping[str, bool]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _trial(trial: Mapping[str, Any], compared: set[int]) -> dict[str, Any]:
         return entry | {"failure": str(trial["failure"])}
     factors = [spike.factor for spike in spikes_of(trial)]
     numbers = [
-        f"{trial['validation_accuracy']:.2%}",
+        f"{trial['validation_metric']:.2%}",
         f"{trial['parameters']:,}",
         f"×{max(factors):,.2f}" if factors else MISSING,
         f"{trial['seconds']:.2f}",

@@ -49,7 +49,7 @@ def targets(wanted: Sequence[float], originals: Sequence[Outcome]) -> list[float
         return sorted(set(wanted))
     if not originals:
         return []
-    end = statistics.fmean(outcome["validation_accuracy"] for outcome in originals)
+    end = statistics.fmean(outcome["validation_metric"] for outcome in originals)
     return [fraction * end for fraction in FRACTIONS]
 
 
@@ -59,7 +59,7 @@ def arrival(outcome: Outcome, target: float) -> int | None:
     epochs = (
         int(each["epoch"])
         for each in outcome["epochs"]
-        if each["epoch"] > ready and each["validation_accuracy"] >= target
+        if each["epoch"] > ready and each["validation_metric"] >= target
     )
     return next(epochs, None)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from network_surgery.ops import Moment, Schedule
 from network_surgery.ops.anatomy import evaluating
-from network_surgery.study import data as sources
 from network_surgery.study import models
 from network_surgery.study.bench import experiment
 from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.bench.training import At, ended, fork, moments
-from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
@@ -65,10 +65,10 @@ class Options(experiment.Options):
             raise StudyError(f"iterations is {self.iterations}; {self.looks} looks need {self.looks**2} at least")
 
 
-def images(options: experiment.Options) -> Dataset:
+def images(options: experiment.Options) -> ImageTask:
     """The images (see ``study.data.load``), at most ``SAMPLE`` of them for validation."""
     data = sources.load(options.data, VALIDATION, options.train_images)
-    return replace(data, validation=data.validation.thinned(SAMPLE))
+    return data.changed(validation=data.validation.thinned(SAMPLE))
 
 
 def build(facts: Mapping[str, Any], activation: str = "ReLU") -> nn.Module:
@@ -76,13 +76,15 @@ def build(facts: Mapping[str, Any], activation: str = "ReLU") -> nn.Module:
     return models.build(NETWORKS[activation], tuple(facts["shape"]), facts["classes"])
 
 
-def prepared(data: Dataset, activation: str, seed: int, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:
+def prepared(data: ImageTask, activation: str, seed: int, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:
     """A fresh network and its trainer."""
     torch.manual_seed(seed)
     return trainer_of(build(experiment.image_facts(data), activation), data, seed, epochs, callbacks)
 
 
-def trainer_of(model: nn.Module, data: Dataset, seed: int, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:
+def trainer_of(
+    model: nn.Module, data: ImageTask, seed: int, epochs: int, callbacks: Sequence[Callback] = ()
+) -> Trainer:
     """The thesis's training of a network: plain SGD, neither momentum nor decay."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     return Trainer(
@@ -90,7 +92,7 @@ def trainer_of(model: nn.Module, data: Dataset, seed: int, epochs: int, callback
     )  # fmt: skip
 
 
-def arms(data: Dataset, seed: int, epochs: int, names: Iterable[str], plan: Planning, maps: bool) -> Iterator[Arm]:
+def arms(data: ImageTask, seed: int, epochs: int, names: Iterable[str], plan: Planning, maps: bool) -> Iterator[Arm]:
     """Each arm as it ended, with its rows: ``kind`` ``arm`` and, with ``maps``, of the first seed ``map``.
 
     All go on from one network, which is shared until the first operation. ``peaks``: epoch, held-out loss before and
@@ -112,12 +114,14 @@ def arms(data: Dataset, seed: int, epochs: int, names: Iterable[str], plan: Plan
         yield trainer, rows
 
 
-def epochs_of(iterations: int, data: Dataset) -> int:
+def epochs_of(iterations: int, data: ImageTask) -> int:
     """The whole epochs that hold this number of iterations."""
     return math.ceil(iterations / steps_per_epoch(len(data.train), BATCH))
 
 
-def look_tasks(data: Dataset, options: AnyOptions, look: Callable[[Trainer, AnyOptions], Iterable[Row]]) -> list[Task]:
+def look_tasks(
+    data: ImageTask, options: AnyOptions, look: Callable[[Trainer, AnyOptions], Iterable[Row]]
+) -> list[Task]:
     """The runs that are looked at: each network with each seed."""
     return [
         (f"looks-{activation}-{seed}", partial(looked, data, activation, seed, options, look))
@@ -127,7 +131,11 @@ def look_tasks(data: Dataset, options: AnyOptions, look: Callable[[Trainer, AnyO
 
 
 def looked(
-    data: Dataset, activation: str, seed: int, options: AnyOptions, look: Callable[[Trainer, AnyOptions], Iterable[Row]]
+    data: ImageTask,
+    activation: str,
+    seed: int,
+    options: AnyOptions,
+    look: Callable[[Trainer, AnyOptions], Iterable[Row]],
 ) -> list[Row]:
     """The rows of one run that is looked at; the last one, of ``kind`` ``end``, is how it ended."""
     rows: list[Row] = []

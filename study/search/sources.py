@@ -163,7 +163,7 @@ class Sampled:
         trial, epoch = self._trials[cell.trial], int(record["epoch"])
         with warnings.catch_warnings():  # an epoch that a lost process had reported is reported again
             warnings.simplefilter("ignore")
-            trial.report(record["validation_accuracy"], epoch)
+            trial.report(record["validation_metric"], epoch)
         if self._settings.early_stopping == "none" or epoch >= self._settings.epochs:
             return True
         if settled(epoch, operations_of(record["so_far"]), self._settings.recovery):
@@ -198,7 +198,7 @@ class Sampled:
 
 
 #: What a trial has reached, as far as it is shown in Optuna's database.
-SHOWN = ("validation_accuracy", "parameters", "flops", "seconds")
+SHOWN = ("validation_metric", "parameters", "flops", "seconds")
 #: Points from which on a grid is taken for a mistake.
 MOST_POINTS = 1000
 
@@ -289,4 +289,4 @@ def _sampler(settings: Settings, drawn: int) -> optuna.samplers.BaseSampler:
 
 def objective(result: Mapping[str, Any], name: str) -> float:
     """The value of one objective in a finished trial, read on validation."""
-    return float(result["validation_accuracy" if name == "accuracy" else name])
+    return float(result["validation_metric" if name == "accuracy" else name])

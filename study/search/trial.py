@@ -15,16 +15,16 @@ from ray import tune
 
 from network_surgery.ops import SurgeryError
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset, Images
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.store.folder import checkpoint_of, network_of
+from network_surgery.study.task import Samples, Sets, Task, build
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import device_name, pick_device
 
 
-def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, folder: str) -> None:
-    """Runs ``config["cell"]`` (JSON). ``arrays``: views of shared memory; ``folder``: the study's, for all nodes.
+def trial(config: dict[str, Any], given: Task | Sets | None, settings: Settings, folder: str) -> None:
+    """Runs ``config["cell"]`` (JSON). ``given``: see ``shipped``; ``folder``: the study's, for all nodes.
 
     There it keeps a checkpoint while it runs, and the final network of a comparison; the outcome's ``network`` says
     where in the folder.
@@ -41,7 +41,8 @@ def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, fo
         tune.report({"kind": "epoch", "report": json.dumps(epoch)})
 
     try:
-        outcome = run(cell, dataset_of(arrays), settings, device, tell, saved, network)
+        task = given if isinstance(given, Task) else build(settings, given)
+        outcome = run(cell, task, settings, device, tell, saved, network)
         if network is not None:
             outcome["network"] = network.relative_to(folder).as_posix()
     except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:
@@ -51,12 +52,13 @@ def trial(config: dict[str, Any], arrays: dict[str, Any], settings: Settings, fo
     saved.unlink(missing_ok=True)
 
 
-def arrays_of(data: Dataset) -> dict[str, Any]:
-    """A dataset as NumPy arrays, which Ray shares between processes without copying."""
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {"classes": data.classes} | {name: (part.pixels, part.labels) for name, part in parts.items()}
+def shipped(task: Task) -> Task | Sets | None:
+    """What a trial needs of a task that is loaded: ours as it is, of anyone's the samples where they are in memory.
 
-
-def dataset_of(arrays: dict[str, Any]) -> Dataset:
-    train, validation, test = (Images(*arrays[name]) for name in ("train", "validation", "test"))
-    return Dataset(train, validation, test, tuple(arrays["classes"]))
+    Ray shares the arrays in it between processes without copying. Anyone's class is made again where the trial runs,
+    since it need not be in a module there that can be imported by the name that it has here.
+    """
+    if type(task).__module__.startswith("network_surgery."):
+        return task
+    sets = task.sets
+    return sets if all(isinstance(part, Samples) for part in (sets.train, sets.validation, sets.test)) else None

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
 from network_surgery.study.store.folder import checkpoint_of
+from network_surgery.study.task import Task
 from network_surgery.study.training.cell import Cell
 
 _QUIET = {
@@ -87,13 +87,13 @@ def _reach(address: str | None) -> None:
 
 
 def run_cells(
-    source: Source, data: Dataset, settings: Settings, resources: dict[str, float], out: Path,
+    source: Source, task: Task, settings: Settings, resources: dict[str, float], out: Path,
     listeners: Sequence[Listener],
 ) -> bool:  # fmt: skip
     """Runs every cell of a source. Returns False where Ctrl-C ended it early; raises StudyError where nothing fits."""
     from ray import tune
 
-    from network_surgery.study.search.trial import arrays_of, trial
+    from network_surgery.study.search.trial import shipped, trial
 
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
@@ -101,7 +101,7 @@ def run_cells(
     searcher, scheduler, callback = adaptors
     # No trial takes a GPU that it did not ask for.
     where = settings if "gpu" in share else replace(settings, device="cpu")
-    function = tune.with_parameters(trial, arrays=arrays_of(data), settings=where, folder=str(out))
+    function = tune.with_parameters(trial, given=shipped(task), settings=where, folder=str(out))
     with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(function, share),

@@ -25,8 +25,8 @@ def _row(record: Record) -> dict[str, Any]:
     cell, result = record.cell, record.result
     return {
         "training": cell.name,
-        "validation accuracy": result.get("validation_accuracy"),
-        "test accuracy": result.get("test_accuracy"),
+        "validation accuracy": result.get("validation_metric"),
+        "test accuracy": result.get("test_metric"),
         "train − test": result.get("train_test_gap"),
         "parameters": result.get("parameters"),
         "FLOPs": result.get("flops"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from network_surgery.ops import HiddenLayer, Signals, SurgeryError, dead_units, frozen_units
 from network_surgery.ops.maths.condensed import Condensed, components_needed
+from network_surgery.ops.signals.losses import Loss
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Shown, Trainer, clock
@@ -53,7 +54,9 @@ class Probe(Callback):
         count = math.ceil(most / (2 * trainer.batch_size))  # a training step needs as much memory
         shown, layers = Shown(trainer.train, math.ceil(most / count)), list(anatomy.values())
         record["redundancy"] = needed(trainer.model, islice(shown, count), layers)
-        record["idle"] = idle(trainer.model, next(iter(shown)), shown.targets, layers, self._threshold)
+        record["idle"] = idle(
+            trainer.model, next(iter(shown)), shown.targets, layers, self._threshold, trainer.task.loss
+        )
         record["probe_seconds"] = clock(trainer.device) - start
 
 
@@ -85,14 +88,19 @@ def needed(model: nn.Module, batches: Iterable[Tensor], layers: list[HiddenLayer
 
 
 def idle(
-    model: nn.Module, inputs: Tensor, targets: Tensor, layers: list[HiddenLayer], threshold: float
+    model: nn.Module,
+    inputs: Any,
+    targets: Any,
+    layers: list[HiddenLayer],
+    threshold: float,
+    loss: Loss | None = None,
 ) -> dict[str, dict[str, int]]:
     """Layer → its ``units``, and how many of them are ``dead`` and ``frozen`` (``ops.operations.dead_units``) on one
     batch.
 
     A layer of which that cannot be seen is left out.
     """
-    signals, found = Signals(model, inputs, targets), {}
+    signals, found = Signals(model, inputs, targets, loss), {}
     for layer in layers:
         with contextlib.suppress(SurgeryError):
             dead, frozen = (count(layer, signals, threshold).sum() for count in (dead_units, frozen_units))

@@ -43,8 +43,8 @@ class Plain:
 class OperationRecord(Plain):
     """One operation: when it came, what it changed, what it did to the loss, and how long it took.
 
-    ``epoch``: a number of epochs, with its fraction; ``iteration``: optimizer steps done before. Losses and accuracies
-    (0 … 1) ``before`` and ``after`` are of the held-out batch; the training losses are those of the last batch before
+    ``epoch``: a number of epochs, with its fraction; ``iteration``: optimizer steps done before. Losses and metrics
+    ``before`` and ``after`` are of the held-out samples; the training losses are those of the last batch before
     and of the first one after. ``epoch_seconds`` are of the epoch that the operation opened or interrupted.
     ``epochs_to_recover``: until the held-out loss was back where it was before the first operation of that moment; None
     if that was not seen. ``evidence``: what the operation says of its choice.
@@ -65,8 +65,8 @@ class OperationRecord(Plain):
     loss_before: float
     loss_after: float
     seconds: float
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
     training_loss_before: float | None = None
     training_loss_after: float | None = None
     epoch_seconds: float | None = None

@@ -15,20 +15,21 @@ from network_surgery.ops import Anatomy, Schedule, describe, save
 from network_surgery.ops.anatomy import count
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.ops.operations.dead_units import THRESHOLD
-from network_surgery.study import models
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
+from network_surgery.study.task.check import fresh, tried
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import Task
 from network_surgery.study.training import checkpoint
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
-from network_surgery.study.training.measures import on_test, speed
+from network_surgery.study.training.measures import speed
 from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import renew
 from network_surgery.study.training.spent import work
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Batches, Callback, Trainer, evaluate, steps_per_epoch
+from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
 
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
@@ -61,21 +62,21 @@ class Teller(Callback):
 
 def run(
     cell: Cell,
-    data: Dataset,
+    task: Task,
     settings: Settings,
     device: torch.device,
     tell: Callable[[dict[str, Any]], None] = lambda epoch: None,
     saved: Path | None = None,
     network: Path | None = None,
 ) -> dict[str, Any]:
-    """Trains a cell and returns its outcome: plain data with accuracy, losses, sizes, seconds, epochs and operations.
+    """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
     ``seconds`` are those of a clock while the device trains and operates, without evaluation, looks at redundancy and
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
-    Where the test images are read, ``train_accuracy`` is that of the final network on all images that it was trained
-    on, and ``train_test_gap`` how far that is above ``test_accuracy`` (a fraction; how badly it generalizes).
+    Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
+    on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``.
 
@@ -86,12 +87,12 @@ def run(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
-    model = models.build(settings.model, data.shape, len(data.classes))
+    model = fresh(task)
     if cell.architecture is not None:
         renew(model, cell.architecture, cell.seed)
     model.to(device)
     schedule = Schedule.from_data(cell.schedule)
-    held_out = data.validation.thinned(settings.held_out)
+    held_out = task.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
     renewed = settings.batchnorm_statistics == "reset"
     theatre = Theatre(schedule, held_out, settings.signal_images, carry, renewed)
@@ -102,7 +103,7 @@ def run(
     )
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
     trainer = Trainer(
-        model, make_optimizer(settings, model), data, epochs=cell.epochs or settings.epochs,
+        model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
         batch_size=settings.batch_size, seed=cell.seed, device=device,
         callbacks=[energy, theatre, *probes, Teller(tell, theatre)],
         accuracy_mode=settings.accuracy_mode,
@@ -114,7 +115,7 @@ def run(
                 checkpoint.load(trainer, saved)
             except StudyError:  # damaged: the run starts over, with a network that loading has not touched
                 saved.unlink()
-                return run(cell, data, settings, device, tell, saved, network)
+                return run(cell, task, settings, device, tell, saved, network)
     trainer.fit()
     if network is not None:
         _keep(model, network)
@@ -127,19 +128,19 @@ def run(
         "architecture": describe(model),
     }
     if cell.test:
-        tested = on_test(model, Batches(data.test, device), mode=settings.accuracy_mode)
-        trained = evaluate(model, trainer.train, mode=settings.accuracy_mode)[1]
-        outcome |= {"train_accuracy": trained, "train_test_gap": trained - tested["test_accuracy"]}
-        outcome |= tested | speed(model, Batches(held_out, device), device)
+        tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
+        outcome |= tested.named("test") | {"train_metric": trained.metric}
+        outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
+        outcome |= speed(model, Batches(held_out, device), device)
     return outcome
 
 
 def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> dict[str, Any]:
-    """What a training has reached after any of its epochs: accuracy, loss, seconds, steps, epochs, operations."""
+    """What a training has reached after any of its epochs: metric, loss, seconds, steps, epochs, operations."""
     last = trainer.history[-1]
     train_seconds = sum(record["train_seconds"] for record in trainer.history)
     return {
-        "validation_accuracy": last["validation_accuracy"],
+        "validation_metric": last["validation_metric"],
         "validation_loss": last["validation_loss"],
         "train_seconds": train_seconds,
         "operation_seconds": theatre.seconds,
@@ -177,18 +178,18 @@ def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> 
     return sum(known) if len(known) == len(parts) else None
 
 
-def check(settings: Settings, data: Dataset) -> dict[str, int]:
+def check(settings: Settings, task: Task) -> dict[str, int]:
     """Builds the network once and returns its layers' sizes by name.
 
     Raises:
         StudyError: no such network, or it has no layer that can be operated on.
     """
-    steps_per_epoch(len(data.train), settings.batch_size)
-    model = models.build(settings.model, data.shape, len(data.classes))
-    anatomy = Anatomy(model, Batches(data.train, torch.device("cpu")).take(slice(0, 2))[0])
+    steps_per_epoch(len(task.train), settings.batch_size)
+    model = tried(task)
+    anatomy = Anatomy(model, Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0])
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
-        raise StudyError(f"model {settings.model!r} has no layer that can be operated on ({reasons})")
+        raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
     return {name: layer.units for name, layer in anatomy.items()}
 
 

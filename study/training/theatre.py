@@ -1,6 +1,6 @@
 """The operating theatre: a callback that applies a schedule while the network trains, and measures every operation.
 
-Around each operation: loss and accuracy on one fixed held-out batch before and after (the spike factor is the loss's
+Around each operation: loss and metric on a few fixed held-out samples before and after (the spike factor is the loss's
 after / before), the thesis's loss factor (training loss of the first batch after / of the last batch before), the
 seconds of the operation and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back
 where it was before the first operation of that moment, units, parameters and FLOPs before and after. The anatomy is
@@ -21,21 +21,26 @@ from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signa
 from network_surgery.ops.anatomy import WHOLE
 from network_surgery.ops.network.optimizer_state import forget
 from network_surgery.ops.schedule import Step
-from network_surgery.study.data import Images
 from network_surgery.study.errors import Diverged
+from network_surgery.study.task.samples import Batches, Samples, Stream
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
-from network_surgery.study.training.trainer import Batches, Callback, Shown, Trainer, clock, evaluate
+from network_surgery.study.training.trainer import Callback, Shown, Trainer, clock
 
 
 class Theatre(Callback):
-    """Applies ``schedule``. ``held_out`` is the fixed batch of validation images; ``signal_images`` how many training
-    images a batch has that is shown to operations and repairs that look at activations. Without ``carry`` the optimizer
-    forgets its state with every operation; with ``renewed`` the statistics of the operated layer's BatchNorm begin
+    """Applies ``schedule``. ``held_out`` are the fixed validation samples; ``signal_images`` how many training
+    samples a batch has that is shown to operations and repairs that look at activations. Without ``carry`` the
+    optimizer forgets its state with every operation; with ``renewed`` the statistics of the operated layer's BatchNorm begin
     anew. ``records`` are of its operations, ``checks`` of its looks at conditions.
     """
 
     def __init__(
-        self, schedule: Schedule, held_out: Images, signal_images: int, carry: bool = True, renewed: bool = False
+        self,
+        schedule: Schedule,
+        held_out: Samples | Stream,
+        signal_images: int,
+        carry: bool = True,
+        renewed: bool = False,
     ) -> None:
         self.schedule, self._held_out, self._signal_images, self._carry = schedule, held_out, signal_images, carry
         self._renewed = renewed
@@ -43,6 +48,7 @@ class Theatre(Callback):
         self.checks: list[ConditionCheck] = []
         self.discovery_seconds = 0.0
         self._anatomy: Anatomy | None = None
+        self._looked_at: Batches | None = None
         self._due: dict[int, int] | None = None  # a step's place in the schedule → the iteration of its next turn
         self._last_loss: Tensor | None = None
         self._unmeasured: list[OperationRecord] = []
@@ -56,7 +62,7 @@ class Theatre(Callback):
     def anatomy(self, trainer: Trainer) -> Anatomy:
         """The network's anatomy, taken when it is first asked for, and true after every operation."""
         if self._anatomy is None:
-            self._anatomy = Anatomy(trainer.model, self._batch(self._held_out, 2, trainer.device)[0])
+            self._anatomy = Anatomy(trainer.model, self._batches(trainer).take(slice(0, 2))[0])
         return self._anatomy
 
     def before_step(self, trainer: Trainer) -> None:
@@ -135,14 +141,14 @@ class Theatre(Callback):
 
     def _signals(self, trainer: Trainer, layer: HiddenLayer) -> Signals:
         shown = Shown(trainer.train, self._signal_images)
-        return Signals.over(trainer.model, shown, [layer], shown.targets)
+        return Signals.over(trainer.model, shown, [layer], shown.targets, trainer.task.loss)
 
     def _operate(
         self, trainer: Trainer, layer: HiddenLayer, step: Step, signals: Signals | None = None, spent: float = 0.0
     ) -> None:
         """Operates and records it. A look has left its ``signals``, and the seconds ``spent`` on them count."""
         device = trainer.device
-        before, accuracy_before = self._look(trainer)
+        before, metric_before = self._look(trainer)
         start = clock(device) - spent
         if signals is None and (step.operation.needs_signals or step.repair):
             signals = self._signals(trainer, layer)
@@ -152,7 +158,7 @@ class Theatre(Callback):
         if self._renewed and step.layer != WHOLE:
             renew_statistics(self.anatomy(trainer)[step.layer])
         seconds = clock(device) - start
-        after, accuracy_after = self._look(trainer)
+        after, metric_after = self._look(trainer)
         if not math.isfinite(after):
             raise Diverged(f"the loss became {after} right after {step}")
         record = OperationRecord(
@@ -172,8 +178,8 @@ class Theatre(Callback):
             evidence={k: v for k, v in plan.evidence.items() if isinstance(v, (int, float)) and math.isfinite(v)},
             loss_before=before,
             loss_after=after,
-            accuracy_before=accuracy_before,
-            accuracy_after=accuracy_after,
+            metric_before=metric_before,
+            metric_after=metric_after,
             training_loss_before=None if self._last_loss is None else float(self._last_loss),
             seconds=seconds,
         )
@@ -181,11 +187,13 @@ class Theatre(Callback):
         self._unmeasured.append(record)
 
     def _look(self, trainer: Trainer) -> tuple[float, float]:
-        """Loss and accuracy on the held-out batch."""
-        return evaluate(trainer.model, Batches(self._held_out, trainer.device), mode=trainer.accuracy_mode)
+        """Loss and metric on the held-out samples."""
+        return trainer.evaluate(self._batches(trainer))[:2]
 
-    def _batch(self, images: Images, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        return Batches(images, device).take(slice(0, count))
+    def _batches(self, trainer: Trainer) -> Batches:
+        if self._looked_at is None:
+            self._looked_at = Batches(self._held_out, trainer.device)
+        return self._looked_at
 
 
 def renew_statistics(layer: HiddenLayer) -> None:

@@ -7,17 +7,19 @@ seen. Times are of training; a callback that does more than look takes itself of
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from network_surgery.study.data import Dataset, Images
 from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.task.samples import Batch, Batches, evenly, size_of
+from network_surgery.study.task.task import Task, call, summarize
 
 
 class Callback:
@@ -35,61 +37,51 @@ class Callback:
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
-class Batches:
-    """Images on a device: ``pixels [n, channels, height, width]`` uint8 and ``labels [n]``, normalized when taken."""
-
-    def __init__(self, images: Images, device: torch.device) -> None:
-        self.pixels = torch.tensor(images.pixels, device=device)
-        self.labels = torch.tensor(images.labels, device=device)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Inputs in −1 … 1 (mean and deviation 0.5) and class numbers."""
-        return self.pixels[index].float().div_(127.5).sub_(1.0), self.labels[index]
-
-
 class Shown:
-    """The inputs of a set's images in batches of ``size``, again and again the same.
+    """The inputs of a set in batches of ``size``, again and again the same.
 
     The first batch is spread evenly over the set, so that it holds every class; the others are drawn from the rest.
     """
 
-    def __init__(self, images: Batches, size: int) -> None:
-        self._images, self._size = images, min(size, len(images))
+    def __init__(self, batches: Batches, size: int) -> None:
+        self._batches, self._size = batches, min(size, len(batches))
 
     @property
-    def targets(self) -> Tensor:
-        """The class numbers of the first batch."""
-        return self._images.labels[self._first.to(self._images.labels.device)]
+    def targets(self) -> Any:
+        """The targets of the first batch."""
+        return self._first[1]
 
-    def __iter__(self) -> Iterator[Tensor]:
-        rest = torch.ones(len(self._images), dtype=torch.bool).index_fill(0, self._first, False).nonzero().flatten()
+    def __iter__(self) -> Iterator[Any]:
+        yield self._first[0]
+        rest = torch.ones(len(self._batches), dtype=torch.bool).index_fill(0, self._index, False).nonzero().flatten()
         rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))]
-        for index in (self._first, *rest.split(self._size)):
+        for index in rest.split(self._size):
             if len(index) > 1:
-                yield self._images.take(index.to(self._images.labels.device))[0]
+                yield self._batches.take(index)[0]
+
+    @functools.cached_property
+    def _first(self) -> Batch:
+        return self._batches.take(self._index)
 
     @property
-    def _first(self) -> Tensor:
-        return torch.linspace(0, len(self._images) - 1, self._size, dtype=torch.float64).round().long()
+    def _index(self) -> Tensor:
+        return torch.from_numpy(evenly(len(self._batches), self._size))
 
 
 class Trainer:
-    """Trains ``model`` by cross entropy for ``epochs`` epochs.
+    """Trains ``model`` for ``epochs`` epochs on the samples of a task, by its loss.
 
     ``history`` holds a record for each finished epoch: ``train_loss`` (the mean over batches, and that of the first
-    and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_accuracy`` (0 … 1) and
-    ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps. ``accuracy_mode``: in which
-    mode losses and accuracies are taken, see ``answers``.
+    and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_metric`` (the primary one), where
+    there are others ``validation_metrics`` by name, and ``train_seconds``; callbacks may add plain data. ``iteration``
+    counts optimizer steps. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        data: Dataset,
+        task: Task,
         *,
         epochs: int,
         batch_size: int,
@@ -98,11 +90,11 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         accuracy_mode: str = "evaluation",
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self.task = model, optimizer, task
         self.epochs, self.batch_size, self.seed, self.device = epochs, batch_size, seed, device
         self.callbacks = list(callbacks)
-        self.train = Batches(data.train, device)
-        self.validation = Batches(data.validation, device)
+        self.train = Batches(task.train, device)
+        self.validation = Batches(task.validation, device)
         self.epoch = 0
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
@@ -111,21 +103,25 @@ class Trainer:
 
     @property
     def per_epoch(self) -> int:
-        """Optimizer steps in an epoch; a last batch of one image is left out (BatchNorm cannot train on it)."""
+        """Optimizer steps in an epoch; a last batch of one sample is left out (BatchNorm cannot train on it)."""
         return steps_per_epoch(len(self.train), self.batch_size)
 
     def fit(self) -> None:
         """Trains to the last epoch. Raises Diverged when the loss is no longer finite."""
         while self.epoch < self.epochs:
             record = self._train_epoch()
-            loss, accuracy = evaluate(self.model, self.validation, mode=self.accuracy_mode)
-            if not math.isfinite(loss):
-                raise Diverged(f"the validation loss became {loss} in epoch {self.epoch + 1}")
-            record |= {"validation_loss": loss, "validation_accuracy": accuracy}
+            scores = self.evaluate(self.validation)
+            if not math.isfinite(scores.loss):
+                raise Diverged(f"the validation loss became {scores.loss} in epoch {self.epoch + 1}")
+            record |= scores.named("validation")
             self.epoch += 1
             self.history.append(record)
             for callback in self.callbacks:
                 callback.after_epoch(self, record)
+
+    def evaluate(self, batches: Batches) -> Scores:
+        """Loss and metrics of the network as it is now."""
+        return evaluate(self.model, self.task, batches, self.batch_size, self.accuracy_mode)
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -135,18 +131,19 @@ class Trainer:
         self._paused += clock(self.device) - start
 
     def _train_epoch(self) -> dict[str, Any]:
-        order = torch.randperm(
-            len(self.train), generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        ).to(self.device)
+        seed = self.seed * 100_003 + self.epoch
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        order = order.to(self.train.home)
+        batches = self.train.over(order.split(self.batch_size)[: self.per_epoch], seed)
         self.model.train()
         total = first = loss = torch.zeros((), device=self.device)
         self._paused, start = 0.0, clock(self.device)
         for step in range(self.per_epoch):
             for callback in self.callbacks:
                 callback.before_step(self)
-            inputs, targets = self.train.take(order[step * self.batch_size : (step + 1) * self.batch_size])
+            inputs, targets = next(batches)
             self.optimizer.zero_grad(set_to_none=True)
-            loss = nn.functional.cross_entropy(self.model(inputs), targets)
+            loss = self.task.training_loss(call(self.model, inputs), targets).mean()
             loss.backward()
             self.optimizer.step()
             self.iteration += 1
@@ -165,37 +162,58 @@ class Trainer:
         }  # fmt: skip
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
+def steps_per_epoch(samples: int, batch_size: int) -> int:
     """Batches in an epoch. Raises StudyError where there is none."""
-    whole, rest = divmod(images, batch_size)
+    whole, rest = divmod(samples, batch_size)
     steps = whole + (rest > 1)
     if steps == 0:
-        raise StudyError(f"{images} training image(s) make no batch; at least 2 are needed")
+        raise StudyError(f"{samples} training sample(s) make no batch; at least 2 are needed")
     return steps
 
 
-#: Images that are looked at together in training mode, where they depend on each other (as the thesis's code has it).
+#: Samples that are looked at together in training mode, where they depend on each other (as the thesis's code has it).
 TOGETHER = 1000
 
 
-def evaluate(model: nn.Module, batches: Batches, most: int = 1024, mode: str = "evaluation") -> tuple[float, float]:
-    """Mean cross entropy and accuracy (0 … 1); the model is left in the mode it was in. ``mode``: see ``answers``."""
-    loss = torch.zeros((), dtype=torch.float64, device=batches.labels.device)
-    hits = torch.zeros((), dtype=torch.int64, device=batches.labels.device)
-    for scores, targets in answers(model, batches, most, mode):
-        loss += nn.functional.cross_entropy(scores, targets, reduction="sum").double()
-        hits += (scores.argmax(dim=1) == targets).sum()
-    return float(loss) / len(batches), int(hits) / len(batches)
+class Scores(NamedTuple):
+    """The mean loss over a set, the primary metric, and all metrics by name (accuracies as fractions)."""
+
+    loss: float
+    metric: float
+    metrics: Mapping[str, float]
+
+    def named(self, part: str) -> dict[str, Any]:
+        """As plain data, under names that begin with the part of the data that it is of."""
+        others = {f"{part}_metrics": dict(self.metrics)} if len(self.metrics) > 1 else {}
+        return {f"{part}_loss": self.loss, f"{part}_metric": self.metric, **others}
 
 
-def answers(
-    model: nn.Module, batches: Batches, most: int = 1024, mode: str = "evaluation"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores ``[n, classes]`` and class numbers of all images, in order, without gradients.
+def evaluate(
+    model: nn.Module, task: Task, batches: Batches, batch_size: int = 1024, mode: str = "evaluation"
+) -> Scores:
+    """Loss and metrics over a set, which is answered in batches of ``task.at_once`` or of this size; the model is left
+    in the mode that it was in. ``mode``: see ``answers``.
+
+    Raises:
+        StudyError: the task does not measure the metric that it names as its own.
+    """
+    sums: dict[str, Tensor] = {}
+    for outputs, targets in answers(model, batches, task.at_once or batch_size, mode):
+        samples = size_of(targets)
+        found = {"loss": task.loss(outputs, targets).mean().double() * samples}
+        found |= {name: values.double().sum(dim=0) for name, values in task.measure(outputs, targets).items()}
+        sums = {name: sums[name] + value if sums else value for name, value in found.items()}
+    means = {name: total / len(batches) for name, total in sums.items()}
+    metrics, metric = summarize(task, means)
+    return Scores(float(means["loss"]), metric, metrics)
+
+
+def answers(model: nn.Module, batches: Batches, most: int = 1024, mode: str = "evaluation") -> Iterator[Batch]:
+    """Outputs and targets of all samples, in order, ``most`` at a time, without gradients.
 
     In evaluation mode, or with ``mode="training"`` as in training: BatchNorm by the batch's own statistics, in batches
-    of ``TOGETHER`` (a rest of one image joins the batch before it). Nothing is left of that: buffers and random numbers
-    are as before.
+    of ``TOGETHER`` (a rest of one sample joins the batch before it). Nothing is left of that: buffers and random
+    numbers are as before.
     """
     from network_surgery.ops.anatomy import evaluating
     from network_surgery.ops.anatomy.running import plainly
@@ -205,9 +223,8 @@ def answers(
     if training and len(parts) > 1 and len(parts[-1]) == 1:
         parts = (*parts[:-2], torch.cat(parts[-2:]))
     with plainly(model, training=True) if training else evaluating(model), torch.no_grad():
-        for part in parts:
-            inputs, targets = batches.take(slice(int(part[0]), int(part[-1]) + 1))
-            yield model(inputs), targets
+        for inputs, targets in batches.over(parts):
+            yield call(model, inputs), targets
 
 
 def clock(device: torch.device) -> float:

@@ -31,7 +31,7 @@ class Stopped(Exception):
 
 
 def dataset(images: int, size: int, channels: int = 3, held: int = 512) -> Any:
-    from network_surgery.study.data import Dataset, Images
+    from network_surgery.study.task.images import Images, ImageTask
 
     chance = np.random.default_rng(0)
 
@@ -39,7 +39,7 @@ def dataset(images: int, size: int, channels: int = 3, held: int = 512) -> Any:
         pixels = chance.integers(0, 256, (count, channels, size, size), dtype=np.uint8)
         return Images(pixels, chance.integers(0, 10, count))
 
-    return Dataset(drawn(images), drawn(held), drawn(held), tuple(map(str, range(10))))
+    return ImageTask(drawn(images), drawn(held), drawn(held), tuple(map(str, range(10))))
 
 
 def determinism(card: Card) -> Iterator[Row]:

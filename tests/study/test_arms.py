@@ -11,8 +11,8 @@ import torch
 from network_surgery.ops import MinWeight, Moment, Schedule, Step, WeakExpand
 from network_surgery.study.arms import LABELS, RIVALS, randomly, rivals
 from network_surgery.study.config import ARMS, Settings
-from network_surgery.study.data import Dataset, load
 from network_surgery.study.evidence import drawing
+from network_surgery.study.task.images import ImageTask, load
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
 from network_surgery.study.training.run import run
@@ -27,12 +27,12 @@ SHRINK = Schedule((
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits() -> ImageTask:
     return load("digits", 0.25)
 
 
 @pytest.fixture(scope="module")
-def surgery(digits: Dataset) -> dict[str, Any]:
+def surgery(digits: ImageTask) -> dict[str, Any]:
     return run(Cell("surgery", 3, SHRINK, trial=5), digits, SETTINGS, CPU)
 
 
@@ -56,7 +56,7 @@ def test_every_arm_that_is_asked_for_follows(surgery: dict[str, Any]) -> None:
     assert set(followers(surgery, few)) == {"restart", "random"}
 
 
-def test_restarts_have_the_epochs_that_they_are_called_for(digits: Dataset, surgery: dict[str, Any]) -> None:
+def test_restarts_have_the_epochs_that_they_are_called_for(digits: ImageTask, surgery: dict[str, Any]) -> None:
     found = followers(surgery)
     assert found["restart"].epochs is None and found["restart_late"].epochs == 6 - 2
     equal = run(found["restart_flops"], digits, SETTINGS, CPU)
@@ -66,7 +66,7 @@ def test_restarts_have_the_epochs_that_they_are_called_for(digits: Dataset, surg
     assert equal["architecture"] == surgery["architecture"]
 
 
-def test_a_late_restart_counts_what_had_been_spent_before(digits: Dataset, surgery: dict[str, Any]) -> None:
+def test_a_late_restart_counts_what_had_been_spent_before(digits: ImageTask, surgery: dict[str, Any]) -> None:
     cell = followers(surgery)["restart_late"]
     late = run(cell, digits, SETTINGS, CPU)
     original = run(Cell("original", 3, epochs=2), digits, SETTINGS, CPU)  # what had been trained when surgery began
@@ -85,7 +85,7 @@ def test_equal_seconds_count_what_operations_took(surgery: dict[str, Any]) -> No
     assert followers(outcome)["restart_seconds"].epochs == 10  # epochs of a second, after the last operation
 
 
-def test_random_units_go_where_chosen_ones_went(digits: Dataset, surgery: dict[str, Any]) -> None:
+def test_random_units_go_where_chosen_ones_went(digits: ImageTask, surgery: dict[str, Any]) -> None:
     cell = followers(surgery)["random"]
     outcome = run(cell, digits, SETTINGS, CPU)
     shapes = [
@@ -99,7 +99,7 @@ def test_random_units_go_where_chosen_ones_went(digits: Dataset, surgery: dict[s
     assert [step["seed"] for step in cell.schedule] == [3, 4, 5]
 
 
-def test_where_nothing_was_removed_there_is_no_random_arm(digits: Dataset) -> None:
+def test_where_nothing_was_removed_there_is_no_random_arm(digits: ImageTask) -> None:
     grow = Schedule((Step(Moment(2), "fc1", WeakExpand(0.5)),)).to_data()
     outcome = run(Cell("surgery", 3, grow, trial=5), digits, SETTINGS, CPU)
     assert set(followers(outcome)) == set(RIVALS) - {"random"}

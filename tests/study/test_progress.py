@@ -13,8 +13,8 @@ from network_surgery.study.training.cell import Cell
 
 def test_a_stage_is_told_line_by_line() -> None:
     text = io.StringIO()
-    whole = {"validation_accuracy": 0.9, "parameters": 1200, "seconds": 1.5}
-    results = [whole, {"failure": "the loss became nan"}, whole | {"stopped": 2, "validation_accuracy": 0.95}]
+    whole = {"validation_metric": 0.9, "parameters": 1200, "seconds": 1.5}
+    results = [whole, {"failure": "the loss became nan"}, whole | {"stopped": 2, "validation_metric": 0.95}]
     with Display(Console(file=text, width=200), "search", SimpleNamespace(total=3)) as display:
         for number, result in enumerate(results):
             cell = Cell("search", 0, trial=number)

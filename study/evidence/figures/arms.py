@@ -40,7 +40,7 @@ def accuracy(results: Results) -> Drawing | None:
     ends, bounds = {}, []
     for arm, members in arms.items():
         if members:
-            curves = np.array([[epoch["validation_accuracy"] for epoch in cell["epochs"]] for cell in members])
+            curves = np.array([[epoch["validation_metric"] for epoch in cell["epochs"]] for cell in members])
             epochs = [epoch["epoch"] for epoch in members[0]["epochs"]]
             seconds = np.mean([elapsed(cell) for cell in members], 0)
             mean, deviation = curves.mean(0), _deviation(curves)
@@ -82,7 +82,7 @@ def arms(results: Results) -> Drawing | None:
     trials = sorted({c["trial"] for c in cells} - {None}, key=lambda trial: (trial != first, trial))
     shown = trials[:SCHEDULES]
     order = [("original", None), *((arm, trial) for trial in shown for arm in ARMS if arm != "original")]
-    found = {key: {c["seed"]: c["test_accuracy"] for c in cells if (c["arm"], c["trial"]) == key} for key in order}
+    found = {key: {c["seed"]: c["test_metric"] for c in cells if (c["arm"], c["trial"]) == key} for key in order}
     groups = {key: seeds for key, seeds in found.items() if seeds}
     if not groups:
         return None

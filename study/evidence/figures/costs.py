@@ -36,7 +36,7 @@ def costs(results: Results) -> Drawing | None:
         return None
     figure = Figure(figsize=(max(4.0, 3.1 * len(known)), 4.6), layout="constrained")
     grid = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
-    accuracies = {key: statistics.fmean(c["test_accuracy"] for c in members) for key, members in groups.items()}
+    accuracies = {key: statistics.fmean(c["test_metric"] for c in members) for key, members in groups.items()}
     fronts: dict[str, list[Group]] = {}
     for axes, (cost, words) in zip(grid, known.items(), strict=True):
         means = {key: (statistics.fmean(c[cost] for c in g), accuracies[key]) for key, g in groups.items()}
@@ -48,7 +48,7 @@ def costs(results: Results) -> Drawing | None:
         axes.step(*zip(*ends, strict=True), where="post", **FRONT)
         axes.set_xlabel(f"{words} (log scale)")
         axes.tick_params(axis="x", labelsize=8.5)
-    accuracy_scale(grid[0], [c["test_accuracy"] for c in cells])
+    accuracy_scale(grid[0], [c["test_metric"] for c in cells])
     grid[0].set_ylabel("test accuracy")
     arms = dict.fromkeys(arm for arm, _ in groups)
     handles = [Line2D([], [], label=arm_name(a), **ARMS[a] | {"linestyle": "none"}) for a in arms]
@@ -80,7 +80,7 @@ def _panel(
     trials: list[int | None] = list(dict.fromkeys(trial for _, trial in groups if trial is not None))
     for (arm, trial), members in groups.items():
         look = {name: ARMS[arm][name] for name in ("color", "marker")}
-        seeds = [c[cost] for c in members], [c["test_accuracy"] for c in members]
+        seeds = [c[cost] for c in members], [c["test_metric"] for c in members]
         axes.scatter(*seeds, s=9, alpha=0.35, linewidths=0, zorder=2, **look)
         at = means[arm, trial]
         axes.scatter(*at, s=62, edgecolors="white", linewidths=0.8, zorder=4, **look)

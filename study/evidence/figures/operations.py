@@ -143,7 +143,7 @@ def timing(results: Results) -> Drawing | None:
 
 def timeline(results: Results) -> Drawing | None:
     """When the most accurate trials operated, and how much was left of the layers they operated on."""
-    trials = sorted(finished(results["trials"]), key=lambda t: (-t["validation_accuracy"], t["parameters"]))[:ROWS]
+    trials = sorted(finished(results["trials"]), key=lambda t: (-t["validation_metric"], t["parameters"]))[:ROWS]
     rows = [(trial, moments_of(trial)) for trial in trials]
     if not any(moments for _, moments in rows):
         return None
@@ -161,7 +161,7 @@ def timeline(results: Results) -> Drawing | None:
     used = sorted({moment.op for _, moments in rows for moment in moments})
     handles = [Line2D([], [], linestyle="none", label=name, **marks[name]) for name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    labels = [f"#{trial['trial']}: {trial['validation_accuracy']:.2%}" for trial, _ in rows]
+    labels = [f"#{trial['trial']}: {trial['validation_metric']:.2%}" for trial, _ in rows]
     axes.set_yticks(range(len(rows)), labels)
     axes.set(xlabel="epoch", ylabel="trial", xlim=(0, 1.03 * epochs), ylim=(len(rows) - 0.5, -0.75))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))

@@ -33,27 +33,27 @@ def search(results: Results) -> Drawing | None:
         return None
     figure, axes = new_axes(height=5)
     marks, many = marks_of(results), len(trials) > MANY
-    points = grouped(((name_of(t), (t["parameters"], t["validation_accuracy"])) for t in trials), lambda _: 0)
+    points = grouped(((name_of(t), (t["parameters"], t["validation_metric"])) for t in trials), lambda _: 0)
     for name, members in points.items():
         across, up = zip(*members, strict=True)
         axes.scatter(across, up, s=18 if many else 44, alpha=0.8, label=name, rasterized=many, **marks[name])
     front = pareto_front([point for members in points.values() for point in members])
     look: Look = {"color": GREY, "linewidth": 1.2, "label": "no trial is both smaller and better"}
     axes.step(*zip(*front, strict=True), where="post", **look)
-    sizes, values = [t["parameters"] for t in trials], [t["validation_accuracy"] for t in trials]
+    sizes, values = [t["parameters"] for t in trials], [t["validation_metric"] for t in trials]
     originals = finished(cells_of(results, "original"))
     if originals:
-        size, value = (statistics.fmean(c[key] for c in originals) for key in ("parameters", "validation_accuracy"))
+        size, value = (statistics.fmean(c[key] for c in originals) for key in ("parameters", "validation_metric"))
         words = f"original, mean of n = {len(originals)}"
         axes.scatter(size, value, marker="*", s=210, color=BLACK, label=words, zorder=3)
     everything = [*trials, *originals]
     log_scale(axes.xaxis, [t["parameters"] * pad for t in everything for pad in (0.8, 1.25)], count)
-    accuracy_scale(axes, [t["validation_accuracy"] for t in everything])
+    accuracy_scale(axes, [t["validation_metric"] for t in everything])
     _ring(axes, [t for t in trials if t["trial"] in {c["trial"] for c in cells_of(results, "surgery")}])
     axes.set(xlabel="parameters at the end (log scale)", ylabel="validation accuracy")
     figure.legend(loc="outside lower center", ncols=3)
-    best = max(trials, key=lambda t: (t["validation_accuracy"], -t["parameters"]))
-    found = f"{best['validation_accuracy']:.2%} at {best['parameters']:,} parameters, with {name_of(best)}"
+    best = max(trials, key=lambda t: (t["validation_metric"], -t["parameters"]))
+    found = f"{best['validation_metric']:.2%} at {best['parameters']:,} parameters, with {name_of(best)}"
     return titled(
         figure, f"The best of {len(trials)} trial{'s' * (len(trials) > 1)}: {found}",
         "Each point is one trial of the search, one seed each. The line joins the trials that no other trial beats in "
@@ -74,6 +74,6 @@ def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]]) -> None:
     """A ring with a number around each of these trials."""
     look: Look = {"facecolors": "none", "edgecolors": BLACK, "linewidths": 1.6}
     for trial in trials:
-        at = (trial["parameters"], trial["validation_accuracy"])
+        at = (trial["parameters"], trial["validation_metric"])
         axes.scatter(*at, s=170, label="compared with restarting" if trial is trials[0] else None, **look)
         axes.annotate(f"#{trial['trial']}", at, (0, 10), textcoords="offset points", ha="center", fontsize=9, **halo())

@@ -27,17 +27,17 @@ import torch
 from torch import nn
 
 from network_surgery.ops import Anatomy
-from network_surgery.study import data as sources
 from network_surgery.study import models
 from network_surgery.study.bench import experiment
 from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.bench.training import At, fork
-from network_surgery.study.data import Dataset
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.attack.attacker import Attack, Attacker
 from network_surgery.study.experiments.attack.signals import unit_signals
-from network_surgery.study.training.trainer import Trainer, evaluate, steps_per_epoch
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.training.trainer import Trainer, steps_per_epoch
 
 LAYERS = ("conv1", "conv2", "fc1")
 #: The attacks that show how hard; with the second one those that show when.
@@ -98,7 +98,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     return experiment.image_facts(data) | {"per_epoch": steps_per_epoch(len(data.train), evci.BATCH)}, tasks
 
 
-def runs(data: Dataset, name: str, network: Network, seed: int, looks: int) -> list[Row]:
+def runs(data: ImageTask, name: str, network: Network, seed: int, looks: int) -> list[Row]:
     """The rows of the run without attack, and of one with each attack on a unit of each layer."""
     torch.manual_seed(seed)
     model = models.build(network.model, data.shape, len(data.classes))
@@ -157,7 +157,7 @@ class Watch(At):
     def _look(self, trainer: Trainer) -> None:
         assert isinstance(trainer.model, nn.Sequential)
         images, last = trainer.validation.take(slice(None)), trainer.epoch == trainer.epochs
-        loss, accuracy = evaluate(trainer.model, trainer.validation)
+        loss, accuracy, _ = trainer.evaluate(trainer.validation)
         signals = {
             layer: unit_signals(trainer.model, self.anatomy[layer], *images, before=last) for layer in self._layers
         }

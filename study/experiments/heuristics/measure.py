@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from network_surgery.ops import EigenRemove, Moment, Schedule, Step
-from network_surgery.study import data as sources
 from network_surgery.study.bench.experiment import Options, image_facts
 from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import spikes_of
 from network_surgery.study.training.run import check, run
@@ -45,7 +45,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     return image_facts(data), tasks
 
 
-def cuts(data: Dataset, layers: Sequence[str], seed: int, frequency: str, size: str, moment: str) -> list[Row]:
+def cuts(data: ImageTask, layers: Sequence[str], seed: int, frequency: str, size: str, moment: str) -> list[Row]:
     """A row for each form of EigenRemove and each δ, every hidden layer cut.
 
     ``test``: accuracy at the end; ``spike``: the mean over cuts of the logarithm of held-out loss, after over before;
@@ -58,7 +58,7 @@ def cuts(data: Dataset, layers: Sequence[str], seed: int, frequency: str, size: 
         schedule = Schedule(tuple(Step(at, layer, operation) for at in moments for layer in layers))
         outcome = run(Cell("surgery", seed, schedule.to_data(), test=True), data, SETTINGS, torch.device("cpu"))
         spike = statistics.fmean(math.log(spike.factor) for spike in spikes_of(outcome))
-        return {"test": outcome["test_accuracy"], "spike": spike, "parameters": outcome["parameters"]}
+        return {"test": outcome["test_metric"], "spike": spike, "parameters": outcome["parameters"]}
 
     about = {"seed": seed, "frequency": frequency, "size": size, "moment": moment}
     return [  # at δ = 1 nothing is reduced: both forms are one

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from network_surgery.study import data, models
+from network_surgery.study import models
 from network_surgery.study.bench import experiment
 from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.config import Settings, compose
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.isolation import random_weights
 from network_surgery.study.experiments.isolation.network import Network
+from network_surgery.study.task import images as data
+from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.run import make_optimizer
-from network_surgery.study.training.trainer import Batches, Trainer, device_name, pick_device
+from network_surgery.study.training.trainer import Trainer, device_name, pick_device
 
 #: The fractions of a trained layer that stay, and those that are added.
 KEEPS, GROWS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875), (0.25, 0.5, 1.0)
@@ -80,7 +82,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     ]
 
 
-def measure_trained(settings: Settings, images: data.Dataset, device: torch.device, seed: int) -> list[Row]:
+def measure_trained(settings: Settings, images: data.ImageTask, device: torch.device, seed: int) -> list[Row]:
     """The rows of one trained network: kind ``trained`` (its validation accuracy), and those of each layer.
 
     Raises:

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
 from network_surgery.ops import PCNS, Anatomy, MinWeight, Operation, Signals, WeakExpand, operate
-from network_surgery.study import data as sources
 from network_surgery.study import models
 from network_surgery.study.bench.experiment import Options, image_facts
 from network_surgery.study.bench.rows import Row, Task
-from network_surgery.study.data import Dataset
-from network_surgery.study.training.trainer import Batches
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
 
 NETWORK, VALIDATION = "small_cnn", 0.2
 BEFORE, AFTER, BATCH, SIGNAL_IMAGES = 150, 100, 32, 512
@@ -48,7 +48,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     return image_facts(data), tasks
 
 
-def arms(data: Dataset, seed: int, order: int) -> list[Row]:
+def arms(data: ImageTask, seed: int, order: int) -> list[Row]:
     """A row for each optimizer, operation and arm: ``losses`` of each batch after surgery, before the step on it.
 
     ``order``: the seed of these batches. The first loss is the same in all arms, since nothing has been stepped yet.

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,15 +37,17 @@ from network_surgery.ops import (
 from network_surgery.ops.maths.condensed import Condensed, relative_error
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.ops.surgery.prediction import predicted_loss_change
-from network_surgery.study import data as sources
 from network_surgery.study.bench import experiment
 from network_surgery.study.bench.experiment import image_facts
 from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.bench.training import fork
-from network_surgery.study.data import Dataset
 from network_surgery.study.errors import Diverged
 from network_surgery.study.models import Shape
-from network_surgery.study.training.trainer import Batches, Shown, Trainer, evaluate
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
+from network_surgery.study.training.trainer import Shown, Trainer, evaluate
 
 CPU = torch.device("cpu")
 #: Images of a batch, of one batch of the signals, and of those that a prediction of the loss looks at.
@@ -118,7 +120,7 @@ class Options(experiment.Options):
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts, and the tasks: each network with each seed."""
     data = sources.load(options.data, 0.1, options.train_images)
-    data = replace(data, test=data.test.thinned(options.test_images))
+    data = data.changed(test=data.test.thinned(options.test_images))
     return image_facts(data), [
         (f"{network}-{seed}", partial(measure_network, network, epochs, seed, data, options))
         for seed in range(options.seeds)
@@ -126,14 +128,14 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     ]
 
 
-def measure_network(network: str, epochs: int, seed: int, data: Dataset, options: Options) -> list[Row]:
+def measure_network(network: str, epochs: int, seed: int, data: ImageTask, options: Options) -> list[Row]:
     """All rows of one network."""
     trained = train(network, epochs, seed, data)
     parts = (part(trained, data, options) for part in (arms, orders, samples, predictions))
     return [{"network": network, "seed": seed} | row for rows in parts for row in rows]
 
 
-def train(network: str, epochs: int, seed: int, data: Dataset) -> Trainer:
+def train(network: str, epochs: int, seed: int, data: ImageTask) -> Trainer:
     """The trainer of a network that has been trained."""
     torch.manual_seed(seed)
     model = NETWORKS[network](data.shape, len(data.classes))
@@ -143,9 +145,9 @@ def train(network: str, epochs: int, seed: int, data: Dataset) -> Trainer:
     return trainer
 
 
-def accuracy(trainer: Trainer, data: Dataset) -> float:
+def accuracy(trainer: Trainer, data: ImageTask) -> float:
     """On the test images, 0 … 1."""
-    return evaluate(trainer.model, Batches(data.test, CPU))[1]
+    return evaluate(trainer.model, CLASSIFICATION, Batches(data.test, CPU))[1]
 
 
 def anatomy(trainer: Trainer) -> Anatomy:
@@ -165,7 +167,7 @@ def cut(trainer: Trainer, layer: str, operation: Operation, repair: tuple[str, .
     return operate(target, operation, trainer.optimizer, signals, repair=repair)
 
 
-def arms(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
+def arms(trained: Trainer, data: ImageTask, options: Options) -> Iterator[Row]:
     """Every layer shrunk, from the last to the first: by PCNS, and by other removals to the sizes of its pivoted basis.
 
     Rows of ``kind`` ``layer`` (after each layer) and ``arm`` (``accuracies`` right after and after each epoch). The
@@ -186,7 +188,7 @@ def arms(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
 
 
 def follow(
-    trained: Trainer, data: Dataset, epochs: int, threshold: float, arm: str, operations: Mapping[str, Operation],
+    trained: Trainer, data: ImageTask, epochs: int, threshold: float, arm: str, operations: Mapping[str, Operation],
     repair: tuple[str, ...] = (),
 ) -> Iterator[Row]:  # fmt: skip
     """One arm: its operations from the last layer to the first, then training."""
@@ -205,7 +207,7 @@ def follow(
     yield about | {"kind": "arm", "accuracies": accuracies, "parameters": parameters_of(trainer.model)}
 
 
-def orders(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
+def orders(trained: Trainer, data: ImageTask, options: Options) -> Iterator[Row]:
     """Other orders of the layers (the draft's section 5.2.5), pivoted basis, nothing trained: ``kind`` ``order``.
 
     At once all layers are fitted to the outputs of one forward pass; from the first to the last each is fitted to what
@@ -224,7 +226,7 @@ def orders(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
         yield {"kind": "order", "threshold": threshold, "order": order, "accuracy": accuracy(trainer, data)}
 
 
-def samples(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
+def samples(trained: Trainer, data: ImageTask, options: Options) -> Iterator[Row]:
     """How many samples PCNS needs (the draft's section 3.2: 5 to 10 for each unit): rows of ``kind`` ``sample``.
 
     A part of a layer's units is chosen and the others fitted to them on some samples; ``seen`` is the relative error
@@ -246,16 +248,16 @@ def samples(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
             yield {"kind": "sample", "layer": name, "ratio": ratio} | dict(zip(("seen", "unseen"), errors, strict=True))
 
 
-def predictions(trained: Trainer, data: Dataset, options: Options) -> Iterator[Row]:
+def predictions(trained: Trainer, data: ImageTask, options: Options) -> Iterator[Row]:
     """The change of the loss on test images, predicted from ``LOOKED_AT`` training images before an operation on one
     layer, and measured after it; undone afterwards. Rows of ``kind`` ``prediction``."""
     inputs, targets = Batches(data.train.thinned(LOOKED_AT), CPU).take(slice(None))
     signals, test = Signals(trained.model, inputs, targets), Batches(data.test, CPU)
-    before = evaluate(trained.model, test)[0]
+    before = evaluate(trained.model, CLASSIFICATION, test)[0]
     for layer, method, keep in itertools.product(anatomy(trained).values(), REMOVALS, options.keeps):
         plan = REMOVALS[method](keep, trained.seed).propose(layer, signals)
         row = {"kind": "prediction", "layer": layer.name, "method": method, "keep": keep}
         row["predicted"] = predicted_loss_change(plan, inputs, targets).change
         with trial_surgery(plan):
-            row["actual"] = evaluate(trained.model, test)[0] - before
+            row["actual"] = evaluate(trained.model, CLASSIFICATION, test)[0] - before
         yield row

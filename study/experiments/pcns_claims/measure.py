@@ -22,13 +22,15 @@ from network_surgery.study import models
 from network_surgery.study.bench import experiment
 from network_surgery.study.bench.experiment import image_facts
 from network_surgery.study.bench.rows import Row, Task
-from network_surgery.study.data import Dataset, load
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.pcns.measure import CPU, SHOWN, dense
 from network_surgery.study.experiments.pcns_claims.race import Runner, prices
 from network_surgery.study.models import Shape
+from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
 from network_surgery.study.training.restart import renew
-from network_surgery.study.training.trainer import Batches, Shown, evaluate
+from network_surgery.study.training.trainer import Shown, evaluate
 
 ORIGINAL, SURGERY, RESTART, PRUNED, LATE = "original", "PCNS", "restart", "pruned late", "PCNS late"
 RANDOM, REFITTED = "random", "random, refitted"
@@ -78,7 +80,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     ]
 
 
-def race(network: str, data: Dataset, epochs: int, seed: int, thresholds: tuple[float, ...]) -> list[Row]:
+def race(network: str, data: ImageTask, epochs: int, seed: int, thresholds: tuple[float, ...]) -> list[Row]:
     """Rows of ``kind`` ``arm``, the original first, whose threshold is None.
 
     ``test`` accuracy, read once; ``curve``: see ``Runner.curve``; ``budget``: seconds, ``price`` those of a step at the
@@ -107,7 +109,7 @@ def race(network: str, data: Dataset, epochs: int, seed: int, thresholds: tuple[
             row["after"] = runner.seen[-1][1]
         runner.run(budget, price, budget)
         rows.append(row | {
-            "test": evaluate(runner.model, test)[1], "curve": runner.curve(budget),
+            "test": evaluate(runner.model, CLASSIFICATION, test)[1], "curve": runner.curve(budget),
             "parameters": parameters_of(runner.model), "steps": runner.steps, "budget": budget, "price": price,
         })  # fmt: skip
 

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from network_surgery.study.training.trainer import Batches, evaluate
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
+from network_surgery.study.training.trainer import evaluate
 
 #: Turns of the calibration; steps that one turn takes with each architecture; how often validation images are read.
 TURNS, STEPS, TICKS = 12, 8, 24
@@ -91,7 +93,7 @@ class Runner:
 
     def look(self) -> None:
         """Notes the validation accuracy at these seconds."""
-        self.seen.append((self.seconds, evaluate(self.model, self.validation)[1]))
+        self.seen.append((self.seconds, evaluate(self.model, CLASSIFICATION, self.validation)[1]))
 
     def curve(self, budget: float) -> list[float]:
         """The validation accuracy last seen at every tick of the race, the untrained network first."""

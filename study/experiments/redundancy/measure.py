@@ -23,12 +23,13 @@ from torch.optim.swa_utils import update_bn
 from network_surgery.ops import PCNS, Anatomy, Plan, Signals, operate, trial_surgery
 from network_surgery.ops.maths.condensed import components_needed, units_needed
 from network_surgery.ops.network.masks import parameters_of
-from network_surgery.study import data as sources
 from network_surgery.study import models
 from network_surgery.study.bench import experiment
 from network_surgery.study.bench.rows import Row, Task
-from network_surgery.study.data import Dataset, Images
 from network_surgery.study.errors import StudyError
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import Images, ImageTask
+from network_surgery.study.task.task import CLASSIFICATION
 from network_surgery.study.training.trainer import Shown, Trainer, evaluate
 
 #: Networks of torchvision: the side of the images that they are given (the smallest that they take, 32 at least), and
@@ -78,7 +79,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     return experiment.image_facts(data), tasks
 
 
-def looks(data: Dataset, network: str, seed: int, epochs: int) -> list[Row]:
+def looks(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:
     """What is seen (see ``look``) of an ``untrained`` network and of the ``trained`` one (Adam).
 
     The third row has the accuracy right after PCNS on every layer, unless a layer is wider than ``WIDEST``.
@@ -100,7 +101,9 @@ def looks(data: Dataset, network: str, seed: int, epochs: int) -> list[Row]:
         layers = Anatomy(model, trainer.train.take(slice(0, 2))[0]).values()
         for layer in reversed(list(layers)):  # last to first: what a layer emits is still what was seen
             operate(layer, PCNS(THRESHOLD), signals=signals)
-        rows.append(about | {"moment": "after PCNS", "accuracy": evaluate(model, trainer.validation)[1]})
+        rows.append(
+            about | {"moment": "after PCNS", "accuracy": evaluate(model, CLASSIFICATION, trainer.validation)[1]}
+        )
     return rows
 
 
@@ -129,13 +132,14 @@ def look(model: nn.Module, trainer: Trainer) -> tuple[Row, Signals]:
     with trial_surgery(*plans):
         left = parameters_of(model)
     return {
-        "accuracy": evaluate(model, trainer.validation)[1], "parameters": parameters_of(model), "left": left,
+        "accuracy": evaluate(model, CLASSIFICATION, trainer.validation)[1], "parameters": parameters_of(model),
+        "left": left,
         "units": [layer.units for layer in layers], "samples": [signals.samples(layer) for layer in layers],
         "needed": [[components_needed(spectrum, 1 - share) for share in SHARES] for spectrum in spectra],
     }, signals  # fmt: skip
 
 
-def suited(data: Dataset, side: int) -> Dataset:
+def suited(data: ImageTask, side: int) -> ImageTask:
     """The data with three colours and images of at least ``side`` pixels a side (bilinear)."""
 
     def changed(images: Images) -> Images:
@@ -146,4 +150,4 @@ def suited(data: Dataset, side: int) -> Dataset:
             pixels = interpolate(pixels.float(), (side, side), mode="bilinear").round().to(torch.uint8)
         return Images(pixels.numpy(), images.labels)
 
-    return Dataset(changed(data.train), changed(data.validation), changed(data.test), data.classes)
+    return ImageTask(changed(data.train), changed(data.validation), changed(data.test), data.classes)

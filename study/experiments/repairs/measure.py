@@ -18,14 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from network_surgery import ops
-from network_surgery.study import data as sources
 from network_surgery.study import models
 from network_surgery.study.bench import experiment, training
 from network_surgery.study.bench.rows import Row, Task
-from network_surgery.study.data import Dataset
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Batches, Shown, Trainer, evaluate
+from network_surgery.study.training.trainer import Shown, Trainer, evaluate
 
 #: A removal, by the fraction of units that stays and the seed.
 REMOVALS: dict[str, Callable[[float, int], ops.Operation]] = {
@@ -97,7 +99,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
         models.build(model, data.shape, len(data.classes))
     sets = zip((data.train, data.validation, data.test), options.few, strict=True)
     train, validation, test = (images.thinned(most) for images, most in sets)
-    few = Dataset(train, validation, test, data.classes)
+    few = ImageTask(train, validation, test, data.classes)
     measured = {"arms": (arms, few), "deep": (deep, data)}
     return {name: experiment.image_facts(images) for name, (_, images) in measured.items()}, [
         (f"{name}-{seed}", partial(each, images, seed, options))
@@ -106,7 +108,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     ]
 
 
-def arms(data: Dataset, seed: int, options: Options) -> list[Row]:
+def arms(data: ImageTask, seed: int, options: Options) -> list[Row]:
     """Every arm with one seed: rows of ``kind`` ``arm``, see ``follow``."""
     trained = training.train(data, partial(models.build, options.model), ADAM, options.before, seed)
     layers = list(ops.Anatomy(trained.model, trained.train.take(slice(0, 2))[0]))
@@ -121,7 +123,7 @@ def arms(data: Dataset, seed: int, options: Options) -> list[Row]:
     return rows
 
 
-def follow(trained: Trainer, data: Dataset, schedule: ops.Schedule, options: Options) -> Row:
+def follow(trained: Trainer, data: ImageTask, schedule: ops.Schedule, options: Options) -> Row:
     """How a trained network goes on with a schedule that begins now.
 
     ``accuracy``: on the validation images, right after the cut and after each later epoch; ``spike``: held-out loss
@@ -137,24 +139,24 @@ def follow(trained: Trainer, data: Dataset, schedule: ops.Schedule, options: Opt
     recovered: int | None = 0
     if theatre.records:
         (moment,), last = spikes(theatre.records), theatre.records[-1]
-        accuracy[0], spike, recovered = last.accuracy_after, moment.factor, last.epochs_to_recover
+        accuracy[0], spike, recovered = last.metric_after, moment.factor, last.epochs_to_recover
         seconds = moment.seconds / trained.history[-1]["train_seconds"]
     return {"accuracy": accuracy, "spike": spike, "seconds": seconds, "recovered": recovered, "test": end["test"]}
 
 
-def deep(data: Dataset, seed: int, options: Options) -> list[Row]:
+def deep(data: ImageTask, seed: int, options: Options) -> list[Row]:
     """Rows of ``kind`` ``deep``: accuracy on the validation images right after the cut; ``whole``: before it.
 
     Nothing but the weights is at stake here, so there is no optimizer.
     """
     trained = training.train(data, partial(models.build, options.deep_model), ADAM, options.before, seed)
     shown = Shown(Batches(data.train.thinned(options.shown), trained.device), options.shown // 2)
-    rows: list[Row] = [{"kind": "whole", "seed": seed, "accuracy": trained.history[-1]["validation_accuracy"]}]
+    rows: list[Row] = [{"kind": "whole", "seed": seed, "accuracy": trained.history[-1]["validation_metric"]}]
     for keep, (removal, chain) in itertools.product(options.keeps, DEEP):
         model = copy.deepcopy(trained.model)
         cut(model, REMOVALS[removal](keep, seed), CHAINS[chain], shown)
         about = {"kind": "deep", "seed": seed, "keep": keep, "removal": removal, "chain": chain}
-        rows.append(about | {"accuracy": evaluate(model, trained.validation)[1]})
+        rows.append(about | {"accuracy": evaluate(model, CLASSIFICATION, trained.validation)[1]})
     return rows
 
 

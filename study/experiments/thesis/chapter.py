@@ -76,7 +76,7 @@ class Trainings(dict[tuple[str, float], dict[int, Training]]):
             operations = operations_of(cell)
             factors = [(each.layer, each.loss_factor) for each in operations if each.loss_factor is not None]
             self.setdefault((cell["params"]["op"], ratio), {})[cell["seed"]] = Training(
-                cell["test_accuracy"],
+                cell["test_metric"],
                 statistics.median(factor for _, factor in factors),
                 statistics.median(each.seconds for each in operations),
                 statistics.median(each.epoch_seconds for each in operations if each.epoch_seconds is not None),

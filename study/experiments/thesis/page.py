@@ -43,7 +43,7 @@ def thesis(results: Results) -> tuple[str, dict[str, Drawing]]:
 def write(results: Results, drawings: Mapping[str, Drawing]) -> str:
     """``page.md``, filled with tables, tests and claims made of the results."""
     found, cells = Trainings(results), results["comparison"]["cells"]
-    original = [cell["test_accuracy"] for cell in cells if cell["arm"] == "original" and "failure" not in cell]
+    original = [cell["test_metric"] for cell in cells if cell["arm"] == "original" and "failure" not in cell]
     parts = {
         "trained": trained(results, found),
         "tables": "\n\n".join(part for number in TABLES for part in beside_the_thesis(results, found, number)),

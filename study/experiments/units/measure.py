@@ -44,9 +44,9 @@ from network_surgery.ops.surgery.repair import leave
 from network_surgery.study.bench.experiment import image_facts
 from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.bench.training import ended
-from network_surgery.study.data import Dataset
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.evci import TENTHS, UNPRUNED
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.restart import renew
 from network_surgery.study.training.trainer import Trainer
 
@@ -190,7 +190,7 @@ def schedule(trainer: Trainer, score: str, moments: Sequence[Moment]) -> evci.St
     return Schedule(tuple(steps)), stayed
 
 
-def arms(data: Dataset, seed: int, epochs: int, scores: Sequence[str]) -> list[Row]:
+def arms(data: ImageTask, seed: int, epochs: int, scores: Sequence[str]) -> list[Row]:
     """Every arm with one seed; the unpruned one of a longer schedule is the network that is looked at."""
     names = (*[UNPRUNED] * (epochs == TENTHS), *scores)
     rows: list[Row] = []

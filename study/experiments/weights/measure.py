@@ -28,10 +28,12 @@ from network_surgery.ops.network.masks import parameters_of
 from network_surgery.ops.signals.weight_scores import weight_scores
 from network_surgery.study.bench.experiment import image_facts
 from network_surgery.study.bench.rows import Row, Task
-from network_surgery.study.data import Dataset
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.evci import CPU, TENTHS, UNPRUNED, outputs, tail_losses
-from network_surgery.study.training.trainer import Batches, Trainer, evaluate
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
+from network_surgery.study.training.trainer import Trainer, evaluate
 
 #: Approximations of the change of the loss, and that change, measured weight by weight.
 TAYLOR, MEASURED = ("taylor1", "taylor2", "hessian"), "loss_change"
@@ -122,7 +124,7 @@ def lowest(scores: Tensor, fraction: float) -> Tensor:
     return scores.flatten().argsort(stable=True)[: math.floor(fraction * scores.numel() + 1e-9)]
 
 
-def arms(data: Dataset, seed: int, scores: tuple[str, ...]) -> list[Row]:
+def arms(data: ImageTask, seed: int, scores: tuple[str, ...]) -> list[Row]:
     """Every arm with one seed; of the one pruned by magnitude also what compaction leaves (``kind`` ``compact``)."""
     rows: list[Row] = []
     for trainer, each in evci.arms(data, seed, TENTHS, (UNPRUNED, *scores), schedule, True):
@@ -140,7 +142,7 @@ def schedule(trainer: Trainer, score: str, moments: Sequence[Moment]) -> evci.St
     )), {}  # fmt: skip
 
 
-def compacted(trainer: Trainer, data: Dataset) -> Iterator[Row]:
+def compacted(trainer: Trainer, data: ImageTask) -> Iterator[Row]:
     """What is left for each ``f_nz``: units by layer, parameters (``dense``: zeros included), accuracy on test images.
 
     ``moved`` is the largest change of a logit of the test images, relative to the largest logit.
@@ -155,5 +157,6 @@ def compacted(trainer: Trainer, data: Dataset) -> Iterator[Row]:
         yield {
             "f_nz": fraction, "units": {name: layer.units for name, layer in anatomy.items()},
             "dense": sum(parameter.numel() for parameter in model.parameters()), "live": parameters_of(model),
-            "test": evaluate(model, test)[1], "moved": float((after - before).abs().max() / before.abs().max()),
+            "test": evaluate(model, CLASSIFICATION, test)[1],
+            "moved": float((after - before).abs().max() / before.abs().max()),
         }  # fmt: skip

@@ -22,13 +22,14 @@ from torch.optim import SGD, Adam, Optimizer
 from network_surgery.ops import Anatomy, Operation, WeakExpand, ZeroExpand, operate
 from network_surgery.ops.anatomy import evaluating
 from network_surgery.ops.network.optimizer_state import forget
-from network_surgery.study import data as sources
 from network_surgery.study.bench import experiment, training
 from network_surgery.study.bench.rows import Row, Task
-from network_surgery.study.data import Dataset
 from network_surgery.study.experiments.thesis.operations import PublishedWeakExpand
 from network_surgery.study.models import Shape
-from network_surgery.study.training.trainer import Batches, Trainer
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.training.trainer import Trainer
 
 VALIDATION = 0.2
 Network = Callable[[int, Shape, int], nn.Sequential]
@@ -104,7 +105,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     ]
 
 
-def arms(data: Dataset, name: str, before: int, after: int, seed: int) -> list[Row]:
+def arms(data: ImageTask, name: str, before: int, after: int, seed: int) -> list[Row]:
     """Every arm of a setting with one seed, as rows of ``kind`` ``arm``.
 
     The fields of ``look`` are lists: right after the operation and after each later epoch.
@@ -213,7 +214,7 @@ def copy_distance(rows: Tensor, pairs: Pairs) -> float | None:
     return float(((one - other).norm(dim=1) / length.clamp(min=1e-12)).mean())
 
 
-def regularized(data: Dataset, name: str, before: int, after: int, seed: int) -> list[Row]:
+def regularized(data: ImageTask, name: str, before: int, after: int, seed: int) -> list[Row]:
     """What doubling the layer of a regularized network does to its loss: rows of ``kind`` ``regularized``, as factors.
 
     ``at_once``: training loss in training mode over the batches of the coming epoch, before any step, after / before
@@ -241,7 +242,7 @@ def regularized(data: Dataset, name: str, before: int, after: int, seed: int) ->
     return rows
 
 
-def loss_without_steps(trained: Trainer, data: Dataset) -> float:
+def loss_without_steps(trained: Trainer, data: ImageTask) -> float:
     """Training loss in training mode over the batches of the coming epoch without a step, ``PASSES`` times."""
     still = training.fork(trained, data, trained.epoch + 1)
     still.optimizer = SGD(still.model.parameters(), lr=0.0)

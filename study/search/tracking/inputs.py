@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from network_surgery.study.data import Dataset
+from network_surgery.study.task import Task
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def datasets(name: str, data: Dataset) -> dict[str, DatasetInput]:
+def datasets(name: str, task: Task) -> dict[str, DatasetInput]:
     """``train``, ``validation`` and ``test`` of the data that a study calls ``name``, with sizes, types and source."""
     from mlflow.data.numpy_dataset import from_numpy
-    from mlflow.entities import Dataset as Described
     from mlflow.entities import DatasetInput, InputTag
+    from mlflow.entities import ImageTask as Described
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
     found = {}
     for part, context in CONTEXTS.items():
-        images = getattr(data, part)
+        images = getattr(task, part)
         about = from_numpy(
-            images.pixels, targets=images.labels, source=_source(name, part), name=Path(name).name,
+            images.inputs, targets=images.targets, source=_source(name, part), name=Path(name).name,
             digest=images.digest(),
         )  # fmt: skip
         found[part] = DatasetInput(Described(**about.to_dict()), [InputTag(MLFLOW_DATASET_CONTEXT, context)])

@@ -15,14 +15,14 @@ from network_surgery.study.training.records import OperationRecord, checks_of, o
 Measured = list[tuple[str, float, int]]
 
 _EPOCH = {
-    "train_loss": "loss/train", "validation_loss": "loss/validation", "validation_accuracy": "accuracy/validation",
+    "train_loss": "loss/train", "validation_loss": "loss/validation", "validation_metric": "accuracy/validation",
     "parameters": "size/parameters", "train_seconds": "seconds/epoch", "probe_seconds": "seconds/probe",
     "joules": "energy/epoch",
 }  # fmt: skip
 #: Known at the end, by the images that it is measured on: the test images, or none.
 _TEST = {
-    "test_accuracy": "accuracy/test", "test_top5": "accuracy/test top 5", "test_loss": "loss/test",
-    "train_accuracy": "accuracy/train", "train_test_gap": "accuracy/train minus test",
+    "test_metric": "accuracy/test", "test_top5": "accuracy/test top 5", "test_loss": "loss/test",
+    "train_metric": "accuracy/train", "train_test_gap": "accuracy/train minus test",
 }  # fmt: skip
 _OUTCOME = {
     "flops": "size/flops", "peak_memory": "size/peak_memory", "seconds": "seconds/total",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset
+from network_surgery.study.task import Task
+from network_surgery.study.task.images import ImageTask
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 NAME = "network"
 
 
-def write(place: Path, network: Path, settings: Settings, data: Dataset, logged: LoggedModel) -> None:
+def write(place: Path, network: Path, settings: Settings, task: Task, logged: LoggedModel) -> None:
     """Makes the folder ``place`` of MLflow's files for a ``network`` that ``ops.save`` wrote."""
+    assert isinstance(task, ImageTask)
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -27,12 +29,12 @@ def write(place: Path, network: Path, settings: Settings, data: Dataset, logged:
     from network_surgery.study.network import recipe
 
     number = np.dtype(np.float32)
-    images, scores = TensorSpec(number, (-1, *data.shape)), TensorSpec(number, (-1, len(data.classes)))
+    images, scores = TensorSpec(number, (-1, *task.shape)), TensorSpec(number, (-1, len(task.classes)))
     mlflow.pyfunc.save_model(
         place, loader_module="network_surgery.study.network", data_path=str(network),
-        model_config=recipe(settings.model, data.shape, len(data.classes)),
+        model_config=recipe(settings.model, task.shape, len(task.classes)),
         signature=ModelSignature(Schema([images]), Schema([scores])),
-        metadata={"classes": list(data.classes), "inputs": "pixels from 0 … 255 scaled to -1 … 1"},
+        metadata={"classes": list(task.classes), "inputs": "pixels from 0 … 255 scaled to -1 … 1"},
         pip_requirements=_requirements(settings.model),  # else MLflow would load the model to see what it imports
         mlflow_model=Model(
             artifact_path=logged.artifact_location, run_id=logged.source_run_id, model_uuid=logged.model_id,

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from network_surgery.study.data import Dataset
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri, inputs, measures, model, names
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
 from network_surgery.study.store import trainings
 from network_surgery.study.store.folder import Folder
+from network_surgery.study.task import Task
 from network_surgery.study.training.cell import Cell
 
 #: Seconds between tries to reach a server that is away, and how long the end of a study waits for it.
@@ -34,7 +34,7 @@ class Tracker:
     ``reason`` is what the first failure said.
     """
 
-    def __init__(self, folder: Folder, data: Dataset) -> None:
+    def __init__(self, folder: Folder, data: Task) -> None:
         for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
             os.environ.setdefault(name, value)
         self._folder, self._data = folder, data

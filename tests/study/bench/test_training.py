@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from network_surgery.study import data
 from network_surgery.study.bench.training import fork, train
+from network_surgery.study.task import images as data
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 

@@ -80,7 +80,7 @@ def outcome(cell: Cell, folder: Folder) -> dict[str, Any]:
         history.append({
             "epoch": epoch + 1.0, "train_loss": after, "train_seconds": seconds, "first_loss": loss, "last_loss": after,
             "validation_loss": after * jump,
-            "validation_accuracy": 1 / (1 + after * jump * (1 + 0.1 * random.random())),
+            "validation_metric": 1 / (1 + after * jump * (1 + 0.1 * random.random())),
         })  # fmt: skip
         if cell.arm in ("original", "surgery") and folder.settings.probe and not (epoch + 1) % folder.settings.probe:
             history[-1]["redundancy"] = {
@@ -93,7 +93,7 @@ def outcome(cell: Cell, folder: Folder) -> dict[str, Any]:
         operation.epochs_to_recover = int(later[0] - operation.epoch) if later else None
     spent = sum(each.seconds for each in operations)
     found = {
-        "validation_accuracy": history[-1]["validation_accuracy"], "validation_loss": history[-1]["validation_loss"],
+        "validation_metric": history[-1]["validation_metric"], "validation_loss": history[-1]["validation_loss"],
         "parameters": PARAMETERS * sum(units.values()), "flops": 30 * PARAMETERS * sum(units.values()),
         "training_flops": 3 * 32 * PER_EPOCH * epochs * 30 * PARAMETERS * sum(units.values()),
         "train_seconds": sum(e["train_seconds"] for e in history), "operation_seconds": spent,
@@ -103,7 +103,7 @@ def outcome(cell: Cell, folder: Folder) -> dict[str, Any]:
         "checks": [], "architecture": {"shapes": units, "numbers": {}}, "device": "cpu",
     }  # fmt: skip
     if cell.test:
-        found |= {"test_accuracy": found["validation_accuracy"] - 0.01, "test_loss": 0.1, "test_top5": 1.0}
+        found |= {"test_metric": found["validation_metric"] - 0.01, "test_loss": 0.1, "test_top5": 1.0}
         found |= {"latency_seconds": {"1": 0.001, "256": 0.03}, "peak_memory": None}
     return found
 
@@ -125,7 +125,7 @@ def _operation(
         operation=f"{step['op']}({names})", repair=step.get("repair", []), units_before=old,
         units_after=new, parameters_before=PARAMETERS * before, parameters_after=PARAMETERS * after,
         flops_before=30 * PARAMETERS * before, flops_after=30 * PARAMETERS * after, predicted_error=0.1,
-        loss_before=loss, loss_after=loss * spike, accuracy_before=0.9, accuracy_after=0.8,
+        loss_before=loss, loss_after=loss * spike, metric_before=0.9, metric_after=0.8,
         training_loss_before=loss, training_loss_after=loss * spike,
         seconds=0.002 * random.lognormal(0, 1), epoch_seconds=0.12,
     )  # fmt: skip

@@ -50,7 +50,7 @@ def cell(
     operations = [operation(1.0, step["layer"], 2.0 + seed) for step in steps]
     rising = [accuracy - 0.1 * (epochs - e) / epochs for e in range(1, epochs + 1)]
     history: list[dict[str, Any]] = [
-        {"epoch": e, "validation_accuracy": value, "validation_loss": 1 - value, "train_seconds": 0.25}
+        {"epoch": e, "validation_metric": value, "validation_loss": 1 - value, "train_seconds": 0.25}
         for e, value in enumerate(rising, 1)
     ]
     if arm in ("original", "surgery"):
@@ -58,7 +58,7 @@ def cell(
             epoch["redundancy"] = looked(epoch["epoch"], seed, bool(op))
     return {
         "name": name, "arm": arm, "seed": seed, "trial": trial, "schedule": steps, "params": {},
-        "validation_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "parameters": 1000 + 100 * (trial or 0),
+        "validation_metric": accuracy, "test_metric": accuracy - 0.01, "parameters": 1000 + 100 * (trial or 0),
         "flops": 5000, "training_flops": 60_000 + 1000 * epochs, "seconds": 2.0,
         "operation_seconds": 1.0, "epochs": history, "operations": operations,
         "spikes": [spiked(3.0)] if op else [],
@@ -118,9 +118,9 @@ def test_the_words_hold_the_numbers_of_the_results() -> None:
     results = sample()
     drawings = figures.draw(results)
     surgery = [c for c in results["comparison"]["cells"] if c["arm"] == "surgery"]
-    mean = statistics.fmean(c["validation_accuracy"] for c in surgery)
+    mean = statistics.fmean(c["validation_metric"] for c in surgery)
     assert f"surgery {mean:.2%} (n = 3)" in drawings["accuracy"].alt
-    mean = statistics.fmean(c["test_accuracy"] for c in surgery)
+    mean = statistics.fmean(c["test_metric"] for c in surgery)
     assert f"surgery of trial 0 {100 * mean:.2f} ± " in drawings["arms"].alt
     assert "+1.25 points" in drawings["arms"].alt
     assert "Best: trial 2, 92.00% at 1,200 parameters, with min_weight" in drawings["search"].alt
@@ -209,14 +209,14 @@ def test_odd_studies_are_drawn(tmp_path: Path) -> None:
     for index, record in enumerate(wild["trials"][0]["operations"]):
         record["loss_after"] = (0.5e12, math.nan)[index]
         record["epoch_seconds"], record["seconds"] = ((None, 1e-9), (1e3, 30.0))[index]
-    wild["trials"][1]["validation_accuracy"] = 1.0
-    wild["trials"][2]["validation_accuracy"] = 0.0
+    wild["trials"][1]["validation_metric"] = 1.0
+    wild["trials"][2]["validation_metric"] = 0.0
     wild["trials"][1] |= {"operations": [], "schedule": []}
     perfect = sample()
     for member in perfect["comparison"]["cells"]:
-        member["test_accuracy"] = 1.0
+        member["test_metric"] = 1.0
         for epoch in member["epochs"]:
-            epoch["validation_accuracy"] = 1.0
+            epoch["validation_metric"] = 1.0
     half = sample()
     half["comparison"]["cells"] = [c for c in half["comparison"]["cells"] if c["arm"] != "restart"]
     half["comparison"]["verdicts"] = []
@@ -232,7 +232,7 @@ def test_odd_studies_are_drawn(tmp_path: Path) -> None:
 
 def test_trials_that_were_stopped_are_not_mixed_with_finished_ones() -> None:
     results = sample(trials=5)
-    results["trials"][0] |= {"stopped": 2, "validation_accuracy": 0.999}
+    results["trials"][0] |= {"stopped": 2, "validation_metric": 0.999}
     drawings = figures.draw(results)
     assert "3 finished trials (1 failed, 1 stopped early)" in drawings["search"].alt
     assert "99.90%" not in drawings["search"].alt and "#0" not in drawings["timeline"].alt
@@ -246,7 +246,7 @@ def test_every_two_objectives_are_drawn_with_the_front_marked(objectives: tuple[
     for trial, accuracy, size in zip(
         results["trials"], (0.9, 0.8, 0.7, 0.85, 0.95), (90, 20, 30, 40, 90), strict=False
     ):
-        trial |= {"validation_accuracy": accuracy, "parameters": size}
+        trial |= {"validation_metric": accuracy, "parameters": size}
     results["front"] = front(reading.finished(results["trials"]), objectives)
     drawing = figures.draw(results)["front"]
     *pairs, growth = drawing.figure.axes

@@ -51,7 +51,7 @@ def test_front_and_growth_are_those_of_optuna(objectives: int) -> None:
     study = optuna.create_study(directions=["maximize", *["minimize"] * (objectives - 1)])
     study.add_trials([create_trial(values=[front.objective(t, name) for name in names]) for t in trials])
     assert set(found["trials"]) == {best.number for best in study.best_trials}
-    assert found["trials"][0] == max(trials, key=lambda t: t["validation_accuracy"])["trial"]
+    assert found["trials"][0] == max(trials, key=lambda t: t["validation_metric"])["trial"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         axes = optuna.visualization.matplotlib.plot_hypervolume_history(study, found["reference"])
@@ -62,7 +62,7 @@ def test_front_and_growth_are_those_of_optuna(objectives: int) -> None:
 
 def trial(number: int, accuracy: float, parameters: float, seconds: float = 1.0, flops: float = 1.0) -> dict[str, Any]:
     return {
-        "trial": number, "validation_accuracy": accuracy, "parameters": parameters, "seconds": seconds, "flops": flops
+        "trial": number, "validation_metric": accuracy, "parameters": parameters, "seconds": seconds, "flops": flops
     }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_a_study_tells_its_front(tmp_path: Path) -> None:
     settings = Settings(objective=("accuracy", "parameters"), trials=4)
     folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
     for found in (trial(0, 0.9, 300), trial(1, 0.8, 100), trial(2, 0.7, 200), trial(3, 0.99, 10) | {"stopped": 2}):
-        outcome = found | {"operations": [], "spikes": [], "epochs": [{"epoch": 1.0, "validation_accuracy": 0.5}]}
+        outcome = found | {"operations": [], "spikes": [], "epochs": [{"epoch": 1.0, "validation_metric": 0.5}]}
         folder.ended(Cell("search", 0, trial=outcome.pop("trial")), outcome)
     results = conduct.write_report(folder)
     assert results["front"]["trials"] == [0, 1] and json.loads(folder.results.read_text()) == results

@@ -34,7 +34,7 @@ def results(space: str, count: int, accuracy: Value, spike: Value) -> dict[str, 
         SPACES[space](trial, {name: SimpleNamespace(units=units) for name, units in LAYERS.items()}, 10)
         params = dict(trial.params)
         spikes = [spiked(1.0), spiked(spike(params))]
-        trials.append({"params": params, "validation_accuracy": accuracy(params), "spikes": spikes})
+        trials.append({"params": params, "validation_metric": accuracy(params), "spikes": spikes})
     return {"settings": {"space": space, "epochs": 10}, "layers": LAYERS, "trials": trials}
 
 

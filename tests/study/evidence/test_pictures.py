@@ -49,7 +49,7 @@ def test_the_fronts_of_costs_hold_the_arms_that_none_beats() -> None:
     means = {}
     for arm in ("original", "surgery", "restart"):
         members = [c for c in results["comparison"]["cells"] if c["arm"] == arm]
-        columns = ("parameters", "training_flops", "seconds", "test_accuracy")
+        columns = ("parameters", "training_flops", "seconds", "test_metric")
         means[arm] = [statistics.fmean(c[key] for c in members) for key in columns]
     # original 0.92, surgery 0.92 and restart 0.91: surgery is cheaper than the original, restart the fastest.
     names = {"original": "original", "surgery": "surgery #0", "restart": "restart #0"}

@@ -57,7 +57,7 @@ def test_it_holds_verdicts_arms_trials_figures_settings(tmp_path: Path) -> None:
     assert words.index(results["comparison"]["verdicts"][0]["sentence"]) < 300 + words.index("Does surgery beat")
     for trial in results["trials"]:
         assert f"{trial['trial']} {describe(trial['schedule'])} " in words
-        assert "failure" in trial or f"{trial['validation_accuracy']:.2%} {trial['parameters']:,} ×3.00 2.00" in words
+        assert "failure" in trial or f"{trial['validation_metric']:.2%} {trial['parameters']:,} ×3.00 2.00" in words
     assert len(re.findall(r'<th scope="row" class="number">\d', text)) == len(results["trials"])
     assert "failed: the loss became nan" in words
     assert "90.00 ± 1.00%" in words and "×1.00" in words
@@ -69,7 +69,7 @@ def test_it_holds_verdicts_arms_trials_figures_settings(tmp_path: Path) -> None:
 
 def test_a_trial_that_was_stopped_says_so(tmp_path: Path) -> None:
     results = sample(trials=5)
-    results["trials"][1] |= {"stopped": 2, "validation_accuracy": 0.999}
+    results["trials"][1] |= {"stopped": 2, "validation_metric": 0.999}
     words = " ".join(page(results, tmp_path)[0].text.split())
     assert (
         "Of the search's 5 trials so far 1 failed, 1 stopped early. The most accurate trial of the search is #3"
@@ -137,7 +137,7 @@ def test_a_thousand_trials_are_folded_away_best_first(tmp_path: Path) -> None:
     results = sample()
     one = results["trials"][0]
     results["trials"] = [
-        one | {"trial": i, "validation_accuracy": 0.5 + (7 * i % 1000) / 2500, "operations": [], "spikes": []}
+        one | {"trial": i, "validation_metric": 0.5 + (7 * i % 1000) / 2500, "operations": [], "spikes": []}
         for i in range(1000)
     ] + [results["trials"][-1] | {"trial": 1000}]
     _, text = page(results, tmp_path, drawn=False)

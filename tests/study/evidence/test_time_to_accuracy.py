@@ -39,11 +39,11 @@ def training(
     known = enumerate(accuracies, 1)
     done, before = ([], 0.0) if cut is None else ([operation], 10 * cut)
     return {
-        "epochs": [{"epoch": float(e), "validation_accuracy": a, "train_seconds": seconds} for e, a in known],
+        "epochs": [{"epoch": float(e), "validation_metric": a, "train_seconds": seconds} for e, a in known],
         "operations": done, "checks": [], "operation_seconds": 0.5 * len(done), "spikes": [], "architecture": {},
         "seconds": n * seconds + 0.5 * len(done) + sunk, "sunk": {"seconds": sunk, "training_flops": 100 * sunk},
         "steps": 10 * n, "flops": 10, "training_flops": 20 * before + 10 * (10 * n - before) + 100 * sunk,
-        "validation_accuracy": accuracies[-1], "test_accuracy": test, "parameters": 10,
+        "validation_metric": accuracies[-1], "test_metric": test, "parameters": 10,
     }  # fmt: skip
 
 

@@ -13,11 +13,10 @@ from torch import nn
 from network_surgery.ops import Anatomy, Signals
 from network_surgery.ops.operations.dead_units import frozen_units
 from network_surgery.ops.signals.unit_scores import unit_scores
-from network_surgery.study import data, models
+from network_surgery.study import models
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.rows import Rows
-from network_surgery.study.data import Dataset
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.attack import EXPERIMENT, figures, measure, page
 from network_surgery.study.experiments.attack.attacker import Attack, Attacker
@@ -38,6 +37,8 @@ from network_surgery.study.experiments.attack.measure import (
 from network_surgery.study.experiments.attack.numbers import Attacked
 from network_surgery.study.experiments.attack.signals import unit_signals
 from network_surgery.study.experiments.evci import CPU
+from network_surgery.study.task import images as data
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.trainer import Trainer
 from tests.study.experiments.made_up import measured_of
 
@@ -51,7 +52,7 @@ RELU, NORM, TANH, LONG = NETWORKS
 @pytest.fixture(scope="module")
 def digits():
     whole = data.load("digits", 0.2)
-    return Dataset(whole.train.thinned(160), whole.validation.thinned(80), whole.test.thinned(80), whole.classes)
+    return ImageTask(whole.train.thinned(160), whole.validation.thinned(80), whole.test.thinned(80), whole.classes)
 
 
 def oracle(model, name, inputs, targets):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from network_surgery.ops import Anatomy, Signals, operate
-from network_surgery.study import data
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.rows import Measured, Rows
 from network_surgery.study.cli import main
@@ -17,6 +16,7 @@ from network_surgery.study.experiments.isolation import curves, measure, page, r
 from network_surgery.study.experiments.isolation.curves import MIN_WEIGHT, PIVOTED, RANKS, REPLACED, eigen
 from network_surgery.study.experiments.isolation.measure import Options
 from network_surgery.study.experiments.isolation.network import Network
+from network_surgery.study.task import images as data
 from tests.study.experiments.made_up import measured_of
 
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.experiment import Options
 from network_surgery.study.bench.rows import Rows
-from network_surgery.study.data import load
 from network_surgery.study.experiments.optimizer_state import EXPERIMENT, measure, page
 from network_surgery.study.experiments.optimizer_state.measure import ARMS, OPERATIONS, OPTIMIZERS
-from network_surgery.study.training.trainer import Batches
+from network_surgery.study.task.images import load
+from network_surgery.study.task.samples import Batches
 from tests.study.experiments.made_up import measured_of
 
 

@@ -12,7 +12,6 @@ from network_surgery.ops import PCNS, Signals, apply
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.rows import Rows
-from network_surgery.study.data import load
 from network_surgery.study.experiments.pcns import EXPERIMENT, measure, page
 from network_surgery.study.experiments.pcns.figures import accuracies
 from network_surgery.study.experiments.pcns.measure import (
@@ -23,6 +22,7 @@ from network_surgery.study.experiments.pcns.measure import (
     UNINTERRUPTED,
     Options,
 )
+from network_surgery.study.task.images import load
 from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow

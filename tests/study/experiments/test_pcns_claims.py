@@ -13,7 +13,6 @@ from network_surgery.ops import MinWeight
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.rows import Rows
-from network_surgery.study.data import load
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.pcns_claims import EXPERIMENT, measure, page, race
 from network_surgery.study.experiments.pcns_claims.measure import (
@@ -31,7 +30,8 @@ from network_surgery.study.experiments.pcns_claims.measure import (
     Options,
 )
 from network_surgery.study.experiments.pcns_claims.race import TICKS, Runner
-from network_surgery.study.training.trainer import Batches
+from network_surgery.study.task.images import load
+from network_surgery.study.task.samples import Batches
 from tests.study.experiments.made_up import measured_of
 
 EPOCHS = dict(zip(NETWORKS, (6, 2), strict=True))

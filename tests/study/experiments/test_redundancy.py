@@ -14,10 +14,10 @@ from network_surgery.study import models
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.rows import Rows
-from network_surgery.study.data import load
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.redundancy import EXPERIMENT, measure, page
 from network_surgery.study.experiments.redundancy.measure import SHARES, Options
+from network_surgery.study.task.images import load
 from network_surgery.study.training.trainer import Shown, Trainer
 from tests.study.experiments.made_up import measured_of
 

@@ -28,7 +28,9 @@ from network_surgery.study.experiments.repairs.measure import (
     REMOVALS,
     Options,
 )
-from network_surgery.study.training.trainer import Batches, Shown, Trainer, evaluate
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
+from network_surgery.study.training.trainer import Shown, Trainer, evaluate
 from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow
@@ -87,8 +89,8 @@ def test_every_arm_is_there_once_with_every_seed(tasks, rows):
 def test_nothing_is_training_that_was_not_interrupted(digits, rows):
     whole = prepared(digits, 1, SMALL.before + SMALL.after)
     (row,) = rows.where(kind="arm", removal=NOTHING[0], seed=1)
-    assert row["accuracy"] == [record["validation_accuracy"] for record in whole.history]
-    assert row["test"] == evaluate(whole.model, Batches(digits.test, whole.device))[1]
+    assert row["accuracy"] == [record["validation_metric"] for record in whole.history]
+    assert row["test"] == evaluate(whole.model, CLASSIFICATION, Batches(digits.test, whole.device))[1]
     assert (row["spike"], row["seconds"], row["recovered"]) == (1, 0, 0)
 
 
@@ -117,7 +119,7 @@ def test_the_theatre_cuts_as_the_deep_network_is_cut(digits, trained, rows, chai
     measure.cut(model, REMOVALS["random"](0.5, 0), CHAINS[chain], shown)
     assert [getattr(model, name).weight.shape[0] for name in LAYERS] == [16, 32, 48]
     (row,) = rows.where(kind="arm", removal="random", chain=chain, seed=0)
-    loss, accuracy = evaluate(model, trained.validation)
+    loss, accuracy, _ = evaluate(model, CLASSIFICATION, trained.validation)
     assert row["accuracy"][0] == accuracy
     assert row["spike"] == pytest.approx(loss / trained.history[-1]["validation_loss"])
 

@@ -66,7 +66,7 @@ def cell(
         "trial": 0,
         "seed": seed,
         "params": params,
-        "test_accuracy": accuracy,
+        "test_metric": accuracy,
         "operations": operations,
     }
 
@@ -199,9 +199,7 @@ def test_the_loss_factor_of_doing_nothing() -> None:
         {"first_loss": 0.8, "last_loss": 0.4},
         {"first_loss": 9.0, "last_loss": 9.0},
     ]
-    found["comparison"]["cells"] += [
-        {"arm": "original", "seed": 1, "test_accuracy": 0.7, "epochs": epochs, "params": {}}
-    ]
+    found["comparison"]["cells"] += [{"arm": "original", "seed": 1, "test_metric": 0.7, "epochs": epochs, "params": {}}]
     assert chapter.without_operation(found) == [0.8]  # before the second epoch, as the operations
     assert "on which nobody operates: 0.800 (n = 1)" in page.write(found, {})
 
@@ -233,9 +231,9 @@ def test_the_report_writes_it(tmp_path: Path) -> None:
         schedule = [{"when": "1ep", "layer": "conv10", "op": op}]
         outcome = found | {
             "spikes": [spiked(1.0)],
-            "epochs": [{"epoch": 1.0, "validation_accuracy": 0.5, "train_seconds": 0.9}],
+            "epochs": [{"epoch": 1.0, "validation_metric": 0.5, "train_seconds": 0.9}],
             "operation_seconds": 0.1, "seconds": 1.0, "parameters": 5, "flops": 7,
-            "training_flops": 9, "validation_accuracy": 0.5, "architecture": {},
+            "training_flops": 9, "validation_metric": 0.5, "architecture": {},
         }  # fmt: skip
         for key in ("arm", "trial", "seed", "params"):
             outcome.pop(key)

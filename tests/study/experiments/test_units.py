@@ -14,12 +14,14 @@ from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.experiment import image_facts
 from network_surgery.study.bench.rows import Rows
 from network_surgery.study.bench.training import At
-from network_surgery.study.data import Dataset
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.evci import MOMENTS, NETWORKS, UNPRUNED
 from network_surgery.study.experiments.units import EXPERIMENT, measure, page
 from network_surgery.study.experiments.units.measure import GONE, LAYERS, LEFT, RESTART, SCORES, Options, removed
-from network_surgery.study.training.trainer import Batches, evaluate
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
+from network_surgery.study.training.trainer import evaluate
 from tests.study.experiments.made_up import measured_of
 
 OPTIONS = Options(iterations=20, looks=1, fractions=(0.5,), halves=(0.5,), scores=("mrs",))
@@ -37,7 +39,7 @@ def few_images():
 @pytest.fixture(scope="module")
 def digits(few_images):
     whole = evci.images(Options())
-    return Dataset(whole.train.thinned(320), whole.validation, whole.test.thinned(100), whole.classes)
+    return ImageTask(whole.train.thinned(320), whole.validation, whole.test.thinned(100), whole.classes)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +171,7 @@ def test_arms_end_with_the_same_sizes(digits, ended):
 def test_the_unpruned_arm_is_training_that_was_not_interrupted(digits, ended):
     whole = evci.prepared(digits, "ReLU", 0, 10)
     whole.fit()
-    loss, accuracy = evaluate(whole.model, Batches(digits.test, evci.CPU))
+    loss, accuracy, _ = evaluate(whole.model, CLASSIFICATION, Batches(digits.test, evci.CPU))
     mine = row(ended, kind="arm", arm=UNPRUNED)
     assert (mine["test"], mine["test_loss"]) == (accuracy, loss)
 

@@ -17,7 +17,6 @@ from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.bench.rows import Measured, Rows
 from network_surgery.study.bench.training import At
-from network_surgery.study.data import Dataset
 from network_surgery.study.experiments import evci, evci_page
 from network_surgery.study.experiments.evci import NETWORKS, UNPRUNED
 from network_surgery.study.experiments.weights import EXPERIMENT, measure, page
@@ -31,6 +30,7 @@ from network_surgery.study.experiments.weights.measure import (
     Options,
     lowest,
 )
+from network_surgery.study.task.images import ImageTask
 from tests.study.experiments.made_up import measured_of
 
 OPTIONS = Options(iterations=20, looks=1, fractions=(0.05, 0.5))
@@ -48,7 +48,7 @@ def few_images():
 @pytest.fixture(scope="module")
 def digits(few_images):
     whole = evci.images(Options())
-    return Dataset(whole.train.thinned(320), whole.validation, whole.test.thinned(100), whole.classes)
+    return ImageTask(whole.train.thinned(320), whole.validation, whole.test.thinned(100), whole.classes)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from network_surgery.study import data
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench import training
 from network_surgery.study.bench.claims import judge
@@ -29,7 +28,8 @@ from network_surgery.study.experiments.widening.measure import (
     WHOLE,
     Options,
 )
-from network_surgery.study.training.trainer import Batches
+from network_surgery.study.task import images as data
+from network_surgery.study.task.samples import Batches
 from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow

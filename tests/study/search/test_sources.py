@@ -29,7 +29,7 @@ def settings(**changes: Any) -> Settings:
 def outcome(cell: Cell) -> dict[str, Any]:
     """A result that depends on the cell alone."""
     keep = cell.params.get("keep", cell.params.get("grow", 0.5))
-    return {"validation_accuracy": 1 - abs(keep - 0.6), "parameters": 1000 * keep, "flops": 1.0, "seconds": 1.0}
+    return {"validation_metric": 1 - abs(keep - 0.6), "parameters": 1000 * keep, "flops": 1.0, "seconds": 1.0}
 
 
 def work_off(source: Sampled, backwards: bool = False, most: int = 10**6) -> list[Cell]:

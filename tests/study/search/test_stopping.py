@@ -148,8 +148,8 @@ def told(cell: Cell, epoch: int) -> dict[str, Any]:
     first = int(str(cell.schedule[0]["when"]).split("ep")[0]) if str(cell.schedule[0]["when"])[0].isdigit() else 1
     done = [operation(float(first), 1)] if epoch > first else []
     accuracy = 1 - (1 - quality) / epoch
-    so_far = {"validation_accuracy": accuracy, "operations": done, "spikes": [], "seconds": float(epoch)}
-    return {"epoch": float(epoch), "validation_accuracy": accuracy, "parameters": 10, "so_far": so_far}
+    so_far = {"validation_metric": accuracy, "operations": done, "spikes": [], "seconds": float(epoch)}
+    return {"epoch": float(epoch), "validation_metric": accuracy, "parameters": 10, "so_far": so_far}
 
 
 def search(source: Sampled, together: bool, most: int = 10**6) -> dict[int, dict[str, Any]]:
@@ -209,7 +209,7 @@ def test_optuna_knows_them_as_pruned_with_their_curves(tmp_path: Path) -> None:
         assert list(trial.intermediate_values) == list(range(1, result.get("stopped", 8) + 1))
         assert trial.user_attrs["schedule"] == f"{trial.params['op']}, in words"
         assert trial.user_attrs.get("stopped") == result.get("stopped")
-        assert trial.value == result["validation_accuracy"]
+        assert trial.value == result["validation_metric"]
 
 
 def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:

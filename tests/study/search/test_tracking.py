@@ -20,7 +20,6 @@ import torch
 from network_surgery.ops import Anatomy, ZeroExpand, operate, save
 from network_surgery.study import models
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset, Images
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search import tracking
 from network_surgery.study.search.tracking import check_server, default_uri, inputs, measures, names, tracker
@@ -28,19 +27,20 @@ from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.search.tracking.views import FIRST, view_tags
 from network_surgery.study.store.folder import Folder
+from network_surgery.study.task.images import Images, ImageTask
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import looked_at, operated, spiked
 
 CELL = Cell("search", 0, [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=3,
             params={"op": "min_weight", "keep": 0.5})  # fmt: skip
 OPERATION = operated(evidence={"held_out_error": 0.25})
-EPOCH = {"epoch": 2.0, "train_loss": 0.5, "validation_loss": 0.4, "validation_accuracy": 0.9, "train_seconds": 1.0,
+EPOCH = {"epoch": 2.0, "train_loss": 0.5, "validation_loss": 0.4, "validation_metric": 0.9, "train_seconds": 1.0,
          "parameters": 10, "operations": [OPERATION],
          "checks": [looked_at()],
          "redundancy": {"blocks.0.attention:heads": {"units": 8, "samples": 90, "units_99": 3, "units_99.9": 5},
                         "weird (n/me)": {"units_99": 2}},
          "idle": {"fc1": {"units": 8, "dead": 3, "frozen": 1}}, "probe_seconds": 0.01}  # fmt: skip
-OUTCOME = {"validation_accuracy": 0.9, "validation_loss": 0.4, "parameters": 10, "flops": 20, "seconds": 2.0,
+OUTCOME = {"validation_metric": 0.9, "validation_loss": 0.4, "parameters": 10, "flops": 20, "seconds": 2.0,
            "train_seconds": 1.5, "operation_seconds": 0.5, "probe_seconds": 0.01, "epochs": [{}] * 10,
            "latency_seconds": {"1": 0.002}, "peak_memory": None, "device": "cpu",
            "spikes": [spiked(2.0)], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
@@ -54,7 +54,7 @@ def images(count: int, seed: int = 0) -> Images:
     return Images(random.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8), np.arange(count) % 3)
 
 
-DATA = Dataset(images(6), images(5, 1), images(4, 2), ("a", "b", "c"))
+DATA = ImageTask(images(6), images(5, 1), images(4, 2), ("a", "b", "c"))
 
 
 def folder(path: Path, **changes: Any) -> Folder:
@@ -155,8 +155,8 @@ def test_the_metrics_of_an_epoch_and_of_an_outcome() -> None:
     assert ended["seconds/total"] == (2, 10) and ended["seconds/latency 1"] == (0.002, 10)
     assert ended["operation loss/epochs_to_recover fc1"] == ended["operation loss/spike_factor"] == (2, 2)
     assert "size/peak_memory" not in ended and not measures.of_test(OUTCOME)
-    assert measures.of_test(OUTCOME | {"test_accuracy": 0.75}) == [("accuracy/test", 0.75, 10)]
-    gap = {"train_accuracy": 1.0, "train_test_gap": 0.25}
+    assert measures.of_test(OUTCOME | {"test_metric": 0.75}) == [("accuracy/test", 0.75, 10)]
+    gap = {"train_metric": 1.0, "train_test_gap": 0.25}
     assert measures.of_test(OUTCOME | gap) == [("accuracy/train", 1.0, 10), ("accuracy/train minus test", 0.25, 10)]
     assert all(name.count("/") == 1 for name in found | ended)  # MLflow's charts have a section for what is before it
 
@@ -171,7 +171,7 @@ def test_the_final_network_is_the_model_of_its_run(tmp_path: Path) -> None:
     (study.path / "networks").mkdir()
     save(network, study.path / "networks" / "it.pt")
     cell = Cell("surgery", 1, CELL.schedule, trial=3, test=True)
-    outcome = OUTCOME | {"test_accuracy": 0.75, "network": "networks/it.pt"}
+    outcome = OUTCOME | {"test_metric": 0.75, "network": "networks/it.pt"}
     with Tracker(study, DATA) as tracked:
         tracked.started(cell)
         tracked.ended(cell, outcome)

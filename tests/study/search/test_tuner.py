@@ -21,15 +21,15 @@ from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.ops import load as load_network
 from network_surgery.study import models
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset, load
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search import tuner
 from network_surgery.study.search.sources import Listed, Sampled
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
 from network_surgery.study.store.folder import Folder
+from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.measures import on_test
-from network_surgery.study.training.trainer import Batches
 
 pytestmark = pytest.mark.slow
 SETTINGS = Settings(model="mlp", epochs=3, device="cpu", held_out=64, signal_images=64)
@@ -37,7 +37,7 @@ SHRINK = Schedule((Step(Moment(1), "fc1", MinWeight(0.5)),)).to_data()
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits() -> ImageTask:
     return load("digits", 0.25)
 
 
@@ -74,7 +74,7 @@ def workers() -> list[psutil.Process]:
 
 
 def test_cells_run_and_a_failure_does_not_end_the_study(
-    digits: Dataset, resources: dict[str, float], tmp_path: Path
+    digits: ImageTask, resources: dict[str, float], tmp_path: Path
 ) -> None:
     bad = [{"when": "1ep", "layer": "fc9", "op": "min_weight", "keep": 0.5}]
     cells = [Cell("original", 1, test=True), Cell("surgery", 1, bad, trial=0), Cell("surgery", 2, SHRINK, trial=1)]
@@ -96,7 +96,9 @@ def test_cells_run_and_a_failure_does_not_end_the_study(
     assert kept == {"original-seed-1.pt"} and "network" not in surgery
 
 
-def test_ray_computes_what_a_plain_call_computes(digits: Dataset, resources: dict[str, float], tmp_path: Path) -> None:
+def test_ray_computes_what_a_plain_call_computes(
+    digits: ImageTask, resources: dict[str, float], tmp_path: Path
+) -> None:
     from network_surgery.study.training.run import run
 
     notes = Notes()
@@ -106,21 +108,21 @@ def test_ray_computes_what_a_plain_call_computes(digits: Dataset, resources: dic
     torch.set_num_threads(1)
     plain = run(cell, digits, SETTINGS, torch.device("cpu"))
     torch.set_num_threads(threads)
-    for key in ("test_accuracy", "test_loss", "validation_loss", "parameters", "architecture"):
+    for key in ("test_metric", "test_loss", "validation_loss", "parameters", "architecture"):
         assert notes.results[cell.name][key] == plain[key]
     assert measured(tmp_path, notes.results[cell.name], digits) == {
-        key: plain[key] for key in ("test_loss", "test_accuracy", "test_top5")
+        key: plain[key] for key in ("test_loss", "test_metric", "test_top5")
     }
 
 
-def measured(folder: Path, outcome: dict[str, Any], data: Dataset) -> dict[str, float]:
+def measured(folder: Path, outcome: dict[str, Any], data: ImageTask) -> dict[str, float]:
     """What the stored final network does on the test images."""
     network = load_network(lambda: models.build("mlp", data.shape, 10), folder / outcome["network"])
     return on_test(network, Batches(data.test, torch.device("cpu")))
 
 
 def test_a_lost_worker_resumes_from_its_last_epoch(
-    digits: Dataset, resources: dict[str, float], tmp_path: Path
+    digits: ImageTask, resources: dict[str, float], tmp_path: Path
 ) -> None:
     settings = Settings(model="mlp", epochs=40, device="cpu", held_out=64, signal_images=64)
     cell = Cell("surgery", 1, SHRINK, trial=0, test=True)
@@ -149,7 +151,7 @@ def test_a_lost_worker_resumes_from_its_last_epoch(
 
 
 def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
-    digits: Dataset, resources: dict[str, float], tmp_path: Path
+    digits: ImageTask, resources: dict[str, float], tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, epochs=8, trials=12, early_stopping="asha", first_rung=2, recovery=1)
     layers = {"fc1": 128, "fc2": 64}
@@ -176,7 +178,7 @@ def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
     for name in stopped:
         result = whole.results[name]
         assert result["operations"] and result["spikes"] and result["seconds"] > 0 and result["parameters"] > 0
-        assert result["validation_accuracy"] == result["epochs"][-1]["validation_accuracy"]
+        assert result["validation_metric"] == result["epochs"][-1]["validation_metric"]
 
     first = search("parts", 8)
     known = {int(name.removeprefix("search-")): result for name, result in first.results.items()}
@@ -229,7 +231,7 @@ def surgery() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def comparable(folder: Path) -> list[Any]:
     results = json.loads((folder / "results.json").read_text())
     cells = results["trials"] + results["comparison"]["cells"]
-    keys = ("name", "params", "schedule", "validation_loss", "test_accuracy", "parameters", "flops", "training_flops")
+    keys = ("name", "params", "schedule", "validation_loss", "test_metric", "parameters", "flops", "training_flops")
     return [[cell.get(key) for key in keys] for cell in cells]
 
 

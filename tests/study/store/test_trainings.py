@@ -13,19 +13,19 @@ STEP = {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
 
 
 def outcome(accuracy: float, **more: Any) -> dict[str, Any]:
-    ended = {"validation_accuracy": accuracy, "parameters": 10, "flops": 20, "seconds": 1.5, "spikes": []}
+    ended = {"validation_metric": accuracy, "parameters": 10, "flops": 20, "seconds": 1.5, "spikes": []}
     return ended | {"operations": []} | more
 
 
 def test_the_table_of_all_trainings() -> None:
     done = {"spikes": [spiked(1.25), spiked(3.5, epoch=2.0)], "operations": [operated()]}
     records = [
-        Record(Cell("restart", 1, trial=0), outcome(0.8, test_accuracy=0.7)),
+        Record(Cell("restart", 1, trial=0), outcome(0.8, test_metric=0.7)),
         Record(
             Cell("surgery", 1, [STEP], trial=0),
-            outcome(0.9, test_accuracy=0.85, **done),
+            outcome(0.9, test_metric=0.85, **done),
         ),
-        Record(Cell("original", 1), outcome(0.7, test_accuracy=0.6, train_test_gap=0.125)),
+        Record(Cell("original", 1), outcome(0.7, test_metric=0.6, train_test_gap=0.125)),
         Record(Cell("search", 0, [STEP], trial=1), {"failure": "the loss became nan"}),
         Record(Cell("search", 0, [STEP], trial=0), outcome(0.5)),
     ]

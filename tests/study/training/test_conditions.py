@@ -12,7 +12,7 @@ import torch
 from network_surgery.ops import PCNS, Condition, MinWeight, Moment, RemoveDead, Schedule, Step, SurgeryError
 from network_surgery.ops.operation import Operation
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset, load
+from network_surgery.study.task.images import ImageTask, load
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 
@@ -22,7 +22,7 @@ STEPS = 17  # optimizer steps in an epoch
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits() -> ImageTask:
     return load("digits", 0.25)
 
 
@@ -45,7 +45,7 @@ def losses(outcome: dict[str, Any]) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def met(digits: Dataset) -> dict[str, Any]:
+def met(digits: ImageTask) -> dict[str, Any]:
     step = waiting("redundancy(0.05) >= 0.4 from 1ep every 10it at most 2", "fc1", PCNS(0.05))
     return run(surgery(step), digits, SETTINGS, CPU)
 
@@ -70,7 +70,7 @@ def test_looking_is_part_of_what_surgery_costs(met: dict[str, Any]) -> None:
     assert met["operations"][0]["seconds"] > met["checks"][0]["seconds"] > 0
 
 
-def test_a_condition_that_is_met_does_what_a_moment_does(digits: Dataset) -> None:
+def test_a_condition_that_is_met_does_what_a_moment_does(digits: ImageTask) -> None:
     when = "redundancy(0.05) >= 0.1 from 1ep every 1ep at most 1"
     by_finding = run(surgery(waiting(when, "fc1", PCNS(0.05))), digits, SETTINGS, CPU)
     by_moment = run(surgery(Step(Moment(1), "fc1", PCNS(0.05))), digits, SETTINGS, CPU)
@@ -79,7 +79,7 @@ def test_a_condition_that_is_met_does_what_a_moment_does(digits: Dataset) -> Non
     assert [o["when"] for o in by_finding["operations"]] == [when] and len(by_finding["checks"]) == 1
 
 
-def test_a_condition_that_is_never_met_leaves_training_alone(digits: Dataset) -> None:
+def test_a_condition_that_is_never_met_leaves_training_alone(digits: ImageTask) -> None:
     step = waiting("redundancy(0.0001) >= 0.9 from 1ep every 2ep at most 1", "fc1", PCNS(0.0001))
     outcome, plain = run(surgery(step), digits, SETTINGS, CPU), run(Cell("original", 0), digits, SETTINGS, CPU)
     assert outcome["operations"] == outcome["spikes"] == []
@@ -88,7 +88,7 @@ def test_a_condition_that_is_never_met_leaves_training_alone(digits: Dataset) ->
     assert outcome["operation_seconds"] > sum(check["seconds"] for check in outcome["checks"])  # and the discovery
 
 
-def test_what_is_due_together_happens_as_it_is_written(digits: Dataset) -> None:
+def test_what_is_due_together_happens_as_it_is_written(digits: ImageTask) -> None:
     second, first = (f"redundancy(0.05) >= 0.1 from {epoch}ep every 1ep at most 1" for epoch in (2, 1))
     steps = [
         waiting(second, "fc2", PCNS(0.05)), Step(Moment(1), "fc1", MinWeight(0.9)),
@@ -102,7 +102,7 @@ def test_what_is_due_together_happens_as_it_is_written(digits: Dataset) -> None:
     ]  # fmt: skip
 
 
-def test_dead_units_are_waited_for_too(digits: Dataset) -> None:
+def test_dead_units_are_waited_for_too(digits: ImageTask) -> None:
     when = "dead_fraction(0.9) >= 0.9 from 1ep every 1ep at most 1"
     never = run(surgery(waiting(when, "fc1", RemoveDead(0.9))), digits, SETTINGS, CPU)
     assert [c["measure"] for c in never["checks"]] == ["dead_fraction"] * 3 and not never["operations"]
@@ -112,7 +112,9 @@ def test_dead_units_are_waited_for_too(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_resumed_run_looks_and_operates_as_an_uninterrupted_one(digits: Dataset, tmp_path: Path, after: int) -> None:
+def test_a_resumed_run_looks_and_operates_as_an_uninterrupted_one(
+    digits: ImageTask, tmp_path: Path, after: int
+) -> None:
     cell = surgery(
         waiting("redundancy(0.01) >= 0.6 from 5it every 12it at most 2", "fc1", PCNS(0.01)),
         waiting("redundancy(0.01) >= 0.2 from 2ep every 1ep at most 3", "fc2", MinWeight(0.7)),
@@ -136,7 +138,7 @@ def test_a_resumed_run_looks_and_operates_as_an_uninterrupted_one(digits: Datase
     assert sum(told + again) == len(whole["checks"])  # everyone was told of every look once
 
 
-def test_a_first_look_after_the_end_is_refused(digits: Dataset) -> None:
+def test_a_first_look_after_the_end_is_refused(digits: ImageTask) -> None:
     step = waiting("redundancy(0.05) >= 0.3 from 4ep every 1ep at most 1", "fc1", PCNS(0.05))
     with pytest.raises(
         SurgeryError, match=r"step at redundancy\(0.05\) .* from 4ep .*, but training ends after 4 epochs"

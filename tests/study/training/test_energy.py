@@ -12,7 +12,7 @@ import torch
 
 from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset, load
+from network_surgery.study.task.images import ImageTask, load
 from network_surgery.study.training import run as training
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
@@ -41,11 +41,11 @@ class Work(Callback):
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits() -> ImageTask:
     return load("digits", 0.25)
 
 
-def test_training_and_operations_count_and_evaluation_does_not(digits: Dataset) -> None:
+def test_training_and_operations_count_and_evaluation_does_not(digits: ImageTask) -> None:
     model, work = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), Work()
     energy = Energy(lambda: work.joules)
     trainer = Trainer(
@@ -58,7 +58,7 @@ def test_training_and_operations_count_and_evaluation_does_not(digits: Dataset) 
 
 
 def test_an_outcome_has_the_joules_of_its_epochs_and_what_was_sunk(
-    digits: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    digits: ImageTask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     readings = iter(float(n * n) for n in range(1000))
     monkeypatch.setattr(training, "counter_of", lambda device: lambda: next(readings))
@@ -71,7 +71,9 @@ def test_an_outcome_has_the_joules_of_its_epochs_and_what_was_sunk(
     assert run(Cell("restart_late", 1, epochs=1, sunk={"seconds": 2.0}), digits, SETTINGS, CPU)["joules"] is None
 
 
-def test_a_resumed_training_keeps_its_joules(digits: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_resumed_training_keeps_its_joules(
+    digits: ImageTask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     readings = iter(range(1000))
     monkeypatch.setattr(training, "counter_of", lambda device: lambda: float(next(readings)))
 
@@ -86,7 +88,7 @@ def test_a_resumed_training_keeps_its_joules(digits: Dataset, monkeypatch: pytes
     assert [epoch.get("joules") for epoch in found["epochs"]] == [1, 1, None] and found["joules"] is None
 
 
-def test_a_shared_device_tells_nothing_of_a_trial(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_device_tells_nothing_of_a_trial(digits: ImageTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "counter_of", lambda device: lambda: 1.0)
     shared = Settings(model="mlp", epochs=1, batch_size=64, held_out=64, probe=0, gpus_per_trial=0.5)
     assert run(Cell("original", 1), digits, shared, CPU)["joules"] is None

@@ -10,11 +10,13 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from network_surgery.ops import load as load_network
 from network_surgery.study import models
 from network_surgery.study.config import Settings
-from network_surgery.study.data import load
+from network_surgery.study.task.images import load
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.measures import on_test, speed
 from network_surgery.study.training.run import run
-from network_surgery.study.training.trainer import Batches, evaluate
+from network_surgery.study.training.trainer import evaluate
 
 CPU = torch.device("cpu")
 
@@ -23,13 +25,13 @@ def test_the_test_images_agree_with_scikit_learn() -> None:
     torch.manual_seed(0)
     data = load("digits", 0.25)
     model, images = models.build("mlp", data.shape, 10), Batches(data.test, CPU)
-    found = on_test(model, images, most=100)
+    found = on_test(model, images, batch_size=100)
     with torch.no_grad():
         odds = model.eval()(images.take(slice(None))[0]).softmax(dim=1).double().numpy()
     labels = images.labels.numpy()
     odds /= odds.sum(axis=1, keepdims=True)
     assert abs(found["test_loss"] - log_loss(labels, odds)) < 1e-5
-    assert found["test_accuracy"] == top_k_accuracy_score(labels, odds, k=1)
+    assert found["test_metric"] == top_k_accuracy_score(labels, odds, k=1)
     assert found["test_top5"] == top_k_accuracy_score(labels, odds, k=5)
 
 
@@ -38,7 +40,7 @@ def test_few_classes_have_no_first_five() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 9))
     images = Batches(data.test, CPU)
     images.labels = images.labels % 9
-    assert set(on_test(model, images)) == {"test_loss", "test_accuracy"}
+    assert set(on_test(model, images)) == {"test_loss", "test_metric"}
 
 
 def test_speed_is_taken_of_one_image_and_of_many() -> None:
@@ -55,7 +57,7 @@ def test_only_what_is_compared_is_measured() -> None:
     for test in (True, False):
         outcome = run(Cell("original", 0, test=test), load("digits", 0.25), settings, CPU)
         assert all(
-            (key in outcome) == test for key in ("test_accuracy", "test_top5", "latency_seconds", "train_test_gap")
+            (key in outcome) == test for key in ("test_metric", "test_top5", "latency_seconds", "train_test_gap")
         )
 
 
@@ -63,5 +65,5 @@ def test_the_gap_is_of_the_final_network_on_all_images_that_it_was_trained_on(tm
     settings, data = Settings(model="mlp", epochs=3, batch_size=64, held_out=64, probe=0), load("digits", 0.25)
     outcome = run(Cell("original", 0, test=True), data, settings, CPU, network=tmp_path / "net.pt")
     network = load_network(lambda: models.build("mlp", data.shape, 10), tmp_path / "net.pt")
-    wanted = [evaluate(network, Batches(images, CPU))[1] for images in (data.train, data.test)]
-    assert outcome["train_accuracy"] == wanted[0] and outcome["train_test_gap"] == wanted[0] - wanted[1]
+    wanted = [evaluate(network, CLASSIFICATION, Batches(images, CPU))[1] for images in (data.train, data.test)]
+    assert outcome["train_metric"] == wanted[0] and outcome["train_test_gap"] == wanted[0] - wanted[1]

@@ -16,7 +16,7 @@ from network_surgery.ops import Anatomy, MinWeight, Moment, Schedule, Step, Weak
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
 from network_surgery.study import models
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset, load
+from network_surgery.study.task.images import ImageTask, load
 from network_surgery.study.training import theatre
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.probe import PERCENT, SHARE, idle, needed
@@ -29,7 +29,7 @@ COUNTS = [f"units_{part}" for part in PERCENT]
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits() -> ImageTask:
     return load("digits", 0.25)
 
 
@@ -47,7 +47,7 @@ def trained(outcome: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("cell", [Cell("original", 1), Cell("surgery", 1, SHRINK)], ids=lambda cell: cell.arm)
-def test_training_does_not_notice_it(digits: Dataset, cell: Cell) -> None:
+def test_training_does_not_notice_it(digits: ImageTask, cell: Cell) -> None:
     looked, plain = (run(cell, digits, replace(SETTINGS, probe=every), CPU) for every in (1, 0))
     assert trained(looked) == trained(plain)
     assert looked["probe_seconds"] > 0 == plain["probe_seconds"]
@@ -55,7 +55,7 @@ def test_training_does_not_notice_it(digits: Dataset, cell: Cell) -> None:
     assert (looked["operation_seconds"] > 0) == (cell.arm == "surgery")  # the original pays no discovery
 
 
-def test_the_records_say_what_is_needed_of_every_layer(digits: Dataset) -> None:
+def test_the_records_say_what_is_needed_of_every_layer(digits: ImageTask) -> None:
     told: list[dict[str, Any]] = []
     outcome = run(Cell("surgery", 1, SHRINK), digits, SETTINGS, CPU, told.append)
     json.dumps(outcome)  # plain data
@@ -77,14 +77,14 @@ def test_the_records_say_what_is_needed_of_every_layer(digits: Dataset) -> None:
     [("original", 2, [2.0]), ("surgery", 3, [3.0]), ("original", 0, []), ("search", 1, []), ("restart", 1, [])],
 )
 def test_it_looks_after_every_so_many_epochs_of_some_arms(
-    digits: Dataset, arm: str, every: int, epochs: list[float]
+    digits: ImageTask, arm: str, every: int, epochs: list[float]
 ) -> None:
     outcome = run(Cell(arm, 0), digits, replace(SETTINGS, probe=every, model="mlp"), CPU)
     assert [epoch["epoch"] for epoch in outcome["epochs"] if "redundancy" in epoch] == epochs
     assert [epoch["epoch"] for epoch in outcome["epochs"] if "probe_seconds" in epoch] == epochs
 
 
-def test_a_resumed_run_has_looked_as_often(digits: Dataset, tmp_path: Path) -> None:
+def test_a_resumed_run_has_looked_as_often(digits: ImageTask, tmp_path: Path) -> None:
     cell = Cell("surgery", 0, SHRINK)
     whole = run(cell, digits, SETTINGS, CPU)
 
@@ -100,7 +100,7 @@ def test_a_resumed_run_has_looked_as_often(digits: Dataset, tmp_path: Path) -> N
     assert trained(resumed) == trained(whole)
 
 
-def test_the_anatomy_is_taken_once(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_anatomy_is_taken_once(digits: ImageTask, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
 
     def take(*args: Any) -> Anatomy:
@@ -157,7 +157,7 @@ def test_a_layer_that_is_not_finite_is_left_out() -> None:
     assert list(needed(model, [images, images], layers)) == ["fc1"]
 
 
-def test_dead_and_frozen_units_are_counted_at_the_threshold(digits: Dataset) -> None:
+def test_dead_and_frozen_units_are_counted_at_the_threshold(digits: ImageTask) -> None:
     outcome = run(Cell("surgery", 1, SHRINK), digits, SETTINGS, CPU)
     sizes = [[found["units"] for found in epoch["idle"].values()] for epoch in outcome["epochs"]]
     assert sizes == [[32, 64, 96], [32, 32, 96], [32, 32, 144]]

@@ -57,7 +57,7 @@ def test_what_follows_from_a_record_is_kept_with_it() -> None:
 def test_what_the_first_version_wrote_can_be_read() -> None:
     whole = operated()
     (record,) = operations_of(outcome(operations=[{key: whole[key] for key in FIRST}]))
-    assert record.evidence == {} and record.repair == [] and record.accuracy_after is None
+    assert record.evidence == {} and record.repair == [] and record.metric_after is None
     old = {key: value for key, value in looked_at().items() if key != "measure"}
     assert checks_of(outcome(checks=[old]))[0].measure == "redundancy"
     older = outcome()

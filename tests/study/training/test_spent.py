@@ -10,7 +10,7 @@ import torch
 from network_surgery.ops import PCNS, MinWeight, Moment, Schedule, Step
 from network_surgery.ops.schedule import parse_when
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset, load
+from network_surgery.study.task.images import ImageTask, load
 from network_surgery.study.training import spent
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
@@ -23,12 +23,12 @@ LAST = Step(Moment(3), "fc2", MinWeight(0.5))
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits() -> ImageTask:
     return load("digits", 0.25)
 
 
 @pytest.fixture(scope="module")
-def outcome(digits: Dataset) -> dict[str, Any]:
+def outcome(digits: ImageTask) -> dict[str, Any]:
     steps = Schedule((FIRST, NEVER, LAST)).to_data()
     found = run(Cell("surgery", 1, steps), digits, SETTINGS, CPU)
     assert len(found["operations"]) == 2 and len(found["checks"]) == 3
@@ -47,7 +47,9 @@ def test_an_older_outcome_that_lacks_what_is_new_can_be_read(outcome: dict[str, 
         assert spent.seconds(old, epoch) == spent.seconds(outcome, epoch)
 
 
-def test_flops_until_an_epoch_are_those_of_a_training_that_ends_there(digits: Dataset, outcome: dict[str, Any]) -> None:
+def test_flops_until_an_epoch_are_those_of_a_training_that_ends_there(
+    digits: ImageTask, outcome: dict[str, Any]
+) -> None:
     for epochs, steps in ((1, ()), (2, (FIRST,)), (3, (FIRST,)), (4, (FIRST, LAST))):
         short = run(Cell("surgery", 1, Schedule(steps).to_data(), epochs=epochs), digits, SETTINGS, CPU)
         assert spent.training_flops(outcome, epochs) == pytest.approx(short["training_flops"])

@@ -25,15 +25,17 @@ from network_surgery.ops import (
 )
 from network_surgery.study import models
 from network_surgery.study.config import Settings
-from network_surgery.study.data import Dataset, Images, load
 from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.task.images import Images, ImageTask, load
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import CLASSIFICATION
 from network_surgery.study.training import checkpoint
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of, spikes
 from network_surgery.study.training.restart import fan_power, renew
 from network_surgery.study.training.run import make_optimizer, run
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Batches, Callback, Trainer, answers, evaluate, steps_per_epoch
+from network_surgery.study.training.trainer import Callback, Trainer, answers, evaluate, steps_per_epoch
 from tests.study.operated import operated
 
 CPU = torch.device("cpu")
@@ -41,7 +43,7 @@ SETTINGS = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64)
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits() -> ImageTask:
     return load("digits", 0.25)
 
 
@@ -74,7 +76,7 @@ def without_times(outcome: dict[str, Any]) -> dict[str, Any]:
     return strip(outcome)
 
 
-def test_the_same_cell_gives_the_same_outcome(digits: Dataset) -> None:
+def test_the_same_cell_gives_the_same_outcome(digits: ImageTask) -> None:
     cell = Cell("surgery", 3, SHRINK, test=True)
     first, second = run(cell, digits, SETTINGS, CPU), run(cell, digits, SETTINGS, CPU)
     assert without_times(first) == without_times(second)
@@ -85,7 +87,7 @@ def test_the_same_cell_gives_the_same_outcome(digits: Dataset) -> None:
 @pytest.mark.parametrize("after", [1, 2])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, optimizer: str
+    digits: ImageTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, optimizer: str
 ) -> None:
     settings = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64, optimizer=optimizer)
     cell = Cell("surgery", 0, SHRINK, test=True)
@@ -107,7 +109,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed == [float(epoch) for epoch in range(after + 1, 4)]
 
 
-def test_every_epoch_tells_what_has_been_reached(digits: Dataset) -> None:
+def test_every_epoch_tells_what_has_been_reached(digits: ImageTask) -> None:
     """All that a shorter training ends with, so that nothing is missing where one is stopped."""
     told: list[dict[str, Any]] = []
     cell = Cell("search", 3, SHRINK, trial=0)
@@ -115,13 +117,13 @@ def test_every_epoch_tells_what_has_been_reached(digits: Dataset) -> None:
     shorter = run(replace(cell, schedule=SHRINK[:1]), digits, replace(SETTINGS, epochs=2), CPU)
     for outcome, record in ((shorter, told[1]), (whole, told[2])):
         reached = without_times(record["so_far"])
-        assert {"validation_accuracy", "spikes", "epochs", "operations", "checks", "steps"} <= reached.keys()
+        assert {"validation_metric", "spikes", "epochs", "operations", "checks", "steps"} <= reached.keys()
         assert reached == {key: value for key, value in without_times(outcome).items() if key in reached}
         assert set(outcome) - set(record["so_far"]) == {"parameters", "flops", "training_flops", "architecture"}
         assert record["parameters"] == outcome["parameters"]
 
 
-def test_a_checkpoint_describes_its_own_architecture(digits: Dataset, tmp_path: Path) -> None:
+def test_a_checkpoint_describes_its_own_architecture(digits: ImageTask, tmp_path: Path) -> None:
     def trainer() -> Trainer:
         torch.manual_seed(0)
         model = models.build("small_cnn", digits.shape, 10)
@@ -142,7 +144,7 @@ def test_a_checkpoint_describes_its_own_architecture(digits: Dataset, tmp_path: 
     assert [m.shape for m in moments] == [p.shape for p in fresh.model.parameters()]
 
 
-def test_a_broken_checkpoint_is_refused_in_one_sentence(digits: Dataset, tmp_path: Path) -> None:
+def test_a_broken_checkpoint_is_refused_in_one_sentence(digits: ImageTask, tmp_path: Path) -> None:
     model = models.build("mlp", digits.shape, 10)
     trainer = Trainer(model, make_optimizer(SETTINGS, model), digits, epochs=1, batch_size=64, seed=0, device=CPU)
     checkpoint.save(trainer, tmp_path / "a.pt")
@@ -155,7 +157,7 @@ def test_a_broken_checkpoint_is_refused_in_one_sentence(digits: Dataset, tmp_pat
         checkpoint.load(trainer, tmp_path / "cut.pt")
 
 
-def test_the_theatre_measures_what_it_does(digits: Dataset) -> None:
+def test_the_theatre_measures_what_it_does(digits: ImageTask) -> None:
     outcome = run(Cell("surgery", 0, SHRINK, test=True), digits, SETTINGS, CPU)
     json.dumps(outcome)  # plain data
     removal, growth = outcome["operations"]
@@ -163,8 +165,8 @@ def test_the_theatre_measures_what_it_does(digits: Dataset) -> None:
     assert removal["epoch"] == 1 and growth["epoch"] == 2
     assert removal["spike_factor"] == pytest.approx(removal["loss_after"] / removal["loss_before"])
     assert removal["spike_factor"] > 1.01
-    assert removal["accuracy_after"] != removal["accuracy_before"]
-    assert growth["accuracy_after"] == pytest.approx(growth["accuracy_before"], abs=1 / 64)  # one image held out
+    assert removal["metric_after"] != removal["metric_before"]
+    assert growth["metric_after"] == pytest.approx(growth["metric_before"], abs=1 / 64)  # one image held out
     assert growth["spike_factor"] == pytest.approx(1, abs=1e-4)
     assert growth["parameters_before"] == removal["parameters_after"]
     assert growth["parameters_after"] == outcome["parameters"]
@@ -175,7 +177,7 @@ def test_the_theatre_measures_what_it_does(digits: Dataset) -> None:
     assert outcome["operation_seconds"] >= removal["seconds"] + growth["seconds"]
 
 
-def test_steps_can_fall_inside_an_epoch(digits: Dataset) -> None:
+def test_steps_can_fall_inside_an_epoch(digits: ImageTask) -> None:
     per_epoch = steps_per_epoch(len(digits.train), 64)
     cell = Cell("surgery", 0, schedule((f"{per_epoch + 3}it", "fc1", MinWeight(0.25))))
     (record,) = run(cell, digits, SETTINGS, CPU)["operations"]
@@ -195,7 +197,7 @@ def test_operations_of_one_moment_count_as_one_spike() -> None:
     assert second.factor == 1 and second.epochs_to_recover is None
 
 
-def test_an_empty_schedule_trains_like_a_plain_loop(digits: Dataset) -> None:
+def test_an_empty_schedule_trains_like_a_plain_loop(digits: ImageTask) -> None:
     """Against a loop written here by hand, without any of ours but the data order."""
     outcome = run(Cell("original", 1), digits, SETTINGS, CPU)
     torch.manual_seed(1)
@@ -219,13 +221,13 @@ def test_an_empty_schedule_trains_like_a_plain_loop(digits: Dataset) -> None:
     model.eval()
     scores = model(torch.tensor(digits.validation.pixels).float() / 127.5 - 1)
     truth = torch.tensor(digits.validation.labels)
-    assert outcome["validation_accuracy"] == pytest.approx((scores.argmax(1) == truth).double().mean().item())
+    assert outcome["validation_metric"] == pytest.approx((scores.argmax(1) == truth).double().mean().item())
     assert outcome["validation_loss"] == pytest.approx(
         torch.nn.functional.cross_entropy(scores, truth).item(), rel=1e-4
     )
 
 
-def test_a_restart_has_the_sizes_of_surgery_and_fresh_weights(digits: Dataset) -> None:
+def test_a_restart_has_the_sizes_of_surgery_and_fresh_weights(digits: ImageTask) -> None:
     surgery = run(Cell("surgery", 0, SHRINK), digits, SETTINGS, CPU)
     restart = run(Cell("restart", 0, architecture=surgery["architecture"]), digits, SETTINGS, CPU)
     assert restart["architecture"] == surgery["architecture"]
@@ -260,7 +262,7 @@ def test_a_restart_is_initialized_as_its_factory_does() -> None:
     assert float(fresh.layer1[0].bn1.running_var.min()) == 1 and not fresh.layer1[0].bn1.bias.any()
 
 
-def test_a_damaged_checkpoint_of_ones_own_starts_the_run_over(digits: Dataset, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_of_ones_own_starts_the_run_over(digits: ImageTask, tmp_path: Path) -> None:
     cell = Cell("surgery", 0, SHRINK)
     whole = run(cell, digits, SETTINGS, CPU)
     for content in (b"", b"not a checkpoint"):
@@ -268,18 +270,18 @@ def test_a_damaged_checkpoint_of_ones_own_starts_the_run_over(digits: Dataset, t
         assert without_times(run(cell, digits, SETTINGS, CPU, saved=tmp_path / "cell.pt")) == without_times(whole)
 
 
-def test_a_diverging_training_says_when(digits: Dataset) -> None:
+def test_a_diverging_training_says_when(digits: ImageTask) -> None:
     settings = Settings(epochs=2, optimizer="sgd", learning_rate=1e6, model="mlp")
     with pytest.raises(Diverged, match=r"became (nan|inf) in epoch \d"):
         run(Cell("original", 0), digits, settings, CPU)
 
 
-def test_an_unknown_layer_is_named(digits: Dataset) -> None:
+def test_an_unknown_layer_is_named(digits: ImageTask) -> None:
     with pytest.raises(SurgeryError, match="names the layer 'fc9'; this network has conv1, conv2, fc1"):
         run(Cell("surgery", 0, schedule(("1ep", "fc9", MinWeight()))), digits, SETTINGS, CPU)
 
 
-def test_a_schedule_beyond_the_last_epoch_is_refused(digits: Dataset) -> None:
+def test_a_schedule_beyond_the_last_epoch_is_refused(digits: ImageTask) -> None:
     with pytest.raises(SurgeryError, match="3ep, but training ends after 3 epochs"):
         run(Cell("surgery", 0, schedule(("3ep", "fc1", MinWeight()))), digits, SETTINGS, CPU)
 
@@ -293,8 +295,8 @@ def test_a_cell_is_known_by_what_it_computes() -> None:
     assert cell.key(SETTINGS) == cell.key(Settings.from_data(SETTINGS.to_data() | {"trials": 99}, "here"))
 
 
-def test_a_last_batch_of_one_image_is_left_out(digits: Dataset) -> None:
-    few = Dataset(
+def test_a_last_batch_of_one_image_is_left_out(digits: ImageTask) -> None:
+    few = ImageTask(
         Images(digits.train.pixels[:65], digits.train.labels[:65]), digits.validation, digits.test, digits.classes
     )
     assert steps_per_epoch(65, 64) == 1 and steps_per_epoch(66, 64) == 2
@@ -303,11 +305,11 @@ def test_a_last_batch_of_one_image_is_left_out(digits: Dataset) -> None:
         steps_per_epoch(1, 64)
 
 
-def test_evaluation_leaves_the_mode_and_the_statistics_alone(digits: Dataset) -> None:
+def test_evaluation_leaves_the_mode_and_the_statistics_alone(digits: ImageTask) -> None:
     model = models.build("small_cnn", digits.shape, 10).train()
     model.norm1.eval()
     before = copy.deepcopy(model.state_dict())
-    evaluate(model, Batches(digits.validation, CPU), most=100)
+    evaluate(model, CLASSIFICATION, Batches(digits.validation, CPU), batch_size=100)
     assert model.training and not model.norm1.training
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
@@ -325,7 +327,7 @@ def test_zero_expansion_and_the_function_of_vgg16() -> None:
 
 
 @pytest.mark.parametrize("state", ["carry", "reset"])
-def test_the_optimizer_forgets_if_it_is_told_to(digits: Dataset, state: str) -> None:
+def test_the_optimizer_forgets_if_it_is_told_to(digits: ImageTask, state: str) -> None:
     settings = replace(SETTINGS, optimizer_state=state, epochs=2)
     seen: list[int] = []
 
@@ -358,7 +360,7 @@ def test_the_optimizer_forgets_if_it_is_told_to(digits: Dataset, state: str) -> 
     assert len(keys) == 1 + (state == "reset")
 
 
-def test_batchnorm_statistics_begin_anew_if_they_are_told_to(digits: Dataset) -> None:
+def test_batchnorm_statistics_begin_anew_if_they_are_told_to(digits: ImageTask) -> None:
     """Those of the layer that was operated on, and no others; weights and scales stay."""
     settings = replace(SETTINGS, epochs=2)
     found = {}
@@ -393,12 +395,12 @@ def test_batchnorm_statistics_begin_anew_if_they_are_told_to(digits: Dataset) ->
     assert len(keys) == 2
 
 
-def test_accuracy_in_training_mode_is_by_batches_of_their_own_statistics(digits: Dataset) -> None:
+def test_metric_in_training_mode_is_by_batches_of_their_own_statistics(digits: ImageTask) -> None:
     model = models.build("small_cnn", digits.shape, 10).eval()
     images = Batches(digits.train, CPU)
     before, random = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     found = torch.cat([scores for scores, _ in answers(model, images, mode="training")])
-    accuracy = evaluate(model, images, mode="training")[1]
+    accuracy = evaluate(model, CLASSIFICATION, images, mode="training")[1]
     assert not model.training and torch.equal(random, torch.random.get_rng_state())
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     twin = copy.deepcopy(model).train()
@@ -412,7 +414,7 @@ def test_accuracy_in_training_mode_is_by_batches_of_their_own_statistics(digits:
     assert [len(scores) for scores, _ in answers(model, rest, mode="training")] == [1001]
 
 
-def test_every_fault_of_the_published_code_changes_a_training_and_is_off_by_default(digits: Dataset) -> None:
+def test_every_fault_of_the_published_code_changes_a_training_and_is_off_by_default(digits: ImageTask) -> None:
     plain = run(Cell("surgery", 0, SHRINK, test=True), digits, SETTINGS, CPU)
     for fault in ({"batchnorm_statistics": "reset"}, {"accuracy_mode": "training"}):
         other = run(Cell("surgery", 0, SHRINK, test=True), digits, replace(SETTINGS, **fault), CPU)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from network_surgery.study.data import Dataset, Images, load
 from network_surgery.study.errors import StudyError
+from network_surgery.study.task.images import Images, ImageTask, load
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Path:
@@ -45,7 +45,7 @@ def rows(images: Images) -> list[bytes]:
     return sorted(pixels.tobytes() + bytes([label]) for pixels, label in zip(images.pixels, images.labels, strict=True))
 
 
-def parts(data: Dataset) -> list[Images]:
+def parts(data: ImageTask) -> list[Images]:
     return [data.train, data.validation, data.test]
 
 

@@ -6,59 +6,82 @@ studies fit in memory many times over (CIFAR-10 is 184 MB).
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.task.samples import Samples, Sets, Stream
+from network_surgery.study.task.task import Classification
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 #: The test images of the digits are the same for every seed.
 SPLIT_SEED = 20
+#: With fewer than twice this number of classes, being among the first few says little.
+TOP = 5
 
 
-@dataclass(frozen=True)
-class Images:
+class Images(Samples):
     """``pixels [n, channels, height, width]`` uint8 and ``labels [n]`` int64."""
 
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        return self.inputs
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.targets
 
-    def take(self, index: NDArray[np.int64]) -> Images:
-        return Images(self.pixels[index], self.labels[index])
-
-    def thinned(self, count: int) -> Images:
-        """``count`` of the images (all where there are fewer), evenly spread over the set."""
-        return self.take(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
-
-    def digest(self) -> str:
-        """A fingerprint of pixels and labels: equal for equal images in the same order, 16 hexadecimal digits."""
-        words = hashlib.blake2b(repr(self.pixels.shape).encode(), digest_size=8)
-        words.update(self.pixels.tobytes())
-        words.update(self.labels.tobytes())
-        return words.hexdigest()
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """In −1 … 1 (mean and deviation 0.5)."""
+        return inputs.float().div_(127.5).sub_(1.0)
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Three sets and the names of the classes: trained on, chosen on, read once. They are disjoint, but that a study
-    may be asked to train on the validation images, too (``load``).
+class ImageTask(Classification):
+    """Images with a class each. The sets are disjoint, but that a study may be asked to train on the validation images,
+    too (``load``). ``network``: the model's name for ``study.models.build``.
     """
 
-    train: Images
-    validation: Images
-    test: Images
-    classes: tuple[str, ...]
+    unit = "images"
+
+    def __init__(
+        self,
+        train: Images | Stream,
+        validation: Images | Stream,
+        test: Images | Stream,
+        classes: tuple[str, ...],
+        network: str = "small_cnn",
+    ) -> None:
+        super().__init__()
+        self.classes, self.network = classes, network
+        self._sets = Sets(train, validation, test)
+
+    @classmethod
+    def of(cls, settings: Settings) -> ImageTask:
+        """The images and the network that these settings ask for. Raises StudyError as ``load``."""
+        task = load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
+        task.network = settings.model
+        return task
+
+    def changed(self, **parts: Any) -> ImageTask:
+        """The same task with some of its parts, by the names that they have when it is made, in place of its own."""
+        known = {"train": self.train, "validation": self.validation, "test": self.test}
+        return ImageTask(**known | {"classes": self.classes, "network": self.network} | parts)
+
+    def load(self) -> Sets:
+        return self._sets
+
+    def model(self) -> nn.Module:
+        return models.build(self.network, self.shape, len(self.classes))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -66,13 +89,19 @@ class Dataset:
         channels, height, width = self.train.pixels.shape[1:]
         return channels, height, width
 
+    @property
+    def at_once(self) -> int | None:  # type: ignore[override]
+        """Small images are looked at a thousand at a time."""
+        return 1024 if math.prod(self.shape) <= 3 * 64 * 64 else None
 
-def load_for(settings: Settings) -> Dataset:
-    """The images that these settings ask for. Raises StudyError as ``load``."""
-    return load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
+    def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        found = dict(super().measure(outputs, targets))
+        if len(self.classes) >= 2 * TOP:
+            found["top 5"] = (outputs.topk(TOP, dim=1).indices == targets.unsqueeze(1)).any(dim=1).double()
+        return found
 
 
-def load(name: str, validation: float, train_images: int | None = None, train_on_validation: bool = False) -> Dataset:
+def load(name: str, validation: float, train_images: int | None = None, train_on_validation: bool = False) -> ImageTask:
     """``digits``, ``cifar10`` (through torchvision) or ``folder:PATH`` with PATH/train/CLASS/*.png|jpg and
     PATH/test/CLASS/*.
 
@@ -102,7 +131,7 @@ def load(name: str, validation: float, train_images: int | None = None, train_on
             raise StudyError(f"train_images is {train_images}, but {len(classes)} classes need 2 images each")
         _, train = _split(train, train_images / len(train), classes)
     rest, chosen_on = _split(train, validation, classes)
-    return Dataset(train if train_on_validation else rest, chosen_on, test, tuple(classes))
+    return ImageTask(train if train_on_validation else rest, chosen_on, test, tuple(classes))
 
 
 def _digits() -> Images:

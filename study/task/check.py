@@ -1,0 +1,130 @@
+"""A task tried on a few of its samples, so that what is wrong with it is said before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from network_surgery.ops import free_attention
+from network_surgery.ops.anatomy import evaluating
+from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.study.errors import StudyError
+from network_surgery.study.task.metric import Metric
+from network_surgery.study.task.samples import Batches, size_of
+from network_surgery.study.task.task import Task, call, summarize
+
+#: Samples that it is tried on.
+FEW = 4
+
+
+def fresh(task: Task) -> nn.Module:
+    """A fresh network of a task, whose attention of torch's kind is freed for surgery (it computes the same).
+
+    Raises:
+        StudyError: the task makes none.
+    """
+    try:
+        model = task.model()
+    except StudyError:
+        raise
+    except Exception as error:  # anyone's code may fail in any way
+        pass_on_memory(error)
+        raise StudyError(f"{_name(task)}.model failed: {first_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise StudyError(f"{_name(task)}.model made a {type(model).__name__}, not a torch.nn.Module")
+    return free_attention(model)
+
+
+def tried(task: Task) -> nn.Module:
+    """A fresh network of a task, after it has answered a few samples, in training and in evaluation.
+
+    Random numbers and the network's buffers are left as they were.
+
+    Raises:
+        StudyError: the task's sets, network, loss or metric are not what they must be; the sentence says which.
+    """
+    name = _name(task)
+    if not isinstance(task.metric, Metric):
+        raise StudyError(f'{name}.metric is {task.metric!r:.60}; give Metric("accuracy", "higher"), say')
+    try:
+        parts = (task.train, task.validation, task.test)
+    except StudyError:
+        raise
+    except Exception as error:
+        pass_on_memory(error)
+        raise StudyError(f"{name}.load failed: {first_line(error)}") from error
+    model = fresh(task)
+    before = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        for training in (True, False):
+            for part in parts[:1] if training else parts:
+                inputs, targets = _taken(task, part)
+                with evaluating(model), torch.set_grad_enabled(training):
+                    outputs = _answer(task, model.train(training), inputs)
+                    _check_loss(task, outputs, targets, training)
+                if not training:
+                    _check_metric(task, outputs, targets)
+    for key, buffer in model.named_buffers():  # training moves running statistics
+        if key in before and before[key].shape == buffer.shape:
+            buffer.data.copy_(before[key])
+    return model
+
+
+def _taken(task: Task, part: Any) -> tuple[Any, Any]:
+    try:
+        inputs, targets = Batches(part.thinned(FEW), torch.device("cpu")).take(slice(None))
+        sizes = size_of(inputs), size_of(targets)
+    except StudyError:
+        raise
+    except Exception as error:
+        pass_on_memory(error)
+        raise StudyError(f"the samples of {_name(task)} cannot be taken: {first_line(error)}") from error
+    if sizes[0] != sizes[1]:
+        raise StudyError(f"a batch of {_name(task)} has {sizes[0]} inputs, but {sizes[1]} targets")
+    return inputs, targets
+
+
+def _answer(task: Task, model: nn.Module, inputs: Any) -> Any:
+    try:
+        return call(model, inputs)
+    except Exception as error:
+        pass_on_memory(error)
+        raise StudyError(f"the network of {_name(task)} fails on its training inputs: {first_line(error)}") from error
+
+
+def _check_loss(task: Task, outputs: Any, targets: Any, training: bool) -> None:
+    what, count = f"{_name(task)}.{'training_loss' if training else 'loss'}", size_of(targets)
+    try:
+        loss = (task.training_loss if training else task.loss)(outputs, targets)
+    except Exception as error:
+        pass_on_memory(error)
+        raise StudyError(f"{what} fails on the network's outputs: {first_line(error)}") from error
+    if not isinstance(loss, Tensor) or (loss.dim() and loss.shape != (count,)):
+        kind = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise StudyError(f"{what} must return one number, or one for each of the {count} samples, not {kind}")
+    if not math.isfinite(float(loss.detach().mean())):
+        raise StudyError(f"{what} of an untrained network is {float(loss.detach().mean())}; it must be finite")
+    if training and not loss.requires_grad:
+        raise StudyError(f"{what} does not depend on the network's weights, so nothing can be learned by it")
+
+
+def _check_metric(task: Task, outputs: Any, targets: Any) -> None:
+    name, count = _name(task), size_of(targets)
+    try:
+        values = dict(task.measure(outputs, targets))
+    except Exception as error:
+        pass_on_memory(error)
+        raise StudyError(f"{name}.measure fails on the network's outputs: {first_line(error)}") from error
+    for key, value in values.items():
+        if not isinstance(value, Tensor) or not value.dim() or len(value) != count:
+            kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise StudyError(f"{name}.measure must give a number for each of the {count} samples; {key!r} is {kind}")
+    means = {key: value.double().mean(dim=0) for key, value in values.items()}
+    summarize(task, {"loss": task.loss(outputs, targets).mean().double(), **means})
+
+
+def _name(task: Task) -> str:
+    return type(task).__name__
