@@ -57,6 +57,7 @@ Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
 ]
 Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
 State = Literal["carry", "reset"]
+Augment = Literal["none", "flip", "crop_flip", "trivial", "randaugment"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,24 @@ class Settings(Declared):
     optimizer: Annotated[Literal["adam", "adamw", "sgd"], About("the optimizer; sgd has momentum 0.9")] = "adam"
     learning_rate: Annotated[Positive, About("The optimizer's learning rate")] = 1e-3
     weight_decay: Annotated[PositiveOr0, About("The optimizer's weight decay", option=False)] = 0.0
+    augment: Annotated[
+        Augment, About("what is done to every training image; the last two after crop_flip", later=True)
+    ] = "none"
+    cutout: Annotated[
+        CountOr0, About("Side in pixels of a grey square in every training image (0: none)", option=False, later=True)
+    ] = 0
+    mix: Annotated[
+        Literal["none", "mixup", "cutmix"],
+        About("how training images are joined in pairs", option=False, later=True),
+    ] = "none"
+    precision: Annotated[
+        Literal["float32", "tf32", "bf16", "fp16"],
+        About("of products and convolutions; tf32 and fp16 need a GPU", later=True),
+    ] = "float32"
+    channels_last: Annotated[Truth, About("Images lie in memory with their channels last", later=True)] = False
+    compile: Annotated[
+        Truth, About("Training steps run through torch.compile; its seconds are booked apart", later=True)
+    ] = False
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"
@@ -171,6 +190,8 @@ class Settings(Declared):
         super().__post_init__()
         if self.early_stopping != "none":
             self._check_stopping()
+        if self.device == "cpu" and self.precision in ("tf32", "fp16"):
+            raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
 
     @property
     def subject(self) -> str:

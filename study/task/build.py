@@ -41,6 +41,8 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
         StudyError: there is no such task, or it cannot be made.
     """
     made = task_class(settings.task)
+    if settings.task != "images":
+        _refuse_augmentation(settings)
     if settings.task in TASKS:
         return made.of(settings)  # type: ignore[attr-defined]
     try:
@@ -52,3 +54,12 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
     if sets is not None:
         task.__dict__["sets"] = sets
     return task
+
+
+def _refuse_augmentation(settings: Settings) -> None:
+    """Settings for images that no other task would heed."""
+    for name, none in (("augment", "none"), ("cutout", 0), ("mix", "none")):
+        if (value := getattr(settings, name)) != none:
+            raise StudyError(
+                f"{name} is {value!r}, but it is for task images alone; {settings.task!r} may have a method augment"
+            )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.recipe.augmentation import Augmentation
 from network_surgery.study.task.samples import Samples, Sets, Stream
 from network_surgery.study.task.task import Classification
 
@@ -48,7 +49,7 @@ class Images(Samples):
 
 class ImageTask(Classification):
     """Images with a class each. The sets are disjoint, but that a study may be asked to train on the validation images,
-    too (``load``). ``network``: the model's name for ``study.models.build``.
+    too (``load``). ``network``: the model's name for ``study.models.build``. ``augmentation``: of training batches.
     """
 
     unit = "images"
@@ -60,9 +61,10 @@ class ImageTask(Classification):
         test: Images | Stream,
         classes: tuple[str, ...],
         network: str = "small_cnn",
+        augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
-        self.classes, self.network = classes, network
+        self.classes, self.network, self.augmentation = classes, network, augmentation or Augmentation()
         self._sets = Sets(train, validation, test)
 
     @classmethod
@@ -70,18 +72,27 @@ class ImageTask(Classification):
         """The images and the network that these settings ask for. Raises StudyError as ``load``."""
         task = load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
         task.network = settings.model
+        task.augmentation = Augmentation(settings.augment, settings.cutout, settings.mix, len(task.classes))
         return task
 
     def changed(self, **parts: Any) -> ImageTask:
         """The same task with some of its parts, by the names that they have when it is made, in place of its own."""
         known = {"train": self.train, "validation": self.validation, "test": self.test}
-        return ImageTask(**known | {"classes": self.classes, "network": self.network} | parts)
+        named = {"classes": self.classes, "network": self.network, "augmentation": self.augmentation}
+        return ImageTask(**known | named | parts)
 
     def load(self) -> Sets:
         return self._sets
 
     def model(self) -> nn.Module:
         return models.build(self.network, self.shape, len(self.classes))
+
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self.augmentation(inputs, targets)
+
+    @property
+    def augments(self) -> bool:
+        return bool(self.augmentation)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ def save(trainer: Trainer, path: Path) -> None:
         "architecture": describe(trainer.model),
         "weights": {**trainer.model.state_dict(), **passing(trainer.model)},
         "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
         "random": torch.get_rng_state(),
         "cuda_random": cuda,
         "epoch": trainer.epoch,
@@ -63,7 +64,11 @@ def load(trainer: Trainer, path: Path) -> None:
         fill(trainer.model, content["weights"], content["architecture"])
     except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
+    trainer.compute.place(trainer.model, trainer.device)
+    trainer.resized()
     trainer.optimizer.load_state_dict(content["optimizer"])
+    if content.get("scaler"):  # of fp16 alone
+        trainer.scaler.load_state_dict(content["scaler"])
     trainer.epoch, trainer.iteration, trainer.history = content["epoch"], content["iteration"], content["history"]
     for callback, state in zip(trainer.callbacks, content["callbacks"], strict=True):
         callback.restore(state)

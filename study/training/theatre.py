@@ -157,6 +157,7 @@ class Theatre(Callback):
             forget(trainer.optimizer)
         if self._renewed and step.layer != WHOLE:
             renew_statistics(self.anatomy(trainer)[step.layer])
+        trainer.resized()
         seconds = clock(device) - start
         after, metric_after = self._look(trainer)
         if not math.isfinite(after):

@@ -1,0 +1,1 @@
+"""How a task is trained: augmentation, and how the steps are computed."""
