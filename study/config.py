@@ -73,7 +73,7 @@ class Settings(Declared):
     data: Annotated[
         Text, About("digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*")
     ] = "digits"
-    model: Annotated[Text, About("small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY")] = "small_cnn"
+    model: Annotated[Text, About("small_cnn, mlp, resnet18, vgg16, torchvision:NAME or MODULE:FACTORY")] = "small_cnn"
     train_images: Annotated[
         Count | None, About("Maximum number of training images, validation included; by default all")
     ] = None
