@@ -76,11 +76,12 @@ def _table(curve: Curve, total: int) -> Table:
         return Table((1.0,) * total, None, 0)
     optimizer = SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
     if curve.name == "one_cycle":
-        warm = min(max(warm or round(RISE * total), 2), total)  # OneCycleLR divides by its first steps less one
         if total == 1:
             return Table((1.0,), None, 1)
+        rise = max(curve.warmup or RISE, 2 / total)  # OneCycleLR divides by its first steps less one
+        warm = int(rise * total)
         scheduler: LRScheduler = OneCycleLR(
-            optimizer, 1.0, total_steps=total, pct_start=warm / total, cycle_momentum=curve.cycle_momentum
+            optimizer, 1.0, total_steps=total, pct_start=rise, cycle_momentum=curve.cycle_momentum
         )
     else:
         scheduler = _after_warmup(curve, optimizer, total, warm)

@@ -70,7 +70,7 @@ def load(trainer: Trainer, path: Path) -> None:
     except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
     trainer.optimizer.load_state_dict(content["optimizer"])
-    trainer.rate.restore(content["rate"])
+    trainer.rate.restore(content.get("rate", []))  # an older one knows of none
     trainer.epoch, trainer.iteration, trainer.history = content["epoch"], content["iteration"], content["history"]
     for callback, state in zip(trainer.callbacks, content["callbacks"], strict=True):
         callback.restore(state)
