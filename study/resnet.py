@@ -1,7 +1,7 @@
 """ResNet-18 for small images, of torchvision's own class.
 
-He et al. 2016, *Deep residual learning*. The stem is that of CIFAR, 4.2 there: a 3 × 3 convolution and no pooling, where
-torchvision's is for images of 224 × 224.
+He et al. 2016, *Deep residual learning*. The stem is that of CIFAR, 4.2 there: a 3 × 3 convolution and no pooling,
+where torchvision's is for images of 224 × 224.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How a task is trained: augmentation, and how the steps are computed."""
+"""How a task is trained: optimizer, learning rate, augmentation, and how the steps are computed."""

@@ -22,6 +22,8 @@ from network_surgery.ops.network.wrappers import rewrap
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.augmentation import apart
 from network_surgery.study.recipe.compute import PLAIN, Compute
+from network_surgery.study.recipe.learning_rate import LearningRate
+from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.task.samples import Batch, Batches, evenly, size_of
 from network_surgery.study.task.task import Task, summarize
 
@@ -77,10 +79,11 @@ class Trainer:
 
     ``history`` holds a record for each finished epoch: ``train_loss`` (the mean over batches, and that of the first
     and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_metric`` (the primary one), where
-    there are others ``validation_metrics`` by name, and ``train_seconds``; callbacks may add plain data. ``iteration``
-    counts optimizer steps. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``. ``compute``:
-    how training steps and evaluation are computed; what is compiled has ``compile_seconds`` in the records, which no
-    other seconds count.
+    there are others ``validation_metrics`` by name, ``learning_rate`` (of the last step; of the first parameter group)
+    and ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps. ``optimization``: how
+    steps are made of gradients. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
+    ``compute``: how training steps and evaluation are computed; where they are compiled, the records have
+    ``compile_seconds``, which no other seconds count.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Trainer:
         seed: int,
         device: torch.device,
         callbacks: Sequence[Callback] = (),
+        optimization: Optimization = Optimization(),
         accuracy_mode: str = "evaluation",
         compute: Compute = PLAIN,
     ) -> None:
@@ -102,13 +106,16 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.train = Batches(task.train, device)
         self.validation = Batches(task.validation, device)
+        self.compute = compute
+        compute.place(model, device)
+        self.optimization = optimization
+        self.average = optimization.average(model)
+        self.rate = LearningRate(optimization.curve, epochs * self.per_epoch, self.per_epoch)
         self.epoch = 0
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
         self.accuracy_mode = accuracy_mode
         self._paused = 0.0
-        self.compute = compute
-        compute.place(model, device)
         self.scaler = compute.scaler(device)
         self._network: nn.Module = torch.compile(model, dynamic=False) if compute.compile else model  # type: ignore[assignment]
         self._compiled: set[Any] = set()
@@ -116,8 +123,19 @@ class Trainer:
 
     @property
     def per_epoch(self) -> int:
-        """Optimizer steps in an epoch; a last batch of one sample is left out (BatchNorm cannot train on it)."""
-        return steps_per_epoch(len(self.train), self.batch_size)
+        """Optimizer steps in an epoch, the last one perhaps of fewer batches."""
+        return steps_per_epoch(len(self.train), self.batch_size, self.optimization.accumulate)
+
+    @property
+    def final(self) -> nn.Module:
+        """The network that is evaluated and kept: the average of the weights, where the recipe has one."""
+        return self.model if self.average is None else self.average.module
+
+    def batches_done(self, iteration: int) -> int:
+        """The batches of the first ``iteration`` optimizer steps."""
+        epochs, steps = divmod(iteration, self.per_epoch)
+        each = batches_per_epoch(len(self.train), self.batch_size)
+        return epochs * each + min(steps * self.optimization.accumulate, each)
 
     def fit(self) -> None:
         """Trains to the last epoch. Raises Diverged when the loss is no longer finite."""
@@ -133,8 +151,8 @@ class Trainer:
                 callback.after_epoch(self, record)
 
     def evaluate(self, batches: Batches) -> Scores:
-        """Loss and metrics of the network as it is now."""
-        return evaluate(self.model, self.task, batches, self.batch_size, self.accuracy_mode, self.compute)
+        """Loss and metrics of the network (or the average of its weights) as it is now."""
+        return evaluate(self.final, self.task, batches, self.batch_size, self.accuracy_mode, self.compute)
 
     def resized(self) -> None:
         """Whoever changes the sizes of the network calls this: what was compiled for the old ones is forgotten."""
@@ -152,8 +170,11 @@ class Trainer:
         seed = self.seed * 100_003 + self.epoch
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.train), generator=generator).to(self.train.home)
-        chances = torch.randint(2**62, (self.per_epoch,), generator=generator).tolist() if self.task.augments else []
-        batches = self.train.over(order.split(self.batch_size)[: self.per_epoch], seed)
+        parts = order.split(self.batch_size)[: batches_per_epoch(len(self.train), self.batch_size)]
+        batches = self.train.over(parts, seed)
+        if self.task.augments:
+            batches = self._augmented(batches, generator)
+        together = self.optimization.accumulate
         self.model.train()
         total = first = loss = torch.zeros((), device=self.device)
         finite: Tensor | int = 0
@@ -161,41 +182,46 @@ class Trainer:
         for step in range(self.per_epoch):
             for callback in self.callbacks:
                 callback.before_step(self)
-            inputs, targets = next(batches)
-            if chances:
-                with apart(chances[step], self.device):
-                    inputs, targets = self.task.augment(inputs, targets)
-            loss = self._step(inputs, targets)
-            self.iteration += 1
-            if self.scaler.is_enabled():  # a step that it skips for its loss counts and reads as the mean so far
-                finite = finite + loss.isfinite()
-                total = total + loss.nan_to_num(0.0, 0.0, 0.0)
-                loss = torch.where(loss.isfinite(), loss, total / finite)
+            sizes = [len(part) for part in parts[step * together : (step + 1) * together]]
+            shares = [size / sum(sizes) for size in sizes]
+            self.optimizer.zero_grad(set_to_none=True)
+            losses = [self._backward(*next(batches), share) for share in shares]
+            self._update()
+            if self.scaler.is_enabled():  # a batch whose step it skips for its loss counts and reads as the mean so far
+                finite = finite + sum(each.isfinite() for each in losses)
+                total = sum((each.nan_to_num(0.0, 0.0, 0.0) for each in losses), total)
+                losses = [torch.where(each.isfinite(), each, total / finite) for each in losses]
             else:
-                total = total + loss
+                total = sum(losses, total)
+            loss = losses[0] if len(losses) == 1 else torch.stack(losses) @ losses[0].new_tensor(shares)
             first = loss if step == 0 else first
             for callback in self.callbacks:
                 callback.after_step(self, loss)
         seconds = clock(self.device) - start - self._paused
-        mean = float(total / finite) if self.scaler.is_enabled() else float(total) / self.per_epoch
+        mean = float(total / finite) if self.scaler.is_enabled() else float(total) / len(parts)
         if not math.isfinite(mean):
             raise Diverged(f"the training loss became {mean} in epoch {self.epoch + 1}")
         compiling = {"compile_seconds": self._compile_seconds} if self.compute.compile else {}
         return {
             "epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": seconds,
-            "first_loss": float(first), "last_loss": float(loss), **compiling,
+            "first_loss": float(first), "last_loss": float(loss),
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]), **compiling,
         }  # fmt: skip
 
-    def _step(self, inputs: Any, targets: Any) -> Tensor:
-        """Takes an optimizer step on a batch and returns its loss."""
+    def _augmented(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
+        """The batches as the task augments them, each by random numbers of its own."""
+        for batch in batches:
+            with apart(int(torch.randint(2**62, (), generator=generator)), self.device):
+                batch = self.task.augment(*batch)
+            yield batch
+
+    def _backward(self, inputs: Any, targets: Any, share: float) -> Tensor:
+        """The loss of a batch, whose gradient is added with its share in the step."""
         if self.compute.compile:
             self._compile(inputs, targets)
-        self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss(inputs, targets)
         with self.compute.switched():
-            self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            self.scaler.scale(loss if share == 1 else loss * share).backward()
         return loss.detach()
 
     def _loss(self, inputs: Any, targets: Any) -> Tensor:
@@ -222,14 +248,35 @@ class Trainer:
         self._compile_seconds += clock(self.device) - start
         self._compiled.add(size)
 
+    def _update(self) -> None:
+        """One step of the optimizer, at the learning rate of this moment; the average follows."""
+        if self.optimization.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip)
+        self.rate.apply(self.optimizer, self.iteration)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.iteration += 1
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Batches in an epoch. Raises StudyError where there is none."""
+
+def batches_per_epoch(samples: int, batch_size: int) -> int:
+    """Batches in an epoch; a last one of one sample is left out (BatchNorm cannot train on it).
+
+    Raises:
+        StudyError: there is none.
+    """
     whole, rest = divmod(samples, batch_size)
-    steps = whole + (rest > 1)
-    if steps == 0:
+    batches = whole + (rest > 1)
+    if batches == 0:
         raise StudyError(f"{samples} training sample(s) make no batch; at least 2 are needed")
-    return steps
+    return batches
+
+
+def steps_per_epoch(samples: int, batch_size: int, accumulate: int = 1) -> int:
+    """Optimizer steps in an epoch, each of ``accumulate`` batches. Raises StudyError where there is none."""
+    return math.ceil(batches_per_epoch(samples, batch_size) / accumulate)
 
 
 #: Samples that are looked at together in training mode, where they depend on each other (as the thesis's code has it).
