@@ -2,8 +2,8 @@
 
 Each step holds the card against the CPU or against the clock (``STEPS``, by worth). Rows go to ``DIR/gpu.json`` and
 ``DIR/gpu.md`` as they come, so a run that is killed keeps what it has seen. A step that fails leaves its error and the
-next one starts. Needs torch, torchvision, numpy and scipy; pydantic and PyYAML for the trainer, tensorly for EigenRemove.
-The step ``baseline`` also needs real images: ``--data folder:PATH``.
+next one starts. Needs torch, torchvision, numpy and scipy; pydantic for the trainer, tensorly for EigenRemove.
+The step ``baseline`` also needs PyYAML and real images: ``--data folder:PATH``.
 ``--device cpu`` compares the CPU with itself, to try this program.
 """
 
