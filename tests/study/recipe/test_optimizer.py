@@ -112,7 +112,7 @@ def test_a_factory_of_anyones_gets_groups_and_learning_rate(tmp_path: Path, digi
     assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in made.param_groups] == [(0.3, 0.8, 0.1), (0.3, 0.8, 0)]
     with pytest.raises(StudyError, match="nothing' made a int, not a torch"):
         make(optimizer=f"{place}:nothing", **about)
-    with pytest.raises(SurgeryError, match="Odd keeps odd .* not known how that follows"):
+    with pytest.raises(SurgeryError, match=r"Odd keeps odd .* not known how that follows"):
         check(Settings(optimizer=f"{place}:Odd", **about), digits)
 
 
