@@ -29,7 +29,7 @@ from network_surgery.ops import (
     operate,
 )
 from network_surgery.ops.signals.replacement import REPLACEMENTS
-from network_surgery.search_spaces import SPACES, expansion, removal
+from network_surgery.search_spaces import SPACES, expansion, find_space, removal
 from network_surgery.search_spaces.placement import CHOICES, chosen
 
 LAYERS = {

@@ -15,7 +15,7 @@ from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.optimizer import make_optimizer, named
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.run import check
 
 SHAPE = (1, 8, 8)
@@ -25,7 +25,7 @@ NOT = ("LBFGS", "SparseAdam", "Muon")
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25, 200)
+    return ImageTask.of(Settings(train_images=200))
 
 
 def network() -> nn.Module:

@@ -23,7 +23,6 @@ from network_surgery.study.search.tracking.measures import of_epoch
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import build
 from network_surgery.study.task.images import Images, ImageTask
-from network_surgery.study.task.images import load as load_images
 from network_surgery.study.task.task import Classification, Task
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
@@ -35,7 +34,7 @@ SETTINGS = Settings(epochs=4, batch_size=32, held_out=32, signal_images=32, lear
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load_images("digits", 0.25, 200)
+    return ImageTask.of(Settings(train_images=200))
 
 
 def step(when: str, layer: str = "conv2", op: str = "min_weight", **more: Any) -> dict[str, Any]:
