@@ -147,7 +147,7 @@ def test_operations_of_one_moment_count_as_one() -> None:
 def test_a_step_carries_it_and_nothing_constant_is_rewound() -> None:
     step = Step(Moment(1), "fc1", MinWeight(0.5), after="rewind", after_length=0.5)
     check_after(Curve("cosine"), Schedule((step,)))
-    with pytest.raises(StudyError, match="then rewind 0.5' rewinds the learning rate, but lr_schedule is constant"):
+    with pytest.raises(StudyError, match=r"then rewind 0.5' rewinds the learning rate, but lr_schedule is constant"):
         check_after(Curve(warmup=0.1), Schedule((step,)))
     check_after(Curve(), Schedule((Step(Moment(1), "fc1", MinWeight(0.5), after="rewarm"),)))
 

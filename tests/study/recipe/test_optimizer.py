@@ -15,7 +15,7 @@ from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.optimizer import make_optimizer, named
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.run import check
 
 SHAPE = (1, 8, 8)
@@ -25,7 +25,7 @@ NOT = ("LBFGS", "SparseAdam", "Muon")
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25, 200)
+    return ImageTask.of(Settings(train_images=200))
 
 
 def network() -> nn.Module:
@@ -112,7 +112,7 @@ def test_a_factory_of_anyones_gets_groups_and_learning_rate(tmp_path: Path, digi
     assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in made.param_groups] == [(0.3, 0.8, 0.1), (0.3, 0.8, 0)]
     with pytest.raises(StudyError, match="nothing' made a int, not a torch"):
         make(optimizer=f"{place}:nothing", **about)
-    with pytest.raises(SurgeryError, match="Odd keeps odd .* not known how that follows"):
+    with pytest.raises(SurgeryError, match=r"Odd keeps odd .* not known how that follows"):
         check(Settings(optimizer=f"{place}:Odd", **about), digits)
 
 
