@@ -59,7 +59,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "generators": (compare.generators, 20),
     "anatomies": (compare.anatomies, 90),
     "operations": (compare.operations, 120),
-    "determinism": (training.determinism, 60),
+    "determinism": (training.determinism, 90),
     "trainer": (training.speed, 160),
     "clock": (clock.operations, 100),
     "optimizers": (compare.optimizers, 90),

@@ -153,7 +153,10 @@ def test_dropout_is_the_same_with_and_without() -> None:
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, after: int) -> None:
-    settings = replace(SETTINGS, augment="trivial", cutout=2, mix="cutmix", precision="bf16", channels_last=True)
+    settings = replace(
+        SETTINGS, augment="trivial", cutout=2, mix="cutmix", precision="bf16", channels_last=True, lr_schedule="cosine",
+        accumulate=2, clip=0.5, ema=0.9,
+    )  # fmt: skip
     task, cell = build(settings), Cell("surgery", 0, SHRINK, test=True)
     whole, told = run(cell, task, settings, CPU), []
 
