@@ -21,7 +21,8 @@ from network_surgery.study.task.task import CLASSIFICATION, Classification
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import Trainer
-from tests.study.training.test_training import CPU, SETTINGS, SHRINK, without_times
+from tests.study.operated import without_times
+from tests.study.training.test_training import CPU, SETTINGS, SHRINK
 
 
 @pytest.fixture

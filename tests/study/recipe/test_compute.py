@@ -22,7 +22,8 @@ from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer
-from tests.study.training.test_training import CPU, SETTINGS, schedule, without_times
+from tests.study.operated import without_times
+from tests.study.training.test_training import CPU, SETTINGS, schedule
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 
