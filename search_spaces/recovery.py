@@ -23,16 +23,17 @@ def choosing_after(suggest: Callable[..., Schedule]) -> Callable[..., Schedule]:
     A schedule some of whose steps say it themselves is left as it is.
     """
 
-    def chosen(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
+    def choosing(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
         schedule = suggest(trial, layers, epochs)
         if not isinstance(schedule, Schedule) or any(step.after != AFTER[0] for step in schedule.steps):
             return schedule
         after = trial.suggest_categorical("after", AFTER)
-        length = None
-        if after != AFTER[0]:
-            lengths = REWARM if after == "rewarm" else REWIND
-            length = trial.suggest_categorical(f"{after}_length", lengths)
-        length = None if length == "beginning" else length
+        length: float | None = None
+        if after == "rewarm":
+            length = trial.suggest_categorical("rewarm_length", REWARM)
+        elif after == "rewind":
+            chosen = trial.suggest_categorical("rewind_length", REWIND)
+            length = None if chosen == "beginning" else float(chosen)
         return Schedule(tuple(replace(step, after=after, after_length=length) for step in schedule.steps))
 
-    return chosen
+    return choosing

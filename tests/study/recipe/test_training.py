@@ -27,6 +27,7 @@ from network_surgery.study.task.task import Classification, Task
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import Callback, Trainer
+from tests.study.operated import without_times
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=4, batch_size=32, held_out=32, signal_images=32, learning_rate=0.02)
@@ -58,12 +59,6 @@ RECIPES: dict[str, dict[str, Any]] = {
               "batchnorm_statistics": "reset"},
     "linear": {"optimizer": "Adafactor", "lr_schedule": "linear", "clip": 1.0},
 }  # fmt: skip
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if "seconds" not in k and k != "interruptibility"}
-    return [without_times(each) for each in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("name", RECIPES)
