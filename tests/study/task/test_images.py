@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import pickle
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,8 +24,6 @@ from network_surgery.study.task import images, sources
 from network_surgery.study.task.folder import centre
 from network_surgery.study.task.images import Images, ImageStream, ImageTask, load
 from tests.study.task.pictures import folder, picture
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -411,32 +409,24 @@ def test_a_data_set_that_cannot_be_fetched(here: Path, name: str) -> None:
     assert sources.address(name).startswith("http")
 
 
-FETCH = """
-import sys, time
-from pathlib import Path
-import tests
-from torchvision.datasets import mnist
-from tests.study.task.test_images import GREY, LABELS, idx
-from network_surgery.study.task.images import load
+def test_several_processes_fetch_once(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(url: str, download_root: str, filename: str, md5: str) -> None:
+        with (tmp_path / "log").open("a") as log:
+            log.write(f"{filename}\n")
+        place = Path(download_root) / filename.removesuffix(".gz")
+        place.write_bytes(b"half of it")
+        time.sleep(0.05)
+        idx(place, LABELS if "labels" in filename else GREY["train"])
 
-def fetch(url, download_root, filename, md5):
-    with open(sys.argv[1], "a") as log:
-        log.write(filename + chr(10))
-    place = Path(download_root) / filename.removesuffix(".gz")
-    place.write_bytes(b"half")
-    time.sleep(0.1)
-    idx(place, LABELS if "labels" in filename else GREY["train"])
-
-mnist.download_and_extract_archive = fetch
-print(len(load("mnist", 0.25).test))
-"""
-
-
-@pytest.mark.slow
-def test_several_processes_fetch_once(here: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FETCH, str(tmp_path / "log")]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)]
-    assert [process.communicate()[0] for process in running] == ["30\n"] * 3
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fetch)
+    fork = multiprocessing.get_context("fork")
+    results: Any = fork.Queue()
+    running = [fork.Process(target=lambda: results.put(load("mnist", 0.25).test.digest())) for _ in range(3)]
+    for process in running:
+        process.start()
+    assert len({results.get(timeout=60) for _ in running}) == 1
+    for process in running:
+        process.join(60)
     fetched = (tmp_path / "log").read_text().split()
     assert len(fetched) == len(set(fetched)) == 4
 
