@@ -201,12 +201,15 @@ print((peak() - before) / (len(read) * 3 * 512 * 512))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
 def test_little_of_a_stream_is_in_memory(tmp_path: Path) -> None:
-    """The growth of peak memory in an epoch, as a fraction of the decoded images; held images are more than all."""
+    """The growth of peak memory in an epoch, as a fraction of the decoded images (189 MB): some 12 to 42 MB of it are
+    needed whatever their number. Held images, for comparison, are there twice: shared and on the device.
+    """
     from PIL import Image
 
-    for part, count in (("train", 40), ("test", 3)):
+    for part, count in (("train", 160), ("test", 3)):
         for name in ("cat", "dog"):
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(count):
@@ -217,7 +220,7 @@ def test_little_of_a_stream_is_in_memory(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
         growth[stream] = float(done.stdout)
     print(growth)
-    assert growth["true"] < 0.25 and growth["false"] > 1
+    assert growth["true"] < 0.4 and growth["false"] > 1
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------------
