@@ -76,6 +76,8 @@ def study(
             f"{len(folder.layers)} layers to operate on; results go to {place}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
+        if task.note:
+            console.print(f"{settings.data}: {task.note}", highlight=False, markup=False, soft_wrap=True)
         _carry_on(place, console, lambda: conduct.proceed(folder, task, console))
 
 
@@ -120,7 +122,7 @@ def report(study: Study) -> None:
 
 
 @app.command()
-@with_settings("data", "model")
+@with_settings("data", "model", "image_size", "stream", "workers")
 def layers(
     preset: Preset = "digits",
     config: Config = None,

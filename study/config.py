@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
 from network_surgery.study.errors import StudyError
@@ -57,6 +57,11 @@ Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
 ]
 Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
 State = Literal["carry", "reset"]
+#: YAML reads true and false as such, the command line as text.
+Stream = Annotated[
+    Literal["auto", "true", "false"],
+    BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value),
+]
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,27 @@ class Settings(Declared):
     # What is trained, and on what.
     task: Annotated[Text, About("images, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
     data: Annotated[
-        Text, About("digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*")
+        Text,
+        About(
+            "digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or folder:PATH with PATH/train/CLASS/*.png and "
+            "PATH/test/CLASS/*, or PATH/CLASS/* alone"
+        ),
     ] = "digits"
+    image_size: Annotated[
+        Count | None,
+        About(
+            "Side in pixels of the square that every image is resized and cropped to; by default as they are",
+            later=True,
+        ),
+    ] = None
+    stream: Annotated[
+        Stream,
+        About("read a folder's images as they are needed; auto: if they are many or differ in size", decides=False),
+    ] = "auto"
+    workers: Annotated[
+        CountOr0 | None,
+        About("Processes of a trial that read streamed images; by default one less than its CPU cores", decides=False),
+    ] = None
     model: Annotated[Text, About("small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY")] = "small_cnn"
     train_images: Annotated[
         Count | None, About("Maximum number of training images, validation included; by default all")
@@ -176,6 +200,11 @@ class Settings(Declared):
     def subject(self) -> str:
         """What is trained, in a few words."""
         return self.task if ":" in self.task else f"{self.model} on {self.data}"
+
+    @property
+    def readers(self) -> int:
+        """Processes of a trial that read what is streamed: its CPU cores but the one that trains."""
+        return max(0, int(self.cpus_per_trial) - 1) if self.workers is None else self.workers
 
     def _check_stopping(self) -> None:
         """Early stopping that could not stop anything is refused, not ignored."""

@@ -75,11 +75,19 @@ def test_settings_survive_json() -> None:
         ("targets: [0.9, '0.95']", "targets", (0.9, 0.95)),
         ("targets: 0.9,1", "targets", (0.9, 1.0)),
         ("tracking_uri: null", "tracking_uri", None),
+        ("stream: true", "stream", "true"),
+        ("stream: no", "stream", "false"),
+        ("stream: auto", "stream", "auto"),
     ],
 )
 def test_what_yaml_may_say(tmp_path: Path, text: str, setting: str, value: Any) -> None:
     found = getattr(compose("digits", written(tmp_path, text), {}), setting)
     assert found == value and type(found) is type(value)
+
+
+def test_readers_are_the_cores_of_a_trial_but_one_unless_they_are_given() -> None:
+    for cores, workers, readers in ((1, None, 0), (0.5, None, 0), (4, None, 3), (4, 0, 0), (1, 2, 2)):
+        assert Settings(cpus_per_trial=cores, workers=workers).readers == readers
 
 
 def test_objectives_on_the_command_line_are_separated_by_commas() -> None:
@@ -157,6 +165,10 @@ BAD_VALUES = [
     ("batchnorm_statistics", "forget", "must be one of carry, reset"),
     ("accuracy_mode", "test", "must be one of evaluation, training"),
     ("train_on_validation", "perhaps", "must be true or false"),
+    ("image_size", "0", LONGER),
+    ("stream", "1", "must be one of auto, true, false"),
+    ("stream", "yes please", "must be one of auto, true, false"),
+    ("workers", "-1", "must be a whole number, 0 or more"),
     ("sampler", "random", "must be one of tpe, grid"),
     ("arms", "[original]", "must be a list of surgery and any of original, restart"),
     ("arms", "[surgery, surgery]", "must be a list of surgery and any of original, restart"),
@@ -199,7 +211,7 @@ def test_a_wrong_value_on_the_command_line(flags: dict[str, Any], right: str) ->
 @pytest.mark.parametrize("name", ["epoch", "1", "null", "Epochs", "to_data"])
 def test_an_unknown_setting(tmp_path: Path, name: str) -> None:
     message = refusal(written(tmp_path, f"{name}: 3\n"))
-    assert "mine.yaml: there is no setting" in message and "there are task, data, model," in message
+    assert "mine.yaml: there is no setting" in message and "there are task, data," in message
 
 
 @pytest.mark.parametrize("preset", ["digit", "", "../digits", "digits.yaml"])
@@ -252,7 +264,7 @@ def test_what_does_not_decide_a_result_is_what_is_searched_compared_and_where_it
     assert {name for name in names(Settings) if not declaration(Settings, name).about.decides} == {
         "trials", "generation", "space", "sampler", "schedules", "objective", "early_stopping", "first_rung",
         "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "page", "device",
-        "cpus_per_trial", "gpus_per_trial", "address", "tracking_uri",
+        "cpus_per_trial", "gpus_per_trial", "address", "tracking_uri", "stream", "workers",
     }  # fmt: skip
 
 
