@@ -68,14 +68,26 @@ class Settings(Declared):
     """
 
     # What is trained, and on what.
-    task: Annotated[Text, About("images, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
+    task: Annotated[Text, About("images, text, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
     data: Annotated[
-        Text, About("digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*")
+        Text,
+        About(
+            "digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*; "
+            "of text: stdlib, or folder:PATH with text files"
+        ),
     ] = "digits"
-    model: Annotated[Text, About("small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY")] = "small_cnn"
+    model: Annotated[
+        Text,
+        About(
+            "small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY; "
+            "of text: gpt, gpt_gelu, transformers:NAME_OR_FOLDER or MODULE:FACTORY"
+        ),
+    ] = "small_cnn"
     train_images: Annotated[
-        Count | None, About("Maximum number of training images, validation included; by default all")
+        Count | None,
+        About("Maximum number of training images (of text: windows), validation included; by default all"),
     ] = None
+    context: Annotated[Count, About("Bytes in a window of text", later=True)] = 128
     validation: Annotated[Fraction, About("Fraction of the training images for validation", option=False)] = 0.25
     # How it is trained.
     epochs: Annotated[Count, About("Epochs of every training run")] = 10
