@@ -216,27 +216,49 @@ def _presets() -> dict[str, Traversable]:
     return {entry.name[:-5]: entry for entry in files if entry.name.endswith(".yaml")}
 
 
-def compose(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Settings:
+#: Task → the preset that it has where none is named. A task of one's own starts from the settings' defaults.
+PRESETS = {"images": "digits", "text": "text"}
+
+
+def compose(preset: str | None, config: Path | None, flags: Mapping[str, Any]) -> Settings:
     """A preset, overlaid by a YAML file, overlaid by flags that are not None. Relative paths are made absolute.
 
+    Without a preset: that of the task (``PRESETS``). The ``recipe`` of a task of one's own lies under all of them.
+
     Raises:
-        StudyError: no such preset or file, or a setting that is unknown or out of range.
+        StudyError: no such preset, file or task, or a setting that is unknown or out of range.
     """
     known = _presets()
-    if preset not in known:
+    if preset is not None and preset not in known:
         raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}")
-    where = f"preset {preset}"
-    data = _mapping(known[preset].read_bytes(), where)
+    given = {name: value for name, value in flags.items() if value is not None}
+    written, where = {}, ""
     if config is not None:
         try:
             text = config.read_bytes()
         except OSError as error:
             raise StudyError(f"the configuration file {config} cannot be read: {error.strerror}") from None
-        where = str(config)
-        data |= _mapping(text, where)
-    Settings.from_data(data, where)  # so that what is wrong here is not said of the command line
-    given = {name: value for name, value in flags.items() if value is not None}
+        written, where = _mapping(text, str(config)), str(config)
+    task = {"task": Settings.task, **written, **given}["task"]
+    name = preset or PRESETS.get(task if isinstance(task, str) else "")
+    data = _mapping(known[name].read_bytes(), f"preset {name}") if name else {}
+    task = {"task": Settings.task, **data, **written, **given}["task"]
+    data = _recipe(task) | data | written
+    Settings.from_data(data, where or f"preset {name}")  # so that what is wrong here is not said of the command line
     return _absolute(Settings.from_data(data | given, "the command line"))
+
+
+def _recipe(task: Any) -> dict[str, Any]:
+    """The settings that a task of one's own has unless others are given. Raises StudyError where they are not right."""
+    if not isinstance(task, str) or ":" not in task:
+        return {}
+    from network_surgery.study.references import theirs
+
+    where, recipe = f"the recipe of task {task!r}", getattr(theirs(task, "task"), "recipe", {})
+    if not isinstance(recipe, Mapping) or "task" in recipe:
+        raise StudyError(f'{where} must be a mapping of settings other than task, such as {{"epochs": 30}}')
+    Settings.from_data(recipe, where)
+    return dict(recipe)
 
 
 def _mapping(text: bytes, where: str) -> dict[str, Any]:
@@ -259,13 +281,21 @@ def _mapping(text: bytes, where: str) -> dict[str, Any]:
 def _absolute(settings: Settings) -> Settings:
     """Settings whose paths hold anywhere: a study may resume from another folder, and Ray's workers have their own."""
     kind, _, images = settings.data.partition(":")
-    network, _, factory = settings.model.rpartition(":")
     return replace(
         settings,
+        task=_full_reference(settings.task),
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
-        model=f"{_full(network)}:{factory}" if network.endswith(".py") else settings.model,
+        model=_full_reference(settings.model),
         tracking_uri=_full_uri(settings.tracking_uri),
     )
+
+
+def _full_reference(name: str) -> str:
+    """The same with the whole path, where it is ``FILE.py:NAME`` or ``transformers:FOLDER``."""
+    place, _, rest = name.rpartition(":")
+    if place == "transformers" and os.path.isdir(os.path.expanduser(rest)):
+        return f"{place}:{_full(rest)}"
+    return f"{_full(place)}:{rest}" if place.endswith(".py") else name
 
 
 def _full_uri(uri: str | None) -> str | None:

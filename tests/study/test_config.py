@@ -199,7 +199,7 @@ def test_a_wrong_value_on_the_command_line(flags: dict[str, Any], right: str) ->
 @pytest.mark.parametrize("name", ["epoch", "1", "null", "Epochs", "to_data"])
 def test_an_unknown_setting(tmp_path: Path, name: str) -> None:
     message = refusal(written(tmp_path, f"{name}: 3\n"))
-    assert "mine.yaml: there is no setting" in message and "there are data, model," in message
+    assert "mine.yaml: there is no setting" in message and "there are task, data, model," in message
 
 
 @pytest.mark.parametrize("preset", ["digit", "", "../digits", "digits.yaml"])
