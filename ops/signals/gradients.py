@@ -231,8 +231,8 @@ class _Backward(TorchDispatchMode):
         return out
 
     def looked_up(self, asked: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> None:
-        """Notes what tables of embeddings made. Their backward pass knows no weight, so what it returns tells which: the
-        gradient of a table that is met once, as it is.
+        """Notes the gradients at what tables of embeddings made. Their backward pass knows no weight, so what it returns
+        tells which: the gradient of a table that is met once, as it is.
         """
         for parameter, slope in zip(asked, slopes, strict=True):
             for out, made in self._lookups:
