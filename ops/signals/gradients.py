@@ -231,7 +231,7 @@ class _Backward(TorchDispatchMode):
         return out
 
     def looked_up(self, asked: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> None:
-        """Notes the gradients at what tables of embeddings made. Their backward pass knows no weight, so what it returns
+        """Notes the gradients at what tables of embeddings made. Their backward pass knows no weight; what it returns
         tells which: the gradient of a table that is met once, as it is.
         """
         for parameter, slope in zip(asked, slopes, strict=True):
