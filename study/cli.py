@@ -80,6 +80,8 @@ def study(
             f"{len(folder.layers)} layers to operate on; results go to {place}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
+        if task.note:
+            console.print(f"{settings.data}: {task.note}", highlight=False, markup=False, soft_wrap=True)
         _carry_on(place, console, lambda: conduct.proceed(folder, task, console))
 
 

@@ -283,8 +283,8 @@ def _absolute(settings: Settings) -> Settings:
     kind, _, images = settings.data.partition(":")
     return replace(
         settings,
-        task=_full_reference(settings.task),
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
+        task=_full_reference(settings.task),
         model=_full_reference(settings.model),
         tracking_uri=_full_uri(settings.tracking_uri),
     )

@@ -120,7 +120,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-#: The networks by name. ``gpt`` has 80,880 parameters at 256 symbols; ``gpt_10m`` is of the size of nanoGPT's for
+#: The networks by name. ``gpt`` has 80,112 parameters at 256 symbols; ``gpt_10m`` is of the size of nanoGPT's for
 #: characters (6 blocks of width 384).
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "gpt": GPT,

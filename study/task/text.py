@@ -78,7 +78,8 @@ class TextTask(Task):
     unit = "windows"
 
     def __init__(self, corpus: Corpus, context: int = 128, network: str = "gpt", windows: int | None = None) -> None:
-        self.context, self.network, self.source = context, network, corpus.name
+        self.context, self.network = context, network
+        self.note = f"{corpus.name} in windows of {context} bytes"
         parts = {name: cut(getattr(corpus, name), context) for name in ("train", "validation", "test")}
         short = [name for name, part in parts.items() if len(part) < 2]
         if short:

@@ -106,7 +106,9 @@ def test_folders_that_are_split_already_stay_so(root: Path) -> None:
 
 def test_the_standard_library_is_that_of_this_python_without_its_tests(task: TextTask) -> None:
     corpus = load("stdlib", 0.25)
-    assert corpus.name == task.source and corpus.name.startswith("the standard library of Python 3.")
+    assert task.note == f"{corpus.name} in windows of 32 bytes" and corpus.name.startswith(
+        "the standard library of Python 3."
+    )
     sizes = [len(corpus.train), len(corpus.validation), len(corpus.test)]
     assert sum(sizes) > 5_000_000 and min(sizes) > sum(sizes) / 20
     assert b"def parse_args" in corpus.train + corpus.validation + corpus.test and "test" in LEFT_OUT
