@@ -80,6 +80,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Scores of the next symbol, ``[n, T, vocabulary]``, for symbols ``[n, T]`` (int64, T up to ``context``)."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(
         self, vocabulary: int, context: int, width: int = 48, depth: int = 2, heads: int = 4, gated: bool = True
     ) -> None:
