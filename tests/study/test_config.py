@@ -21,7 +21,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def refusal(config: Path | None = None, preset: str = "digits", **flags: Any) -> str:
+def refusal(config: Path | None = None, preset: str | None = "digits", **flags: Any) -> str:
     """The one sentence with which these settings are refused."""
     with pytest.raises(StudyError) as caught:
         compose(preset, config, flags)
@@ -48,6 +48,72 @@ def test_a_flag_beats_the_file_which_beats_the_preset(tmp_path: Path) -> None:
     assert compose("smoke", None, {}).epochs == 4
     composed = compose("smoke", config, {"trials": 11, "seeds": None})
     assert (composed.epochs, composed.trials, composed.seeds, composed.batch_size) == (7, 11, 2, 32)
+
+
+TASK = """
+from network_surgery.study.task import Classification
+
+class Rows(Classification):
+    recipe = {"epochs": 9, "batch_size": 8}
+
+class Wrong(Classification):
+    recipe = {"epoch": 9}
+
+class Odd(Classification):
+    recipe = {"epochs": 0}
+
+class Other(Classification):
+    recipe = {"task": "text"}
+
+class Plain(Classification):
+    pass
+"""
+
+
+def test_a_task_picks_its_defaults(tmp_path: Path) -> None:
+    assert compose(None, None, {}) == compose("digits", None, {})
+    assert compose(None, None, {"task": "text"}) == compose("text", None, {})
+    assert compose(None, written(tmp_path, "task: text\ntrials: 3\n"), {}) == compose("text", None, {"trials": 3})
+    assert compose("digits", None, {"task": "text"}).data == "digits"  # what is named is taken
+
+
+def test_a_task_of_one_s_own_lies_under_everything_else(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(TASK)
+    assert compose(None, None, {"task": f"{file}:Plain"}) == Settings(task=f"{file}:Plain")
+    rows = f"{file}:Rows"
+    assert compose(None, None, {"task": rows}) == Settings(task=rows, epochs=9, batch_size=8)
+    assert compose("smoke", None, {"task": rows}).epochs == 4
+    config = written(tmp_path, f"task: {rows}\nbatch_size: 4\n")
+    composed = compose(None, config, {"trials": 2})
+    assert (composed.task, composed.epochs, composed.batch_size, composed.trials) == (rows, 9, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("Wrong", "there is no setting 'epoch'; there are"),
+        ("Odd", "epochs is 0, but it must be a whole number of at least 1"),
+        ("Other", "must be a mapping of settings other than task"),
+    ],
+)
+def test_a_wrong_recipe(tmp_path: Path, name: str, right: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(TASK)
+    message = refusal(preset=None, task=f"{file}:{name}")
+    assert message.startswith(f"the recipe of task '{file}:{name}'") and right in message
+
+
+def test_paths_of_a_task_and_a_folder_of_transformers_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(TASK)
+    Path("llama").mkdir()
+    assert compose(None, None, {"task": "mine.py:Plain"}).task == f"{tmp_path}/mine.py:Plain"
+    for name, whole in (("llama", str(tmp_path / "llama")), ("someone/llama", "someone/llama")):
+        model = compose(None, None, {"task": "text", "model": f"transformers:{name}"}).model
+        assert model == f"transformers:{whole}"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
