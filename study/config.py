@@ -38,6 +38,11 @@ Seed = Annotated[Whole, Field(ge=0, lt=2**32), f"a whole number from 0 to {2**32
 Positive = Annotated[Number, Field(gt=0), "a number above 0"]
 PositiveOr0 = Annotated[Number, Field(ge=0), "0 or a number above"]
 Fraction = Annotated[Number, Field(gt=0, lt=1), "a number between 0 and 1"]
+FractionOr0 = Annotated[Number, Field(ge=0, lt=1), "0 or a number between 0 and 1"]
+Steps = Annotated[
+    tuple[Fraction, ...], COMMAS, such_that(lambda steps: sorted(set(steps)) == list(steps) != []),
+    "a list of rising numbers between 0 and 1",
+]  # fmt: skip
 Share = Annotated[Number, Field(gt=0, le=1), "a number above 0 and at most 1"]
 Gpus = Annotated[
     Number, Field(ge=0), such_that(lambda gpus: gpus <= 1 or gpus.is_integer()), "from 0 to 1, or a whole number"
@@ -112,9 +117,45 @@ class Settings(Declared):
     # How it is trained.
     epochs: Annotated[Count, About("Epochs of every training run")] = 10
     batch_size: Annotated[Count, About("Images in a batch")] = 32
-    optimizer: Annotated[Literal["adam", "adamw", "sgd"], About("the optimizer; sgd has momentum 0.9")] = "adam"
-    learning_rate: Annotated[Positive, About("The optimizer's learning rate")] = 1e-3
+    optimizer: Annotated[
+        Text, About("adam, adamw, sgd (momentum 0.9), a class of torch.optim, FILE.py:FACTORY or MODULE:FACTORY")
+    ] = "adam"
+    optimizer_arguments: Annotated[
+        dict[str, Any] | None, "a mapping such as {betas: [0.9, 0.95]}",
+        About("The optimizer's other arguments, by name", option=False, later=True),
+    ] = None  # fmt: skip
+    learning_rate: Annotated[Positive, About("The optimizer's learning rate, the largest of its schedule")] = 1e-3
+    lr_schedule: Annotated[
+        Literal["constant", "step", "cosine", "linear", "one_cycle"],
+        About("the learning rate over a whole run", later=True),
+    ] = "constant"
+    warmup: Annotated[
+        FractionOr0,
+        About("Fraction of a run in which the learning rate rises; one_cycle has 0.3 by default", later=True),
+    ] = 0.0
+    lr_steps: Annotated[
+        Steps, About("Fractions of a run after which lr_schedule step changes the rate", option=False, later=True)
+    ] = (0.5, 0.75)
+    lr_factor: Annotated[Fraction, About("What it is multiplied by there", option=False, later=True)] = 0.1
+    cycle_momentum: Annotated[
+        Truth, About("Whether one_cycle moves the momentum against the learning rate", option=False, later=True)
+    ] = True
     weight_decay: Annotated[PositiveOr0, About("The optimizer's weight decay", option=False)] = 0.0
+    decay: Annotated[
+        Literal["all", "weights"],
+        About("the parameters that decay; weights: all but biases, norms and other vectors", option=False, later=True),
+    ] = "all"
+    clip: Annotated[
+        Positive | None, About("The largest norm of a step's gradient; longer ones are shortened", later=True)
+    ] = None
+    accumulate: Annotated[Count, About("Batches of each step of the optimizer", later=True)] = 1
+    label_smoothing: Annotated[
+        FractionOr0, About("Label smoothing in the training loss of tasks with classes", later=True)
+    ] = 0.0
+    ema: Annotated[
+        Fraction | None,
+        About("Decay of a moving average of the weights, which is evaluated and kept in their place", later=True),
+    ] = None
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"
@@ -203,6 +244,8 @@ class Settings(Declared):
         super().__post_init__()
         if self.early_stopping != "none":
             self._check_stopping()
+        if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
+            raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
 
     @property
     def subject(self) -> str:
@@ -311,6 +354,7 @@ def _absolute(settings: Settings) -> Settings:
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
         task=_full_reference(settings.task),
         model=_full_reference(settings.model),
+        optimizer=_full_reference(settings.optimizer),
         tracking_uri=_full_uri(settings.tracking_uri),
     )
 

@@ -15,11 +15,12 @@ from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.recipe.optimizer import make_optimizer
 from network_surgery.study.task import build
 from network_surgery.study.task.check import fresh
 from network_surgery.study.task.samples import Batches, first
 from network_surgery.study.training.probe import idle
-from network_surgery.study.training.run import make_optimizer
 from network_surgery.study.training.trainer import Trainer
 
 #: The fractions of variance whose principal components are counted.
@@ -41,7 +42,7 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
         settings = replace(settings, epochs=epochs)
         Trainer(
             model, make_optimizer(settings, model), task, epochs=epochs, batch_size=settings.batch_size,
-            seed=settings.seed, device=device,
+            seed=settings.seed, device=device, optimization=Optimization.of(settings),
         ).fit()  # fmt: skip
     shown, targets = Batches(task.train.thinned(settings.signal_images), device).take(slice(None))
     trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else "untrained"

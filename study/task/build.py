@@ -10,7 +10,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.references import theirs
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Sets
-from network_surgery.study.task.task import Task
+from network_surgery.study.task.task import Classification, Task
 from network_surgery.study.task.text import TextTask
 
 #: Tasks that come with the product, by the name that the setting ``task`` has for them.
@@ -43,7 +43,7 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
     """
     made = task_class(settings.task)
     if settings.task in TASKS:
-        return made.of(settings)  # type: ignore[attr-defined]
+        return _smoothed(made.of(settings), settings.label_smoothing)  # type: ignore[attr-defined]
     try:
         task = made(settings) if inspect.signature(made).parameters else made()  # type: ignore[call-arg]
     except StudyError:
@@ -52,4 +52,16 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
         raise StudyError(f"task {settings.task!r} cannot be made: {first_line(error)}") from error
     if sets is not None:
         task.__dict__["sets"] = sets
+    return _smoothed(task, settings.label_smoothing)
+
+
+def _smoothed(task: Task, amount: float) -> Task:
+    """The task with smoothed labels. Raises StudyError where its loss does not smooth them."""
+    if amount:
+        if not isinstance(task, Classification) or type(task).training_loss is not Classification.training_loss:
+            raise StudyError(
+                f"label_smoothing is {amount}, but {type(task).__name__} has a training loss of its own; smooth its "
+                "labels there"
+            )
+        task.label_smoothing = amount
     return task

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.recipe.learning_rate import LearningRate
+from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.task.samples import Batch, Batches, evenly, size_of
 from network_surgery.study.task.task import Task, call, summarize
 
@@ -73,8 +75,9 @@ class Trainer:
 
     ``history`` holds a record for each finished epoch: ``train_loss`` (the mean over batches, and that of the first
     and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_metric`` (the primary one), where
-    there are others ``validation_metrics`` by name, and ``train_seconds``; callbacks may add plain data. ``iteration``
-    counts optimizer steps. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
+    there are others ``validation_metrics`` by name, ``learning_rate`` (of the last step; of the first parameter group)
+    and ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps. ``optimization``: how
+    steps are made of gradients. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Trainer:
         seed: int,
         device: torch.device,
         callbacks: Sequence[Callback] = (),
+        optimization: Optimization = Optimization(),
         accuracy_mode: str = "evaluation",
     ) -> None:
         self.model, self.optimizer, self.task = model, optimizer, task
@@ -95,6 +99,9 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.train = Batches(task.train, device)
         self.validation = Batches(task.validation, device)
+        self.optimization = optimization
+        self.average = optimization.average(model)
+        self.rate = LearningRate(optimization.curve, epochs * self.per_epoch, self.per_epoch)
         self.epoch = 0
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
@@ -103,8 +110,19 @@ class Trainer:
 
     @property
     def per_epoch(self) -> int:
-        """Optimizer steps in an epoch; a last batch of one sample is left out (BatchNorm cannot train on it)."""
-        return steps_per_epoch(len(self.train), self.batch_size)
+        """Optimizer steps in an epoch, the last one perhaps of fewer batches."""
+        return steps_per_epoch(len(self.train), self.batch_size, self.optimization.accumulate)
+
+    @property
+    def final(self) -> nn.Module:
+        """The network that is evaluated and kept: the average of the weights, where the recipe has one."""
+        return self.model if self.average is None else self.average.module
+
+    def batches_done(self, iteration: int) -> int:
+        """The batches of the first ``iteration`` optimizer steps."""
+        epochs, steps = divmod(iteration, self.per_epoch)
+        each = batches_per_epoch(len(self.train), self.batch_size)
+        return epochs * each + min(steps * self.optimization.accumulate, each)
 
     def fit(self) -> None:
         """Trains to the last epoch. Raises Diverged when the loss is no longer finite."""
@@ -120,8 +138,8 @@ class Trainer:
                 callback.after_epoch(self, record)
 
     def evaluate(self, batches: Batches) -> Scores:
-        """Loss and metrics of the network as it is now."""
-        return evaluate(self.model, self.task, batches, self.batch_size, self.accuracy_mode)
+        """Loss and metrics of the network (or the average of its weights) as it is now."""
+        return evaluate(self.final, self.task, batches, self.batch_size, self.accuracy_mode)
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -134,41 +152,68 @@ class Trainer:
         seed = self.seed * 100_003 + self.epoch
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         order = order.to(self.train.home)
-        batches = self.train.over(order.split(self.batch_size)[: self.per_epoch], seed)
+        parts = order.split(self.batch_size)[: batches_per_epoch(len(self.train), self.batch_size)]
+        batches = self.train.over(parts, seed)
+        together = self.optimization.accumulate
         self.model.train()
         total = first = loss = torch.zeros((), device=self.device)
         self._paused, start = 0.0, clock(self.device)
         for step in range(self.per_epoch):
             for callback in self.callbacks:
                 callback.before_step(self)
-            inputs, targets = next(batches)
+            sizes = [len(part) for part in parts[step * together : (step + 1) * together]]
+            shares = [size / sum(sizes) for size in sizes]
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.task.training_loss(call(self.model, inputs), targets).mean()
-            loss.backward()
-            self.optimizer.step()
-            self.iteration += 1
-            loss = loss.detach()
-            total = total + loss
+            losses = [self._backward(*next(batches), share) for share in shares]
+            self._update()
+            total = sum(losses, total)
+            loss = losses[0] if len(losses) == 1 else torch.stack(losses) @ losses[0].new_tensor(shares)
             first = loss if step == 0 else first
             for callback in self.callbacks:
                 callback.after_step(self, loss)
         seconds = clock(self.device) - start - self._paused
-        mean = float(total) / self.per_epoch
+        mean = float(total) / len(parts)
         if not math.isfinite(mean):
             raise Diverged(f"the training loss became {mean} in epoch {self.epoch + 1}")
         return {
             "epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": seconds,
             "first_loss": float(first), "last_loss": float(loss),
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
         }  # fmt: skip
 
+    def _backward(self, inputs: Any, targets: Any, share: float) -> Tensor:
+        """The loss of a batch, whose gradient is added with its share in the step."""
+        loss = self.task.training_loss(call(self.model, inputs), targets).mean()
+        (loss if share == 1 else loss * share).backward()
+        return loss.detach()
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Batches in an epoch. Raises StudyError where there is none."""
+    def _update(self) -> None:
+        """One step of the optimizer, at the learning rate of this moment; the average follows."""
+        if self.optimization.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip)
+        self.rate.apply(self.optimizer, self.iteration)
+        self.optimizer.step()
+        self.iteration += 1
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+
+def batches_per_epoch(samples: int, batch_size: int) -> int:
+    """Batches in an epoch; a last one of one sample is left out (BatchNorm cannot train on it).
+
+    Raises:
+        StudyError: there is none.
+    """
     whole, rest = divmod(samples, batch_size)
-    steps = whole + (rest > 1)
-    if steps == 0:
+    batches = whole + (rest > 1)
+    if batches == 0:
         raise StudyError(f"{samples} training sample(s) make no batch; at least 2 are needed")
-    return steps
+    return batches
+
+
+def steps_per_epoch(samples: int, batch_size: int, accumulate: int = 1) -> int:
+    """Optimizer steps in an epoch, each of ``accumulate`` batches. Raises StudyError where there is none."""
+    return math.ceil(batches_per_epoch(samples, batch_size) / accumulate)
 
 
 #: Samples that are looked at together in training mode, where they depend on each other (as the thesis's code has it).

@@ -30,7 +30,7 @@ from network_surgery.ops import (
     operate,
 )
 from network_surgery.ops.signals.replacement import REPLACEMENTS
-from network_surgery.search_spaces import SPACES, expansion, removal
+from network_surgery.search_spaces import SPACES, expansion, find_space, removal
 from network_surgery.search_spaces.placement import CHOICES, choices, chosen, fitted
 
 LAYERS = {
@@ -343,3 +343,26 @@ def test_dead_units_are_looked_for_at_the_operation_s_threshold() -> None:
     found = SPACES["dead_units"](FixedTrial(params), LAYERS["three layers"], 9)
     assert {step.when for step in found.steps} == {Condition(0.05, 0.25, Moment(3), Moment(2), 2, "dead_fraction")}
     assert {step.operation for step in found.steps} == {Revive(0.05, "either")}
+
+
+@pytest.mark.parametrize("name", [name for name in SPACES if ":" not in str(SPACES[name])])
+def test_any_space_may_choose_what_becomes_of_the_learning_rate(name):
+    layers, seen = {"fc1": SimpleNamespace(units=8), "fc2": SimpleNamespace(units=4)}, set()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(40):
+        trial = study.ask()
+        schedule = find_space(name, after=True)(trial, layers, 6)
+        plain = find_space(name)(optuna.trial.FixedTrial(trial.params), layers, 6)
+        steps = {(step.after, step.after_length) for step in schedule.steps}
+        assert len(steps) == 1 and [(s.when, s.operation) for s in schedule.steps] == [
+            (s.when, s.operation) for s in plain.steps
+        ]
+        ((after, length),) = steps
+        assert trial.params["after"] == after
+        assert length == trial.params.get("rewarm_length") or after == "rewind"
+        again = find_space(name, after=True)(optuna.trial.FixedTrial(trial.params), layers, 6)
+        assert again == schedule
+        seen.add((after, length))
+        assert all("after" not in step for step in plain.to_data())
+        study.tell(trial, 0.0)
+    assert len(seen) == 7

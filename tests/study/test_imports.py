@@ -13,7 +13,7 @@ PACKAGES = {package.__name__: Path(package.__file__ or "").parent for package in
 #: stands above them all.
 FLOORS = (
     {"errors", "declare", "config", "references", "models"},
-    {"task", "network"},
+    {"task", "network", "recipe"},
     {"training"},
     {"store", "arms"},
     {"search", "progress"},

@@ -17,7 +17,7 @@ Measured = list[tuple[str, float, int]]
 _EPOCH = {
     "train_loss": "loss/train", "validation_loss": "loss/validation", "validation_metric": "accuracy/validation",
     "parameters": "size/parameters", "train_seconds": "seconds/epoch", "probe_seconds": "seconds/probe",
-    "joules": "energy/epoch",
+    "joules": "energy/epoch", "learning_rate": "optimizer/learning_rate",
 }  # fmt: skip
 #: Known at the end, by the images that it is measured on: the test images, or none.
 _TEST = {
