@@ -67,6 +67,7 @@ Stream = Annotated[
     Literal["auto", "true", "false"],
     BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value),
 ]
+Augment = Literal["none", "flip", "crop_flip", "trivial", "randaugment"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Settings(Declared):
     model: Annotated[
         Text,
         About(
-            "small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY; "
+            "small_cnn, mlp, resnet18, vgg16, torchvision:NAME or MODULE:FACTORY; "
             "of text: gpt, gpt_gelu, transformers:NAME_OR_FOLDER or MODULE:FACTORY"
         ),
     ] = "small_cnn"
@@ -156,6 +157,24 @@ class Settings(Declared):
         Fraction | None,
         About("Decay of a moving average of the weights, which is evaluated and kept in their place", later=True),
     ] = None
+    augment: Annotated[
+        Augment, About("what is done to every training image; the last two after crop_flip", later=True)
+    ] = "none"
+    cutout: Annotated[
+        CountOr0, About("Side in pixels of a grey square in every training image (0: none)", option=False, later=True)
+    ] = 0
+    mix: Annotated[
+        Literal["none", "mixup", "cutmix"],
+        About("how training images are joined in pairs", option=False, later=True),
+    ] = "none"
+    precision: Annotated[
+        Literal["float32", "tf32", "bf16", "fp16"],
+        About("of products and convolutions; tf32 and fp16 need a GPU", later=True),
+    ] = "float32"
+    channels_last: Annotated[Truth, About("Images lie in memory with their channels last", later=True)] = False
+    compile: Annotated[
+        Truth, About("Training steps run through torch.compile; its seconds are booked apart", later=True)
+    ] = False
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"
@@ -246,6 +265,8 @@ class Settings(Declared):
             self._check_stopping()
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
             raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
+        if self.device == "cpu" and self.precision in ("tf32", "fp16"):
+            raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
 
     @property
     def subject(self) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.recipe.augmentation import Augmentation
 from network_surgery.study.task import folder, sources
 from network_surgery.study.task.folder import Fit, ImageFiles
 from network_surgery.study.task.samples import Samples, Sets
@@ -102,7 +103,7 @@ def scaled(pixels: Tensor) -> Tensor:
 
 class ImageTask(Classification):
     """Images with a class each. The sets are disjoint, but that a study may be asked to train on the validation images,
-    too (``load``). ``network``: the model's name for ``study.models.build``.
+    too (``load``). ``network``: the model's name for ``study.models.build``. ``augmentation``: of training batches.
     """
 
     unit = "images"
@@ -115,9 +116,11 @@ class ImageTask(Classification):
         classes: tuple[str, ...],
         network: str = "small_cnn",
         note: str = "",
+        augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
         self.classes, self.network, self.note = classes, network, note
+        self.augmentation = augmentation or Augmentation()
         self._sets = Sets(train, validation, test)
 
     @classmethod
@@ -128,19 +131,27 @@ class ImageTask(Classification):
             image_size=settings.image_size, stream=settings.stream, workers=settings.readers,
         )  # fmt: skip
         task.network = settings.model
+        task.augmentation = Augmentation(settings.augment, settings.cutout, settings.mix, len(task.classes))
         return task
 
     def changed(self, **parts: Any) -> ImageTask:
         """The same task with some of its parts, by the names that they have when it is made, in place of its own."""
         known = {"train": self.train, "validation": self.validation, "test": self.test}
         known |= {"classes": self.classes, "network": self.network, "note": self.note}
-        return ImageTask(**known | parts)
+        return ImageTask(**known | {"augmentation": self.augmentation} | parts)
 
     def load(self) -> Sets:
         return self._sets
 
     def model(self) -> nn.Module:
         return models.build(self.network, self.shape, len(self.classes))
+
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self.augmentation(inputs, targets)
+
+    @property
+    def augments(self) -> bool:
+        return bool(self.augmentation)
 
     @property
     def shape(self) -> tuple[int, int, int]:

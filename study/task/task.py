@@ -72,8 +72,16 @@ class Task:
         return {name: float(mean) for name, mean in means.items() if not mean.dim() and name != "loss"}
 
     def augment(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        """A training batch as the network sees it, on the device; what is random is drawn from torch's numbers."""
+        """A training batch as the network sees it, on the device; what is random is drawn from torch's numbers.
+
+        They are seeded by the run's seed, the epoch and the step, and the network's own are left as they were.
+        """
         return inputs, targets
+
+    @property
+    def augments(self) -> bool:
+        """Whether ``augment`` changes anything."""
+        return type(self).augment is not Task.augment
 
     @functools.cached_property
     def sets(self) -> Sets:
