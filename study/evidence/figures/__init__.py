@@ -31,7 +31,7 @@ from network_surgery.study.store.folder import write_whole
 FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
     "arms": arms.arms,
     "costs": costs.costs,
-    "accuracy": arms.accuracy,
+    "accuracy": arms.curves,
     "time_to_accuracy": time_to_accuracy.time_to_accuracy,
     "recovery": recovery.recovery,
     "architecture": architecture.architecture,

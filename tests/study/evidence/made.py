@@ -103,7 +103,7 @@ def outcome(cell: Cell, folder: Folder) -> dict[str, Any]:
         "checks": [], "architecture": {"shapes": units, "numbers": {}}, "device": "cpu",
     }  # fmt: skip
     if cell.test:
-        found |= {"test_metric": found["validation_metric"] - 0.01, "test_loss": 0.1, "test_top5": 1.0}
+        found |= {"test_metric": found["validation_metric"] - 0.01, "test_loss": 0.1}
         found |= {"latency_seconds": {"1": 0.001, "256": 0.03}, "peak_memory": None}
     return found
 

@@ -42,7 +42,7 @@ def test_what_decides_is_found() -> None:
     found = importance.importances(
         results("eigen_remove", 60, lambda p: p["keep"] ** 2, lambda p: 1 + 5 * (p["weights"] == "reduced"))
     )
-    assert max(found["accuracy"], key=found["accuracy"].__getitem__) == "keep" and found["accuracy"]["keep"] > 0.9
+    assert max(found["metric"], key=found["metric"].__getitem__) == "keep" and found["metric"]["keep"] > 0.9
     assert max(found["spike"], key=found["spike"].__getitem__) == "weights"
     for shares in found.values():
         assert math.isclose(sum(shares.values()), 1.0) and {"delta", "strength", "order", "first_epoch"} <= set(shares)
@@ -50,7 +50,7 @@ def test_what_decides_is_found() -> None:
 
 def test_what_only_some_trials_have_is_left_out() -> None:
     found = importance.importances(results("mixed", 60, lambda p: p.get("keep", 0.5), lambda p: 2.0))
-    assert "op" in found["accuracy"] and "keep" not in found["accuracy"]
+    assert "op" in found["metric"] and "keep" not in found["metric"]
     assert "spike" not in found  # it does not vary
 
 
@@ -59,7 +59,7 @@ def test_rounding_is_no_spike() -> None:
     found = importance.importances(
         results("weak_expand", 30, lambda p: p["grow"], lambda p: 1 + 1e-6 * (p["split"] == "signed"))
     )
-    assert set(found) == {"accuracy"}
+    assert set(found) == {"metric"}
 
 
 @pytest.mark.parametrize("change", ["few", "failed", "unknown space", "other version"])
@@ -89,9 +89,9 @@ def test_the_figure_says_its_finding() -> None:
 
 def test_a_large_search_takes_a_smaller_forest_that_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     found = results("weak_expand", importance.FEW + 50, lambda p: p["grow"] + 0.05 * p["first_epoch"], lambda p: 2.0)
-    small = importance.importances(found)["accuracy"]
+    small = importance.importances(found)["metric"]
     monkeypatch.setattr(importance, "FEW", len(found["trials"]))
-    whole = importance.importances(found)["accuracy"]
+    whole = importance.importances(found)["metric"]
     assert small != whole and small.keys() == whole.keys()
     assert max(abs(small[name] - whole[name]) for name in whole) < 0.05
 
@@ -99,7 +99,7 @@ def test_a_large_search_takes_a_smaller_forest_that_says_the_same(monkeypatch: p
 def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made.study(tmp_path / "s", LAYERS, trials=20, epochs=6, seeds=1, space="weak_expand")
     first = write_report(folder)["importance"]
-    assert first["shares"]["accuracy"] and figure(write_report(folder)) is not None
+    assert first["shares"]["metric"] and figure(write_report(folder)) is not None
 
     def again(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         raise AssertionError("computed again")

@@ -224,7 +224,7 @@ def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"objective": ("accuracy", "parameters")}, "it compares trials by accuracy alone"),
+        ({"objective": ("accuracy", "parameters")}, "it compares trials by one value that every epoch has"),
         ({"sampler": "grid"}, "it stops trials of a search"),
         ({"first_rung": 8}, "its first rung, epoch 8, is not before the last of 8 epochs"),
         ({"generation": 16}, "all 16 trials are in one; lower generation"),
