@@ -139,7 +139,7 @@ BAD_VALUES = [
     ("model", "null", "must be text"),
     ("data", "true", "must be text"),
     ("tracking_uri", "5", "must be text"),
-    ("objective", "[]", "must be a list of names, one or several of metric, accuracy, loss, parameters, flops, seconds"),
+    ("objective", "[]", "must be a list of names, one or several of metric, accuracy, loss, parameters, flops"),
     ("objective", "''", "must be a list of names, one or several of"),
     ("objective", "speed", "must be a list of names, one or several of"),
     ("objective", "[accuracy, accuracy]", "none of them twice"),
