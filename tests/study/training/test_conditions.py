@@ -12,7 +12,7 @@ import torch
 from network_surgery.ops import PCNS, Condition, MinWeight, Moment, RemoveDead, Schedule, Step, SurgeryError
 from network_surgery.ops.operation import Operation
 from network_surgery.study.config import Settings
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 
@@ -23,7 +23,7 @@ STEPS = 17  # optimizer steps in an epoch
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 def waiting(condition: str, layer: str, operation: Operation) -> Step:

@@ -15,7 +15,7 @@ from network_surgery.ops.network.masks import masks_of, parameters_of, tensors_o
 from network_surgery.ops.schedule import Moment, Schedule, Step
 from network_surgery.study import models
 from network_surgery.study.config import Settings
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.restart import renew
 from network_surgery.study.training.run import run
@@ -27,7 +27,7 @@ LAYERS = ("conv1", "conv2", "fc1")
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 def schedule(*steps: tuple[str, str, Any]) -> list[dict[str, Any]]:
