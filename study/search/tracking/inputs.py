@@ -24,8 +24,8 @@ LONGEST = 250
 def datasets(settings: Settings, task: Task) -> dict[str, DatasetInput]:
     """``train``, ``validation`` and ``test`` of a study's task, with sizes and types (of what is in memory) and source.
 
-    MLflow knows a dataset by its name and fingerprint. One that is streamed and has none is named by its length: two of
-    the same length are one to MLflow.
+    MLflow knows a dataset by its name and fingerprint. One that is streamed and has none has its part and its length
+    instead (``test-10000``): two studies whose data are called the same and are as long have one dataset there.
     """
     from mlflow.entities import DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
@@ -34,7 +34,7 @@ def datasets(settings: Settings, task: Task) -> dict[str, DatasetInput]:
     found = {}
     for part, context in CONTEXTS.items():
         samples, source = getattr(task, part), _source(settings, part)
-        about = _held(samples, name, source) if isinstance(samples, Samples) else _streamed(samples, name, source)
+        about = _held(samples, name, source) if isinstance(samples, Samples) else _streamed(samples, name, source, part)
         found[part] = DatasetInput(about, [InputTag(MLFLOW_DATASET_CONTEXT, context)])
     return found
 
@@ -48,13 +48,13 @@ def _held(samples: Samples, name: str, source: Any) -> Dataset:
     return Dataset(**about.to_dict())
 
 
-def _streamed(samples: Stream, name: str, source: Any) -> Dataset:
+def _streamed(samples: Stream, name: str, source: Any, part: str) -> Dataset:
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import Dataset
 
     place = resolve_dataset_source(source) if isinstance(source, str) else source
-    about = MetaDataset(place, name=name, digest=samples.digest() or f"{len(samples)}-samples").to_dict()
+    about = MetaDataset(place, name=name, digest=samples.digest() or f"{part}-{len(samples)}").to_dict()
     return Dataset(**about | {"profile": json.dumps({"num_samples": len(samples)})})
 
 

@@ -277,7 +277,7 @@ def test_the_network_of_one_s_own_task_is_a_model_that_its_settings_make_again(k
         assert [(spec.name, spec.shape) for spec in signature.outputs.inputs] == [("score", (-1, 1))]
     kinds = {tag.value: each.dataset for each in run.inputs.dataset_inputs for tag in each.tags}
     assert {data.name for data in kinds.values()} == {f"mine.py:{kind}"} and "mine.py" in kinds["test"].source
-    wanted_digest = "6-samples" if kind == "Streamed" else task.test.digest()
+    wanted_digest = "test-6" if kind == "Streamed" else task.test.digest()
     assert kinds["test"].digest == wanted_digest
 
 
