@@ -36,7 +36,7 @@ from network_surgery.study.training.restart import fan_power, renew
 from network_surgery.study.training.run import make_optimizer, run
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer, answers, evaluate, steps_per_epoch
-from tests.study.operated import operated
+from tests.study.operated import operated, without_times
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64)
@@ -63,17 +63,6 @@ class Stop(Callback):
     def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
         if trainer.epoch == self.after:
             raise KeyboardInterrupt
-
-
-def without_times(outcome: dict[str, Any]) -> dict[str, Any]:
-    """What must repeat exactly: everything but seconds."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if "seconds" not in k and k != "interruptibility"}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    return strip(outcome)
 
 
 def test_the_same_cell_gives_the_same_outcome(digits: ImageTask) -> None:
