@@ -16,6 +16,7 @@ import torch
 from network_surgery.ops import SurgeryError, adopt, describe
 from network_surgery.ops.network.architecture import fill, passing
 from network_surgery.study.errors import StudyError
+from network_surgery.study.training.records import renamed
 from network_surgery.study.training.trainer import Callback, Trainer
 
 FORMAT = 4
@@ -64,7 +65,8 @@ def load(trainer: Trainer, path: Path) -> None:
     except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
     trainer.optimizer.load_state_dict(content["optimizer"])
-    trainer.epoch, trainer.iteration, trainer.history = content["epoch"], content["iteration"], content["history"]
+    trainer.epoch, trainer.iteration = content["epoch"], content["iteration"]
+    trainer.history = [renamed(record) for record in content["history"]]  # of an older version it has other names
     for callback, state in zip(trainer.callbacks, content["callbacks"], strict=True):
         callback.restore(state)
     torch.set_rng_state(content["random"])

@@ -23,6 +23,8 @@ from network_surgery.study.store import trainings
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Classification, Task
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.convergence import improving
+from network_surgery.study.training.records import finished
 
 #: Seconds between tries to reach a server that is away, and how long the end of a study waits for it.
 RETRY_SECONDS, PATIENCE_SECONDS = 5.0, 30.0
@@ -77,6 +79,8 @@ class Tracker:
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         tags: dict[str, str] = {name: str(result[name]) for name in ("device", "failure", "stopped") if name in result}
+        if finished(result) and (still := improving(result, self._folder.metric)) is not None:
+            tags["improving"] = str(still).lower()
         self._jobs.put(lambda: self._tags(cell, tags))
         if "failure" not in result:
             self._metrics(cell.name, measures.of_outcome(result))

@@ -140,7 +140,9 @@ def test_every_figure_and_sentence_of_a_perplexity_has_its_name_and_direction(
     assert results["metric"] == PERPLEXITY.to_data()
     drawings = figures.draw(results)
     accuracies = figures.draw(conduct.write_report(searched))
-    assert drawings.keys() == accuracies.keys() >= figures.FIGURES.keys() - {"redundancy", "importance"}
+    names = {"accuracy": "validation_perplexity", "time_to_accuracy": "time_to_perplexity"}
+    assert [*drawings] == [names.get(name, name) for name in accuracies]
+    assert accuracies.keys() >= figures.FIGURES.keys() - {"redundancy", "importance"}
     page = Page(other.report.read_text())
     console = Console(file=io.StringIO(), width=200)
     conduct.show(results, other, console)
@@ -150,9 +152,9 @@ def test_every_figure_and_sentence_of_a_perplexity_has_its_name_and_direction(
         words = " ".join([drawing.title, drawing.caption, drawing.alt])
         labels = " ".join(axes.get_ylabel() + axes.get_xlabel() for axes in drawing.figure.axes)
         assert "accura" not in (words + labels).lower() and "%  " not in words and "nan" not in words, name
-        if name in ("accuracy", "arms", "costs", "search", "front"):
+        if name in ("validation_perplexity", "arms", "costs", "search", "front"):
             assert "perplexity" in words and "perplexity (lower is better)" in labels, name
-    assert "perplexity" in drawings["time_to_accuracy"].title
+    assert "perplexity" in drawings["time_to_perplexity"].title
     best = min((t for t in results["trials"] if "failure" not in t), key=lambda t: t["validation_metric"])
     assert f"Best: trial {best['trial']}, perplexity {best['validation_metric']:.4g} at" in drawings["search"].alt
     assert f"#{best['trial']}: {best['validation_metric']:.4g}" in drawings["timeline"].alt

@@ -17,6 +17,7 @@ from network_surgery.study.conduct import write_report
 from network_surgery.study.evidence import importance
 from network_surgery.study.evidence.figures.importance import importance as figure
 from network_surgery.study.store.folder import Folder
+from network_surgery.study.task.metric import Metric
 from tests.study.evidence import made
 from tests.study.operated import spiked
 
@@ -46,6 +47,15 @@ def test_what_decides_is_found() -> None:
     assert max(found["spike"], key=found["spike"].__getitem__) == "weights"
     for shares in found.values():
         assert math.isclose(sum(shares.values()), 1.0) and {"delta", "strength", "order", "first_epoch"} <= set(shares)
+
+
+def test_importance_does_not_depend_on_the_direction() -> None:
+    found = results("eigen_remove", 20, lambda p: p["keep"] ** 2, lambda p: 1 + p["first_epoch"])
+    mirrored = [trial | {"validation_metric": -trial["validation_metric"]} for trial in found["trials"]]
+    metric = Metric("regret", "lower", margin=0.005).to_data()
+    one, other = (importance.importances(each) for each in (found, found | {"trials": mirrored, "metric": metric}))
+    assert one["metric"] == pytest.approx(other["metric"], abs=0.02)
+    assert "metric" not in importance.importances(found | {"metric": metric | {"margin": 1e3}})  # it hardly varies
 
 
 def test_what_only_some_trials_have_is_left_out() -> None:

@@ -256,10 +256,12 @@ def test_the_network_of_one_s_own_task_is_a_model_that_its_settings_make_again(k
     cell = Cell("surgery", 1, CELL.schedule, trial=3, test=True)
     with Tracker(study, task) as tracked:
         tracked.started(cell)
-        tracked.ended(cell, OUTCOME | {"test_metric": 0.75, "network": "networks/it.pt"})
+        curve = [{"epoch": float(epoch), "validation_metric": 2.0 - epoch / 10} for epoch in range(1, 11)]
+        tracked.ended(cell, OUTCOME | {"test_metric": 0.75, "network": "networks/it.pt", "epochs": curve})
     assert tracked.lost == 0, tracked.reason
     found = runs(study)
     run = next(run for name, run in found.items() if name.startswith("surgery 3"))
+    assert run.data.tags["improving"] == "true"
     assert run.data.metrics["error/test"] == 0.75 and f"study: mine.py:{kind}" in found
     mlflow.set_tracking_uri(default_uri(study))
     loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/network")
