@@ -11,9 +11,10 @@ from network_surgery.study.references import theirs
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Sets
 from network_surgery.study.task.task import Classification, Task
+from network_surgery.study.task.text import TextTask
 
 #: Tasks that come with the product, by the name that the setting ``task`` has for them.
-TASKS: dict[str, type] = {"images": ImageTask}
+TASKS: dict[str, type] = {"images": ImageTask, "text": TextTask}
 
 
 def task_class(name: str) -> type[Task]:
@@ -41,6 +42,8 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
         StudyError: there is no such task, or it cannot be made.
     """
     made = task_class(settings.task)
+    if settings.task != "images":
+        _refuse_augmentation(settings)
     if settings.task in TASKS:
         return _smoothed(made.of(settings), settings.label_smoothing)  # type: ignore[attr-defined]
     try:
@@ -64,3 +67,12 @@ def _smoothed(task: Task, amount: float) -> Task:
             )
         task.label_smoothing = amount
     return task
+
+
+def _refuse_augmentation(settings: Settings) -> None:
+    """Settings for images that no other task would heed."""
+    for name, none in (("augment", "none"), ("cutout", 0), ("mix", "none")):
+        if (value := getattr(settings, name)) != none:
+            raise StudyError(
+                f"{name} is {value!r}, but it is for task images alone; {settings.task!r} may have a method augment"
+            )

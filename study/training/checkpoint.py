@@ -16,6 +16,7 @@ import torch
 from network_surgery.ops import SurgeryError, adopt, describe
 from network_surgery.ops.network.architecture import fill, passing
 from network_surgery.study.errors import StudyError
+from network_surgery.study.training.records import renamed
 from network_surgery.study.training.trainer import Callback, Trainer
 
 FORMAT = 4
@@ -29,6 +30,7 @@ def save(trainer: Trainer, path: Path) -> None:
         "architecture": describe(trainer.model),
         "weights": {**trainer.model.state_dict(), **passing(trainer.model)},
         "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
         "rate": trainer.rate.state(),
         "average": _average(trainer),
         "random": torch.get_rng_state(),
@@ -69,9 +71,15 @@ def load(trainer: Trainer, path: Path) -> None:
             trainer.average.n_averaged.fill_(content["average"]["steps"])
     except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
+    for network in {trainer.model, trainer.final}:
+        trainer.compute.place(network, trainer.device)
+    trainer.resized()
     trainer.optimizer.load_state_dict(content["optimizer"])
+    if content.get("scaler"):  # of fp16 alone
+        trainer.scaler.load_state_dict(content["scaler"])
     trainer.rate.restore(content.get("rate", []))  # an older one knows of none
-    trainer.epoch, trainer.iteration, trainer.history = content["epoch"], content["iteration"], content["history"]
+    trainer.epoch, trainer.iteration = content["epoch"], content["iteration"]
+    trainer.history = [renamed(record) for record in content["history"]]  # of an older version it has other names
     for callback, state in zip(trainer.callbacks, content["callbacks"], strict=True):
         callback.restore(state)
     torch.set_rng_state(content["random"])

@@ -19,6 +19,7 @@ from network_surgery.ops.network.optimizer_state import listed
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.recipe.compute import Compute
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.recipe.optimizer import make_optimizer
@@ -80,6 +81,7 @@ def run(
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
+    With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
@@ -89,6 +91,8 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
+    compute = Compute(settings.precision, settings.channels_last, settings.compile)
+    compute.check(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
@@ -112,7 +116,7 @@ def run(
         model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
         batch_size=settings.batch_size, seed=cell.seed, device=device,
         callbacks=[energy, theatre, *probes, Teller(tell, theatre)], optimization=optimization,
-        accuracy_mode=settings.accuracy_mode,
+        accuracy_mode=settings.accuracy_mode, compute=compute,
     )  # fmt: skip
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
@@ -137,7 +141,7 @@ def run(
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
-        outcome |= speed(trainer.final, Batches(held_out, device), device)
+        outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
     return outcome
 
 
@@ -145,6 +149,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
     """What a training has reached after any of its epochs: metric, loss, seconds, steps, epochs, operations."""
     last = trainer.history[-1]
     train_seconds = sum(record["train_seconds"] for record in trainer.history)
+    compiling = [record["compile_seconds"] for record in trainer.history if "compile_seconds" in record]
     return {
         "validation_metric": last["validation_metric"],
         "validation_loss": last["validation_loss"],
@@ -154,6 +159,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "joules": _joules(trainer.history, sunk),
         "sunk": dict(sunk),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
+        **({"compile_seconds": sum(compiling)} if compiling else {}),
         "spikes": [spike.to_data() for spike in spikes(theatre.records)],
         "steps": trainer.iteration,
         "batches": trainer.batches_done(trainer.iteration),

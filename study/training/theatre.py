@@ -160,6 +160,7 @@ class Theatre(Callback):
             for network in (trainer.model, *averages):
                 renew_statistics(self.anatomy(trainer)[step.layer], network)
         trainer.rate.after(trainer.iteration, step.after, step.after_length)
+        trainer.resized()
         seconds = clock(device) - start
         after, metric_after = self._look(trainer)
         if not math.isfinite(after):
