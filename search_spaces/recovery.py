@@ -32,8 +32,8 @@ def choosing_after(suggest: Callable[..., Schedule]) -> Callable[..., Schedule]:
         if after == "rewarm":
             length = trial.suggest_categorical("rewarm_length", REWARM)
         elif after == "rewind":
-            chosen = trial.suggest_categorical("rewind_length", REWIND)
-            length = None if chosen == "beginning" else float(chosen)
+            back = trial.suggest_categorical("rewind_length", REWIND)
+            length = back if isinstance(back, float) else None
         return Schedule(tuple(replace(step, after=after, after_length=length) for step in schedule.steps))
 
     return choosing

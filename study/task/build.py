@@ -62,8 +62,8 @@ def _smoothed(task: Task, amount: float) -> Task:
     if amount:
         if not isinstance(task, Classification) or type(task).training_loss is not Classification.training_loss:
             raise StudyError(
-                f"label_smoothing is {amount}, but {type(task).__name__} has a training loss of its own; smooth its "
-                "labels there"
+                f"label_smoothing is {amount}, but the training loss of {type(task).__name__} is not that of "
+                "Classification, which alone smooths labels; set it to 0"
             )
         task.label_smoothing = amount
     return task

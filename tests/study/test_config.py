@@ -162,7 +162,10 @@ def test_objectives_on_the_command_line_are_separated_by_commas() -> None:
 
 def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    composed = compose("digits", None, {"data": "folder:my images", "model": "nets/mine.py:make"})
+    composed = compose(
+        "digits", None, {"data": "folder:my images", "model": "nets/mine.py:make", "optimizer": "my.py:sgd"}
+    )
+    assert composed.optimizer == f"{tmp_path}/my.py:sgd"
     assert composed.data == f"folder:{tmp_path}/my images"
     assert composed.model == f"{tmp_path}/nets/mine.py:make"
     assert compose("digits", None, {"model": "package.module:make"}).model == "package.module:make"

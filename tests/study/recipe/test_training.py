@@ -222,7 +222,7 @@ class Regression(Own, Task):
 def test_labels_of_a_task_with_a_loss_of_its_own_are_not_smoothed() -> None:
     here = Path(__file__)
     assert build(Settings(task=f"{here}:Own", label_smoothing=0.1)).label_smoothing == 0.1  # type: ignore[attr-defined]
-    with pytest.raises(StudyError, match=r"label_smoothing is 0.1, but Regression has a training loss of its own"):
+    with pytest.raises(StudyError, match=r"label_smoothing is 0.1, but the training loss of Regression is not that of"):
         build(Settings(task=f"{here}:Regression", label_smoothing=0.1))
 
 
