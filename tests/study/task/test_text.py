@@ -159,6 +159,12 @@ def test_folders_that_will_not_do(root: Path, tmp_path: Path) -> None:
     assert "picture.png is no text (it holds a byte of zero)" in refusal(root)
 
 
+@pytest.mark.parametrize(("name", "value"), [("image_size", 8), ("stream", "true"), ("augment", "flip")])
+def test_settings_of_images_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(StudyError, match=f"{name} is {value!r}, but it is for task images alone"):
+        build(replace(SMALL, **{name: value}))
+
+
 def test_a_text_that_is_too_short() -> None:
     with pytest.raises(StudyError, match="the validation text of tiny has 9 bytes, but two windows of 8 bytes"):
         TextTask(Corpus("tiny", b"x" * 50, b"x" * 9, b"x" * 50), context=8)
