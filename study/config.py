@@ -15,9 +15,9 @@ from pydantic import BeforeValidator, Field
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
 from network_surgery.study.errors import StudyError
 
-Objective = Literal["accuracy", "parameters", "flops", "seconds"]
-#: What a study may optimize on validation, and in which direction.
-OBJECTIVES: dict[str, str] = {"accuracy": "max", "parameters": "min", "flops": "min", "seconds": "min"}
+#: What a study may optimize on validation; ``accuracy`` is the metric of a task whose metric it is.
+Objective = Literal["metric", "accuracy", "loss", "parameters", "flops", "seconds"]
+METRIC = frozenset(("metric", "accuracy"))
 Arm = Literal["original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late", "random"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 OTHERS = ", ".join(arm for arm in ARMS if arm != "surgery")
@@ -25,6 +25,10 @@ OTHERS = ", ".join(arm for arm in ARMS if arm != "surgery")
 
 def _different(names: tuple[str, ...]) -> bool:
     return 0 < len(names) == len(set(names))
+
+
+def _objectives(names: tuple[str, ...]) -> bool:
+    return _different(names) and len(METRIC & set(names)) < 2
 
 
 def _comparable(arms: tuple[Arm, ...]) -> bool:
@@ -47,10 +51,10 @@ Share = Annotated[Number, Field(gt=0, le=1), "a number above 0 and at most 1"]
 Gpus = Annotated[
     Number, Field(ge=0), such_that(lambda gpus: gpus <= 1 or gpus.is_integer()), "from 0 to 1, or a whole number"
 ]
-Targets = Annotated[tuple[Share, ...], COMMAS, "a list of numbers, accuracies above 0 and at most 1"]
+Targets = Annotated[tuple[Number, ...], COMMAS, "a list of numbers, values of the task's metric"]
 Objectives = Annotated[
-    tuple[Objective, ...], COMMAS, such_that(_different),
-    f"a list of names, one or several of {', '.join(OBJECTIVES)}, none of them twice",
+    tuple[Objective, ...], COMMAS, such_that(_objectives),
+    f"a list of names, one or several of {', '.join(get_args(Objective))}, none of them twice",
 ]  # fmt: skip
 Arms = Annotated[
     tuple[Arm, ...], COMMAS, such_that(_comparable),
@@ -207,8 +211,8 @@ class Settings(Declared):
         Schedules, About("These schedules are all compared, and nothing is searched", option=False, decides=False)
     ] = ()
     objective: Annotated[
-        Objectives, About("accuracy, or several: accuracy,parameters,flops,seconds", decides=False)
-    ] = ("accuracy",)
+        Objectives, About("metric (the task's own), or several: metric,loss,parameters,flops,seconds", decides=False)
+    ] = ("metric",)
     early_stopping: Annotated[
         Literal["none", "asha"],
         About("asha ends unpromising trials early, and forgives what an operation does", decides=False),
@@ -232,7 +236,8 @@ class Settings(Declared):
     targets: Annotated[
         Targets,
         About(
-            "Validation accuracies (0 … 1) whose time is reported; by default fractions of the original's",
+            "Values of the validation metric (accuracies: 0 … 1) whose time is reported; by default fractions of the "
+            "original's",
             option=False, decides=False,
         ),
     ] = ()  # fmt: skip
@@ -274,14 +279,19 @@ class Settings(Declared):
         return self.task if ":" in self.task else f"{self.model} on {self.data}"
 
     @property
+    def short_subject(self) -> str:
+        """The same without folders."""
+        return Path(self.task).name if ":" in self.task else f"{self.model} on {Path(self.data).name}"
+
+    @property
     def readers(self) -> int:
         """Processes of a trial that read what is streamed: its CPU cores but the one that trains."""
         return max(0, int(self.cpus_per_trial) - 1) if self.workers is None else self.workers
 
     def _check_stopping(self) -> None:
         """Early stopping that could not stop anything is refused, not ignored."""
-        if self.objective != ("accuracy",):
-            right = "it compares trials by accuracy alone, so it needs objective: accuracy"
+        if self.objective not in (("metric",), ("accuracy",), ("loss",)):
+            right = "it compares trials by one value that every epoch has, so it needs objective: metric (or loss)"
         elif self.sampler == "grid" or self.schedules:
             right = "it stops trials of a search, and without one every schedule is compared whole"
         elif self.first_rung >= self.epochs:

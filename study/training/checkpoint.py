@@ -16,6 +16,7 @@ import torch
 from network_surgery.ops import SurgeryError, adopt, describe
 from network_surgery.ops.network.architecture import fill, passing
 from network_surgery.study.errors import StudyError
+from network_surgery.study.training.records import renamed
 from network_surgery.study.training.trainer import Callback, Trainer
 
 FORMAT = 4
@@ -77,7 +78,8 @@ def load(trainer: Trainer, path: Path) -> None:
     if content.get("scaler"):  # of fp16 alone
         trainer.scaler.load_state_dict(content["scaler"])
     trainer.rate.restore(content.get("rate", []))  # an older one knows of none
-    trainer.epoch, trainer.iteration, trainer.history = content["epoch"], content["iteration"], content["history"]
+    trainer.epoch, trainer.iteration = content["epoch"], content["iteration"]
+    trainer.history = [renamed(record) for record in content["history"]]  # of an older version it has other names
     for callback, state in zip(trainer.callbacks, content["callbacks"], strict=True):
         callback.restore(state)
     torch.set_rng_state(content["random"])

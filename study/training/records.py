@@ -151,6 +151,22 @@ def spikes(operations: Iterable[OperationRecord]) -> list[Spike]:
 
 
 Outcome = Mapping[str, Any]
+#: What older versions, which knew one metric, called what is now of a task's primary one.
+RENAMED = {
+    "validation_accuracy": "validation_metric", "test_accuracy": "test_metric", "train_accuracy": "train_metric",
+    "accuracy_before": "metric_before", "accuracy_after": "metric_after",
+}  # fmt: skip
+
+
+def renamed(outcome: Outcome) -> dict[str, Any]:
+    """An outcome of any version under the names that it has now, with its epochs and operations."""
+    found = {RENAMED.get(name, name): value for name, value in outcome.items()}
+    for part in ("epochs", "operations"):
+        if part in found:
+            found[part] = [renamed(each) for each in found[part]]
+    if "test_top5" in found:
+        found["test_metrics"] = {"accuracy": found["test_metric"], "top 5": found.pop("test_top5")}
+    return found
 
 
 def finished(outcome: Outcome) -> bool:
