@@ -294,7 +294,6 @@ def test_the_preset_is_the_task_s_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="until evidence knows other metrics than accuracy", strict=False)
 def test_a_whole_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through Ray and MLflow to a report, at the smallest size."""
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
