@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -11,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from network_surgery.ops import Schedule
+from network_surgery.study import conduct
 from network_surgery.study.config import Settings, compose
 from network_surgery.study.errors import StudyError
 from network_surgery.study.layers import of_data
@@ -155,6 +159,12 @@ def test_folders_that_will_not_do(root: Path, tmp_path: Path) -> None:
     assert "picture.png is no text (it holds a byte of zero)" in refusal(root)
 
 
+@pytest.mark.parametrize(("name", "value"), [("image_size", 8), ("stream", "true"), ("augment", "flip")])
+def test_settings_of_images_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(StudyError, match=f"{name} is {value!r}, but it is for task images alone"):
+        build(replace(SMALL, **{name: value}))
+
+
 def test_a_text_that_is_too_short() -> None:
     with pytest.raises(StudyError, match="the validation text of tiny has 9 bytes, but two windows of 8 bytes"):
         TextTask(Corpus("tiny", b"x" * 50, b"x" * 9, b"x" * 50), context=8)
@@ -281,6 +291,26 @@ def test_the_preset_is_the_task_s_own() -> None:
     settings = compose(None, None, {"task": "text"})
     assert (settings.task, settings.data, settings.model) == ("text", "stdlib", "gpt")
     assert settings == compose("text", None, {})
+
+
+@pytest.mark.slow
+def test_a_whole_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through Ray and MLflow to a report, at the smallest size."""
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    shrink = {"when": "1ep", "layer": MLP, "op": "mean_replace", "keep": 0.5}
+    settings = replace(
+        SMALL, epochs=2, train_images=48, probe=0, schedules=([shrink],), arms=("original", "surgery", "restart"),
+        seeds=1, device="cpu",
+    )  # fmt: skip
+    console = Console(record=True, width=200, file=io.StringIO())
+    with conduct.begin(settings, tmp_path / "study") as (folder, task):
+        assert conduct.proceed(folder, task, console)
+        conduct.show(json.loads(folder.results.read_text()), folder, console)
+    outcomes = {record.cell.arm: record.result for record in folder.records()}
+    assert set(outcomes) == {"original", "surgery", "restart"}
+    assert outcomes["restart"]["parameters"] == outcomes["surgery"]["parameters"] < outcomes["original"]["parameters"]
+    assert all(0 < outcome["test_metric"] < 9 for outcome in outcomes.values())
+    assert folder.report.exists() and "bits per byte" in console.export_text()
 
 
 # -- transformers --------------------------------------------------------------------------------------------------
