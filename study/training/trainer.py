@@ -77,6 +77,9 @@ class Trainer:
     counts optimizer steps. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
     """
 
+    #: Networks of the same shapes that follow every operation.
+    averages: Sequence[nn.Module] = ()
+
     def __init__(
         self,
         model: nn.Module,
