@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree
 from torch.utils.data import DataLoader, default_collate
 
 from network_surgery.study.errors import StudyError
@@ -66,7 +67,22 @@ def some(samples: Samples | Stream, count: int) -> Samples:
     if isinstance(samples, Samples):
         return samples.thinned(count)
     index = torch.from_numpy(evenly(len(samples), count))
-    return Samples(*Batches(samples, torch.device("cpu")).take(index))
+    batch = Batches(samples, torch.device("cpu")).take(index)
+    return Samples(*_pytree.tree_map_only(Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, batch))
+
+
+def in_precision(samples: Samples | Stream, model: nn.Module) -> Samples | Stream:
+    """The samples, whose inputs follow the network's precision where all of it has one (``model.bfloat16()``)."""
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if len(kinds) != 1 or kinds == {torch.float32}:
+        return samples
+    (kind,), batches = kinds, Batches(samples, torch.device("cpu"))
+
+    def collate(numbers: list[int]) -> tuple[Any, Any]:
+        inputs, targets = batches.take(torch.tensor(numbers))
+        return _pytree.tree_map_only(Tensor, lambda x: x.to(kind) if x.is_floating_point() else x, inputs), targets
+
+    return Stream(range(len(samples)), collate=collate)  # type: ignore[arg-type]
 
 
 def _has_length(data: Any) -> bool:

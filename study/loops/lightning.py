@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from network_surgery.ops import Schedule, carry_architecture, inner, rewrap
 from network_surgery.study.errors import StudyError
+from network_surgery.study.loops.batches import pair
 from network_surgery.study.loops.plain import SAMPLES, Surgeon, measured
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
 
@@ -69,8 +70,9 @@ class SurgeryCallback(Callback):
             raise StudyError(f"a schedule is ops.Schedule((Step(…), …)), not a {type(schedule).__name__}")
         self.schedule = schedule
         self._network, self._train, self._held_out, self._averages = network, train, held_out, averages
-        self._options = {
-            "loss": loss, "metric": metric, "split": split, "signal_samples": signal_samples,
+        self._split = split or pair
+        self._options: dict[str, Any] = {
+            "loss": loss, "metric": metric, "signal_samples": signal_samples,
             "held_out_samples": held_out_samples, "carry": carry,
         }  # fmt: skip
         self._surgeon: Surgeon | None = None
@@ -99,6 +101,11 @@ class SurgeryCallback(Callback):
             averages = [_inside(each, self._network) for each in averages]
         automatic = pl_module.automatic_optimization
         batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches if automatic else 1
+
+        def split(batch: Any) -> tuple[Any, Any]:
+            """As the network is given it, after the module's hooks of batch transfer."""
+            return self._split(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
+
         if not math.isfinite(batches):
             raise StudyError("the training loader has no length; give the Trainer limit_train_batches=…")
         held_out = self._held_out
@@ -107,7 +114,7 @@ class SurgeryCallback(Callback):
             held_out = held_out[0] if isinstance(held_out, list) else held_out
         self._surgeon = Surgeon(
             _inside(pl_module, self._network), trainer.optimizers, self.schedule,
-            trainer.train_dataloader if self._train is None else self._train, held_out=held_out, averages=averages,
+            trainer.train_dataloader if self._train is None else self._train, held_out=held_out, averages=averages, split=split,
             steps_per_epoch=math.ceil(batches / accumulated),
             epochs=math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs, **self._options,
         )  # fmt: skip

@@ -25,7 +25,7 @@ from network_surgery.ops import Schedule, describe, inner, rewrap
 from network_surgery.ops.network.architecture import passing
 from network_surgery.ops.network.carried import take
 from network_surgery.study.errors import StudyError
-from network_surgery.study.loops.batches import some, training_samples
+from network_surgery.study.loops.batches import in_precision, some, training_samples
 from network_surgery.study.task.metric import Metric
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION, Task
@@ -86,9 +86,10 @@ class Surgeon:
         self.epochs, self.iteration = epochs, 0
         self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         samples = training_samples(train, split)
-        self.train = Batches(samples, self.device)
+        self.train = Batches(in_precision(samples, self.model), self.device)
         measured = samples if held_out is None else training_samples(held_out, split)
-        self._theatre = Theatre(schedule, some(measured, held_out_samples), signal_samples, carry)
+        held = in_precision(some(measured, held_out_samples), self.model)
+        self._theatre = Theatre(schedule, held, signal_samples, carry)
         self._paused, self._start = 0.0, math.nan
 
     @property
