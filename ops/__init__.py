@@ -43,7 +43,7 @@ __all__ = [
     "OPERATIONS", "PCNS", "Anatomy", "Compact", "Condition", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight",
     "Moment", "Operation", "Plan", "Prediction", "PruneWeights", "RandomRemove", "RemoveDead", "Revive", "Schedule",
     "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply", "carry_architecture", "compact",
-    "dead_units", "describe", "free_attention", "frozen_units", "inner", "load", "measure", "operate", "predicted_loss_change",
-    "register_state", "rewrap", "save", "take_over_masks", "trial_surgery", "unit_scores", "weight_scores",
-    "without_masks",
+    "dead_units", "describe", "free_attention", "frozen_units", "inner", "load", "measure", "operate",
+    "predicted_loss_change", "register_state", "rewrap", "save", "take_over_masks", "trial_surgery", "unit_scores",
+    "weight_scores", "without_masks",
 ]  # fmt: skip

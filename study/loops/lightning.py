@@ -114,8 +114,8 @@ class SurgeryCallback(Callback):
             held_out = held_out[0] if isinstance(held_out, list) else held_out
         self._surgeon = Surgeon(
             _inside(pl_module, self._network), trainer.optimizers, self.schedule,
-            trainer.train_dataloader if self._train is None else self._train, held_out=held_out, averages=averages, split=split,
-            steps_per_epoch=math.ceil(batches / accumulated),
+            trainer.train_dataloader if self._train is None else self._train, held_out=held_out, averages=averages,
+            split=split, steps_per_epoch=math.ceil(batches / accumulated),
             epochs=math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs, **self._options,
         )  # fmt: skip
         if self._state is not None:

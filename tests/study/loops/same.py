@@ -17,6 +17,7 @@ from network_surgery.study.training.trainer import Trainer
 
 EPOCHS, BATCH, SEED, SHOWN = 4, 16, 3, 64
 PER_EPOCH = 8
+LOOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-6}
 SCHEDULE = Schedule(
     (
         Step(Moment(1), "0", MinWeight(0.5)),
@@ -70,8 +71,13 @@ class Order:
         yield from order.view(-1, BATCH).tolist()
 
 
+class Loader(DataLoader[Any]):
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
 def loader(epoch: int = 0, collate: Any = None) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*data()), batch_sampler=Order(epoch), collate_fn=collate)
+    return Loader(TensorDataset(*data()), batch_sampler=Order(epoch), collate_fn=collate)
 
 
 class Quarters(Classification):
@@ -105,7 +111,7 @@ def ours() -> Result:
 
 
 def assert_same(one: Result, other: Result, exact: bool = False) -> None:
-    tight: dict[str, float] = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-6}
+    tight: dict[str, float] = {"rtol": 0, "atol": 0} if exact else LOOSE
     assert len(one.records) == len(SCHEDULE.steps) and any(each["operated"] for each in one.checks)
     for name in ("records", "checks"):
         mine, others = getattr(one, name), getattr(other, name)

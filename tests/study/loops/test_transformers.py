@@ -103,8 +103,15 @@ def test_callback_states_may_be_restored(tmp_path: Path) -> None:
 
 def test_the_best_network_comes_back_in_its_sizes(tmp_path: Path) -> None:
     callback, model = surgery(HALF), labelled()
-    options = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True, "num_train_epochs": 2}
-    work = trainer(tmp_path, model, callback, greater_is_better=True, metric_for_best_model="loss", **options)
+    options = {
+        "save_strategy": "epoch",
+        "eval_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "num_train_epochs": 2,
+    }
+    work = trainer(
+        tmp_path, model, callback, greater_is_better=True, metric_for_best_model="loss", num_train_epochs=2, **options
+    )
     work.train()
     assert work.state.best_model_checkpoint.endswith("checkpoint-8")  # the highest loss is the first one
     assert model[0].out_channels == 12
@@ -125,11 +132,11 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert model[0].out_channels == 6 and len(callback.records) == 1
 
 
-def llama() -> Any:
+def llama(tied: bool = False) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True,
+        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=tied,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
 
@@ -198,6 +205,10 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path: Path) -> None:
             return (super().forward(inputs),)
 
     with pytest.raises(StudyError, match="returns no loss"):
-        trainer(tmp_path, Silent(*network()), surgery(HALF)).train()
+        trainer(tmp_path, Silent(*network()), surgery(Schedule((Step(Moment(0), "0", MinWeight(0.5)),)))).train()
+    arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True)
+    masks = SurgeryCallback(Schedule((Step(Moment(0), "*", prune()),)))
+    with pytest.raises(StudyError, match="tie_word_embeddings=False"):
+        transformers.Trainer(llama(True), arguments, train_dataset=tokens(), callbacks=[masks]).train()
     with pytest.raises(StudyError, match="a schedule is"):
         SurgeryCallback([])  # type: ignore[arg-type]
