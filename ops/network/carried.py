@@ -42,6 +42,17 @@ def carry_architecture(model: Model) -> Model:
     return model
 
 
+def drop_architecture(model: Model) -> Model:
+    """Takes back ``carry_architecture``; returns the network."""
+    network: Any = inner(model)
+    for key in [key for key, hook in network._state_dict_hooks.items() if hook is _put]:
+        del network._state_dict_hooks[key]
+    for key, hook in [*network._load_state_dict_pre_hooks.items()]:
+        if getattr(hook, "hook", hook) is _take:
+            del network._load_state_dict_pre_hooks[key]
+    return model
+
+
 def _put(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     """Adds the architecture to a state_dict of this module."""
     del module._state_dict_hooks[_key(module)]  # what describes it asks for its state_dict
