@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def constructor_arguments(model: nn.Module, before: nn.Module | None = None) -> dict[str, dict[str, Any]]:
-    """Module → the arguments of its class that make it in its present size; without torch's own modules it is empty.
+    """Module → the arguments of its class that make it in its present size, for torch's own classes.
 
     ``before``: the network as the factory makes it; what is as it was there is left out. What a factory of one's own
     has to make of the numbers is not known here.
@@ -71,8 +71,8 @@ def _bind(name: str, module: FreeAttention) -> None:
     scaling = (wide / module.num_heads) ** -0.5
     if keys != (wide, wide) or wide % module.num_heads or abs(module.scaling - scaling) > 1e-9 * scaling:
         raise SurgeryError(
-            f"{name or 'the attention'} has {module.num_heads} heads with {keys[0]} keys and {keys[1]} values on inputs "
-            f"of width {wide}, and nn.MultiheadAttention can only have as many keys and values as its input is wide: "
+            f"{name or 'the attention'} has {module.num_heads} heads with {keys[0]} keys and {keys[1]} values on "
+            f"inputs of width {wide}, and nn.MultiheadAttention can only have as many keys and values as its input is wide: "
             "leave by torch.export or ONNX, or keep the heads"
         )
     packed = module.in_proj_weight is not None

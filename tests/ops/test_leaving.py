@@ -184,7 +184,7 @@ def test_the_copy_needs_nothing_of_ours(family: str) -> None:
     model, inputs = FAMILIES[family]()
     expected, before = model(inputs), [*model.state_dict()]
     if family in STAY:
-        with pytest.raises(SurgeryError, match="self_attn has 2 heads with 4 keys and 4 values on inputs of width 8"):
+        with pytest.raises(SurgeryError, match="self_attn has 2 heads with 4 keys and 6 values on inputs of width 8"):
             without_surgery(model)
         return
     copied = without_surgery(model)

@@ -109,9 +109,7 @@ def test_the_best_network_comes_back_in_its_sizes(tmp_path: Path) -> None:
         "load_best_model_at_end": True,
         "num_train_epochs": 2,
     }
-    work = trainer(
-        tmp_path, model, callback, greater_is_better=True, metric_for_best_model="loss", num_train_epochs=2, **options
-    )
+    work = trainer(tmp_path, model, callback, greater_is_better=True, metric_for_best_model="loss", **options)
     work.train()
     assert work.state.best_model_checkpoint.endswith("checkpoint-8")  # the highest loss is the first one
     assert model[0].out_channels == 12
