@@ -72,7 +72,7 @@ def _bind(name: str, module: FreeAttention) -> None:
     if keys != (wide, wide) or wide % module.num_heads or abs(module.scaling - scaling) > 1e-9 * scaling:
         raise SurgeryError(
             f"{name or 'the attention'} has {module.num_heads} heads with {keys[0]} keys and {keys[1]} values on "
-            f"inputs of width {wide}, and nn.MultiheadAttention can only have as many keys and values as its input is wide: "
+            f"inputs of width {wide}; nn.MultiheadAttention only has keys and values as wide as its input: "
             "leave by torch.export or ONNX, or keep the heads"
         )
     packed = module.in_proj_weight is not None
