@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from network_surgery.ops import Schedule, carry_architecture, inner, rewrap
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops.batches import pair
-from network_surgery.study.loops.plain import SAMPLES, Surgeon, measured
+from network_surgery.study.loops.plain import SAMPLES, Surgeon, check_schedule, measured
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
 
 NAMES = ("lightning.pytorch", "pytorch_lightning")
@@ -66,8 +66,7 @@ class SurgeryCallback(Callback):
         held_out_samples: int = SAMPLES,
         carry: bool = True,
     ) -> None:
-        if not isinstance(schedule, Schedule):
-            raise StudyError(f"a schedule is ops.Schedule((Step(…), …)), not a {type(schedule).__name__}")
+        check_schedule(schedule)
         self.schedule = schedule
         self._network, self._train, self._held_out, self._averages = network, train, held_out, averages
         self._split = split or pair

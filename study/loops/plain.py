@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from network_surgery.ops import Schedule, describe, inner, rewrap
 from network_surgery.ops.network.architecture import passing
 from network_surgery.ops.network.carried import take
+from network_surgery.ops.schedule import Step
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops.batches import in_precision, some, training_samples
 from network_surgery.study.task.metric import Metric
@@ -77,8 +78,7 @@ class Surgeon:
         held_out_samples: int = SAMPLES,
         carry: bool = True,
     ) -> None:
-        if not isinstance(schedule, Schedule):
-            raise StudyError(f"a schedule is ops.Schedule((Step(…), …)), not a {type(schedule).__name__}")
+        check_schedule(schedule)
         self.wrapped, self.model, self.optimizer = model, inner(model), optimizer
         self.averages = [averages] if isinstance(averages, nn.Module) else [*averages]
         self.task: Task = CLASSIFICATION if loss is metric is None else Measured(loss, metric)
@@ -168,9 +168,23 @@ class Surgeon:
         yield
         self._paused += clock(self.device) - start
 
+    def operated(self, step: Step) -> None:
+        """Nothing: the loop itself has the learning rate, and ``before_step`` renews wrappers."""
+
     def evaluate(self, batches: Batches) -> Scores:
         """Loss and metric of the network as it is now."""
         return evaluate(self.model, self.task, batches)
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raises StudyError unless it is a schedule that a loop of somebody else's can have."""
+    if not isinstance(schedule, Schedule):
+        raise StudyError(f"a schedule is ops.Schedule((Step(…), …)), not a {type(schedule).__name__}")
+    for step in schedule.steps:
+        if step.after != "continue":
+            raise StudyError(
+                f"the step '{step}' changes the learning rate, which is the loop's own: leave out 'after'"
+            )
 
 
 class Measured(Task):

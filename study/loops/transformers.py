@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from network_surgery.ops import Schedule, carry_architecture
 from network_surgery.ops.network.masks import Mask, plain_name
 from network_surgery.study.errors import StudyError
-from network_surgery.study.loops.plain import SAMPLES, Surgeon, measured
+from network_surgery.study.loops.plain import SAMPLES, Surgeon, check_schedule, measured
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
 
 try:
@@ -61,8 +61,7 @@ class SurgeryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         held_out_samples: int = SAMPLES,
         carry: bool = True,
     ) -> None:
-        if not isinstance(schedule, Schedule):
-            raise StudyError(f"a schedule is ops.Schedule((Step(…), …)), not a {type(schedule).__name__}")
+        check_schedule(schedule)
         self.schedule, self.report = schedule, report
         self._train, self._held_out = train, held_out
         self._options: dict[str, Any] = {

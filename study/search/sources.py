@@ -21,9 +21,11 @@ from optuna.trial import BaseTrial, TrialState
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.errors import explained
 from network_surgery.search_spaces import find_space
-from network_surgery.study.config import OBJECTIVES, Settings
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.search import objectives
 from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled
+from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of, spikes_of
 
@@ -104,16 +106,17 @@ class Sampled:
         storage: Path,
         known: Mapping[int, Result] | None = None,
         words: Callable[[Sequence[Any]], str] = str,
+        metric: Metric = ACCURACY,
     ) -> None:
         """``known`` are the results of trials that ended in an earlier run of this study, by number.
 
         A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
-        ``words`` makes of a schedule what people read of it in Optuna's database.
+        ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's.
         """
-        self._settings = settings
+        self._settings, self._metric = settings, metric
         self._layers = _sized(layers)
         self._words = words
-        self.study = open_study(settings, storage)
+        self.study = open_study(settings, storage, metric)
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
         self._trials: dict[int, optuna.Trial] = {}
@@ -156,14 +159,15 @@ class Sampled:
         return cell
 
     def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
-        """Reports validation accuracy to Optuna, where it is the one objective, and asks whether the trial goes on."""
+        """Reports the objective to Optuna, where it is one that every epoch has, and asks whether the trial goes on."""
         assert cell.trial is not None
-        if self._settings.objective != ("accuracy",):  # Optuna takes no intermediate values of several
+        name, *more = self._settings.objective
+        if more or objectives.VALUES[name] not in record:  # Optuna takes no intermediate values of several
             return True
         trial, epoch = self._trials[cell.trial], int(record["epoch"])
         with warnings.catch_warnings():  # an epoch that a lost process had reported is reported again
             warnings.simplefilter("ignore")
-            trial.report(record["validation_metric"], epoch)
+            trial.report(objectives.value(record, name), epoch)
         if self._settings.early_stopping == "none" or epoch >= self._settings.epochs:
             return True
         if settled(epoch, operations_of(record["so_far"]), self._settings.recovery):
@@ -183,22 +187,25 @@ class Sampled:
 
     def _record(self, number: int, result: Result) -> None:
         """Tells Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
-        about = {key: result[key] for key in ("failure", "stopped", *SHOWN) if key in result}
+        about = {key: result[key] for key in ("failure", "stopped") if key in result}
+        about |= {name: result[name] for name in SHOWN if name in result}
+        if "validation_metric" in result:
+            about[f"validation {self._metric.name}"] = result["validation_metric"]
         if spikes := spikes_of(result):
             about["largest loss spike"] = max(spike.factor for spike in spikes)
         trial = self._trials.pop(number)
         for key, value in about.items():
-            trial.set_user_attr(key.replace("_", " "), value)
+            trial.set_user_attr(key, value)
         if "failure" in result:
             self.study.tell(number, state=TrialState.FAIL)
         elif "stopped" in result:
             self.study.tell(number, state=TrialState.PRUNED)
         else:
-            self.study.tell(number, [objective(result, name) for name in self._settings.objective])
+            self.study.tell(number, [objectives.value(result, name) for name in self._settings.objective])
 
 
 #: What a trial has reached, as far as it is shown in Optuna's database.
-SHOWN = ("validation_metric", "parameters", "flops", "seconds")
+SHOWN = ("parameters", "flops", "seconds")
 #: Points from which on a grid is taken for a mistake.
 MOST_POINTS = 1000
 
@@ -245,7 +252,7 @@ def sample(settings: Settings, trial: BaseTrial, layers: Mapping[str, Any]) -> S
     Raises:
         SurgeryError: there is no such space, or it returns something else.
     """
-    schedule = find_space(settings.space)(trial, layers, settings.epochs)
+    schedule = find_space(settings.space, after=settings.lr_schedule != "constant")(trial, layers, settings.epochs)
     if not isinstance(schedule, Schedule):
         raise SurgeryError(f"{settings.space} returned a {type(schedule).__name__}, but it must return an ops.Schedule")
     return schedule
@@ -255,27 +262,23 @@ def _sized(layers: Mapping[str, int]) -> dict[str, SimpleNamespace]:
     return {name: SimpleNamespace(units=units) for name, units in layers.items()}
 
 
-def open_study(settings: Settings, storage: Path) -> optuna.Study:
+def open_study(settings: Settings, storage: Path, metric: Metric) -> optuna.Study:
     """The Optuna study in this database file, made if there is none, named as the study is in MLflow."""
     up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
-    directions = [up if OBJECTIVES[name] == "max" else down for name in settings.objective]
+    directions = [up if objectives.sign(name, metric) > 0 else down for name in settings.objective]
     database = optuna.storages.RDBStorage(f"sqlite:///{storage}")
     there = optuna.get_all_study_names(database)  # of an earlier version it has another name
-    name = there[0] if there else f"{storage.parent.name}: {settings.model} on {Path(settings.data).name}"
+    name = there[0] if there else f"{storage.parent.name}: {settings.short_subject}"
     pruner = ForgivingHalving(settings.first_rung, settings.reduction, settings.generation)
     study = optuna.create_study(
         storage=database, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([METRICS.get(name, name) for name in settings.objective])
-    for name in ("model", "data", "epochs", "space", "seed"):
+        study.set_metric_names([objectives.label(name, metric) for name in settings.objective])
+    for name in ("task", "model", "data", "epochs", "space", "seed"):
         study.set_user_attr(name, getattr(settings, name))
     return study
-
-
-#: Objectives whose name alone does not say what was measured.
-METRICS = {"accuracy": "validation accuracy", "flops": "FLOPs"}
 
 
 def _sampler(settings: Settings, drawn: int) -> optuna.samplers.BaseSampler:
@@ -285,8 +288,3 @@ def _sampler(settings: Settings, drawn: int) -> optuna.samplers.BaseSampler:
             seed=(settings.seed * 100_003 + drawn) % 2**32, multivariate=True, group=True, constant_liar=True,
             n_startup_trials=max(4, settings.trials // 3),
         )  # fmt: skip
-
-
-def objective(result: Mapping[str, Any], name: str) -> float:
-    """The value of one objective in a finished trial, read on validation."""
-    return float(result["validation_metric" if name == "accuracy" else name])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from network_surgery.ops.schedule import Step
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import Task
 from network_surgery.study.training.trainer import Scores
@@ -58,3 +59,6 @@ class Loop(Protocol):
 
     def evaluate(self, batches: Batches) -> Scores:
         """Loss and metrics of the network as it is now."""
+
+    def operated(self, step: Step) -> None:
+        """Is called after each operation, with the step of the schedule that it was."""

@@ -228,6 +228,8 @@ def test_what_cannot_be_done_is_one_sentence() -> None:
         Surgeon(model, optimizer, HALF, [{"x": 1}], steps_per_epoch=2)
     with pytest.raises(StudyError, match="a schedule is"):
         Surgeon(model, optimizer, [HALF], data(), steps_per_epoch=2)  # type: ignore[arg-type]
+    with pytest.raises(StudyError, match="changes the learning rate"):
+        surgeon(model, optimizer, loader(), Schedule((Step(Moment(0), "0", MinWeight(0.5), (), "rewarm"),)))
     with pytest.raises(StudyError, match="no state of a surgeon"):
         surgeon(model, optimizer, loader()).load_state_dict({})
     with pytest.raises(SurgeryError, match="names the layer 'nope'"):
