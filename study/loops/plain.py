@@ -182,9 +182,7 @@ def check_schedule(schedule: Schedule) -> None:
         raise StudyError(f"a schedule is ops.Schedule((Step(…), …)), not a {type(schedule).__name__}")
     for step in schedule.steps:
         if step.after != "continue":
-            raise StudyError(
-                f"the step '{step}' changes the learning rate, which is the loop's own: leave out 'after'"
-            )
+            raise StudyError(f"the step '{step}' changes the learning rate, which is the loop's own: leave out 'after'")
 
 
 class Measured(Task):
