@@ -13,6 +13,8 @@ from network_surgery.ops.anatomy import Anatomy, HiddenLayer
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.architecture import adopt, describe, load, save
 from network_surgery.ops.network.attention import free_attention
+from network_surgery.ops.network.carried import carry_architecture
+from network_surgery.ops.network.leaving import constructor_arguments, without_surgery
 from network_surgery.ops.network.masks import take_over_masks, without_masks
 from network_surgery.ops.network.optimizer_keys import register_state
 from network_surgery.ops.network.wrappers import inner, rewrap
@@ -39,10 +41,50 @@ from network_surgery.ops.surgery.surgery import apply, trial_surgery
 from network_surgery.ops.surgery.verification import measure
 
 __all__ = [
-    "OPERATIONS", "PCNS", "Anatomy", "Compact", "Condition", "EigenRemove", "HiddenLayer", "MeanReplace", "MinWeight",
-    "Moment", "Operation", "Plan", "Prediction", "PruneWeights", "RandomRemove", "RemoveDead", "Revive", "Schedule",
-    "Signals", "Step", "SurgeryError", "WeakExpand", "ZeroExpand", "adopt", "apply", "compact", "dead_units",
-    "describe", "free_attention", "frozen_units", "inner", "load", "measure", "operate", "predicted_loss_change",
-    "register_state", "rewrap", "save", "take_over_masks", "trial_surgery", "unit_scores", "weight_scores",
+    "OPERATIONS",
+    "PCNS",
+    "Anatomy",
+    "Compact",
+    "Condition",
+    "EigenRemove",
+    "HiddenLayer",
+    "MeanReplace",
+    "MinWeight",
+    "Moment",
+    "Operation",
+    "Plan",
+    "Prediction",
+    "PruneWeights",
+    "RandomRemove",
+    "RemoveDead",
+    "Revive",
+    "Schedule",
+    "Signals",
+    "Step",
+    "SurgeryError",
+    "WeakExpand",
+    "ZeroExpand",
+    "adopt",
+    "apply",
+    "carry_architecture",
+    "compact",
+    "constructor_arguments",
+    "dead_units",
+    "describe",
+    "free_attention",
+    "frozen_units",
+    "inner",
+    "load",
+    "measure",
+    "operate",
+    "predicted_loss_change",
+    "register_state",
+    "rewrap",
+    "save",
+    "take_over_masks",
+    "trial_surgery",
+    "unit_scores",
+    "weight_scores",
     "without_masks",
+    "without_surgery",
 ]  # fmt: skip

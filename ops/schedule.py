@@ -202,8 +202,11 @@ class Schedule:
 
     steps: tuple[Step, ...] = ()
 
-    def check(self, layers: Iterable[str], epochs: int, per_epoch: int) -> None:
-        """Raises SurgeryError unless every layer exists and every moment or first look is before training ends."""
+    def check(self, layers: Iterable[str], epochs: float, per_epoch: int) -> None:
+        """Raises SurgeryError unless every layer exists and every moment or first look is before training ends.
+
+        ``epochs``: ``math.inf`` where nobody knows when it ends.
+        """
         known = list(layers)
         for step in self.steps:
             if step.layer == WHOLE:

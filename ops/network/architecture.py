@@ -27,6 +27,8 @@ from network_surgery.ops.network.optimizer_state import exchange
 from network_surgery.ops.network.wrappers import inner
 
 FORMAT = 1
+#: The entry of a state_dict that carries an architecture (see ``ops.network.carried``).
+CARRIED = "surgery_architecture"
 Description = Mapping[str, Mapping[str, Any]]
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -244,7 +246,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], description: Descripti
         if name in weights and weights[name].dtype != tensor.dtype:
             exchange(tensor, tensor.data.to(weights[name].dtype))
     buffers = passing(model)
-    model.load_state_dict({name: value for name, value in weights.items() if name not in buffers})
+    model.load_state_dict({name: w for name, w in weights.items() if name not in buffers and name != CARRIED})
     for name, buffer in buffers.items():
         if name in weights:
             buffer.data.copy_(weights[name])

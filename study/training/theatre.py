@@ -1,4 +1,4 @@
-"""The operating theatre: a callback that applies a schedule while the network trains, and measures every operation.
+"""The operating theatre: applies a schedule while the network trains, in any ``Loop``, and measures every operation.
 
 Around each operation: loss and metric on a few fixed held-out samples before and after (the spike factor is the loss's
 after / before), the thesis's loss factor (training loss of the first batch after / of the last batch before), the
@@ -19,12 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, inner, operate
 from network_surgery.ops.anatomy import WHOLE
-from network_surgery.ops.network.optimizer_state import forget
+from network_surgery.ops.network.optimizer_state import forget, listed
 from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import Diverged
 from network_surgery.study.task.samples import Batches, Samples, Stream
+from network_surgery.study.training.loop import Loop
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
-from network_surgery.study.training.trainer import Callback, Shown, Trainer, clock
+from network_surgery.study.training.trainer import Callback, Shown, clock
 
 
 class Theatre(Callback):
@@ -59,46 +60,46 @@ class Theatre(Callback):
         looks = sum(check.seconds for check in self.checks if not check.operated)  # else the operation's
         return self.discovery_seconds + sum(record.seconds for record in self.records) + looks
 
-    def anatomy(self, trainer: Trainer) -> Anatomy:
+    def anatomy(self, loop: Loop) -> Anatomy:
         """The network's anatomy, taken when it is first asked for, and true after every operation."""
         if self._anatomy is None:
-            self._anatomy = Anatomy(trainer.model, self._batches(trainer).take(slice(0, 2))[0])
+            self._anatomy = Anatomy(loop.model, self._batches(loop).take(slice(0, 2))[0])
         return self._anatomy
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, loop: Loop) -> None:
         if self._due is None:
             steps = enumerate(self.schedule.steps)
-            self._due = {place: step.when.iteration(trainer.per_epoch) for place, step in steps}
+            self._due = {place: step.when.iteration(loop.per_epoch) for place, step in steps}
         if not self._due:
             return
         if self._anatomy is None:
-            with trainer.off_the_clock():
-                start = clock(trainer.device)
-                anatomy = self.anatomy(trainer)
-                self.discovery_seconds += clock(trainer.device) - start
-            self.schedule.check(anatomy, trainer.epochs, trainer.per_epoch)
+            with loop.off_the_clock():
+                start = clock(loop.device)
+                anatomy = self.anatomy(loop)
+                self.discovery_seconds += clock(loop.device) - start
+            self.schedule.check(anatomy, loop.epochs, loop.per_epoch)
         while self._due:
             at, place = min((at, place) for place, at in self._due.items())  # those due together keep their order
-            if at > trainer.iteration:
+            if at > loop.iteration:
                 break
-            with trainer.off_the_clock():
-                self._turn(trainer, place)
+            with loop.off_the_clock():
+                self._turn(loop, place)
 
-    def after_step(self, trainer: Trainer, loss: Tensor) -> None:
+    def after_step(self, loop: Loop, loss: Tensor) -> None:
         for record in self._unmeasured:
             record.training_loss_after = float(loss)
         self._unmeasured = []
         self._last_loss = loss
 
-    def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def after_epoch(self, loop: Loop, record: dict[str, Any]) -> None:
         waiting = [each for each in self.records if each.epochs_to_recover is None]
-        loss = self._look(trainer)[0] if waiting else math.nan
+        loss = self._look(loop)[0] if waiting else math.nan
         for operation in waiting:
             moment = [each for each in self.records if each.iteration == operation.iteration]
             if moment[-1].loss_after <= moment[0].loss_before * (1 + 1e-4):  # nothing to recover from
                 operation.epochs_to_recover = 0
             elif loss <= moment[0].loss_before:
-                operation.epochs_to_recover = trainer.epoch - math.floor(operation.epoch)
+                operation.epochs_to_recover = loop.epoch - math.floor(operation.epoch)
         for operation in self.records:
             if operation.epoch_seconds is None:  # the epoch that this operation opened or interrupted
                 operation.epoch_seconds = record["train_seconds"]
@@ -118,57 +119,57 @@ class Theatre(Callback):
         self.checks = [ConditionCheck.from_data(each) for each in state["checks"]]
         self.discovery_seconds = state["discovery_seconds"]
         self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
+        self._anatomy = None  # of the network as it was
 
-    def _turn(self, trainer: Trainer, place: int) -> None:
+    def _turn(self, loop: Loop, place: int) -> None:
         """What the schedule's step at this place has to do now; says when its next turn is, if it has one."""
         assert self._due is not None
         step, due = self.schedule.steps[place], self._due.pop(place)
-        layer = self.anatomy(trainer)[step.layer]
+        layer = self.anatomy(loop)[step.layer]
         if not isinstance(step.when, Condition):
-            return self._operate(trainer, layer, step)
-        start = clock(trainer.device)
-        signals = self._signals(trainer, layer)
+            return self._operate(loop, layer, step)
+        start = clock(loop.device)
+        signals = self._signals(loop, layer)
         gain = step.when.gain_of(layer, signals)
-        reached, seconds = gain >= step.when.gain, clock(trainer.device) - start
-        epoch, measure = trainer.iteration / trainer.per_epoch, step.when.measure
+        reached, seconds = gain >= step.when.gain, clock(loop.device) - start
+        epoch, measure = loop.iteration / loop.per_epoch, step.when.measure
         self.checks.append(
-            ConditionCheck(place, trainer.iteration, epoch, step.layer, layer.units, gain, reached, seconds, measure)
+            ConditionCheck(place, loop.iteration, epoch, step.layer, layer.units, gain, reached, seconds, measure)
         )
         if reached:
-            self._operate(trainer, layer, step, signals, seconds)
+            self._operate(loop, layer, step, signals, seconds)
         if sum(each.operated for each in self.checks if each.step == place) < step.when.times:
-            self._due[place] = due + step.when.every.iteration(trainer.per_epoch)
+            self._due[place] = due + step.when.every.iteration(loop.per_epoch)
 
-    def _signals(self, trainer: Trainer, layer: HiddenLayer) -> Signals:
-        shown = Shown(trainer.train, self._signal_images)
-        return Signals.over(trainer.model, shown, [layer], shown.targets, trainer.task.loss)
+    def _signals(self, loop: Loop, layer: HiddenLayer) -> Signals:
+        shown = Shown(loop.train, self._signal_images)
+        return Signals.over(loop.model, shown, [layer], shown.targets, loop.task.loss)
 
     def _operate(
-        self, trainer: Trainer, layer: HiddenLayer, step: Step, signals: Signals | None = None, spent: float = 0.0
+        self, loop: Loop, layer: HiddenLayer, step: Step, signals: Signals | None = None, spent: float = 0.0
     ) -> None:
         """Operates and records it. A look has left its ``signals``, and the seconds ``spent`` on them count."""
-        device = trainer.device
-        before, metric_before = self._look(trainer)
+        device = loop.device
+        before, metric_before = self._look(loop)
         start = clock(device) - spent
         if signals is None and (step.operation.needs_signals or step.repair):
-            signals = self._signals(trainer, layer)
-        averages = () if trainer.average is None else (trainer.average,)
-        plan = operate(layer, step.operation, trainer.optimizer, signals, repair=step.repair, averages=averages)
+            signals = self._signals(loop, layer)
+        plan = operate(layer, step.operation, loop.optimizer, signals, repair=step.repair, averages=loop.averages)
         if not self._carry:
-            forget(trainer.optimizer)
+            for optimizer in listed(loop.optimizer):
+                forget(optimizer)
         if self._renewed and step.layer != WHOLE:
-            for network in (trainer.model, *averages):
-                renew_statistics(self.anatomy(trainer)[step.layer], network)
-        trainer.rate.after(trainer.iteration, step.after, step.after_length)
-        trainer.resized()
+            for network in (loop.model, *loop.averages):
+                renew_statistics(self.anatomy(loop)[step.layer], network)
+        loop.operated(step)
         seconds = clock(device) - start
-        after, metric_after = self._look(trainer)
+        after, metric_after = self._look(loop)
         if not math.isfinite(after):
             raise Diverged(f"the loss became {after} right after {step}")
         record = OperationRecord(
             when=str(step.when),
-            epoch=trainer.iteration / trainer.per_epoch,
-            iteration=trainer.iteration,
+            epoch=loop.iteration / loop.per_epoch,
+            iteration=loop.iteration,
             layer=step.layer,
             operation=plan.operation,
             repair=list(step.repair),
@@ -191,13 +192,13 @@ class Theatre(Callback):
         self.records.append(record)
         self._unmeasured.append(record)
 
-    def _look(self, trainer: Trainer) -> tuple[float, float]:
+    def _look(self, loop: Loop) -> tuple[float, float]:
         """Loss and metric on the held-out samples."""
-        return trainer.evaluate(self._batches(trainer))[:2]
+        return loop.evaluate(self._batches(loop))[:2]
 
-    def _batches(self, trainer: Trainer) -> Batches:
+    def _batches(self, loop: Loop) -> Batches:
         if self._looked_at is None:
-            self._looked_at = Batches(self._held_out, trainer.device)
+            self._looked_at = Batches(self._held_out, loop.device)
         return self._looked_at
 
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.network.wrappers import rewrap
+from network_surgery.ops.schedule import Step
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.augmentation import apart
 from network_surgery.study.recipe.compute import PLAIN, Compute
@@ -153,6 +154,16 @@ class Trainer:
     def evaluate(self, batches: Batches) -> Scores:
         """Loss and metrics of the network (or the average of its weights) as it is now."""
         return evaluate(self.final, self.task, batches, self.batch_size, self.accuracy_mode, self.compute)
+
+    @property
+    def averages(self) -> tuple[nn.Module, ...]:
+        """The networks of the same shapes that follow every operation."""
+        return () if self.average is None else (self.average,)
+
+    def operated(self, step: Step) -> None:
+        """What an operation does to training: the learning rate goes on as its step says, and code is compiled anew."""
+        self.rate.after(self.iteration, step.after, step.after_length)
+        self.resized()
 
     def resized(self) -> None:
         """Whoever changes the sizes of the network calls this: what was compiled for the old ones is forgotten."""
