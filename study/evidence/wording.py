@@ -84,7 +84,7 @@ def other(contrast: Contrast, metric: Metric = ACCURACY) -> str:
     """The contrast with another arm, in a line; of time where it is what was found, and whether it had converged."""
     time = _until(contrast, metric) if sooner(contrast, metric) else ""
     rival = contrast.get("convergence", {}).get("rival", {"converged": None})
-    late = f" ({words})" if (words := unconverged({"it": rival})) else ""
+    late = f"; {words}" if (words := unconverged({"it": rival})) else ""
     return f"{LABELS[contrast['arm']]}: {spread(contrast, metric)}{time}: {contrast['finding']}{late}"
 
 

@@ -100,6 +100,6 @@ def test_a_verdict_says_it_before_who_won() -> None:
     )
     against = verdict(False, False) | {"arm": "random", "difference": 0.001, "interval": None, "time_to_accuracy": []}
     assert other(against).endswith(
-        ": no difference was found (it had not converged (4 of 5 seeds were still improving))"
+        ": no difference was found; it had not converged (4 of 5 seeds were still improving)"
     )
     assert unconverged({}) == ""
