@@ -24,6 +24,8 @@ from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
+from network_surgery.study.recipe.learning_rate import check_after
+from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import objectives, tracking, tuner
 from network_surgery.study.search.sources import Sampled, Source, given
 from network_surgery.study.search.tracking.tracker import Tracker
@@ -51,10 +53,12 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     task = build(settings)
     objectives.check(settings, task.metric)
     layers = run.check(settings, task)
-    per_epoch = steps_per_epoch(len(task.train), settings.batch_size)
+    per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = given(settings, layers)
     for cell in listed:
-        Schedule.from_data(cell.schedule).check(layers, settings.epochs, per_epoch)
+        schedule = Schedule.from_data(cell.schedule)
+        schedule.check(layers, settings.epochs, per_epoch)
+        check_after(Optimization.of(settings).curve, schedule)
     if not listed:
         Sampled.check(settings, layers)
     Folder.check(out)

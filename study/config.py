@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
 from network_surgery.study.errors import StudyError
@@ -42,6 +42,11 @@ Seed = Annotated[Whole, Field(ge=0, lt=2**32), f"a whole number from 0 to {2**32
 Positive = Annotated[Number, Field(gt=0), "a number above 0"]
 PositiveOr0 = Annotated[Number, Field(ge=0), "0 or a number above"]
 Fraction = Annotated[Number, Field(gt=0, lt=1), "a number between 0 and 1"]
+FractionOr0 = Annotated[Number, Field(ge=0, lt=1), "0 or a number between 0 and 1"]
+Steps = Annotated[
+    tuple[Fraction, ...], COMMAS, such_that(lambda steps: sorted(set(steps)) == list(steps) != []),
+    "a list of rising numbers between 0 and 1",
+]  # fmt: skip
 Share = Annotated[Number, Field(gt=0, le=1), "a number above 0 and at most 1"]
 Gpus = Annotated[
     Number, Field(ge=0), such_that(lambda gpus: gpus <= 1 or gpus.is_integer()), "from 0 to 1, or a whole number"
@@ -61,6 +66,12 @@ Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
 ]
 Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
 State = Literal["carry", "reset"]
+#: YAML reads true and false as such, the command line as text.
+Stream = Annotated[
+    Literal["auto", "true", "false"],
+    BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value),
+]
+Augment = Literal["none", "flip", "crop_flip", "trivial", "randaugment"]
 
 
 @dataclass(frozen=True)
@@ -72,21 +83,102 @@ class Settings(Declared):
     """
 
     # What is trained, and on what.
-    task: Annotated[Text, About("images, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
+    task: Annotated[Text, About("images, text, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
     data: Annotated[
-        Text, About("digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*")
+        Text,
+        About(
+            "digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or folder:PATH with PATH/train/CLASS/*.png and "
+            "PATH/test/CLASS/*, or PATH/CLASS/* alone; of text: stdlib, or folder:PATH with text files"
+        ),
     ] = "digits"
-    model: Annotated[Text, About("small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY")] = "small_cnn"
-    train_images: Annotated[
-        Count | None, About("Maximum number of training images, validation included; by default all")
+    image_size: Annotated[
+        Count | None,
+        About(
+            "Side in pixels of the square that every image is resized and cropped to; by default as they are",
+            later=True,
+        ),
     ] = None
+    stream: Annotated[
+        Stream,
+        About("read a folder's images as they are needed; auto: if they are many or differ in size", decides=False),
+    ] = "auto"
+    workers: Annotated[
+        CountOr0 | None,
+        About("Processes of a trial that read streamed images; by default one less than its CPU cores", decides=False),
+    ] = None
+    model: Annotated[
+        Text,
+        About(
+            "small_cnn, mlp, resnet18, vgg16, torchvision:NAME or MODULE:FACTORY; "
+            "of text: gpt, gpt_gelu, transformers:NAME_OR_FOLDER or MODULE:FACTORY"
+        ),
+    ] = "small_cnn"
+    train_images: Annotated[
+        Count | None,
+        About("Maximum number of training images (of text: windows), validation included; by default all"),
+    ] = None
+    context: Annotated[Count, About("Bytes in a window of text", later=True)] = 128
     validation: Annotated[Fraction, About("Fraction of the training images for validation", option=False)] = 0.25
     # How it is trained.
     epochs: Annotated[Count, About("Epochs of every training run")] = 10
     batch_size: Annotated[Count, About("Images in a batch")] = 32
-    optimizer: Annotated[Literal["adam", "adamw", "sgd"], About("the optimizer; sgd has momentum 0.9")] = "adam"
-    learning_rate: Annotated[Positive, About("The optimizer's learning rate")] = 1e-3
+    optimizer: Annotated[
+        Text, About("adam, adamw, sgd (momentum 0.9), a class of torch.optim, FILE.py:FACTORY or MODULE:FACTORY")
+    ] = "adam"
+    optimizer_arguments: Annotated[
+        dict[str, Any] | None, "a mapping such as {betas: [0.9, 0.95]}",
+        About("The optimizer's other arguments, by name", option=False, later=True),
+    ] = None  # fmt: skip
+    learning_rate: Annotated[Positive, About("The optimizer's learning rate, the largest of its schedule")] = 1e-3
+    lr_schedule: Annotated[
+        Literal["constant", "step", "cosine", "linear", "one_cycle"],
+        About("the learning rate over a whole run", later=True),
+    ] = "constant"
+    warmup: Annotated[
+        FractionOr0,
+        About("Fraction of a run in which the learning rate rises; one_cycle has 0.3 by default", later=True),
+    ] = 0.0
+    lr_steps: Annotated[
+        Steps, About("Fractions of a run after which lr_schedule step changes the rate", option=False, later=True)
+    ] = (0.5, 0.75)
+    lr_factor: Annotated[Fraction, About("What it is multiplied by there", option=False, later=True)] = 0.1
+    cycle_momentum: Annotated[
+        Truth, About("Whether one_cycle moves the momentum against the learning rate", option=False, later=True)
+    ] = True
     weight_decay: Annotated[PositiveOr0, About("The optimizer's weight decay", option=False)] = 0.0
+    decay: Annotated[
+        Literal["all", "weights"],
+        About("the parameters that decay; weights: all but biases, norms and other vectors", option=False, later=True),
+    ] = "all"
+    clip: Annotated[
+        Positive | None, About("The largest norm of a step's gradient; longer ones are shortened", later=True)
+    ] = None
+    accumulate: Annotated[Count, About("Batches of each step of the optimizer", later=True)] = 1
+    label_smoothing: Annotated[
+        FractionOr0, About("Label smoothing in the training loss of tasks with classes", later=True)
+    ] = 0.0
+    ema: Annotated[
+        Fraction | None,
+        About("Decay of a moving average of the weights, which is evaluated and kept in their place", later=True),
+    ] = None
+    augment: Annotated[
+        Augment, About("what is done to every training image; the last two after crop_flip", later=True)
+    ] = "none"
+    cutout: Annotated[
+        CountOr0, About("Side in pixels of a grey square in every training image (0: none)", option=False, later=True)
+    ] = 0
+    mix: Annotated[
+        Literal["none", "mixup", "cutmix"],
+        About("how training images are joined in pairs", option=False, later=True),
+    ] = "none"
+    precision: Annotated[
+        Literal["float32", "tf32", "bf16", "fp16"],
+        About("of products and convolutions; tf32 and fp16 need a GPU", later=True),
+    ] = "float32"
+    channels_last: Annotated[Truth, About("Images lie in memory with their channels last", later=True)] = False
+    compile: Annotated[
+        Truth, About("Training steps run through torch.compile; its seconds are booked apart", later=True)
+    ] = False
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"
@@ -176,6 +268,10 @@ class Settings(Declared):
         super().__post_init__()
         if self.early_stopping != "none":
             self._check_stopping()
+        if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
+            raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
+        if self.device == "cpu" and self.precision in ("tf32", "fp16"):
+            raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
 
     @property
     def subject(self) -> str:
@@ -186,6 +282,11 @@ class Settings(Declared):
     def short_subject(self) -> str:
         """The same without folders."""
         return Path(self.task).name if ":" in self.task else f"{self.model} on {Path(self.data).name}"
+
+    @property
+    def readers(self) -> int:
+        """Processes of a trial that read what is streamed: its CPU cores but the one that trains."""
+        return max(0, int(self.cpus_per_trial) - 1) if self.workers is None else self.workers
 
     def _check_stopping(self) -> None:
         """Early stopping that could not stop anything is refused, not ignored."""
@@ -214,27 +315,49 @@ def _presets() -> dict[str, Traversable]:
     return {entry.name[:-5]: entry for entry in files if entry.name.endswith(".yaml")}
 
 
-def compose(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Settings:
+#: Task → the preset that it has where none is named. A task of one's own starts from the settings' defaults.
+PRESETS = {"images": "digits", "text": "text"}
+
+
+def compose(preset: str | None, config: Path | None, flags: Mapping[str, Any]) -> Settings:
     """A preset, overlaid by a YAML file, overlaid by flags that are not None. Relative paths are made absolute.
 
+    Without a preset: that of the task (``PRESETS``). The ``recipe`` of a task of one's own lies under all of them.
+
     Raises:
-        StudyError: no such preset or file, or a setting that is unknown or out of range.
+        StudyError: no such preset, file or task, or a setting that is unknown or out of range.
     """
     known = _presets()
-    if preset not in known:
+    if preset is not None and preset not in known:
         raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}")
-    where = f"preset {preset}"
-    data = _mapping(known[preset].read_bytes(), where)
+    given = {name: value for name, value in flags.items() if value is not None}
+    written, where = {}, ""
     if config is not None:
         try:
             text = config.read_bytes()
         except OSError as error:
             raise StudyError(f"the configuration file {config} cannot be read: {error.strerror}") from None
-        where = str(config)
-        data |= _mapping(text, where)
-    Settings.from_data(data, where)  # so that what is wrong here is not said of the command line
-    given = {name: value for name, value in flags.items() if value is not None}
+        written, where = _mapping(text, str(config)), str(config)
+    task = {"task": Settings.task, **written, **given}["task"]
+    name = preset or PRESETS.get(task if isinstance(task, str) else "")
+    data = _mapping(known[name].read_bytes(), f"preset {name}") if name else {}
+    task = {"task": Settings.task, **data, **written, **given}["task"]
+    data = _recipe(task) | data | written
+    Settings.from_data(data, where or f"preset {name}")  # so that what is wrong here is not said of the command line
     return _absolute(Settings.from_data(data | given, "the command line"))
+
+
+def _recipe(task: Any) -> dict[str, Any]:
+    """The settings that a task of one's own has unless others are given. Raises StudyError where they are not right."""
+    if not isinstance(task, str) or ":" not in task:
+        return {}
+    from network_surgery.study.references import theirs
+
+    where, recipe = f"the recipe of task {task!r}", getattr(theirs(task, "task"), "recipe", {})
+    if not isinstance(recipe, Mapping) or "task" in recipe:
+        raise StudyError(f'{where} must be a mapping of settings other than task, such as {{"epochs": 30}}')
+    Settings.from_data(recipe, where)
+    return dict(recipe)
 
 
 def _mapping(text: bytes, where: str) -> dict[str, Any]:
@@ -257,14 +380,22 @@ def _mapping(text: bytes, where: str) -> dict[str, Any]:
 def _absolute(settings: Settings) -> Settings:
     """Settings whose paths hold anywhere: a study may resume from another folder, and Ray's workers have their own."""
     kind, _, images = settings.data.partition(":")
-    network, _, factory = settings.model.rpartition(":")
     return replace(
         settings,
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
-        task=_full(settings.task) if ".py:" in settings.task else settings.task,
-        model=f"{_full(network)}:{factory}" if network.endswith(".py") else settings.model,
+        task=_full_reference(settings.task),
+        model=_full_reference(settings.model),
+        optimizer=_full_reference(settings.optimizer),
         tracking_uri=_full_uri(settings.tracking_uri),
     )
+
+
+def _full_reference(name: str) -> str:
+    """The same with the whole path, where it is ``FILE.py:NAME`` or ``transformers:FOLDER``."""
+    place, _, rest = name.rpartition(":")
+    if place == "transformers" and os.path.isdir(os.path.expanduser(rest)):
+        return f"{place}:{_full(rest)}"
+    return f"{_full(place)}:{rest}" if place.endswith(".py") else name
 
 
 def _full_uri(uri: str | None) -> str | None:

@@ -66,11 +66,12 @@ def importances(results: Results) -> Shares:
     that does not vary (see ``NOTICEABLE``) is left out.
     """
     settings, layers = results["settings"], {n: SimpleNamespace(units=u) for n, u in results["layers"].items()}
+    after = settings.get("lr_schedule", "constant") != "constant"
     ended, distributions = [], []
     for trial in results["trials"]:
         again = FixedTrial(dict(trial["params"]))
         with contextlib.suppress(Exception):  # of another version's space, or of schedules of one's own
-            find_space(settings["space"])(again, layers, settings["epochs"])
+            find_space(settings["space"], after)(again, layers, settings["epochs"])
             if finished(trial):
                 ended.append(trial)
                 distributions.append(again.distributions)

@@ -252,7 +252,7 @@ def sample(settings: Settings, trial: BaseTrial, layers: Mapping[str, Any]) -> S
     Raises:
         SurgeryError: there is no such space, or it returns something else.
     """
-    schedule = find_space(settings.space)(trial, layers, settings.epochs)
+    schedule = find_space(settings.space, after=settings.lr_schedule != "constant")(trial, layers, settings.epochs)
     if not isinstance(schedule, Schedule):
         raise SurgeryError(f"{settings.space} returned a {type(schedule).__name__}, but it must return an ops.Schedule")
     return schedule

@@ -47,7 +47,8 @@ class OperationRecord(Plain):
     ``before`` and ``after`` are of the held-out samples; the training losses are those of the last batch before
     and of the first one after. ``epoch_seconds`` are of the epoch that the operation opened or interrupted.
     ``epochs_to_recover``: until the held-out loss was back where it was before the first operation of that moment; None
-    if that was not seen. ``evidence``: what the operation says of its choice.
+    if that was not seen. ``evidence``: what the operation says of its choice. ``after``: what becomes of the learning
+    rate, as in the schedule (``ops.schedule.after_data``).
     """
 
     when: str
@@ -73,6 +74,7 @@ class OperationRecord(Plain):
     epochs_to_recover: int | None = None
     repair: list[str] = field(default_factory=list)
     evidence: dict[str, float] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
 
     @property
     def spike_factor(self) -> float:

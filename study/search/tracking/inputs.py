@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from network_surgery.study.config import Settings
-from network_surgery.study.task import Samples, Stream, Task
+from network_surgery.study.task import Samples, Stream, Task, sources
+from network_surgery.study.task.images import ImageStream
 
 if TYPE_CHECKING:
     from mlflow.entities import Dataset, DatasetInput
@@ -55,7 +56,8 @@ def _streamed(samples: Stream, name: str, source: Any, part: str) -> Dataset:
 
     place = resolve_dataset_source(source) if isinstance(source, str) else source
     about = MetaDataset(place, name=name, digest=samples.digest() or f"{part}-{len(samples)}").to_dict()
-    return Dataset(**about | {"profile": json.dumps({"num_samples": len(samples)})})
+    profile = {"num_rows": len(samples)} | ({"shape": samples.shape} if isinstance(samples, ImageStream) else {})
+    return Dataset(**about | {"profile": json.dumps(profile)})
 
 
 def _arrays(part: Any) -> np.ndarray | dict[str, np.ndarray]:
@@ -80,11 +82,10 @@ def _source(settings: Settings, part: str) -> Any:
     if ":" in settings.task:
         code = settings.task
     elif kind == "folder":
-        return str(Path(path) / ("test" if part == "test" else "train"))
-    elif settings.data == "cifar10":
-        from torchvision.datasets import CIFAR10
-
-        return HTTPDatasetSource(CIFAR10.url)
+        inside = Path(path) / ("test" if part == "test" else "train")
+        return str(inside if inside.is_dir() or not Path(path).is_dir() else path)
+    elif settings.data in sources.TORCHVISION:
+        return HTTPDatasetSource(sources.address(settings.data))
     else:
         code = "sklearn.datasets.load_digits" if settings.data == "digits" else settings.data
     return CodeDatasetSource({"mlflow.source.type": "LOCAL", "mlflow.source.name": code})

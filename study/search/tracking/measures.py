@@ -19,7 +19,7 @@ Measured = list[tuple[str, float, int]]
 _EPOCH = {
     "train_loss": "loss/train", "validation_loss": "loss/validation",
     "parameters": "size/parameters", "train_seconds": "seconds/epoch", "probe_seconds": "seconds/probe",
-    "joules": "energy/epoch",
+    "joules": "energy/epoch", "learning_rate": "optimizer/learning_rate",
 }  # fmt: skip
 _OUTCOME = {
     "flops": "size/flops", "peak_memory": "size/peak_memory", "seconds": "seconds/total",
