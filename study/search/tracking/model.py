@@ -92,5 +92,6 @@ def _inputs(task: Task) -> str:
 
 def _requirements(model: str) -> list[str]:
     """What loading needs besides this project."""
-    packages = ["torch", "numpy", *(["torchvision"] if model.startswith("torchvision:") else [])]
+    others = [name for name in ("torchvision", "transformers") if model.startswith(f"{name}:")]
+    packages = ["torch", "numpy", *others]
     return [f"{package}=={version(package).partition('+')[0]}" for package in packages]
