@@ -54,7 +54,7 @@ class Compute:
 
     @contextlib.contextmanager
     def _tf32(self) -> Iterator[None]:
-        switches = torch.backends.cuda.matmul, torch.backends.cudnn
+        switches: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
         before = [switch.allow_tf32 for switch in switches]
         for switch in switches:
             switch.allow_tf32 = True

@@ -118,7 +118,7 @@ def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--preset", "digit"], "there is no preset 'digit'; there are digits"),
+        (["--preset", "digit"], "there is no preset 'digit'; there are cifar, digits"),
         (["--model", "nope"], "there is no model 'nope'; give one of small_cnn, mlp, evci_cnn"),
         (["--model", "torchvision:nope"], "torchvision has no classification model 'nope'"),
         (["--model", "vgg16"], "model 'vgg16' failed on images of 1 × 8 × 8: it needs images of at least 16 × 16"),
