@@ -232,7 +232,8 @@ def _table(rows: list[dict[str, Any]], metric: Metric, unit: str) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    value, gap = f"{metric.name}{' %' * metric.percent}", metric.gap.replace(" ", "\n", 1)
+    value = metric.name.replace(" ", "\n") + " %" * metric.percent
+    gap = metric.gap.replace(" ", "\n", 1)
     for title in ("arm", "n", value, gap, "parameters", "seconds", "loss\nspike", "op/\nepoch"):
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for row in rows:

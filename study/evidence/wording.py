@@ -38,7 +38,7 @@ def _outcome(verdict: Contrast, metric: Metric) -> str:
     if finding == UNTESTED:
         return f"Nothing can be said without a spread between seeds (n = {n})."
     if finding == UNDECIDED:
-        more, one = verdict["more_seeds"], f"one of {metric.smallest}"
+        more, one = verdict["more_seeds"], f"one of {metric.smallest}{_in(metric)}"
         if more == 0:
             return f"No difference found (n = {n}); {one} would probably have been."
         return f"No difference found (n = {n}); {more:,} more seed{'s' * (more > 1)} would probably find {one}."
@@ -46,7 +46,7 @@ def _outcome(verdict: Contrast, metric: Metric) -> str:
     if finding.endswith("better"):
         low, high = (metric.amount(bound) for bound in sorted(abs(bound) for bound in verdict["interval"]))
         return (
-            f"{ahead} is better by {metric.amount(verdict['difference'])} "
+            f"{ahead} is better by {metric.amount(verdict['difference'])}{_in(metric)} "
             f"(95 % interval {low.removesuffix(metric.unit)} to {high.removesuffix(metric.unit)}, n = {n})."
         )
     entry = sooner(verdict, metric)
@@ -84,7 +84,7 @@ def other(contrast: Contrast, metric: Metric = ACCURACY) -> str:
     """The contrast with another arm, in a line; of time where it is what was found, and whether it had converged."""
     time = _until(contrast, metric) if sooner(contrast, metric) else ""
     rival = contrast.get("convergence", {}).get("rival", {"converged": None})
-    late = f" ({words})" if (words := unconverged({"it": rival})) else ""
+    late = f"; {words}" if (words := unconverged({"it": rival})) else ""
     return f"{LABELS[contrast['arm']]}: {spread(contrast, metric)}{time}: {contrast['finding']}{late}"
 
 
@@ -133,6 +133,11 @@ def _until(contrast: Contrast, metric: Metric) -> str:
 
 def _p(test: Mapping[str, Any]) -> str:
     return "" if test["p_adjusted"] is None else f", p = {test['p_adjusted']:.2g} after Holm ({test['test']})"
+
+
+def _in(metric: Metric) -> str:
+    """What a difference is in, of a metric whose differences have no unit."""
+    return "" if metric.percent else f" in {metric.name}"
 
 
 def _capital(words: str) -> str:

@@ -187,8 +187,7 @@ class Sampled:
 
     def _record(self, number: int, result: Result) -> None:
         """Tells Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
-        about = {key: result[key] for key in ("failure", "stopped") if key in result}
-        about |= {name: result[name] for name in SHOWN if name in result}
+        about = {name: result[name] for name in SHOWN if name in result}
         if "validation_metric" in result:
             about[f"validation {self._metric.name}"] = result["validation_metric"]
         if spikes := spikes_of(result):
@@ -204,8 +203,8 @@ class Sampled:
             self.study.tell(number, [objectives.value(result, name) for name in self._settings.objective])
 
 
-#: What a trial has reached, as far as it is shown in Optuna's database.
-SHOWN = ("parameters", "flops", "seconds")
+#: How a trial ended and what it has reached, as far as it is shown in Optuna's database.
+SHOWN = ("failure", "stopped", "parameters", "flops", "seconds")
 #: Points from which on a grid is taken for a mistake.
 MOST_POINTS = 1000
 

@@ -63,8 +63,8 @@ def search(results: Results) -> Drawing | None:
     axes.set(xlabel="parameters at the end (log scale)", ylabel=metric_label("validation", metric))
     figure.legend(loc="outside lower center", ncols=3)
     best = max(trials, key=lambda t: (metric.gain(t["validation_metric"], 0.0), -t["parameters"]))
-    value = metric.named(metric.label(best["validation_metric"]))
-    found = f"{value} at {best['parameters']:,} parameters, with {name_of(best)}"
+    most = metric.named(metric.label(best["validation_metric"]))
+    found = f"{most} at {best['parameters']:,} parameters, with {name_of(best)}"
     return titled(
         figure, f"The best of {len(trials)} trial{'s' * (len(trials) > 1)}: {found}",
         "Each point is one trial of the search, one seed each. The line joins the trials that no other trial beats in "

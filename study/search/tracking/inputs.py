@@ -55,7 +55,8 @@ def _streamed(samples: Stream, name: str, source: Any, part: str) -> Dataset:
     from mlflow.entities import Dataset
 
     place = resolve_dataset_source(source) if isinstance(source, str) else source
-    about = MetaDataset(place, name=name, digest=samples.digest() or f"{part}-{len(samples)}").to_dict()
+    digest = samples.digest() or f"{part}-{len(samples)}"
+    about = MetaDataset(place, name=name, digest=digest).to_dict()  # type: ignore[abstract]
     profile = {"num_rows": len(samples)} | ({"shape": samples.shape} if isinstance(samples, ImageStream) else {})
     return Dataset(**about | {"profile": json.dumps(profile)})
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from network_surgery.study import network as kept
 from network_surgery.study.config import Settings
-from network_surgery.study.task import Samples, Task
+from network_surgery.study.task import Task
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 
@@ -46,10 +46,10 @@ def write(place: Path, network: Path, settings: Settings, task: Task, logged: Lo
 
 
 def recipe_of(settings: Settings, task: Task) -> dict[str, Any]:
-    """How the network is made again as it was before surgery: images in memory need their size alone, all else the
+    """How the network is made again as it was before surgery: that of our images needs their size alone, any other the
     settings, of which those are kept that decide what is trained.
     """
-    if isinstance(task, ImageTask) and isinstance(task.train, Samples):
+    if type(task) is ImageTask:
         return kept.recipe(settings.model, task.shape, len(task.classes))
     return {"settings": settings.recipe()}
 
@@ -86,11 +86,15 @@ def _schema(part: Any) -> Schema | None:
 
 
 def _inputs(task: Task) -> str:
-    images = isinstance(task, ImageTask) and isinstance(task.train, Samples)
-    return "pixels from 0 … 255 scaled to -1 … 1" if images else f"{task.unit} as the task gives them to the network"
+    return (
+        "pixels from 0 … 255 scaled to -1 … 1"
+        if type(task) is ImageTask
+        else f"{task.unit} as the task gives them to the network"
+    )
 
 
 def _requirements(model: str) -> list[str]:
     """What loading needs besides this project."""
-    packages = ["torch", "numpy", *(["torchvision"] if model.startswith("torchvision:") else [])]
+    others = [name for name in ("torchvision", "transformers") if model.startswith(f"{name}:")]
+    packages = ["torch", "numpy", *others]
     return [f"{package}=={version(package).partition('+')[0]}" for package in packages]

@@ -86,6 +86,13 @@ def verdict(surgery: bool | None, rival: bool | None) -> dict[str, Any]:
     return {"finding": "no difference was found", "n": 5, "more_seeds": 14, "convergence": sides}
 
 
+def test_a_difference_without_a_unit_is_one_in_the_metric() -> None:
+    undecided = {"finding": "no difference was found", "n": 5, "more_seeds": 0}
+    assert sentence(undecided, LOSS) == "No difference found (n = 5); one of 0.05 in loss would probably have been."
+    better = {"finding": "restarting is better", "n": 5, "difference": 0.25, "interval": [0.1, 0.4]}
+    assert sentence(better, LOSS) == "Restarting is better by 0.250 in loss (95 % interval 0.100 to 0.400, n = 5)."
+
+
 def test_a_verdict_says_it_before_who_won() -> None:
     plain = "No difference found (n = 5); 14 more seeds would probably find one of 0.5 points."
     assert sentence(verdict(True, True)) == sentence(verdict(None, None)) == plain
@@ -100,6 +107,6 @@ def test_a_verdict_says_it_before_who_won() -> None:
     )
     against = verdict(False, False) | {"arm": "random", "difference": 0.001, "interval": None, "time_to_accuracy": []}
     assert other(against).endswith(
-        ": no difference was found (it had not converged (4 of 5 seeds were still improving))"
+        ": no difference was found; it had not converged (4 of 5 seeds were still improving)"
     )
     assert unconverged({}) == ""
