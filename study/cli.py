@@ -120,7 +120,7 @@ def report(study: Study) -> None:
 
 
 @app.command()
-@with_settings("data", "model")
+@with_settings("data", "model", "start")
 def layers(
     preset: Preset = "digits",
     config: Config = None,

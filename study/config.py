@@ -18,8 +18,13 @@ from network_surgery.study.errors import StudyError
 Objective = Literal["accuracy", "parameters", "flops", "seconds"]
 #: What a study may optimize on validation, and in which direction.
 OBJECTIVES: dict[str, str] = {"accuracy": "max", "parameters": "min", "flops": "min", "seconds": "min"}
-Arm = Literal["original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late", "random"]
+Arm = Literal[
+    "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late",
+    "operate_first", "operate_first_flops", "random",
+]  # fmt: skip
 ARMS: tuple[Arm, ...] = get_args(Arm)
+#: What training may start from besides files and folders.
+STARTS = ("none", "factory", "torchvision")
 OTHERS = ", ".join(arm for arm in ARMS if arm != "surgery")
 
 
@@ -28,7 +33,8 @@ def _different(names: tuple[str, ...]) -> bool:
 
 
 def _comparable(arms: tuple[Arm, ...]) -> bool:
-    return "surgery" in arms and ("restart" in arms or set(arms) <= {"original", "surgery"}) and _different(arms)
+    rivals = {"restart", "operate_first"}
+    return "surgery" in arms and bool(rivals & {*arms} or {*arms} <= {"original", "surgery"}) and _different(arms)
 
 
 Count = Annotated[Whole, Field(ge=1), "a whole number of at least 1"]
@@ -49,7 +55,8 @@ Objectives = Annotated[
 ]  # fmt: skip
 Arms = Annotated[
     tuple[Arm, ...], COMMAS, such_that(_comparable),
-    f"a list of surgery and any of {OTHERS}, none twice; more than original and surgery only together with restart",
+    f"a list of surgery and any of {OTHERS}, none twice; more than original and surgery only together "
+    "with restart or operate_first",
 ]  # fmt: skip
 Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
@@ -73,6 +80,25 @@ class Settings(Declared):
         Text, About("digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*")
     ] = "digits"
     model: Annotated[Text, About("small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY")] = "small_cnn"
+    start: Annotated[
+        Text,
+        About(
+            "what training starts from: none, torchvision (its weights of the model), a file of torch or safetensors, "
+            "or a folder with model.safetensors",
+            later=True,
+        ),
+    ] = "none"
+    start_digest: Annotated[
+        Text | None, About("Fingerprint of what it starts from; a study writes it", option=False, later=True)
+    ] = None
+    normalize: Annotated[
+        Literal["half", "imagenet"] | None,
+        About(
+            "mean and deviation that images are scaled by: 0.5, or ImageNet's; by default ImageNet's for the weights "
+            "of torchvision, else 0.5",
+            later=True,
+        ),
+    ] = None
     train_images: Annotated[
         Count | None, About("Maximum number of training images, validation included; by default all")
     ] = None
@@ -177,6 +203,11 @@ class Settings(Declared):
         """What is trained, in a few words."""
         return self.task if ":" in self.task else f"{self.model} on {self.data}"
 
+    @property
+    def scaling(self) -> str:
+        """How images are scaled: ``half`` or ``imagenet``."""
+        return self.normalize or ("imagenet" if self.start == "torchvision" else "half")
+
     def _check_stopping(self) -> None:
         """Early stopping that could not stop anything is refused, not ignored."""
         if self.objective != ("accuracy",):
@@ -252,6 +283,7 @@ def _absolute(settings: Settings) -> Settings:
         settings,
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
         model=f"{_full(network)}:{factory}" if network.endswith(".py") else settings.model,
+        start=settings.start if settings.start in STARTS else _full(settings.start),
         tracking_uri=_full_uri(settings.tracking_uri),
     )
 

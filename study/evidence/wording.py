@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from network_surgery.study.arms import LABELS
-from network_surgery.study.evidence.contrast import MARGIN, UNDECIDED, UNTESTED, UNTOUCHED, sooner
+from network_surgery.study.evidence.contrast import AHEAD, MARGIN, UNDECIDED, UNTESTED, UNTOUCHED, sooner
 
 Contrast = Mapping[str, Any]
 
@@ -28,7 +28,9 @@ def sentence(verdict: Contrast) -> str:
         if more == 0:
             return f"No difference found (n = {n}); {one} would probably have been."
         return f"No difference found (n = {n}); {more:,} more seed{'s' * (more > 1)} would probably find {one}."
-    ahead, behind = ("Surgery", "restarting") if finding.startswith("surgery") else ("Restarting", "surgery")
+    rival = AHEAD[str(verdict.get("arm", "restart"))]
+    ours = finding.startswith("surgery")
+    ahead, behind = ("Surgery", rival) if ours else (rival.capitalize(), "surgery")
     if finding.endswith("better"):
         low, high = sorted(abs(bound) for bound in verdict["interval"])
         return (
@@ -39,13 +41,13 @@ def sentence(verdict: Contrast) -> str:
     assert entry is not None  # that is what "faster" means
     test, target = entry["seconds"], f"{100 * entry['target']:.1f} %"
     if test["test"] == "log-rank":
-        ours, theirs = entry["reached"] if ahead == "Surgery" else reversed(entry["reached"])
+        reached, theirs = entry["reached"] if ours else reversed(entry["reached"])
         return (
-            f"{ahead} reaches {target} sooner than {behind} (with {ours} against {theirs} of {n} seeds) "
+            f"{ahead} reaches {target} sooner than {behind} (with {reached} against {theirs} of {n} seeds) "
             "and ends no worse."
         )
     ratio, (low, high) = test["ratio"], test["interval"]
-    if ahead == "Restarting":
+    if not ours:
         ratio, low, high = 1 / ratio, 1 / high, 1 / low
     return (
         f"{ahead} reaches {target} in {100 * ratio:.0f} % of the time of {behind} "
@@ -55,14 +57,15 @@ def sentence(verdict: Contrast) -> str:
 
 def details(verdict: Contrast) -> str:
     """The numbers behind a schedule's sentence, beginning with the schedule."""
+    rival = AHEAD[str(verdict.get("arm", "restart"))]
     lost = f"; {verdict['failed']} more failed in one arm" if verdict["failed"] else ""
     if verdict["untouched"]:
         lost += f"; its condition was never met in {verdict['untouched']}"
     return (
-        f"{verdict['label']}: {100 * verdict['surgery']:.2f} % on the test images, restarting "
+        f"{verdict['label']}: {100 * verdict['surgery']:.2f} % on the test images, {rival} "
         f"{100 * verdict['rival']:.2f} %, {spread(verdict)} (n = {verdict['n']} seeds{lost}); "
         f"{verdict['compute_ratio']:.2f} × the training FLOPs and {verdict['time_ratio']:.2f} × the seconds of "
-        f"restarting{_until(verdict)}."
+        f"{rival}{_until(verdict)}."
     )
 
 
@@ -87,7 +90,8 @@ def overall(verdicts: Sequence[Contrast]) -> str:
     if len(verdicts) == 1 or set(found) <= {UNTESTED, UNTOUCHED}:
         return f"{verdicts[0]['finding']}{' with these seeds' * (UNDECIDED in found)}."
     if set(found) == {UNDECIDED}:
-        return "no difference between surgery and restarting was found with these seeds."
+        rival = AHEAD[str(verdicts[0].get("arm", "restart"))]
+        return f"no difference between surgery and {rival} was found with these seeds."
     return f"of {len(verdicts)} schedules, " + "; ".join(f"{finding} for {n}" for finding, n in found.items()) + "."
 
 

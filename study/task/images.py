@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLIT_SEED = 20
 #: With fewer than twice this number of classes, being among the first few says little.
 TOP = 5
+#: Of ImageNet's colours (red, green, blue; 0 … 1), as torchvision's weights were trained with.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Images(Samples):
@@ -44,6 +47,15 @@ class Images(Samples):
     def prepare(self, inputs: Tensor) -> Tensor:
         """In −1 … 1 (mean and deviation 0.5)."""
         return inputs.float().div_(127.5).sub_(1.0)
+
+
+class ImageNetScaled(Images):
+    """Images as the weights of torchvision expect them: with the mean and deviation of ImageNet's colours."""
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Each colour with mean 0 and deviation 1 over ImageNet."""
+        mean, deviation = (inputs.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (MEAN, DEVIATION))
+        return inputs.float().div_(255.0).sub_(mean).div_(deviation)
 
 
 class ImageTask(Classification):
@@ -70,6 +82,14 @@ class ImageTask(Classification):
         """The images and the network that these settings ask for. Raises StudyError as ``load``."""
         task = load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
         task.network = settings.model
+        if settings.scaling == "imagenet":
+            if task.shape[0] != 3:
+                raise StudyError(
+                    f"images are scaled as ImageNet's, which has three colours, but those of {settings.data} have "
+                    f"{task.shape[0]}; give --normalize half"
+                )
+            sets = {name: getattr(task, name) for name in ("train", "validation", "test")}
+            task = task.changed(**{name: ImageNetScaled(part.inputs, part.targets) for name, part in sets.items()})
         return task
 
     def changed(self, **parts: Any) -> ImageTask:

@@ -12,7 +12,7 @@ from network_surgery.ops import MinWeight, Moment, Schedule, Step, WeakExpand
 from network_surgery.study.arms import LABELS, RIVALS, randomly, rivals
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.evidence import drawing
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
 from network_surgery.study.training.run import run
@@ -28,7 +28,7 @@ SHRINK = Schedule((
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_every_arm_that_is_asked_for_follows(surgery: dict[str, Any]) -> None:
     assert tuple(found) == RIVALS
     assert {(cell.seed, cell.trial, cell.test) for cell in found.values()} == {(3, 5, True)}
     for arm, cell in found.items():
-        assert (cell.architecture is None) == (arm == "random")
+        assert (cell.architecture is None) == (arm in ("random", "operate_first", "operate_first_flops"))
     few = Settings(epochs=6, arms=("surgery", "restart", "random"))
     assert set(followers(surgery, few)) == {"restart", "random"}
 

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 #: What a run's model is called: ``mlflow.pyfunc.load_model("runs:/RUN/network")``.
 NAME = "network"
+#: What the network is called with, by how the study scales images.
+SCALED = {
+    "half": "pixels from 0 … 255 scaled to -1 … 1",
+    "imagenet": "pixels from 0 … 255 scaled by the mean and deviation of ImageNet's colours",
+}
 
 
 def write(place: Path, network: Path, settings: Settings, task: Task, logged: LoggedModel) -> None:
@@ -34,7 +39,7 @@ def write(place: Path, network: Path, settings: Settings, task: Task, logged: Lo
         place, loader_module="network_surgery.study.network", data_path=str(network),
         model_config=recipe(settings.model, task.shape, len(task.classes)),
         signature=ModelSignature(Schema([images]), Schema([scores])),
-        metadata={"classes": list(task.classes), "inputs": "pixels from 0 … 255 scaled to -1 … 1"},
+        metadata={"classes": list(task.classes), "inputs": SCALED[settings.scaling]},
         pip_requirements=_requirements(settings.model),  # else MLflow would load the model to see what it imports
         mlflow_model=Model(
             artifact_path=logged.artifact_location, run_id=logged.source_run_id, model_uuid=logged.model_id,
