@@ -143,7 +143,7 @@ def at_first(schedule: Sequence[Mapping[str, Any]], outcome: Mapping[str, Any]) 
 
 
 def _is_of(step: Mapping[str, Any], record: OperationRecord) -> bool:
-    return str(parse_when(step["when"])) == record.when and step["layer"] == record.layer
+    return str(parse_when(step["when"])) == record.when and str(step["layer"]) == record.layer
 
 
 def _sized(step: Mapping[str, Any], record: OperationRecord) -> dict[str, Any]:

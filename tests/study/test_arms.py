@@ -132,7 +132,7 @@ BY_THEMSELVES = [
     [{"when": "1ep", "layer": "fc1", "op": "remove_dead", "threshold": 0.6}],
     [{"when": "1ep", "layer": "fc1", "op": "eigen_remove", "keep": 0.377, "rounding": "down"},
      {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.9, "repair": ["bias"]}],
-    [{"when": "redundancy 0.2 every 1ep", "layer": "fc2", "op": "pcns"}],
+    [{"when": "redundancy(0.1) >= 0.1 from 1ep every 1ep at most 2", "layer": "fc2", "op": "pcns"}],
     [{"when": "1ep", "layer": "*", "op": "prune_weights", "quality": 0.5}],
 ]  # fmt: skip
 
