@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.check import fresh
-from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.images import ImageNetScaled, ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.restart import redraw
@@ -331,3 +332,43 @@ def as_before() -> Iterator[None]:
     state = torch.get_rng_state()
     yield
     torch.set_rng_state(state)
+
+
+class Halted(Exception):
+    """The process ends here."""
+
+
+def test_an_interrupted_fine_tuning_goes_on_as_if_it_had_not_been(
+    digits: ImageTask, trained: nn.Module, tmp_path: Path
+) -> None:
+    path = of_torch(trained.state_dict(), tmp_path / "w.pt")
+    settings = replace(SETTINGS, epochs=3, start=str(path))
+    cell = Cell("surgery", 3, [{"when": "1ep", "layer": "fc1", "op": "min_weight"}], test=True)
+
+    def halt(epoch: dict[str, Any]) -> None:
+        if epoch["epoch"] == 3:
+            raise Halted
+
+    straight = run(cell, digits, settings, CPU, network=tmp_path / "straight.pt")
+    with pytest.raises(Halted):
+        run(cell, digits, settings, CPU, halt, saved=tmp_path / "saved.pt")
+    resumed = run(cell, digits, settings, CPU, saved=tmp_path / "saved.pt", network=tmp_path / "resumed.pt")
+    assert resumed["test_loss"] == straight["test_loss"]
+    weights = [torch.load(tmp_path / f"{name}.pt", weights_only=True)["weights"] for name in ("straight", "resumed")]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+
+
+def test_weights_of_torchvision_see_images_as_imagenet_scales_them(digits: ImageTask) -> None:
+    assert Settings(start="torchvision").scaling == "imagenet" and Settings(start="w.pt").scaling == "half"
+    assert Settings(start="torchvision", normalize="half").scaling == "half"
+    part = ImageNetScaled(torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    found = part.take(np.array([0])).prepare(torch.tensor(part.pixels[:1]))
+    torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]))
+    with pytest.raises(StudyError, match="has three colours, but those of digits have 1; give --normalize half"):
+        ImageTask.of(replace(SETTINGS, normalize="imagenet"))
+
+
+def test_a_start_with_other_outputs_is_refused(digits: ImageTask, tmp_path: Path) -> None:
+    save(models.mlp((1, 8, 8), 7), tmp_path / "w.pt")
+    with pytest.raises(StudyError, match=r"answers 2 samples by \(2, 7\), but the task needs \(2, 10\)"):
+        check(replace(SETTINGS, start=str(tmp_path / "w.pt")), digits)
