@@ -223,7 +223,7 @@ def test_a_changed_file_is_noticed(digits: ImageTask, trained: nn.Module, tmp_pa
     assert settings.start_digest and starting.load(settings, digits) is not None
     cell = Cell("surgery", 3)
     of_torch({name: tensor + 1 for name, tensor in trained.state_dict().items()}, path)
-    with pytest.raises(StudyError, match="this study began with .*: the weights have changed"):
+    with pytest.raises(StudyError, match=r"this study began with .*: the weights have changed"):
         starting.load(settings, digits)
     other = starting.settle(replace(SETTINGS, start=str(path)), digits)
     assert len({cell.key(each) for each in (SETTINGS, settings, other)}) == 3
