@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from network_surgery.study.config import Settings, compose
+from network_surgery.study.config import PRESETS, Settings, compose
 from network_surgery.study.declare import declaration, names
 from network_surgery.study.errors import Diverged, StudyError
 
@@ -26,7 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Preset = Annotated[str, typer.Option(help="Named settings that the other options overlay.")]
+Preset = Annotated[
+    str | None, typer.Option(help="Named settings that the other options overlay; by default those of the task.")
+]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, over the preset.")]
 Study = Annotated[Path, typer.Argument(help="The study's folder.", metavar="STUDY")]
 Width = Annotated[int | None, typer.Option(help="Units of the random layers.")]
@@ -57,14 +59,16 @@ def with_settings(*settings: str) -> Callable[[Callable[..., None]], Callable[..
 @app.command()
 @with_settings(*OPTIONS)
 def study(
-    preset: Preset = "digits",
+    preset: Preset = None,
     config: Config = None,
     out: Annotated[Path | None, typer.Option(help="The study's folder; by default a new one under runs/.")] = None,
     **flags: Any,
 ) -> None:
     """Search schedules of operations, then compare the best ones with restarting: the main job."""
     settings = compose(preset, config, flags)
-    place = out or Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    preset = preset or PRESETS.get(settings.task)
+    name = preset or settings.task.rpartition(":")[2]
+    place = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     from network_surgery.study import conduct
 
     console = _console()
@@ -76,6 +80,8 @@ def study(
             f"{len(folder.layers)} layers to operate on; results go to {place}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
+        if task.note:
+            console.print(f"{settings.data}: {task.note}", highlight=False, markup=False, soft_wrap=True)
         _carry_on(place, console, lambda: conduct.proceed(folder, task, console))
 
 
@@ -120,9 +126,9 @@ def report(study: Study) -> None:
 
 
 @app.command()
-@with_settings("data", "model", "start")
+@with_settings("task", "data", "model", "start", "image_size", "stream", "workers")
 def layers(
-    preset: Preset = "digits",
+    preset: Preset = None,
     config: Config = None,
     epochs: Annotated[int, typer.Option(help="Epochs of training first, to see redundancy as it comes.", min=0)] = 0,
     image: Annotated[

@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
 from network_surgery.study.errors import StudyError
@@ -64,6 +64,11 @@ Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
 ]
 Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
 State = Literal["carry", "reset"]
+#: YAML reads true and false as such, the command line as text.
+Stream = Annotated[
+    Literal["auto", "true", "false"],
+    BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value),
+]
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,36 @@ class Settings(Declared):
     """
 
     # What is trained, and on what.
-    task: Annotated[Text, About("images, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
+    task: Annotated[Text, About("images, text, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
     data: Annotated[
-        Text, About("digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*")
+        Text,
+        About(
+            "digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or folder:PATH with PATH/train/CLASS/*.png and "
+            "PATH/test/CLASS/*, or PATH/CLASS/* alone; of text: stdlib, or folder:PATH with text files"
+        ),
     ] = "digits"
-    model: Annotated[Text, About("small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY")] = "small_cnn"
+    image_size: Annotated[
+        Count | None,
+        About(
+            "Side in pixels of the square that every image is resized and cropped to; by default as they are",
+            later=True,
+        ),
+    ] = None
+    stream: Annotated[
+        Stream,
+        About("read a folder's images as they are needed; auto: if they are many or differ in size", decides=False),
+    ] = "auto"
+    workers: Annotated[
+        CountOr0 | None,
+        About("Processes of a trial that read streamed images; by default one less than its CPU cores", decides=False),
+    ] = None
+    model: Annotated[
+        Text,
+        About(
+            "small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY; "
+            "of text: gpt, gpt_gelu, transformers:NAME_OR_FOLDER or MODULE:FACTORY"
+        ),
+    ] = "small_cnn"
     start: Annotated[
         Text,
         About(
@@ -100,8 +130,10 @@ class Settings(Declared):
         ),
     ] = None
     train_images: Annotated[
-        Count | None, About("Maximum number of training images, validation included; by default all")
+        Count | None,
+        About("Maximum number of training images (of text: windows), validation included; by default all"),
     ] = None
+    context: Annotated[Count, About("Bytes in a window of text", later=True)] = 128
     validation: Annotated[Fraction, About("Fraction of the training images for validation", option=False)] = 0.25
     # How it is trained.
     epochs: Annotated[Count, About("Epochs of every training run")] = 10
@@ -208,6 +240,11 @@ class Settings(Declared):
         """How images are scaled: ``half`` or ``imagenet``."""
         return self.normalize or ("imagenet" if self.start == "torchvision" else "half")
 
+    @property
+    def readers(self) -> int:
+        """Processes of a trial that read what is streamed: its CPU cores but the one that trains."""
+        return max(0, int(self.cpus_per_trial) - 1) if self.workers is None else self.workers
+
     def _check_stopping(self) -> None:
         """Early stopping that could not stop anything is refused, not ignored."""
         if self.objective != ("accuracy",):
@@ -235,27 +272,49 @@ def _presets() -> dict[str, Traversable]:
     return {entry.name[:-5]: entry for entry in files if entry.name.endswith(".yaml")}
 
 
-def compose(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Settings:
+#: Task → the preset that it has where none is named. A task of one's own starts from the settings' defaults.
+PRESETS = {"images": "digits", "text": "text"}
+
+
+def compose(preset: str | None, config: Path | None, flags: Mapping[str, Any]) -> Settings:
     """A preset, overlaid by a YAML file, overlaid by flags that are not None. Relative paths are made absolute.
 
+    Without a preset: that of the task (``PRESETS``). The ``recipe`` of a task of one's own lies under all of them.
+
     Raises:
-        StudyError: no such preset or file, or a setting that is unknown or out of range.
+        StudyError: no such preset, file or task, or a setting that is unknown or out of range.
     """
     known = _presets()
-    if preset not in known:
+    if preset is not None and preset not in known:
         raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}")
-    where = f"preset {preset}"
-    data = _mapping(known[preset].read_bytes(), where)
+    given = {name: value for name, value in flags.items() if value is not None}
+    written, where = {}, ""
     if config is not None:
         try:
             text = config.read_bytes()
         except OSError as error:
             raise StudyError(f"the configuration file {config} cannot be read: {error.strerror}") from None
-        where = str(config)
-        data |= _mapping(text, where)
-    Settings.from_data(data, where)  # so that what is wrong here is not said of the command line
-    given = {name: value for name, value in flags.items() if value is not None}
+        written, where = _mapping(text, str(config)), str(config)
+    task = {"task": Settings.task, **written, **given}["task"]
+    name = preset or PRESETS.get(task if isinstance(task, str) else "")
+    data = _mapping(known[name].read_bytes(), f"preset {name}") if name else {}
+    task = {"task": Settings.task, **data, **written, **given}["task"]
+    data = _recipe(task) | data | written
+    Settings.from_data(data, where or f"preset {name}")  # so that what is wrong here is not said of the command line
     return _absolute(Settings.from_data(data | given, "the command line"))
+
+
+def _recipe(task: Any) -> dict[str, Any]:
+    """The settings that a task of one's own has unless others are given. Raises StudyError where they are not right."""
+    if not isinstance(task, str) or ":" not in task:
+        return {}
+    from network_surgery.study.references import theirs
+
+    where, recipe = f"the recipe of task {task!r}", getattr(theirs(task, "task"), "recipe", {})
+    if not isinstance(recipe, Mapping) or "task" in recipe:
+        raise StudyError(f'{where} must be a mapping of settings other than task, such as {{"epochs": 30}}')
+    Settings.from_data(recipe, where)
+    return dict(recipe)
 
 
 def _mapping(text: bytes, where: str) -> dict[str, Any]:
@@ -278,14 +337,22 @@ def _mapping(text: bytes, where: str) -> dict[str, Any]:
 def _absolute(settings: Settings) -> Settings:
     """Settings whose paths hold anywhere: a study may resume from another folder, and Ray's workers have their own."""
     kind, _, images = settings.data.partition(":")
-    network, _, factory = settings.model.rpartition(":")
     return replace(
         settings,
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
-        model=f"{_full(network)}:{factory}" if network.endswith(".py") else settings.model,
+        task=_full_reference(settings.task),
+        model=_full_reference(settings.model),
         start=settings.start if settings.start in STARTS else _full(settings.start),
         tracking_uri=_full_uri(settings.tracking_uri),
     )
+
+
+def _full_reference(name: str) -> str:
+    """The same with the whole path, where it is ``FILE.py:NAME`` or ``transformers:FOLDER``."""
+    place, _, rest = name.rpartition(":")
+    if place == "transformers" and os.path.isdir(os.path.expanduser(rest)):
+        return f"{place}:{_full(rest)}"
+    return f"{_full(place)}:{rest}" if place.endswith(".py") else name
 
 
 def _full_uri(uri: str | None) -> str | None:

@@ -54,7 +54,7 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
     anatomy = Anatomy(model, first(shown, 2))
     idling = idle(model, shown, targets, list(anatomy.values()), threshold, task.loss)
     dead = {name: found["dead"] for name, found in idling.items()}
-    return _tables(anatomy, shown, f"{settings.subject}, {trained}", dead)
+    return _tables(anatomy, shown, f"{settings.subject}, {trained}", task.unit.removesuffix("s"), dead)
 
 
 def of_image_size(settings: Settings, size: str) -> list[Table]:
@@ -77,17 +77,21 @@ def of_image_size(settings: Settings, size: str) -> list[Table]:
     shown = torch.randn(RANDOM_IMAGES, channels, height, width)
     anatomy = Anatomy(model, shown[:2])
     origin = "untrained" if start is None else f"from {start.source}"
-    return _tables(anatomy, shown, f"{settings.model} on random images of {channels} × {height} × {width}, {origin}")
+    title = f"{settings.model} on random images of {channels} × {height} × {width}, {origin}"
+    return _tables(anatomy, shown, title, "image")
 
 
-def _tables(anatomy: Anatomy, shown: Tensor, title: str, dead: Mapping[str, int] | None = None) -> list[Table]:
-    """One table of the layers, one of what is pinned (if anything is). ``dead``: layer → units, where classes are
-    known.
+def _tables(
+    anatomy: Anatomy, shown: Tensor, title: str, sample: str, dead: Mapping[str, int] | None = None
+) -> list[Table]:
+    """One table of the layers, one of what is pinned (if anything is). ``sample``: what one is called; ``dead``: layer
+    → units, where targets are known.
     """
     signals = Signals(anatomy.model, shown)
+    sample = f"{'an' if sample[0] in 'aeiou' else 'a'} {sample}"
     total, flops = anatomy.cost()
     found = Table(
-        title=f"{title}: {total:,} parameters, {flops:,} FLOPs an image",
+        title=f"{title}: {total:,} parameters, {flops:,} FLOPs {sample}",
         title_justify="left",
         caption="parameters and FLOPs: of the tensors that hold its units; "
         + "dead: units that the loss would hardly miss; " * (dead is not None)

@@ -11,9 +11,10 @@ from network_surgery.study.references import theirs
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Sets
 from network_surgery.study.task.task import Task
+from network_surgery.study.task.text import TextTask
 
 #: Tasks that come with the product, by the name that the setting ``task`` has for them.
-TASKS: dict[str, type] = {"images": ImageTask}
+TASKS: dict[str, type] = {"images": ImageTask, "text": TextTask}
 
 
 def task_class(name: str) -> type[Task]:

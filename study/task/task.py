@@ -34,6 +34,8 @@ class Task:
     at_once: int | None = None
     #: Names of the classes that targets are numbers of, where they are.
     classes: tuple[str, ...] = ()
+    #: What a study prints of the samples besides their numbers.
+    note: str = ""
 
     def load(self) -> Sets | tuple[Any, Any, Any]:
         """The training, validation and test samples.

@@ -20,6 +20,7 @@ from network_surgery.ops import (
     Condition,
     EigenRemove,
     MeanReplace,
+    MinWeight,
     Moment,
     PruneWeights,
     Revive,
@@ -30,7 +31,7 @@ from network_surgery.ops import (
 )
 from network_surgery.ops.signals.replacement import REPLACEMENTS
 from network_surgery.search_spaces import SPACES, expansion, removal
-from network_surgery.search_spaces.placement import CHOICES, chosen
+from network_surgery.search_spaces.placement import CHOICES, choices, chosen, fitted
 
 LAYERS = {
     "one layer": {"only": SimpleNamespace(units=1)},
@@ -224,6 +225,37 @@ def test_an_operation_of_another_space(module: object) -> None:
 def test_which_layers_a_choice_means(choice: str, names: list[str]) -> None:
     assert choice in CHOICES and list(chosen(LAYERS["three layers"], choice)) == names
     assert list(chosen(LAYERS["one layer"], choice)) == ["only"]
+
+
+BLOCKS = {
+    "embedding": SimpleNamespace(units=48),
+    **{
+        f"blocks.{block}.{name}": SimpleNamespace(units=units)
+        for block in range(2)
+        for name, units in (("attention.query:heads", 4), ("mlp.gate", 128))
+    },
+}
+
+
+def test_a_network_with_attention_offers_each_kind_of_layer_that_it_repeats() -> None:
+    kinds = ("blocks.*.attention.query:heads", "blocks.*.mlp.gate")
+    assert choices(BLOCKS) == (*CHOICES, *kinds)
+    assert chosen(BLOCKS, kinds[1]) == ["blocks.0.mlp.gate", "blocks.1.mlp.gate"]
+    assert {choice for trial in drawn("mixed", BLOCKS, 6, 80) if (choice := trial.params.get("layers"))} == {
+        *choices(BLOCKS)
+    }
+    for layers in LAYERS.values():  # others choose among what they always have
+        assert choices(layers) == CHOICES
+
+
+def test_a_removal_takes_one_unit_at_least_where_there_are_few() -> None:
+    kept = {units: fitted(MinWeight(0.9), SimpleNamespace(units=units)).keep for units in (2, 3, 4, 5, 6, 100)}
+    assert kept == {2: 0.9, 3: 0.667, 4: 0.75, 5: 0.9, 6: 0.9, 100: 0.9}
+    assert fitted(MinWeight(0.5), SimpleNamespace(units=4)) == MinWeight(0.5)
+    assert fitted(PCNS(0.1), SimpleNamespace(units=4)) == PCNS(0.1)
+    for trial in drawn("removal", BLOCKS, 6, 60):
+        for step in trial.user_attrs["schedule"]:
+            assert step["keep"] < 0.88 or not step["layer"].endswith("heads")
 
 
 @pytest.mark.parametrize(

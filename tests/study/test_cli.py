@@ -122,7 +122,7 @@ def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None
         (["--model", "nope"], "there is no model 'nope'; give one of small_cnn, mlp, evci_cnn"),
         (["--model", "torchvision:nope"], "torchvision has no classification model 'nope'"),
         (["--model", "vgg16"], "model 'vgg16' failed on images of 1 × 8 × 8: it needs images of at least 16 × 16"),
-        (["--data", "mnist"], "there is no data 'mnist'; give 'digits', 'cifar10' or 'folder:PATH'"),
+        (["--data", "emnist"], "there is no data 'emnist'; give 'digits', 'mnist', 'fashion_mnist', 'cifar10'"),
         (["--data", "folder:none"], "none/train; images must lie in"),
         (["--space", "nope"], "there is no search space 'nope'; there are mixed"),
         (

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from network_surgery.ops import Anatomy, ZeroExpand, operate, save
 from network_surgery.study import models
@@ -27,9 +28,11 @@ from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.search.tracking.views import FIRST, view_tags
 from network_surgery.study.store.folder import Folder
-from network_surgery.study.task.images import Images, ImageTask
+from network_surgery.study.task import Sets, Stream, Task
+from network_surgery.study.task.images import Images, ImageTask, load
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import looked_at, operated, spiked
+from tests.study.task import pictures
 
 CELL = Cell("search", 0, [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=3,
             params={"op": "min_weight", "keep": 0.5})  # fmt: skip
@@ -216,6 +219,7 @@ def test_a_fingerprint_is_of_pixels_and_labels() -> None:
     [
         ("digits", "train", "code", "sklearn.datasets.load_digits"),
         ("cifar10", "test", "http", "cifar-10-python.tar.gz"),
+        ("fashion_mnist", "train", "http", "fashion-mnist"),
         ("folder:/data/pets", "train", "local", "/data/pets/train"),
         ("folder:/data/pets", "test", "local", "/data/pets/test"),
     ],
@@ -223,7 +227,26 @@ def test_a_fingerprint_is_of_pixels_and_labels() -> None:
 def test_a_dataset_says_where_it_is_from(name: str, part: str, kind: str, source: str) -> None:
     found = inputs.datasets(name, DATA)[part].dataset
     assert found.source_type == kind and source in found.source
-    assert found.name in ("digits", "cifar10", "pets")
+    assert found.name == name.split("/")[-1]
+
+
+def test_a_streamed_dataset_says_its_number_and_fingerprint(tmp_path: Path) -> None:
+    path = pictures.folder(tmp_path / "pets")
+    task = load(f"folder:{path}", 0.25, stream="true")
+    found = {part: each.dataset for part, each in inputs.datasets(f"folder:{path}", task).items()}
+    assert {part: about.digest for part, about in found.items()} == {
+        part: getattr(task, part).digest() for part in ("train", "validation", "test")
+    }
+    assert json.loads(found["test"].profile) == {"num_rows": 4, "shape": [3, 6, 5]}
+    assert found["train"].source_type == "local" and found["test"].source.count(str(path / "test"))
+
+
+def test_anyones_stream_without_a_fingerprint_has_one_of_its_name(tmp_path: Path) -> None:
+    part = Stream(TensorDataset(torch.zeros(5, 1), torch.zeros(5)))
+    task = Task()
+    task.load = lambda: Sets(part, part, part)  # type: ignore[method-assign]
+    found = inputs.datasets("mine", task)["train"].dataset
+    assert found.digest and json.loads(found.profile) == {"num_rows": 5}
 
 
 def test_every_operation_of_a_schedule_is_a_tag(tmp_path: Path) -> None:
