@@ -4,6 +4,12 @@
     The network as it is made, uninterrupted.
 ``surgery``
     A schedule of the search.
+``operate_first``
+    What people do who hold trained weights: all operations of surgery before the first step, to the sizes that surgery
+    of the same seed ended with, then the whole training. It starts from the same weights as surgery (``--start``), so
+    that *when* is operated is all that differs.
+``operate_first_flops``
+    The same for as many epochs as cost the FLOPs of surgery's training, rounded up.
 ``restart``
     The architecture that surgery of the same seed ended with, from fresh weights, for the same epochs: so also *the
     final architecture from the start*.
@@ -17,6 +23,13 @@
     the original until then. What that had cost is *sunk*: it counts in this arm's epochs, seconds, FLOPs and joules.
 ``random``
     Random units removed from the same layers at the same moments down to the same sizes, with the same repairs.
+
+Restarts have *fresh* weights, whatever the others start from. The ``question`` of a study is surgery against
+``restart``; where training starts from given weights, against ``operate_first``.
+
+``operate_first`` chooses anew: an operation looks at the network that it is given, as it would for people who operate
+before they train. The units that surgery chose later, with what training had shown by then, nobody could know at step
+0; and operations that recombine units have no list of chosen ones. Only the amounts are surgery's.
 """
 
 from __future__ import annotations
@@ -24,11 +37,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
+from network_surgery.ops import Condition
+from network_surgery.ops.operations import operation_class
+from network_surgery.ops.schedule import parse_when
 from network_surgery.study.config import Settings
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.records import OperationRecord, operations_of
+from network_surgery.study.training.records import OperationRecord, checks_of, operations_of
 from network_surgery.study.training.spent import before_surgery
 
 #: Arm → what it is in a table.
@@ -38,12 +55,26 @@ LABELS = {
     "restart_flops": "restart at equal compute",
     "restart_seconds": "restart at equal seconds",
     "restart_late": "restart when surgery began",
+    "operate_first": "all operations first, then training",
+    "operate_first_flops": "all operations first, at equal compute",
     "random": "random units of the same layers",
 }
 #: Arm → its name in a narrow table.
-SHORT = {"restart_flops": "equal FLOPs", "restart_seconds": "equal time", "restart_late": "late restart"}
+SHORT = {
+    "operate_first": "operate first", "operate_first_flops": "first, equal FLOPs",
+    "restart_flops": "equal FLOPs", "restart_seconds": "equal time", "restart_late": "late restart",
+}  # fmt: skip
 #: Arms that need a surgery's outcome.
 RIVALS = tuple(arm for arm in LABELS if arm != "original")
+
+
+def question(settings: Settings) -> str:
+    """The arm that the verdict is about: ``restart``, or ``operate_first`` where training starts from given weights.
+
+    The other one where only that is asked for.
+    """
+    first, second = ("restart", "operate_first")[:: 1 if settings.start == "none" else -1]
+    return second if second in settings.arms and first not in settings.arms else first
 
 
 def arm_name(arm: str, trial: int | None = None, mark: str = " ") -> str:
@@ -58,8 +89,8 @@ def arm_name(arm: str, trial: int | None = None, mark: str = " ") -> str:
 def rivals(surgery: Cell, outcome: Mapping[str, Any], settings: Settings) -> list[Cell]:
     """The trainings that this surgery is held against, in the arms that the settings ask for.
 
-    Where surgery never operated, only the restart is; ``random`` is left out where something else than removing units
-    has changed the network's size.
+    Where surgery never operated, only the arm of the question is; ``random`` is left out where something else than
+    removing units has changed the network's size.
     """
     found, operations = [], operations_of(outcome)
     for arm in [arm for arm in RIVALS if arm in settings.arms]:
@@ -67,10 +98,14 @@ def rivals(surgery: Cell, outcome: Mapping[str, Any], settings: Settings) -> lis
         if arm == "random":
             if schedule := randomly(operations, surgery.seed):
                 found.append(Cell(arm, surgery.seed, schedule, **common))
-        elif arm == "restart" or operations:
-            epochs = None if arm == "restart" else _epochs(arm, outcome, settings)
+        elif arm == question(settings) or operations:
+            epochs = None if arm in ("restart", "operate_first") else _epochs(arm, outcome, settings)
+            if arm.startswith("operate_first"):
+                common |= {"schedule": at_first(surgery.schedule, outcome)}
+            else:
+                common |= {"architecture": outcome["architecture"]}
             common |= {"sunk": before_surgery(outcome)} if arm == "restart_late" else {}
-            found.append(Cell(arm, surgery.seed, architecture=outcome["architecture"], epochs=epochs, **common))
+            found.append(Cell(arm, surgery.seed, epochs=epochs, **common))
     return found
 
 
@@ -90,11 +125,54 @@ def randomly(operations: Sequence[OperationRecord], seed: int) -> list[dict[str,
     ]  # fmt: skip
 
 
+def at_first(schedule: Sequence[Mapping[str, Any]], outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The operations that a schedule came to, all of them before the first step, each to the size that it led to.
+
+    Where an operation finds out by itself how many units go, its fraction is that of surgery, by the same criterion;
+    ``compact``, which removes what pruning has emptied, and operations of anyone's without ``keep``, ``grow`` or
+    ``fraction`` stay as they are, and may lead to other sizes.
+    """
+    steps, checks = list(schedule), checks_of(outcome)
+    waiting = [place for place, step in enumerate(steps) if not isinstance(parse_when(step["when"]), Condition)]
+    found = []
+    for each in operations_of(outcome):
+        places = [c.step for c in checks if c.operated and (c.iteration, c.layer) == (each.iteration, each.layer)]
+        places = [place for place in (*waiting, *places) if _is_of(steps[place], each)]
+        if places[0] in waiting:
+            waiting.remove(places[0])
+        found.append(_sized(steps[places[0]], each))
+    return found
+
+
+def _is_of(step: Mapping[str, Any], record: OperationRecord) -> bool:
+    return str(parse_when(step["when"])) == record.when and str(step["layer"]) == record.layer
+
+
+def _sized(step: Mapping[str, Any], record: OperationRecord) -> dict[str, Any]:
+    """The step before the first one of training, with the amounts that lead to the size that it led to once."""
+    first, share = {**step, "when": "0it"}, round(record.units_after / max(record.units_before, 1), 6)
+    names = {field.name for field in fields(operation_class(step["op"]))}  # type: ignore[arg-type]
+    nearest = {"rounding": "nearest"} if "rounding" in step else {}
+    if step["op"] == "prune_weights":
+        by_itself = step.get("threshold") is not None or step.get("quality") is not None
+        return first | ({"threshold": None, "quality": None, "fraction": _sparsity(record)} if by_itself else {})
+    if step["op"] == "remove_dead":  # the units that the loss would miss least, as many as there were
+        known = {key: value for key, value in first.items() if key not in ("threshold", "kind", "by")}
+        return known | {"op": "mean_replace", "keep": share, "score": step.get("by", "mrs")}
+    if "keep" in names and share <= 1:
+        return first | {"keep": share} | nearest
+    return first | ({"grow": round(share - 1, 6)} | nearest if "grow" in names and share > 1 else {})
+
+
+def _sparsity(record: OperationRecord) -> float:
+    return max(record.evidence.get("sparsity", 0.0), 1e-6)
+
+
 def _epochs(arm: str, outcome: Mapping[str, Any], settings: Settings) -> int:
     operations = operations_of(outcome)
     if arm == "restart_late":
         return max(1, settings.epochs - math.floor(operations[0].epoch))
-    if arm == "restart_flops":
+    if arm.endswith("_flops"):
         batches = outcome.get("batches", outcome["steps"])
         epoch = 3 * settings.batch_size * outcome["flops"] * batches / settings.epochs
         return max(1, math.ceil(outcome["training_flops"] / epoch - 1e-9))

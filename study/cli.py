@@ -126,7 +126,7 @@ def report(study: Study) -> None:
 
 
 @app.command()
-@with_settings("task", "data", "model", "image_size", "stream", "workers")
+@with_settings("task", "data", "model", "start", "image_size", "stream", "workers")
 def layers(
     preset: Preset = None,
     config: Config = None,

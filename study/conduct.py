@@ -32,6 +32,7 @@ from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
+from network_surgery.study.task import start as starting
 from network_surgery.study.training import run
 from network_surgery.study.training.trainer import steps_per_epoch
 
@@ -52,6 +53,7 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         resolve(settings.page, "page")
     task = build(settings)
     objectives.check(settings, task.metric)
+    settings = starting.settle(settings, task)
     layers = run.check(settings, task)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = given(settings, layers)
@@ -190,6 +192,8 @@ class _Stage:
 @contextlib.contextmanager
 def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
+    if note := starting.note(folder.settings, task):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     with folder.locked(), tuner.cluster(folder.settings) as resources, Tracker(folder, task) as tracker:
         try:
             yield _Stage(folder, task, resources, tracker, console)

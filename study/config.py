@@ -18,8 +18,13 @@ from network_surgery.study.errors import StudyError
 #: What a study may optimize on validation; ``accuracy`` is the metric of a task whose metric it is.
 Objective = Literal["metric", "accuracy", "loss", "parameters", "flops", "seconds"]
 METRIC = frozenset(("metric", "accuracy"))
-Arm = Literal["original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late", "random"]
+Arm = Literal[
+    "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late",
+    "operate_first", "operate_first_flops", "random",
+]  # fmt: skip
 ARMS: tuple[Arm, ...] = get_args(Arm)
+#: What training may start from besides files and folders.
+STARTS = ("none", "factory", "torchvision")
 OTHERS = ", ".join(arm for arm in ARMS if arm != "surgery")
 
 
@@ -32,7 +37,8 @@ def _objectives(names: tuple[str, ...]) -> bool:
 
 
 def _comparable(arms: tuple[Arm, ...]) -> bool:
-    return "surgery" in arms and ("restart" in arms or set(arms) <= {"original", "surgery"}) and _different(arms)
+    rivals = {"restart", "operate_first"}
+    return "surgery" in arms and bool(rivals & {*arms} or {*arms} <= {"original", "surgery"}) and _different(arms)
 
 
 Count = Annotated[Whole, Field(ge=1), "a whole number of at least 1"]
@@ -58,7 +64,8 @@ Objectives = Annotated[
 ]  # fmt: skip
 Arms = Annotated[
     tuple[Arm, ...], COMMAS, such_that(_comparable),
-    f"a list of surgery and any of {OTHERS}, none twice; more than original and surgery only together with restart",
+    f"a list of surgery and any of {OTHERS}, none twice; more than original and surgery only together "
+    "with restart or operate_first",
 ]  # fmt: skip
 Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
@@ -113,6 +120,25 @@ class Settings(Declared):
             "of text: gpt, gpt_gelu, transformers:NAME_OR_FOLDER or MODULE:FACTORY"
         ),
     ] = "small_cnn"
+    start: Annotated[
+        Text,
+        About(
+            "what training starts from: none, torchvision (its weights of the model), a file of torch or safetensors, "
+            "or a folder with model.safetensors",
+            later=True,
+        ),
+    ] = "none"
+    start_digest: Annotated[
+        Text | None, About("Fingerprint of what it starts from; a study writes it", option=False, later=True)
+    ] = None
+    normalize: Annotated[
+        Literal["half", "imagenet"] | None,
+        About(
+            "mean and deviation that images are scaled by: 0.5, or ImageNet's; by default ImageNet's for the weights "
+            "of torchvision, else 0.5",
+            later=True,
+        ),
+    ] = None
     train_images: Annotated[
         Count | None,
         About("Maximum number of training images (of text: windows), validation included; by default all"),
@@ -284,6 +310,11 @@ class Settings(Declared):
         return Path(self.task).name if ":" in self.task else f"{self.model} on {Path(self.data).name}"
 
     @property
+    def scaling(self) -> str:
+        """How images are scaled: ``half`` or ``imagenet``."""
+        return self.normalize or ("imagenet" if self.start == "torchvision" else "half")
+
+    @property
     def readers(self) -> int:
         """Processes of a trial that read what is streamed: its CPU cores but the one that trains."""
         return max(0, int(self.cpus_per_trial) - 1) if self.workers is None else self.workers
@@ -386,6 +417,7 @@ def _absolute(settings: Settings) -> Settings:
         task=_full_reference(settings.task),
         model=_full_reference(settings.model),
         optimizer=_full_reference(settings.optimizer),
+        start=settings.start if settings.start in STARTS else _full(settings.start),
         tracking_uri=_full_uri(settings.tracking_uri),
     )
 

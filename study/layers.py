@@ -18,6 +18,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.recipe.optimizer import make_optimizer
 from network_surgery.study.task import build
+from network_surgery.study.task import start as starting
 from network_surgery.study.task.check import fresh
 from network_surgery.study.task.samples import Batches, first
 from network_surgery.study.training.probe import idle
@@ -38,6 +39,8 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
     device = torch.device("cpu")
     torch.manual_seed(settings.seed)
     model = fresh(task)
+    if (start := starting.load(settings, task)) is not None:
+        start.lay(model)
     if epochs:
         settings = replace(settings, epochs=epochs)
         Trainer(
@@ -45,7 +48,9 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
             seed=settings.seed, device=device, optimization=Optimization.of(settings),
         ).fit()  # fmt: skip
     shown, targets = Batches(task.train.thinned(settings.signal_images), device).take(slice(None))
-    trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else "untrained"
+    origin = "untrained" if start is None else f"from {start.source}"
+    trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else ""
+    trained = ", ".join(filter(None, ([origin] if start or not epochs else []) + [trained]))
     threshold = settings.dead_threshold or THRESHOLD
     anatomy = Anatomy(model, first(shown, 2))
     idling = idle(model, shown, targets, list(anatomy.values()), threshold, task.loss)
@@ -67,9 +72,13 @@ def of_image_size(settings: Settings, size: str) -> list[Table]:
         raise StudyError(f"--image is {size!r}, but it must be channels × height × width, such as 3x224x224") from None
     torch.manual_seed(settings.seed)
     model = models.build(settings.model, (channels, height, width), 1000)
+    start = starting.of_model(settings)
+    if start is not None:
+        start.lay(model)
     shown = torch.randn(RANDOM_IMAGES, channels, height, width)
     anatomy = Anatomy(model, shown[:2])
-    title = f"{settings.model} on random images of {channels} × {height} × {width}, untrained"
+    origin = "untrained" if start is None else f"from {start.source}"
+    title = f"{settings.model} on random images of {channels} × {height} × {width}, {origin}"
     return _tables(anatomy, shown, title, "image")
 
 

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from network_surgery.study.arms import LABELS, RIVALS, rivals
+from network_surgery.study.arms import LABELS, RIVALS, question, rivals
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import front, time_to_accuracy, wording
 from network_surgery.study.evidence.contrast import contrast, decide
@@ -83,7 +83,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     never met, so surgery is the original and restarting repeats it), ``finding``, ``sentence`` and ``details``;
     ``others`` are the contrasts with the other arms. Holm's adjustment is over the schedules for the contrasts with
     restarting, which are the question, and over all others together. Surgery and restart are averaged over the seeds
-    that both have.
+    that both have. Where training starts from given weights, ``operate_first`` is in the place of restart (see
+    ``study.arms.question``).
     """
     metric = folder.metric
     groups: dict[tuple[str, int | None], dict[int, Record]] = {}
@@ -99,9 +100,9 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     originals = list(groups.get(("original", None), {}).values())
     targets = time_to_accuracy.targets(folder.settings.targets, [record.result for record in originals], metric)
     rows = [_row("original", None, originals, targets, metric)] if originals else []
-    verdicts = []
+    verdicts, asked = [], question(folder.settings)
     for trial in trials:
-        surgery, restart = groups.get(("surgery", trial), {}), groups.get(("restart", trial), {})
+        surgery, restart = groups.get(("surgery", trial), {}), groups.get((asked, trial), {})
         seeds = sorted(set(surgery) & set(restart))
         for arm in ("surgery", *RIVALS):
             members = groups.get((arm, trial), {})
@@ -110,10 +111,10 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         if seeds:
             others = [
                 contrast(arm, surgery, theirs, targets, metric)
-                for arm in ("original", *(rival for rival in RIVALS if rival != "restart"))
+                for arm in ("original", *(rival for rival in RIVALS if rival != asked))
                 if (theirs := groups.get((arm, None if arm == "original" else trial), {})).keys() & surgery.keys()
             ]
-            verdicts.append(contrast("restart", surgery, restart, targets, metric) | {
+            verdicts.append(contrast(asked, surgery, restart, targets, metric) | {
                 "trial": trial, "label": describe(surgery[seeds[0]].cell.schedule),
                 "failed": len(failed.get(trial, ())), "others": others,
                 "untouched": sum(not operations_of(surgery[seed].result) for seed in seeds),

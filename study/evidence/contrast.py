@@ -30,6 +30,8 @@ from network_surgery.study.task.metric import Metric
 UNDECIDED = "no difference was found"
 UNTOUCHED = "the schedule never operated, so there is nothing to compare"
 UNTESTED = "nothing can be said without a spread between seeds"
+#: What it is called where an arm is ahead, by the beginning of its name; of others surgery is worse.
+AHEAD = {"restart": "restarting", "operate_first": "operating first"}
 
 
 def contrast(
@@ -91,7 +93,7 @@ def _adjust(family: Sequence[dict[str, Any]]) -> None:
 
 def _finding(contrast: Mapping[str, Any], metric: Metric) -> str:
     """What may be said, in a few words."""
-    restart = contrast["arm"].startswith("restart")
+    rival = next((words for arm, words in AHEAD.items() if contrast["arm"].startswith(arm)), None)
     if "untouched" in contrast and contrast["untouched"] == contrast["n"]:
         return UNTOUCHED
     if contrast["p_adjusted"] is None:
@@ -99,12 +101,12 @@ def _finding(contrast: Mapping[str, Any], metric: Metric) -> str:
     if contrast["p_adjusted"] < LEVEL:
         if metric.gain(contrast["difference"], 0.0) > 0:
             return "surgery is better"
-        return "restarting is better" if restart else "surgery is worse"
+        return f"{rival} is better" if rival else "surgery is worse"
     if (entry := sooner(contrast, metric)) is None:
         return UNDECIDED
     if entry["seconds"]["sooner"]:
         return "surgery is faster"
-    return "restarting is faster" if restart else "surgery is slower"
+    return f"{rival} is faster" if rival else "surgery is slower"
 
 
 def sooner(contrast: Mapping[str, Any], metric: Metric) -> dict[str, Any] | None:

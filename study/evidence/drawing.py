@@ -45,6 +45,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 ARMS: dict[str, Look] = {
     "original": {"color": BLACK, "linestyle": ":", "marker": "o"},
     "surgery": {"color": BLUE, "linestyle": "-", "marker": "s"},
+    "operate_first": {"color": "#56B4E9", "linestyle": "--", "marker": "<"},
+    "operate_first_flops": {"color": "#004D80", "linestyle": "--", "marker": ">"},
     "restart": {"color": VERMILLION, "linestyle": "--", "marker": "^"},
     "restart_flops": {"color": "#E69F00", "linestyle": "--", "marker": "v"},
     "restart_seconds": {"color": "#CC79A7", "linestyle": "--", "marker": "P"},

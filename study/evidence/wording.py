@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from network_surgery.study.arms import LABELS
-from network_surgery.study.evidence.contrast import UNDECIDED, UNTESTED, UNTOUCHED, sooner
+from network_surgery.study.evidence.contrast import AHEAD, UNDECIDED, UNTESTED, UNTOUCHED, sooner
 from network_surgery.study.evidence.converged import unconverged
 from network_surgery.study.task.metric import ACCURACY, Metric
 
@@ -42,7 +42,9 @@ def _outcome(verdict: Contrast, metric: Metric) -> str:
         if more == 0:
             return f"No difference found (n = {n}); {one} would probably have been."
         return f"No difference found (n = {n}); {more:,} more seed{'s' * (more > 1)} would probably find {one}."
-    ahead, behind = ("Surgery", "restarting") if finding.startswith("surgery") else ("Restarting", "surgery")
+    rival = AHEAD[str(verdict.get("arm", "restart"))]
+    ours = finding.startswith("surgery")
+    ahead, behind = ("Surgery", rival) if ours else (rival.capitalize(), "surgery")
     if finding.endswith("better"):
         low, high = (metric.amount(bound) for bound in sorted(abs(bound) for bound in verdict["interval"]))
         return (
@@ -53,13 +55,13 @@ def _outcome(verdict: Contrast, metric: Metric) -> str:
     assert entry is not None  # that is what "faster" means
     test, target = entry["seconds"], metric.named(metric.goal(entry["target"]))
     if test["test"] == "log-rank":
-        ours, theirs = entry["reached"] if ahead == "Surgery" else reversed(entry["reached"])
+        reached, theirs = entry["reached"] if ours else reversed(entry["reached"])
         return (
-            f"{ahead} reaches {target} sooner than {behind} (with {ours} against {theirs} of {n} seeds) "
+            f"{ahead} reaches {target} sooner than {behind} (with {reached} against {theirs} of {n} seeds) "
             "and ends no worse."
         )
     ratio, (low, high) = test["ratio"], test["interval"]
-    if ahead == "Restarting":
+    if not ours:
         ratio, low, high = 1 / ratio, 1 / high, 1 / low
     return (
         f"{ahead} reaches {target} in {100 * ratio:.0f} % of the time of {behind} "
@@ -69,14 +71,15 @@ def _outcome(verdict: Contrast, metric: Metric) -> str:
 
 def details(verdict: Contrast, metric: Metric = ACCURACY, unit: str = "images") -> str:
     """The numbers behind a schedule's sentence, beginning with the schedule."""
+    rival = AHEAD[str(verdict.get("arm", "restart"))]
     lost = f"; {verdict['failed']} more failed in one arm" if verdict["failed"] else ""
     if verdict["untouched"]:
         lost += f"; its condition was never met in {verdict['untouched']}"
     return (
-        f"{verdict['label']}: {metric.named(metric.text(verdict['surgery']))} on the test {unit}, restarting "
+        f"{verdict['label']}: {metric.named(metric.text(verdict['surgery']))} on the test {unit}, {rival} "
         f"{metric.text(verdict['rival'])}, {spread(verdict, metric)} (n = {verdict['n']} seeds{lost}); "
         f"{verdict['compute_ratio']:.2f} × the training FLOPs and {verdict['time_ratio']:.2f} × the seconds of "
-        f"restarting{_until(verdict, metric)}."
+        f"{rival}{_until(verdict, metric)}."
     )
 
 
@@ -111,7 +114,8 @@ def _findings(verdicts: Sequence[Contrast]) -> str:
     if len(verdicts) == 1 or set(found) <= {UNTESTED, UNTOUCHED}:
         return f"{verdicts[0]['finding']}{' with these seeds' * (UNDECIDED in found)}."
     if set(found) == {UNDECIDED}:
-        return "no difference between surgery and restarting was found with these seeds."
+        rival = AHEAD[str(verdicts[0].get("arm", "restart"))]
+        return f"no difference between surgery and {rival} was found with these seeds."
     return f"of {len(verdicts)} schedules, " + "; ".join(f"{finding} for {n}" for finding, n in found.items()) + "."
 
 

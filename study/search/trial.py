@@ -18,13 +18,17 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.store.folder import checkpoint_of, network_of
 from network_surgery.study.task import Samples, Sets, Task, build
+from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import device_name, pick_device
 
 
-def trial(config: dict[str, Any], given: Task | Sets | None, settings: Settings, folder: str) -> None:
-    """Runs ``config["cell"]`` (JSON). ``given``: see ``shipped``; ``folder``: the study's, for all nodes.
+def trial(
+    config: dict[str, Any], given: Task | Sets | None, settings: Settings, folder: str, start: Start | None = None
+) -> None:
+    """Runs ``config["cell"]`` (JSON). ``given``: see ``shipped``; ``folder``: the study's, for all nodes; ``start``:
+    what training starts from, read once for all of them.
 
     There it keeps a checkpoint while it runs, and the final network of a comparison; the outcome's ``network`` says
     where in the folder.
@@ -42,7 +46,7 @@ def trial(config: dict[str, Any], given: Task | Sets | None, settings: Settings,
 
     try:
         task = given if isinstance(given, Task) else build(settings, given)
-        outcome = run(cell, task, settings, device, tell, saved, network)
+        outcome = run(cell, task, settings, device, tell, saved, network, start)
         if network is not None:
             outcome["network"] = network.relative_to(folder).as_posix()
     except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:

@@ -26,6 +26,7 @@ from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
 from network_surgery.study.store.folder import checkpoint_of
 from network_surgery.study.task import Task
+from network_surgery.study.task import start as starting
 from network_surgery.study.training.cell import Cell
 
 _QUIET = {
@@ -101,7 +102,9 @@ def run_cells(
     searcher, scheduler, callback = adaptors
     # No trial takes a GPU that it did not ask for.
     where = settings if "gpu" in share else replace(settings, device="cpu")
-    function = tune.with_parameters(trial, given=shipped(task), settings=where, folder=str(out))
+    function = tune.with_parameters(
+        trial, given=shipped(task), settings=where, folder=str(out), start=starting.load(settings, task)
+    )
     with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(function, share),

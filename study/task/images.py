@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import psutil
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -39,6 +40,8 @@ TESTED = 0.1
 #: A folder is streamed by itself if its decoded images need more than this share of the memory. Each trial that trains
 #: on held images has a copy of them.
 HELD = 0.1
+#: Of ImageNet's colours (red, green, blue; 0 … 1), as torchvision's weights were trained with.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Images(Samples):
@@ -80,7 +83,7 @@ class ImageStream(Stream):
 
     def fitted(self, fit: Fit) -> ImageStream:
         """The same files, made squares by ``fit`` (see ``ImageFiles``), such as a random resized crop."""
-        other = ImageStream(dataclasses.replace(self.files, fit=fit), self.workers)
+        other = type(self)(dataclasses.replace(self.files, fit=fit), self.workers)
         other.index = self.index
         return other
 
@@ -99,6 +102,35 @@ class ImageStream(Stream):
 def scaled(pixels: Tensor) -> Tensor:
     """In −1 … 1 (mean and deviation 0.5), of 0 … 255."""
     return pixels.float().div_(127.5).sub_(1.0)
+
+
+class ImageNetScaled(Images):
+    """Images as the weights of torchvision expect them: with the mean and deviation of ImageNet's colours."""
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return standardized(inputs)
+
+
+class ImageNetStream(ImageStream):
+    """The same of images that are streamed."""
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return standardized(inputs)
+
+
+def standardized(pixels: Tensor) -> Tensor:
+    """Each colour with mean 0 and deviation 1 over ImageNet, of 0 … 255."""
+    mean, deviation = (pixels.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (MEAN, DEVIATION))
+    return pixels.float().div_(255.0).sub_(mean).div_(deviation)
+
+
+def _standardized(part: Images | ImageStream) -> Images | ImageStream:
+    """A set whose images are scaled so."""
+    if isinstance(part, Images):
+        return ImageNetScaled(part.inputs, part.targets)
+    other = ImageNetStream(part.files, part.workers)
+    other.index = part.index
+    return other
 
 
 class ImageTask(Classification):
@@ -132,6 +164,14 @@ class ImageTask(Classification):
         )  # fmt: skip
         task.network = settings.model
         task.augmentation = Augmentation(settings.augment, settings.cutout, settings.mix, len(task.classes))
+        if settings.scaling == "imagenet":
+            if task.shape[0] != 3:
+                raise StudyError(
+                    f"images are scaled as ImageNet's, which has three colours, but those of {settings.data} have "
+                    f"{task.shape[0]}; give --normalize half"
+                )
+            sets = {name: getattr(task, name) for name in ("train", "validation", "test")}
+            task = task.changed(**{name: _standardized(part) for name, part in sets.items()})
         return task
 
     def changed(self, **parts: Any) -> ImageTask:

@@ -11,7 +11,7 @@ Of a masked weight the same entries live, and only they count for its fan.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,35 @@ from torch import Tensor, nn
 from network_surgery.ops import adopt
 from network_surgery.ops.network.architecture import Description
 from network_surgery.ops.network.masks import masks_of, tensors_of
+
+
+def redraw(model: nn.Module, names: Collection[str], seed: int) -> None:
+    """Draws the tensors of these names anew: those of a factory that brings trained weights along.
+
+    By their modules' own ``reset_parameters``, if there is one; else weights by a normal distribution with the
+    deviation of LeCun's form, 1 / √fan-in; of what has one axis, biases are 0 and the rest 1. Nothing is taken from the
+    trained values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for path, module in model.named_modules():
+            own = [(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module.named_parameters(recurse=False)]
+            own += [(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module.named_buffers(recurse=False)]
+            if not any(name in names for name, _ in own):
+                continue
+            before = {name: tensor.detach().clone() for name, tensor in own}
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+            for name, tensor in own:
+                if name not in names or not isinstance(tensor, nn.Parameter) or not torch.equal(tensor, before[name]):
+                    continue
+                if tensor.dim() > 1:
+                    drawn = torch.randn(tensor.shape, generator=generator)
+                    tensor.data.copy_(drawn * fan(tensor, 0) ** -0.5)
+                else:
+                    tensor.data.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def renew(model: nn.Module, wanted: Description, seed: int) -> None:

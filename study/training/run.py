@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from network_surgery.ops import Anatomy, Schedule, describe, save
 from network_surgery.ops.anatomy import count, evaluating
@@ -23,8 +23,10 @@ from network_surgery.study.recipe.compute import Compute
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.recipe.optimizer import make_optimizer
+from network_surgery.study.task import start as starting
 from network_surgery.study.task.check import fresh, tried
-from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.samples import Batches, size_of
+from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
 from network_surgery.study.training import checkpoint
 from network_surgery.study.training.cell import Cell
@@ -32,7 +34,7 @@ from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import speed
 from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
-from network_surgery.study.training.restart import renew
+from network_surgery.study.training.restart import redraw, renew
 from network_surgery.study.training.spent import work
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
@@ -74,6 +76,7 @@ def run(
     tell: Callable[[dict[str, Any]], None] = lambda epoch: None,
     saved: Path | None = None,
     network: Path | None = None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -85,7 +88,8 @@ def run(
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
-    where the final network is written, by ``ops.save``.
+    where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
+    already. A cell with an ``architecture`` starts from fresh weights nevertheless.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -96,9 +100,7 @@ def run(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
-    model = fresh(task)
-    if cell.architecture is not None:
-        renew(model, cell.architecture, cell.seed)
+    model = made(cell, task, settings, start)
     model.to(device)
     schedule, optimization = Schedule.from_data(cell.schedule), Optimization.of(settings)
     check_after(optimization.curve, schedule)
@@ -125,7 +127,7 @@ def run(
                 checkpoint.load(trainer, saved)
             except StudyError:  # damaged: the run starts over, with a network that loading has not touched
                 saved.unlink()
-                return run(cell, task, settings, device, tell, saved, network)
+                return run(cell, task, settings, device, tell, saved, network, start)
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
@@ -143,6 +145,24 @@ def run(
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
         outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
     return outcome
+
+
+def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None) -> nn.Module:
+    """The network that a cell begins with, by torch's random numbers and the cell's seed.
+
+    Raises:
+        StudyError, SurgeryError: there is none.
+    """
+    start = start or starting.load(settings, task)
+    model = fresh(task)
+    if cell.architecture is None:
+        if start is not None:
+            start.lay(model)
+        return model
+    if start is not None and (brought := starting.brought(task)):  # whatever the start is, it must not begin from these
+        redraw(model, brought, cell.seed)
+    renew(model, cell.architecture, cell.seed)
+    return model
 
 
 def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> dict[str, Any]:
@@ -194,7 +214,7 @@ def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> 
 
 
 def check(settings: Settings, task: Task) -> dict[str, int]:
-    """Builds the network once, tries its optimizer, and returns its layers' sizes by name.
+    """Builds the network once, with what it starts from, tries its optimizer, and returns its layers' sizes by name.
 
     Raises:
         StudyError: no such network or optimizer, or no layer that can be operated on.
@@ -202,12 +222,31 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
     """
     steps_per_epoch(len(task.train), settings.batch_size)
     model = tried(task)
+    example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
+    if (start := starting.load(settings, task)) is not None:
+        _lay(start, model, example)
     _try_optimizer(settings, model, task)
-    anatomy = Anatomy(model, Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0])
+    anatomy = Anatomy(model, example)
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
         raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
     return {name: layer.units for name, layer in anatomy.items()}
+
+
+def _lay(start: Start, model: nn.Module, example: Any) -> None:
+    """Gives a network the weights of a start. Raises StudyError where its outputs have another size then."""
+    with evaluating(model), torch.no_grad():
+        before = call(model, example)
+        start.lay(model)
+        after = call(model, example)
+    sizes = [tuple(each.shape) if isinstance(each, Tensor) else None for each in (before, after)]
+    if sizes[0] != sizes[1]:
+        raise StudyError(
+            f"{start.source} answers {size_of(example)} samples by {sizes[1]}, but the task needs {sizes[0]}: what "
+            "ops.save wrote goes on with the same outputs alone; start from its state_dict before surgery instead"
+        )
+    if isinstance(after, Tensor) and not bool(torch.isfinite(after).all()):
+        raise StudyError(f"{start.source} gives outputs that are not finite")
 
 
 def _try_optimizer(settings: Settings, model: nn.Module, task: Task) -> None:

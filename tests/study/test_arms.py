@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from network_surgery.ops import MinWeight, Moment, Schedule, Step, WeakExpand
-from network_surgery.study.arms import LABELS, RIVALS, randomly, rivals
+from network_surgery.ops import Anatomy, MinWeight, Moment, Schedule, Step, WeakExpand, operate
+from network_surgery.ops import load as load_network
+from network_surgery.study.arms import LABELS, RIVALS, question, randomly, rivals
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.evidence import drawing
+from network_surgery.study.task.check import fresh
 from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
 from network_surgery.study.training.run import run
@@ -51,7 +55,7 @@ def test_every_arm_that_is_asked_for_follows(surgery: dict[str, Any]) -> None:
     assert tuple(found) == RIVALS
     assert {(cell.seed, cell.trial, cell.test) for cell in found.values()} == {(3, 5, True)}
     for arm, cell in found.items():
-        assert (cell.architecture is None) == (arm == "random")
+        assert (cell.architecture is None) == (arm in ("random", "operate_first", "operate_first_flops"))
     few = Settings(epochs=6, arms=("surgery", "restart", "random"))
     assert set(followers(surgery, few)) == {"restart", "random"}
 
@@ -113,3 +117,56 @@ def test_where_nothing_was_removed_there_is_no_random_arm(digits: ImageTask) -> 
 
 def test_a_schedule_that_never_operated_is_held_against_a_restart_only(surgery: dict[str, Any]) -> None:
     assert set(followers({**surgery, "operations": []})) == {"restart"}
+
+
+def first(schedule: list[dict[str, Any]], digits: ImageTask, settings: Settings) -> tuple[Any, dict[str, Any], Cell]:
+    """How a schedule ended, and the cell that does all of it first."""
+    outcome = run(Cell("surgery", 3, schedule, trial=5), digits, settings, CPU)
+    found = {cell.arm: cell for cell in rivals(Cell("surgery", 3, schedule, trial=5), outcome, settings)}
+    return outcome["architecture"]["shapes"], found["operate_first"].schedule, found["operate_first"]
+
+
+BY_THEMSELVES = [
+    [{"when": "1ep", "layer": "fc1", "op": "pcns", "variance_threshold": 0.1},
+     {"when": "2ep", "layer": "fc1", "op": "weak_expand", "grow": 0.37}],
+    [{"when": "1ep", "layer": "fc1", "op": "remove_dead", "threshold": 0.6}],
+    [{"when": "1ep", "layer": "fc1", "op": "eigen_remove", "keep": 0.377, "rounding": "down"},
+     {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.9, "repair": ["bias"]}],
+    [{"when": "redundancy(0.1) >= 0.1 from 1ep every 1ep at most 2", "layer": "fc2", "op": "pcns"}],
+    [{"when": "1ep", "layer": "*", "op": "prune_weights", "quality": 0.5}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", BY_THEMSELVES, ids=lambda schedule: schedule[0]["op"])
+def test_operating_first_leads_to_the_sizes_of_surgery(schedule: list[dict[str, Any]], digits: ImageTask) -> None:
+    settings = replace(SETTINGS, epochs=3)
+    shapes, steps, cell = first(schedule, digits, settings)
+    outcome = run(cell, digits, settings, CPU)
+    assert outcome["architecture"]["shapes"] == shapes
+    assert steps and {step["when"] for step in steps} == {"0it"}
+    assert [each.iteration for each in operations_of(outcome)] == [0] * len(steps)
+
+
+def test_operating_first_begins_with_the_cut_pretrained_network(digits: ImageTask, tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    pretrained = fresh(digits)
+    torch.save(pretrained.state_dict(), tmp_path / "w.pt")
+    settings = replace(SETTINGS, epochs=1, learning_rate=1e-12, start=str(tmp_path / "w.pt"))
+    schedule = [{"when": "8it", "layer": "fc1", "op": "min_weight", "keep": 0.5}]
+    _, _, cell = first(schedule, digits, settings)
+    run(cell, digits, settings, CPU, network=tmp_path / "end.pt")
+    inputs = Batches(digits.test, CPU).take(slice(0, 20))[0]
+    operate(Anatomy(pretrained, inputs)["fc1"], MinWeight(0.5))
+    ended = load_network(lambda: fresh(digits), tmp_path / "end.pt")
+    torch.testing.assert_close(ended.eval()(inputs), pretrained.eval()(inputs), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("start", "arms", "arm"),
+    [
+        ("none", ARMS, "restart"), ("w.pt", ARMS, "operate_first"), ("w.pt", ("surgery", "restart"), "restart"),
+        ("none", ("surgery", "operate_first"), "operate_first"), ("w.pt", ("original", "surgery"), "operate_first"),
+    ],
+)  # fmt: skip
+def test_the_question_is_restarting_or_with_given_weights_operating_first(start: str, arms: Any, arm: str) -> None:
+    assert question(Settings(start=start, arms=arms)) == arm

@@ -24,6 +24,7 @@ from network_surgery.study.evidence.drawing import (
 from network_surgery.study.evidence.figures.marks import MOMENT, mark_moments
 from network_surgery.study.evidence.figures.reading import (
     Results,
+    asked,
     compared,
     comparison,
     elapsed,
@@ -32,17 +33,18 @@ from network_surgery.study.evidence.figures.reading import (
 )
 from network_surgery.study.evidence.significance import half_interval
 
-#: The arms of the curves over epochs; more would not be readable.
-LINES = ("original", "surgery", "restart")
 #: Schedules beside each other; more would be too small.
 SCHEDULES = 6
 
 
 def curves(results: Results) -> Drawing | None:
-    """The metric on validation over epochs of three arms, for the schedule of the first verdict."""
+    """The metric on validation over epochs, for the schedule of the first verdict: original, surgery, and the arm that
+    the verdict is about. More would not be readable.
+    """
     cells, trial = compared(results)
     metric = metric_of(results)
-    arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in LINES}
+    lines = ("original", "surgery", asked(results))
+    arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in lines}
     if not arms["surgery"]:
         return None
     figure = Figure(figsize=(9.0, 4.8), layout="constrained")
@@ -89,9 +91,9 @@ def curves(results: Results) -> Drawing | None:
 
 
 def arms(results: Results) -> Drawing | None:
-    """The test metric of every seed; surgery and restart of one seed are joined."""
+    """The test metric of every seed; surgery and the arm of the verdict of one seed are joined."""
     cells, first = compared(results)
-    metric = metric_of(results)
+    metric, rival = metric_of(results), asked(results)
     trials = sorted({c["trial"] for c in cells} - {None}, key=lambda trial: (trial != first, trial))
     shown = trials[:SCHEDULES]
     order = [("original", None), *((arm, trial) for trial in shown for arm in ARMS if arm != "original")]
@@ -111,9 +113,9 @@ def arms(results: Results) -> Drawing | None:
         axes.scatter([at + shift[seed] for seed in seeds], list(seeds.values()), s=34, alpha=0.75, zorder=3, **look)
         axes.errorbar(at + 0.26, mean, half, markersize=8, capsize=4, zorder=4, **look)
         words.append(f"{arm}{'' if trial is None else f' of trial {trial}'} {around(metric, mean, half)}")
-        other = groups.get(("restart", trial), {}) if arm == "surgery" else {}
+        other = groups.get((rival, trial), {}) if arm == "surgery" else {}
         for seed in seeds.keys() & other.keys():
-            pair = at + shift[seed], place["restart", trial] + shift[seed]
+            pair = at + shift[seed], place[rival, trial] + shift[seed]
             axes.plot(pair, (seeds[seed], other[seed]), color=GREY, linewidth=0.8, zorder=2)
     names = [arm_name(arm).replace(" ", "\n") + arm_name("", trial, "\ntrial ") for arm, trial in groups]
     axes.set_xticks([*place.values()], names)
@@ -122,14 +124,15 @@ def arms(results: Results) -> Drawing | None:
     axes.set(xlabel="arm, and the trial whose schedule it is about", ylabel=metric_label("test", metric))
     axes.grid(False, axis="x")
     left_out = f" The first {len(shown)} of {len(trials)} schedules." if len(trials) > len(shown) else ""
+    other_arm = arm_name(rival)
     verdicts = [
-        f"Trial {v['trial']}: {v['finding']} (surgery − restart {metric.difference(v['difference'])}, n = {v['n']})"
+        f"Trial {v['trial']}: {v['finding']} (surgery − {other_arm} {metric.difference(v['difference'])}, n = {v['n']})"
         for v in comparison(results, "verdicts")
     ]
     return titled(
         figure, "\n".join(verdicts[:3]) or f"Test {metric.name} of every seed",
-        "Small points are seeds, a line joins surgery and restart of the same seed; the large point is the mean with "
-        "its 95% interval (Student's t). Points are shifted sideways so that equal ones can be told apart."
+        f"Small points are seeds, a line joins surgery and {other_arm} of the same seed; the large point is the mean "
+        "with its 95% interval (Student's t). Points are shifted sideways so that equal ones can be told apart."
         + left_out,
         f"Dot chart of test {metric.name}, mean ± half of its 95% interval: {'; '.join(words)}. {'. '.join(verdicts)}",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from network_surgery.study.arms import arm_name
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, as_percent, titled
-from network_surgery.study.evidence.figures.reading import Results, compared, metric_of, unit_of
+from network_surgery.study.evidence.figures.reading import Results, asked, compared, metric_of, unit_of
 from network_surgery.study.evidence.time_to_accuracy import Times, targets, times
 
 
@@ -34,7 +34,9 @@ def time_to_accuracy(results: Results) -> Drawing | None:
     panels[0].set(ylabel="seeds that are there", xlim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     halves = {
-        arm: times(groups[arm], wanted[-1], metric=metric).median() for arm in ("surgery", "restart") if arm in groups
+        arm: times(groups[arm], wanted[-1], metric=metric).median()
+        for arm in ("surgery", asked(results))
+        if arm in groups
     }
     words = ", ".join(f"{arm} {'never' if half is None else f'{half:.3g} s'}" for arm, half in halves.items())
     goals = {target: metric.goal(target).replace(" %", "%") for target in wanted}

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 #: What a run's model is called: ``mlflow.pyfunc.load_model("runs:/RUN/network")``.
 NAME = "network"
+#: What the network is called with, by how the study scales images.
+SCALED = {
+    "half": "pixels from 0 … 255 scaled to -1 … 1",
+    "imagenet": "pixels from 0 … 255 scaled by the mean and deviation of ImageNet's colours",
+}
 
 
 def write(place: Path, network: Path, settings: Settings, task: Task, logged: LoggedModel) -> None:
@@ -36,7 +41,7 @@ def write(place: Path, network: Path, settings: Settings, task: Task, logged: Lo
     mlflow.pyfunc.save_model(
         place, loader_module=kept.__name__, data_path=str(network), model_config=recipe,
         signature=signature(kept.loaded(recipe, network), task),
-        metadata={"classes": list(task.classes), "inputs": _inputs(task)},
+        metadata={"classes": list(task.classes), "inputs": _inputs(task, settings)},
         pip_requirements=_requirements(settings.model),  # else MLflow would load the model to see what it imports
         mlflow_model=Model(
             artifact_path=logged.artifact_location, run_id=logged.source_run_id, model_uuid=logged.model_id,
@@ -85,12 +90,9 @@ def _schema(part: Any) -> Schema | None:
     return None
 
 
-def _inputs(task: Task) -> str:
-    return (
-        "pixels from 0 … 255 scaled to -1 … 1"
-        if type(task) is ImageTask
-        else f"{task.unit} as the task gives them to the network"
-    )
+def _inputs(task: Task, settings: Settings) -> str:
+    known = type(task) is ImageTask
+    return SCALED[settings.scaling] if known else f"{task.unit} as the task gives them to the network"
 
 
 def _requirements(model: str) -> list[str]:

@@ -257,6 +257,29 @@ def test_the_verdict_says_what_the_interval_says(
     assert "architecture" in content["trials"][0]
 
 
+@pytest.mark.parametrize(("gain", "sentence"), [(0.02, "Surgery" + BETTER), (-0.02, "Operating first" + BETTER)])
+def test_with_given_weights_the_verdict_is_about_operating_first(tmp_path: Path, gain: float, sentence: str) -> None:
+    arms = ("surgery", "restart", "operate_first", "operate_first_flops")
+    settings = Settings(top=1, seeds=5, start="w.pt", arms=arms)
+    folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
+    chosen = trial(1, "min_weight", 0.99)
+    folder.ended(chosen.cell, chosen.result)
+    noise = np.random.default_rng(1).normal(0, 0.001, 20)
+    lead = {"surgery": gain, "restart": -0.5}
+
+    def accuracy(cell: Cell) -> float:
+        return 0.9 + lead.get(cell.arm, 0.0) + noise[2 * cell.seed + (cell.arm == "surgery")]
+
+    for record in run_all(comparison.cells([chosen.cell], settings, []), accuracy):
+        folder.ended(record.cell, record.result)
+    _, (verdict,) = comparison.summarize(folder)
+    assert verdict["arm"] == "operate_first" and verdict["difference"] == pytest.approx(gain, abs=0.005)
+    assert re.fullmatch(sentence, verdict["sentence"]) and ", operating first " in verdict["details"]
+    restart, flops = verdict["others"]
+    assert (restart["arm"], flops["arm"]) == ("restart", "operate_first_flops")
+    assert restart["finding"] == "surgery is better" and flops["finding"] == verdict["finding"]
+
+
 def test_the_ledger_survives_a_line_cut_off(tmp_path: Path) -> None:
     folder = Folder.make(tmp_path / "s", Settings(), {"fc1": 8})
     record = trial(1, "min_weight", 0.99)
