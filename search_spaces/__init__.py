@@ -13,6 +13,7 @@ something with ``.units``, such as an ``Anatomy``. The same function decodes a f
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.references import resolve
@@ -56,5 +57,9 @@ def find_space(name: str) -> Suggest:
     if not isinstance(known, str):
         return known
     if ":" not in known:
-        raise SurgeryError(f"there is no search space {name!r}; there are {', '.join(SPACES)}, or MODULE:FUNCTION")
+        alike = get_close_matches(name, SPACES, n=1)
+        raise SurgeryError(
+            f"there is no search space {name!r}; there are {', '.join(SPACES)}, or MODULE:FUNCTION"
+            + (f"; did you mean {alike[0]!r}?" if alike else "")
+        )
     return resolve(known, "search space")  # type: ignore[no-any-return]

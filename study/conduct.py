@@ -26,6 +26,7 @@ from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.search import tracking, tuner
 from network_surgery.study.search.sources import Sampled, Source, given
+from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.words import describe
@@ -57,6 +58,8 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     if not listed:
         Sampled.check(settings, layers)
     Folder.check(out)
+    if settings.storage is not None:
+        open_storage(settings.storage, out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
         yield Folder.make(out, settings, layers, preset), task
@@ -154,7 +157,7 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
 def _search(folder: Folder) -> Source:
     """What Optuna is still to try."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe)
+    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.identity)
 
 
 @dataclass

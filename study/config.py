@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field
 
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, near
 
 Objective = Literal["accuracy", "parameters", "flops", "seconds"]
 #: What a study may optimize on validation, and in which direction.
@@ -55,8 +56,14 @@ Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
     "a list of schedules, each a list of steps such as {when: 2ep, layer: fc1, op: min_weight, keep: 0.5}",
 ]
+Parameters = Annotated[
+    tuple[Annotated[dict[str, Any], Field(min_length=1)], ...],
+    "a list of parameters with their values, such as {op: min_weight, keep: 0.5}",
+]
 Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
 State = Literal["carry", "reset"]
+#: The environment variable that holds the password of ``storage``.
+PASSWORD = "NETWORK_SURGERY_STORAGE_PASSWORD"
 
 
 @dataclass(frozen=True)
@@ -103,14 +110,35 @@ class Settings(Declared):
     space: Annotated[
         Text,
         About(
-            "mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning or MODULE:FUNCTION",
+            "mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning, or MODULE:FUNCTION or "
+            "FILE.py:FUNCTION",
             decides=False,
         ),
     ] = "mixed"
     sampler: Annotated[
-        Literal["tpe", "grid"],
-        About("search, or compare every point of a space of choices", decides=False),
+        Text,
+        About(
+            "tpe, grid (every point of a space of choices), one of Optuna's such as 'GPSampler(n_startup_trials=8)', or "
+            "MODULE:FACTORY",
+            decides=False,
+        ),
     ] = "tpe"
+    pruner: Annotated[
+        Text | None,
+        About("One of Optuna's, such as 'MedianPruner(n_warmup_steps=3)', or MODULE:FACTORY", decides=False),
+    ] = None
+    storage: Annotated[
+        Text | None,
+        About(
+            "Where Optuna keeps its trials: sqlite:///PATH, postgresql://…, mysql://… or journal:PATH; by default "
+            "optuna.db in the folder",
+            decides=False,
+        ),
+    ] = None
+    enqueue: Annotated[
+        Parameters,
+        About("Parameters of the search space that are tried first, a line for each trial", option=False, decides=False),
+    ] = ()
     schedules: Annotated[
         Schedules, About("These schedules are all compared, and nothing is searched", option=False, decides=False)
     ] = ()
@@ -170,26 +198,54 @@ class Settings(Declared):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.early_stopping != "none":
-            self._check_stopping()
+            self._check_stopping("early_stopping", self.early_stopping)
+        if self.pruner is not None:
+            self._check_stopping("pruner", self.pruner)
+        if self.enqueue and not self.searches:
+            raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
+        check_password(self.storage)
 
     @property
     def subject(self) -> str:
         """What is trained, in a few words."""
         return self.task if ":" in self.task else f"{self.model} on {self.data}"
 
-    def _check_stopping(self) -> None:
+    @property
+    def searches(self) -> bool:
+        """Whether Optuna searches for schedules; otherwise they are listed, or a grid, and all of them are compared."""
+        return self.sampler != "grid" and not self.schedules
+
+    def _check_stopping(self, name: str, value: str) -> None:
         """Early stopping that could not stop anything is refused, not ignored."""
         if self.objective != ("accuracy",):
             right = "it compares trials by accuracy alone, so it needs objective: accuracy"
-        elif self.sampler == "grid" or self.schedules:
+        elif not self.searches:
             right = "it stops trials of a search, and without one every schedule is compared whole"
+        elif name == "pruner" and self.early_stopping != "none":
+            right = f"early_stopping is {self.early_stopping!r}, too; give one of them"
+        elif name == "pruner":
+            return
         elif self.first_rung >= self.epochs:
             right = f"its first rung, epoch {self.first_rung}, is not before the last of {self.epochs} epochs"
         elif self.generation >= self.trials:
             right = f"it compares with earlier generations, and all {self.trials} trials are in one; lower generation"
         else:
             return
-        raise StudyError(f"early_stopping is {self.early_stopping!r}, but {right}")
+        raise StudyError(f"{name} is {value!r}, but {right}")
+
+
+def check_password(storage: str | None) -> None:
+    """Raises StudyError where the URL of a storage has a password in it; the sentence does not repeat it."""
+    try:
+        parts = urlsplit(storage or "")
+        secret = parts.password or set(parse_qs(parts.query)) & {"password", "passwd", "pass"}
+    except ValueError:  # no URL at all, which the one who opens it says
+        return
+    if secret:
+        raise StudyError(
+            f"storage is a {parts.scheme} URL with a password, which would be written to study.json; leave it out of "
+            f"the URL and put it into the environment variable {PASSWORD}"
+        )
 
 
 def presets() -> list[str]:
@@ -204,27 +260,29 @@ def _presets() -> dict[str, Traversable]:
     return {entry.name[:-5]: entry for entry in files if entry.name.endswith(".yaml")}
 
 
-def compose(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Settings:
+def compose(preset: str, config: Path | None, flags: Mapping[str, Any], where: str = "the command line") -> Settings:
     """A preset, overlaid by a YAML file, overlaid by flags that are not None. Relative paths are made absolute.
+
+    ``where`` the flags come from, for errors.
 
     Raises:
         StudyError: no such preset or file, or a setting that is unknown or out of range.
     """
     known = _presets()
     if preset not in known:
-        raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}")
-    where = f"preset {preset}"
-    data = _mapping(known[preset].read_bytes(), where)
+        raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}{near(preset, known)}")
+    source = f"preset {preset}"
+    data = _mapping(known[preset].read_bytes(), source)
     if config is not None:
         try:
             text = config.read_bytes()
         except OSError as error:
             raise StudyError(f"the configuration file {config} cannot be read: {error.strerror}") from None
-        where = str(config)
-        data |= _mapping(text, where)
-    Settings.from_data(data, where)  # so that what is wrong here is not said of the command line
+        source = str(config)
+        data |= _mapping(text, source)
+    Settings.from_data(data, source)  # so that what is wrong here is not said of the command line
     given = {name: value for name, value in flags.items() if value is not None}
-    return _absolute(Settings.from_data(data | given, "the command line"))
+    return _absolute(Settings.from_data(data | given, where))
 
 
 def _mapping(text: bytes, where: str) -> dict[str, Any]:
@@ -247,19 +305,25 @@ def _mapping(text: bytes, where: str) -> dict[str, Any]:
 def _absolute(settings: Settings) -> Settings:
     """Settings whose paths hold anywhere: a study may resume from another folder, and Ray's workers have their own."""
     kind, _, images = settings.data.partition(":")
-    network, _, factory = settings.model.rpartition(":")
     return replace(
         settings,
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
-        model=f"{_full(network)}:{factory}" if network.endswith(".py") else settings.model,
         tracking_uri=_full_uri(settings.tracking_uri),
+        storage=_full_uri(settings.storage),
+        **{name: _full_reference(getattr(settings, name)) for name in ("model", "task", "space", "sampler", "pruner")},
     )
 
 
+def _full_reference(name: str | None) -> str | None:
+    file, _, inside = (name or "").rpartition(":")
+    return f"{_full(file)}:{inside}" if file.endswith(".py") else name
+
+
 def _full_uri(uri: str | None) -> str | None:
-    if uri is None or not uri.startswith("sqlite:///"):
-        return uri
-    return f"sqlite:///{_full(uri.removeprefix('sqlite:///'))}"
+    for kind in ("sqlite:///", "journal:"):
+        if uri is not None and uri.startswith(kind) and uri != kind:
+            return f"{kind}{_full(uri.removeprefix(kind))}"
+    return uri
 
 
 def _full(path: str) -> str:
