@@ -19,11 +19,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from network_surgery.ops.errors import SurgeryError, pass_on_memory
+from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.study.config import OBJECTIVES, Settings
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.search.samplers import pruner_of, sampler_of
-from network_surgery.study.search.space import Space, sampler_failed
+from network_surgery.study.search.space import SamplerFailed, Space
 from network_surgery.study.search.stopping import SETTLED, settled
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.training.cell import Cell
@@ -247,8 +247,9 @@ def grid(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
         study.optimize(visit, n_trials=MOST_POINTS + 1)
     except SurgeryError:  # the space's own; it is a ValueError
         raise
-    except ValueError as error:
-        raise StudyError(f"the search space {settings.space!r} is no grid: {str(error).splitlines()[0]}") from None
+    except (ValueError, SamplerFailed) as error:
+        reason = first_line(error.__cause__ or error)
+        raise StudyError(f"the search space {settings.space!r} is no grid: {reason}") from None
     if len(found) > MOST_POINTS:
         raise StudyError(f"the search space {settings.space!r} has more than {MOST_POINTS} points; search it instead")
     ordered = sorted(found, key=lambda entry: entry[0])
@@ -307,7 +308,7 @@ def _ask(study: optuna.Study, settings: Settings) -> optuna.Trial:
             return study.ask()
     except Exception as error:  # anyone's sampler may fail in any way
         pass_on_memory(error)
-        raise StudyError(sampler_failed(settings, error)) from error
+        raise SamplerFailed(settings, error) from error
 
 
 def _check_enqueued(params: Mapping[str, Any], trial: optuna.Trial, space: str) -> None:

@@ -22,6 +22,15 @@ from network_surgery.study.references import theirs
 OPTUNA = str(Path(optuna.__file__).parent)
 
 
+class SamplerFailed(StudyError):
+    """A sampler of Optuna's, or anyone's, that raises this error."""
+
+    def __init__(self, settings: Settings, error: BaseException) -> None:
+        several = len(settings.objective)
+        search = f" with {several} objectives ({', '.join(settings.objective)})" if several > 1 else ""
+        super().__init__(f"the sampler {settings.sampler!r} fails{search}: {first_line(error)[:300]}")
+
+
 def suggest_of(name: str) -> Suggest:
     """The function of a search space, by its name or by ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``.
 
@@ -56,7 +65,7 @@ class Space:
         except Exception as error:  # anyone's function may fail in any way
             pass_on_memory(error)
             if any(frame.filename.startswith(f"{OPTUNA}/samplers") for frame in _frames(error)):
-                raise StudyError(sampler_failed(self._settings, error)) from error
+                raise SamplerFailed(self._settings, error) from error
             raise StudyError(
                 f"the search space {name!r} failed{_place(error)}: {type(error).__name__}: {first_line(error)[:200]}"
             ) from error
@@ -76,13 +85,6 @@ def check_importable(steps: Iterable[Mapping[str, Any]]) -> None:
                 f"the operation {str(step['op']).partition(':')[2]} is defined in this script or notebook, where the "
                 "processes that train cannot find it; define it in a module and import it"
             )
-
-
-def sampler_failed(settings: Settings, error: BaseException) -> str:
-    """The sentence about a sampler that raises this error."""
-    several = len(settings.objective)
-    search = f" with {several} objectives ({', '.join(settings.objective)})" if several > 1 else ""
-    return f"the sampler {settings.sampler!r} fails{search}: {first_line(error)[:300]}"
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
