@@ -137,7 +137,9 @@ class Settings(Declared):
     ] = None
     enqueue: Annotated[
         Parameters,
-        About("Parameters of the search space that are tried first, a line for each trial", option=False, decides=False),
+        About(
+            "Parameters of the search space that are tried first, a line for each trial", option=False, decides=False
+        ),
     ] = ()
     schedules: Annotated[
         Schedules, About("These schedules are all compared, and nothing is searched", option=False, decides=False)

@@ -114,7 +114,9 @@ class Declared:
         """
         unknown = [name for name in data if name not in names(cls)]
         if unknown:
-            raise StudyError(f"{where}: there is no setting {unknown[0]!r}; there are {', '.join(names(cls))}{near(str(unknown[0]), names(cls))}")
+            raise StudyError(
+                f"{where}: there is no setting {unknown[0]!r}; there are {', '.join(names(cls))}{near(str(unknown[0]), names(cls))}"
+            )
         try:
             return cls(**data)
         except StudyError as error:

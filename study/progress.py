@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ class Display:
 
     def __init__(self, console: Console, stage: str, source: Counted) -> None:
         self._console, self._stage, self._source = console, stage, source
+        # A notebook shows a live line with ipywidgets alone.
+        self._live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
         self._ended = self._failed = self._stopped = 0
         self._best: tuple[float, str] | None = None
         self._running: set[str] = set()
@@ -36,7 +39,7 @@ class Display:
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not self._live,
         )
         self._task = self._progress.add_task(stage, total=source.total, note="starting")
 
@@ -75,7 +78,7 @@ class Display:
             else:
                 self._best = max(self._best or (accuracy, cell.name), (accuracy, cell.name), key=lambda best: best[0])
                 words = f"validation {accuracy:.2%}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
-            if not self._console.is_terminal:
+            if not self._live:
                 line = f"  {self._ended}/{self._source.total} {cell.name}: {words}"
                 self._console.print(line, markup=False, highlight=False)
         self._show()

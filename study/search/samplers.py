@@ -131,7 +131,9 @@ def _class(name: str, what: str) -> Any:
         ours = "tpe, grid, " if what == "sampler" else ""
         listed = [each for each in known if each not in GRIDS]
         closest = near(name, listed) or near(f"{name}{ending}", listed)
-        raise StudyError(f"there is no {what} {name!r}; there are {ours}{', '.join(listed)}, or MODULE:FACTORY{closest}")
+        raise StudyError(
+            f"there is no {what} {name!r}; there are {ours}{', '.join(listed)}, or MODULE:FACTORY{closest}"
+        )
     return getattr(module, name)
 
 

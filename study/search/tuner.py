@@ -101,7 +101,7 @@ def run_cells(
     searcher, scheduler, callback = adaptors
     # No trial takes a GPU that it did not ask for.
     where = settings if "gpu" in share else replace(settings, device="cpu")
-    function = tune.with_parameters(trial, given=shipped(task), settings=where, folder=str(out))
+    function = tune.with_parameters(trial, given=shipped(task, settings), settings=where, folder=str(out))
     with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(function, share),

@@ -157,7 +157,8 @@ BAD_VALUES = [
     ("batchnorm_statistics", "forget", "must be one of carry, reset"),
     ("accuracy_mode", "test", "must be one of evaluation, training"),
     ("train_on_validation", "perhaps", "must be true or false"),
-    ("sampler", "random", "must be one of tpe, grid"),
+    ("sampler", "[tpe]", "must be text"),
+    ("enqueue", "[[keep, 0.5]]", "must be a list of parameters with their values"),
     ("arms", "[original]", "must be a list of surgery and any of original, restart"),
     ("arms", "[surgery, surgery]", "must be a list of surgery and any of original, restart"),
     ("arms", "[surgery, random]", "only together with restart"),
@@ -250,7 +251,7 @@ def test_a_new_setting_changes_the_key_of_a_result_unless_it_is_declared_not_to_
 def test_what_does_not_decide_a_result_is_what_is_searched_compared_and_where_it_runs() -> None:
     """A golden list: whoever adds to it says that a training run gives the same result whatever the setting is."""
     assert set(names(Settings)) - set(Settings().recipe()) == {
-        "trials", "generation", "space", "sampler", "schedules", "objective", "early_stopping", "first_rung",
+        "trials", "generation", "space", "sampler", "pruner", "storage", "enqueue", "schedules", "objective", "early_stopping", "first_rung",
         "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "page", "device",
         "cpus_per_trial", "gpus_per_trial", "address", "tracking_uri",
     }  # fmt: skip
