@@ -118,8 +118,8 @@ class Settings(Declared):
     sampler: Annotated[
         Text,
         About(
-            "tpe, grid (every point of a space of choices), one of Optuna's such as 'GPSampler(n_startup_trials=8)', or "
-            "MODULE:FACTORY",
+            "tpe, grid (every point of a space of choices), one of Optuna's such as 'GPSampler(n_startup_trials=8)', "
+            "or MODULE:FACTORY",
             decides=False,
         ),
     ] = "tpe"
@@ -210,7 +210,7 @@ class Settings(Declared):
     @property
     def subject(self) -> str:
         """What is trained, in a few words."""
-        return self.task if ":" in self.task else f"{self.model} on {self.data}"
+        return self.task.removeprefix("python:") if ":" in self.task else f"{self.model} on {self.data}"
 
     @property
     def searches(self) -> bool:

@@ -114,9 +114,8 @@ class Declared:
         """
         unknown = [name for name in data if name not in names(cls)]
         if unknown:
-            raise StudyError(
-                f"{where}: there is no setting {unknown[0]!r}; there are {', '.join(names(cls))}{near(str(unknown[0]), names(cls))}"
-            )
+            closest = near(str(unknown[0]), names(cls))
+            raise StudyError(f"{where}: there is no setting {unknown[0]!r}; there are {', '.join(names(cls))}{closest}")
         try:
             return cls(**data)
         except StudyError as error:

@@ -1,7 +1,7 @@
 """Optuna's samplers and pruners, by what the settings call them.
 
-``GPSampler``, ``"NSGAIISampler(population_size=20)"`` and ``"PatientPruner(MedianPruner(), patience=2)"`` are classes of
-``optuna.samplers`` and ``optuna.pruners`` with their arguments. ``MODULE:FACTORY`` and ``FILE.py:FACTORY`` name
+``GPSampler``, ``"NSGAIISampler(population_size=20)"`` and ``"PatientPruner(MedianPruner(), patience=2)"`` are classes
+of ``optuna.samplers`` and ``optuna.pruners`` with their arguments. ``MODULE:FACTORY`` and ``FILE.py:FACTORY`` name
 anyone's: an instance, or a function or class that makes one.
 
 A search repeats if its sampler takes a ``seed``: it is made anew for every generation of trials, with a seed that

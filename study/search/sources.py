@@ -147,7 +147,9 @@ class Sampled:
             study.enqueue_trial(params)
         for number in range(len(settings.enqueue) + TRIED):
             trial = _ask(study, settings)
-            space.sample(trial)
+            with warnings.catch_warnings():  # what is out of range is said below
+                warnings.simplefilter("ignore", UserWarning)
+                space.sample(trial)
             if number < len(settings.enqueue):
                 _check_enqueued(settings.enqueue[number], trial, settings.space)
             study.tell(trial, [float(number)] * len(settings.objective))
@@ -318,7 +320,8 @@ def _check_enqueued(params: Mapping[str, Any], trial: optuna.Trial, space: str) 
                 f"enqueue has {name!r} in {dict(params)}, but with these values the search space {space!r} has "
                 f"{', '.join(trial.params) or 'no parameter'}{near(name, trial.params)}"
             )
-        if trial.params[name] != value:
+        distribution = trial.distributions[name]
+        if not distribution._contains(distribution.to_internal_repr(value)):
             raise StudyError(
                 f"enqueue has {name}: {value!r} in {dict(params)}, but the search space {space!r} chooses it from "
                 f"{_range(trial.distributions[name])}"

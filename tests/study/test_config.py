@@ -251,8 +251,9 @@ def test_a_new_setting_changes_the_key_of_a_result_unless_it_is_declared_not_to_
 def test_what_does_not_decide_a_result_is_what_is_searched_compared_and_where_it_runs() -> None:
     """A golden list: whoever adds to it says that a training run gives the same result whatever the setting is."""
     assert set(names(Settings)) - set(Settings().recipe()) == {
-        "trials", "generation", "space", "sampler", "pruner", "storage", "enqueue", "schedules", "objective", "early_stopping", "first_rung",
-        "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "page", "device",
+        "trials", "generation", "space", "sampler", "pruner", "storage", "enqueue", "schedules", "objective",
+        "early_stopping", "first_rung", "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "page",
+        "device",
         "cpus_per_trial", "gpus_per_trial", "address", "tracking_uri",
     }  # fmt: skip
 
