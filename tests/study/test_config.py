@@ -205,7 +205,8 @@ def test_an_unknown_setting(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("preset", ["digit", "", "../digits", "digits.yaml"])
 def test_an_unknown_preset(preset: str) -> None:
-    assert refusal(preset=preset) == f"there is no preset {preset!r}; there are {', '.join(presets())}"
+    known = ", ".join(presets())
+    assert refusal(preset=preset).startswith(f"there is no preset {preset!r}; there are {known}")
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
 def datasets(name: str, task: Task) -> dict[str, DatasetInput]:
     """``train``, ``validation`` and ``test`` of the data that a study calls ``name``, with sizes, types and source."""
     from mlflow.data.numpy_dataset import from_numpy
-    from mlflow.entities import DatasetInput, InputTag
     from mlflow.entities import Dataset as Described
+    from mlflow.entities import DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
     found = {}

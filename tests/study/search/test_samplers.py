@@ -1,4 +1,4 @@
-"""Optuna as its users know it: samplers, pruners, storages and enqueued trials, and what is said where they are wrong."""
+"""Optuna as its users know it: samplers, pruners, storages, enqueued trials, and the sentences where they are wrong."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_no_password_is_written_down(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     [
         (
             {"sampler": "TPSampler"},
-            r"there is no sampler 'TPSampler'; there are tpe, grid, .*did you mean 'TPESampler'",
+            r"there is no sampler 'TPSampler'; there are tpe, grid.*did you mean 'TPESampler'",
         ),
         ({"sampler": "random"}, r"there is no sampler 'random'"),
         ({"sampler": "GridSampler"}, "with sampler: grid"),
