@@ -96,7 +96,7 @@ class Declared:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     def recipe(self) -> dict[str, Any]:
-        """Of ``to_data`` what decides the result of a training run; what was added later only where it is not default."""
+        """Of ``to_data`` what decides the result of a training run; what came later only if it is not default."""
         defaults = {field.name: field.default for field in fields(type(self))}  # type: ignore[arg-type]
         decisive = {}
         for name, value in self.to_data().items():

@@ -6,17 +6,20 @@ What Python gave to a study, and no text can name elsewhere, is called ``python:
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from network_surgery.ops import SurgeryError
 from network_surgery.ops.errors import first_line
-from network_surgery.ops.references import reference_to, resolve
+from network_surgery.ops.references import reference_to
 from network_surgery.study.errors import StudyError
+
 
 #: The module of names whose objects Python gave.
 PYTHON = "python"
@@ -61,22 +64,31 @@ def theirs(reference: str, what: str) -> Any:
                 f"network_surgery.study.resume(path, {word}=…)"
             )
         return _LENT.get()[reference]
-    if not place.endswith(".py"):
-        try:
-            return resolve(reference, what)
-        except SurgeryError as error:
-            raise StudyError(str(error)) from error
-    path = Path(place).resolve()
-    known = f"network_surgery_file_{path.stem}_{abs(hash(str(path)))}"
+    wrong = f"{what} {reference!r} cannot be loaded"
+    if not place or not name:
+        raise StudyError(f"{wrong}: write it as MODULE:NAME or FILE.py:NAME")
     try:
-        module = sys.modules.get(known)
-        if module is None:
-            spec = importlib.util.spec_from_file_location(known, path)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[known] = module  # dataclasses and pickle look their module up there
-            spec.loader.exec_module(module)
-        return getattr(module, name)
-    except (Exception, SystemExit) as error:  # running anyone's file may fail in any way, or end the program
-        sys.modules.pop(known, None)
-        raise StudyError(f"the {what} {reference!r} cannot be loaded: {first_line(error)}") from error
+        module = _run(Path(place).resolve()) if place.endswith(".py") else importlib.import_module(place)
+    except (Exception, SystemExit) as error:  # running anyone's code may fail in any way, or end the program
+        raise StudyError(f"{wrong}: {first_line(error)}") from error
+    try:
+        return attrgetter(name)(module)
+    except AttributeError:
+        raise StudyError(f"{wrong}: there is no {name!r} in {Path(place).name}") from None
+
+
+def _run(path: Path) -> ModuleType:
+    """The module that a file makes, under a name that no import could mean."""
+    name = f"{path.stem}@{path.parent}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

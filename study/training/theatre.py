@@ -30,8 +30,8 @@ from network_surgery.study.training.trainer import Callback, Shown, Trainer, clo
 class Theatre(Callback):
     """Applies ``schedule``. ``held_out`` are the fixed validation samples; ``signal_images`` how many training
     samples a batch has that is shown to operations and repairs that look at activations. Without ``carry`` the
-    optimizer forgets its state with every operation; with ``renewed`` the statistics of the operated layer's BatchNorm begin
-    anew. ``records`` are of its operations, ``checks`` of its looks at conditions.
+    optimizer forgets its state with every operation; with ``renewed`` the statistics of the operated layer's BatchNorm
+    begin anew. ``records`` are of its operations, ``checks`` of its looks at conditions.
     """
 
     def __init__(

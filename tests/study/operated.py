@@ -27,3 +27,10 @@ def looked_at(**changes: Any) -> dict[str, Any]:
 def spiked(factor: float, epoch: float = 1.0) -> dict[str, Any]:
     """The spike of a moment at which the loss became ``factor`` times what it was."""
     return Spike(epoch, 1.0, factor, 0.1).to_data()
+
+
+def without_times(value: Any) -> Any:
+    """What must repeat exactly: everything but seconds."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if "seconds" not in k and k != "interruptibility"}
+    return [without_times(v) for v in value] if isinstance(value, list) else value

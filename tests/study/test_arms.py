@@ -12,7 +12,7 @@ from network_surgery.ops import MinWeight, Moment, Schedule, Step, WeakExpand
 from network_surgery.study.arms import LABELS, RIVALS, randomly, rivals
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.evidence import drawing
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
 from network_surgery.study.training.run import run
@@ -28,7 +28,7 @@ SHRINK = Schedule((
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from network_surgery.ops import Anatomy
-from network_surgery.study import models
+from network_surgery.study import models, references
 from network_surgery.study.errors import StudyError
 
 SHAPE = (3, 32, 32)
@@ -144,7 +144,7 @@ def test_somebody_s_attention_is_freed(theirs: str) -> None:
     torch.manual_seed(0)
     model = models.build(f"{theirs}:Attentive", SHAPE, 10)
     torch.manual_seed(0)
-    plain = models._theirs(f"{theirs}:Attentive")(SHAPE, 10)
+    plain = references.theirs(f"{theirs}:Attentive", "model")(SHAPE, 10)
     images = torch.randn(2, *SHAPE)
     torch.testing.assert_close(model(images), plain(images))
     assert Anatomy(model, images)["attention:heads"].units == 4
@@ -153,7 +153,7 @@ def test_somebody_s_attention_is_freed(theirs: str) -> None:
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [
-        ("absent", "cannot be loaded: module 'made_for_this_test' has no attribute 'absent'"),
+        ("absent", "cannot be loaded: there is no 'absent' in made_for_this_test"),
         ("raises", "failed on images of 3 × 32 × 32: no such"),
         ("silent", "failed on images of 3 × 32 × 32: KeyError"),
         ("nothing", "made a NoneType, not a torch.nn.Module"),
@@ -161,11 +161,11 @@ def test_somebody_s_attention_is_freed(theirs: str) -> None:
         ("few", "must return scores of shape (2, 10) for 2 images, not (2, 9)"),
         ("Named", "must return scores of shape (2, 10) for 2 images, not dict"),
         ("Auxiliary", "must return scores of shape (2, 10) for 2 images, not tuple"),
-        ("", "cannot be loaded: module 'made_for_this_test' has no attribute ''"),
+        ("", "cannot be loaded: write it as MODULE:NAME or FILE.py:NAME"),
     ],
 )
 def test_somebody_s_factory_that_will_not_do(theirs: str, factory: str, reason: str) -> None:
-    assert refusal(f"{theirs}:{factory}") == f"model {f'{theirs}:{factory}'!r} {reason}"
+    assert refusal(f"{theirs}:{factory}").removesuffix(".py") == f"model {f'{theirs}:{factory}'!r} {reason}"
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ from network_surgery.study.search import tuner
 from network_surgery.study.search.sources import Listed, Sampled
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
 from network_surgery.study.store.folder import Folder
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.measures import on_test
+from network_surgery.study.training.trainer import evaluate
 
 pytestmark = pytest.mark.slow
 SETTINGS = Settings(model="mlp", epochs=3, device="cpu", held_out=64, signal_images=64)
@@ -38,7 +38,7 @@ SHRINK = Schedule((Step(Moment(1), "fc1", MinWeight(0.5)),)).to_data()
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +111,14 @@ def test_ray_computes_what_a_plain_call_computes(
     for key in ("test_metric", "test_loss", "validation_loss", "parameters", "architecture"):
         assert notes.results[cell.name][key] == plain[key]
     assert measured(tmp_path, notes.results[cell.name], digits) == {
-        key: plain[key] for key in ("test_loss", "test_metric", "test_top5")
+        key: plain[key] for key in ("test_loss", "test_metric", "test_metrics")
     }
 
 
-def measured(folder: Path, outcome: dict[str, Any], data: ImageTask) -> dict[str, float]:
+def measured(folder: Path, outcome: dict[str, Any], data: ImageTask) -> dict[str, Any]:
     """What the stored final network does on the test images."""
     network = load_network(lambda: models.build("mlp", data.shape, 10), folder / outcome["network"])
-    return on_test(network, Batches(data.test, torch.device("cpu")))
+    return evaluate(network, data, Batches(data.test, torch.device("cpu"))).named("test")
 
 
 def test_a_lost_worker_resumes_from_its_last_epoch(

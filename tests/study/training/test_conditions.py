@@ -12,9 +12,10 @@ import torch
 from network_surgery.ops import PCNS, Condition, MinWeight, Moment, RemoveDead, Schedule, Step, SurgeryError
 from network_surgery.ops.operation import Operation
 from network_surgery.study.config import Settings
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
+from tests.study.operated import without_times
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(model="mlp", epochs=4, batch_size=64, held_out=64, signal_images=256, probe=0)
@@ -23,7 +24,7 @@ STEPS = 17  # optimizer steps in an epoch
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 def waiting(condition: str, layer: str, operation: Operation) -> Step:
@@ -32,12 +33,6 @@ def waiting(condition: str, layer: str, operation: Operation) -> Step:
 
 def surgery(*steps: Step) -> Cell:
     return Cell("surgery", 0, Schedule(steps).to_data())
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if "seconds" not in k and k != "interruptibility"}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
 def losses(outcome: dict[str, Any]) -> list[float]:

@@ -12,7 +12,7 @@ import torch
 
 from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.study.config import Settings
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training import run as training
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
@@ -42,7 +42,7 @@ class Work(Callback):
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 def test_training_and_operations_count_and_evaluation_does_not(digits: ImageTask) -> None:

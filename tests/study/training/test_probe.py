@@ -16,7 +16,7 @@ from network_surgery.ops import Anatomy, MinWeight, Moment, Schedule, Step, Weak
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
 from network_surgery.study import models
 from network_surgery.study.config import Settings
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training import theatre
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.probe import PERCENT, SHARE, idle, needed
@@ -30,7 +30,7 @@ COUNTS = [f"units_{part}" for part in PERCENT]
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 def trained(outcome: dict[str, Any]) -> Any:
@@ -79,7 +79,7 @@ def test_the_records_say_what_is_needed_of_every_layer(digits: ImageTask) -> Non
 def test_it_looks_after_every_so_many_epochs_of_some_arms(
     digits: ImageTask, arm: str, every: int, epochs: list[float]
 ) -> None:
-    outcome = run(Cell(arm, 0), digits, replace(SETTINGS, probe=every, model="mlp"), CPU)
+    outcome = run(Cell(arm, 0), digits.changed(network="mlp"), replace(SETTINGS, probe=every), CPU)
     assert [epoch["epoch"] for epoch in outcome["epochs"] if "redundancy" in epoch] == epochs
     assert [epoch["epoch"] for epoch in outcome["epochs"] if "probe_seconds" in epoch] == epochs
 

@@ -15,10 +15,11 @@ from network_surgery.ops.network.masks import masks_of, parameters_of, tensors_o
 from network_surgery.ops.schedule import Moment, Schedule, Step
 from network_surgery.study import models
 from network_surgery.study.config import Settings
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.restart import renew
 from network_surgery.study.training.run import run
+from tests.study.operated import without_times
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(model="evci_cnn", learning_rate=3e-3, epochs=3, batch_size=64, held_out=64, signal_images=64)
@@ -27,7 +28,7 @@ LAYERS = ("conv1", "conv2", "fc1")
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 def schedule(*steps: tuple[str, str, Any]) -> list[dict[str, Any]]:
@@ -41,12 +42,6 @@ EVCI = schedule(
     *(("2ep", layer, Compact(0.03)) for layer in (*LAYERS, "conv2", "conv1")),
     ("50it", "fc1", EigenRemove(0.8)),
 )
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if "seconds" not in k and k != "interruptibility"}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
 def test_a_schedule_of_pruning_from_end_to_end(digits: ImageTask) -> None:

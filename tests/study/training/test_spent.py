@@ -10,7 +10,7 @@ import torch
 from network_surgery.ops import PCNS, MinWeight, Moment, Schedule, Step
 from network_surgery.ops.schedule import parse_when
 from network_surgery.study.config import Settings
-from network_surgery.study.task.images import ImageTask, load
+from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training import spent
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
@@ -24,7 +24,7 @@ LAST = Step(Moment(3), "fc2", MinWeight(0.5))
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from network_surgery.ops import (
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import Diverged, StudyError
-from network_surgery.study.task.images import Images, ImageTask, load
+from network_surgery.study.task.images import Images, ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
 from network_surgery.study.training import checkpoint
@@ -36,7 +36,7 @@ from network_surgery.study.training.restart import fan_power, renew
 from network_surgery.study.training.run import make_optimizer, run
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer, answers, evaluate, steps_per_epoch
-from tests.study.operated import operated
+from tests.study.operated import operated, without_times
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64)
@@ -44,7 +44,7 @@ SETTINGS = Settings(epochs=3, batch_size=64, held_out=64, signal_images=64)
 
 @pytest.fixture(scope="module")
 def digits() -> ImageTask:
-    return load("digits", 0.25)
+    return ImageTask.of(SETTINGS)
 
 
 def schedule(*steps: tuple[str, str, Any]) -> list[dict[str, Any]]:
@@ -63,17 +63,6 @@ class Stop(Callback):
     def after_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
         if trainer.epoch == self.after:
             raise KeyboardInterrupt
-
-
-def without_times(outcome: dict[str, Any]) -> dict[str, Any]:
-    """What must repeat exactly: everything but seconds."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if "seconds" not in k and k != "interruptibility"}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    return strip(outcome)
 
 
 def test_the_same_cell_gives_the_same_outcome(digits: ImageTask) -> None:
@@ -271,9 +260,9 @@ def test_a_damaged_checkpoint_of_ones_own_starts_the_run_over(digits: ImageTask,
 
 
 def test_a_diverging_training_says_when(digits: ImageTask) -> None:
-    settings = Settings(epochs=2, optimizer="sgd", learning_rate=1e6, model="mlp")
+    settings = Settings(epochs=2, optimizer="sgd", learning_rate=1e6)
     with pytest.raises(Diverged, match=r"became (nan|inf) in epoch \d"):
-        run(Cell("original", 0), digits, settings, CPU)
+        run(Cell("original", 0), digits.changed(network="mlp"), settings, CPU)
 
 
 def test_an_unknown_layer_is_named(digits: ImageTask) -> None:

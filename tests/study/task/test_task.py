@@ -1,0 +1,152 @@
+"""A task of one's own: what is wrong with it is said before anything is trained; what is right is left alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.task import Metric, Samples, Sets, Stream, Task, build
+from network_surgery.study.task.check import fresh, tried
+
+
+class Line(Task):
+    """A table of six numbers, and their sum."""
+
+    metric = Metric("error", "lower")
+
+    def load(self) -> Any:
+        inputs = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+        return [(part, part.sum(axis=1)) for part in (inputs[:20], inputs[20:30], inputs[30:])]
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 1))
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs.squeeze(1) - targets).square().mean()
+
+    def measure(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"error": (outputs.squeeze(1) - targets).abs()}
+
+
+def line(**parts: Any) -> Task:
+    """The task with other parts than its own: what a user got wrong."""
+    return type("Mine", (Line,), parts)()
+
+
+def fails(*_: Any) -> Any:
+    raise RuntimeError("no such thing\nsecond line")
+
+
+def test_a_task_that_is_right_is_tried_and_nothing_is_left_of_that() -> None:
+    torch.manual_seed(5)
+    task, state = Line(), torch.get_rng_state()
+    untouched = fresh(task)
+    torch.manual_seed(5)
+    model = tried(task)
+    assert model.training and str(model) == str(untouched)
+    torch.testing.assert_close(model.state_dict(), untouched.state_dict(), rtol=0, atol=0)
+    torch.manual_seed(5)
+    fresh(task)
+    after = torch.get_rng_state()
+    torch.manual_seed(5)
+    tried(task)
+    assert torch.equal(after, torch.get_rng_state()) and not torch.equal(after, state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"load": fails}, "Mine.load failed: no such thing"),
+        ({"load": lambda self: (1, 2)}, "Mine.load must give three sets (train, validation, test), not 2"),
+        ({"load": lambda self: (1, 2, 3)}, "Mine.load gave a int for a set"),
+        ({"load": lambda self: [(np.zeros((1, 6)), np.zeros(1))] * 3}, "a set of 1 sample(s); at least 2 are needed"),
+        ({"load": lambda self: [(np.zeros((4, 6)), np.zeros(3))] * 3}, "all of the same number; these have 3, 4"),
+        ({"load": lambda self: [(np.array(["a", "b"]), np.zeros(2))] * 3}, "must be numbers, not ndarray of <U1"),
+        ({"model": fails}, "Mine.model failed: no such thing"),
+        ({"model": lambda self: None}, "Mine.model made a NoneType, not a torch.nn.Module"),
+        ({"model": lambda self: nn.Linear(5, 1)}, "the network of Mine fails on its training inputs: mat1 and mat2"),
+        ({"loss": fails}, "Mine.training_loss fails on the network's outputs: no such thing"),
+        ({"loss": lambda self, o, t: 1.0}, "must return one number, or one for each of the 4 samples, not a float"),
+        ({"loss": lambda self, o, t: torch.ones(3)}, "or one for each of the 4 samples, not a tensor [3]"),
+        ({"loss": lambda self, o, t: o.mean() * math.nan}, "of an untrained network is nan; it must be finite"),
+        ({"loss": lambda self, o, t: torch.ones(())}, "does not depend on the network's weights"),
+        ({"measure": fails}, "Mine.measure fails on the network's outputs: no such thing"),
+        ({"measure": lambda self, o, t: {"error": o.mean()}}, "for each of the 4 samples; 'error' is a tensor"),
+        ({"measure": lambda self, o, t: {"other": o[:, 0]}}, "Mine.metric is 'error', but measure and summarize give"),
+        ({"metric": "error"}, "Mine.metric is 'error'; give Metric("),
+    ],
+)  # fmt: skip
+def test_a_task_that_is_wrong_is_one_sentence(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError) as error:
+        tried(line(**parts))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_sets_may_be_pairs_samples_streams_and_datasets() -> None:
+    whole = Line().sets.train
+    assert isinstance(whole, Samples)
+    dataset = torch.utils.data.TensorDataset(torch.tensor(whole.inputs), torch.tensor(whole.targets))
+    for sets in (
+        Sets(whole, Stream(dataset), whole),
+        (dataset, whole, (whole.inputs, whole.targets)),
+        [(torch.tensor(whole.inputs), torch.tensor(whole.targets))] * 3,
+    ):
+        tried(line(load=lambda self, sets=sets: sets))
+
+
+def test_without_a_metric_of_its_own_a_task_is_judged_by_its_loss() -> None:
+    class Plain(Line):
+        metric = Task.metric
+        measure = Task.measure  # type: ignore[assignment]
+
+    tried(Plain())
+    assert Plain().metric.name == "loss" and Plain().metric.better == "lower"
+
+
+MINE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from tests.study.task.test_task import Line
+
+@dataclass
+class Extra:
+    size: int = 3
+
+class Mine(Line):
+    extra = Extra()
+
+class Sized(Line):
+    def __init__(self, settings):
+        self.epochs = settings.epochs
+
+class Needy(Line):
+    def __init__(self, a, b):
+        pass
+
+Function = Line.load
+"""
+
+
+def test_a_task_is_named_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    assert type(build(Settings(task=f"{path}:Mine"))).__name__ == "Mine"
+    assert build(Settings(task=f"{path}:Sized", epochs=7)).epochs == 7  # type: ignore[attr-defined]
+    for name, message in {
+        "Needy": "cannot be made: ",
+        "Function": "must be a subclass of network_surgery.study.task.Task",
+        "Absent": "there is no 'Absent' in mine.py",
+    }.items():
+        with pytest.raises(StudyError, match=message):
+            build(Settings(task=f"{path}:{name}"))
+    with pytest.raises(StudyError, match="there is no task 'pictures'; give images"):
+        build(Settings(task="pictures"))
