@@ -20,7 +20,6 @@ from network_surgery.ops.errors import first_line
 from network_surgery.ops.references import reference_to
 from network_surgery.study.errors import StudyError
 
-
 #: The module of names whose objects Python gave.
 PYTHON = "python"
 _LENT: ContextVar[Mapping[str, Any]] = ContextVar("lent", default={})  # noqa: B039  # nobody changes it
