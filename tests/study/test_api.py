@@ -107,9 +107,7 @@ def test_a_study_from_python(cluster: None, tmp_path: Path) -> None:
             raise RuntimeError("no more")
         return Schedule((Step(Moment(1), "0", MinWeight(trial.suggest_float("keep", 0.3, 0.7))),))
 
-    with pytest.raises(
-        StudyError, match=r"the search space 'python:broken' failed at .*, line \d+: RuntimeError: no"
-    ):
+    with pytest.raises(StudyError, match=r"the search space 'python:broken' failed at .*, line \d+: RuntimeError: no"):
         study.run(Signs(8), space=broken, enqueue=[{"keep": 0.5}], out=out, **SMALL)
     with pytest.raises(StudyError, match=r"the task Signs was given from Python, .*study\.resume\(path, task=…\)"):
         study.resume(out)
