@@ -189,7 +189,7 @@ def test_a_space_of_ones_own_is_called_by_its_module(monkeypatch: pytest.MonkeyP
     for name, words in (
         ("nothing", "mine:nothing returned a NoneType, but it must return an ops.Schedule"),
         ("broken", f"the search space 'mine:broken' failed at {__file__}, line [0-9]+: KeyError: 'fc9'"),
-        ("gone", "the search space 'mine:gone' cannot be loaded"),
+        ("gone", "search space 'mine:gone' cannot be loaded: there is no 'gone'"),
     ):
         with pytest.raises((StudyError, SurgeryError), match=words):
             Sampled.check(settings(space=f"mine:{name}"), LAYERS)
