@@ -103,7 +103,6 @@ def test_an_own_network_goes_from_images_to_a_report(walked: Path) -> None:
 def test_studies_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with tuner.cluster(Settings(device="cpu")):
         walk = Walk(GUIDE / "python.md", surgery)
         walk()
