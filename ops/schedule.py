@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -129,23 +130,64 @@ class Condition:
         )
 
 
+#: What may become of the learning rate after an operation; training does it, a step only carries it.
+AFTER = ("continue", "rewarm", "rewind")
+#: A fraction of the training that is left, or a number of epochs or optimizer steps.
+Length = float | Moment
+
+
+def parse_length(value: Any) -> Length:
+    """A length from a number or text such as "2ep" or "50it".
+
+    >>> parse_length("2ep"), parse_length(0.25)
+    (Moment(count=2, unit='ep'), 0.25)
+
+    Raises:
+        SurgeryError: neither, a fraction outside 0 … 1, or no steps at all.
+    """
+    length: Length | None = value if isinstance(value, Moment) else None
+    if length is None and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            length = float(value)
+    if length is None:
+        with contextlib.suppress(SurgeryError):
+            length = Moment.parse(value)
+    if length is None or not (length.count > 0 if isinstance(length, Moment) else 0 < length <= 1):
+        raise SurgeryError(
+            f"after_length is {value!r:.60}; write a fraction of what is left, above 0 and at most 1, or a number of "
+            "epochs or steps such as '2ep' or '50it'"
+        )
+    return length
+
+
 @dataclass(frozen=True)
 class Step:
     """One operation on one layer (by name; ``*`` is the whole network), when it is done, and the repairs that follow.
 
-    The repairs are those of ``ops.surgery.repair``.
+    The repairs are those of ``ops.surgery.repair``. ``after`` and ``after_length``: what becomes of the learning rate
+    (``AFTER``) and over which length. A step only carries and prints them; training gives them their meaning.
     """
 
     when: Moment | Condition
     layer: str
     operation: Operation
     repair: tuple[str, ...] = ()
+    after: str = "continue"
+    after_length: Length | None = None
 
     def __post_init__(self) -> None:
         check_chain(self.repair)
+        if self.after not in AFTER:
+            raise SurgeryError(f"after an operation the learning rate can {', '.join(AFTER)}, not {self.after!r:.60}")
+        if self.after_length is not None:
+            if self.after == "continue":
+                raise SurgeryError("after_length is for steps with after: rewarm or rewind; this one continues")
+            object.__setattr__(self, "after_length", parse_length(self.after_length))
 
     def __str__(self) -> str:
-        return f"{self.when}: {' + '.join((str(self.operation), *self.repair))} on {self.layer}"
+        done = f"{self.when}: {' + '.join((str(self.operation), *self.repair))} on {self.layer}"
+        length = "" if self.after_length is None else f" {self.after_length}"
+        return done if self.after == "continue" else f"{done}, then {self.after}{length}"
 
 
 @dataclass(frozen=True)
@@ -185,6 +227,7 @@ class Schedule:
             {"when": str(s.when), "layer": s.layer, "op": operation_name(type(s.operation))}
             | s.operation.hyperparameters()
             | ({"repair": list(s.repair)} if s.repair else {})
+            | after_data(s.after, s.after_length)
             for s in self.steps
         ]
 
@@ -192,6 +235,18 @@ class Schedule:
     def from_data(cls, data: Iterable[Mapping[str, Any]]) -> Schedule:
         """The inverse of ``to_data``. Raises SurgeryError for an unknown operation or hyperparameter."""
         return cls(tuple(_step(dict(entry)) for entry in data))
+
+
+def after_data(after: str, length: Length | None) -> dict[str, Any]:
+    """What a step has of it as plain data: nothing where the learning rate just continues."""
+    if after == "continue":
+        return {}
+    return {"after": after} | ({} if length is None else {"after_length": plain_length(length)})
+
+
+def plain_length(length: Length) -> float | str:
+    """A length as plain data, the inverse of ``parse_length``."""
+    return str(length) if isinstance(length, Moment) else length
 
 
 def parse_when(text: str) -> Moment | Condition:
@@ -208,10 +263,11 @@ def _step(entry: dict[str, Any]) -> Step:
     # A layer called 0 or 1.5 is a number in YAML.
     when, layer, name = parse_when(entry.pop("when")), str(entry.pop("layer")), str(entry.pop("op"))
     repair = check_chain(entry.pop("repair", None) or ())
+    after, length = entry.pop("after", "continue"), entry.pop("after_length", None)
     kind = operation_class(name)
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in set(entry) - known)
     if unknown:
         raise SurgeryError(f"{name} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     with explained(f"{name} cannot be made of {entry}"):
-        return Step(when, layer, kind(**entry), repair)
+        return Step(when, layer, kind(**entry), repair, after, length)

@@ -24,6 +24,7 @@ from network_surgery.search_spaces import (
     mixed,
     pcns,
     pruning,
+    recovery,
     removal,
     weak_expand,
 )
@@ -47,19 +48,21 @@ SPACES: dict[str, Suggest | str] = {
 __all__ = ["SPACES", "Suggest", "find_space"]
 
 
-def find_space(name: str) -> Suggest:
+def find_space(name: str, after: bool = False) -> Suggest:
     """The search space of this name, or that a reference ``MODULE:FUNCTION`` names.
+
+    ``after``: it also chooses what an operation does to the learning rate (``recovery.choosing_after``).
 
     Raises:
         SurgeryError: there is none.
     """
     known = SPACES.get(name, name)
-    if not isinstance(known, str):
-        return known
-    if ":" not in known:
-        alike = get_close_matches(name, SPACES, n=1)
-        raise SurgeryError(
-            f"there is no search space {name!r}; there are {', '.join(SPACES)}, or MODULE:FUNCTION"
-            + (f"; did you mean {alike[0]!r}?" if alike else "")
-        )
-    return resolve(known, "search space")  # type: ignore[no-any-return]
+    if isinstance(known, str):
+        if ":" not in known:
+            alike = get_close_matches(name, SPACES, n=1)
+            raise SurgeryError(
+                f"there is no search space {name!r}; there are {', '.join(SPACES)}, or MODULE:FUNCTION"
+                + (f"; did you mean {alike[0]!r}?" if alike else "")
+            )
+        known = resolve(known, "search space")
+    return recovery.choosing_after(known) if after else known

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from optuna.trial import BaseTrial
@@ -41,6 +44,20 @@ Layers = Mapping[str, Sized]
 CHOICES = ("all", "first_half", "last_half", "widest")
 
 
+def choices(layers: Layers) -> tuple[str, ...]:
+    """What ``layers`` may be: ``CHOICES``; in a network with attention also each kind of layer that it repeats, by the
+    name with ``*`` for the number of the block, such as ``blocks.*.mlp.gate``.
+    """
+    if not any(":" in name for name in layers):
+        return CHOICES
+    kinds = Counter(map(_kind, layers))
+    return (*CHOICES, *(kind for kind, times in kinds.items() if times > 1))
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+(?=\.)", "*", name)
+
+
 def chosen(layers: Layers, choice: str) -> Sequence[str]:
     """The names of the layers that a choice means, in the network's order."""
     names = list(layers)
@@ -51,7 +68,19 @@ def chosen(layers: Layers, choice: str) -> Sequence[str]:
         return names[len(names) - half :]
     if choice == "widest":
         return [max(names, key=lambda name: layers[name].units)]
+    if choice != "all":
+        return [name for name in names if _kind(name) == choice]
     return names
+
+
+def fitted(operation: Operation, layer: Sized) -> Operation:
+    """The operation as it is; a removal that would take no unit of a layer of few (heads) takes one, but for the last
+    two.
+    """
+    keep = getattr(operation, "keep", None)
+    if keep is None or layer.units < 3 or round(keep * layer.units) < layer.units:
+        return operation
+    return replace(operation, keep=brief((layer.units - 1) / layer.units))  # type: ignore[call-arg]
 
 
 #: In which order an operation visits its layers: at one moment, or each at a moment of its own.
@@ -86,11 +115,15 @@ def place(
         last = first + (epochs - 1 - first) // every * every
         moment = [min(first + turn * every, last) for turn in range(len(names))]
         turns = zip(moment, names, strict=True)
-        return Schedule(tuple(Step(Moment(at), name, operation, repair) for at, name in turns))
+        return Schedule(tuple(Step(Moment(at), name, fitted(operation, layers[name]), repair) for at, name in turns))
     times = trial.suggest_int("times", 1, 3)
     every = trial.suggest_int("every", 1, 3) if times > 1 else 1
     moments = [first + turn * every for turn in range(times)]
-    steps = [Step(Moment(epoch), name, operation, repair) for epoch in moments if epoch < epochs for name in where]
+    steps = [
+        Step(Moment(epoch), name, fitted(operation, layers[name]), repair)
+        for epoch in moments if epoch < epochs
+        for name in where
+    ]  # fmt: skip
     return Schedule(tuple(steps))
 
 
@@ -112,7 +145,7 @@ def watch(
 
 def _beginning(trial: BaseTrial, layers: Layers, epochs: int) -> tuple[Sequence[str], int]:
     """Where (``layers``) and from which epoch on (``first_epoch``)."""
-    where = chosen(layers, trial.suggest_categorical("layers", CHOICES))
+    where = chosen(layers, trial.suggest_categorical("layers", choices(layers)))
     return where, beginning(trial, epochs)
 
 

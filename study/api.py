@@ -17,7 +17,7 @@ from rich.console import Console
 
 from network_surgery.ops import Schedule, Step, SurgeryError
 from network_surgery.study import conduct
-from network_surgery.study.config import Settings, compose
+from network_surgery.study.config import PRESETS, Settings, compose
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import PYTHON, lent, name_of
 from network_surgery.study.result import Result
@@ -45,7 +45,7 @@ def run(
     trials: int | None = None,
     seeds: int | None = None,
     out: Path | str | None = None,
-    preset: str = "digits",
+    preset: str | None = None,
     config: Path | str | None = None,
     sampler: BaseSampler | type[BaseSampler] | str | None = None,
     pruner: BasePruner | str | None = None,
@@ -73,7 +73,7 @@ def run(
         flags["schedules"] = [_steps(steps) for steps in schedules]
     with _one_kind_of_error(), lent(objects):
         composed = compose(preset, Path(config) if config else None, flags, "study.run")
-        return start(composed, out, preset, _console(quiet))
+        return start(composed, out, preset or PRESETS.get(composed.task), _console(quiet))
 
 
 def resume(
@@ -143,9 +143,9 @@ def open(study: Path | str, *, task: Task | type[Task] | None = None) -> Result:
         return Result(folder, build(folder.settings) if task is not None else None)
 
 
-def start(settings: Settings, out: Path | str | None, preset: str, console: Console) -> Result:
+def start(settings: Settings, out: Path | str | None, preset: str | None, console: Console) -> Result:
     """Runs a study of these settings from its beginning. Raises as ``run``."""
-    place = Path(out) if out is not None else new_place(preset)
+    place = Path(out) if out is not None else new_place(preset or settings.task.rpartition(":")[2])
     check_importable(step for schedule in settings.schedules for step in schedule)
     if settings.task.startswith(f"{PYTHON}:"):
         check_shipped(build(settings))
@@ -157,6 +157,8 @@ def start(settings: Settings, out: Path | str | None, preset: str, console: Cons
             f"{len(folder.layers)} layers to operate on; results go to {place}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
+        if task.note:
+            console.print(f"{settings.data}: {task.note}", highlight=False, markup=False, soft_wrap=True)
         return carry_on(folder, task, console)
 
 
@@ -220,9 +222,9 @@ def _steps(schedule: Steps) -> list[dict[str, Any]]:
     return Schedule(tuple(steps)).to_data() if all(isinstance(step, Step) for step in steps) else steps  # type: ignore
 
 
-def new_place(preset: str) -> Path:
+def new_place(name: str) -> Path:
     """A folder under ``runs`` that is not there yet."""
-    name = f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     places = (Path("runs") / f"{name}{end}" for end in ("", *(f"-{number}" for number in range(2, 1000))))
     return next(place for place in places if not place.exists())
 

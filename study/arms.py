@@ -75,7 +75,9 @@ def rivals(surgery: Cell, outcome: Mapping[str, Any], settings: Settings) -> lis
 
 
 def randomly(operations: Sequence[OperationRecord], seed: int) -> list[dict[str, Any]]:
-    """A schedule that removes as many units as these operations did, at random; empty where that cannot be said."""
+    """A schedule that removes as many units as these operations did, at random, with what they did to the learning
+    rate; empty where that cannot be said.
+    """
     removals = [each for each in operations if each.parameters_after != each.parameters_before]
     if any(each.units_after >= each.units_before for each in removals):
         return []
@@ -83,7 +85,7 @@ def randomly(operations: Sequence[OperationRecord], seed: int) -> list[dict[str,
         {
             "when": f"{each.iteration}it", "layer": each.layer, "op": "random_remove",
             "keep": each.units_after / each.units_before, "seed": seed + number,
-        } | ({"repair": each.repair} if each.repair else {})
+        } | ({"repair": each.repair} if each.repair else {}) | each.after
         for number, each in enumerate(removals)
     ]  # fmt: skip
 
@@ -93,7 +95,8 @@ def _epochs(arm: str, outcome: Mapping[str, Any], settings: Settings) -> int:
     if arm == "restart_late":
         return max(1, settings.epochs - math.floor(operations[0].epoch))
     if arm == "restart_flops":
-        epoch = 3 * settings.batch_size * outcome["flops"] * outcome["steps"] / settings.epochs
+        batches = outcome.get("batches", outcome["steps"])
+        epoch = 3 * settings.batch_size * outcome["flops"] * batches / settings.epochs
         return max(1, math.ceil(outcome["training_flops"] / epoch - 1e-9))
     last = operations[-1].epoch
     after = [each["train_seconds"] for each in outcome["epochs"] if each["epoch"] > last]

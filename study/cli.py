@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from network_surgery.study.config import Settings, compose
+from network_surgery.study.config import PRESETS, Settings, compose
 from network_surgery.study.declare import declaration, names
 from network_surgery.study.errors import Diverged, StudyError
 
@@ -27,7 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Preset = Annotated[str, typer.Option(help="Named settings that the other options overlay.")]
+Preset = Annotated[
+    str | None, typer.Option(help="Named settings that the other options overlay; by default those of the task.")
+]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, over the preset.")]
 Study = Annotated[Path, typer.Argument(help="The study's folder.", metavar="STUDY")]
 Width = Annotated[int | None, typer.Option(help="Units of the random layers.")]
@@ -58,16 +60,17 @@ def with_settings(*settings: str) -> Callable[[Callable[..., None]], Callable[..
 @app.command()
 @with_settings(*OPTIONS)
 def study(
-    preset: Preset = "digits",
+    preset: Preset = None,
     config: Config = None,
     out: Annotated[Path | None, typer.Option(help="The study's folder; by default a new one under runs/.")] = None,
     **flags: Any,
 ) -> None:
     """Search schedules of operations, then compare the best ones with restarting: the main job."""
     settings = compose(preset, config, flags)
+    preset = preset or PRESETS.get(settings.task)
     from network_surgery.study import api
 
-    place = out or api.new_place(preset)
+    place = out or api.new_place(preset or settings.task.rpartition(":")[2])
     _show(place, lambda: api.start(settings, place, preset, _console()))
 
 
@@ -103,9 +106,9 @@ def report(study: Study) -> None:
 
 
 @app.command()
-@with_settings("data", "model")
+@with_settings("task", "data", "model", "image_size", "stream", "workers")
 def layers(
-    preset: Preset = "digits",
+    preset: Preset = None,
     config: Config = None,
     epochs: Annotated[int, typer.Option(help="Epochs of training first, to see redundancy as it comes.", min=0)] = 0,
     image: Annotated[

@@ -24,13 +24,15 @@ from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
-from network_surgery.study.search import tracking, tuner
+from network_surgery.study.recipe.learning_rate import check_after
+from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.search import objectives, tracking, tuner
 from network_surgery.study.search.sources import Sampled, Source, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.words import describe
-from network_surgery.study.task import Task, build
+from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.training import run
 from network_surgery.study.training.trainer import steps_per_epoch
 
@@ -50,11 +52,14 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     if settings.page is not None:
         resolve(settings.page, "page")
     task = build(settings)
+    objectives.check(settings, task.metric)
     layers = run.check(settings, task)
-    per_epoch = steps_per_epoch(len(task.train), settings.batch_size)
+    per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = given(settings, layers)
     for cell in listed:
-        Schedule.from_data(cell.schedule).check(layers, settings.epochs, per_epoch)
+        schedule = Schedule.from_data(cell.schedule)
+        schedule.check(layers, settings.epochs, per_epoch)
+        check_after(Optimization.of(settings).curve, schedule)
     if not listed:
         Sampled.check(settings, layers)
     Folder.check(out)
@@ -62,7 +67,7 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         open_storage(settings.storage, out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers, preset), task
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit), task
 
 
 def proceed(folder: Folder, task: Task, console: Console) -> bool:
@@ -98,7 +103,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     rows, verdicts = comparison.summarize(folder)
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     results = folder.write(
-        rows, verdicts, front=front.front(finished, folder.settings.objective), state=state(folder),
+        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=state(folder),
         importance=importance(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
@@ -119,7 +124,7 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
     """The closing table, the finding on each schedule with its numbers, the verdict and where to look."""
     rows, verdicts = results["comparison"]["summary"], results["comparison"]["verdicts"]
     if rows:
-        console.print(_table(rows))
+        console.print(_table(rows, folder.metric, folder.unit))
     for verdict in verdicts:
         finding = Text.assemble((f"Trial {verdict['trial']}: ", "bold"), verdict["sentence"])
         console.print(finding, highlight=False, soft_wrap=True)
@@ -128,7 +133,7 @@ def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
     if verdicts:
         console.print(f"\n[bold]Verdict:[/] {wording.overall(verdicts)}", highlight=False, soft_wrap=True)
     if results["front"]:
-        words = front.sentence(results["front"])
+        words = front.sentence(results["front"], folder.metric)
         console.print(f"\n[bold]Front:[/] {words}", highlight=False, soft_wrap=True)
     here = Path.cwd()
     if results["state"]["now"] != "finished":
@@ -157,7 +162,7 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
 def _search(folder: Folder) -> Source:
     """What Optuna is still to try."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.identity)
+    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
 
 
 @dataclass
@@ -174,7 +179,7 @@ class _Stage:
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
             return True
-        with Display(self.console, name, source) as display:
+        with Display(self.console, name, source, self.folder.metric) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display],
@@ -204,7 +209,7 @@ def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
     chosen = given(folder.settings, folder.layers) or [
-        record.cell for record in comparison.choose(trials, folder.settings)
+        record.cell for record in comparison.choose(trials, folder.settings, folder.metric)
     ]
     if not chosen:
         failures = [record.result["failure"] for record in trials if record.failed]
@@ -223,22 +228,23 @@ def _compare(stage: _Stage) -> bool:
     return stage.run("comparison", cells)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _table(rows: list[dict[str, Any]], metric: Metric, unit: str) -> Table:
     table = Table(
-        title="Surgery or starting over, on the test images",
+        title=f"Surgery or starting over, on the test {unit}",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for title in ("arm", "n", "accuracy %", "train\n− test", "parameters", "seconds", "loss\nspike", "op/\nepoch"):
+    value, gap = f"{metric.name}{' %' * metric.percent}", metric.gap.replace(" ", "\n", 1)
+    for title in ("arm", "n", value, gap, "parameters", "seconds", "loss\nspike", "op/\nepoch"):
         table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
     for row in rows:
-        spread, slack = row["accuracy_deviation"], row["seconds_deviation"]
+        spread, slack = row["metric_deviation"], row["seconds_deviation"]
         table.add_row(
             arm_name(row["arm"], row["trial"]),
             str(row["n"]),
-            f"{100 * row['accuracy']:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else ""),
-            "" if row.get("train_test_gap") is None else f"{100 * row['train_test_gap']:+.2f}",
+            metric.number(row["metric"]) + (f" ± {metric.spread(spread)}" if spread is not None else ""),
+            "" if row.get("train_test_gap") is None else metric.change(row["train_test_gap"]),
             f"{row['parameters']:,.0f}",
             f"{row['seconds']:.1f}" + (f" ± {slack:.1f}" if slack is not None else ""),
             "" if row["spike_factor"] is None else f"× {row['spike_factor']:.2f}",

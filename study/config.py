@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
 from network_surgery.study.errors import StudyError, near
 
-Objective = Literal["accuracy", "parameters", "flops", "seconds"]
-#: What a study may optimize on validation, and in which direction.
-OBJECTIVES: dict[str, str] = {"accuracy": "max", "parameters": "min", "flops": "min", "seconds": "min"}
+#: What a study may optimize on validation; ``accuracy`` is the metric of a task whose metric it is.
+Objective = Literal["metric", "accuracy", "loss", "parameters", "flops", "seconds"]
+METRIC = frozenset(("metric", "accuracy"))
 Arm = Literal["original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late", "random"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 OTHERS = ", ".join(arm for arm in ARMS if arm != "surgery")
@@ -26,6 +26,10 @@ OTHERS = ", ".join(arm for arm in ARMS if arm != "surgery")
 
 def _different(names: tuple[str, ...]) -> bool:
     return 0 < len(names) == len(set(names))
+
+
+def _objectives(names: tuple[str, ...]) -> bool:
+    return _different(names) and len(METRIC & set(names)) < 2
 
 
 def _comparable(arms: tuple[Arm, ...]) -> bool:
@@ -39,14 +43,19 @@ Seed = Annotated[Whole, Field(ge=0, lt=2**32), f"a whole number from 0 to {2**32
 Positive = Annotated[Number, Field(gt=0), "a number above 0"]
 PositiveOr0 = Annotated[Number, Field(ge=0), "0 or a number above"]
 Fraction = Annotated[Number, Field(gt=0, lt=1), "a number between 0 and 1"]
+FractionOr0 = Annotated[Number, Field(ge=0, lt=1), "0 or a number between 0 and 1"]
+Steps = Annotated[
+    tuple[Fraction, ...], COMMAS, such_that(lambda steps: sorted(set(steps)) == list(steps) != []),
+    "a list of rising numbers between 0 and 1",
+]  # fmt: skip
 Share = Annotated[Number, Field(gt=0, le=1), "a number above 0 and at most 1"]
 Gpus = Annotated[
     Number, Field(ge=0), such_that(lambda gpus: gpus <= 1 or gpus.is_integer()), "from 0 to 1, or a whole number"
 ]
-Targets = Annotated[tuple[Share, ...], COMMAS, "a list of numbers, accuracies above 0 and at most 1"]
+Targets = Annotated[tuple[Number, ...], COMMAS, "a list of numbers, values of the task's metric"]
 Objectives = Annotated[
-    tuple[Objective, ...], COMMAS, such_that(_different),
-    f"a list of names, one or several of {', '.join(OBJECTIVES)}, none of them twice",
+    tuple[Objective, ...], COMMAS, such_that(_objectives),
+    f"a list of names, one or several of {', '.join(get_args(Objective))}, none of them twice",
 ]  # fmt: skip
 Arms = Annotated[
     tuple[Arm, ...], COMMAS, such_that(_comparable),
@@ -64,6 +73,12 @@ Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MO
 State = Literal["carry", "reset"]
 #: The environment variable that holds the password of ``storage``.
 PASSWORD = "NETWORK_SURGERY_STORAGE_PASSWORD"
+#: YAML reads true and false as such, the command line as text.
+Stream = Annotated[
+    Literal["auto", "true", "false"],
+    BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value),
+]
+Augment = Literal["none", "flip", "crop_flip", "trivial", "randaugment"]
 
 
 @dataclass(frozen=True)
@@ -75,21 +90,102 @@ class Settings(Declared):
     """
 
     # What is trained, and on what.
-    task: Annotated[Text, About("images, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
+    task: Annotated[Text, About("images, text, or FILE.py:CLASS or MODULE:CLASS of one's own", later=True)] = "images"
     data: Annotated[
-        Text, About("digits, cifar10, or folder:PATH with PATH/train/CLASS/*.png and PATH/test/CLASS/*")
+        Text,
+        About(
+            "digits, mnist, fashion_mnist, cifar10, cifar100, svhn, or folder:PATH with PATH/train/CLASS/*.png and "
+            "PATH/test/CLASS/*, or PATH/CLASS/* alone; of text: stdlib, or folder:PATH with text files"
+        ),
     ] = "digits"
-    model: Annotated[Text, About("small_cnn, mlp, vgg16, torchvision:NAME or MODULE:FACTORY")] = "small_cnn"
-    train_images: Annotated[
-        Count | None, About("Maximum number of training images, validation included; by default all")
+    image_size: Annotated[
+        Count | None,
+        About(
+            "Side in pixels of the square that every image is resized and cropped to; by default as they are",
+            later=True,
+        ),
     ] = None
+    stream: Annotated[
+        Stream,
+        About("read a folder's images as they are needed; auto: if they are many or differ in size", decides=False),
+    ] = "auto"
+    workers: Annotated[
+        CountOr0 | None,
+        About("Processes of a trial that read streamed images; by default one less than its CPU cores", decides=False),
+    ] = None
+    model: Annotated[
+        Text,
+        About(
+            "small_cnn, mlp, resnet18, vgg16, torchvision:NAME or MODULE:FACTORY; "
+            "of text: gpt, gpt_gelu, transformers:NAME_OR_FOLDER or MODULE:FACTORY"
+        ),
+    ] = "small_cnn"
+    train_images: Annotated[
+        Count | None,
+        About("Maximum number of training images (of text: windows), validation included; by default all"),
+    ] = None
+    context: Annotated[Count, About("Bytes in a window of text", later=True)] = 128
     validation: Annotated[Fraction, About("Fraction of the training images for validation", option=False)] = 0.25
     # How it is trained.
     epochs: Annotated[Count, About("Epochs of every training run")] = 10
     batch_size: Annotated[Count, About("Images in a batch")] = 32
-    optimizer: Annotated[Literal["adam", "adamw", "sgd"], About("the optimizer; sgd has momentum 0.9")] = "adam"
-    learning_rate: Annotated[Positive, About("The optimizer's learning rate")] = 1e-3
+    optimizer: Annotated[
+        Text, About("adam, adamw, sgd (momentum 0.9), a class of torch.optim, FILE.py:FACTORY or MODULE:FACTORY")
+    ] = "adam"
+    optimizer_arguments: Annotated[
+        dict[str, Any] | None, "a mapping such as {betas: [0.9, 0.95]}",
+        About("The optimizer's other arguments, by name", option=False, later=True),
+    ] = None  # fmt: skip
+    learning_rate: Annotated[Positive, About("The optimizer's learning rate, the largest of its schedule")] = 1e-3
+    lr_schedule: Annotated[
+        Literal["constant", "step", "cosine", "linear", "one_cycle"],
+        About("the learning rate over a whole run", later=True),
+    ] = "constant"
+    warmup: Annotated[
+        FractionOr0,
+        About("Fraction of a run in which the learning rate rises; one_cycle has 0.3 by default", later=True),
+    ] = 0.0
+    lr_steps: Annotated[
+        Steps, About("Fractions of a run after which lr_schedule step changes the rate", option=False, later=True)
+    ] = (0.5, 0.75)
+    lr_factor: Annotated[Fraction, About("What it is multiplied by there", option=False, later=True)] = 0.1
+    cycle_momentum: Annotated[
+        Truth, About("Whether one_cycle moves the momentum against the learning rate", option=False, later=True)
+    ] = True
     weight_decay: Annotated[PositiveOr0, About("The optimizer's weight decay", option=False)] = 0.0
+    decay: Annotated[
+        Literal["all", "weights"],
+        About("the parameters that decay; weights: all but biases, norms and other vectors", option=False, later=True),
+    ] = "all"
+    clip: Annotated[
+        Positive | None, About("The largest norm of a step's gradient; longer ones are shortened", later=True)
+    ] = None
+    accumulate: Annotated[Count, About("Batches of each step of the optimizer", later=True)] = 1
+    label_smoothing: Annotated[
+        FractionOr0, About("Label smoothing in the training loss of tasks with classes", later=True)
+    ] = 0.0
+    ema: Annotated[
+        Fraction | None,
+        About("Decay of a moving average of the weights, which is evaluated and kept in their place", later=True),
+    ] = None
+    augment: Annotated[
+        Augment, About("what is done to every training image; the last two after crop_flip", later=True)
+    ] = "none"
+    cutout: Annotated[
+        CountOr0, About("Side in pixels of a grey square in every training image (0: none)", option=False, later=True)
+    ] = 0
+    mix: Annotated[
+        Literal["none", "mixup", "cutmix"],
+        About("how training images are joined in pairs", option=False, later=True),
+    ] = "none"
+    precision: Annotated[
+        Literal["float32", "tf32", "bf16", "fp16"],
+        About("of products and convolutions; tf32 and fp16 need a GPU", later=True),
+    ] = "float32"
+    channels_last: Annotated[Truth, About("Images lie in memory with their channels last", later=True)] = False
+    compile: Annotated[
+        Truth, About("Training steps run through torch.compile; its seconds are booked apart", later=True)
+    ] = False
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"
@@ -145,8 +241,8 @@ class Settings(Declared):
         Schedules, About("These schedules are all compared, and nothing is searched", option=False, decides=False)
     ] = ()
     objective: Annotated[
-        Objectives, About("accuracy, or several: accuracy,parameters,flops,seconds", decides=False)
-    ] = ("accuracy",)
+        Objectives, About("metric (the task's own), or several: metric,loss,parameters,flops,seconds", decides=False)
+    ] = ("metric",)
     early_stopping: Annotated[
         Literal["none", "asha"],
         About("asha ends unpromising trials early, and forgives what an operation does", decides=False),
@@ -170,7 +266,8 @@ class Settings(Declared):
     targets: Annotated[
         Targets,
         About(
-            "Validation accuracies (0 … 1) whose time is reported; by default fractions of the original's",
+            "Values of the validation metric (accuracies: 0 … 1) whose time is reported; by default fractions of the "
+            "original's",
             option=False, decides=False,
         ),
     ] = ()  # fmt: skip
@@ -206,6 +303,10 @@ class Settings(Declared):
         if self.enqueue and not self.searches:
             raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
         check_password(self.storage)
+        if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
+            raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
+        if self.device == "cpu" and self.precision in ("tf32", "fp16"):
+            raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
 
     @property
     def subject(self) -> str:
@@ -217,10 +318,20 @@ class Settings(Declared):
         """Whether Optuna searches for schedules; otherwise they are listed, or a grid, and all of them are compared."""
         return self.sampler != "grid" and not self.schedules
 
+    @property
+    def short_subject(self) -> str:
+        """The same without folders."""
+        return Path(self.subject).name if ":" in self.task else f"{self.model} on {Path(self.data).name}"
+
+    @property
+    def readers(self) -> int:
+        """Processes of a trial that read what is streamed: its CPU cores but the one that trains."""
+        return max(0, int(self.cpus_per_trial) - 1) if self.workers is None else self.workers
+
     def _check_stopping(self, name: str, value: str) -> None:
         """Early stopping that could not stop anything is refused, not ignored."""
-        if self.objective != ("accuracy",):
-            right = "it compares trials by accuracy alone, so it needs objective: accuracy"
+        if self.objective not in (("metric",), ("accuracy",), ("loss",)):
+            right = "it compares trials by one value that every epoch has, so it needs objective: metric (or loss)"
         elif not self.searches:
             right = "it stops trials of a search, and without one every schedule is compared whole"
         elif name == "pruner" and self.early_stopping != "none":
@@ -262,29 +373,52 @@ def _presets() -> dict[str, Traversable]:
     return {entry.name[:-5]: entry for entry in files if entry.name.endswith(".yaml")}
 
 
-def compose(preset: str, config: Path | None, flags: Mapping[str, Any], where: str = "the command line") -> Settings:
+#: Task → the preset that it has where none is named. A task of one's own starts from the settings' defaults.
+PRESETS = {"images": "digits", "text": "text"}
+
+
+def compose(
+    preset: str | None, config: Path | None, flags: Mapping[str, Any], source: str = "the command line"
+) -> Settings:
     """A preset, overlaid by a YAML file, overlaid by flags that are not None. Relative paths are made absolute.
 
-    ``where`` the flags come from, for errors.
+    Without a preset: that of the task (``PRESETS``). The ``recipe`` of a task of one's own lies under all of them.
+    ``source``: where the flags come from, for errors.
 
     Raises:
-        StudyError: no such preset or file, or a setting that is unknown or out of range.
+        StudyError: no such preset, file or task, or a setting that is unknown or out of range.
     """
     known = _presets()
-    if preset not in known:
+    if preset is not None and preset not in known:
         raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}{near(preset, known)}")
-    source = f"preset {preset}"
-    data = _mapping(known[preset].read_bytes(), source)
+    given = {name: value for name, value in flags.items() if value is not None}
+    written, where = {}, ""
     if config is not None:
         try:
             text = config.read_bytes()
         except OSError as error:
             raise StudyError(f"the configuration file {config} cannot be read: {error.strerror}") from None
-        source = str(config)
-        data |= _mapping(text, source)
-    Settings.from_data(data, source)  # so that what is wrong here is not said of the command line
-    given = {name: value for name, value in flags.items() if value is not None}
-    return _absolute(Settings.from_data(data | given, where))
+        written, where = _mapping(text, str(config)), str(config)
+    task = {"task": Settings.task, **written, **given}["task"]
+    name = preset or PRESETS.get(task if isinstance(task, str) else "")
+    data = _mapping(known[name].read_bytes(), f"preset {name}") if name else {}
+    task = {"task": Settings.task, **data, **written, **given}["task"]
+    data = _recipe(task) | data | written
+    Settings.from_data(data, where or f"preset {name}")  # so that what is wrong here is not said of the command line
+    return _absolute(Settings.from_data(data | given, source))
+
+
+def _recipe(task: Any) -> dict[str, Any]:
+    """The settings that a task of one's own has unless others are given. Raises StudyError where they are not right."""
+    if not isinstance(task, str) or ":" not in task:
+        return {}
+    from network_surgery.study.references import theirs
+
+    where, recipe = f"the recipe of task {task!r}", getattr(theirs(task, "task"), "recipe", {})
+    if not isinstance(recipe, Mapping) or "task" in recipe:
+        raise StudyError(f'{where} must be a mapping of settings other than task, such as {{"epochs": 30}}')
+    Settings.from_data(recipe, where)
+    return dict(recipe)
 
 
 def _mapping(text: bytes, where: str) -> dict[str, Any]:
@@ -310,15 +444,23 @@ def _absolute(settings: Settings) -> Settings:
     return replace(
         settings,
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
+        **{name: _full_reference(getattr(settings, name)) for name in REFERENCES},
         tracking_uri=_full_uri(settings.tracking_uri),
         storage=_full_uri(settings.storage),
         **{name: _full_reference(getattr(settings, name)) for name in ("model", "task", "space", "sampler", "pruner")},
     )
 
 
+#: Settings that may name a file.
+REFERENCES = ("task", "model", "optimizer", "space", "sampler", "pruner")
+
+
 def _full_reference(name: str | None) -> str | None:
-    file, _, inside = (name or "").rpartition(":")
-    return f"{_full(file)}:{inside}" if file.endswith(".py") else name
+    """The same with the whole path, where it is ``FILE.py:NAME`` or ``transformers:FOLDER``."""
+    place, _, rest = (name or "").rpartition(":")
+    if place == "transformers" and os.path.isdir(os.path.expanduser(rest)):
+        return f"{place}:{_full(rest)}"
+    return f"{_full(place)}:{rest}" if place.endswith(".py") else name
 
 
 def _full_uri(uri: str | None) -> str | None:

@@ -15,11 +15,12 @@ from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.recipe.optimizer import make_optimizer
 from network_surgery.study.task import build
 from network_surgery.study.task.check import fresh
 from network_surgery.study.task.samples import Batches, first
 from network_surgery.study.training.probe import idle
-from network_surgery.study.training.run import make_optimizer
 from network_surgery.study.training.trainer import Trainer
 
 #: The fractions of variance whose principal components are counted.
@@ -41,7 +42,7 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
         settings = replace(settings, epochs=epochs)
         Trainer(
             model, make_optimizer(settings, model), task, epochs=epochs, batch_size=settings.batch_size,
-            seed=settings.seed, device=device,
+            seed=settings.seed, device=device, optimization=Optimization.of(settings),
         ).fit()  # fmt: skip
     shown, targets = Batches(task.train.thinned(settings.signal_images), device).take(slice(None))
     trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else "untrained"
@@ -49,7 +50,7 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
     anatomy = Anatomy(model, first(shown, 2))
     idling = idle(model, shown, targets, list(anatomy.values()), threshold, task.loss)
     dead = {name: found["dead"] for name, found in idling.items()}
-    return _tables(anatomy, shown, f"{settings.subject}, {trained}", dead)
+    return _tables(anatomy, shown, f"{settings.subject}, {trained}", task.unit.removesuffix("s"), dead)
 
 
 def of_image_size(settings: Settings, size: str) -> list[Table]:
@@ -68,17 +69,21 @@ def of_image_size(settings: Settings, size: str) -> list[Table]:
     model = models.build(settings.model, (channels, height, width), 1000)
     shown = torch.randn(RANDOM_IMAGES, channels, height, width)
     anatomy = Anatomy(model, shown[:2])
-    return _tables(anatomy, shown, f"{settings.model} on random images of {channels} × {height} × {width}, untrained")
+    title = f"{settings.model} on random images of {channels} × {height} × {width}, untrained"
+    return _tables(anatomy, shown, title, "image")
 
 
-def _tables(anatomy: Anatomy, shown: Tensor, title: str, dead: Mapping[str, int] | None = None) -> list[Table]:
-    """One table of the layers, one of what is pinned (if anything is). ``dead``: layer → units, where classes are
-    known.
+def _tables(
+    anatomy: Anatomy, shown: Tensor, title: str, sample: str, dead: Mapping[str, int] | None = None
+) -> list[Table]:
+    """One table of the layers, one of what is pinned (if anything is). ``sample``: what one is called; ``dead``: layer
+    → units, where targets are known.
     """
     signals = Signals(anatomy.model, shown)
+    sample = f"{'an' if sample[0] in 'aeiou' else 'a'} {sample}"
     total, flops = anatomy.cost()
     found = Table(
-        title=f"{title}: {total:,} parameters, {flops:,} FLOPs an image",
+        title=f"{title}: {total:,} parameters, {flops:,} FLOPs {sample}",
         title_justify="left",
         caption="parameters and FLOPs: of the tensors that hold its units; "
         + "dead: units that the loss would hardly miss; " * (dead is not None)

@@ -112,12 +112,21 @@ def evci_cnn(shape: Shape, classes: int, activation: type[nn.Module] = nn.ReLU, 
     return nn.Sequential(layers)
 
 
+def resnet18(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
+    """ResNet-18 with the stem of CIFAR (``study.resnet``): 11,173,962 parameters on 32 × 32 × 3 and 10 classes."""
+    from network_surgery.study.resnet import SmallImageResNet
+
+    return SmallImageResNet(shape[0], classes, width)
+
+
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "small_cnn": small_cnn,
     "mlp": mlp,
     "evci_cnn": evci_cnn,
     "evci_cnn_norm": partial(evci_cnn, norms=True),
     "evci_cnn_tanh": partial(evci_cnn, activation=nn.Tanh),
+    "resnet18": resnet18,
+    "resnet18_quarter": partial(resnet18, width=1 / 4),
     "vgg16": vgg16,
     "vgg16_quarter": partial(vgg16, width=1 / 4),
     "vgg16_published": partial(vgg16, norms=False),

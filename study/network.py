@@ -1,35 +1,47 @@
 """A final network as MLflow loads it: the file that ``ops.save`` wrote, and how the network was made before surgery.
 
-Nothing of it is pickled, so nothing in it is executed. Every model that was ever tracked names this module as the one
-that loads it, so it stays where it is.
+Nothing of it is pickled, so nothing in it is executed; a task of one's own must be where its settings name it. Every
+model that was ever tracked names this module as the one that loads it, so it stays where it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree
 
 from network_surgery.ops import load
 from network_surgery.ops.anatomy import evaluating
 from network_surgery.study import models
+from network_surgery.study.config import Settings
 
 
-class Classifier:
+class Network:
     """A network behind the two methods that ``mlflow.pyfunc`` looks for."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
 
-    def predict(self, images: NDArray[np.float32], params: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
-        """Scores ``[n, classes]`` before softmax for ``images [n, channels, height, width]`` in −1 … 1."""
+    def predict(self, inputs: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """The network's outputs, as arrays, for inputs of the task's form: an array, or a tuple, list or dict of them.
+
+        Of an image classifier: scores ``[n, classes]`` before softmax for ``[n, channels, height, width]`` in −1 … 1.
+        """
+        asked = _pytree.tree_map_only(np.ndarray, torch.tensor, inputs)
+        return _pytree.tree_map_only(Tensor, lambda tensor: tensor.numpy(), self.answer(asked))
+
+    def answer(self, inputs: Any) -> Any:
+        """The same for tensors."""
+        from network_surgery.study.task.task import call
+
         with evaluating(self._network), torch.no_grad():
-            return self._network(torch.tensor(images)).numpy()
+            return call(self._network, inputs)
 
     def get_raw_model(self) -> nn.Module:
         """The network itself, on the CPU."""
@@ -41,13 +53,24 @@ def recipe(model: str, shape: models.Shape, classes: int) -> dict[str, Any]:
     return {"model": model, "shape": list(shape), "classes": classes}
 
 
-def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> Classifier:
-    """What MLflow calls with a model's file and its ``recipe``.
+def loaded(recipe: Mapping[str, Any], path: str | Path) -> Network:
+    """The network in a file, which its recipe makes as it was before surgery: ``model``, ``shape`` and ``classes`` for
+    ``study.models``, or the ``settings`` of a study, whose task makes it.
 
     Raises:
-        StudyError: there is no such network any more.
+        StudyError: there is no such network or task any more.
         SurgeryError: the file is not of it.
     """
-    channels, height, width = model_config["shape"]
-    make = partial(models.build, model_config["model"], (channels, height, width), model_config["classes"])
-    return Classifier(load(make, path))
+    if "settings" in recipe:
+        from network_surgery.study.task import build
+        from network_surgery.study.task.check import fresh
+
+        task = build(Settings.from_data(recipe["settings"], "the settings of this model"))
+        return Network(load(lambda: fresh(task), path))
+    channels, height, width = recipe["shape"]
+    return Network(load(partial(models.build, recipe["model"], (channels, height, width), recipe["classes"]), path))
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> Network:
+    """What MLflow calls with a model's file and its ``recipe``. Raises as ``loaded``."""
+    return loaded(model_config, path)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
 
 
@@ -23,8 +24,8 @@ class Counted(Protocol):
 class Display:
     """A listener that shows one stage: how many of its trainings have ended, the best so far, elapsed and left time."""
 
-    def __init__(self, console: Console, stage: str, source: Counted) -> None:
-        self._console, self._stage, self._source = console, stage, source
+    def __init__(self, console: Console, stage: str, source: Counted, metric: Metric = ACCURACY) -> None:
+        self._console, self._stage, self._source, self._metric = console, stage, source, metric
         # A notebook shows a live line with ipywidgets alone.
         self._live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
         self._ended = self._failed = self._stopped = 0
@@ -71,13 +72,15 @@ class Display:
             self._failed += 1
             self._console.print(f"  {cell.name} failed: {result['failure']}", style="red", markup=False)
         else:
-            accuracy = result["validation_metric"]
+            value = result["validation_metric"]
+            validation = f"validation {self._named(value)}"
             if "stopped" in result:
                 self._stopped += 1
-                words = f"stopped early after epoch {result['stopped']}, validation {accuracy:.2%}"
+                words = f"stopped early after epoch {result['stopped']}, {validation}"
             else:
-                self._best = max(self._best or (accuracy, cell.name), (accuracy, cell.name), key=lambda best: best[0])
-                words = f"validation {accuracy:.2%}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
+                if self._best is None or self._metric.gain(value, self._best[0]) > 0:
+                    self._best = value, cell.name
+                words = f"{validation}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
             if not self._live:
                 line = f"  {self._ended}/{self._source.total} {cell.name}: {words}"
                 self._console.print(line, markup=False, highlight=False)
@@ -95,7 +98,10 @@ class Display:
 
     def _note_of_best(self) -> str:
         assert self._best is not None
-        return f"best {self._best[0]:.2%} on validation ({self._best[1]})"
+        return f"best {self._named(self._best[0])} on validation ({self._best[1]})"
+
+    def _named(self, value: float) -> str:
+        return self._metric.named(self._metric.label(value))
 
     def _elapsed(self) -> str:
         return _clock(time.monotonic() - self._start)

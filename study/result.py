@@ -68,14 +68,14 @@ class Result:
     def best(self) -> Best | None:
         """The best schedule on validation, by the first objective; None where none has changed the network."""
         settings, groups = self._folder.settings, dict[int, list[Record]]()
-        searched = comparison.choose(self._folder.records("search"), settings)[:1]
+        searched = comparison.choose(self._folder.records("search"), settings, self._folder.metric)[:1]
         for record in searched or self._folder.records("surgery"):
             if not record.failed and any(each.changed for each in operations_of(record.result)):
                 groups.setdefault(int(record.cell.trial or 0), []).append(record)
         if not groups:
             return None
         means = {
-            trial: front.losses([r.result for r in group], settings.objective)[:, 0].mean()
+            trial: front.losses([r.result for r in group], settings.objective, self._folder.metric)[:, 0].mean()
             for trial, group in groups.items()
         }
         trial = min(means, key=lambda each: float(means[each]))

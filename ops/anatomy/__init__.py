@@ -214,9 +214,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
         known = self.expressions.get(name)
         return self.tensor(name).numel() if known is None else math.prod(map(axes.size, known))
 
-    def owner(self, name: str) -> nn.Module:
-        """The module that holds a tensor (the first one, where it is tied)."""
-        return self.modules[self._owners[name][0]]
+    def owner(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> nn.Module:
+        """The module that holds a tensor (the first one, where it is tied), among ``modules`` where it is a copy."""
+        return (self.modules if modules is None else modules)[self._owners[name][0]]
 
     def holders(self, layer: HiddenLayer) -> list[str]:
         """The names of every module that holds a tensor of this layer."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -179,7 +179,7 @@ class Gradients:
                 if not asked:  # gradients of weights, which nobody looks at, take as long again
                     asked = [p for p in self._model.parameters() if p.requires_grad]
                 with watch:
-                    torch.autograd.grad(losses, asked, allow_unused=True)
+                    watch.looked_up(asked, torch.autograd.grad(losses, asked, allow_unused=True))
         except SurgeryError:
             raise
         except Exception as error:  # whatever the foreign forward pass raises
@@ -205,11 +205,13 @@ class _Backward(TorchDispatchMode):
         super().__init__()
         self.given: dict[str, list[Tensor]] = {}
         self.made: dict[str, list[Tensor]] = {}
-        self._names = {
+        self._lookups: list[tuple[Tensor, Tensor]] = []
+        self._every = {
             tensor.untyped_storage().data_ptr(): (name, tensor.numel())
             for name, tensor in met(model)
-            if name in wanted and tensor.layout == torch.strided
+            if tensor.layout == torch.strided
         }
+        self._names = {place: known for place, known in self._every.items() if known[0] in wanted}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -224,7 +226,19 @@ class _Backward(TorchDispatchMode):
                 self._note(weight, out, left)
             elif weight := self._name(left):
                 self._note(weight, out.movedim(-2, -1), right.movedim(-2, -1))
+        elif name == "embedding_dense_backward":
+            self._lookups.append((out, args[0]))
         return out
+
+    def looked_up(self, asked: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> None:
+        """Notes the gradients at what tables of embeddings made. Their backward pass knows no weight; what it returns
+        tells which: the gradient of a table that is met once, as it is.
+        """
+        for parameter, slope in zip(asked, slopes, strict=True):
+            for out, made in self._lookups:
+                known = self._every.get(parameter.untyped_storage().data_ptr())
+                if known is not None and slope is not None and slope.data_ptr() == out.data_ptr():
+                    self.made.setdefault(known[0], []).append(made.detach().clone())
 
     def _name(self, tensor: Tensor) -> str | None:
         """The parameter that this is a view of, whole."""
@@ -251,6 +265,8 @@ class _Forward(_Backward):
                 self._note(weight, left, out)
             elif weight := self._name(left):
                 self._note(weight, right, out.movedim(-2, -1))
+        elif name == "embedding" and (known := self._every.get(args[0].untyped_storage().data_ptr())) is not None:
+            self._note(known[0], args[1], out)
         return out
 
     def _note(self, weight: str, given: Tensor, made: Tensor) -> None:

@@ -12,7 +12,7 @@ from network_surgery.ops.operation import Operation
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.surgery.repair import reestimate, repaired
-from network_surgery.ops.surgery.surgery import Averages, Optimizers, apply
+from network_surgery.ops.surgery.surgery import Averages, Optimizers, apply, several
 from network_surgery.ops.surgery.verification import measure
 
 
@@ -30,9 +30,9 @@ def operate(
 
     ``optimizers``: one or several that train this network. ``repair``: what is put right when units go, a chain of
     ``bias``, ``least_squares`` and ``batchnorm`` (see ``ops.surgery.repair``), from the signals. ``averages``: networks
-    of the same shape that follow it, such as ``torch.optim.swa_utils.AveragedModel``. ``verify``: True, or a batch
-    (what the model takes): the plan is measured in double precision first and refused where the network would not
-    compute what the plan says. Returns the plan that was applied.
+    of the same shape that follow it, such as ``torch.optim.swa_utils.AveragedModel``; ``batchnorm`` repairs each of
+    them. ``verify``: True, or a batch (what the model takes): the plan is measured in double precision first and
+    refused where the network would not compute what the plan says. Returns the plan that was applied.
 
     Raises:
         SurgeryError: the operation cannot be done on this layer, or does not do what it says; nothing has changed.
@@ -53,7 +53,8 @@ def operate(
     undo = apply(plan, optimizers, averages)
     if "batchnorm" in repair and signals is not None:
         try:
-            reestimate(layer.anatomy.model, signals, layer, plan.masks)
+            for model in (layer.anatomy.model, *several(averages)):
+                reestimate(model, signals, layer, plan.masks)
         except BaseException:
             for step in reversed(undo):
                 step()

@@ -99,7 +99,8 @@ def least_squares(plan: Plan, signals: Signals, ridge: float = 0.0) -> Plan:
 def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: Collection[str] = ()) -> None:
     """Estimates the running statistics of every BatchNorm after the layer's first reader anew.
 
-    ``changed``: where other weights were changed than those that read its units, after the first of these instead.
+    ``model``: the layer's network, or an average of it. ``changed``: where other weights were changed than those that
+    read its units, after the first of these instead.
 
     The batches that the signals were taken from are shown to the network with these norms, and nothing else, in
     training mode; each statistic is the plain average over the batches. What comes before the reader is as it was, and
@@ -109,7 +110,8 @@ def reestimate(model: nn.Module, signals: Signals, layer: HiddenLayer, changed: 
         SurgeryError: the network does not run on the batches that way (of a single sample, say).
     """
     model = inner(model)
-    readers = {id(layer.anatomy.owner(name)) for name in changed or [place.tensor for place in layer.readers]}
+    modules = dict(model.named_modules())
+    readers = {id(layer.anatomy.owner(name, modules)) for name in changed or [place.tensor for place in layer.readers]}
     reached: list[_BatchNorm] = []
     begun = False
 

@@ -42,7 +42,7 @@ def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> U
     """
     _check(plan)
     bodies = [_Body(plan.layer.anatomy, optimizers=listed(optimizers))]
-    bodies += [_Body(plan.layer.anatomy, each) for each in _several(averages)]
+    bodies += [_Body(plan.layer.anatomy, each) for each in several(averages)]
     for body in bodies:
         body.check(plan)
     undo: Undo = [torch.clear_autocast_cache]
@@ -261,7 +261,8 @@ def _fits(plan: Plan, name: str, value: Any, wanted: torch.Size) -> None:
         )
 
 
-def _several(averages: Averages) -> list[nn.Module]:
+def several(averages: Averages) -> list[nn.Module]:
+    """One average or several as a list. Raises SurgeryError for something else."""
     alone = isinstance(averages, (nn.Module, Mapping)) or not isinstance(averages, Iterable)
     found: list[Any] = [averages] if alone else [*averages]  # type: ignore[misc]
     for each in found:

@@ -15,14 +15,16 @@ from network_surgery.study.arms import LABELS, RIVALS, rivals
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import front, time_to_accuracy, wording
 from network_surgery.study.evidence.contrast import contrast, decide
+from network_surgery.study.evidence.converged import convergence
 from network_surgery.study.search.sources import Listed
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.store.words import describe
+from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of, spikes_of
 
 
-def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
+def choose(trials: Sequence[Record], settings: Settings, metric: Metric = ACCURACY) -> list[Record]:
     """The best schedules of a search that changed the network, at most ``settings.top``.
 
     With one objective those with the best values (the smaller network where they are equal), the best of every
@@ -30,7 +32,7 @@ def choose(trials: Sequence[Record], settings: Settings) -> list[Record]:
     ``study.evidence.front``) that stand for it: the best in the first objective, then what adds most hypervolume.
     """
     able = [r for r in trials if r.finished and any(each.changed for each in operations_of(r.result))]
-    losses = front.losses([r.result for r in able], settings.objective)
+    losses = front.losses([r.result for r in able], settings.objective, metric)
     if len(settings.objective) > 1 and able:
         return [able[index] for index in front.leading(losses, settings.top)]
     able = [able[i] for i in sorted(range(len(able)), key=lambda i: (losses[i, 0], able[i].result["parameters"]))]
@@ -72,16 +74,18 @@ def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) ->
 def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The closing table's rows and a verdict for each schedule, from the folder's finished cells.
 
-    A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of test accuracy (0 … 1) and seconds, mean
-    parameters, FLOPs, epochs (sunk ones included), top-5 accuracy, latency by batch, peak memory and joules (None where
-    they were not taken), median spike factor, median operation seconds / epoch seconds, and the time to fixed
-    accuracies (see ``study.evidence.time_to_accuracy.summary``). A verdict is the contrast with restarting (see
+    A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of the test ``metric`` (accuracies: 0 … 1) and
+    seconds, mean parameters, FLOPs, epochs (sunk ones included), other ``metrics`` by name, latency by batch, peak
+    memory and joules (None where they were not taken), median spike factor, median operation seconds / epoch seconds,
+    ``convergence`` (see ``study.evidence.converged``), and the time to targets (see
+    ``study.evidence.time_to_accuracy.summary``). A verdict is the contrast with restarting (see
     ``study.evidence.contrast``), with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its conditions were
     never met, so surgery is the original and restarting repeats it), ``finding``, ``sentence`` and ``details``;
     ``others`` are the contrasts with the other arms. Holm's adjustment is over the schedules for the contrasts with
     restarting, which are the question, and over all others together. Surgery and restart are averaged over the seeds
     that both have.
     """
+    metric = folder.metric
     groups: dict[tuple[str, int | None], dict[int, Record]] = {}
     failed: dict[int | None, set[int]] = {}
     for record in folder.records("original", "surgery", *RIVALS):
@@ -90,11 +94,11 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         else:
             groups.setdefault((record.cell.arm, record.cell.trial), {})[record.cell.seed] = record
     trials = list(dict.fromkeys(trial for arm, trial in groups if trial is not None))
-    ranked = [r.cell.trial for r in choose(folder.records("search"), folder.settings)]
+    ranked = [r.cell.trial for r in choose(folder.records("search"), folder.settings, metric)]
     trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
     originals = list(groups.get(("original", None), {}).values())
-    targets = time_to_accuracy.targets(folder.settings.targets, [record.result for record in originals])
-    rows = [_row("original", None, originals, targets)] if originals else []
+    targets = time_to_accuracy.targets(folder.settings.targets, [record.result for record in originals], metric)
+    rows = [_row("original", None, originals, targets, metric)] if originals else []
     verdicts = []
     for trial in trials:
         surgery, restart = groups.get(("surgery", trial), {}), groups.get(("restart", trial), {})
@@ -102,29 +106,32 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         for arm in ("surgery", *RIVALS):
             members = groups.get((arm, trial), {})
             records = [members[seed] for seed in seeds if seed in members] or list(members.values())
-            rows += [_row(arm, trial, records, targets)] if records else []
+            rows += [_row(arm, trial, records, targets, metric)] if records else []
         if seeds:
             others = [
-                contrast(arm, surgery, theirs, targets)
+                contrast(arm, surgery, theirs, targets, metric)
                 for arm in ("original", *(rival for rival in RIVALS if rival != "restart"))
                 if (theirs := groups.get((arm, None if arm == "original" else trial), {})).keys() & surgery.keys()
             ]
-            verdicts.append(contrast("restart", surgery, restart, targets) | {
+            verdicts.append(contrast("restart", surgery, restart, targets, metric) | {
                 "trial": trial, "label": describe(surgery[seeds[0]].cell.schedule),
                 "failed": len(failed.get(trial, ())), "others": others,
                 "untouched": sum(not operations_of(surgery[seed].result) for seed in seeds),
             })  # fmt: skip
     others = [each for verdict in verdicts for each in verdict["others"]]
-    decide(verdicts)
-    decide(others)
+    decide(verdicts, metric)
+    decide(others, metric)
     for verdict in verdicts:
-        verdict |= {"sentence": wording.sentence(verdict), "details": wording.details(verdict)}
+        sentence, details = wording.sentence(verdict, metric), wording.details(verdict, metric, folder.unit)
+        verdict |= {"sentence": sentence, "details": details}
     for each in others:
-        each["sentence"] = wording.other(each)
+        each["sentence"] = wording.other(each, metric)
     return rows, verdicts
 
 
-def _row(arm: str, trial: int | None, records: Sequence[Record], targets: Sequence[float]) -> dict[str, Any]:
+def _row(
+    arm: str, trial: int | None, records: Sequence[Record], targets: Sequence[float], metric: Metric
+) -> dict[str, Any]:
     results = [record.result for record in records]
     factors = [spike.factor for result in results for spike in spikes_of(result)]
     shares = [
@@ -133,22 +140,23 @@ def _row(arm: str, trial: int | None, records: Sequence[Record], targets: Sequen
         for operation in operations_of(result)
         if operation.epoch_seconds
     ]
-    accuracy = [result["test_metric"] for result in results]
+    values = [result["test_metric"] for result in results]
+    others = [name for name in results[0].get("test_metrics", ()) if name != metric.name]
     seconds = [result["seconds"] for result in results]
     return {
         "arm": arm,
         "trial": trial,
         "label": LABELS.get(arm) or describe(records[0].cell.schedule),
         "n": len(results),
-        "accuracy": statistics.fmean(accuracy),
-        "accuracy_deviation": statistics.stdev(accuracy) if len(accuracy) > 1 else None,
+        "metric": statistics.fmean(values),
+        "metric_deviation": statistics.stdev(values) if len(values) > 1 else None,
         "parameters": statistics.fmean(result["parameters"] for result in results),
         "flops": statistics.fmean(result["flops"] for result in results),
         "epochs": statistics.fmean(
             len(result["epochs"]) + result.get("sunk", {}).get("epochs", 0) for result in results
         ),
         "train_test_gap": _mean(result.get("train_test_gap") for result in results),
-        "top5": _mean(result.get("test_top5") for result in results),
+        "metrics": {name: _mean(each.get("test_metrics", {}).get(name) for each in results) for name in others},
         "latency_seconds": {
             batch: _mean(result["latency_seconds"][batch] for result in results)
             for batch in results[0].get("latency_seconds", {})
@@ -159,7 +167,8 @@ def _row(arm: str, trial: int | None, records: Sequence[Record], targets: Sequen
         "seconds_deviation": statistics.stdev(seconds) if len(seconds) > 1 else None,
         "spike_factor": statistics.median(factors) if factors else None,
         "operation_to_epoch": statistics.median(shares) if shares else None,
-        **time_to_accuracy.summary(results, targets),
+        "convergence": convergence(results, metric),
+        **time_to_accuracy.summary(results, targets, metric),
     }
 
 

@@ -25,6 +25,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
+from network_surgery.study.task.metric import Metric
+
 Look = dict[str, Any]
 
 STYLE = {
@@ -35,6 +37,8 @@ STYLE = {
     "svg.hashsalt": "network-surgery", "text.parse_math": False,
 }  # fmt: skip
 DPI = 150
+#: Values that differ by a larger factor want a logarithmic scale.
+WIDE = 10
 BLACK, GREY, BLUE, VERMILLION = "#000000", "#767676", "#0072B2", "#D55E00"
 COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -124,14 +128,43 @@ def accuracy_scale(axes: Axes, values: Iterable[float]) -> None:
     axes.yaxis.set_major_formatter(as_percent)
 
 
+def metric_scale(axes: Axes, metric: Metric, values: Iterable[float]) -> str:
+    """A y-axis for values of a metric, and the sentence that a caption says of it.
+
+    A percentage of which more is better is stretched as accuracies are; of others, those that are positive and differ
+    by more than ``WIDE`` have a logarithmic scale, the rest a plain one.
+    """
+    values = list(values)
+    if metric.percent and metric.better == "higher":
+        accuracy_scale(axes, values)
+        return "The scale is stretched towards 100%."
+    low, high = min(values), max(values)
+    if low > 0 and high > WIDE * low:
+        log_scale(axes.yaxis, values, (lambda value: as_percent(value, 0)) if metric.percent else "{:g}".format)
+        return "The scale is logarithmic."
+    pad = 0.06 * (high - low) or metric.margin
+    axes.set_ylim(low - pad, high + pad)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    if metric.percent:
+        axes.yaxis.set_major_formatter(as_percent)
+    return "The scale is linear."
+
+
+def metric_label(part: str, metric: Metric) -> str:
+    """What an axis is called that shows a metric on a part of the data."""
+    return f"{part} {metric.name}{' (lower is better)' * (metric.better == 'lower')}"
+
+
 def as_percent(value: float, position: float) -> str:
     """The label of a tick at a fraction; matplotlib passes the tick's position too."""
     return f"{100 * value:.4g}%"
 
 
-def around(mean: float, half: float | None) -> str:
-    """An accuracy with half of its interval, where it has one."""
-    return f"{mean:.2%}" if half is None else f"{100 * mean:.2f} ± {100 * half:.2f}%"
+def around(metric: Metric, mean: float, half: float | None) -> str:
+    """A value of a metric with half of its interval, where it has one."""
+    if half is None:
+        return metric.label(mean)
+    return f"{metric.number(mean)} ± {metric.spread(half)}{'%' * metric.percent}"
 
 
 def halo() -> dict[str, Any]:

@@ -20,14 +20,16 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-from network_surgery.study.config import OBJECTIVES
-from network_surgery.study.search.sources import objective
+from network_surgery.study.search.objectives import sign, title, value, written
+from network_surgery.study.task.metric import ACCURACY, Metric
 
 #: How far beyond the front's worst values the reference point lies, as a fraction of the front's range.
 BEYOND = 0.1
 
 
-def front(trials: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> dict[str, Any] | None:
+def front(
+    trials: Sequence[Mapping[str, Any]], objectives: Sequence[str], metric: Metric = ACCURACY
+) -> dict[str, Any] | None:
     """The front of a search's finished trials; None where there is one objective, or no trial.
 
     ``trials`` are outcomes with ``trial``, their number. The front has ``objectives``, ``trials`` (numbers, the best in
@@ -36,7 +38,7 @@ def front(trials: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> dic
     """
     if len(objectives) < 2 or not trials:
         return None
-    points = losses(trials, objectives)
+    points, turn = losses(trials, objectives, metric), signs(objectives, metric)
     best = sorted(undominated(points), key=lambda index: (*points[index], trials[index]["trial"]))
     reference, ideal = reference_point(points, best), points[best].min(axis=0)
     box = float(np.prod(reference - ideal))
@@ -44,22 +46,24 @@ def front(trials: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> dic
     return {
         "objectives": list(objectives),
         "trials": [trials[index]["trial"] for index in best],
-        "reference": (reference * signs(objectives)).tolist(),
-        "ideal": (ideal * signs(objectives)).tolist(),
+        "reference": (reference * turn).tolist(),
+        "ideal": (ideal * turn).tolist(),
         "hypervolume": volumes[-1],
         "history": [[trial["trial"], volume] for trial, volume in zip(trials, volumes, strict=True)],
     }
 
 
-def signs(objectives: Sequence[str]) -> NDArray[np.float64]:
+def signs(objectives: Sequence[str], metric: Metric = ACCURACY) -> NDArray[np.float64]:
     """What turns values into losses, of which less is better: 1 or −1 for each objective."""
-    return np.array([-1.0 if OBJECTIVES[name] == "max" else 1.0 for name in objectives])
+    return np.array([-float(sign(name, metric)) for name in objectives])
 
 
-def losses(results: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> NDArray[np.float64]:
+def losses(
+    results: Sequence[Mapping[str, Any]], objectives: Sequence[str], metric: Metric = ACCURACY
+) -> NDArray[np.float64]:
     """The objectives of some outcomes as ``[n, objectives]``, of which less is better."""
-    values = [[objective(result, name) for name in objectives] for result in results]
-    return np.array(values).reshape(len(results), len(objectives)) * signs(objectives)
+    values = [[value(result, name) for name in objectives] for result in results]
+    return np.array(values).reshape(len(results), len(objectives)) * signs(objectives, metric)
 
 
 def undominated(losses: NDArray[np.float64]) -> list[int]:
@@ -98,13 +102,15 @@ def leading(points: NDArray[np.float64], count: int) -> list[int]:
     return taken
 
 
-def sentence(found: Mapping[str, Any]) -> str:
+def sentence(found: Mapping[str, Any], metric: Metric = ACCURACY) -> str:
     """A front in words: of how many finished trials, in what, and how much it dominates."""
-    shown = [WORDS[name].format(value) for name, value in zip(found["objectives"], found["reference"], strict=True)]
+    corner = zip(found["objectives"], found["reference"], strict=True)
+    shown = [written(number, name, metric) for name, number in corner]
     trials, best = len(found["history"]), len(found["trials"])
+    names = listed([title(name, metric) for name in found["objectives"]])
     return (
         f"{best} of {trials} trial{'s' * (trials > 1)} {'are' if best > 1 else 'is'} beaten by no other in "
-        f"{listed(found['objectives'])} together; {'they dominate' if best > 1 else 'it dominates'} "
+        f"{names} together; {'they dominate' if best > 1 else 'it dominates'} "
         f"{found['hypervolume']:.1%} of the box between the best values and the reference point ({listed(shown)})."
     )
 
@@ -112,10 +118,3 @@ def sentence(found: Mapping[str, Any]) -> str:
 def listed(words: Sequence[str]) -> str:
     """Two words or more as people list them."""
     return ", ".join(words[:-1]) + f" and {words[-1]}"
-
-
-#: How a value of each objective is written.
-WORDS = {
-    "accuracy": "{:.2%} validation accuracy", "parameters": "{:,.0f} parameters", "flops": "{:,.0f} FLOPs",
-    "seconds": "{:.2f} seconds",
-}  # fmt: skip

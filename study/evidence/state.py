@@ -30,7 +30,7 @@ def state(folder: Folder) -> dict[str, Any]:
     listed = _listed(folder)
     search = {"ended": len(trials), "of": 0 if listed else settings.trials}
     if listed or len(trials) >= settings.trials:
-        chosen = listed or [record.cell for record in comparison.choose(trials, settings)]
+        chosen = listed or [record.cell for record in comparison.choose(trials, settings, folder.metric)]
         missing = comparison.cells(chosen, settings, done).total if chosen else 0
     else:
         each = sum(arm in settings.arms for arm in ("surgery", *RIVALS))

@@ -1,14 +1,15 @@
-"""Time to accuracy: what each arm has spent when its final network first has one of a few fixed accuracies.
+"""Time to accuracy, or to a value of any metric: what each arm has spent when its final network first has one of a few.
 
-It reads stored outcomes only: validation accuracy is known at the end of every epoch, and ``study.training.spent`` says
-what had been spent by then, operations and sunk epochs included. Two costs are reported: seconds, and the FLOPs of
-training, which repeat on any machine.
+It reads stored outcomes only: the metric on validation is known at the end of every epoch, and
+``study.training.spent`` says what had been spent by then, operations and sunk epochs included. Two costs are reported:
+seconds, and the FLOPs of training, which repeat on any machine.
 
-*Which accuracies*: the setting ``targets``, else 90, 95 and 99 % of the mean validation accuracy that the original
-ends with; so they depend neither on surgery nor on what it is held against, and without an original there are none.
-*From when on* an accuracy counts: from the last operation that changed the network's size; for before, the network is
-not the one that is compared, and an early accuracy would be the original's. Other arms have their final network from
-the start. *Censoring*: a run that never gets there is known to need more than all that it spent.
+*Which values* (targets): the setting ``targets``, else 90, 95 and 99 % of the mean value that the original ends with;
+where less is better, that value divided by 0.9, 0.95 and 0.99. So they depend neither on surgery nor on what it is held
+against, and without an original there are none. *From when on* a value counts: from the last operation that changed the
+network's size; for before, the network is not the one that is compared, and an early value would be the original's.
+Other arms have their final network from the start. *Censoring*: a run that never gets there is known to need more than
+all that it spent.
 
 Where every run of two arms gets there, costs are compared as ratios paired by seed: the geometric mean, with Student's
 interval and test on logarithms. Where some do not, by the log-rank test (Mantel 1966), which does not pair and whose
@@ -26,10 +27,11 @@ from typing import Any
 from scipy import stats
 
 from network_surgery.study.evidence.significance import paired
+from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import spent
 from network_surgery.study.training.records import Outcome, operations_of
 
-#: Without the setting ``targets``: the fixed accuracies as fractions of what the original ends with.
+#: Without the setting ``targets``: the targets as fractions of what the original ends with.
 FRACTIONS = (0.9, 0.95, 0.99)
 #: What time may mean: the name of a total in an outcome → what of it was spent at the end of an epoch.
 COSTS: dict[str, Callable[[Outcome, float], float]] = {
@@ -41,25 +43,27 @@ COSTS: dict[str, Callable[[Outcome, float], float]] = {
 ENOUGH = 8
 
 
-def targets(wanted: Sequence[float], originals: Sequence[Outcome]) -> list[float]:
-    """The fixed validation accuracies (0 … 1), lowest first: those ``wanted``, else fractions of what these originals
-    end with, else none.
+def targets(wanted: Sequence[float], originals: Sequence[Outcome], metric: Metric = ACCURACY) -> list[float]:
+    """The values on validation whose time is taken, the easiest first: those ``wanted``, else fractions of what these
+    originals end with, else none. Of an end of zero there are no fractions.
     """
     if wanted:
-        return sorted(set(wanted))
+        return sorted(set(wanted), key=lambda target: metric.gain(target, 0.0))
     if not originals:
         return []
     end = statistics.fmean(outcome["validation_metric"] for outcome in originals)
-    return [fraction * end for fraction in FRACTIONS]
+    if end == 0:
+        return []
+    return [end * fraction if metric.gain(end, 0.0) > 0 else end / fraction for fraction in FRACTIONS]
 
 
-def arrival(outcome: Outcome, target: float) -> int | None:
-    """The first epoch (from 1) at whose end the final network has this validation accuracy; None if there is none."""
+def arrival(outcome: Outcome, target: float, metric: Metric = ACCURACY) -> int | None:
+    """The first epoch (from 1) at whose end the final network is as good on validation; None if there is none."""
     ready = max((each.epoch for each in operations_of(outcome) if each.changed), default=0.0)
     epochs = (
         int(each["epoch"])
         for each in outcome["epochs"]
-        if each["epoch"] > ready and each["validation_metric"] >= target
+        if each["epoch"] > ready and metric.gain(each["validation_metric"], target) >= 0
     )
     return next(epochs, None)
 
@@ -85,12 +89,12 @@ class Times:
         return next((at for at, there in self.shares() if there >= 0.5 - 1e-9), None)
 
 
-def times(outcomes: Sequence[Outcome], target: float, cost: str = "seconds") -> Times:
-    """What each of these runs spends until its final network has this accuracy."""
+def times(outcomes: Sequence[Outcome], target: float, cost: str = "seconds", metric: Metric = ACCURACY) -> Times:
+    """What each of these runs spends until its final network has this value of the metric."""
     reached: list[float] = []
     censored: list[float] = []
     for outcome in outcomes:
-        epoch = arrival(outcome, target)
+        epoch = arrival(outcome, target, metric)
         if epoch is None:
             censored.append(COSTS[cost](outcome, len(outcome["epochs"])))
         else:
@@ -98,20 +102,21 @@ def times(outcomes: Sequence[Outcome], target: float, cost: str = "seconds") -> 
     return Times(reached, censored)
 
 
-def summary(outcomes: Sequence[Outcome], wanted: Sequence[float]) -> dict[str, dict[str, Any]]:
+def summary(
+    outcomes: Sequence[Outcome], wanted: Sequence[float], metric: Metric = ACCURACY
+) -> dict[str, dict[str, Any]]:
     """For a table, by target: how many runs ``reached`` it, and the median ``seconds_to`` and ``flops_to`` it."""
+    keys = {target: f"{target:.4f}" if metric.percent else f"{target:.6g}" for target in wanted}
     return {
-        "reached": {_key(target): sum(arrival(o, target) is not None for o in outcomes) for target in wanted},
-        "seconds_to": {_key(target): times(outcomes, target).median() for target in wanted},
-        "flops_to": {_key(target): times(outcomes, target, "training_flops").median() for target in wanted},
+        "reached": {key: sum(arrival(o, target, metric) is not None for o in outcomes) for target, key in keys.items()},
+        "seconds_to": {key: times(outcomes, target, "seconds", metric).median() for target, key in keys.items()},
+        "flops_to": {key: times(outcomes, target, "training_flops", metric).median() for target, key in keys.items()},
     }
 
 
-def _key(target: float) -> str:
-    return f"{target:.4f}"
-
-
-def contrasts(pairs: Sequence[tuple[Outcome, Outcome]], wanted: Sequence[float]) -> list[dict[str, Any]]:
+def contrasts(
+    pairs: Sequence[tuple[Outcome, Outcome]], wanted: Sequence[float], metric: Metric = ACCURACY
+) -> list[dict[str, Any]]:
     """Surgery against a rival, for each target.
 
     ``target``, how many of the pairs' surgeries and rivals ``reached`` it, and for each of ``COSTS``: ``ratio``
@@ -120,20 +125,20 @@ def contrasts(pairs: Sequence[tuple[Outcome, Outcome]], wanted: Sequence[float])
     """
     found = []
     for target in wanted:
-        both = [tuple(arrival(outcome, target) for outcome in pair) for pair in pairs]
+        both = [tuple(arrival(outcome, target, metric) for outcome in pair) for pair in pairs]
         entry: dict[str, Any] = {
             "target": target,
             "reached": [sum(epoch is not None for epoch in side) for side in zip(*both, strict=True)],
         }
-        entry |= {cost: _against(pairs, target, cost) for cost in COSTS}
+        entry |= {cost: _against(pairs, target, cost, metric) for cost in COSTS}
         found.append(entry)
     return found
 
 
-def _against(pairs: Sequence[tuple[Outcome, Outcome]], target: float, cost: str) -> dict[str, Any]:
+def _against(pairs: Sequence[tuple[Outcome, Outcome]], target: float, cost: str, metric: Metric) -> dict[str, Any]:
     logs = []
     for one, other in pairs:
-        epochs = arrival(one, target), arrival(other, target)
+        epochs = arrival(one, target, metric), arrival(other, target, metric)
         if epochs[0] is not None and epochs[1] is not None:
             logs.append(math.log(COSTS[cost](one, epochs[0]) / COSTS[cost](other, epochs[1])))
     mean, interval, p = paired(logs) if logs else (None, None, None)
@@ -144,7 +149,7 @@ def _against(pairs: Sequence[tuple[Outcome, Outcome]], target: float, cost: str)
     }  # fmt: skip
     if len(logs) < len(pairs):
         found |= {"p": None, "test": None, "sooner": None}
-        ours, theirs = (times([pair[side] for pair in pairs], target, cost) for side in (0, 1))
+        ours, theirs = (times([pair[side] for pair in pairs], target, cost, metric) for side in (0, 1))
         rank = stats.logrank(ours.data, theirs.data) if len(pairs) >= ENOUGH else None
         if rank is not None and math.isfinite(rank.pvalue):
             found |= {"p": float(rank.pvalue), "test": "log-rank", "sooner": bool(rank.statistic > 0)}

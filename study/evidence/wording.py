@@ -7,37 +7,51 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from network_surgery.study.arms import LABELS
-from network_surgery.study.evidence.contrast import MARGIN, UNDECIDED, UNTESTED, UNTOUCHED, sooner
+from network_surgery.study.evidence.contrast import UNDECIDED, UNTESTED, UNTOUCHED, sooner
+from network_surgery.study.evidence.converged import unconverged
+from network_surgery.study.task.metric import ACCURACY, Metric
 
 Contrast = Mapping[str, Any]
 
 
-def sentence(verdict: Contrast) -> str:
-    """A schedule's verdict: surgery or restarting.
+def sentence(verdict: Contrast, metric: Metric = ACCURACY) -> str:
+    """A schedule's verdict: which arm had not converged, and then surgery or restarting.
 
     >>> sentence({"finding": "no difference was found", "n": 5, "more_seeds": 14})
     'No difference found (n = 5); 14 more seeds would probably find one of 0.5 points.'
     """
+    late, outcome = _late(verdict), _outcome(verdict, metric)
+    return f"{_capital(late)}: {outcome[0].lower()}{outcome[1:]}" if late else outcome
+
+
+def _late(verdict: Contrast) -> str:
+    """Which of the two arms of a verdict had not converged; empty where both had."""
+    sides = verdict.get("convergence", {})
+    names = {"surgery": "surgery", "rival": "restarting"}
+    return unconverged({name: sides[side] for side, name in names.items() if side in sides})
+
+
+def _outcome(verdict: Contrast, metric: Metric) -> str:
     finding, n = verdict["finding"], verdict["n"]
     if finding == UNTOUCHED:
         return "The schedule never operated, so there is nothing to compare."
     if finding == UNTESTED:
         return f"Nothing can be said without a spread between seeds (n = {n})."
     if finding == UNDECIDED:
-        more, one = verdict["more_seeds"], f"one of {100 * MARGIN:g} points"
+        more, one = verdict["more_seeds"], f"one of {metric.smallest}"
         if more == 0:
             return f"No difference found (n = {n}); {one} would probably have been."
         return f"No difference found (n = {n}); {more:,} more seed{'s' * (more > 1)} would probably find {one}."
     ahead, behind = ("Surgery", "restarting") if finding.startswith("surgery") else ("Restarting", "surgery")
     if finding.endswith("better"):
-        low, high = sorted(abs(bound) for bound in verdict["interval"])
+        low, high = (metric.amount(bound) for bound in sorted(abs(bound) for bound in verdict["interval"]))
         return (
-            f"{ahead} is better by {_points(abs(verdict['difference']))} points "
-            f"(95 % interval {_points(low)} to {_points(high)}, n = {n})."
+            f"{ahead} is better by {metric.amount(verdict['difference'])} "
+            f"(95 % interval {low.removesuffix(metric.unit)} to {high.removesuffix(metric.unit)}, n = {n})."
         )
-    entry = sooner(verdict)
+    entry = sooner(verdict, metric)
     assert entry is not None  # that is what "faster" means
-    test, target = entry["seconds"], f"{100 * entry['target']:.1f} %"
+    test, target = entry["seconds"], metric.named(metric.goal(entry["target"]))
     if test["test"] == "log-rank":
         ours, theirs = entry["reached"] if ahead == "Surgery" else reversed(entry["reached"])
         return (
@@ -53,36 +67,46 @@ def sentence(verdict: Contrast) -> str:
     )
 
 
-def details(verdict: Contrast) -> str:
+def details(verdict: Contrast, metric: Metric = ACCURACY, unit: str = "images") -> str:
     """The numbers behind a schedule's sentence, beginning with the schedule."""
     lost = f"; {verdict['failed']} more failed in one arm" if verdict["failed"] else ""
     if verdict["untouched"]:
         lost += f"; its condition was never met in {verdict['untouched']}"
     return (
-        f"{verdict['label']}: {100 * verdict['surgery']:.2f} % on the test images, restarting "
-        f"{100 * verdict['rival']:.2f} %, {spread(verdict)} (n = {verdict['n']} seeds{lost}); "
+        f"{verdict['label']}: {metric.named(metric.text(verdict['surgery']))} on the test {unit}, restarting "
+        f"{metric.text(verdict['rival'])}, {spread(verdict, metric)} (n = {verdict['n']} seeds{lost}); "
         f"{verdict['compute_ratio']:.2f} × the training FLOPs and {verdict['time_ratio']:.2f} × the seconds of "
-        f"restarting{_until(verdict)}."
+        f"restarting{_until(verdict, metric)}."
     )
 
 
-def other(contrast: Contrast) -> str:
-    """The contrast with another arm, in a line; of time where it is what was found."""
-    time = _until(contrast) if sooner(contrast) else ""
-    return f"{LABELS[contrast['arm']]}: {spread(contrast)}{time}: {contrast['finding']}"
+def other(contrast: Contrast, metric: Metric = ACCURACY) -> str:
+    """The contrast with another arm, in a line; of time where it is what was found, and whether it had converged."""
+    time = _until(contrast, metric) if sooner(contrast, metric) else ""
+    rival = contrast.get("convergence", {}).get("rival", {"converged": None})
+    late = f" ({words})" if (words := unconverged({"it": rival})) else ""
+    return f"{LABELS[contrast['arm']]}: {spread(contrast, metric)}{time}: {contrast['finding']}{late}"
 
 
-def spread(contrast: Contrast) -> str:
-    """The difference in points, with its interval and p-value where there are any."""
-    words = f"{_signed(contrast['difference'])} points"
+def spread(contrast: Contrast, metric: Metric = ACCURACY) -> str:
+    """The difference (in points, of a percentage), with its interval and p-value where there are any."""
+    words = metric.difference(contrast["difference"])
     if contrast["interval"]:
-        low, high = map(_signed, contrast["interval"])
+        low, high = map(metric.change, contrast["interval"])
         words += f" [{low}, {high}], p = {contrast['p_adjusted']:.2g} after Holm"
     return words
 
 
 def overall(verdicts: Sequence[Contrast]) -> str:
-    """All schedules in one line."""
+    """All schedules in one line; before who won, whether an arm had not converged."""
+    late = [words for verdict in verdicts if (words := _late(verdict))]
+    if late:
+        several = f"in {len(late)} of {len(verdicts)} schedules an arm had not converged"
+        return f"{late[0] if len(verdicts) == 1 else several}: {_findings(verdicts)}"
+    return _findings(verdicts)
+
+
+def _findings(verdicts: Sequence[Contrast]) -> str:
     found = Counter(verdict["finding"] for verdict in verdicts)
     if len(verdicts) == 1 or set(found) <= {UNTESTED, UNTOUCHED}:
         return f"{verdicts[0]['finding']}{' with these seeds' * (UNDECIDED in found)}."
@@ -91,14 +115,14 @@ def overall(verdicts: Sequence[Contrast]) -> str:
     return f"of {len(verdicts)} schedules, " + "; ".join(f"{finding} for {n}" for finding, n in found.items()) + "."
 
 
-def _until(contrast: Contrast) -> str:
-    """Time to the accuracy that a claim is made of; else to the highest one that all reach, if there is one."""
+def _until(contrast: Contrast, metric: Metric) -> str:
+    """Time to the target that a claim is made of; else to the hardest one that all reach, if there is one."""
     entries = contrast["time_to_accuracy"]
     whole = [entry for entry in entries if entry["seconds"]["n"] == contrast["n"]]
-    entry = sooner(contrast) or (whole[-1] if whole else entries[-1] if entries else None)
+    entry = sooner(contrast, metric) or (whole[-1] if whole else entries[-1] if entries else None)
     if entry is None:
         return ""
-    test, target = entry["seconds"], f"{100 * entry['target']:.1f} % on validation"
+    test, target = entry["seconds"], f"{metric.named(metric.goal(entry['target']))} on validation"
     if test["n"] < contrast["n"]:
         ours, theirs = entry["reached"]
         return f"; {target} reached by {ours} of {contrast['n']}, the other arm by {theirs}{_p(test)}"
@@ -111,11 +135,5 @@ def _p(test: Mapping[str, Any]) -> str:
     return "" if test["p_adjusted"] is None else f", p = {test['p_adjusted']:.2g} after Holm ({test['test']})"
 
 
-def _signed(value: float) -> str:
-    """A fraction in points, with its sign; zero is not negative."""
-    return f"{round(100 * value, 2) + 0.0:+.2f}"
-
-
-def _points(value: float) -> str:
-    """A fraction in points, to one digit after the point or two."""
-    return f"{100 * value:.1f}" if value >= 0.00995 else f"{100 * value:.2f}"
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]

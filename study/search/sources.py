@@ -20,12 +20,14 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
-from network_surgery.study.config import OBJECTIVES, Settings
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError, near
+from network_surgery.study.search import objectives
 from network_surgery.study.search.samplers import pruner_of, sampler_of
 from network_surgery.study.search.space import SamplerFailed, Space
 from network_surgery.study.search.stopping import SETTLED, settled
 from network_surgery.study.search.storage import open_storage
+from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of, spikes_of
 
@@ -108,19 +110,20 @@ class Sampled:
         storage: Path,
         known: Mapping[int, Result] | None = None,
         words: Callable[[Sequence[Any]], str] = str,
+        metric: Metric = ACCURACY,
         identity: str = "",
     ) -> None:
         """``known`` are the results of trials that ended in an earlier run of this study, by number.
 
         A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
-        ``words`` makes of a schedule what people read of it in Optuna's database. ``storage`` is the file of that
-        database, unless the settings have another, where ``identity`` tells this study from others.
+        ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's. ``storage``
+        is that database's file, unless the settings have another, where ``identity`` tells this study from others.
         """
-        self._settings = settings
+        self._settings, self._metric = settings, metric
         self._space = Space(settings, layers)
         self._sampler = sampler_of(settings)
         self._words = words
-        self.study = open_study(settings, storage, identity)
+        self.study = open_study(settings, storage, metric, identity)
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
         self._trials: dict[int, optuna.Trial] = {}
@@ -142,7 +145,9 @@ class Sampled:
                 settings; what is enqueued has a parameter or a value that the space does not have.
         """
         space, sampler = Space(settings, layers), copy.deepcopy(sampler_of(settings)(0))
-        study = optuna.create_study(directions=_directions(settings), sampler=sampler, pruner=pruner_of(settings))
+        study = optuna.create_study(
+            directions=_directions(settings, ACCURACY), sampler=sampler, pruner=pruner_of(settings)
+        )
         for params in settings.enqueue:
             study.enqueue_trial(params)
         for number in range(len(settings.enqueue) + TRIED):
@@ -178,14 +183,15 @@ class Sampled:
         return cell
 
     def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
-        """Reports validation accuracy to Optuna, where it is the one objective, and asks whether the trial goes on."""
+        """Reports the objective to Optuna, where it is one that every epoch has, and asks whether the trial goes on."""
         assert cell.trial is not None
-        if self._settings.objective != ("accuracy",):  # Optuna takes no intermediate values of several
+        name, *more = self._settings.objective
+        if more or objectives.VALUES[name] not in record:  # Optuna takes no intermediate values of several
             return True
         trial, epoch = self._trials[cell.trial], int(record["epoch"])
         with warnings.catch_warnings():  # an epoch that a lost process had reported is reported again
             warnings.simplefilter("ignore")
-            trial.report(record["validation_metric"], epoch)
+            trial.report(objectives.value(record, name), epoch)
         stops = self._settings.early_stopping != "none" or self._settings.pruner is not None
         if not stops or epoch >= self._settings.epochs:
             return True
@@ -206,22 +212,25 @@ class Sampled:
 
     def _record(self, number: int, result: Result) -> None:
         """Tells Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
-        about = {key: result[key] for key in ("failure", "stopped", *SHOWN) if key in result}
+        about = {key: result[key] for key in ("failure", "stopped") if key in result}
+        about |= {name: result[name] for name in SHOWN if name in result}
+        if "validation_metric" in result:
+            about[f"validation {self._metric.name}"] = result["validation_metric"]
         if spikes := spikes_of(result):
             about["largest loss spike"] = max(spike.factor for spike in spikes)
         trial = self._trials.pop(number)
         for key, value in about.items():
-            trial.set_user_attr(key.replace("_", " "), value)
+            trial.set_user_attr(key, value)
         if "failure" in result:
             self.study.tell(number, state=TrialState.FAIL)
         elif "stopped" in result:
             self.study.tell(number, state=TrialState.PRUNED)
         else:
-            self.study.tell(number, [objective(result, name) for name in self._settings.objective])
+            self.study.tell(number, [objectives.value(result, name) for name in self._settings.objective])
 
 
 #: What a trial has reached, as far as it is shown in Optuna's database.
-SHOWN = ("validation_metric", "parameters", "flops", "seconds")
+SHOWN = ("parameters", "flops", "seconds")
 #: Points from which on a grid is taken for a mistake.
 MOST_POINTS = 1000
 
@@ -265,7 +274,7 @@ def given(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
     return grid(settings, layers) if settings.sampler == "grid" else []
 
 
-def open_study(settings: Settings, database: Path, identity: str = "") -> optuna.Study:
+def open_study(settings: Settings, database: Path, metric: Metric, identity: str = "") -> optuna.Study:
     """The Optuna study in this database file, made if there is none, named as the study is in MLflow.
 
     Where the settings have a storage of their own, it may hold others, too: there ``identity`` ends its name.
@@ -275,31 +284,28 @@ def open_study(settings: Settings, database: Path, identity: str = "") -> optuna
     """
     storage = open_storage(settings.storage, database)
     there = optuna.get_all_study_names(storage)  # of an earlier version it has another name
-    name, pruner = f"{database.parent.name}: {settings.model} on {Path(settings.data).name}", pruner_of(settings)
+    name, pruner = f"{database.parent.name}: {settings.short_subject}", pruner_of(settings)
     if settings.storage is not None:
         mark = f" [{identity[:12]}]"
         name, there = name + mark, [each for each in there if each.endswith(mark)]
     study = optuna.create_study(
-        storage=storage, study_name=there[0] if there else name, directions=_directions(settings), pruner=pruner,
+        storage=storage, study_name=there[0] if there else name, directions=_directions(settings, metric),
+        pruner=pruner,
         load_if_exists=True,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([METRICS.get(name, name) for name in settings.objective])
-    for name in ("model", "data", "epochs", "space", "seed"):
+        study.set_metric_names([objectives.label(name, metric) for name in settings.objective])
+    for name in ("task", "model", "data", "epochs", "space", "seed"):
         study.set_user_attr(name, getattr(settings, name))
     for params in settings.enqueue:
         study.enqueue_trial(params, skip_if_exists=True)
     return study
 
 
-#: Objectives whose name alone does not say what was measured.
-METRICS = {"accuracy": "validation accuracy", "flops": "FLOPs"}
-
-
-def _directions(settings: Settings) -> list[StudyDirection]:
+def _directions(settings: Settings, metric: Metric) -> list[StudyDirection]:
     up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
-    return [up if OBJECTIVES[name] == "max" else down for name in settings.objective]
+    return [up if objectives.sign(name, metric) > 0 else down for name in settings.objective]
 
 
 def _ask(study: optuna.Study, settings: Settings) -> optuna.Trial:
@@ -332,8 +338,3 @@ def _range(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(map(repr, distribution.choices))
     return f"{distribution.low} to {distribution.high}"  # type: ignore[attr-defined]
-
-
-def objective(result: Mapping[str, Any], name: str) -> float:
-    """The value of one objective in a finished trial, read on validation."""
-    return float(result["validation_metric" if name == "accuracy" else name])

@@ -14,6 +14,7 @@ from optuna.trial import BaseTrial
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.search_spaces import Suggest, find_space
+from network_surgery.search_spaces.recovery import choosing_after
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import theirs
@@ -31,8 +32,10 @@ class SamplerFailed(StudyError):
         super().__init__(f"the sampler {settings.sampler!r} fails{search}: {first_line(error)[:300]}")
 
 
-def suggest_of(name: str) -> Suggest:
+def suggest_of(name: str, after: bool = False) -> Suggest:
     """The function of a search space, by its name or by ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``.
+
+    ``after``: it also chooses what an operation does to the learning rate (see ``search_spaces.recovery``).
 
     Raises:
         StudyError, SurgeryError: there is none.
@@ -40,14 +43,24 @@ def suggest_of(name: str) -> Suggest:
     suggest = theirs(name, "search space") if ":" in name else find_space(name)
     if not callable(suggest):
         raise StudyError(f"the search space {name!r} is a {type(suggest).__name__}, but it must be a function")
-    return suggest  # type: ignore[no-any-return]
+
+    def schedule(*given: Any) -> Any:
+        """What it returns; steps that are plain data become a schedule."""
+        made = suggest(*given)
+        return Schedule.from_data(made) if _is_data(made) else made
+
+    return choosing_after(schedule) if after else schedule
+
+
+def _is_data(made: Any) -> bool:
+    return isinstance(made, (list, tuple)) and all(isinstance(step, Mapping) for step in made)
 
 
 class Space:
     """The search space of these settings. Raises StudyError or SurgeryError where there is none."""
 
     def __init__(self, settings: Settings, layers: Mapping[str, int]) -> None:
-        self._settings, self._suggest = settings, suggest_of(settings.space)
+        self._settings, self._suggest = settings, suggest_of(settings.space, settings.lr_schedule != "constant")
         self._layers = {name: SimpleNamespace(units=units) for name, units in layers.items()}
 
     def sample(self, trial: BaseTrial) -> Schedule:
@@ -69,8 +82,6 @@ class Space:
             raise StudyError(
                 f"the search space {name!r} failed{_place(error)}: {type(error).__name__}: {first_line(error)[:200]}"
             ) from error
-        if isinstance(made, (list, tuple)) and all(isinstance(step, Mapping) for step in made):
-            made = Schedule.from_data(made)
         if not isinstance(made, Schedule):
             raise SurgeryError(f"{name} returned a {type(made).__name__}, but it must return an ops.Schedule")
         check_importable(made.to_data())

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optuna.pruners import BasePruner
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from network_surgery.study.training.records import OperationRecord
@@ -37,7 +37,7 @@ SETTLED = "settled epochs"
 
 
 class ForgivingHalving(BasePruner):
-    """Says of a trial at the epoch that it reported last whether it is to be stopped. Values are to be maximized.
+    """Says of a trial at the epoch that it reported last whether it is to be stopped, in the study's direction.
 
     Trials are sampled in generations of ``generation``; ``first_rung`` is an epoch from 1.
     """
@@ -56,12 +56,15 @@ class ForgivingHalving(BasePruner):
         ]
         rung = self._first_rung
         while rung <= now:
-            if not any(rung <= epoch < now for epoch in settled) and not self._promoted(trial, earlier, rung, now):
+            first = not any(rung <= epoch < now for epoch in settled)
+            if first and not self._promoted(trial, earlier, rung, now, study.direction):
                 return True
             rung *= self._reduction
         return False
 
-    def _promoted(self, trial: FrozenTrial, earlier: Iterable[FrozenTrial], rung: int, now: int) -> bool:
+    def _promoted(
+        self, trial: FrozenTrial, earlier: Iterable[FrozenTrial], rung: int, now: int, direction: StudyDirection
+    ) -> bool:
         """Whether the trial is among the best; of fewer than ``reduction`` trials all are."""
         values = [trial.intermediate_values[now]]
         for other in earlier:
@@ -70,7 +73,9 @@ class ForgivingHalving(BasePruner):
                 values.append(other.intermediate_values[max(there)])
         if len(values) < self._reduction:
             return True
-        return values[0] >= sorted(values, reverse=True)[len(values) // self._reduction - 1]
+        sign = -1 if direction == StudyDirection.MINIMIZE else 1
+        losses = sorted(-sign * value for value in values)
+        return -sign * values[0] <= losses[len(values) // self._reduction - 1]
 
 
 def settled(epoch: int, operations: Sequence[OperationRecord], recovery: int) -> bool:

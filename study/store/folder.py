@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.training import records
+from network_surgery.study.task.metric import ACCURACY, Metric
+from network_surgery.study.training import convergence, records
 from network_surgery.study.training.cell import Cell
 
 FORMAT = 1
@@ -55,10 +56,15 @@ class Folder:
     """
 
     def __init__(
-        self, path: Path, settings: Settings, layers: dict[str, int], identity: str, preset: str | None = None
-    ) -> None:
-        """``preset``: the name of the settings that the study was started with, before options overlaid them."""
+        self, path: Path, settings: Settings, layers: dict[str, int], identity: str, preset: str | None = None,
+        metric: Metric = ACCURACY, unit: str = "images",
+    ) -> None:  # fmt: skip
+        """``preset``: the name of the settings that the study was started with, before options overlaid them.
+
+        ``metric``: the task's primary one; ``unit``: what the task calls its samples.
+        """
         self.path, self.settings, self.layers, self.identity, self.preset = path, settings, layers, identity, preset
+        self.metric, self.unit = metric, unit
         self._ours = False
         self._read: tuple[tuple[int, int], list[Record]] = (0, 0), []
 
@@ -86,7 +92,10 @@ class Folder:
             raise StudyError(f"{path} is not empty; choose another --out")
 
     @classmethod
-    def make(cls, path: Path, settings: Settings, layers: dict[str, int], preset: str | None = None) -> Folder:
+    def make(
+        cls, path: Path, settings: Settings, layers: dict[str, int], preset: str | None = None,
+        metric: Metric = ACCURACY, unit: str = "images",
+    ) -> Folder:  # fmt: skip
         """A new study in an empty or missing folder. Raises StudyError as ``check``, or where it cannot be written."""
         cls.check(path)
         try:
@@ -96,10 +105,10 @@ class Folder:
         identity = uuid.uuid4().hex
         content = {
             "format": FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
-            "layers": layers, "machine": machine(),
+            "layers": layers, "metric": metric.to_data(), "unit": unit, "machine": machine(),
         }  # fmt: skip
         _write(path / "study.json", content)
-        return cls(path.resolve(), settings, layers, identity, preset)
+        return cls(path.resolve(), settings, layers, identity, preset, metric, unit)
 
     @classmethod
     def open(cls, path: Path) -> Folder:
@@ -117,7 +126,9 @@ class Folder:
         except KeyError as error:
             raise StudyError(f"{path / 'study.json'} is damaged: it lacks {error}") from None
         known = Settings.from_data(settings, str(path / "study.json"))
-        return cls(path.resolve(), known, layers, identity, content.get("preset"))
+        metric = Metric.from_data(content["metric"]) if "metric" in content else ACCURACY  # older studies had no other
+        unit = content.get("unit", "images")
+        return cls(path.resolve(), known, layers, identity, content.get("preset"), metric, unit)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -153,7 +164,8 @@ class Folder:
         content = json.loads((self.path / "study.json").read_text())
         content["settings"] |= settings
         _write(self.path / "study.json", content)
-        return Folder(self.path, replace(self.settings, **settings), self.layers, self.identity, self.preset)
+        known = replace(self.settings, **settings)
+        return Folder(self.path, known, self.layers, self.identity, self.preset, self.metric, self.unit)
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""
@@ -171,7 +183,7 @@ class Folder:
                     entry = json.loads(line)
                 except json.JSONDecodeError:  # a line cut off by a killed process
                     continue
-                record = Record(Cell(**entry["cell"]), entry["result"])
+                record = Record(Cell(**entry["cell"]), records.renamed(entry["result"]))
                 try:
                     records.check(record.result)
                 except StudyError as error:
@@ -205,16 +217,23 @@ class Folder:
             "settings": self.settings.to_data(),
             "machine": study["machine"],
             "layers": self.layers,
-            "trials": [_flat(record) for record in self.records("search")],
+            "metric": self.metric.to_data(),
+            "unit": self.unit,
+            "trials": [self._flat(record) for record in self.records("search")],
             "comparison": {
                 "summary": list(summary),
                 "verdicts": list(verdicts),
-                "cells": [_flat(record) for record in self.records() if record.cell.arm != "search"],
+                "cells": [self._flat(record) for record in self.records() if record.cell.arm != "search"],
             },
             **more,
         }
         _write(self.results, content)
         return content
+
+    def _flat(self, record: Record) -> dict[str, Any]:
+        cell = {key: value for key, value in vars(record.cell).items() if key not in ("architecture", "test")}
+        improving = {"improving": convergence.improving(record.result, self.metric)} if record.finished else {}
+        return {"name": record.cell.name, **cell, **record.result, **improving}
 
 
 def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
@@ -225,11 +244,6 @@ def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
 def network_of(cell: Cell, folder: Path) -> Path:
     """Where the final network of a cell lies in the study's folder."""
     return folder / "networks" / f"{cell.name}.pt"
-
-
-def _flat(record: Record) -> dict[str, Any]:
-    cell = {key: value for key, value in vars(record.cell).items() if key not in ("architecture", "test")}
-    return {"name": record.cell.name, **cell, **record.result}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -16,9 +16,12 @@ from network_surgery.ops.operations import operation_class
 from network_surgery.ops.schedule import parse_when
 
 #: What a step has besides the hyperparameters of its operation.
-PLACE = ("when", "layer", "op", "repair")
+PLACE = ("when", "layer", "op", "repair", "after", "after_length")
 #: The hyperparameters that are written even where they have their default: how much an operation does.
 AMOUNTS = ("keep", "grow", "fraction", "variance_threshold", "threshold")
+
+#: What becomes of the learning rate, in words, and what its length is of.
+AFTERWARDS = {"rewarm": ("rewarmed", "over"), "rewind": ("rewound", "by")}
 
 
 def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
@@ -29,6 +32,8 @@ def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
     'min_weight keep 0.5 on fc1, fc2 at 2ep'
     >>> describe([{"when": f"{n}ep", "layer": f"fc{n}", **shrink, "repair": ["bias"]} for n in (1, 2)])
     'min_weight keep 0.5, repaired by bias on fc1, fc2 at 1ep, 2ep in turn'
+    >>> describe([{"when": "2ep", "layer": "fc1", **shrink, "after": "rewind", "after_length": "1ep"}])
+    'min_weight keep 0.5, learning rate rewound by 1ep on fc1 at 2ep'
     """
     parts = []
     for operation, steps in groupby(schedule, _operation):
@@ -57,7 +62,16 @@ def _operation(step: Mapping[str, Any]) -> str:
         if key not in defaults or value != defaults[key] or (key in AMOUNTS and value is not None)
     ]
     words += [f"repaired by {' + '.join(step['repair'])}"] if step.get("repair") else []
+    words += _after(step.get("after", "continue"), step.get("after_length"))
     return f"{short_name(step['op'])} {', '.join(words)}".rstrip()
+
+
+def _after(after: str, length: Any) -> list[str]:
+    """What becomes of the learning rate."""
+    if after == "continue":
+        return []
+    done, mark = AFTERWARDS.get(after, (after, "by"))
+    return [f"learning rate {done}" + ("" if length is None else f" {mark} {length}")]
 
 
 def short_name(operation: str) -> str:

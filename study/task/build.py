@@ -10,10 +10,11 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.references import PYTHON, theirs
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Sets
-from network_surgery.study.task.task import Task
+from network_surgery.study.task.task import Classification, Task
+from network_surgery.study.task.text import TextTask
 
 #: Tasks that come with the product, by the name that the setting ``task`` has for them.
-TASKS: dict[str, type] = {"images": ImageTask}
+TASKS: dict[str, type] = {"images": ImageTask, "text": TextTask}
 
 
 def task_class(name: str) -> type[Task]:
@@ -44,8 +45,10 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
     made = task_class(settings.task)
     if settings.task.startswith(f"{PYTHON}:") and isinstance(given := theirs(settings.task, "task"), Task):
         return given
+    if settings.task != "images":
+        _refuse_augmentation(settings)
     if settings.task in TASKS:
-        return made.of(settings)  # type: ignore[attr-defined]
+        return _smoothed(made.of(settings), settings.label_smoothing)  # type: ignore[attr-defined]
     try:
         task = made(settings) if inspect.signature(made).parameters else made()  # type: ignore[call-arg]
     except StudyError:
@@ -54,4 +57,25 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
         raise StudyError(f"task {settings.task!r} cannot be made: {first_line(error)}") from error
     if sets is not None:
         task.__dict__["sets"] = sets
+    return _smoothed(task, settings.label_smoothing)
+
+
+def _smoothed(task: Task, amount: float) -> Task:
+    """The task with smoothed labels. Raises StudyError where its loss does not smooth them."""
+    if amount:
+        if not isinstance(task, Classification) or type(task).training_loss is not Classification.training_loss:
+            raise StudyError(
+                f"label_smoothing is {amount}, but {type(task).__name__} has a training loss of its own; smooth its "
+                "labels there"
+            )
+        task.label_smoothing = amount
     return task
+
+
+def _refuse_augmentation(settings: Settings) -> None:
+    """Settings for images that no other task would heed."""
+    for name, none in (("augment", "none"), ("cutout", 0), ("mix", "none")):
+        if (value := getattr(settings, name)) != none:
+            raise StudyError(
+                f"{name} is {value!r}, but it is for task images alone; {settings.task!r} may have a method augment"
+            )

@@ -62,6 +62,8 @@ def tried(task: Task) -> nn.Module:
         for training in (True, False):
             for part in parts[:1] if training else parts:
                 inputs, targets = _taken(task, part)
+                if training and task.augments:
+                    inputs, targets = _augmented(task, inputs, targets)
                 with evaluating(model), torch.set_grad_enabled(training):
                     outputs = _answer(task, model.train(training), inputs)
                     _check_loss(task, outputs, targets, training)
@@ -84,6 +86,15 @@ def _taken(task: Task, part: Any) -> tuple[Any, Any]:
         raise StudyError(f"the samples of {_name(task)} cannot be taken: {first_line(error)}") from error
     if sizes[0] != sizes[1]:
         raise StudyError(f"a batch of {_name(task)} has {sizes[0]} inputs, but {sizes[1]} targets")
+    return inputs, targets
+
+
+def _augmented(task: Task, inputs: Any, targets: Any) -> tuple[Any, Any]:
+    try:
+        inputs, targets = task.augment(inputs, targets)
+    except Exception as error:
+        pass_on_memory(error)
+        raise StudyError(f"{_name(task)}.augment fails on a training batch: {first_line(error)}") from error
     return inputs, targets
 
 

@@ -1,33 +1,44 @@
-"""Real images as arrays: scikit-learn's digits, CIFAR-10, or a folder of pictures, in train, validation and test.
+"""Images with a class each, in train, validation and test: held in memory as arrays, or streamed from their files.
 
-Arrays, because Ray shares NumPy arrays between trials without copying; whole, because the images that this product
-studies fit in memory many times over (CIFAR-10 is 184 MB).
+Arrays, because Ray shares NumPy arrays between trials without copying. A folder that would take much of the memory is
+streamed: a trial is handed the list of its files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.task.samples import Samples, Sets, Stream
+from network_surgery.study.recipe.augmentation import Augmentation
+from network_surgery.study.task import folder, sources
+from network_surgery.study.task.folder import Fit, ImageFiles
+from network_surgery.study.task.samples import Samples, Sets
+from network_surgery.study.task.stream import Stream
 from network_surgery.study.task.task import Classification
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 #: The test images of the digits are the same for every seed.
 SPLIT_SEED = 20
 #: With fewer than twice this number of classes, being among the first few says little.
 TOP = 5
+#: The fraction of a folder's images that is tested on where it has no test images apart.
+TESTED = 0.1
+#: A folder is streamed by itself if its decoded images need more than this share of the memory. Each trial that trains
+#: on held images has a copy of them.
+HELD = 0.1
 
 
 class Images(Samples):
@@ -41,41 +52,93 @@ class Images(Samples):
     def labels(self) -> NDArray[np.int64]:
         return self.targets
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of one image."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
     def prepare(self, inputs: Tensor) -> Tensor:
-        """In −1 … 1 (mean and deviation 0.5)."""
-        return inputs.float().div_(127.5).sub_(1.0)
+        return scaled(inputs)
+
+
+class ImageStream(Stream):
+    """The images of files, decoded as they are needed; each batch equals that of the same ``Images``."""
+
+    def __init__(self, files: ImageFiles, workers: int = 0) -> None:
+        super().__init__(files, workers)
+        self.files = files
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.files.labels[self._numbers]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of one image."""
+        return self.files.shape
+
+    def fitted(self, fit: Fit) -> ImageStream:
+        """The same files, made squares by ``fit`` (see ``ImageFiles``), such as a random resized crop."""
+        other = ImageStream(dataclasses.replace(self.files, fit=fit), self.workers)
+        other.index = self.index
+        return other
+
+    def digest(self) -> str:
+        """A fingerprint of the list of files, see ``ImageFiles.digest``."""
+        return self.files.digest(self._numbers)
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return scaled(inputs)
+
+    @property
+    def _numbers(self) -> NDArray[np.int64]:
+        return np.arange(len(self.files)) if self.index is None else self.index
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """In −1 … 1 (mean and deviation 0.5), of 0 … 255."""
+    return pixels.float().div_(127.5).sub_(1.0)
 
 
 class ImageTask(Classification):
     """Images with a class each. The sets are disjoint, but that a study may be asked to train on the validation images,
-    too (``load``). ``network``: the model's name for ``study.models.build``.
+    too (``load``). ``network``: the model's name for ``study.models.build``. ``augmentation``: of training batches.
     """
 
     unit = "images"
 
     def __init__(
         self,
-        train: Images | Stream,
-        validation: Images | Stream,
-        test: Images | Stream,
+        train: Images | ImageStream,
+        validation: Images | ImageStream,
+        test: Images | ImageStream,
         classes: tuple[str, ...],
         network: str = "small_cnn",
+        note: str = "",
+        augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
-        self.classes, self.network = classes, network
+        self.classes, self.network, self.note = classes, network, note
+        self.augmentation = augmentation or Augmentation()
         self._sets = Sets(train, validation, test)
 
     @classmethod
     def of(cls, settings: Settings) -> ImageTask:
         """The images and the network that these settings ask for. Raises StudyError as ``load``."""
-        task = load(settings.data, settings.validation, settings.train_images, settings.train_on_validation)
+        task = load(
+            settings.data, settings.validation, settings.train_images, settings.train_on_validation,
+            image_size=settings.image_size, stream=settings.stream, workers=settings.readers,
+        )  # fmt: skip
         task.network = settings.model
+        task.augmentation = Augmentation(settings.augment, settings.cutout, settings.mix, len(task.classes))
         return task
 
     def changed(self, **parts: Any) -> ImageTask:
         """The same task with some of its parts, by the names that they have when it is made, in place of its own."""
         known = {"train": self.train, "validation": self.validation, "test": self.test}
-        return ImageTask(**known | {"classes": self.classes, "network": self.network} | parts)
+        known |= {"classes": self.classes, "network": self.network, "note": self.note}
+        return ImageTask(**known | {"augmentation": self.augmentation} | parts)
 
     def load(self) -> Sets:
         return self._sets
@@ -83,11 +146,17 @@ class ImageTask(Classification):
     def model(self) -> nn.Module:
         return models.build(self.network, self.shape, len(self.classes))
 
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self.augmentation(inputs, targets)
+
+    @property
+    def augments(self) -> bool:
+        return bool(self.augmentation)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width of one image."""
-        channels, height, width = self.train.pixels.shape[1:]
-        return channels, height, width
+        return self.train.shape
 
     @property
     def at_once(self) -> int | None:  # type: ignore[override]
@@ -101,143 +170,130 @@ class ImageTask(Classification):
         return found
 
 
-def load(name: str, validation: float, train_images: int | None = None, train_on_validation: bool = False) -> ImageTask:
-    """``digits``, ``cifar10`` (through torchvision) or ``folder:PATH`` with PATH/train/CLASS/*.png|jpg and
-    PATH/test/CLASS/*.
+def load(
+    name: str,
+    validation: float,
+    train_images: int | None = None,
+    train_on_validation: bool = False,
+    *,
+    image_size: int | None = None,
+    stream: str = "false",
+    workers: int = 0,
+) -> ImageTask:
+    """``digits``, a data set of torchvision by its name in ``sources.TORCHVISION``, or ``folder:PATH``.
+
+    A folder has PATH/train/CLASS/*.png|jpg and PATH/test/CLASS/*, or PATH/CLASS/* alone, of which a fixed tenth of each
+    class is for the test.
 
     ``validation`` is the fraction of the training images, by class, that schedules are chosen on; ``train_images``
-    how many there are of both at most, as many of each class as it had before. ``train_on_validation``: the images that
-    schedules are chosen on are trained on as well, as in published code that keeps none apart.
+    the maximum number of both, with the same share of each class as before. ``train_on_validation``: the images that
+    schedules are chosen on are trained on as well, as in published code that keeps none apart. ``image_size``: every
+    image is resized and cropped to a square of this side. ``stream`` (``true``, ``false``, ``auto``): whether the files
+    of a folder are read as they are needed, by this number of worker processes (``workers``); ``auto``: if the decoded
+    images take more than ``HELD`` of the memory, or the files differ in size. The batches are the same either way.
 
     Raises:
-        StudyError: an unknown name, a missing folder, an empty class, classes, sizes or colours that do not agree, an
-            image that cannot be read, a download that fails, fewer images than classes.
+        StudyError: an unknown name, a missing folder, an empty class, classes or sizes that do not agree, an image that
+            cannot be read, a download that fails, fewer images than classes, data that cannot be streamed.
     """
     kind, _, path = name.partition(":")
-    if name == "digits":
-        classes: Sequence[str] = [str(digit) for digit in range(10)]
-        train, test = _split(_digits(), 0.2, classes)
-    elif name == "cifar10":
-        train, test, classes = _cifar10()
-    elif kind == "folder" and path:
-        try:
-            train, test, classes = _folder(Path(os.path.expanduser(path)))
-        except OSError as error:
-            raise StudyError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+    is_folder = kind == "folder" and bool(path)
+    if stream == "true" and not is_folder:
+        raise StudyError(f"stream is 'true', but {name!r} is held in memory; only folder:PATH is streamed")
+    train: Images | ImageStream
+    test: Images | ImageStream | None
+    notes = []
+    if is_folder:
+        train, test, classes = _folder(Path(os.path.expanduser(path)), image_size, stream, workers)
+        if test is None:
+            train, test = split(train, TESTED, classes, "the test", 3)
+            notes.append(f"there is no test folder, so a fixed {TESTED:.0%} of each class are the test images")
+        if isinstance(train, ImageStream):
+            notes.append("images are streamed from their files")
+    elif name == "digits":
+        classes = tuple(str(digit) for digit in range(10))
+        train, test = split(_squares(sources.digits(), image_size), 0.2, classes, "the test", 3)
+    elif name in sources.TORCHVISION:
+        *parts, classes = sources.of_torchvision(name)
+        train, test = (_squares(part, image_size) for part in parts)
     else:
-        raise StudyError(f"there is no data {name!r}; give 'digits', 'cifar10' or 'folder:PATH'")
+        known = ", ".join(repr(each) for each in ("digits", *sources.TORCHVISION))
+        raise StudyError(f"there is no data {name!r}; give {known} or 'folder:PATH'")
     if train_images is not None and train_images < len(train):
         if train_images < 2 * len(classes):
             raise StudyError(f"train_images is {train_images}, but {len(classes)} classes need 2 images each")
-        _, train = _split(train, train_images / len(train), classes)
-    rest, chosen_on = _split(train, validation, classes)
-    return ImageTask(train if train_on_validation else rest, chosen_on, test, tuple(classes))
+        _, train = split(train, train_images / len(train), classes)
+    rest, chosen_on = split(train, validation, classes)
+    return ImageTask(train if train_on_validation else rest, chosen_on, test, classes, note="; ".join(notes))
 
 
-def _digits() -> Images:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = (digits.images[:, None] * (255 / 16)).round().astype(np.uint8)
-    return Images(pixels, digits.target.astype(np.int64))
+Set = TypeVar("Set", Images, ImageStream)
 
 
-def _cifar10() -> tuple[Images, Images, Sequence[str]]:
-    """Krizhevsky 2009, fetched once into the folder that ``NETWORK_SURGERY_DATA`` names, else the user's cache."""
-    from torchvision.datasets import CIFAR10
+def split(
+    images: Set, fraction: float, classes: Sequence[str], what: str = "validation", needed: int = 2
+) -> tuple[Set, Set]:
+    """Splits off a fraction of every class (at least one image of each) for ``what``, the same at every call.
 
-    root = Path(os.environ.get("NETWORK_SURGERY_DATA", "~/.cache/network-surgery")).expanduser()
-    try:
-        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise StudyError(
-            f"CIFAR-10 can neither be found in {root} nor fetched ({reason}); images that lie elsewhere can be given "
-            "as --data folder:PATH"
-        ) from None
-    train, test = (Images(p.data.transpose(0, 3, 1, 2), np.asarray(p.targets, dtype=np.int64)) for p in parts)
-    return train, test, parts[0].classes
-
-
-def _split(images: Images, fraction: float, classes: Sequence[str]) -> tuple[Images, Images]:
-    """Splits off a fraction of every class (at least one image of each), the same at every call."""
+    Raises:
+        StudyError: a class has fewer than ``needed`` images.
+    """
     generator = np.random.default_rng(SPLIT_SEED)
+    labels = images.labels
     away = np.zeros(len(images), dtype=bool)
-    for label in np.unique(images.labels):
-        members = np.flatnonzero(images.labels == label)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        if count < 1:
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < needed:
             raise StudyError(
-                f"class {classes[label]!r} has 1 training image; splitting off some for validation needs 2"
+                f"class {classes[label]!r} has {len(members)} training image{'s' * (len(members) > 1)}; splitting off "
+                f"some for {what} needs {needed}"
             )
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
         away[generator.permutation(members)[:count]] = True
     return images.take(np.flatnonzero(~away)), images.take(np.flatnonzero(away))
 
 
-def _folder(root: Path) -> tuple[Images, Images, Sequence[str]]:
-    for part in ("train", "test"):
-        if not (root / part).is_dir():
-            raise StudyError(f"there is no folder {root / part}; images must lie in {root}/train/CLASS and test/CLASS")
-    classes, tested = ([entry.name for entry in _listed(root / part) if entry.is_dir()] for part in ("train", "test"))
-    for name in sorted(set(classes) ^ set(tested)):
-        has, lacks = ("train", "test") if name in classes else ("test", "train")
-        raise StudyError(f"{root / has} has a class {name!r} that {root / lacks} has not; both must have the same ones")
-    if len(classes) < 2:
-        raise StudyError(f"{root / 'train'} has {len(classes)} class folders; there must be at least 2")
-    train, test = (_read(root / part, classes) for part in ("train", "test"))
-    if train.pixels.shape[1:] != test.pixels.shape[1:]:
-        sizes = " and test images ".join(_size(images.pixels.shape[1:]) for images in (train, test))
-        raise StudyError(f"{root}: training images are {sizes}; they must agree")
-    return train, test, classes
+def _folder(
+    root: Path, image_size: int | None, stream: str, workers: int
+) -> tuple[Images | ImageStream, Images | ImageStream | None, tuple[str, ...]]:
+    """Training and test images (None: there are none apart) of a folder, held or streamed, and the classes."""
+    files, train, test, classes, mixed = folder.read(root, image_size)
+    large = len(files) * math.prod(files.shape) > HELD * _memory()
+    if stream == "true" or (stream == "auto" and (mixed or large)):
+        whole = ImageStream(files, workers)
+        return whole.take(train), None if test is None else whole.take(test), classes
+    return _held(files, train), None if test is None else _held(files, test), classes
 
 
-def _listed(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, without what systems hide there (such as ._1.png and .ipynb_checkpoints)."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _held(files: ImageFiles, numbers: NDArray[np.int64]) -> Images:
+    pixels = np.empty((len(numbers), *files.shape), dtype=np.uint8)
 
-
-def _read(folder: Path, classes: Sequence[str]) -> Images:
-    members = [[path for path in _listed(folder / name) if path.suffix.lower() in SUFFIXES] for name in classes]
-    for name, found in zip(classes, members, strict=True):
-        if not found:
-            raise StudyError(f"the class folder {folder / name} holds no .png or .jpg image")
-    paths = [path for found in members for path in found]
-    first = _decode(paths[0])
-    pixels = np.empty((len(paths), *first.shape), dtype=np.uint8)
-
-    def fill(index: int) -> None:
-        image = _decode(paths[index])
-        if image.shape != first.shape:
-            sizes = f"{_size(image.shape)}, but {paths[0]} is {_size(first.shape)}"
-            raise StudyError(f"{paths[index]} is {sizes}; all images must agree")
-        pixels[index] = image
+    def fill(place: int) -> None:
+        pixels[place] = files.pixels(int(numbers[place]))
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        for _ in pool.map(fill, range(len(paths))):
+        for _ in pool.map(fill, range(len(numbers))):
             pass
-    labels = np.repeat(np.arange(len(classes)), [len(found) for found in members])
-    return Images(pixels, labels.astype(np.int64))
+    return Images(pixels, files.labels[numbers])
 
 
-def _decode(path: Path) -> NDArray[np.uint8]:
-    """The image as ``[channels, height, width]``: one channel where it is grey, else red, green and blue.
-
-    Raises:
-        StudyError: it cannot be read, or has more than 8 bits a channel (which Pillow would clip).
-    """
+def _squares(arrays: sources.Arrays, size: int | None) -> Images:
+    """Images of arrays, resized and cropped to squares if there is a ``size``."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as picture:
-            mode = picture.mode
-            pixels = np.asarray(picture.convert("L" if mode in ("1", "L") else "RGB"), dtype=np.uint8)
-    except Exception as error:  # a broken image may fail in any way
-        raise StudyError(f"{path} cannot be read as an image ({type(error).__name__})") from None
-    if mode.startswith(("I", "F")):
-        raise StudyError(f"{path} has more than 8 bits a channel; convert it to 8")
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    pixels, labels = arrays
+    if size is not None and pixels.shape[2:] != (size, size):
+        made = np.empty((*pixels.shape[:2], size, size), dtype=np.uint8)
+        for place, channels in enumerate(pixels):
+            for number, channel in enumerate(channels):
+                made[place, number] = np.asarray(folder.centre(Image.fromarray(channel), size))
+        pixels = made
+    return Images(pixels, labels)
 
 
-def _size(shape: Sequence[int]) -> str:
-    channels, height, width = shape
-    return f"{height} × {width} and {'grey' if channels == 1 else 'coloured'}"
+def _memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or those of its container."""
+    whole = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return whole

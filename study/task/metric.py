@@ -56,21 +56,69 @@ class Metric:
         """The best of some values."""
         return max(values, key=lambda value: self.sign * value)
 
+    def worst(self, values: Iterable[float]) -> float:
+        """The worst of some values."""
+        return min(values, key=lambda value: self.sign * value)
+
     def text(self, value: float) -> str:
-        """A value as it is written."""
-        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+        """A value as sentences write it."""
+        return self.number(value) + " %" * self.percent
+
+    def label(self, value: float) -> str:
+        """A value as figures and tables write it: ``97.22%``."""
+        return self.number(value) + "%" * self.percent
+
+    def goal(self, value: float) -> str:
+        """A value that somebody has set, as sentences write it: ``95.0 %``."""
+        return f"{100 * value:.1f} %" if self.percent else self.text(value)
+
+    def named(self, words: str) -> str:
+        """What is written of a value, after the metric's name; accuracies do without."""
+        return words if self.name == "accuracy" else f"{self.name} {words}"
+
+    @property
+    def title(self) -> str:
+        """The name as it begins a sentence."""
+        return self.name[:1].upper() + self.name[1:]
+
+    def number(self, value: float) -> str:
+        """A value without its unit."""
+        return f"{100 * value:.2f}" if self.percent else f"{value:.4g}"
+
+    def spread(self, value: float) -> str:
+        """A deviation of values, or half of an interval, without its unit."""
+        return self.change(value).removeprefix("+")
 
     def difference(self, value: float) -> str:
         """A difference of two values as it is written, with its sign; zero is not negative."""
+        return self.change(value) + self.unit
+
+    def change(self, value: float) -> str:
+        """A difference without its unit."""
         scaled, digits = (100 * value, 2) if self.percent else (value, self._digits)
         words = f"{scaled:+.{digits}f}".replace("-", "−")
-        if not words.strip("+−0."):
-            words = f"+{words[1:]}"
-        return words + " points" * self.percent
+        return words if words.strip("+−0.") else f"+{words[1:]}"
 
     def amount(self, value: float) -> str:
-        """The size of a difference, without a sign: ``0.5 points``."""
-        return self.difference(abs(value)).removeprefix("+")
+        """The size of a difference, without a sign: ``1.9 points``, or ``0.45 points`` where it is below one."""
+        if self.percent:
+            return f"{100 * abs(value):.{1 if abs(value) >= 0.00995 else 2}f}{self.unit}"
+        return self.spread(abs(value))
+
+    @property
+    def smallest(self) -> str:
+        """The margin as it is written: ``0.5 points``."""
+        return f"{100 * self.margin if self.percent else self.margin:g}{self.unit}"
+
+    @property
+    def gap(self) -> str:
+        """What a column is called that says how much better a network is on what it was trained on."""
+        return "train − test" if self.sign > 0 else "test − train"
+
+    @property
+    def unit(self) -> str:
+        """What stands after a difference, with a space before it."""
+        return " points" * self.percent
 
     @property
     def _digits(self) -> int:

@@ -8,7 +8,7 @@ compares the outputs with; in both, every tensor's first axis is the samples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,12 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree
-from torch.utils.data import DataLoader, default_collate
-from torch.utils.data import Dataset as MapDataset
 
 from network_surgery.study.errors import StudyError
-
-Batch = tuple[Any, Any]
+from network_surgery.study.task.stream import Batch, Stream, evenly
 
 
 @dataclass(frozen=True)
@@ -75,32 +72,6 @@ class Samples:
         return _pytree.tree_leaves((self.inputs, self.targets))
 
 
-class Stream:
-    """A set that is read as it is needed: a ``dataset`` of torch's kind, ``len(dataset)`` pairs of inputs and targets.
-
-    ``collate`` makes a batch of a list of pairs, as for ``torch.utils.data.DataLoader``, whose worker processes
-    (``workers``; 0: none) read them. What is random in reading follows the seed and the epoch alone.
-    """
-
-    def __init__(
-        self, dataset: MapDataset[Any], workers: int = 0, collate: Callable[[list[Any]], Batch] = default_collate
-    ) -> None:
-        self.dataset, self.workers, self.collate = dataset, workers, collate
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def thinned(self, count: int) -> Stream:
-        """``count`` of the samples (all where there are fewer), evenly spread over the set."""
-        chosen = evenly(len(self), count).tolist()
-        return Stream(torch.utils.data.Subset(self.dataset, chosen), self.workers, self.collate)
-
-    def digest(self) -> str | None:
-        """The dataset's own fingerprint (``dataset.digest()``); None where it has none: nobody reads all of it."""
-        digest = getattr(self.dataset, "digest", None)
-        return digest() if callable(digest) else None
-
-
 class Batches:
     """A set as batches on a device: a held one lies there whole, a streamed one comes batch by batch."""
 
@@ -123,11 +94,10 @@ class Batches:
         """Inputs and targets of the samples of these numbers."""
         if self._held is None:
             assert isinstance(self.samples, Stream)
-            numbers = torch.arange(len(self))[index].tolist()
-            return self._moved(self.samples.collate([self.samples.dataset[number] for number in numbers]))
+            return self._moved(self.samples.read(torch.arange(len(self))[index]))
         place = index.to(self.device) if isinstance(index, Tensor) else index
         inputs, targets = _pytree.tree_map(lambda tensor: tensor[place], self._held)
-        return self.samples.prepare(inputs), targets  # type: ignore[union-attr]
+        return self.samples.prepare(inputs), targets
 
     def over(self, parts: Iterable[Tensor], seed: int = 0) -> Iterator[Batch]:
         """A batch for each part, the numbers of its samples; ``seed`` is of what is random in reading them."""
@@ -135,26 +105,16 @@ class Batches:
             yield from map(self.take, parts)
             return
         assert isinstance(self.samples, Stream)
-        loader = DataLoader(
-            self.samples.dataset, batch_sampler=[part.tolist() for part in parts], num_workers=self.samples.workers,
-            collate_fn=self.samples.collate, pin_memory=self.device.type == "cuda",
-            generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
-        for batch in loader:
+        for batch in self.samples.batches(parts, seed, pin=self.device.type == "cuda"):
             yield self._moved(batch)
 
     def whole(self, size: int) -> Iterator[Batch]:
         """All samples in order, ``size`` at a time."""
         return self.over(torch.arange(len(self)).split(size))
 
-    def _moved(self, batch: Any) -> Batch:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise StudyError(
-                f"a dataset must give pairs of inputs and targets; a batch of {type(self.samples).__name__.lower()}ed "
-                f"samples is a {type(batch).__name__}"
-            )
-        inputs, targets = _pytree.tree_map_only(Tensor, lambda t: t.to(self.device, non_blocking=True), tuple(batch))
-        return inputs, targets
+    def _moved(self, batch: Batch) -> Batch:
+        inputs, targets = _pytree.tree_map_only(Tensor, lambda t: t.to(self.device, non_blocking=True), batch)
+        return self.samples.prepare(inputs), targets
 
 
 @dataclass(frozen=True)
@@ -164,11 +124,6 @@ class Sets:
     train: Samples | Stream
     validation: Samples | Stream
     test: Samples | Stream
-
-
-def evenly(total: int, count: int) -> NDArray[np.int64]:
-    """``count`` numbers below ``total`` (all where there are fewer), evenly spread."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 def size_of(batch: Any) -> int:

@@ -34,6 +34,8 @@ class Task:
     at_once: int | None = None
     #: Names of the classes that targets are numbers of, where they are.
     classes: tuple[str, ...] = ()
+    #: What a study prints of the samples besides their numbers.
+    note: str = ""
 
     def load(self) -> Sets | tuple[Any, Any, Any]:
         """The training, validation and test samples.
@@ -70,8 +72,16 @@ class Task:
         return {name: float(mean) for name, mean in means.items() if not mean.dim() and name != "loss"}
 
     def augment(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        """A training batch as the network sees it, on the device; what is random is drawn from torch's numbers."""
+        """A training batch as the network sees it, on the device; what is random is drawn from torch's numbers.
+
+        They are seeded by the run's seed, the epoch and the step, and the network's own are left as they were.
+        """
         return inputs, targets
+
+    @property
+    def augments(self) -> bool:
+        """Whether ``augment`` changes anything."""
+        return type(self).augment is not Task.augment
 
     @functools.cached_property
     def sets(self) -> Sets:

@@ -1,8 +1,8 @@
 """Checkpoints that describe their own architecture and load without pickle (``weights_only=True``).
 
-A checkpoint holds the architecture, the weights, the optimizer's state, the random state, the position in
-training and the callbacks' states (the theatre's: how far the schedule is, and its records). A run that resumes from
-one equals an uninterrupted run bit for bit on a CPU.
+A checkpoint holds the architecture, the weights and their average, the optimizer's state, what operations did to the
+learning rate, the random state, the position in training and the callbacks' states (the theatre's: how far the schedule
+is, and its records). A run that resumes from one equals an uninterrupted run bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from network_surgery.ops import SurgeryError, adopt, describe
 from network_surgery.ops.network.architecture import fill, passing
 from network_surgery.study.errors import StudyError
+from network_surgery.study.training.records import renamed
 from network_surgery.study.training.trainer import Callback, Trainer
 
 FORMAT = 4
@@ -29,6 +30,9 @@ def save(trainer: Trainer, path: Path) -> None:
         "architecture": describe(trainer.model),
         "weights": {**trainer.model.state_dict(), **passing(trainer.model)},
         "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "rate": trainer.rate.state(),
+        "average": _average(trainer),
         "random": torch.get_rng_state(),
         "cuda_random": cuda,
         "epoch": trainer.epoch,
@@ -61,15 +65,35 @@ def load(trainer: Trainer, path: Path) -> None:
             raise StudyError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
         adopt(trainer.model, content["architecture"])
         fill(trainer.model, content["weights"], content["architecture"])
+        if trainer.average is not None:
+            adopt(trainer.average.module, content["architecture"])
+            fill(trainer.average.module, content["average"]["weights"], content["architecture"])
+            trainer.average.n_averaged.fill_(content["average"]["steps"])
     except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
+    for network in {trainer.model, trainer.final}:
+        trainer.compute.place(network, trainer.device)
+    trainer.resized()
     trainer.optimizer.load_state_dict(content["optimizer"])
-    trainer.epoch, trainer.iteration, trainer.history = content["epoch"], content["iteration"], content["history"]
+    if content.get("scaler"):  # of fp16 alone
+        trainer.scaler.load_state_dict(content["scaler"])
+    trainer.rate.restore(content.get("rate", []))  # an older one knows of none
+    trainer.epoch, trainer.iteration = content["epoch"], content["iteration"]
+    trainer.history = [renamed(record) for record in content["history"]]  # of an older version it has other names
     for callback, state in zip(trainer.callbacks, content["callbacks"], strict=True):
         callback.restore(state)
     torch.set_rng_state(content["random"])
     if content["cuda_random"] is not None and trainer.device.type == "cuda":
         torch.cuda.set_rng_state(content["cuda_random"], trainer.device)
+
+
+def _average(trainer: Trainer) -> dict[str, Any] | None:
+    """The average of the weights, where there is one, and the number of steps that it has seen."""
+    if trainer.average is None:
+        return None
+    network = trainer.average.module
+    weights = {**network.state_dict(), **passing(network)}
+    return {"weights": weights, "steps": int(trainer.average.n_averaged)}
 
 
 class Checkpointer(Callback):

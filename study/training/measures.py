@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from network_surgery.ops.anatomy import evaluating
+from network_surgery.study.recipe.compute import PLAIN, Compute
 from network_surgery.study.task.samples import Batches
-from network_surgery.study.task.task import call
 from network_surgery.study.training.trainer import clock
 
 #: The batches whose latency is taken.
@@ -19,8 +19,9 @@ BATCHES = (1, 256)
 REPEATS = 5
 
 
-def speed(model: nn.Module, batches: Batches, device: torch.device) -> dict[str, Any]:
-    """``latency_seconds``: batch → median seconds of a forward pass (the samples are repeated as often as that takes).
+def speed(model: nn.Module, batches: Batches, device: torch.device, compute: Compute = PLAIN) -> dict[str, Any]:
+    """``latency_seconds``: batch → median seconds of a forward pass (the samples are repeated as often as that takes),
+    computed as in training, uncompiled.
 
     ``peak_memory``: the most bytes that the GPU held for this process; None on a CPU.
     """
@@ -31,7 +32,7 @@ def speed(model: nn.Module, batches: Batches, device: torch.device) -> dict[str,
             seconds = []
             for _ in range(REPEATS + 1):
                 start = clock(device)
-                call(model, inputs)
+                compute.answer(model, inputs, device)
                 seconds.append(clock(device) - start)
             found[str(batch)] = statistics.median(seconds[1:])
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -47,7 +47,8 @@ class OperationRecord(Plain):
     ``before`` and ``after`` are of the held-out samples; the training losses are those of the last batch before
     and of the first one after. ``epoch_seconds`` are of the epoch that the operation opened or interrupted.
     ``epochs_to_recover``: until the held-out loss was back where it was before the first operation of that moment; None
-    if that was not seen. ``evidence``: what the operation says of its choice.
+    if that was not seen. ``evidence``: what the operation says of its choice. ``after``: what becomes of the learning
+    rate, as in the schedule (``ops.schedule.after_data``).
     """
 
     when: str
@@ -73,6 +74,7 @@ class OperationRecord(Plain):
     epochs_to_recover: int | None = None
     repair: list[str] = field(default_factory=list)
     evidence: dict[str, float] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
 
     @property
     def spike_factor(self) -> float:
@@ -149,6 +151,22 @@ def spikes(operations: Iterable[OperationRecord]) -> list[Spike]:
 
 
 Outcome = Mapping[str, Any]
+#: What older versions, which knew one metric, called what is now of a task's primary one.
+RENAMED = {
+    "validation_accuracy": "validation_metric", "test_accuracy": "test_metric", "train_accuracy": "train_metric",
+    "accuracy_before": "metric_before", "accuracy_after": "metric_after",
+}  # fmt: skip
+
+
+def renamed(outcome: Outcome) -> dict[str, Any]:
+    """An outcome of any version under the names that it has now, with its epochs and operations."""
+    found = {RENAMED.get(name, name): value for name, value in outcome.items()}
+    for part in ("epochs", "operations"):
+        if part in found:
+            found[part] = [renamed(each) for each in found[part]]
+    if "test_top5" in found:
+        found["test_metrics"] = {"accuracy": found["test_metric"], "top 5": found.pop("test_top5")}
+    return found
 
 
 def finished(outcome: Outcome) -> bool:

@@ -9,17 +9,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from network_surgery.ops import Anatomy, Schedule, describe, save
-from network_surgery.ops.anatomy import count
+from network_surgery.ops.anatomy import count, evaluating
+from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.network.masks import parameters_of
+from network_surgery.ops.network.optimizer_state import check as check_state
+from network_surgery.ops.network.optimizer_state import listed
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.recipe.compute import Compute
+from network_surgery.study.recipe.learning_rate import check_after
+from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.recipe.optimizer import make_optimizer
 from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.task.samples import Batches
-from network_surgery.study.task.task import Task
+from network_surgery.study.task.task import Task, call
 from network_surgery.study.training import checkpoint
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
@@ -75,6 +81,7 @@ def run(
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
+    With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
@@ -84,6 +91,8 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
+    compute = Compute(settings.precision, settings.channels_last, settings.compile)
+    compute.check(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
@@ -91,7 +100,8 @@ def run(
     if cell.architecture is not None:
         renew(model, cell.architecture, cell.seed)
     model.to(device)
-    schedule = Schedule.from_data(cell.schedule)
+    schedule, optimization = Schedule.from_data(cell.schedule), Optimization.of(settings)
+    check_after(optimization.curve, schedule)
     held_out = task.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
     renewed = settings.batchnorm_statistics == "reset"
@@ -105,8 +115,8 @@ def run(
     trainer = Trainer(
         model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
         batch_size=settings.batch_size, seed=cell.seed, device=device,
-        callbacks=[energy, theatre, *probes, Teller(tell, theatre)],
-        accuracy_mode=settings.accuracy_mode,
+        callbacks=[energy, theatre, *probes, Teller(tell, theatre)], optimization=optimization,
+        accuracy_mode=settings.accuracy_mode, compute=compute,
     )  # fmt: skip
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
@@ -118,9 +128,9 @@ def run(
                 return run(cell, task, settings, device, tell, saved, network)
     trainer.fit()
     if network is not None:
-        _keep(model, network)
+        _keep(trainer.final, network)
     example = Batches(held_out, device).take(slice(0, 2))[0]
-    parameters, flops = count(model, example)
+    parameters, flops = count(trainer.final, example)
     outcome = reached(trainer, theatre, cell.sunk) | {
         "parameters": parameters,
         "flops": flops,
@@ -131,7 +141,7 @@ def run(
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
-        outcome |= speed(model, Batches(held_out, device), device)
+        outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
     return outcome
 
 
@@ -139,6 +149,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
     """What a training has reached after any of its epochs: metric, loss, seconds, steps, epochs, operations."""
     last = trainer.history[-1]
     train_seconds = sum(record["train_seconds"] for record in trainer.history)
+    compiling = [record["compile_seconds"] for record in trainer.history if "compile_seconds" in record]
     return {
         "validation_metric": last["validation_metric"],
         "validation_loss": last["validation_loss"],
@@ -148,8 +159,10 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "joules": _joules(trainer.history, sunk),
         "sunk": dict(sunk),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
+        **({"compile_seconds": sum(compiling)} if compiling else {}),
         "spikes": [spike.to_data() for spike in spikes(theatre.records)],
         "steps": trainer.iteration,
+        "batches": trainer.batches_done(trainer.iteration),
         "epochs": trainer.history,
         "operations": [record.to_data() for record in theatre.records],
         "checks": [check.to_data() for check in theatre.checks],
@@ -165,10 +178,12 @@ def _keep(model: nn.Module, path: Path) -> None:
 
 
 def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
-    """FLOPs of all training steps: three forward passes' worth a sample (forward, and twice that backward), by the
+    """FLOPs of all training batches: three forward passes' worth a sample (forward, and twice that backward), by the
     network's size at the time. It repeats on any machine, where seconds do not; operations are not in it.
     """
-    return 3 * trainer.batch_size * int(work(theatre.records, flops, trainer.iteration, lambda each: each.iteration))
+    batches = trainer.batches_done
+    done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration))
+    return 3 * trainer.batch_size * int(done)
 
 
 def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
@@ -179,13 +194,15 @@ def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> 
 
 
 def check(settings: Settings, task: Task) -> dict[str, int]:
-    """Builds the network once and returns its layers' sizes by name.
+    """Builds the network once, tries its optimizer, and returns its layers' sizes by name.
 
     Raises:
-        StudyError: no such network, or it has no layer that can be operated on.
+        StudyError: no such network or optimizer, or no layer that can be operated on.
+        SurgeryError: the optimizer keeps something that cannot follow surgery.
     """
     steps_per_epoch(len(task.train), settings.batch_size)
     model = tried(task)
+    _try_optimizer(settings, model, task)
     anatomy = Anatomy(model, Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0])
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
@@ -193,9 +210,17 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
     return {name: layer.units for name, layer in anatomy.items()}
 
 
-def make_optimizer(settings: Settings, model: nn.Module) -> Optimizer:
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
-    kind = AdamW if settings.optimizer == "adamw" else Adam
-    return kind(model.parameters(), lr=rate, weight_decay=decay)
+def _try_optimizer(settings: Settings, model: nn.Module, task: Task) -> None:
+    """Makes a step on a few samples, so that what cannot be trained, or not be operated on, is known before."""
+    optimizer, optimization = make_optimizer(settings, model), Optimization.of(settings)
+    optimization.check(optimizer)
+    inputs, targets = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(None))
+    try:
+        with torch.random.fork_rng(devices=[]), evaluating(model):
+            task.training_loss(call(model, inputs), targets).mean().backward()
+            optimizer.step()
+    except Exception as error:  # anyone's optimizer may fail in any way
+        pass_on_memory(error)
+        raise StudyError(f"optimizer {settings.optimizer!r} cannot make a step: {first_line(error)}") from error
+    check_state(listed(optimizer), dict(model.named_parameters()))
+    model.zero_grad(set_to_none=True)

@@ -14,13 +14,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, operate
+from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, inner, operate
 from network_surgery.ops.anatomy import WHOLE
 from network_surgery.ops.network.optimizer_state import forget
-from network_surgery.ops.schedule import Step
+from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import Diverged
 from network_surgery.study.task.samples import Batches, Samples, Stream
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
@@ -152,11 +152,15 @@ class Theatre(Callback):
         start = clock(device) - spent
         if signals is None and (step.operation.needs_signals or step.repair):
             signals = self._signals(trainer, layer)
-        plan = operate(layer, step.operation, trainer.optimizer, signals, repair=step.repair)
+        averages = () if trainer.average is None else (trainer.average,)
+        plan = operate(layer, step.operation, trainer.optimizer, signals, repair=step.repair, averages=averages)
         if not self._carry:
             forget(trainer.optimizer)
         if self._renewed and step.layer != WHOLE:
-            renew_statistics(self.anatomy(trainer)[step.layer])
+            for network in (trainer.model, *averages):
+                renew_statistics(self.anatomy(trainer)[step.layer], network)
+        trainer.rate.after(trainer.iteration, step.after, step.after_length)
+        trainer.resized()
         seconds = clock(device) - start
         after, metric_after = self._look(trainer)
         if not math.isfinite(after):
@@ -168,6 +172,7 @@ class Theatre(Callback):
             layer=step.layer,
             operation=plan.operation,
             repair=list(step.repair),
+            after=after_data(step.after, step.after_length),
             units_before=plan.units_before,
             units_after=plan.units_after,
             parameters_before=plan.parameters_before,
@@ -196,9 +201,12 @@ class Theatre(Callback):
         return self._looked_at
 
 
-def renew_statistics(layer: HiddenLayer) -> None:
-    """The running statistics of every BatchNorm of the layer's units begin anew, at 0 and 1."""
+def renew_statistics(layer: HiddenLayer, network: nn.Module) -> None:
+    """The running statistics of every BatchNorm of the layer's units begin anew, at 0 and 1; in the network that the
+    layer is of, or in an average of it.
+    """
+    modules = dict(inner(network).named_modules())
     for place in layer.vectors:
-        module = layer.anatomy.owner(place.tensor)
+        module = layer.anatomy.owner(place.tensor, modules)
         if isinstance(module, _BatchNorm):
             module.reset_running_stats()

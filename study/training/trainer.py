@@ -17,9 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.ops.network.wrappers import rewrap
 from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.recipe.augmentation import apart
+from network_surgery.study.recipe.compute import PLAIN, Compute
+from network_surgery.study.recipe.learning_rate import LearningRate
+from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.task.samples import Batch, Batches, evenly, size_of
-from network_surgery.study.task.task import Task, call, summarize
+from network_surgery.study.task.task import Task, summarize
 
 
 class Callback:
@@ -73,8 +79,11 @@ class Trainer:
 
     ``history`` holds a record for each finished epoch: ``train_loss`` (the mean over batches, and that of the first
     and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_metric`` (the primary one), where
-    there are others ``validation_metrics`` by name, and ``train_seconds``; callbacks may add plain data. ``iteration``
-    counts optimizer steps. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
+    there are others ``validation_metrics`` by name, ``learning_rate`` (of the last step; of the first parameter group)
+    and ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps. ``optimization``: how
+    steps are made of gradients. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
+    ``compute``: how training steps and evaluation are computed; where they are compiled, the records have
+    ``compile_seconds``, which no other seconds count.
     """
 
     def __init__(
@@ -88,23 +97,45 @@ class Trainer:
         seed: int,
         device: torch.device,
         callbacks: Sequence[Callback] = (),
+        optimization: Optimization = Optimization(),
         accuracy_mode: str = "evaluation",
+        compute: Compute = PLAIN,
     ) -> None:
         self.model, self.optimizer, self.task = model, optimizer, task
         self.epochs, self.batch_size, self.seed, self.device = epochs, batch_size, seed, device
         self.callbacks = list(callbacks)
         self.train = Batches(task.train, device)
         self.validation = Batches(task.validation, device)
+        self.compute = compute
+        compute.place(model, device)
+        self.optimization = optimization
+        self.average = optimization.average(model)
+        self.rate = LearningRate(optimization.curve, epochs * self.per_epoch, self.per_epoch)
         self.epoch = 0
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
         self.accuracy_mode = accuracy_mode
         self._paused = 0.0
+        self.scaler = compute.scaler(device)
+        self._network: nn.Module = torch.compile(model, dynamic=False) if compute.compile else model  # type: ignore[assignment]
+        self._compiled: set[Any] = set()
+        self._compile_seconds = 0.0
 
     @property
     def per_epoch(self) -> int:
-        """Optimizer steps in an epoch; a last batch of one sample is left out (BatchNorm cannot train on it)."""
-        return steps_per_epoch(len(self.train), self.batch_size)
+        """Optimizer steps in an epoch, the last one perhaps of fewer batches."""
+        return steps_per_epoch(len(self.train), self.batch_size, self.optimization.accumulate)
+
+    @property
+    def final(self) -> nn.Module:
+        """The network that is evaluated and kept: the average of the weights, where the recipe has one."""
+        return self.model if self.average is None else self.average.module
+
+    def batches_done(self, iteration: int) -> int:
+        """The batches of the first ``iteration`` optimizer steps."""
+        epochs, steps = divmod(iteration, self.per_epoch)
+        each = batches_per_epoch(len(self.train), self.batch_size)
+        return epochs * each + min(steps * self.optimization.accumulate, each)
 
     def fit(self) -> None:
         """Trains to the last epoch. Raises Diverged when the loss is no longer finite."""
@@ -120,8 +151,13 @@ class Trainer:
                 callback.after_epoch(self, record)
 
     def evaluate(self, batches: Batches) -> Scores:
-        """Loss and metrics of the network as it is now."""
-        return evaluate(self.model, self.task, batches, self.batch_size, self.accuracy_mode)
+        """Loss and metrics of the network (or the average of its weights) as it is now."""
+        return evaluate(self.final, self.task, batches, self.batch_size, self.accuracy_mode, self.compute)
+
+    def resized(self) -> None:
+        """Whoever changes the sizes of the network calls this: what was compiled for the old ones is forgotten."""
+        self._network = rewrap(self._network)
+        self._compiled.clear()
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -132,43 +168,115 @@ class Trainer:
 
     def _train_epoch(self) -> dict[str, Any]:
         seed = self.seed * 100_003 + self.epoch
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
-        order = order.to(self.train.home)
-        batches = self.train.over(order.split(self.batch_size)[: self.per_epoch], seed)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.train), generator=generator).to(self.train.home)
+        parts = order.split(self.batch_size)[: batches_per_epoch(len(self.train), self.batch_size)]
+        batches = self.train.over(parts, seed)
+        if self.task.augments:
+            batches = self._augmented(batches, generator)
+        together = self.optimization.accumulate
         self.model.train()
         total = first = loss = torch.zeros((), device=self.device)
-        self._paused, start = 0.0, clock(self.device)
+        finite: Tensor | int = 0
+        self._paused, self._compile_seconds, start = 0.0, 0.0, clock(self.device)
         for step in range(self.per_epoch):
             for callback in self.callbacks:
                 callback.before_step(self)
-            inputs, targets = next(batches)
+            sizes = [len(part) for part in parts[step * together : (step + 1) * together]]
+            shares = [size / sum(sizes) for size in sizes]
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.task.training_loss(call(self.model, inputs), targets).mean()
-            loss.backward()
-            self.optimizer.step()
-            self.iteration += 1
-            loss = loss.detach()
-            total = total + loss
+            losses = [self._backward(*next(batches), share) for share in shares]
+            self._update()
+            if self.scaler.is_enabled():  # a batch whose step it skips for its loss counts and reads as the mean so far
+                finite = finite + sum(each.isfinite() for each in losses)
+                total = sum((each.nan_to_num(0.0, 0.0, 0.0) for each in losses), total)
+                losses = [torch.where(each.isfinite(), each, total / finite) for each in losses]
+            else:
+                total = sum(losses, total)
+            loss = losses[0] if len(losses) == 1 else torch.stack(losses) @ losses[0].new_tensor(shares)
             first = loss if step == 0 else first
             for callback in self.callbacks:
                 callback.after_step(self, loss)
         seconds = clock(self.device) - start - self._paused
-        mean = float(total) / self.per_epoch
+        mean = float(total / finite) if self.scaler.is_enabled() else float(total) / len(parts)
         if not math.isfinite(mean):
             raise Diverged(f"the training loss became {mean} in epoch {self.epoch + 1}")
+        compiling = {"compile_seconds": self._compile_seconds} if self.compute.compile else {}
         return {
             "epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": seconds,
             "first_loss": float(first), "last_loss": float(loss),
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]), **compiling,
         }  # fmt: skip
 
+    def _augmented(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
+        """The batches as the task augments them, each by random numbers of its own."""
+        for batch in batches:
+            with apart(int(torch.randint(2**62, (), generator=generator)), self.device):
+                batch = self.task.augment(*batch)
+            yield batch
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Batches in an epoch. Raises StudyError where there is none."""
+    def _backward(self, inputs: Any, targets: Any, share: float) -> Tensor:
+        """The loss of a batch, whose gradient is added with its share in the step."""
+        if self.compute.compile:
+            self._compile(inputs, targets)
+        loss = self._loss(inputs, targets)
+        with self.compute.switched():
+            self.scaler.scale(loss if share == 1 else loss * share).backward()
+        return loss.detach()
+
+    def _loss(self, inputs: Any, targets: Any) -> Tensor:
+        return self.task.training_loss(self.compute.answer(self._network, inputs, self.device), targets).mean()
+
+    def _compile(self, inputs: Any, targets: Any) -> None:
+        """Has the network compiled for batches of this size, off the clock, by a step of which nothing is left."""
+        size = size_of(targets)
+        if size in self._compiled:
+            return
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        start = clock(self.device)
+        with self.off_the_clock(), apart(0, self.device), self.compute.switched():
+            try:
+                torch.autograd.grad(self._loss(inputs, targets), parameters, allow_unused=True)
+            except Exception as error:  # a compiler that is not there, or cannot do this network
+                pass_on_memory(error)
+                raise StudyError(
+                    f"compile is true, but torch cannot compile this network here: {first_line(error)}"
+                ) from error
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        self._compile_seconds += clock(self.device) - start
+        self._compiled.add(size)
+
+    def _update(self) -> None:
+        """One step of the optimizer, at the learning rate of this moment; the average follows."""
+        if self.optimization.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip)
+        self.rate.apply(self.optimizer, self.iteration)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.iteration += 1
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+
+def batches_per_epoch(samples: int, batch_size: int) -> int:
+    """Batches in an epoch; a last one of one sample is left out (BatchNorm cannot train on it).
+
+    Raises:
+        StudyError: there is none.
+    """
     whole, rest = divmod(samples, batch_size)
-    steps = whole + (rest > 1)
-    if steps == 0:
+    batches = whole + (rest > 1)
+    if batches == 0:
         raise StudyError(f"{samples} training sample(s) make no batch; at least 2 are needed")
-    return steps
+    return batches
+
+
+def steps_per_epoch(samples: int, batch_size: int, accumulate: int = 1) -> int:
+    """Optimizer steps in an epoch, each of ``accumulate`` batches. Raises StudyError where there is none."""
+    return math.ceil(batches_per_epoch(samples, batch_size) / accumulate)
 
 
 #: Samples that are looked at together in training mode, where they depend on each other (as the thesis's code has it).
@@ -189,7 +297,12 @@ class Scores(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module, task: Task, batches: Batches, batch_size: int = 1024, mode: str = "evaluation"
+    model: nn.Module,
+    task: Task,
+    batches: Batches,
+    batch_size: int = 1024,
+    mode: str = "evaluation",
+    compute: Compute = PLAIN,
 ) -> Scores:
     """Loss and metrics over a set, which is answered in batches of ``task.at_once`` or of this size; the model is left
     in the mode that it was in. ``mode``: see ``answers``.
@@ -198,7 +311,7 @@ def evaluate(
         StudyError: the task does not measure the metric that it names as its own.
     """
     sums: dict[str, Tensor] = {}
-    for outputs, targets in answers(model, batches, task.at_once or batch_size, mode):
+    for outputs, targets in answers(model, batches, task.at_once or batch_size, mode, compute):
         samples = size_of(targets)
         found = {"loss": task.loss(outputs, targets).mean().double() * samples}
         found |= {name: values.double().sum(dim=0) for name, values in task.measure(outputs, targets).items()}
@@ -208,7 +321,9 @@ def evaluate(
     return Scores(float(means["loss"]), metric, metrics)
 
 
-def answers(model: nn.Module, batches: Batches, most: int = 1024, mode: str = "evaluation") -> Iterator[Batch]:
+def answers(
+    model: nn.Module, batches: Batches, most: int = 1024, mode: str = "evaluation", compute: Compute = PLAIN
+) -> Iterator[Batch]:
     """Outputs and targets of all samples, in order, ``most`` at a time, without gradients.
 
     In evaluation mode, or with ``mode="training"`` as in training: BatchNorm by the batch's own statistics, in batches
@@ -224,7 +339,7 @@ def answers(model: nn.Module, batches: Batches, most: int = 1024, mode: str = "e
         parts = (*parts[:-2], torch.cat(parts[-2:]))
     with plainly(model, training=True) if training else evaluating(model), torch.no_grad():
         for inputs, targets in batches.over(parts):
-            yield call(model, inputs), targets
+            yield compute.answer(model, inputs, batches.device), targets
 
 
 def clock(device: torch.device) -> float:

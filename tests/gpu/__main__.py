@@ -3,6 +3,7 @@
 Each step holds the card against the CPU or against the clock (``STEPS``, by worth). Rows go to ``DIR/gpu.json`` and
 ``DIR/gpu.md`` as they come, so a run that is killed keeps what it has seen. A step that fails leaves its error and the
 next one starts. Needs torch, torchvision, numpy and scipy; pydantic for the trainer, tensorly for EigenRemove.
+The step ``baseline`` also needs PyYAML and real images: ``--data folder:PATH``.
 ``--device cpu`` compares the CPU with itself, to try this program.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu import clock, compare, training
+from tests.gpu import baseline, clock, compare, training
 from tests.gpu.card import Card, Late, Row
 
 Step = Callable[[Card], Iterator[Row]]
@@ -58,7 +59,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "generators": (compare.generators, 20),
     "anatomies": (compare.anatomies, 90),
     "operations": (compare.operations, 120),
-    "determinism": (training.determinism, 60),
+    "determinism": (training.determinism, 90),
     "trainer": (training.speed, 160),
     "clock": (clock.operations, 100),
     "optimizers": (compare.optimizers, 90),
@@ -66,6 +67,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "profiles": (clock.profiles, 60),
     "out_of_memory": (clock.out_of_memory, 45),
     "single": (compare.operations_single, 120),
+    "baseline": (baseline.baseline, 560),
 }
 
 
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--steps", default=",".join(STEPS), help="comma-separated, in this order")
     parser.add_argument("--commit", default="", help="where git is not there to ask")
     parser.add_argument("--small", action="store_true", help="networks of a sixteenth of the width, fewer repeats")
+    parser.add_argument("--data", default="", help="folder:PATH of images for the step baseline")
     options = parser.parse_args()
     names = options.steps.split(",")
     if unknown := [name for name in names if name not in STEPS]:
@@ -85,7 +88,7 @@ def main() -> None:
         sys.exit("torch sees no card here; --device cpu tries this program on the CPU")
     torch.set_num_threads(2 if options.device == "cuda" else 1)
     options.out.mkdir(parents=True, exist_ok=True)
-    card = Card(torch.device(options.device), options.out, options.commit, options.small)
+    card = Card(torch.device(options.device), options.out, options.commit, options.small, options.data)
     end = time.monotonic() + 60 * options.minutes
     for name in names:
         left = end - time.monotonic()

@@ -25,12 +25,13 @@ class Late(BaseException):
 
 @dataclass
 class Card:
-    """``small``: sizes at which a CPU tries the program in minutes."""
+    """``small``: sizes at which a CPU tries the program in minutes. ``data``: images, for steps that need real ones."""
 
     device: torch.device
     out: Path
     commit: str = ""
     small: bool = False
+    data: str = ""
     steps: dict[str, Any] = field(default_factory=dict)
     epoch_seconds: float | None = None  # of VGG16, by the trainer
     _ends: list[float] = field(default_factory=list)
@@ -66,6 +67,11 @@ class Card:
     def late(self) -> bool:
         """Whether the time of the innermost block is over."""
         return bool(self._ends) and time.monotonic() >= self._ends[-1]
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return self._ends[-1] - time.monotonic() if self._ends else float("inf")
 
     def _alarm(self) -> None:
         def late(number: int, frame: Any) -> None:

@@ -42,19 +42,30 @@ def dataset(images: int, size: int, channels: int = 3, held: int = 512) -> Any:
     return ImageTask(drawn(images), drawn(held), drawn(held), tuple(map(str, range(10))))
 
 
+#: Recipes that a run is repeated with, besides the default.
+RECIPES: dict[str, dict[str, Any]] = {
+    "tf32, crop_flip": {"precision": "tf32", "augment": "crop_flip"},
+    "bf16, channels last, cutmix": {"precision": "bf16", "channels_last": True, "mix": "cutmix"},
+    "fp16, channels last, crop_flip, average": {
+        "precision": "fp16", "channels_last": True, "augment": "crop_flip", "ema": 0.9, "clip": 1.0,
+    },
+}  # fmt: skip
+
+
 def determinism(card: Card) -> Iterator[Row]:
     """A run with four operations (small_cnn, 3 epochs): bit-equal twice, and stopped after 2 epochs and resumed?"""
     try:
         from network_surgery.study.config import Settings
+        from network_surgery.study.recipe.augmentation import Augmentation
         from network_surgery.study.training.cell import Cell
         from network_surgery.study.training.run import run
     except ImportError as error:
         yield {"note": f"not tried: the trainer cannot be imported ({error})"}
         return
-    data, settings = dataset(512 if card.small else 2048, 16), Settings(epochs=3, model="small_cnn", probe=0)
+    images = dataset(512 if card.small else 2048, 16)
     cell = Cell("surgery", 1, SCHEDULE)
 
-    def ended(folder: Path, name: str, stop: int = 0) -> list[Any]:
+    def ended(settings: Settings, data: Any, folder: Path, name: str, stop: int = 0) -> list[Any]:
         def tell(record: dict[str, Any]) -> None:
             if record["epoch"] == stop:
                 raise Stopped
@@ -69,14 +80,20 @@ def determinism(card: Card) -> Iterator[Row]:
         units = [(each["units_before"], each["units_after"]) for each in outcome["operations"]]
         return [losses, units, weights]
 
-    for kernels in ("as torch has them", "cudnn.deterministic"):
-        torch.backends.cudnn.deterministic = kernels == "cudnn.deterministic"
+    for recipe in ("default, kernels as torch has them", "default", *RECIPES):
+        torch.backends.cudnn.deterministic = "as torch has them" not in recipe
+        settings = Settings(epochs=3, model="small_cnn", probe=0, **RECIPES.get(recipe, {}))
+        if not card.cuda and settings.precision in ("tf32", "fp16"):
+            yield {"recipe": recipe, "note": "skipped: it needs a card"}
+            continue
+        augmentation = Augmentation(settings.augment, settings.cutout, settings.mix, len(images.classes))
+        again = partial(ended, settings, images.changed(augmentation=augmentation))
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            first = ended(Path(folder), "first")
+            first = again(Path(folder), "first")
             seconds = time.perf_counter() - start
-            second, resumed = ended(Path(folder), "second"), ended(Path(folder), "resumed", stop=3)
-        row: Row = {"kernels": kernels, "seconds": round(seconds, 2), "operations": first[1]}
+            second, resumed = again(Path(folder), "second"), again(Path(folder), "resumed", stop=3)
+        row: Row = {"recipe": recipe, "seconds": round(seconds, 2), "operations": first[1]}
         for name, other in (("twice", second), ("resumed", resumed)):
             row[f"same losses, {name}"] = first[0] == other[0]
             shapes = [v.shape for v in first[2].values()] == [v.shape for v in other[2].values()]

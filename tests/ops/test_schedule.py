@@ -169,3 +169,18 @@ def test_checks_layers_and_time():
         SCHEDULE.check(["0", "1"], epochs=3, per_epoch=20)
     with pytest.raises(SurgeryError, match=r"a step at 50it, but training ends after 2 epochs \(40 iterations\)"):
         SCHEDULE.check(["0", "2"], epochs=2, per_epoch=20)
+
+
+def test_a_step_carries_what_becomes_of_the_learning_rate():
+    for after, length in (("rewarm", None), ("rewarm", 0.25), ("rewind", Moment(2)), ("rewind", Moment(30, "it"))):
+        schedule = Schedule((Step(Moment(1), "0", MinWeight(0.5), ("bias",), after, length),))
+        (data,) = schedule.to_data()
+        assert data["after"] == after and ("after_length" in data) == (length is not None)
+        assert Schedule.from_data([data]) == schedule and f"then {after}" in str(schedule.steps[0])
+    (data,) = Schedule((Step(Moment(1), "0", MinWeight(0.5)),)).to_data()
+    assert "after" not in data  # schedules that do not say it stay as they were
+    for wrong in ({"after": "restart"}, {"after_length": 0.5}, *({"after": "rewind", "after_length": n} for n in (
+        0, 1.5, "0ep", "soon", True, [1],
+    ))):  # fmt: skip
+        with pytest.raises(SurgeryError, match="after"):
+            Schedule.from_data([data | wrong])

@@ -20,6 +20,7 @@ from network_surgery.ops import (
     Condition,
     EigenRemove,
     MeanReplace,
+    MinWeight,
     Moment,
     PruneWeights,
     Revive,
@@ -29,8 +30,8 @@ from network_surgery.ops import (
     operate,
 )
 from network_surgery.ops.signals.replacement import REPLACEMENTS
-from network_surgery.search_spaces import SPACES, expansion, removal
-from network_surgery.search_spaces.placement import CHOICES, chosen
+from network_surgery.search_spaces import SPACES, expansion, find_space, removal
+from network_surgery.search_spaces.placement import CHOICES, choices, chosen, fitted
 
 LAYERS = {
     "one layer": {"only": SimpleNamespace(units=1)},
@@ -226,6 +227,37 @@ def test_which_layers_a_choice_means(choice: str, names: list[str]) -> None:
     assert list(chosen(LAYERS["one layer"], choice)) == ["only"]
 
 
+BLOCKS = {
+    "embedding": SimpleNamespace(units=48),
+    **{
+        f"blocks.{block}.{name}": SimpleNamespace(units=units)
+        for block in range(2)
+        for name, units in (("attention.query:heads", 4), ("mlp.gate", 128))
+    },
+}
+
+
+def test_a_network_with_attention_offers_each_kind_of_layer_that_it_repeats() -> None:
+    kinds = ("blocks.*.attention.query:heads", "blocks.*.mlp.gate")
+    assert choices(BLOCKS) == (*CHOICES, *kinds)
+    assert chosen(BLOCKS, kinds[1]) == ["blocks.0.mlp.gate", "blocks.1.mlp.gate"]
+    assert {choice for trial in drawn("mixed", BLOCKS, 6, 80) if (choice := trial.params.get("layers"))} == {
+        *choices(BLOCKS)
+    }
+    for layers in LAYERS.values():  # others choose among what they always have
+        assert choices(layers) == CHOICES
+
+
+def test_a_removal_takes_one_unit_at_least_where_there_are_few() -> None:
+    kept = {units: fitted(MinWeight(0.9), SimpleNamespace(units=units)).keep for units in (2, 3, 4, 5, 6, 100)}
+    assert kept == {2: 0.9, 3: 0.667, 4: 0.75, 5: 0.9, 6: 0.9, 100: 0.9}
+    assert fitted(MinWeight(0.5), SimpleNamespace(units=4)) == MinWeight(0.5)
+    assert fitted(PCNS(0.1), SimpleNamespace(units=4)) == PCNS(0.1)
+    for trial in drawn("removal", BLOCKS, 6, 60):
+        for step in trial.user_attrs["schedule"]:
+            assert step["keep"] < 0.88 or not step["layer"].endswith("heads")
+
+
 @pytest.mark.parametrize(
     ("order", "every", "wanted"),
     [
@@ -311,3 +343,26 @@ def test_dead_units_are_looked_for_at_the_operation_s_threshold() -> None:
     found = SPACES["dead_units"](FixedTrial(params), LAYERS["three layers"], 9)
     assert {step.when for step in found.steps} == {Condition(0.05, 0.25, Moment(3), Moment(2), 2, "dead_fraction")}
     assert {step.operation for step in found.steps} == {Revive(0.05, "either")}
+
+
+@pytest.mark.parametrize("name", [name for name in SPACES if ":" not in str(SPACES[name])])
+def test_any_space_may_choose_what_becomes_of_the_learning_rate(name):
+    layers, seen = {"fc1": SimpleNamespace(units=8), "fc2": SimpleNamespace(units=4)}, set()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(40):
+        trial = study.ask()
+        schedule = find_space(name, after=True)(trial, layers, 6)
+        plain = find_space(name)(optuna.trial.FixedTrial(trial.params), layers, 6)
+        steps = {(step.after, step.after_length) for step in schedule.steps}
+        assert len(steps) == 1 and [(s.when, s.operation) for s in schedule.steps] == [
+            (s.when, s.operation) for s in plain.steps
+        ]
+        ((after, length),) = steps
+        assert trial.params["after"] == after
+        assert length == trial.params.get("rewarm_length") or after == "rewind"
+        again = find_space(name, after=True)(optuna.trial.FixedTrial(trial.params), layers, 6)
+        assert again == schedule
+        seen.add((after, length))
+        assert all("after" not in step for step in plain.to_data())
+        study.tell(trial, 0.0)
+    assert len(seen) == 7

@@ -97,7 +97,7 @@ def test_every_option_is_a_setting_or_known_to_be_none(surgery: Surgery) -> None
         if command == "study":
             assert settings == {name for name in names(Settings) if declaration(Settings, name).about.option}
     code, out, _ = surgery("study", "--help")
-    assert code == 0 and "adam, adamw, sgd: the optimizer" in out and "--weight-decay" not in out
+    assert code == 0 and "adam, adamw, sgd (momentum 0.9)" in out and "--weight-decay" not in out
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None
         (["--model", "nope"], "there is no model 'nope'; give one of small_cnn, mlp, evci_cnn"),
         (["--model", "torchvision:nope"], "torchvision has no classification model 'nope'"),
         (["--model", "vgg16"], "model 'vgg16' failed on images of 1 × 8 × 8: it needs images of at least 16 × 16"),
-        (["--data", "mnist"], "there is no data 'mnist'; give 'digits', 'cifar10' or 'folder:PATH'"),
+        (["--data", "emnist"], "there is no data 'emnist'; give 'digits', 'mnist', 'fashion_mnist', 'cifar10'"),
         (["--data", "folder:none"], "none/train; images must lie in"),
         (["--space", "nope"], "there is no search space 'nope'; there are mixed"),
         (
@@ -131,7 +131,8 @@ def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None
             "the command line: objective is 'speed', but it must be a list of names, one or several of accuracy",
         ),
         (["--device", "gpu"], "the command line: device is 'gpu', but it must be one of auto, cpu, cuda"),
-        (["--optimizer", "lion"], "the command line: optimizer is 'lion', but it must be one of adam, adamw, sgd"),
+        (["--optimizer", "lion"], "there is no optimizer 'lion'; give adam, adamw, sgd, one of torch.optim (ASGD, "),
+        (["--lr-schedule", "cosin"], "lr_schedule is 'cosin', but it must be one of constant, step, cosine, linear"),
         (["--trials", "0"], "the command line: trials is 0, but it must be a whole number of at least 1"),
         (["--learning-rate", "nan"], "the command line: learning_rate is nan, but it must be a number above 0"),
         (["--batch-size", "-1"], "the command line: batch_size is -1, but it must be a whole number of at least 1"),

@@ -21,7 +21,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def refusal(config: Path | None = None, preset: str = "digits", **flags: Any) -> str:
+def refusal(config: Path | None = None, preset: str | None = "digits", **flags: Any) -> str:
     """The one sentence with which these settings are refused."""
     with pytest.raises(StudyError) as caught:
         compose(preset, config, flags)
@@ -50,6 +50,72 @@ def test_a_flag_beats_the_file_which_beats_the_preset(tmp_path: Path) -> None:
     assert (composed.epochs, composed.trials, composed.seeds, composed.batch_size) == (7, 11, 2, 32)
 
 
+TASK = """
+from network_surgery.study.task import Classification
+
+class Rows(Classification):
+    recipe = {"epochs": 9, "batch_size": 8}
+
+class Wrong(Classification):
+    recipe = {"epoch": 9}
+
+class Odd(Classification):
+    recipe = {"epochs": 0}
+
+class Other(Classification):
+    recipe = {"task": "text"}
+
+class Plain(Classification):
+    pass
+"""
+
+
+def test_a_task_picks_its_defaults(tmp_path: Path) -> None:
+    assert compose(None, None, {}) == compose("digits", None, {})
+    assert compose(None, None, {"task": "text"}) == compose("text", None, {})
+    assert compose(None, written(tmp_path, "task: text\ntrials: 3\n"), {}) == compose("text", None, {"trials": 3})
+    assert compose("digits", None, {"task": "text"}).data == "digits"  # what is named is taken
+
+
+def test_a_task_of_one_s_own_lies_under_everything_else(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(TASK)
+    assert compose(None, None, {"task": f"{file}:Plain"}) == Settings(task=f"{file}:Plain")
+    rows = f"{file}:Rows"
+    assert compose(None, None, {"task": rows}) == Settings(task=rows, epochs=9, batch_size=8)
+    assert compose("smoke", None, {"task": rows}).epochs == 4
+    config = written(tmp_path, f"task: {rows}\nbatch_size: 4\n")
+    composed = compose(None, config, {"trials": 2})
+    assert (composed.task, composed.epochs, composed.batch_size, composed.trials) == (rows, 9, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("Wrong", "there is no setting 'epoch'; there are"),
+        ("Odd", "epochs is 0, but it must be a whole number of at least 1"),
+        ("Other", "must be a mapping of settings other than task"),
+    ],
+)
+def test_a_wrong_recipe(tmp_path: Path, name: str, right: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(TASK)
+    message = refusal(preset=None, task=f"{file}:{name}")
+    assert message.startswith(f"the recipe of task '{file}:{name}'") and right in message
+
+
+def test_paths_of_a_task_and_a_folder_of_transformers_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(TASK)
+    Path("llama").mkdir()
+    assert compose(None, None, {"task": "mine.py:Plain"}).task == f"{tmp_path}/mine.py:Plain"
+    for name, whole in (("llama", str(tmp_path / "llama")), ("someone/llama", "someone/llama")):
+        model = compose(None, None, {"task": "text", "model": f"transformers:{name}"}).model
+        assert model == f"transformers:{whole}"
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
 def test_an_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
     assert compose("smoke", written(tmp_path, text), {}) == compose("smoke", None, {})
@@ -75,11 +141,19 @@ def test_settings_survive_json() -> None:
         ("targets: [0.9, '0.95']", "targets", (0.9, 0.95)),
         ("targets: 0.9,1", "targets", (0.9, 1.0)),
         ("tracking_uri: null", "tracking_uri", None),
+        ("stream: true", "stream", "true"),
+        ("stream: no", "stream", "false"),
+        ("stream: auto", "stream", "auto"),
     ],
 )
 def test_what_yaml_may_say(tmp_path: Path, text: str, setting: str, value: Any) -> None:
     found = getattr(compose("digits", written(tmp_path, text), {}), setting)
     assert found == value and type(found) is type(value)
+
+
+def test_readers_are_the_cores_of_a_trial_but_one_unless_they_are_given() -> None:
+    for cores, workers, readers in ((1, None, 0), (0.5, None, 0), (4, None, 3), (4, 0, 0), (1, 2, 2)):
+        assert Settings(cpus_per_trial=cores, workers=workers).readers == readers
 
 
 def test_objectives_on_the_command_line_are_separated_by_commas() -> None:
@@ -134,12 +208,19 @@ BAD_VALUES = [
     ("gpus_per_trial", "1.5", "must be from 0 to 1, or a whole number"),
     ("gpus_per_trial", ".inf", "must be from 0 to 1, or a whole number"),
     ("device", "gpu", "must be one of auto, cpu, cuda"),
-    ("optimizer", "Adam", "must be one of adam, adamw, sgd"),
+    ("optimizer", "3", "must be text"),
+    ("optimizer_arguments", "nesterov", "must be a mapping such as"),
+    ("lr_schedule", "cosin", "must be one of constant, step, cosine, linear, one_cycle"),
+    ("warmup", "1", "must be 0 or a number between 0 and 1"),
+    ("lr_steps", "[0.6, 0.3]", "must be a list of rising numbers between 0 and 1"),
+    ("ema", "1", "must be a number between 0 and 1"),
+    ("clip", "0", "must be a number above 0"),
+    ("accumulate", "0", LONGER),
     ("model", "5", "must be text"),
     ("model", "null", "must be text"),
     ("data", "true", "must be text"),
     ("tracking_uri", "5", "must be text"),
-    ("objective", "[]", "must be a list of names, one or several of accuracy, parameters, flops, seconds"),
+    ("objective", "[]", "must be a list of names, one or several of metric, accuracy, loss, parameters, flops"),
     ("objective", "''", "must be a list of names, one or several of"),
     ("objective", "speed", "must be a list of names, one or several of"),
     ("objective", "[accuracy, accuracy]", "none of them twice"),
@@ -148,8 +229,7 @@ BAD_VALUES = [
     ("objective", "7", "must be a list of names"),
     ("targets", "0.9", "must be a list of numbers"),
     ("targets", "[high]", "must be a list of numbers"),
-    ("targets", "[0.9, 95]", "must be a list of numbers, accuracies above 0 and at most 1"),
-    ("targets", "[.nan]", "must be a list of numbers, accuracies above 0 and at most 1"),
+    ("targets", "[.nan]", "must be a list of numbers, values of the task's metric"),
     ("objective", "{accuracy: 1}", "must be a list of names"),
     ("train_images", "0", LONGER),
     ("train_images", "1.5", "must be a whole number"),
@@ -159,6 +239,10 @@ BAD_VALUES = [
     ("train_on_validation", "perhaps", "must be true or false"),
     ("sampler", "[tpe]", "must be text"),
     ("enqueue", "[[keep, 0.5]]", "must be a list of parameters with their values"),
+    ("image_size", "0", LONGER),
+    ("stream", "1", "must be one of auto, true, false"),
+    ("stream", "yes please", "must be one of auto, true, false"),
+    ("workers", "-1", "must be a whole number, 0 or more"),
     ("arms", "[original]", "must be a list of surgery and any of original, restart"),
     ("arms", "[surgery, surgery]", "must be a list of surgery and any of original, restart"),
     ("arms", "[surgery, random]", "only together with restart"),
@@ -200,7 +284,7 @@ def test_a_wrong_value_on_the_command_line(flags: dict[str, Any], right: str) ->
 @pytest.mark.parametrize("name", ["epoch", "1", "null", "Epochs", "to_data"])
 def test_an_unknown_setting(tmp_path: Path, name: str) -> None:
     message = refusal(written(tmp_path, f"{name}: 3\n"))
-    assert "mine.yaml: there is no setting" in message and "there are task, data, model," in message
+    assert "mine.yaml: there is no setting" in message and "there are task, data," in message
 
 
 @pytest.mark.parametrize("preset", ["digit", "", "../digits", "digits.yaml"])
@@ -254,8 +338,7 @@ def test_what_does_not_decide_a_result_is_what_is_searched_compared_and_where_it
     assert {name for name in names(Settings) if not declaration(Settings, name).about.decides} == {
         "trials", "generation", "space", "sampler", "pruner", "storage", "enqueue", "schedules", "objective",
         "early_stopping", "first_rung", "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "page",
-        "device",
-        "cpus_per_trial", "gpus_per_trial", "address", "tracking_uri",
+        "device", "cpus_per_trial", "gpus_per_trial", "address", "tracking_uri", "stream", "workers",
     }  # fmt: skip
 
 

@@ -12,8 +12,8 @@ PACKAGES = {package.__name__: Path(package.__file__ or "").parent for package in
 #: The parts of ``study`` from the ground up; each imports those of its own floor and of lower ones. What is not named
 #: stands above them all.
 FLOORS = (
-    {"errors", "declare", "config", "references", "models"},
-    {"task", "network"},
+    {"errors", "declare", "config", "references", "models", "resnet"},
+    {"task", "network", "recipe"},
     {"training"},
     {"store", "arms"},
     {"search", "progress"},

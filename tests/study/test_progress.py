@@ -8,7 +8,20 @@ from types import SimpleNamespace
 from rich.console import Console
 
 from network_surgery.study.progress import Display
+from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.cell import Cell
+
+
+def test_the_best_is_the_least_where_less_is_better() -> None:
+    text, perplexity = io.StringIO(), Metric("perplexity", "lower")
+    with Display(Console(file=text, width=200), "search", SimpleNamespace(total=2), perplexity) as display:
+        for number, value in enumerate((20.0, 12.5, 15.0)):
+            cell = Cell("search", 0, trial=number)
+            display.started(cell)
+            display.ended(cell, {"validation_metric": value, "parameters": 10, "seconds": 1.0})
+    *_, last = filter(None, text.getvalue().splitlines())
+    assert "best perplexity 12.5 on validation (search-001)" in last
+    assert "search-000: validation perplexity 20, 10 parameters" in text.getvalue()
 
 
 def test_a_stage_is_told_line_by_line() -> None:

@@ -6,6 +6,7 @@ those who cannot see it. A figure for which there is no data yet is left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -24,14 +25,15 @@ from network_surgery.study.evidence.figures import (
     time_to_accuracy,
     trials,
 )
-from network_surgery.study.evidence.figures.reading import Results
+from network_surgery.study.evidence.figures.reading import Results, metric_of
 from network_surgery.study.store.folder import write_whole
+from network_surgery.study.task.metric import Metric
 
 #: In reading order.
 FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
     "arms": arms.arms,
     "costs": costs.costs,
-    "accuracy": arms.accuracy,
+    "accuracy": arms.curves,
     "time_to_accuracy": time_to_accuracy.time_to_accuracy,
     "recovery": recovery.recovery,
     "architecture": architecture.architecture,
@@ -46,10 +48,19 @@ FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """All figures for which ``results`` (see ``study.store.folder``) holds data, by name, in reading order."""
+    """All figures for which ``results`` (see ``study.store.folder``) holds data, by name, in reading order.
+
+    Those of ``accuracy`` are called after the metric of the study's task: ``time_to_perplexity``.
+    """
     with style.context(["default", STYLE]):
-        drawings = {name: figure(results) for name, figure in FIGURES.items()}
+        drawings = {_name(name, metric_of(results)): figure(results) for name, figure in FIGURES.items()}
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+
+
+def _name(name: str, metric: Metric) -> str:
+    if metric.name == "accuracy" or not name.endswith("accuracy"):
+        return name
+    return f"{name.removesuffix('accuracy') or 'validation_'}{re.sub(r'[^a-z0-9]+', '_', metric.name.lower())}"
 
 
 def save(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:

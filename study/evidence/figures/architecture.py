@@ -11,14 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from network_surgery.study.evidence.drawing import ARMS, BLACK, GREY, Drawing, Look, count, log_scale, percent, titled
+from network_surgery.study.evidence.drawing import (
+    ARMS,
+    BLACK,
+    GREY,
+    WIDE,
+    Drawing,
+    Look,
+    count,
+    log_scale,
+    percent,
+    titled,
+)
 from network_surgery.study.evidence.figures.reading import Results, compared, name_of
 from network_surgery.study.training.records import operations_of
 
 #: Schedules beside each other, and layers below each other that have numbers, and that have names of their own.
 PANELS, NAMED, SMALL = 4, 24, 60
-#: Sizes that differ by more want a logarithmic scale.
-WIDE = 10
 
 
 def widths(cell: Mapping[str, Any], layers: Mapping[str, int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The arms of a comparison: their accuracy over training, and of every seed at the end."""
+"""The arms of a comparison: their metric over training, and of every seed at the end."""
 
 from __future__ import annotations
 
@@ -9,18 +9,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from network_surgery.study.arms import arm_name
+from network_surgery.study.evidence.converged import convergence, unconverged
 from network_surgery.study.evidence.drawing import (
     ARMS,
     GREY,
     Drawing,
-    accuracy_scale,
     around,
     as_percent,
+    metric_label,
+    metric_scale,
     new_axes,
     titled,
 )
 from network_surgery.study.evidence.figures.marks import MOMENT, mark_moments
-from network_surgery.study.evidence.figures.reading import Results, compared, comparison, elapsed, moments_of
+from network_surgery.study.evidence.figures.reading import (
+    Results,
+    compared,
+    comparison,
+    elapsed,
+    metric_of,
+    moments_of,
+)
 from network_surgery.study.evidence.significance import half_interval
 
 #: The arms of the curves over epochs; more would not be readable.
@@ -29,9 +38,10 @@ LINES = ("original", "surgery", "restart")
 SCHEDULES = 6
 
 
-def accuracy(results: Results) -> Drawing | None:
-    """Validation accuracy over epochs of three arms, for the schedule of the first verdict."""
+def curves(results: Results) -> Drawing | None:
+    """The metric on validation over epochs of three arms, for the schedule of the first verdict."""
     cells, trial = compared(results)
+    metric = metric_of(results)
     arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in LINES}
     if not arms["surgery"]:
         return None
@@ -40,12 +50,12 @@ def accuracy(results: Results) -> Drawing | None:
     ends, bounds = {}, []
     for arm, members in arms.items():
         if members:
-            curves = np.array([[epoch["validation_metric"] for epoch in cell["epochs"]] for cell in members])
+            values = np.array([[epoch["validation_metric"] for epoch in cell["epochs"]] for cell in members])
             epochs = [epoch["epoch"] for epoch in members[0]["epochs"]]
             seconds = np.mean([elapsed(cell) for cell in members], 0)
-            mean, deviation = curves.mean(0), _deviation(curves)
-            low, high = mean - deviation, np.minimum(mean + deviation, 1.0)
-            ends[arm] = f"{mean[-1]:.2%}"
+            mean, deviation = values.mean(0), _deviation(values)
+            low, high = mean - deviation, np.minimum(mean + deviation, 1.0 if metric.percent else np.inf)
+            ends[arm] = metric.label(mean[-1])
             look = ARMS[arm] | {"markersize": 5, "markevery": math.ceil(len(epochs) / 12)}
             axes.plot(epochs, mean, label=f"{arm}: {ends[arm]} (n = {len(members)})", **look)
             clock.plot(seconds, mean, **look)
@@ -55,30 +65,33 @@ def accuracy(results: Results) -> Drawing | None:
                 moments = moments_of(members[0])
                 at = np.interp([moment.epoch for moment in moments], [0, *epochs], [0, *seconds])
             bounds += [low.min(), high.max()]
-    accuracy_scale(axes, bounds)
+    scale = metric_scale(axes, metric, bounds)
     for panel, words in ((axes, "epoch"), (clock, "seconds of training and surgery")):
         panel.set(xlabel=words, xlim=(0, None))
-    axes.set_ylabel("validation accuracy")
+    axes.set_ylabel(metric_label("validation", metric))
     mark_moments(axes, moments)
     for second in at:
         clock.axvline(second, **MOMENT)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     clock.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(loc="outside lower center", ncols=3, title="at the last epoch")
+    late = unconverged({arm: convergence(members, metric) for arm, members in arms.items()})
+    late = f" At the end {late}." if late else ""
     when = ", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or "none"
     return titled(
-        figure, "Validation accuracy at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
+        figure, f"Validation {metric.name} at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
         f"Mean over seeds, band: ± one standard deviation; schedule of trial {trial}. Left by epoch, right by the mean "
         "seconds spent until then. A dashed line is an operation, with the units of its layers after ÷ before. "
-        "The scale is stretched towards 100%.",
-        f"Line chart of validation accuracy per epoch. At the last epoch: "
-        f"{', '.join(f'{arm} {end} (n = {len(arms[arm])})' for arm, end in ends.items())}. Operations: {when}.",
+        f"{scale}{late}",
+        f"Line chart of validation {metric.name} per epoch. At the last epoch: "
+        f"{', '.join(f'{arm} {end} (n = {len(arms[arm])})' for arm, end in ends.items())}. Operations: {when}.{late}",
     )  # fmt: skip
 
 
 def arms(results: Results) -> Drawing | None:
-    """Test accuracy of every seed; surgery and restart of one seed are joined."""
+    """The test metric of every seed; surgery and restart of one seed are joined."""
     cells, first = compared(results)
+    metric = metric_of(results)
     trials = sorted({c["trial"] for c in cells} - {None}, key=lambda trial: (trial != first, trial))
     shown = trials[:SCHEDULES]
     order = [("original", None), *((arm, trial) for trial in shown for arm in ARMS if arm != "original")]
@@ -97,30 +110,31 @@ def arms(results: Results) -> Drawing | None:
         at, look = place[arm, trial], {key: ARMS[arm][key] for key in ("color", "marker")}
         axes.scatter([at + shift[seed] for seed in seeds], list(seeds.values()), s=34, alpha=0.75, zorder=3, **look)
         axes.errorbar(at + 0.26, mean, half, markersize=8, capsize=4, zorder=4, **look)
-        words.append(f"{arm}{'' if trial is None else f' of trial {trial}'} {around(mean, half)}")
+        words.append(f"{arm}{'' if trial is None else f' of trial {trial}'} {around(metric, mean, half)}")
         other = groups.get(("restart", trial), {}) if arm == "surgery" else {}
         for seed in seeds.keys() & other.keys():
             pair = at + shift[seed], place["restart", trial] + shift[seed]
             axes.plot(pair, (seeds[seed], other[seed]), color=GREY, linewidth=0.8, zorder=2)
     names = [arm_name(arm).replace(" ", "\n") + arm_name("", trial, "\ntrial ") for arm, trial in groups]
     axes.set_xticks([*place.values()], names)
-    axes.yaxis.set_major_formatter(as_percent)
-    axes.set(xlabel="arm, and the trial whose schedule it is about", ylabel="test accuracy")
+    if metric.percent:
+        axes.yaxis.set_major_formatter(as_percent)
+    axes.set(xlabel="arm, and the trial whose schedule it is about", ylabel=metric_label("test", metric))
     axes.grid(False, axis="x")
     left_out = f" The first {len(shown)} of {len(trials)} schedules." if len(trials) > len(shown) else ""
     verdicts = [
-        f"Trial {v['trial']}: {v['finding']} (surgery − restart {100 * v['difference']:+.2f} points, n = {v['n']})"
+        f"Trial {v['trial']}: {v['finding']} (surgery − restart {metric.difference(v['difference'])}, n = {v['n']})"
         for v in comparison(results, "verdicts")
     ]
     return titled(
-        figure, "\n".join(verdicts[:3]) or "Test accuracy of every seed",
+        figure, "\n".join(verdicts[:3]) or f"Test {metric.name} of every seed",
         "Small points are seeds, a line joins surgery and restart of the same seed; the large point is the mean with "
         "its 95% interval (Student's t). Points are shifted sideways so that equal ones can be told apart."
         + left_out,
-        f"Dot chart of test accuracy, mean ± half of its 95% interval: {'; '.join(words)}. {'. '.join(verdicts)}",
+        f"Dot chart of test {metric.name}, mean ± half of its 95% interval: {'; '.join(words)}. {'. '.join(verdicts)}",
     )  # fmt: skip
 
 
-def _deviation(curves: np.ndarray) -> np.ndarray:
+def _deviation(values: np.ndarray) -> np.ndarray:
     """Sample standard deviation over seeds (axis 0), zero for one seed."""
-    return curves.std(0, ddof=1) if len(curves) > 1 else np.zeros(curves.shape[1])
+    return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])

@@ -1,4 +1,4 @@
-"""What accuracy costs: the arms of a comparison against parameters, FLOPs and seconds, with the Pareto fronts."""
+"""What a metric costs: the arms of a comparison against parameters, FLOPs and seconds, with the Pareto fronts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from network_surgery.study.arms import arm_name
-from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, accuracy_scale, count, halo, log_scale, titled
-from network_surgery.study.evidence.figures.reading import Results, compared, positive
+from network_surgery.study.evidence.drawing import (
+    ARMS,
+    Drawing,
+    Look,
+    count,
+    halo,
+    log_scale,
+    metric_label,
+    metric_scale,
+    titled,
+)
+from network_surgery.study.evidence.figures.reading import Results, compared, metric_of, positive
 from network_surgery.study.evidence.figures.trials import pareto_front
 
 COSTS = {"parameters": "parameters at the end", "training_flops": "FLOPs of training", "seconds": "seconds of training"}
@@ -26,8 +36,9 @@ Group = tuple[str, int | None]
 
 
 def costs(results: Results) -> Drawing | None:
-    """Test accuracy of every arm against each of its costs, means and seeds; one panel a cost that all cells know."""
+    """The test metric of every arm against each of its costs, means and seeds; one panel a cost that all cells know."""
     cells, _ = compared(results)
+    metric = metric_of(results)
     groups: dict[Group, list[Mapping[str, Any]]] = {}
     for cell in sorted(cells, key=lambda cell: [*ARMS].index(cell["arm"])):
         groups.setdefault((cell["arm"], cell["trial"]), []).append(cell)
@@ -36,11 +47,11 @@ def costs(results: Results) -> Drawing | None:
         return None
     figure = Figure(figsize=(max(4.0, 3.1 * len(known)), 4.6), layout="constrained")
     grid = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
-    accuracies = {key: statistics.fmean(c["test_metric"] for c in members) for key, members in groups.items()}
+    values = {key: statistics.fmean(c["test_metric"] for c in members) for key, members in groups.items()}
     fronts: dict[str, list[Group]] = {}
     for axes, (cost, words) in zip(grid, known.items(), strict=True):
-        means = {key: (statistics.fmean(c[cost] for c in g), accuracies[key]) for key, g in groups.items()}
-        front = pareto_front(means.values())
+        means = {key: (statistics.fmean(c[cost] for c in g), values[key]) for key, g in groups.items()}
+        front = pareto_front(means.values(), metric)
         fronts[cost] = [key for key, mean in means.items() if mean in front]
         log_scale(axes.xaxis, [c[cost] * pad for c in cells for pad in (0.85, 1.18)], count)
         _panel(axes, cost, groups, means, fronts[cost])
@@ -48,8 +59,8 @@ def costs(results: Results) -> Drawing | None:
         axes.step(*zip(*ends, strict=True), where="post", **FRONT)
         axes.set_xlabel(f"{words} (log scale)")
         axes.tick_params(axis="x", labelsize=8.5)
-    accuracy_scale(grid[0], [c["test_metric"] for c in cells])
-    grid[0].set_ylabel("test accuracy")
+    scale = metric_scale(grid[0], metric, [c["test_metric"] for c in cells])
+    grid[0].set_ylabel(metric_label("test", metric))
     arms = dict.fromkeys(arm for arm, _ in groups)
     handles = [Line2D([], [], label=arm_name(a), **ARMS[a] | {"linestyle": "none"}) for a in arms]
     handles.append(Line2D([], [], label="Pareto front of the means", **FRONT))
@@ -58,17 +69,17 @@ def costs(results: Results) -> Drawing | None:
     ours = {cost: [f"#{trial}" for arm, trial in keys if arm == "surgery"] for cost, keys in fronts.items()}
     found = [f"{COSTS[cost].split(' (')[0]} ({', '.join(numbers)})" for cost, numbers in ours.items() if numbers]
     points = "; ".join(
-        f"{arm_name(*key, ' #')} {accuracies[key]:.2%} at "
+        f"{arm_name(*key, ' #')} {metric.label(values[key])} at "
         + ", ".join(f"{count(statistics.fmean(c[cost] for c in g))} {COSTS[cost].split()[0]}" for cost in known)
         for key, g in groups.items()
     )
-    where = f"the Pareto front of accuracy and {'; '.join(found)}" if found else "no Pareto front"
+    where = f"the Pareto front of {metric.name} and {'; '.join(found)}" if found else "no Pareto front"
     return titled(
         figure, f"Surgery is on {where}",
         "Large points are means over the seeds, small ones the seeds; dots join a schedule's surgery (with its trial's "
         "number) and its rivals. On the dark line lie the means that no other mean beats at the same cost or less. "
-        "Accuracy is stretched towards 100%.",
-        f"{len(known)} scatter charts of mean test accuracy. {points}. On the fronts: "
+        f"{scale}",
+        f"{len(known)} scatter charts of mean test {metric.name}. {points}. On the fronts: "
         + "; ".join(f"{COSTS[cost]}: {names}" for cost, names in said.items()) + ".",
     )  # fmt: skip
 

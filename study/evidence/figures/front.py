@@ -11,30 +11,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from network_surgery.study.config import METRIC
 from network_surgery.study.evidence.drawing import (
     BLUE,
     GREY,
     VERMILLION,
     Drawing,
     Look,
-    accuracy_scale,
     count,
     log_scale,
+    metric_label,
+    metric_scale,
     titled,
 )
-from network_surgery.study.evidence.figures.reading import Results, finished, name_of
-from network_surgery.study.evidence.front import WORDS, listed, sentence
-from network_surgery.study.search.sources import objective
-
-LABELS = {
-    "accuracy": "validation accuracy", "parameters": "parameters (log scale)", "flops": "FLOPs (log scale)",
-    "seconds": "seconds (log scale)",
-}  # fmt: skip
+from network_surgery.study.evidence.figures.reading import Results, finished, metric_of, name_of
+from network_surgery.study.evidence.front import listed, sentence
+from network_surgery.study.search.objectives import label, title, value, written
+from network_surgery.study.task.metric import Metric
 
 
 def front(results: Results) -> Drawing | None:
     """Pairs of objectives with the front marked, and hypervolume over trials; none for a study of one objective."""
-    found, trials = results.get("front"), finished(results["trials"])
+    found, trials, metric = results.get("front"), finished(results["trials"]), metric_of(results)
     if not found or not trials:
         return None
     pairs = list(itertools.combinations(found["objectives"], 2))
@@ -42,16 +40,18 @@ def front(results: Results) -> Drawing | None:
     figure = Figure(figsize=(9, 0.8 + 3.3 * rows), layout="constrained")
     panels = [figure.add_subplot(rows, 2, place + 1) for place in range(len(pairs) + 1)]
     for axes, (one, other) in zip(panels, pairs, strict=False):
-        across, up = (one, other) if other == "accuracy" else (other, one)
-        _pair(axes, trials, found, across, up)
+        across, up = (one, other) if other in METRIC else (other, one)
+        _pair(axes, trials, found, across, up, metric)
     _growth(panels[-1], found)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return _worded(figure, trials, found)
+    return _worded(figure, trials, found, metric)
 
 
-def _pair(axes: Axes, trials: Sequence[Mapping[str, Any]], found: Mapping[str, Any], across: str, up: str) -> None:
-    at = {trial["trial"]: (objective(trial, across), objective(trial, up)) for trial in trials}
+def _pair(
+    axes: Axes, trials: Sequence[Mapping[str, Any]], found: Mapping[str, Any], across: str, up: str, metric: Metric
+) -> None:
+    at = {trial["trial"]: (value(trial, across), value(trial, up)) for trial in trials}
     corner = [found["reference"][found["objectives"].index(name)] for name in (across, up)]
     beaten, best = ([at[number] for number in at if (number in found["trials"]) == inside] for inside in (False, True))
     look: Look = {"s": 30, "color": GREY, "alpha": 0.7, "label": "beaten by another trial"}
@@ -65,11 +65,14 @@ def _pair(axes: Axes, trials: Sequence[Mapping[str, Any]], found: Mapping[str, A
         axes.annotate(f"{number}", at[number], color="white", ha="center", va="center", fontsize=7.5, zorder=4)
     points = [*at.values(), corner]
     for axis, name, values in zip((axes.xaxis, axes.yaxis), (across, up), zip(*points, strict=True), strict=True):
-        if name == "accuracy":
-            accuracy_scale(axes, values)
-        else:
-            log_scale(axis, [max(value, 1e-9) * pad for value in values for pad in (0.85, 1.2)], count)
-    axes.set(xlabel=LABELS[across], ylabel=LABELS[up])
+        words = label(name, metric)
+        if name in METRIC:
+            metric_scale(axes, metric, values)
+            words = metric_label("validation", metric)
+        elif name != "loss" or min(values) > 0:
+            log_scale(axis, [max(each, 1e-9) * pad for each in values for pad in (0.85, 1.2)], count)
+            words += " (log scale)"
+        axis.set_label_text(words)
 
 
 def _growth(axes: Axes, found: Mapping[str, Any]) -> None:
@@ -79,15 +82,15 @@ def _growth(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set(xlabel="trials, in the order of their numbers", ylabel="hypervolume of the front so far", ylim=(0, 1))
 
 
-def _worded(figure: Figure, trials: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> Drawing:
+def _worded(figure: Figure, trials: Sequence[Mapping[str, Any]], found: Mapping[str, Any], metric: Metric) -> Drawing:
     known = {trial["trial"]: trial for trial in trials}
     members = [
         f"#{number} ({name_of(known[number])}): "
-        + ", ".join(WORDS[name].format(objective(known[number], name)) for name in found["objectives"])
+        + ", ".join(written(value(known[number], name), name, metric) for name in found["objectives"])
         for number in found["trials"]
     ]
     volumes = [volume for _, volume in found["history"]]
-    whole = sentence(found)
+    whole = sentence(found, metric)
     return titled(
         figure, whole.split(";")[0],
         "Each point is one finished trial of the search, one seed each. On the front (squares) are the trials that no "
@@ -95,7 +98,7 @@ def _worded(figure: Figure, trials: Sequence[Mapping[str, Any]], found: Mapping[
         "the panels. Hypervolume is the part that the front dominates of the box between the best values on it and the "
         "reference point (cross), which lies a tenth of the front's range beyond its worst values; a trial beyond that "
         "point adds nothing.",
-        f"Scatter plots of {listed(found['objectives'])}, each against each. {whole} "
+        f"Scatter plots of {listed([title(name, metric) for name in found['objectives']])}, each against each. {whole} "
         f"On the front: {'; '.join(members)}. "
         f"Hypervolume after the first of {len(volumes)} trials {volumes[0]:.2f}, after half of them "
         f"{volumes[(len(volumes) - 1) // 2]:.2f}, after all {volumes[-1]:.2f}.",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from network_surgery.study.evidence.drawing import BLUE, VERMILLION, Drawing, Look, as_percent, new_axes, titled
-from network_surgery.study.evidence.figures.reading import Results, finished, unfinished
+from network_surgery.study.evidence.figures.reading import Results, finished, metric_of, unfinished
 
-TARGETS = {"accuracy": "validation accuracy", "spike": "largest loss spike (logarithm)"}
 #: Look of each target: dark and light, and hatched, for print in grey.
 LOOKS: dict[str, Look] = {
-    "accuracy": {"color": BLUE},
+    "metric": {"color": BLUE},
     "spike": {"color": VERMILLION, "hatch": "///", "edgecolor": "white"},
 }
 
@@ -21,11 +20,13 @@ def importance(results: Results) -> Drawing | None:
     if not found:
         return None
     most = {name: max(shares.get(name, 0.0) for shares in found.values()) for each in found.values() for name in each}
+    name_of_metric = metric_of(results).name
+    targets = {"metric": f"validation {name_of_metric}", "spike": "largest loss spike (logarithm)"}
     names = sorted(most, key=lambda name: most[name])
     figure, axes = new_axes(height=1.9 + 0.45 * len(names))
     at = np.arange(len(names))
     for offset, (target, shares) in zip((0.2, -0.2), found.items(), strict=False):
-        bars = axes.barh(at + offset, [shares.get(n, 0.0) for n in names], 0.38, label=TARGETS[target], **LOOKS[target])
+        bars = axes.barh(at + offset, [shares.get(n, 0.0) for n in names], 0.38, label=targets[target], **LOOKS[target])
         axes.bar_label(bars, [f"{shares.get(name, 0.0):.0%}" for name in names], padding=3, fontsize=8.5)
     axes.set_yticks(at, names)
     axes.set_xlim(0, 1.08 * max(most.values()))
@@ -34,9 +35,10 @@ def importance(results: Results) -> Drawing | None:
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=2)
     leaders = {target: max(shares, key=lambda name: shares[name]) for target, shares in found.items()}
-    title = ", ".join(f"{TARGETS[target].split(' (')[0]}: {name}" for target, name in leaders.items())
+    title = ", ".join(f"{targets[target].split(' (')[0]}: {name}" for target, name in leaders.items())
     words = "; ".join(
-        f"{target}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        f"{name_of_metric if target == 'metric' else target}: "
+        + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         for target, shares in found.items()
     )
     return titled(

@@ -31,6 +31,7 @@ from network_surgery.study.evidence.figures.reading import (
     all_operations,
     finished,
     grouped,
+    metric_of,
     moments_of,
     positive,
 )
@@ -142,8 +143,11 @@ def timing(results: Results) -> Drawing | None:
 
 
 def timeline(results: Results) -> Drawing | None:
-    """When the most accurate trials operated, and how much was left of the layers they operated on."""
-    trials = sorted(finished(results["trials"]), key=lambda t: (-t["validation_metric"], t["parameters"]))[:ROWS]
+    """When the best trials operated, and how much was left of the layers they operated on."""
+    metric = metric_of(results)
+    trials = sorted(
+        finished(results["trials"]), key=lambda t: (metric.gain(0.0, t["validation_metric"]), t["parameters"])
+    )[:ROWS]
     rows = [(trial, moments_of(trial)) for trial in trials]
     if not any(moments for _, moments in rows):
         return None
@@ -161,18 +165,19 @@ def timeline(results: Results) -> Drawing | None:
     used = sorted({moment.op for _, moments in rows for moment in moments})
     handles = [Line2D([], [], linestyle="none", label=name, **marks[name]) for name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    labels = [f"#{trial['trial']}: {trial['validation_metric']:.2%}" for trial, _ in rows]
+    labels = [f"#{trial['trial']}: {metric.label(trial['validation_metric'])}" for trial, _ in rows]
     axes.set_yticks(range(len(rows)), labels)
     axes.set(xlabel="epoch", ylabel="trial", xlim=(0, 1.03 * epochs), ylim=(len(rows) - 0.5, -0.75))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.grid(False, axis="y")
     firsts = [moments[0].epoch for _, moments in rows if moments]
-    which = f"{len(rows)} most accurate trials" if len(rows) > 1 else "only finished trial"
+    most = "most accurate" if metric.name == "accuracy" else "best"
+    which = f"{len(rows)} {most} trials" if len(rows) > 1 else "only finished trial"
     said = [", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or NOTHING for _, moments in rows]
     lines = [f"{label} ({words})" for label, words in zip(labels, said, strict=True)]
     return titled(
         figure, f"First operation of the {which}: epoch {statistics.median(firsts):g} of {epochs} (median)",
-        "One row a trial with its validation accuracy, the best on top. The number is the operated layers' units "
+        f"One row a trial with its validation {metric.name}, the best on top. The number is the operated layers' units "
         "after ÷ before. Marks that touch are operations of one moment, one after the other.",
         f"Timeline of operations: {'; '.join(lines)}.",
     )  # fmt: skip

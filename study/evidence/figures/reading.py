@@ -9,6 +9,7 @@ from typing import Any
 
 from network_surgery.ops import OPERATIONS
 from network_surgery.study.store.words import short_name
+from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import records, spent
 from network_surgery.study.training.records import OperationRecord, operations_of
 
@@ -17,6 +18,16 @@ Results = Mapping[str, Any]
 NOTHING = "no operation"
 #: The class of an operation → its short name.
 SHORT = {kind.__name__: name for name, kind in OPERATIONS.items()}
+
+
+def metric_of(results: Results) -> Metric:
+    """The primary metric of the study's task; older studies had no other than accuracy."""
+    return Metric.from_data(results["metric"]) if "metric" in results else ACCURACY
+
+
+def unit_of(results: Results) -> str:
+    """What the study's task calls its samples."""
+    return str(results.get("unit", "images"))
 
 
 def comparison(results: Results, key: str) -> list[dict[str, Any]]:

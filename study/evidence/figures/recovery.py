@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, log_scale, new_axes, times, titled
 from network_surgery.study.evidence.figures.marks import mark_moments
-from network_surgery.study.evidence.figures.reading import Results, compared, moments_of, positive
+from network_surgery.study.evidence.figures.reading import Results, compared, moments_of, positive, unit_of
 from network_surgery.study.training.records import operations_of, spikes
 
 Path = list[tuple[float, float]]
@@ -46,8 +46,9 @@ def recovery(results: Results) -> Drawing | None:
     jump = f"jumps to {times(factor)} at an operation" if factor >= 1.005 else f"hardly moves ({times(factor)})"
     return titled(
         figure, f"Trial {trial}: the loss {jump} and {after}{never}",
-        "Thin lines are surgery's seeds: the loss on the held-out images right before and right after the operations "
-        "of a moment (dashed line), and at the end of every epoch. Thick lines are geometric means over the seeds.",
+        f"Thin lines are surgery's seeds: the loss on the held-out {unit_of(results)} right before and right after "
+        "the operations of a moment (dashed line), and at the end of every epoch. Thick lines are geometric means over "
+        "the seeds.",
         f"Line chart of the held-out loss by epoch, {len(arms['surgery'])} seeds. Median factor {times(factor)}, "
         f"epochs until the loss is back: {', '.join('never' if b is None else str(b) for b in back[:20])}.",
     )  # fmt: skip

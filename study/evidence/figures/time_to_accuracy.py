@@ -1,4 +1,4 @@
-"""Time to accuracy: the share of every arm's seeds that has reached a fixed accuracy, against the seconds spent."""
+"""Time to a target: the share of every arm's seeds that has reached a value of the metric, against the seconds."""
 
 from __future__ import annotations
 
@@ -7,40 +7,45 @@ from matplotlib.figure import Figure
 
 from network_surgery.study.arms import arm_name
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, as_percent, titled
-from network_surgery.study.evidence.figures.reading import Results, compared
+from network_surgery.study.evidence.figures.reading import Results, compared, metric_of, unit_of
 from network_surgery.study.evidence.time_to_accuracy import Times, targets, times
 
 
 def time_to_accuracy(results: Results) -> Drawing | None:
-    """A panel for each fixed accuracy, shares by Kaplan and Meier; for the schedule of the first verdict."""
+    """A panel for each target, shares by Kaplan and Meier; for the schedule of the first verdict."""
     cells, trial = compared(results)
+    metric = metric_of(results)
     found = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in ARMS}
     groups = {arm: members for arm, members in found.items() if members}
-    wanted = targets(results["settings"].get("targets") or (), groups.get("original", ()))
+    wanted = targets(results["settings"].get("targets") or (), groups.get("original", ()), metric)
     if not wanted or "surgery" not in groups:
         return None
     figure = Figure(figsize=(max(7.5, 2.6 * len(wanted)), 3.6), layout="constrained")
     panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
     lines = {}
     for axes, target in zip(panels, wanted, strict=True):
-        runs = {arm: times(members, target) for arm, members in groups.items()}
+        runs = {arm: times(members, target, metric=metric) for arm, members in groups.items()}
         for arm, each in runs.items():
             _steps(axes, arm, each)
-        axes.set_title(f"{target:.1%}")
+        axes.set_title(metric.goal(target).replace(" %", "%"))
         axes.set(xlabel="seconds", ylim=(-0.03, 1.06))
         axes.yaxis.set_major_formatter(as_percent)
         lines[target] = {arm_name(arm): _words(each) for arm, each in runs.items()}
     panels[0].set(ylabel="seeds that are there", xlim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    halves = {arm: times(groups[arm], wanted[-1]).median() for arm in ("surgery", "restart") if arm in groups}
+    halves = {
+        arm: times(groups[arm], wanted[-1], metric=metric).median() for arm in ("surgery", "restart") if arm in groups
+    }
     words = ", ".join(f"{arm} {'never' if half is None else f'{half:.3g} s'}" for arm, half in halves.items())
+    goals = {target: metric.goal(target).replace(" %", "%") for target in wanted}
+    an = "an" if metric.name[0].lower() in "aeiou" else "a"
     return titled(
-        figure, f"Until half of the seeds have {wanted[-1]:.1%} on validation: {words}",
-        "Each panel is an accuracy on validation images; a line rises where an epoch ends at which a seed's final "
-        "network has it (Kaplan and Meier). A bar marks seeds that ended without it. "
+        figure, f"Until half of the seeds have {metric.named(goals[wanted[-1]])} on validation: {words}",
+        f"Each panel is {an} {metric.name} on validation {unit_of(results)}; a line rises where an epoch ends at "
+        "which a seed's final network has it (Kaplan and Meier). A bar marks seeds that ended without it. "
         f"Schedule of trial {trial}; seconds of training and operations, for a late restart those before it too.",
-        "Step chart of the share of seeds that has reached an accuracy, against seconds. "
-        + " ".join(f"{target:.1%}: {'; '.join(map(' '.join, arms.items()))}." for target, arms in lines.items()),
+        f"Step chart of the share of seeds that has reached {an} {metric.name}, against seconds. "
+        + " ".join(f"{goals[target]}: {'; '.join(map(' '.join, arms.items()))}." for target, arms in lines.items()),
     )  # fmt: skip
 
 

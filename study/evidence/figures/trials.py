@@ -1,4 +1,4 @@
-"""The trials of a search: their accuracy against their size."""
+"""The trials of a search: their metric against their size."""
 
 from __future__ import annotations
 
@@ -14,21 +14,31 @@ from network_surgery.study.evidence.drawing import (
     GREY,
     Drawing,
     Look,
-    accuracy_scale,
     count,
     halo,
     log_scale,
+    metric_label,
+    metric_scale,
     new_axes,
     titled,
 )
 from network_surgery.study.evidence.figures.marks import MANY, marks_of
-from network_surgery.study.evidence.figures.reading import Results, cells_of, finished, grouped, name_of, unfinished
+from network_surgery.study.evidence.figures.reading import (
+    Results,
+    cells_of,
+    finished,
+    grouped,
+    metric_of,
+    name_of,
+    unfinished,
+)
 from network_surgery.study.evidence.front import undominated
+from network_surgery.study.task.metric import ACCURACY, Metric
 
 
 def search(results: Results) -> Drawing | None:
-    """Validation accuracy against parameters of all trials, with the original network and the chosen schedules."""
-    trials = finished(results["trials"])
+    """The validation metric against parameters of all trials, with the original network and the chosen schedules."""
+    trials, metric = finished(results["trials"]), metric_of(results)
     if not trials:
         return None
     figure, axes = new_axes(height=5)
@@ -37,7 +47,7 @@ def search(results: Results) -> Drawing | None:
     for name, members in points.items():
         across, up = zip(*members, strict=True)
         axes.scatter(across, up, s=18 if many else 44, alpha=0.8, label=name, rasterized=many, **marks[name])
-    front = pareto_front([point for members in points.values() for point in members])
+    front = pareto_front([point for members in points.values() for point in members], metric)
     look: Look = {"color": GREY, "linewidth": 1.2, "label": "no trial is both smaller and better"}
     axes.step(*zip(*front, strict=True), where="post", **look)
     sizes, values = [t["parameters"] for t in trials], [t["validation_metric"] for t in trials]
@@ -48,26 +58,29 @@ def search(results: Results) -> Drawing | None:
         axes.scatter(size, value, marker="*", s=210, color=BLACK, label=words, zorder=3)
     everything = [*trials, *originals]
     log_scale(axes.xaxis, [t["parameters"] * pad for t in everything for pad in (0.8, 1.25)], count)
-    accuracy_scale(axes, [t["validation_metric"] for t in everything])
+    scale = metric_scale(axes, metric, [t["validation_metric"] for t in everything])
     _ring(axes, [t for t in trials if t["trial"] in {c["trial"] for c in cells_of(results, "surgery")}])
-    axes.set(xlabel="parameters at the end (log scale)", ylabel="validation accuracy")
+    axes.set(xlabel="parameters at the end (log scale)", ylabel=metric_label("validation", metric))
     figure.legend(loc="outside lower center", ncols=3)
-    best = max(trials, key=lambda t: (t["validation_metric"], -t["parameters"]))
-    found = f"{best['validation_metric']:.2%} at {best['parameters']:,} parameters, with {name_of(best)}"
+    best = max(trials, key=lambda t: (metric.gain(t["validation_metric"], 0.0), -t["parameters"]))
+    value = metric.named(metric.label(best["validation_metric"]))
+    found = f"{value} at {best['parameters']:,} parameters, with {name_of(best)}"
     return titled(
         figure, f"The best of {len(trials)} trial{'s' * (len(trials) > 1)}: {found}",
         "Each point is one trial of the search, one seed each. The line joins the trials that no other trial beats in "
-        "both accuracy and size. The scale is stretched towards 100%.",
-        f"Scatter of validation accuracy against parameters of {len(trials)} finished trials "
+        f"both {metric.name} and size. {scale}",
+        f"Scatter of validation {metric.name} against parameters of {len(trials)} finished trials "
         f"({unfinished(results['trials'])}). Best: trial {best['trial']}, {found}. "
-        f"Accuracy from {min(values):.2%}, parameters from {min(sizes):,} to {max(sizes):,}.",
+        f"{metric.title} from {metric.label(metric.worst(values))}, "
+        f"parameters from {min(sizes):,} to {max(sizes):,}.",
     )  # fmt: skip
 
 
-def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (parameters, accuracy) points that no other point beats in both, smallest first."""
+def pareto_front(points: Iterable[tuple[float, float]], metric: Metric = ACCURACY) -> list[tuple[float, float]]:
+    """The (parameters, metric) points that no other point beats in both, smallest first."""
     found = list(points)
-    return sorted({found[row] for row in undominated(np.array([(size, -value) for size, value in found]))})
+    losses = np.array([(size, metric.gain(0.0, value)) for size, value in found])
+    return sorted({found[row] for row in undominated(losses)})
 
 
 def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]]) -> None:

@@ -15,9 +15,10 @@ from network_surgery.study.config import Settings, compose
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.isolation import random_weights
 from network_surgery.study.experiments.isolation.network import Network
+from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.recipe.optimizer import make_optimizer
 from network_surgery.study.task import images as data
 from network_surgery.study.task.samples import Batches
-from network_surgery.study.training.run import make_optimizer
 from network_surgery.study.training.trainer import Trainer, device_name, pick_device
 
 #: The fractions of a trained layer that stay, and those that are added.
@@ -93,7 +94,7 @@ def measure_trained(settings: Settings, images: data.ImageTask, device: torch.de
     model = models.build(settings.model, images.shape, len(images.classes)).to(device)
     Trainer(
         model, make_optimizer(settings, model), images, epochs=settings.epochs, batch_size=settings.batch_size,
-        seed=seed, device=device,
+        seed=seed, device=device, optimization=Optimization.of(settings),
     ).fit()  # fmt: skip
     shown, _ = Batches(images.train.thinned(settings.signal_images), device).take(slice(None))
     inputs, labels = Batches(images.validation, device).take(slice(None))

@@ -2,7 +2,7 @@
 
 A listener on the driver puts what it hears into a queue; a thread of its own writes it in batches (``tracker``). What
 is written is made by functions of plain data: what a run is called and tagged (``names``), the metrics of an epoch and
-of an outcome (``measures``), the images as MLflow's datasets (``inputs``), a final network as its model (``network``),
+of an outcome (``measures``), the samples as MLflow's datasets (``inputs``), a final network as its model (``network``),
 the machine's load (``machine``), and the views that its page of runs opens with (``views``). Workers know nothing of
 MLflow: a final network reaches it as a file in the study's folder.
 """
@@ -53,9 +53,10 @@ def page(folder: Folder) -> str:
     """Where a study's runs are, behind the address of an MLflow server that shows its database."""
     import mlflow
 
-    from network_surgery.study.search.tracking.views import FIRST
+    from network_surgery.study.search.tracking.views import first
 
     experiment = mlflow.MlflowClient(default_uri(folder)).get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return "/"
-    return f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={FIRST}"
+    view = first(folder.metric)
+    return f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}"

@@ -1,7 +1,8 @@
 """The metrics of an epoch and of an outcome, as ``(name, value, step)``; a step is a number of epochs.
 
 A name is ``group/measure`` or ``group/measure layer``: MLflow's page of charts has a section for whatever stands before
-the last slash, so a layer's name must not add one.
+the last slash, so a layer's name must not add one. Each metric of the study's task is a group of its own:
+``accuracy/validation``, ``perplexity/test``.
 """
 
 from __future__ import annotations
@@ -10,19 +11,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.records import OperationRecord, checks_of, operations_of, spikes_of
 
 Measured = list[tuple[str, float, int]]
 
 _EPOCH = {
-    "train_loss": "loss/train", "validation_loss": "loss/validation", "validation_metric": "accuracy/validation",
+    "train_loss": "loss/train", "validation_loss": "loss/validation",
     "parameters": "size/parameters", "train_seconds": "seconds/epoch", "probe_seconds": "seconds/probe",
-    "joules": "energy/epoch",
-}  # fmt: skip
-#: Known at the end, by the images that it is measured on: the test images, or none.
-_TEST = {
-    "test_metric": "accuracy/test", "test_top5": "accuracy/test top 5", "test_loss": "loss/test",
-    "train_metric": "accuracy/train", "train_test_gap": "accuracy/train minus test",
+    "joules": "energy/epoch", "learning_rate": "optimizer/learning_rate",
 }  # fmt: skip
 _OUTCOME = {
     "flops": "size/flops", "peak_memory": "size/peak_memory", "seconds": "seconds/total",
@@ -31,10 +28,11 @@ _OUTCOME = {
 }  # fmt: skip
 
 
-def of_epoch(record: Mapping[str, Any]) -> Measured:
+def of_epoch(record: Mapping[str, Any], metric: Metric = ACCURACY) -> Measured:
     """Of an epoch's record, with the operations and the looks at redundancy and idle units since the last one."""
     step = int(record["epoch"])
     found = [(name, record[key]) for key, name in _EPOCH.items() if key in record]
+    found += [each for each in _of_part(record, "validation", metric) if each[0] != "loss/validation"]
     for operation in operations_of(record):
         found += _on(operation.layer, of_operation(operation))
     for look in ("redundancy", "idle"):
@@ -58,10 +56,34 @@ def of_outcome(result: Mapping[str, Any]) -> Measured:
     return [(name, float(value), at) for name, value, at in found]
 
 
-def of_test(result: Mapping[str, Any]) -> Measured:
-    """What the test images say of the final network; empty where they were not looked at."""
-    step = len(result["epochs"])
-    return [(name, float(result[key]), step) for key, name in _TEST.items() if result.get(key) is not None]
+def of_test(result: Mapping[str, Any], metric: Metric = ACCURACY) -> Measured:
+    """What the test samples say of the final network; empty where they were not looked at.
+
+    A metric that is the loss itself is that of the final network on all training samples as ``loss/train final``: in
+    ``loss/train`` are the means over epochs.
+    """
+    step, name = len(result["epochs"]), group(metric.name)
+    found = dict(_of_part(result, "test", metric))
+    train = f"{name}/train final" if name == "loss" else f"{name}/train"
+    more = {
+        "loss/test": result.get("test_loss"), train: result.get("train_metric"),
+        f"{name}/{metric.gap.replace('−', 'minus')}": result.get("train_test_gap"),
+    }  # fmt: skip
+    found |= {key: value for key, value in more.items() if value is not None}
+    return [(key, float(value), step) for key, value in found.items()]
+
+
+def group(name: str) -> str:
+    """A metric's name as MLflow allows it, without a slash."""
+    return re.sub(r"[^\w.\- :]", "_", name)
+
+
+def _of_part(record: Mapping[str, Any], part: str, metric: Metric) -> list[tuple[str, float]]:
+    """All metrics of a task on a part of the data, the primary one first."""
+    if record.get(f"{part}_metric") is None:
+        return []
+    values = {metric.name: record[f"{part}_metric"]} | dict(record.get(f"{part}_metrics", {}))
+    return [(f"{group(name)}/{part}", value) for name, value in values.items()]
 
 
 def of_operation(operation: OperationRecord) -> dict[str, float | None]:
@@ -92,5 +114,4 @@ def _after(epoch: float) -> int:
 
 def _on(layer: str, numbers: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     """Measures of a layer. MLflow allows letters, digits and ``_-. :`` in a name."""
-    known = re.sub(r"[^\w.\- :]", "_", layer)
-    return [(f"{name} {known}", value) for name, value in numbers.items()]
+    return [(f"{name} {group(layer)}", value) for name, value in numbers.items()]

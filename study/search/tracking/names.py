@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from network_surgery import study
 from network_surgery.study.arms import arm_name
@@ -18,7 +17,7 @@ STUDY, CELL = "network_surgery.study", "network_surgery.cell"
 
 def parent_name(folder: Folder) -> str:
     """The study's folder, network and data, as in ``digits-20260102-101500: small_cnn on digits``."""
-    return f"{folder.path.name}: {folder.settings.model} on {Path(folder.settings.data).name}"
+    return f"{folder.path.name}: {folder.settings.short_subject}"
 
 
 def run_name(cell: Cell) -> str:

@@ -21,8 +21,10 @@ from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
 from network_surgery.study.store import trainings
 from network_surgery.study.store.folder import Folder
-from network_surgery.study.task import Task
+from network_surgery.study.task import Classification, Task
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.convergence import improving
+from network_surgery.study.training.records import finished
 
 #: Seconds between tries to reach a server that is away, and how long the end of a study waits for it.
 RETRY_SECONDS, PATIENCE_SECONDS = 5.0, 30.0
@@ -73,10 +75,12 @@ class Tracker:
         self._jobs.put(lambda: self._start(cell))
 
     def epoch(self, cell: Cell, record: dict[str, Any]) -> None:
-        self._metrics(cell.name, measures.of_epoch(record))
+        self._metrics(cell.name, measures.of_epoch(record, self._folder.metric))
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         tags: dict[str, str] = {name: str(result[name]) for name in ("device", "failure", "stopped") if name in result}
+        if finished(result) and (still := improving(result, self._folder.metric)) is not None:
+            tags["improving"] = str(still).lower()
         self._jobs.put(lambda: self._tags(cell, tags))
         if "failure" not in result:
             self._metrics(cell.name, measures.of_outcome(result))
@@ -84,13 +88,13 @@ class Tracker:
             if network.is_file():  # a worker may have another file system
                 self._jobs.put(lambda: self._network(cell))
                 self._jobs.put(lambda: self._files(cell, network))
-            self._metrics(cell.name, measures.of_test(result), on="test")
+            self._metrics(cell.name, measures.of_test(result, self._folder.metric), on="test")
         status = "FAILED" if "failure" in result else "FINISHED"
         self._jobs.put(lambda: self._client.set_terminated(self._runs[cell.name], status))
 
     def stage_ended(self) -> None:
         """The parent run's table of all trainings that have ended so far."""
-        rows = trainings.table(self._folder.records())
+        rows = trainings.table(self._folder.records(), self._folder.metric)
         self._jobs.put(lambda: self._table("trainings.json", rows))
 
     def interrupted(self) -> None:
@@ -103,7 +107,12 @@ class Tracker:
         verdicts, front = results["comparison"]["verdicts"], results["front"]
 
         def write() -> None:
-            self._table("comparison.json", results["comparison"]["summary"])
+            name = self._folder.metric.name
+            titles = {"metric": name, "metric_deviation": f"{name}_deviation"}
+            rows = [
+                {titles.get(key, key): value for key, value in row.items()} for row in results["comparison"]["summary"]
+            ]
+            self._table("comparison.json", rows)
             if front:
                 self._client.log_metric(self._parent, "front/hypervolume", front["hypervolume"])
             if verdicts:
@@ -151,7 +160,7 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.ERROR)
         self._client = mlflow.MlflowClient(tracking_uri=default_uri(self._folder))
         self._origin = names.origin_tags()
-        self._datasets = self._datasets or inputs.datasets(self._folder.settings.data, self._data)
+        self._datasets = self._datasets or inputs.datasets(self._folder.settings, self._data)
         self._experiment = self._find_experiment()
         self._parent = self._find(names.STUDY, self._folder.identity) or self._new_run(
             names.parent_name(self._folder), names.study_tags(self._folder), self._folder.settings.to_data(), "test"
@@ -169,7 +178,7 @@ class Tracker:
             place = None if self._folder.settings.tracking_uri else self._folder.artifacts.as_uri()
             kind = {"mlflow.experimentKind": "custom_model_development"}  # not language models and their traces
             found = self._client.create_experiment(EXPERIMENT, artifact_location=place, tags=kind)
-        for tag, view in view_tags().items():
+        for tag, view in view_tags(self._folder.metric).items():
             self._client.set_experiment_tag(found, tag, view)
         return found
 
@@ -186,7 +195,7 @@ class Tracker:
         return self._new_run(names.run_name(cell), tags, about, *(["test"] if cell.test else []))
 
     def _new_run(self, name: str, tags: dict[str, str], values: Mapping[str, Any], *parts: str) -> str:
-        """Makes a run that says what it is, with which parameters, and on which images (these ``parts``, too)."""
+        """Makes a run that says what it is, with which parameters, and on which samples (these ``parts``, too)."""
         from mlflow.entities import Param
 
         run = self._client.create_run(self._experiment, run_name=name, tags=self._origin | tags).info.run_id
@@ -210,7 +219,8 @@ class Tracker:
         run = self._runs[cell.name]
         known = {key: str(value) for key, value in self._client.get_run(run).data.params.items()}
         self._models[cell.name] = self._client.create_logged_model(
-            self._experiment, model.NAME, source_run_id=run, params=known, model_type="classifier",
+            self._experiment, model.NAME, source_run_id=run, params=known,
+            model_type="classifier" if isinstance(self._data, Classification) else None,
             tags=names.cell_tags(self._folder, cell, self._parent),
         )  # fmt: skip
 

@@ -7,29 +7,43 @@ By itself MLflow shows one folded line and the columns of no study. A view is a 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+from network_surgery.study.search.tracking.measures import group
+from network_surgery.study.task.metric import ACCURACY, Metric
+
 _TAG, _RUN_NAME = "mlflow.sharedViewState.", "attributes.`Run Name`"
-#: The one that ``surgery ui`` opens.
-FIRST = "comparison"
 
 
-def view_tags() -> dict[str, str]:
+def first(metric: Metric = ACCURACY) -> str:
+    """The view that ``surgery ui`` opens. An experiment may hold studies of several metrics, with views each."""
+    return f"comparison{_of(metric)}"
+
+
+def view_tags(metric: Metric = ACCURACY) -> dict[str, str]:
     """The experiment's tags: each view's search, order and columns."""
+    name, of = group(metric.name), "" if metric.name == "accuracy" else f": {metric.name}"
+    test, validation = f"{name}/test", f"{name}/validation"
     shared = ("size/parameters", "size/flops", "seconds/total", "operation loss/spike_factor", "tags.operation")
-    comparison, search = ("accuracy/test", *shared, "tags.arm"), ("accuracy/validation", *shared)
+    comparison, search = (test, *shared, "tags.arm"), (validation, *shared)
+    up = metric.better == "lower"
     return {
-        f"{_TAG}comparison": _view("Comparison of arms", "tags.arm != 'search'", "accuracy/test", comparison),
-        f"{_TAG}search": _view("Search trials", "tags.arm = 'search'", "accuracy/validation", search),
+        f"{_TAG}{first(metric)}": _view(f"Comparison of arms{of}", "tags.arm != 'search'", test, up, comparison),
+        f"{_TAG}search{_of(metric)}": _view(f"Search trials{of}", "tags.arm = 'search'", validation, up, search),
     }
 
 
-def _view(name: str, wanted: str, order: str, columns: tuple[str, ...]) -> str:
+def _of(metric: Metric) -> str:
+    return "" if metric.name == "accuracy" else "-" + re.sub(r"\W+", "-", metric.name)
+
+
+def _view(name: str, wanted: str, order: str, up: bool, columns: tuple[str, ...]) -> str:
     """A view: which runs, the metric by which they are ordered (best first), and the columns."""
     state: dict[str, Any] = {
         "searchFilter": wanted,
         "orderByKey": f"metrics.`{order}`",
-        "orderByAsc": False,
+        "orderByAsc": up,
         "selectedColumns": [_column(column) for column in columns],
         "columnOrder": [_RUN_NAME, *(_column(column) for column in columns)],
         "columnWidths": {_RUN_NAME: 360},

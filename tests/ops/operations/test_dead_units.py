@@ -41,6 +41,21 @@ def test_dead_units_are_constant_or_unheard_and_frozen_ones_are_not_taught():
     assert len(units(dead_units(layer, signals, 1.0))) > 3
 
 
+def test_units_of_a_table_of_embeddings_are_frozen_by_what_it_gives_against_autograd():
+    table = nn.Embedding(11, 6)
+    model = nn.Sequential(table, nn.Tanh(), nn.Flatten(), nn.Linear(30, 4))
+    with torch.no_grad():
+        model[3].weight[:, 2::6] = 0  # nothing reads the third unit
+    inputs, targets = torch.randint(11, (16, 5)), torch.randint(4, (16,))
+    given = table(inputs).detach().requires_grad_(True)
+    losses = nn.functional.cross_entropy(model[1:](given), targets, reduction="sum")
+    largest = torch.autograd.grad(losses, given)[0].flatten(0, 1).abs().amax(dim=0)
+    layer, signals = Anatomy(model, inputs[:2])["0"], Signals(model, inputs, targets)
+    for threshold in (0.01, 0.9, 1.0):
+        assert units(frozen_units(layer, signals, threshold)) == units(largest <= threshold * largest.mean())
+    assert units(frozen_units(layer, signals)) == {2}
+
+
 def test_frozen_is_measured_before_the_activation_against_autograd():
     model, inputs, targets = dying(nn.Tanh)
     layer, signals = look(model, inputs, targets)

@@ -195,7 +195,7 @@ def test_arms_are_averaged_over_the_seeds_that_both_have(tmp_path: Path) -> None
         result = {"failure": "the loss became nan"} if seed == 3 else outcome(accuracy)
         folder.ended(Cell("restart", seed, trial=1), result)
     (surgery, restart), (verdict,) = comparison.summarize(folder)
-    assert surgery["n"] == restart["n"] == 2 and surgery["accuracy"] == pytest.approx(0.85)
+    assert surgery["n"] == restart["n"] == 2 and surgery["metric"] == pytest.approx(0.85)
     assert "1 more failed in one arm" in verdict["details"] and "nothing can be said" in verdict["finding"]
     assert verdict["sentence"] == "Nothing can be said without a spread between seeds (n = 2)."
 

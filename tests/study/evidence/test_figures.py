@@ -76,9 +76,10 @@ def verdict(trial: int, n: int = 3) -> dict[str, Any]:
 
 def row(arm: str, trial: int | None = None, n: int = 3) -> dict[str, Any]:
     return {
-        "arm": arm, "trial": trial, "label": f"the {arm}", "n": n, "accuracy": 0.9, "accuracy_deviation": 0.01,
+        "arm": arm, "trial": trial, "label": f"the {arm}", "n": n, "metric": 0.9, "metric_deviation": 0.01,
         "parameters": 900.0, "flops": 5000.0, "seconds": 2.0, "seconds_deviation": None, "spike_factor": None,
-        "operation_to_epoch": 0.01, "latency_seconds": {"1": 0.001, "256": 0.0321}, "top5": 0.99, "peak_memory": None,
+        "operation_to_epoch": 0.01, "latency_seconds": {"1": 0.001, "256": 0.0321}, "peak_memory": None,
+        "metrics": {"top 5": 0.99},
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import front
+from network_surgery.study.search.objectives import value
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
 
@@ -49,7 +50,7 @@ def test_front_and_growth_are_those_of_optuna(objectives: int) -> None:
     found = front.front(trials, names)
     assert found is not None
     study = optuna.create_study(directions=["maximize", *["minimize"] * (objectives - 1)])
-    study.add_trials([create_trial(values=[front.objective(t, name) for name in names]) for t in trials])
+    study.add_trials([create_trial(values=[value(t, name) for name in names]) for t in trials])
     assert set(found["trials"]) == {best.number for best in study.best_trials}
     assert found["trials"][0] == max(trials, key=lambda t: t["validation_metric"])["trial"]
     with warnings.catch_warnings():

@@ -17,6 +17,7 @@ from network_surgery.study.conduct import write_report
 from network_surgery.study.evidence import importance
 from network_surgery.study.evidence.figures.importance import importance as figure
 from network_surgery.study.store.folder import Folder
+from network_surgery.study.task.metric import Metric
 from tests.study.evidence import made
 from tests.study.operated import spiked
 
@@ -42,15 +43,24 @@ def test_what_decides_is_found() -> None:
     found = importance.importances(
         results("eigen_remove", 60, lambda p: p["keep"] ** 2, lambda p: 1 + 5 * (p["weights"] == "reduced"))
     )
-    assert max(found["accuracy"], key=found["accuracy"].__getitem__) == "keep" and found["accuracy"]["keep"] > 0.9
+    assert max(found["metric"], key=found["metric"].__getitem__) == "keep" and found["metric"]["keep"] > 0.9
     assert max(found["spike"], key=found["spike"].__getitem__) == "weights"
     for shares in found.values():
         assert math.isclose(sum(shares.values()), 1.0) and {"delta", "strength", "order", "first_epoch"} <= set(shares)
 
 
+def test_importance_does_not_depend_on_the_direction() -> None:
+    found = results("eigen_remove", 20, lambda p: p["keep"] ** 2, lambda p: 1 + p["first_epoch"])
+    mirrored = [trial | {"validation_metric": -trial["validation_metric"]} for trial in found["trials"]]
+    metric = Metric("regret", "lower", margin=0.005).to_data()
+    one, other = (importance.importances(each) for each in (found, found | {"trials": mirrored, "metric": metric}))
+    assert one["metric"] == pytest.approx(other["metric"], abs=0.02)
+    assert "metric" not in importance.importances(found | {"metric": metric | {"margin": 1e3}})  # it hardly varies
+
+
 def test_what_only_some_trials_have_is_left_out() -> None:
     found = importance.importances(results("mixed", 60, lambda p: p.get("keep", 0.5), lambda p: 2.0))
-    assert "op" in found["accuracy"] and "keep" not in found["accuracy"]
+    assert "op" in found["metric"] and "keep" not in found["metric"]
     assert "spike" not in found  # it does not vary
 
 
@@ -59,7 +69,7 @@ def test_rounding_is_no_spike() -> None:
     found = importance.importances(
         results("weak_expand", 30, lambda p: p["grow"], lambda p: 1 + 1e-6 * (p["split"] == "signed"))
     )
-    assert set(found) == {"accuracy"}
+    assert set(found) == {"metric"}
 
 
 @pytest.mark.parametrize("change", ["few", "failed", "unknown space", "other version"])
@@ -89,9 +99,9 @@ def test_the_figure_says_its_finding() -> None:
 
 def test_a_large_search_takes_a_smaller_forest_that_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     found = results("weak_expand", importance.FEW + 50, lambda p: p["grow"] + 0.05 * p["first_epoch"], lambda p: 2.0)
-    small = importance.importances(found)["accuracy"]
+    small = importance.importances(found)["metric"]
     monkeypatch.setattr(importance, "FEW", len(found["trials"]))
-    whole = importance.importances(found)["accuracy"]
+    whole = importance.importances(found)["metric"]
     assert small != whole and small.keys() == whole.keys()
     assert max(abs(small[name] - whole[name]) for name in whole) < 0.05
 
@@ -99,7 +109,7 @@ def test_a_large_search_takes_a_smaller_forest_that_says_the_same(monkeypatch: p
 def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made.study(tmp_path / "s", LAYERS, trials=20, epochs=6, seeds=1, space="weak_expand")
     first = write_report(folder)["importance"]
-    assert first["shares"]["accuracy"] and figure(write_report(folder)) is not None
+    assert first["shares"]["metric"] and figure(write_report(folder)) is not None
 
     def again(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         raise AssertionError("computed again")

@@ -159,7 +159,7 @@ def test_many_moments_are_named_only_where_they_differ() -> None:
 def test_a_large_network_and_many_operations_are_readable(tmp_path: Path) -> None:
     layers = {f"stage{i // 15}.block{i % 15}.conv": 32 * 2 ** (i // 15) for i in range(60)}
     folder = made.study(tmp_path / "s", layers, trials=40, top=3, seeds=2, epochs=12)
-    results = folder.write(*summarize(folder), importance={"shares": {"accuracy": {"op": 0.9, "layers": 0.1}}})
+    results = folder.write(*summarize(folder), importance={"shares": {"metric": {"op": 0.9, "layers": 0.1}}})
     drawings = figures.draw(results)
     assert drawings.keys() == figures.FIGURES.keys() - {"front"}  # there is one objective
     for drawing in drawings.values():

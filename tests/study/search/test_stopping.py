@@ -17,6 +17,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sources import Sampled
 from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled, stopped
+from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
 from tests.study.operated import operated
@@ -184,6 +185,26 @@ def test_who_is_stopped_does_not_depend_on_who_is_faster(tmp_path: Path) -> None
     assert 3 <= sum("stopped" in result for result in one.values()) <= 9
 
 
+@pytest.mark.parametrize("objective", ["metric", "loss"])
+def test_of_a_metric_of_which_less_is_better_the_same_are_stopped(
+    tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = search(Sampled(asha(trials=8), LAYERS, tmp_path / "a.db"), together=True)
+    plain = told
+
+    def mirrored(cell: Cell, epoch: int) -> dict[str, Any]:
+        record = plain(cell, epoch)
+        worse = {"validation_metric": 1 - record["validation_metric"]}
+        worse["validation_loss"] = worse["validation_metric"]
+        return record | worse | {"so_far": record["so_far"] | worse}
+
+    monkeypatch.setitem(globals(), "told", mirrored)
+    error = Metric("error", "lower", percent=True)
+    source = Sampled(asha(trials=8, objective=(objective,)), LAYERS, tmp_path / "b.db", metric=error)
+    ends = [{n: result.get("stopped") for n, result in each.items()} for each in (first, search(source, together=True))]
+    assert ends[0] == ends[1] and any(ends[0].values())
+
+
 def test_a_whole_training_is_not_thrown_away(tmp_path: Path) -> None:
     """The second rung is the last epoch."""
     source = Sampled(asha(first_rung=4, reduction=2), LAYERS, tmp_path / "a.db")
@@ -224,7 +245,7 @@ def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"objective": ("accuracy", "parameters")}, "it compares trials by accuracy alone"),
+        ({"objective": ("accuracy", "parameters")}, "it compares trials by one value that every epoch has"),
         ({"sampler": "grid"}, "it stops trials of a search"),
         ({"first_rung": 8}, "its first rung, epoch 8, is not before the last of 8 epochs"),
         ({"generation": 16}, "all 16 trials are in one; lower generation"),

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from network_surgery.ops import Anatomy, ZeroExpand, operate, save
 from network_surgery.study import models
@@ -25,11 +26,16 @@ from network_surgery.study.search import tracking
 from network_surgery.study.search.tracking import check_server, default_uri, inputs, measures, names, tracker
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.search.tracking.views import FIRST, view_tags
+from network_surgery.study.search.tracking.views import first, view_tags
 from network_surgery.study.store.folder import Folder
-from network_surgery.study.task.images import Images, ImageTask
+from network_surgery.study.task import ACCURACY, Metric, Sets, Stream, Task, build
+from network_surgery.study.task.check import fresh
+from network_surgery.study.task.images import Images, ImageTask, load
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.task.task import call
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import looked_at, operated, spiked
+from tests.study.task import pictures
 
 CELL = Cell("search", 0, [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=3,
             params={"op": "min_weight", "keep": 0.5})  # fmt: skip
@@ -45,6 +51,7 @@ OUTCOME = {"validation_metric": 0.9, "validation_loss": 0.4, "parameters": 10, "
            "latency_seconds": {"1": 0.002}, "peak_memory": None, "device": "cpu",
            "spikes": [spiked(2.0)], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
 
+PERPLEXITY = Metric("perplexity", "lower", margin=0.05)
 VERDICT = {"sentence": "Surgery is fine.", "details": "By 10 points.", "surgery": 0.9, "rival": 0.8, "difference": 0.1,
            "compute_ratio": 1.0, "time_ratio": 1.0}  # fmt: skip
 
@@ -91,8 +98,8 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
         ended_early = Cell("search", 0, trial=5)
         tracked.started(ended_early)
         tracked.ended(ended_early, OUTCOME | {"stopped": 2})
-        rows = [{"arm": "original", "accuracy": 0.9, "latency_seconds": {"1": 0.1, "256": 0.2}}]
-        rows.append({"arm": "surgery", "accuracy": None, "latency_seconds": {}})
+        rows = [{"arm": "original", "metric": 0.9, "latency_seconds": {"1": 0.1, "256": 0.2}}]
+        rows.append({"arm": "surgery", "metric": None, "latency_seconds": {}})
         found = {"comparison": {"summary": rows, "verdicts": [VERDICT]}, "front": {"hypervolume": 0.75}}
         tracked.summary(found, [note])
         while not tracked._machine:  # a study outlasts the making of its database
@@ -158,7 +165,124 @@ def test_the_metrics_of_an_epoch_and_of_an_outcome() -> None:
     assert measures.of_test(OUTCOME | {"test_metric": 0.75}) == [("accuracy/test", 0.75, 10)]
     gap = {"train_metric": 1.0, "train_test_gap": 0.25}
     assert measures.of_test(OUTCOME | gap) == [("accuracy/train", 1.0, 10), ("accuracy/train minus test", 0.25, 10)]
+    ten = {"test_metric": 0.75, "test_metrics": {"accuracy": 0.75, "top 5": 1.0}}
+    assert measures.of_test(OUTCOME | ten) == [("accuracy/test", 0.75, 10), ("top 5/test", 1.0, 10)]
     assert all(name.count("/") == 1 for name in found | ended)  # MLflow's charts have a section for what is before it
+
+
+def test_metrics_have_the_name_of_the_task_s_metric() -> None:
+    epoch = EPOCH | {"validation_metric": 12.5, "validation_metrics": {"perplexity": 12.5, "bits/byte": 3.6}}
+    found = {name: value for name, value, _ in measures.of_epoch(epoch, PERPLEXITY)}
+    assert found["perplexity/validation"] == 12.5 and found["bits_byte/validation"] == 3.6
+    assert not any(name.startswith("accuracy") for name in found)
+    ended = {"test_metric": 13.0, "train_metric": 10.0, "train_test_gap": 3.0}
+    assert measures.of_test(OUTCOME | ended, PERPLEXITY) == [
+        ("perplexity/test", 13.0, 10), ("perplexity/train", 10.0, 10), ("perplexity/test minus train", 3.0, 10)
+    ]  # fmt: skip
+    loss = Metric("loss", "lower")  # its values are the losses: each once, and not mixed with those of epochs
+    names = [name for name, *_ in measures.of_epoch(EPOCH | {"validation_metric": 0.4}, loss)]
+    assert names.count("loss/validation") == names.count("loss/train") == 1
+    ended |= {"test_loss": 13.0}
+    assert [name for name, *_ in measures.of_test(OUTCOME | ended, loss)] == [
+        "loss/test", "loss/train final", "loss/test minus train"
+    ]  # fmt: skip
+
+
+OWN = """
+import numpy as np
+import torch
+from torch import nn
+from network_surgery.study.task import Metric, Samples, Stream, Task
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 1)
+
+    def forward(self, left, right):
+        return {"score": self.fc2(torch.relu(self.fc1(torch.cat([left, right], 1))))}
+
+
+class Named(Task):
+    metric = Metric("error", "lower", margin=0.1)
+
+    def inputs(self, n):
+        random = np.random.default_rng(n)
+        return {"left": random.normal(size=(n, 4)).astype("float32"), "right": np.ones((n, 2), "float32")}
+
+    def load(self):
+        return [Samples(self.inputs(n), np.ones((n, 1), "float32")) for n in (8, 6, 4)]
+
+    def model(self):
+        return Two()
+
+    def loss(self, outputs, targets):
+        return (outputs["score"] - targets).square().mean()
+
+    def measure(self, outputs, targets):
+        return {"error": (outputs["score"] - targets).abs().flatten()}
+
+
+class Placed(Named):
+    def inputs(self, n):
+        return tuple(super().inputs(n).values())
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, number):
+        return {"left": torch.zeros(4), "right": torch.ones(2)}, torch.ones(1)
+
+
+class Streamed(Named):
+    def load(self):
+        return Pairs(), Pairs(), Pairs()
+"""
+
+
+@pytest.mark.parametrize("kind", ["Named", "Placed", "Streamed"])
+def test_the_network_of_one_s_own_task_is_a_model_that_its_settings_make_again(kind: str, tmp_path: Path) -> None:
+    import mlflow
+
+    (tmp_path / "mine.py").write_text(OWN)
+    settings = Settings(task=f"{tmp_path / 'mine.py'}:{kind}")
+    task = build(settings)
+    study = Folder.make(tmp_path / "study", settings, {"fc1": 8}, None, task.metric, task.unit)
+    network, example = fresh(task), Batches(task.validation, torch.device("cpu")).take(slice(0, 2))[0]
+    operate(Anatomy(network, example)["fc1"], ZeroExpand(0.5))
+    (study.path / "networks").mkdir()
+    save(network, study.path / "networks" / "it.pt")
+    cell = Cell("surgery", 1, CELL.schedule, trial=3, test=True)
+    with Tracker(study, task) as tracked:
+        tracked.started(cell)
+        curve = [{"epoch": float(epoch), "validation_metric": 2.0 - epoch / 10} for epoch in range(1, 11)]
+        tracked.ended(cell, OUTCOME | {"test_metric": 0.75, "network": "networks/it.pt", "epochs": curve})
+    assert tracked.lost == 0, tracked.reason
+    found = runs(study)
+    run = next(run for name, run in found.items() if name.startswith("surgery 3"))
+    assert run.data.tags["improving"] == "true"
+    assert run.data.metrics["error/test"] == 0.75 and f"study: mine.py:{kind}" in found
+    mlflow.set_tracking_uri(default_uri(study))
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/network")
+    assert loaded.get_raw_model().fc1.out_features == 12
+    with torch.no_grad():
+        wanted = call(network.eval(), example)["score"]
+    asked = torch.utils._pytree.tree_map(lambda tensor: tensor.numpy(), example)
+    answer = loaded.predict(asked)
+    torch.testing.assert_close(torch.tensor(answer["score"]), wanted)
+    signature = loaded.metadata.signature
+    if kind == "Placed":  # MLflow knows no tuples
+        assert signature is None
+    else:
+        assert [(spec.name, spec.shape) for spec in signature.inputs.inputs] == [("left", (-1, 4)), ("right", (-1, 2))]
+        assert [(spec.name, spec.shape) for spec in signature.outputs.inputs] == [("score", (-1, 1))]
+    kinds = {tag.value: each.dataset for each in run.inputs.dataset_inputs for tag in each.tags}
+    assert {data.name for data in kinds.values()} == {f"mine.py:{kind}"} and "mine.py" in kinds["test"].source
+    wanted_digest = "test-6" if kind == "Streamed" else task.test.digest()
+    assert kinds["test"].digest == wanted_digest
 
 
 def test_the_final_network_is_the_model_of_its_run(tmp_path: Path) -> None:
@@ -216,14 +340,34 @@ def test_a_fingerprint_is_of_pixels_and_labels() -> None:
     [
         ("digits", "train", "code", "sklearn.datasets.load_digits"),
         ("cifar10", "test", "http", "cifar-10-python.tar.gz"),
+        ("fashion_mnist", "train", "http", "fashion-mnist"),
         ("folder:/data/pets", "train", "local", "/data/pets/train"),
         ("folder:/data/pets", "test", "local", "/data/pets/test"),
     ],
 )
 def test_a_dataset_says_where_it_is_from(name: str, part: str, kind: str, source: str) -> None:
-    found = inputs.datasets(name, DATA)[part].dataset
+    found = inputs.datasets(Settings(data=name), DATA)[part].dataset
     assert found.source_type == kind and source in found.source
-    assert found.name in ("digits", "cifar10", "pets")
+    assert found.name == name.split("/")[-1]
+
+
+def test_a_streamed_dataset_says_its_number_and_fingerprint(tmp_path: Path) -> None:
+    path = pictures.folder(tmp_path / "pets")
+    task = load(f"folder:{path}", 0.25, stream="true")
+    found = {part: each.dataset for part, each in inputs.datasets(Settings(data=f"folder:{path}"), task).items()}
+    assert {part: about.digest for part, about in found.items()} == {
+        part: getattr(task, part).digest() for part in ("train", "validation", "test")
+    }
+    assert json.loads(found["test"].profile) == {"num_rows": 4, "shape": [3, 6, 5]}
+    assert found["train"].source_type == "local" and found["test"].source.count(str(path / "test"))
+
+
+def test_anyones_stream_without_a_fingerprint_has_one_of_its_name(tmp_path: Path) -> None:
+    part = Stream(TensorDataset(torch.zeros(5, 1), torch.zeros(5)))
+    task = Task()
+    task.load = lambda: Sets(part, part, part)  # type: ignore[method-assign]
+    found = inputs.datasets(Settings(task="mine:Task"), task)["train"].dataset
+    assert found.digest and json.loads(found.profile) == {"num_rows": 5}
 
 
 def test_every_operation_of_a_schedule_is_a_tag(tmp_path: Path) -> None:
@@ -258,13 +402,17 @@ def test_the_load_of_the_machine_is_told_until_it_is_over(monkeypatch: pytest.Mo
     assert 0 < heard[0]["system/system_memory_usage_percentage"] < 100
 
 
-def test_views_show_what_the_tracker_writes() -> None:
+@pytest.mark.parametrize("metric", [ACCURACY, Metric("F1 (macro)", "higher"), PERPLEXITY])
+def test_views_show_what_the_tracker_writes(metric: Metric) -> None:
     """Every column and every order is a metric or a tag that runs have."""
-    known = {name for name, *_ in [*measures.of_epoch(EPOCH), *measures.of_outcome(OUTCOME)]} | {"accuracy/test"}
+    test = measures.of_test(OUTCOME | {"test_metric": 0.75}, metric)
+    known = {name for name, *_ in [*measures.of_epoch(EPOCH, metric), *measures.of_outcome(OUTCOME), *test]}
     tags = {"arm", "operation"}
-    assert f"mlflow.sharedViewState.{FIRST}" in view_tags()
-    for view in view_tags().values():
+    assert f"mlflow.sharedViewState.{first(metric)}" in view_tags(metric)
+    assert (view_tags(metric).keys() == view_tags().keys()) == (metric == ACCURACY)  # both may lie on one server
+    for view in view_tags(metric).values():
         state = json.loads(json.loads(view)["state"])
+        assert state["orderByAsc"] == (metric.better == "lower")
         for column in (*state["selectedColumns"], state["orderByKey"]):
             kind, _, name = column.partition(".")
             assert name.strip("`") in {"metrics": known, "tags": tags}[kind]

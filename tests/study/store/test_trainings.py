@@ -6,6 +6,7 @@ from typing import Any
 
 from network_surgery.study.store.folder import Record
 from network_surgery.study.store.trainings import table
+from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import operated, spiked
 
@@ -15,6 +16,14 @@ STEP = {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
 def outcome(accuracy: float, **more: Any) -> dict[str, Any]:
     ended = {"validation_metric": accuracy, "parameters": 10, "flops": 20, "seconds": 1.5, "spikes": []}
     return ended | {"operations": []} | more
+
+
+def test_columns_are_named_after_the_metric() -> None:
+    falling = [{"epoch": float(epoch), "validation_metric": 20.0 - epoch} for epoch in range(1, 9)]
+    ended = outcome(12.0, test_metric=13.0, train_test_gap=2.0, epochs=falling)
+    (row,) = table([Record(Cell("original", 1), ended)], Metric("perplexity", "lower"))
+    assert (row["validation perplexity"], row["test perplexity"], row["test − train"]) == (12.0, 13.0, 2.0)
+    assert row["improving"] is True and not any("accuracy" in name for name in row)
 
 
 def test_the_table_of_all_trainings() -> None:

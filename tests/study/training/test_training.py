@@ -26,6 +26,7 @@ from network_surgery.ops import (
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.recipe.optimizer import make_optimizer
 from network_surgery.study.task.images import Images, ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
@@ -33,7 +34,7 @@ from network_surgery.study.training import checkpoint
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of, spikes
 from network_surgery.study.training.restart import fan_power, renew
-from network_surgery.study.training.run import make_optimizer, run
+from network_surgery.study.training.run import run
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer, answers, evaluate, steps_per_epoch
 from tests.study.operated import operated, without_times

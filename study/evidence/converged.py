@@ -1,0 +1,44 @@
+"""Whether the arms of a comparison had converged, pooled over their seeds (see ``study.training.convergence``).
+
+An arm had not converged where its seeds' mean gain is above the metric's margin and shown to be above zero (the 95 %
+interval of the mean, by Student's t). Of one seed its own line decides, which is weak evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from network_surgery.study.evidence.significance import paired
+from network_surgery.study.task.metric import Metric
+from network_surgery.study.training.convergence import gain
+from network_surgery.study.training.records import Outcome
+
+
+def convergence(outcomes: Sequence[Outcome], metric: Metric) -> dict[str, Any]:
+    """``n`` runs of which it is known, how many of them were still ``improving``, their mean ``gain`` in as many epochs
+    again, and ``converged``; both None where it is known of no run.
+    """
+    gains = [found for each in outcomes if (found := gain(each, metric)) is not None]
+    known: dict[str, Any] = {"n": len(gains), "improving": sum(each > metric.margin for each in gains)}
+    if not gains:
+        return known | {"gain": None, "converged": None}
+    mean, interval, _ = paired(gains)
+    shown = interval is None or interval[0] > 0
+    return known | {"gain": mean, "converged": not (mean > metric.margin and shown)}
+
+
+def unconverged(convergences: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which of these arms, by the name that a sentence has for them, had not converged; empty where all had.
+
+    >>> late = {"n": 5, "improving": 4, "converged": False}
+    >>> unconverged({"surgery": {"n": 5, "improving": 1, "converged": True}, "restarting": late})
+    'restarting had not converged (4 of 5 seeds were still improving)'
+    >>> unconverged({"surgery": late, "restarting": late})
+    'surgery and restarting had not converged (4 of 5 and 4 of 5 seeds were still improving)'
+    """
+    late = {name: each for name, each in convergences.items() if each["converged"] is False}
+    if not late:
+        return ""
+    counts = " and ".join(f"{each['improving']} of {each['n']}" for each in late.values())
+    return f"{' and '.join(late)} had not converged ({counts} seeds were still improving)"

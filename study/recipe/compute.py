@@ -1,0 +1,92 @@
+"""How the steps of a training run are computed: in which precision, memory format, and compiled or not.
+
+Training steps and evaluation alone are computed so. Weights, optimizers, operations, signals and repairs stay in
+float32, and losses and metrics are taken of float32 outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from network_surgery.study.errors import StudyError
+from network_surgery.study.task.task import call
+
+Precision = Literal["float32", "tf32", "bf16", "fp16"]
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """``precision``: of products and convolutions (torch.autocast where it is ``bf16`` or ``fp16``; ``float32`` leaves
+    torch's switches as they are, which allow TF32 in convolutions). ``channels_last``: images and convolutions lie in
+    memory with their channels last. ``compile``: training steps run through torch.compile.
+    """
+
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compile: bool = False
+
+    def check(self, device: torch.device) -> None:
+        """Raises StudyError where the device cannot compute so."""
+        if device.type == "cpu" and self.precision in ("tf32", "fp16"):
+            raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
+        if device.type == "cuda" and self.precision == "bf16" and not torch.cuda.is_bf16_supported(False):
+            name = torch.cuda.get_device_name(device)
+            raise StudyError(f"precision is 'bf16', which {name} has not; give 'fp16'")
+
+    def place(self, model: nn.Module, device: torch.device) -> None:
+        """Moves a network to a device and gives it its memory format."""
+        model.to(device)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """What scales losses of fp16; with every other precision it passes all on as it is."""
+        return torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+
+    @contextlib.contextmanager
+    def _tf32(self) -> Iterator[None]:
+        switches = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = [switch.allow_tf32 for switch in switches]
+        for switch in switches:
+            switch.allow_tf32 = True
+        try:
+            yield
+        finally:
+            for switch, allowed in zip(switches, before, strict=True):
+                switch.allow_tf32 = allowed
+
+    def switched(self) -> AbstractContextManager[None]:
+        """Products in this block, backward ones too, are in TF32 if that is the precision; torch's switches return."""
+        return self._tf32() if self.precision == "tf32" else nullcontext()
+
+    def answer(self, model: nn.Module, inputs: Any, device: torch.device) -> Any:
+        """What the network returns for the inputs (see ``call``); half precision in it becomes float32."""
+        if self.channels_last:
+            inputs = _pytree.tree_map_only(Tensor, _channels_last, inputs)
+        if self.precision not in HALF:
+            with self.switched():
+                return call(model, inputs)
+        with torch.autocast(device.type, HALF[self.precision]):
+            outputs = call(model, inputs)
+        return _pytree.tree_map_only(Tensor, _single, outputs)
+
+
+#: As torch computes by itself.
+PLAIN = Compute()
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALF.values() else tensor

@@ -1,0 +1,105 @@
+"""Converged or not: curves whose end is known, in both directions, alone and pooled over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from network_surgery.study.evidence.converged import convergence, unconverged
+from network_surgery.study.evidence.wording import other, overall, sentence
+from network_surgery.study.task.metric import ACCURACY, Metric
+from network_surgery.study.training.convergence import LEAST, gain, improving
+from tests.study.operated import operated
+
+ERROR = Metric("error", "lower", margin=0.005, percent=True)
+LOSS = Metric("loss", "lower", margin=0.05)
+BOTH = pytest.mark.parametrize(("metric", "turn"), [(ACCURACY, lambda a: a), (ERROR, lambda a: 1 - a)])
+Turn = Callable[[float], float]
+
+
+def run(curve: Any, cut: float | None = None) -> dict[str, Any]:
+    """A training run whose metric is ``curve`` of the epoch, operated on at ``cut``."""
+    epochs = [{"epoch": float(epoch), "validation_metric": float(value)} for epoch, value in enumerate(curve, 1)]
+    return {"epochs": epochs, "operations": [] if cut is None else [operated(epoch=cut)]}
+
+
+def rising(epochs: int, pace: float) -> np.ndarray:
+    """An accuracy that comes nearer to 0.9 by this fraction in each epoch."""
+    return 0.9 - 0.6 * (1 - pace) ** np.arange(1, epochs + 1)
+
+
+@BOTH
+def test_a_curve_that_rises_had_not_converged_and_a_flat_one_had(metric: Metric, turn: Turn) -> None:
+    assert improving(run(map(turn, rising(12, 0.1))), metric) is True
+    assert improving(run(map(turn, rising(60, 0.2))), metric) is False
+    assert improving(run(map(turn, 0.9 - 0.01 * np.arange(12))), metric) is False  # it gets worse
+    assert improving(run(turn(0.9) for _ in range(12)), metric) is False
+    slope = 0.001  # twelve epochs: a line through three of them, carried on for three more
+    assert gain(run(map(turn, 0.5 + slope * np.arange(12))), metric) == pytest.approx(3 * slope)
+    assert gain(run(map(turn, 0.5 + slope * np.arange(80))), metric) == pytest.approx(20 * slope)
+
+
+def test_the_margin_of_the_metric_decides() -> None:
+    curve = 2.0 - 0.01 * np.arange(12)
+    assert gain(run(curve), LOSS) == pytest.approx(0.03) and improving(run(curve), LOSS) is False
+    assert improving(run(curve), Metric("loss", "lower", margin=0.02)) is True
+
+
+def test_of_too_few_epochs_nothing_is_said() -> None:
+    assert gain(run([0.5] * (2 * LEAST - 1)), ACCURACY) is None
+    assert improving(run([0.5, 0.6] * LEAST), ACCURACY) is not None
+    assert gain(run([0.5] * 12, cut=10.0), ACCURACY) is None  # two epochs of the network that it ends with
+    assert convergence([run([0.5])], ACCURACY) == {"n": 0, "improving": 0, "gain": None, "converged": None}
+
+
+def test_what_comes_before_an_operation_is_of_another_network() -> None:
+    curve = [0.5] * 9 + [0.8, 0.8, 0.8]  # widened after the ninth epoch
+    assert improving(run(curve[:8] + [0.5] * 4), ACCURACY) is False
+    assert gain(run([0.5] * 8 + [0.5, 0.8, 0.8, 0.8], cut=9.0), ACCURACY) == pytest.approx(0.0)
+    assert improving(run([0.5] * 30 + [0.2, 0.4, 0.6], cut=30.0), ACCURACY) is True  # it is recovering
+
+
+@BOTH
+def test_noise_alone_does_not_make_an_arm_unconverged(metric: Metric, turn: Turn) -> None:
+    """Of single runs many seem to improve; pooled over five seeds hardly any arm does, and one that does is seen."""
+    random, late, runs = np.random.default_rng(0), 0, 0
+    for _ in range(100):
+        arm = [run(map(turn, 0.9 + random.normal(0, 0.01, 12))) for _ in range(5)]
+        found = convergence(arm, metric)
+        late, runs = late + (found["converged"] is False), runs + found["improving"]
+    assert runs > 100 and late <= 6  # of 500 runs, of 100 arms: the interval is one-sided at 2.5 %
+    seen = [
+        convergence([run(map(turn, rising(12, 0.1) + random.normal(0, 0.01, 12))) for _ in range(5)], metric)
+        for _ in range(50)
+    ]
+    assert sum(found["converged"] is False for found in seen) >= 35
+
+
+def verdict(surgery: bool | None, rival: bool | None) -> dict[str, Any]:
+    sides = {
+        name: {"n": 5, "improving": 0 if converged else 4, "gain": 0.0, "converged": converged}
+        for name, converged in (("surgery", surgery), ("rival", rival))
+    }
+    return {"finding": "no difference was found", "n": 5, "more_seeds": 14, "convergence": sides}
+
+
+def test_a_verdict_says_it_before_who_won() -> None:
+    plain = "No difference found (n = 5); 14 more seeds would probably find one of 0.5 points."
+    assert sentence(verdict(True, True)) == sentence(verdict(None, None)) == plain
+    lower = f"n{plain[1:]}"
+    late = "estarting had not converged (4 of 5 seeds were still improving): "
+    assert sentence(verdict(True, False)) == f"R{late}{lower}"
+    assert sentence(verdict(False, True)).startswith("Surgery had not converged (4 of 5 seeds were still improving): n")
+    assert sentence(verdict(False, False)).startswith("Surgery and restarting had not converged (4 of 5 and 4 of 5 ")
+    assert overall([verdict(True, False)]) == f"r{late}no difference was found with these seeds."
+    assert overall([verdict(True, False), verdict(True, True)]).startswith(
+        "in 1 of 2 schedules an arm had not converged: no difference"
+    )
+    against = verdict(False, False) | {"arm": "random", "difference": 0.001, "interval": None, "time_to_accuracy": []}
+    assert other(against).endswith(
+        ": no difference was found (it had not converged (4 of 5 seeds were still improving))"
+    )
+    assert unconverged({}) == ""
