@@ -447,7 +447,6 @@ def _absolute(settings: Settings) -> Settings:
         **{name: _full_reference(getattr(settings, name)) for name in REFERENCES},
         tracking_uri=_full_uri(settings.tracking_uri),
         storage=_full_uri(settings.storage),
-        **{name: _full_reference(getattr(settings, name)) for name in ("model", "task", "space", "sampler", "pruner")},
     )
 
 
