@@ -13,6 +13,7 @@ something with ``.units``, such as an ``Anatomy``. The same function decodes a f
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.references import resolve
@@ -58,6 +59,10 @@ def find_space(name: str, after: bool = False) -> Suggest:
     known = SPACES.get(name, name)
     if isinstance(known, str):
         if ":" not in known:
-            raise SurgeryError(f"there is no search space {name!r}; there are {', '.join(SPACES)}, or MODULE:FUNCTION")
+            alike = get_close_matches(name, SPACES, n=1)
+            raise SurgeryError(
+                f"there is no search space {name!r}; there are {', '.join(SPACES)}, or MODULE:FUNCTION"
+                + (f"; did you mean {alike[0]!r}?" if alike else "")
+            )
         known = resolve(known, "search space")
     return recovery.choosing_after(known) if after else known

@@ -6,7 +6,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,8 @@ from network_surgery.study.errors import Diverged, StudyError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from network_surgery.study.result import Result
 
 app = typer.Typer(
     help="Operate on a network while it trains, and find out whether that beats starting over.",
@@ -67,35 +68,21 @@ def study(
     """Search schedules of operations, then compare the best ones with restarting: the main job."""
     settings = compose(preset, config, flags)
     preset = preset or PRESETS.get(settings.task)
-    name = preset or settings.task.rpartition(":")[2]
-    place = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    from network_surgery.study import conduct
+    from network_surgery.study import api
 
-    console = _console()
-    with conduct.begin(settings, place, preset) as (folder, task):
-        sets = f"{len(task.train):,} + {len(task.validation):,} + {len(task.test):,} {task.unit}"
-        classes = f", {len(task.classes)} classes" * bool(task.classes)
-        console.print(
-            f"{settings.subject}: {sets} (train, validation, test){classes}; "
-            f"{len(folder.layers)} layers to operate on; results go to {place}",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
-        if task.note:
-            console.print(f"{settings.data}: {task.note}", highlight=False, markup=False, soft_wrap=True)
-        _carry_on(place, console, lambda: conduct.proceed(folder, task, console))
+    place = out or api.new_place(preset or settings.task.rpartition(":")[2])
+    _show(place, lambda: api.start(settings, place, preset, _console()))
 
 
 @app.command()
-def resume(study: Study) -> None:
+def resume(
+    study: Study,
+    trials: Annotated[int | None, typer.Option(help="The search goes on to this number of schedules.", min=1)] = None,
+) -> None:
     """Carry on a study that was interrupted: what has ended is kept, what was running resumes from its last epoch."""
-    from network_surgery.study import conduct
-    from network_surgery.study.store.folder import Folder
-    from network_surgery.study.task import build
+    from network_surgery.study import api
 
-    console = _console()
-    folder = Folder.open(study)
-    task = build(folder.settings)
-    _carry_on(study, console, lambda: conduct.proceed(folder, task, console))
+    _show(study, lambda: api.resume(study, trials=trials))
 
 
 @app.command()
@@ -105,24 +92,17 @@ def compare(
     seeds: Annotated[int | None, typer.Option(help="Seeds of every arm.", min=1)] = None,
 ) -> None:
     """Compare more schedules, or with more seeds; trainings that are there already count and are not run again."""
-    from network_surgery.study import conduct
-    from network_surgery.study.store.folder import Folder
-    from network_surgery.study.task import build
+    from network_surgery.study import api
 
-    console = _console()
-    folder = Folder.open(study)
-    task = build(folder.settings)
-    _carry_on(study, console, lambda: conduct.compare(folder, task, console, top, seeds))
+    _show(study, lambda: api.compare(study, top=top, seeds=seeds))
 
 
 @app.command()
 def report(study: Study) -> None:
     """Write results.json, figures and report.html anew from what a study has stored so far."""
-    from network_surgery.study import conduct
-    from network_surgery.study.store.folder import Folder
+    from network_surgery.study import api
 
-    folder = Folder.open(study)
-    conduct.show(conduct.write_report(folder), folder, _console())
+    _show(study, lambda: api.report(study))
 
 
 @app.command()
@@ -267,23 +247,18 @@ def main() -> None:
     raise SystemExit(2)
 
 
-def _carry_on(place: Path, console: Console, work: Any) -> None:
+def _show(place: Path, work: Callable[[], Result]) -> None:
     """Runs a stage of a study and shows what came of it; an interruption says how to go on."""
-    from network_surgery.study import conduct
-    from network_surgery.study.store.folder import Folder
-
     try:
-        whole = work()
+        work().show(_console())
     except KeyboardInterrupt:
-        whole = False
-    folder = Folder.open(place)
-    if not whole:
-        ended = len(folder.records())
-        console.print(f"\nInterrupted; {ended} trainings are kept. Go on with: surgery resume {place}", soft_wrap=True)
-        raise typer.Exit(130)
-    import json
+        from network_surgery.study.store.folder import Folder
 
-    conduct.show(json.loads(folder.results.read_text()), folder, console)
+        if (place / "study.json").exists():
+            ended = len(Folder.open(place).records())
+            words = f"\nInterrupted; {ended} trainings are kept. Go on with: surgery resume {place}"
+            _console().print(words, soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 def _newest() -> Path:

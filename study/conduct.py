@@ -28,6 +28,7 @@ from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import objectives, tracking, tuner
 from network_surgery.study.search.sources import Sampled, Source, given
+from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.words import describe
@@ -64,6 +65,8 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     if not listed:
         Sampled.check(settings, layers)
     Folder.check(out)
+    if settings.storage is not None:
+        open_storage(settings.storage, out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
         yield Folder.make(out, settings, layers, preset, task.metric, task.unit), task
@@ -161,7 +164,7 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
 def _search(folder: Folder) -> Source:
     """What Optuna is still to try."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.metric)
+    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
 
 
 @dataclass

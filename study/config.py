@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BeforeValidator, Field
 
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, near
 
 #: What a study may optimize on validation; ``accuracy`` is the metric of a task whose metric it is.
 Objective = Literal["metric", "accuracy", "loss", "parameters", "flops", "seconds"]
@@ -71,8 +72,14 @@ Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
     "a list of schedules, each a list of steps such as {when: 2ep, layer: fc1, op: min_weight, keep: 0.5}",
 ]
+Parameters = Annotated[
+    tuple[Annotated[dict[str, Any], Field(min_length=1)], ...],
+    "a list of parameters with their values, such as {op: min_weight, keep: 0.5}",
+]
 Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
 State = Literal["carry", "reset"]
+#: The environment variable that holds the password of ``storage``.
+PASSWORD = "NETWORK_SURGERY_STORAGE_PASSWORD"
 #: YAML reads true and false as such, the command line as text.
 Stream = Annotated[
     Literal["auto", "true", "false"],
@@ -225,14 +232,37 @@ class Settings(Declared):
     space: Annotated[
         Text,
         About(
-            "mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning or MODULE:FUNCTION",
+            "mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning, or MODULE:FUNCTION or "
+            "FILE.py:FUNCTION",
             decides=False,
         ),
     ] = "mixed"
     sampler: Annotated[
-        Literal["tpe", "grid"],
-        About("search, or compare every point of a space of choices", decides=False),
+        Text,
+        About(
+            "tpe, grid (every point of a space of choices), one of Optuna's such as 'GPSampler(n_startup_trials=8)', "
+            "or MODULE:FACTORY",
+            decides=False,
+        ),
     ] = "tpe"
+    pruner: Annotated[
+        Text | None,
+        About("One of Optuna's, such as 'MedianPruner(n_warmup_steps=3)', or MODULE:FACTORY", decides=False),
+    ] = None
+    storage: Annotated[
+        Text | None,
+        About(
+            "Where Optuna keeps its trials: sqlite:///PATH, postgresql://…, mysql://… or journal:PATH; by default "
+            "optuna.db in the folder",
+            decides=False,
+        ),
+    ] = None
+    enqueue: Annotated[
+        Parameters,
+        About(
+            "Parameters of the search space that are tried first, a line for each trial", option=False, decides=False
+        ),
+    ] = ()
     schedules: Annotated[
         Schedules, About("These schedules are all compared, and nothing is searched", option=False, decides=False)
     ] = ()
@@ -293,7 +323,12 @@ class Settings(Declared):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.early_stopping != "none":
-            self._check_stopping()
+            self._check_stopping("early_stopping", self.early_stopping)
+        if self.pruner is not None:
+            self._check_stopping("pruner", self.pruner)
+        if self.enqueue and not self.searches:
+            raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
+        check_password(self.storage)
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
             raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
         if self.device == "cpu" and self.precision in ("tf32", "fp16"):
@@ -302,12 +337,17 @@ class Settings(Declared):
     @property
     def subject(self) -> str:
         """What is trained, in a few words."""
-        return self.task if ":" in self.task else f"{self.model} on {self.data}"
+        return self.task.removeprefix("python:") if ":" in self.task else f"{self.model} on {self.data}"
+
+    @property
+    def searches(self) -> bool:
+        """Whether Optuna searches for schedules; otherwise they are listed, or a grid, and all of them are compared."""
+        return self.sampler != "grid" and not self.schedules
 
     @property
     def short_subject(self) -> str:
         """The same without folders."""
-        return Path(self.task).name if ":" in self.task else f"{self.model} on {Path(self.data).name}"
+        return Path(self.subject).name if ":" in self.task else f"{self.model} on {Path(self.data).name}"
 
     @property
     def scaling(self) -> str:
@@ -319,19 +359,37 @@ class Settings(Declared):
         """Processes of a trial that read what is streamed: its CPU cores but the one that trains."""
         return max(0, int(self.cpus_per_trial) - 1) if self.workers is None else self.workers
 
-    def _check_stopping(self) -> None:
+    def _check_stopping(self, name: str, value: str) -> None:
         """Early stopping that could not stop anything is refused, not ignored."""
         if self.objective not in (("metric",), ("accuracy",), ("loss",)):
             right = "it compares trials by one value that every epoch has, so it needs objective: metric (or loss)"
-        elif self.sampler == "grid" or self.schedules:
+        elif not self.searches:
             right = "it stops trials of a search, and without one every schedule is compared whole"
+        elif name == "pruner" and self.early_stopping != "none":
+            right = f"early_stopping is {self.early_stopping!r}, too; give one of them"
+        elif name == "pruner":
+            return
         elif self.first_rung >= self.epochs:
             right = f"its first rung, epoch {self.first_rung}, is not before the last of {self.epochs} epochs"
         elif self.generation >= self.trials:
             right = f"it compares with earlier generations, and all {self.trials} trials are in one; lower generation"
         else:
             return
-        raise StudyError(f"early_stopping is {self.early_stopping!r}, but {right}")
+        raise StudyError(f"{name} is {value!r}, but {right}")
+
+
+def check_password(storage: str | None) -> None:
+    """Raises StudyError where the URL of a storage has a password in it; the sentence does not repeat it."""
+    try:
+        parts = urlsplit(storage or "")
+        secret = parts.password or set(parse_qs(parts.query)) & {"password", "passwd", "pass"}
+    except ValueError:  # no URL at all, which the one who opens it says
+        return
+    if secret:
+        raise StudyError(
+            f"storage is a {parts.scheme} URL with a password, which would be written to study.json; leave it out of "
+            f"the URL and put it into the environment variable {PASSWORD}"
+        )
 
 
 def presets() -> list[str]:
@@ -350,17 +408,20 @@ def _presets() -> dict[str, Traversable]:
 PRESETS = {"images": "digits", "text": "text"}
 
 
-def compose(preset: str | None, config: Path | None, flags: Mapping[str, Any]) -> Settings:
+def compose(
+    preset: str | None, config: Path | None, flags: Mapping[str, Any], source: str = "the command line"
+) -> Settings:
     """A preset, overlaid by a YAML file, overlaid by flags that are not None. Relative paths are made absolute.
 
     Without a preset: that of the task (``PRESETS``). The ``recipe`` of a task of one's own lies under all of them.
+    ``source``: where the flags come from, for errors.
 
     Raises:
         StudyError: no such preset, file or task, or a setting that is unknown or out of range.
     """
     known = _presets()
     if preset is not None and preset not in known:
-        raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}")
+        raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}{near(preset, known)}")
     given = {name: value for name, value in flags.items() if value is not None}
     written, where = {}, ""
     if config is not None:
@@ -375,7 +436,7 @@ def compose(preset: str | None, config: Path | None, flags: Mapping[str, Any]) -
     task = {"task": Settings.task, **data, **written, **given}["task"]
     data = _recipe(task) | data | written
     Settings.from_data(data, where or f"preset {name}")  # so that what is wrong here is not said of the command line
-    return _absolute(Settings.from_data(data | given, "the command line"))
+    return _absolute(Settings.from_data(data | given, source))
 
 
 def _recipe(task: Any) -> dict[str, Any]:
@@ -414,26 +475,30 @@ def _absolute(settings: Settings) -> Settings:
     return replace(
         settings,
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
-        task=_full_reference(settings.task),
-        model=_full_reference(settings.model),
-        optimizer=_full_reference(settings.optimizer),
+        **{name: _full_reference(getattr(settings, name)) for name in REFERENCES},
         start=settings.start if settings.start in STARTS else _full(settings.start),
         tracking_uri=_full_uri(settings.tracking_uri),
+        storage=_full_uri(settings.storage),
     )
 
 
-def _full_reference(name: str) -> str:
+#: Settings that may name a file.
+REFERENCES = ("task", "model", "optimizer", "space", "sampler", "pruner")
+
+
+def _full_reference(name: str | None) -> str | None:
     """The same with the whole path, where it is ``FILE.py:NAME`` or ``transformers:FOLDER``."""
-    place, _, rest = name.rpartition(":")
+    place, _, rest = (name or "").rpartition(":")
     if place == "transformers" and os.path.isdir(os.path.expanduser(rest)):
         return f"{place}:{_full(rest)}"
     return f"{_full(place)}:{rest}" if place.endswith(".py") else name
 
 
 def _full_uri(uri: str | None) -> str | None:
-    if uri is None or not uri.startswith("sqlite:///"):
-        return uri
-    return f"sqlite:///{_full(uri.removeprefix('sqlite:///'))}"
+    for kind in ("sqlite:///", "journal:"):
+        if uri is not None and uri.startswith(kind) and uri != kind:
+            return f"{kind}{_full(uri.removeprefix(kind))}"
+    return uri
 
 
 def _full(path: str) -> str:

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, g
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, near
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class Declared:
         """
         unknown = [name for name in data if name not in names(cls)]
         if unknown:
-            raise StudyError(f"{where}: there is no setting {unknown[0]!r}; there are {', '.join(names(cls))}")
+            closest = near(str(unknown[0]), names(cls))
+            raise StudyError(f"{where}: there is no setting {unknown[0]!r}; there are {', '.join(names(cls))}{closest}")
         try:
             return cls(**data)
         except StudyError as error:

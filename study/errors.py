@@ -1,5 +1,10 @@
 """What a user can put right, as one sentence: what is wrong, where, what would be right."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class StudyError(Exception):
     """Bad input or an environment that a study cannot work in. The command line shows it and exits with code 2."""
@@ -7,3 +12,13 @@ class StudyError(Exception):
 
 class Diverged(Exception):
     """Training has become NaN or infinite; the message says when. A trial that diverges is recorded as failed."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: a known one that is written almost like it, if there is one.
+
+    >>> near("epoch", ["epochs", "seed"]), near("x", ["epochs"])
+    ("; did you mean 'epochs'?", '')
+    """
+    alike = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {alike[0]!r}?" if alike else ""

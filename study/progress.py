@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -25,6 +26,8 @@ class Display:
 
     def __init__(self, console: Console, stage: str, source: Counted, metric: Metric = ACCURACY) -> None:
         self._console, self._stage, self._source, self._metric = console, stage, source, metric
+        # A notebook shows a live line with ipywidgets alone.
+        self._live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
         self._ended = self._failed = self._stopped = 0
         self._best: tuple[float, str] | None = None
         self._running: set[str] = set()
@@ -37,7 +40,7 @@ class Display:
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not self._live,
         )
         self._task = self._progress.add_task(stage, total=source.total, note="starting")
 
@@ -78,7 +81,7 @@ class Display:
                 if self._best is None or self._metric.gain(value, self._best[0]) > 0:
                     self._best = value, cell.name
                 words = f"{validation}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
-            if not self._console.is_terminal:
+            if not self._live:
                 line = f"  {self._ended}/{self._source.total} {cell.name}: {words}"
                 self._console.print(line, markup=False, highlight=False)
         self._show()

@@ -24,7 +24,7 @@ import numpy as np
 import optuna
 from optuna.trial import FixedTrial, create_trial
 
-from network_surgery.search_spaces import find_space
+from network_surgery.study.search.space import suggest_of
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.records import finished, spikes_of
@@ -71,7 +71,7 @@ def importances(results: Results) -> Shares:
     for trial in results["trials"]:
         again = FixedTrial(dict(trial["params"]))
         with contextlib.suppress(Exception):  # of another version's space, or of schedules of one's own
-            find_space(settings["space"], after)(again, layers, settings["epochs"])
+            suggest_of(settings["space"], after)(again, layers, settings["epochs"])
             if finished(trial):
                 ended.append(trial)
                 distributions.append(again.distributions)

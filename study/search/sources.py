@@ -6,25 +6,27 @@ knows nothing of where cells run.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
-from optuna.trial import BaseTrial, TrialState
+from optuna.trial import TrialState
 
-from network_surgery.ops import Schedule, SurgeryError
-from network_surgery.ops.errors import explained
-from network_surgery.search_spaces import find_space
+from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, near
 from network_surgery.study.search import objectives
-from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled
+from network_surgery.study.search.samplers import pruner_of, sampler_of
+from network_surgery.study.search.space import SamplerFailed, Space
+from network_surgery.study.search.stopping import SETTLED, settled
+from network_surgery.study.search.storage import open_storage
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of, spikes_of
@@ -32,6 +34,8 @@ from network_surgery.study.training.records import operations_of, spikes_of
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 Result = dict[str, Any]
+#: Trials that are drawn to see whether space and sampler work.
+TRIED = 3
 
 
 class Source(Protocol):
@@ -107,16 +111,19 @@ class Sampled:
         known: Mapping[int, Result] | None = None,
         words: Callable[[Sequence[Any]], str] = str,
         metric: Metric = ACCURACY,
+        identity: str = "",
     ) -> None:
         """``known`` are the results of trials that ended in an earlier run of this study, by number.
 
         A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
-        ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's.
+        ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's. ``storage``
+        is that database's file, unless the settings have another, where ``identity`` tells this study from others.
         """
         self._settings, self._metric = settings, metric
-        self._layers = _sized(layers)
+        self._space = Space(settings, layers)
+        self._sampler = sampler_of(settings)
         self._words = words
-        self.study = open_study(settings, storage, metric)
+        self.study = open_study(settings, storage, metric, identity)
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
         self._trials: dict[int, optuna.Trial] = {}
@@ -131,9 +138,26 @@ class Sampled:
 
     @staticmethod
     def check(settings: Settings, layers: Mapping[str, int]) -> None:
-        """Raises SurgeryError where the search space is unknown or cannot sample for these settings."""
-        with explained(f"the search space {settings.space!r} failed"):  # anyone's function may fail in any way
-            sample(settings, optuna.create_study().ask(), _sized(layers))
+        """Draws a few trials that nobody runs, the enqueued ones first.
+
+        Raises:
+            StudyError, SurgeryError: the search space, the sampler or the pruner is unknown, or fails with these
+                settings; what is enqueued has a parameter or a value that the space does not have.
+        """
+        space, sampler = Space(settings, layers), copy.deepcopy(sampler_of(settings)(0))
+        study = optuna.create_study(
+            directions=_directions(settings, ACCURACY), sampler=sampler, pruner=pruner_of(settings)
+        )
+        for params in settings.enqueue:
+            study.enqueue_trial(params)
+        for number in range(len(settings.enqueue) + TRIED):
+            trial = _ask(study, settings)
+            with warnings.catch_warnings():  # what is out of range is said below
+                warnings.simplefilter("ignore", UserWarning)
+                space.sample(trial)
+            if number < len(settings.enqueue):
+                _check_enqueued(settings.enqueue[number], trial, settings.space)
+            study.tell(trial, [float(number)] * len(settings.objective))
 
     @property
     def missing(self) -> int:
@@ -147,10 +171,10 @@ class Sampled:
 
     def next(self) -> Cell | None:
         if not self._drawn and not self._running:
-            drawn = len(self.study.get_trials(deepcopy=False))
-            self.study.sampler = _sampler(self._settings, drawn)  # so a resumed search samples as an uninterrupted one
+            drawn = sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
+            self.study.sampler = self._sampler(drawn)  # so a resumed search samples as an uninterrupted one
             for _ in range(min(self._settings.generation, self.missing)):
-                self._drawn.append(self._cell(self.study.ask()))
+                self._drawn.append(self._cell(_ask(self.study, self._settings)))
         if not self._drawn:
             return None
         cell = self._drawn.popleft()
@@ -168,7 +192,8 @@ class Sampled:
         with warnings.catch_warnings():  # an epoch that a lost process had reported is reported again
             warnings.simplefilter("ignore")
             trial.report(objectives.value(record, name), epoch)
-        if self._settings.early_stopping == "none" or epoch >= self._settings.epochs:
+        stops = self._settings.early_stopping != "none" or self._settings.pruner is not None
+        if not stops or epoch >= self._settings.epochs:
             return True
         if settled(epoch, operations_of(record["so_far"]), self._settings.recovery):
             trial.set_user_attr(SETTLED, sorted({*trial.user_attrs.get(SETTLED, ()), epoch}))
@@ -180,7 +205,7 @@ class Sampled:
         self._record(cell.trial, result)
 
     def _cell(self, trial: optuna.Trial) -> Cell:
-        schedule = sample(self._settings, trial, self._layers).to_data()
+        schedule = self._space.sample(trial).to_data()
         self._trials[trial.number] = trial
         trial.set_user_attr("schedule", self._words(schedule))
         return Cell("search", self._settings.seed, schedule, trial=trial.number, params=dict(trial.params))
@@ -216,11 +241,11 @@ def grid(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
         StudyError: the space has a parameter that is not a choice among few, or too many combinations.
         SurgeryError: the space is unknown, or cannot sample for these settings.
     """
-    Sampled.check(settings, layers)
+    space = Space(settings, layers)
     found: list[tuple[list[int], Cell]] = []
 
     def visit(trial: optuna.Trial) -> float:
-        schedule = sample(settings, trial, _sized(layers))
+        schedule = space.sample(trial)
         at = [int(trial.distributions[name].to_internal_repr(value)) for name, value in trial.params.items()]
         found.append((at, Cell("surgery", settings.seed, schedule.to_data(), params=dict(trial.params))))
         return 0.0
@@ -230,8 +255,11 @@ def grid(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
         study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=0))
     try:
         study.optimize(visit, n_trials=MOST_POINTS + 1)
-    except ValueError as error:
-        raise StudyError(f"the search space {settings.space!r} is no grid: {str(error).splitlines()[0]}") from None
+    except SurgeryError:  # the space's own; it is a ValueError
+        raise
+    except (ValueError, SamplerFailed) as error:
+        reason = first_line(error.__cause__ or error)
+        raise StudyError(f"the search space {settings.space!r} is no grid: {reason}") from None
     if len(found) > MOST_POINTS:
         raise StudyError(f"the search space {settings.space!r} has more than {MOST_POINTS} points; search it instead")
     ordered = sorted(found, key=lambda entry: entry[0])
@@ -245,45 +273,67 @@ def given(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
     return grid(settings, layers) if settings.sampler == "grid" else []
 
 
-def sample(settings: Settings, trial: BaseTrial, layers: Mapping[str, Any]) -> Schedule:
-    """The schedule that the search space of the settings makes of what a trial chooses.
+def open_study(settings: Settings, database: Path, metric: Metric, identity: str = "") -> optuna.Study:
+    """The Optuna study in this database file, made if there is none, named as the study is in MLflow.
+
+    Where the settings have a storage of their own, it may hold others, too: there ``identity`` ends its name.
 
     Raises:
-        SurgeryError: there is no such space, or it returns something else.
+        StudyError: the storage cannot be opened, or there is no such pruner.
     """
-    schedule = find_space(settings.space, after=settings.lr_schedule != "constant")(trial, layers, settings.epochs)
-    if not isinstance(schedule, Schedule):
-        raise SurgeryError(f"{settings.space} returned a {type(schedule).__name__}, but it must return an ops.Schedule")
-    return schedule
-
-
-def _sized(layers: Mapping[str, int]) -> dict[str, SimpleNamespace]:
-    return {name: SimpleNamespace(units=units) for name, units in layers.items()}
-
-
-def open_study(settings: Settings, storage: Path, metric: Metric) -> optuna.Study:
-    """The Optuna study in this database file, made if there is none, named as the study is in MLflow."""
-    up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
-    directions = [up if objectives.sign(name, metric) > 0 else down for name in settings.objective]
-    database = optuna.storages.RDBStorage(f"sqlite:///{storage}")
-    there = optuna.get_all_study_names(database)  # of an earlier version it has another name
-    name = there[0] if there else f"{storage.parent.name}: {settings.short_subject}"
-    pruner = ForgivingHalving(settings.first_rung, settings.reduction, settings.generation)
+    storage = open_storage(settings.storage, database)
+    there = optuna.get_all_study_names(storage)  # of an earlier version it has another name
+    name, pruner = f"{database.parent.name}: {settings.short_subject}", pruner_of(settings)
+    if settings.storage is not None:
+        mark = f" [{identity[:12]}]"
+        name, there = name + mark, [each for each in there if each.endswith(mark)]
     study = optuna.create_study(
-        storage=database, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
-    )
+        storage=storage, study_name=there[0] if there else name, directions=_directions(settings, metric),
+        pruner=pruner,
+        load_if_exists=True,
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([objectives.label(name, metric) for name in settings.objective])
     for name in ("task", "model", "data", "epochs", "space", "seed"):
         study.set_user_attr(name, getattr(settings, name))
+    for params in settings.enqueue:
+        study.enqueue_trial(params, skip_if_exists=True)
     return study
 
 
-def _sampler(settings: Settings, drawn: int) -> optuna.samplers.BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=(settings.seed * 100_003 + drawn) % 2**32, multivariate=True, group=True, constant_liar=True,
-            n_startup_trials=max(4, settings.trials // 3),
-        )  # fmt: skip
+def _directions(settings: Settings, metric: Metric) -> list[StudyDirection]:
+    up, down = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+    return [up if objectives.sign(name, metric) > 0 else down for name in settings.objective]
+
+
+def _ask(study: optuna.Study, settings: Settings) -> optuna.Trial:
+    """The next trial. Raises StudyError where the sampler fails."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return study.ask()
+    except Exception as error:  # anyone's sampler may fail in any way
+        pass_on_memory(error)
+        raise SamplerFailed(settings, error) from error
+
+
+def _check_enqueued(params: Mapping[str, Any], trial: optuna.Trial, space: str) -> None:
+    for name, value in params.items():
+        if name not in trial.params:
+            raise StudyError(
+                f"enqueue has {name!r} in {dict(params)}, but with these values the search space {space!r} has "
+                f"{', '.join(trial.params) or 'no parameter'}{near(name, trial.params)}"
+            )
+        distribution = trial.distributions[name]
+        if not distribution._contains(distribution.to_internal_repr(value)):
+            raise StudyError(
+                f"enqueue has {name}: {value!r} in {dict(params)}, but the search space {space!r} chooses it from "
+                f"{_range(trial.distributions[name])}"
+            )
+
+
+def _range(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(repr, distribution.choices))
+    return f"{distribution.low} to {distribution.high}"  # type: ignore[attr-defined]

@@ -103,7 +103,7 @@ def run_cells(
     # No trial takes a GPU that it did not ask for.
     where = settings if "gpu" in share else replace(settings, device="cpu")
     function = tune.with_parameters(
-        trial, given=shipped(task), settings=where, folder=str(out), start=starting.load(settings, task)
+        trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task)
     )
     with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         tuner = tune.Tuner(

@@ -7,7 +7,7 @@ import inspect
 from network_surgery.ops.errors import first_line
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.references import theirs
+from network_surgery.study.references import PYTHON, theirs
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Sets
 from network_surgery.study.task.task import Classification, Task
@@ -28,6 +28,7 @@ def task_class(name: str) -> type[Task]:
     if ":" not in name:
         raise StudyError(f"there is no task {name!r}; give {' or '.join(TASKS)}, or MODULE:CLASS or FILE.py:CLASS")
     made = theirs(name, "task")
+    made = type(made) if isinstance(made, Task) else made  # what Python gave may be an instance
     if not inspect.isclass(made) or not issubclass(made, Task):
         raise StudyError(f"task {name!r} must be a subclass of network_surgery.study.task.Task, not {made!r:.80}")
     return made
@@ -42,6 +43,8 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
         StudyError: there is no such task, or it cannot be made.
     """
     made = task_class(settings.task)
+    if settings.task.startswith(f"{PYTHON}:") and isinstance(given := theirs(settings.task, "task"), Task):
+        return given
     if settings.task != "images":
         _refuse_augmentation(settings)
     if settings.task in TASKS:

@@ -21,7 +21,7 @@ from network_surgery.study.search import tuner
 from tests.guide.blocks import GUIDE, PAGES, ROOT, Block, blocks
 
 #: Pages whose code needs a finished study, and is run with one.
-FOLLOWED = ("own-network.md", "report.md", "mlflow.md")
+FOLLOWED = ("python.md", "own-network.md", "report.md", "mlflow.md")
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 #: What a command of a page is run with here, after its own options: the smallest sizes that there are.
 SMALL = {
@@ -96,6 +96,17 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_an_own_network_goes_from_images_to_a_report(walked: Path) -> None:
     study = walked / "runs" / "mine"
     assert (study / "report.html").exists() and len(list((study / "networks").iterdir())) == 3  # one for each arm
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_studies_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    with tuner.cluster(Settings(device="cpu")):
+        walk = Walk(GUIDE / "python.md", surgery)
+        walk()
+    assert (tmp_path / "arms.png").exists() and len(walk._names["result"].trials) == 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

@@ -76,6 +76,7 @@ MEASURING = {"label", "train_images", "seeds", "iterations", "looks", "width", "
 #: The options that are no settings, by command.
 OTHERS = {
     "study": {"preset", "config", "out"},
+    "resume": {"trials"},
     "compare": {"top", "seeds"},  # of a study that has its settings already
     "layers": {"preset", "config", "epochs", "image"},
     "isolate": {"width", "step", "iterations", "trainings", "seed", "workers", "out"},

@@ -64,6 +64,8 @@ def floor(name: str) -> int:
 def climbs(name: str, others: set[str]) -> list[str]:
     """What a module imports from above it."""
     mine = [other for other in others if other.startswith(f"{study.__name__}.")]
+    if name == study.__name__:  # it hands on what ``study.api`` has
+        return []
     if not name.startswith(f"{study.__name__}."):
         return mine + [o for o in others if name.startswith(ops.__name__) and o.startswith(search_spaces.__name__)]
     return [other for other in mine if floor(other) > floor(name)]

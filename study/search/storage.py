@@ -1,0 +1,58 @@
+"""Where Optuna keeps the trials of a search: a database in the study's folder, or a storage of the user's.
+
+The password of a database's URL is in no file: it is taken from the environment when the storage is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.study.config import PASSWORD
+from network_surgery.study.errors import StudyError
+
+JOURNAL = "journal:"
+
+
+def open_storage(uri: str | None, database: Path) -> BaseStorage:
+    """The storage at this URI, or the file ``database`` where there is none.
+
+    Raises:
+        StudyError: it cannot be reached, or is of no kind that Optuna knows; no password is repeated.
+    """
+    if uri is None:
+        return RDBStorage(f"sqlite:///{database}")
+    secret = os.environ.get(PASSWORD)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage: BaseStorage
+            if uri.startswith(JOURNAL):
+                storage = JournalStorage(JournalFileBackend(uri.removeprefix(JOURNAL)))
+            else:
+                storage = RDBStorage(_with_password(uri, secret))
+            optuna.get_all_study_names(storage)
+    except Exception as error:  # whatever Optuna, SQLAlchemy and a database's driver raise
+        pass_on_memory(error)
+        reason = first_line(error.__cause__ or error)
+        reason = reason.replace(secret, "***") if secret else reason
+        raise StudyError(
+            f"Optuna's storage {uri} cannot be opened ({reason}); give a URL such as sqlite:////PATH/optuna.db or "
+            f"postgresql://USER@HOST/DATABASE, its password in {PASSWORD}, or journal:PATH"
+        ) from None
+    return storage
+
+
+def _with_password(uri: str, secret: str | None) -> str:
+    from sqlalchemy.engine import make_url
+
+    url = make_url(uri)
+    if secret is None or url.get_backend_name() == "sqlite":
+        return uri
+    return url.set(password=secret).render_as_string(hide_password=False)
