@@ -80,7 +80,7 @@ def fitted(operation: Operation, layer: Sized) -> Operation:
     keep = getattr(operation, "keep", None)
     if keep is None or layer.units < 3 or round(keep * layer.units) < layer.units:
         return operation
-    return replace(operation, keep=brief((layer.units - 1) / layer.units))  # type: ignore[call-arg]
+    return replace(operation, keep=brief((layer.units - 1) / layer.units))  # type: ignore[type-var]
 
 
 #: In which order an operation visits its layers: at one moment, or each at a moment of its own.

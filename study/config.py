@@ -472,10 +472,11 @@ def _mapping(text: bytes, where: str) -> dict[str, Any]:
 def _absolute(settings: Settings) -> Settings:
     """Settings whose paths hold anywhere: a study may resume from another folder, and Ray's workers have their own."""
     kind, _, images = settings.data.partition(":")
+    references: dict[str, Any] = {name: _full_reference(getattr(settings, name)) for name in REFERENCES}
     return replace(
         settings,
         data=f"folder:{_full(images)}" if kind == "folder" and images else settings.data,
-        **{name: _full_reference(getattr(settings, name)) for name in REFERENCES},
+        **references,
         start=settings.start if settings.start in STARTS else _full(settings.start),
         tracking_uri=_full_uri(settings.tracking_uri),
         storage=_full_uri(settings.storage),

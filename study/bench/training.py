@@ -15,8 +15,7 @@ from network_surgery.study.bench.rows import Row
 from network_surgery.study.models import Shape
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
-from network_surgery.study.task.task import CLASSIFICATION
-from network_surgery.study.training.trainer import Callback, Trainer, evaluate
+from network_surgery.study.training.trainer import Callback, Trainer
 
 
 def train(
@@ -52,9 +51,7 @@ def fork(trained: Trainer, data: ImageTask, epochs: int, callbacks: Sequence[Cal
 
 def ended(trainer: Trainer, data: ImageTask) -> Row:
     """How a run ended: on the test images, which are read here and nowhere else, and by epoch."""
-    loss, accuracy = evaluate(
-        trainer.model, CLASSIFICATION, Batches(data.test, trainer.device), mode=trainer.accuracy_mode
-    )
+    loss, accuracy, _ = trainer.evaluate(Batches(data.test, trainer.device))
     return {
         "test": accuracy, "test_loss": loss, "parameters": parameters_of(trainer.model),
         "iterations": trainer.iteration, "train_losses": [record["train_loss"] for record in trainer.history],

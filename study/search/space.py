@@ -47,7 +47,7 @@ def suggest_of(name: str, after: bool = False) -> Suggest:
     def schedule(*given: Any) -> Any:
         """What it returns; steps that are plain data become a schedule."""
         made = suggest(*given)
-        return Schedule.from_data(made) if _is_data(made) else made
+        return made if isinstance(made, Schedule) or not _is_data(made) else Schedule.from_data(made)
 
     return choosing_after(schedule) if after else schedule
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import psutil
@@ -267,12 +267,9 @@ def load(
     return ImageTask(train if train_on_validation else rest, chosen_on, test, classes, note="; ".join(notes))
 
 
-Set = TypeVar("Set", Images, ImageStream)
-
-
 def split(
-    images: Set, fraction: float, classes: Sequence[str], what: str = "validation", needed: int = 2
-) -> tuple[Set, Set]:
+    images: Images | ImageStream, fraction: float, classes: Sequence[str], what: str = "validation", needed: int = 2
+) -> tuple[Images | ImageStream, Images | ImageStream]:
     """Splits off a fraction of every class (at least one image of each) for ``what``, the same at every call.
 
     Raises:

@@ -55,7 +55,7 @@ class Start:
         for name, tensor in sorted(self.weights.items()):
             words.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             if tensor.numel():
-                words.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+                words.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return words.hexdigest()
 
     def lay(self, model: nn.Module) -> str:
@@ -90,17 +90,16 @@ class Start:
         missing = [n for n, value in found.items() if value is None and not n.endswith("num_batches_tracked")]
         wrong = [n for n in odd if n not in heads]
         if missing or wrong:
-            words = [f"{n} is {_size(odd[n])} there and {_size(here[n])} in the network" for n in wrong]
-            words = _short(words, "; ") + ("; " * bool(words and missing))
-            words += f"it lacks {_short(missing)}" if missing else ""
-            raise StudyError(f"{self.source} is of another network: {words}")
+            sizes = [f"{n} is {_size(odd[n])} there and {_size(here[n])} in the network" for n in wrong]
+            reasons = [_short(sizes, "; ")] * bool(sizes) + [f"it lacks {_short(missing)}"] * bool(missing)
+            raise StudyError(f"{self.source} is of another network: {'; '.join(reasons)}")
         with torch.no_grad():
             for name, tensor in here.items():
                 value = found[name]
                 if value is not None and name not in odd:
                     tensor.copy_(value)
         if getattr(model, "transform_input", None) is False and self.source.startswith("torchvision"):
-            model.transform_input = True  # these weights were trained on other means and deviations
+            model.transform_input = True  # type: ignore[assignment]  # these weights were trained on other means and deviations
         unused = [name for name in given if name not in here]
         note = f"training starts from {self.source}"
         note += f"; fresh, as of another size: {_short([f'{n} {_size(here[n])}' for n in odd])}" if odd else ""
