@@ -22,9 +22,14 @@ PUBLIC: dict[str, list[str]] = {
     **{
         f"{__package__.removesuffix('.guide')}.{module}": names
         for module, names in {
+            "api": ["run", "resume", "compare", "report", "open"],
+            "result": ["Result"],
+            "task": ["Task", "Classification", "Metric", "Samples", "Sets", "Stream", "build"],
+            "task.images": ["ImageTask", "Images", "load"],
+            "task.text": ["TextTask"],
             "config": ["Settings", "compose", "presets"],
-            "data": ["Dataset", "Images", "load"],
             "models": ["build"],
+            "loops.plain": ["Surgeon"],
             "training.trainer": ["Trainer", "Callback"],
             "store.folder": ["Folder"],
             "errors": ["StudyError", "Diverged"],
