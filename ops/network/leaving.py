@@ -28,6 +28,8 @@ def constructor_arguments(model: nn.Module, before: nn.Module | None = None) -> 
     ``before``: the network as the factory makes it; what is as it was there is left out. What a factory of one's own
     has to make of the numbers is not known here.
 
+    >>> import torch
+    >>> from torch import nn
     >>> from network_surgery.ops import Anatomy, MinWeight, operate
     >>> def build(hidden=8):
     ...     return nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 3))

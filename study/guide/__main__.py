@@ -88,6 +88,9 @@ def signature(value: Any) -> str:
     parameters = [
         p if p.annotation is p.empty else p.replace(annotation=Text(p.annotation)) for p in full.parameters.values()
     ]
+    parameters = [
+        p.replace(default=Text(p.default.__name__)) if inspect.isfunction(p.default) else p for p in parameters
+    ]
     plain = kind or full.return_annotation is full.empty
     result = full.empty if plain else Text(full.return_annotation)
     return str(full.replace(parameters=parameters, return_annotation=result))

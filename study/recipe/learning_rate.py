@@ -65,7 +65,12 @@ class LearningRate:
         self._ramps: list[tuple[int, int]] = []
 
     def apply(self, optimizer: Optimizer, iteration: int) -> None:
-        """Gives every parameter group its learning rate (and momentum) of this iteration."""
+        """Gives every parameter group its learning rate (and momentum) of this iteration.
+
+        Where the rate is constant nothing is touched, so that whoever holds the optimizer may change it.
+        """
+        if self.curve.name == "constant" and not self.curve.warmup and not self._events:
+            return
         rate, momentum = self.factor(iteration), self.momentum(iteration)
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
@@ -125,7 +130,7 @@ class LearningRate:
 
     def _place(self, iteration: int) -> tuple[Any, int]:
         whole = next(whole for start, whole in reversed(self._pieces) if start <= iteration)
-        return self.curve.table(whole), whole - self.total + iteration
+        return self.curve.table(whole), min(whole - self.total + iteration, whole - 1)  # a run may be made longer
 
     def _ramp(self, iteration: int) -> tuple[int, int]:
         return next((ramp for ramp in reversed(self._ramps) if ramp[0] <= iteration), (0, 0))

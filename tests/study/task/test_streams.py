@@ -130,7 +130,7 @@ def test_the_fingerprint_is_of_names_bytes_and_classes(root: Path, tmp_path: Pat
 
 def test_a_trial_is_handed_the_list_of_files(root: Path) -> None:
     task = loaded(root, image_size=1000)
-    data = pickle.dumps(shipped(task))
+    data = pickle.dumps(shipped(task, Settings()))
     assert len(data) < 4000 and b"cat/0.png" in data
     again = pickle.loads(data)
     torch.testing.assert_close(Batches(again.test, CPU).take(slice(0, 2)), Batches(task.test, CPU).take(slice(0, 2)))
@@ -300,4 +300,4 @@ def test_a_study_of_a_stream(root: Path, tmp_path: Path) -> None:
         surgery("study", *words.split(), *more.split())
     results = json.loads((out / "results.json").read_text())
     assert {row["arm"] for row in results["comparison"]["summary"]} == {"original", "surgery", "restart"}
-    assert np.isfinite([row["accuracy"] for row in results["comparison"]["summary"]]).all()
+    assert np.isfinite([row["metric"] for row in results["comparison"]["summary"]]).all()
