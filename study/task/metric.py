@@ -83,7 +83,9 @@ class Metric:
 
     def number(self, value: float) -> str:
         """A value without its unit."""
-        return f"{100 * value:.2f}" if self.percent else f"{value:.4g}"
+        if self.percent:
+            return f"{100 * value:.2f}"
+        return f"{value:.{self._digits}f}" if abs(value) < 1e6 else f"{value:.4g}"
 
     def spread(self, value: float) -> str:
         """A deviation of values, or half of an interval, without its unit."""

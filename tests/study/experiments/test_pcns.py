@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -53,7 +51,7 @@ def test_every_arm_starts_from_the_same_network_and_keeps_as_many_units(rows):
 
 def test_the_arm_that_is_left_alone_is_training_that_was_not_interrupted(rows):
     data = load(OPTIONS.data, 0.1, OPTIONS.train_images)
-    data = dataclasses.replace(data, test=data.test.thinned(OPTIONS.test_images))
+    data = data.changed(test=data.test.thinned(OPTIONS.test_images))
     whole = [measure.accuracy(measure.train(CNN, epochs, 1, data), data) for epochs in (2, 3)]
     np.testing.assert_allclose(accuracies(rows, network=CNN, arm=UNINTERRUPTED)[1], whole, rtol=0, atol=0)
 
