@@ -128,7 +128,7 @@ def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None
         (["--space", "nope"], "there is no search space 'nope'; there are mixed"),
         (
             ["--objective", "speed"],
-            "the command line: objective is 'speed', but it must be a list of names, one or several of metric, accuracy",
+            "the command line: objective is 'speed', but it must be a list of names, one or several of metric",
         ),
         (["--device", "gpu"], "the command line: device is 'gpu', but it must be one of auto, cpu, cuda"),
         (["--optimizer", "lion"], "there is no optimizer 'lion'; give adam, adamw, sgd, one of torch.optim (ASGD, "),

@@ -20,7 +20,7 @@ def test_the_best_is_the_least_where_less_is_better() -> None:
             display.started(cell)
             display.ended(cell, {"validation_metric": value, "parameters": 10, "seconds": 1.0})
     *_, last = filter(None, text.getvalue().splitlines())
-    assert "best perplexity 12.5 on validation (search-001)" in last
+    assert "best perplexity 12.500 on validation (search-001)" in last
     assert "search-000: validation perplexity 20, 10 parameters" in text.getvalue()
 
 
