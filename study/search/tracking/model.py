@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +39,9 @@ def write(place: Path, network: Path, settings: Settings, task: Task, logged: Lo
     from mlflow.models import Model
 
     recipe = recipe_of(settings, task)
+    # MLflow asks for an example of the inputs, of which the signature says enough. Not in a block of catch_warnings,
+    # which other threads would share.
+    warnings.filterwarnings("ignore", ".*An input example was not provided", UserWarning)
     mlflow.pyfunc.save_model(
         place, loader_module=kept.__name__, data_path=str(network), model_config=recipe,
         signature=signature(kept.loaded(recipe, network), task),

@@ -285,7 +285,7 @@ def test_the_network_of_one_s_own_task_is_a_model_that_its_settings_make_again(k
     assert kinds["test"].digest == wanted_digest
 
 
-def test_the_final_network_is_the_model_of_its_run(tmp_path: Path) -> None:
+def test_the_final_network_is_the_model_of_its_run(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """It is altered, so that the factory alone would not make it; what MLflow loads computes what it computes."""
     import mlflow
 
@@ -300,6 +300,7 @@ def test_the_final_network_is_the_model_of_its_run(tmp_path: Path) -> None:
         tracked.started(cell)
         tracked.ended(cell, outcome)
     assert tracked.lost == 0
+    assert not [each for each in recwarn if issubclass(each.category, UserWarning)], "MLflow's, on the terminal"
     run = runs(study)["surgery 3, seed 1: min_weight keep 0.5 on fc1 at 1ep"]
     mlflow.set_tracking_uri(default_uri(study))
     loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/network")
