@@ -28,6 +28,8 @@ def open_storage(uri: str | None, database: Path) -> BaseStorage:
     """
     if uri is None:
         return RDBStorage(f"sqlite:///{database}")
+    if uri in ("sqlite:", "sqlite:/", "sqlite://", "sqlite:///"):  # SQLAlchemy's names of a database in memory
+        raise StudyError(f"storage is {uri!r}, which would end with the process; give sqlite:////PATH/optuna.db")
     secret = os.environ.get(PASSWORD)
     try:
         with warnings.catch_warnings():

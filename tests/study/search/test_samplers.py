@@ -125,6 +125,12 @@ def test_a_storage_of_ones_own_holds_several_studies(kind: str, tmp_path: Path) 
     assert len(states) == 2 and all(TrialState.COMPLETE in each for each in states)
 
 
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///"])
+def test_a_database_in_memory_is_no_storage(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="which would end with the process"):
+        open_storage(settings(storage=uri).storage, tmp_path)
+
+
 def storage_studies(storage: Any) -> list[optuna.Study]:
     return [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
 
