@@ -16,6 +16,14 @@ from network_surgery.study.task.text import TextTask
 #: Tasks that come with the product, by the name that the setting ``task`` has for them.
 TASKS: dict[str, type] = {"images": ImageTask, "text": TextTask}
 
+AUGMENTATION = ("augment", "cutout", "mix")
+#: Settings that decide about data and network before a task does, and the one task that comes with the product and
+#: heeds them, if it is one alone.
+DATA = (
+    "data", "model", "train_images", "validation", "train_on_validation", "image_size", "stream", "normalize", "context",
+)  # fmt: skip
+ONLY = {"image_size": "images", "stream": "images", "normalize": "images", "context": "text"}
+
 
 def task_class(name: str) -> type[Task]:
     """The class of a task by its name in ``TASKS``, or by ``MODULE:CLASS`` or ``FILE.py:CLASS``.
@@ -43,14 +51,16 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
         StudyError: there is no such task, or it cannot be made.
     """
     made = task_class(settings.task)
-    if settings.task.startswith(f"{PYTHON}:") and isinstance(given := theirs(settings.task, "task"), Task):
+    given = theirs(settings.task, "task") if settings.task.startswith(f"{PYTHON}:") else None
+    whole = isinstance(given, Task)
+    takes = settings.task in TASKS or (not whole and bool(inspect.signature(made).parameters))
+    _refuse_ignored(settings, takes)
+    if whole:
         return given
-    if settings.task != "images":
-        _refuse_augmentation(settings)
     if settings.task in TASKS:
         return _smoothed(made.of(settings), settings.label_smoothing)  # type: ignore[attr-defined]
     try:
-        task = made(settings) if inspect.signature(made).parameters else made()  # type: ignore[call-arg]
+        task = made(settings) if takes else made()  # type: ignore[call-arg]
     except StudyError:
         raise
     except Exception as error:  # anyone's class may fail in any way
@@ -72,10 +82,17 @@ def _smoothed(task: Task, amount: float) -> Task:
     return task
 
 
-def _refuse_augmentation(settings: Settings) -> None:
-    """Settings for images that no other task would heed."""
-    for name, none in (("augment", "none"), ("cutout", 0), ("mix", "none")):
-        if (value := getattr(settings, name)) != none:
-            raise StudyError(
-                f"{name} is {value!r}, but it is for task images alone; {settings.task!r} may have a method augment"
-            )
+def _refuse_ignored(settings: Settings, takes: bool) -> None:
+    """Settings that the task would not heed. ``takes``: whether it is made with the settings."""
+    for name in (*AUGMENTATION, *DATA):
+        if (value := getattr(settings, name)) == getattr(Settings, name):
+            continue
+        if name in AUGMENTATION and settings.task != "images":
+            right = f"it is for task images alone; {settings.task!r} may have a method augment"
+        elif not takes:
+            right = f"task {settings.task!r} makes its own data and network; it takes the settings if its __init__ does"
+        elif settings.task in TASKS and settings.task != ONLY.get(name, settings.task):
+            right = f"it is for task {ONLY[name]} alone"
+        else:
+            continue
+        raise StudyError(f"{name} is {value!r}, but {right}")

@@ -95,9 +95,6 @@ class TextTask(Task):
     @classmethod
     def of(cls, settings: Settings) -> TextTask:
         """The text and the network that these settings ask for. Raises StudyError as ``load``."""
-        for name in ("image_size", "stream"):
-            if (value := getattr(settings, name)) != getattr(Settings, name):
-                raise StudyError(f"{name} is {value!r}, but it is for task images alone")
         corpus = load(settings.data, settings.validation)
         if settings.train_on_validation:
             corpus = Corpus(corpus.name, corpus.train + corpus.validation, corpus.validation, corpus.test)

@@ -150,3 +150,25 @@ def test_a_task_is_named_by_its_file(tmp_path: Path) -> None:
             build(Settings(task=f"{path}:{name}"))
     with pytest.raises(StudyError, match="there is no task 'pictures'; give images"):
         build(Settings(task="pictures"))
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "sentence"),
+    [
+        ("Line", {"model": "mlp"}, "model is 'mlp', but task '.*:Line' makes its own data and network"),
+        ("Line", {"data": "mnist"}, "data is 'mnist', but task '.*:Line' makes its own"),
+        ("Line", {"train_images": 9}, "train_images is 9, but task"),
+        ("Line", {"context": 9}, "context is 9, but task"),
+        ("images", {"context": 9}, "context is 9, but it is for task text alone"),
+        ("text", {"normalize": "imagenet"}, "normalize is 'imagenet', but it is for task images alone"),
+    ],
+)
+def test_a_setting_that_the_task_would_not_heed_is_refused(
+    task: str, changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    name = f"{path}:{task}" if task == "Line" else task
+    with pytest.raises(StudyError, match=sentence):
+        build(Settings(**{"task": name} | changes))
+    assert build(Settings(task=f"{path}:Sized", **{"epochs": 7, "data": "mnist"})).epochs == 7  # type: ignore
