@@ -64,10 +64,15 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _truth(value: Any) -> Any:
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
 #: Numbers, also as text: YAML reads 1e-3 as such.
 Whole = Annotated[int, BeforeValidator(_refuse_truth), "a whole number"]
 Number = Annotated[float, BeforeValidator(_refuse_truth), Field(allow_inf_nan=False), "a number"]
-Truth = Annotated[bool, Field(strict=True), "true or false"]
+#: YAML reads true and false as such, the command line as text.
+Truth = Annotated[bool, Field(strict=True), BeforeValidator(_truth), "true or false"]
 Text = Annotated[str, "text"]
 #: Lets a list also be text with commas, as on the command line.
 COMMAS = BeforeValidator(_split)
@@ -133,7 +138,8 @@ class Declaration:
     @property
     def help(self) -> str:
         """A sentence for the command line, after the values if there are only a few."""
-        chosen = f"{', '.join(get_args(self.kind))}: " if get_origin(self.kind) is Literal else ""
+        values = ("true", "false") if self.kind is bool else get_args(self.kind)
+        chosen = f"{', '.join(values)}: " if self.kind is bool or get_origin(self.kind) is Literal else ""
         return f"{chosen}{self.about.help}."
 
 

@@ -20,7 +20,8 @@ AUGMENTATION = ("augment", "cutout", "mix")
 #: Settings that decide about data and network before a task does, and the one task that comes with the product and
 #: heeds them, if it is one alone.
 DATA = (
-    "data", "model", "train_images", "validation", "train_on_validation", "image_size", "stream", "normalize", "context",
+    "data", "model", "train_images", "validation", "train_on_validation",
+    "image_size", "stream", "normalize", "context",
 )  # fmt: skip
 ONLY = {"image_size": "images", "stream": "images", "normalize": "images", "context": "text"}
 

@@ -362,3 +362,11 @@ def test_settings_are_checked_however_they_are_made() -> None:
     with pytest.raises(StudyError, match="epochs is 0, but it must be a whole number of at least 1"):
         Settings(epochs=0)
     assert Settings(**Settings(targets=(0.5,)).to_data()).targets == (0.5,)
+
+
+@pytest.mark.parametrize("name", [name for name in names(Settings) if declaration(Settings, name).kind is bool])
+@pytest.mark.parametrize("value", [True, False])
+def test_truth_is_given_on_the_command_line_in_words(name: str, value: bool) -> None:
+    settings = compose(None, None, {name: str(value).lower()})
+    assert getattr(settings, name) is value
+    assert declaration(Settings, name).help.startswith("true, false: ")
