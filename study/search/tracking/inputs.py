@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ def datasets(settings: Settings, task: Task) -> dict[str, DatasetInput]:
     MLflow knows a dataset by its name and fingerprint. One that is streamed and has none has its part and its length
     instead (``test-10000``): two studies whose data are called the same and are as long have one dataset there.
     """
+    # MLflow knows the source of a folder twice under one name. Other threads would share a block of catch_warnings.
+    warnings.filterwarnings("ignore", ".*dataset source can be interpreted in multiple ways", UserWarning)
     from mlflow.entities import DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 

@@ -346,8 +346,11 @@ def test_a_fingerprint_is_of_pixels_and_labels() -> None:
         ("folder:/data/pets", "test", "local", "/data/pets/test"),
     ],
 )
-def test_a_dataset_says_where_it_is_from(name: str, part: str, kind: str, source: str) -> None:
+def test_a_dataset_says_where_it_is_from(
+    name: str, part: str, kind: str, source: str, recwarn: pytest.WarningsRecorder
+) -> None:
     found = inputs.datasets(Settings(data=name), DATA)[part].dataset
+    assert not [each for each in recwarn if issubclass(each.category, UserWarning)], "MLflow's, on the terminal"
     assert found.source_type == kind and source in found.source
     assert found.name == name.split("/")[-1]
 
