@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -12,6 +13,28 @@ from network_surgery.ops.errors import first_line
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.curves import Curve
+
+
+class Average(AveragedModel):
+    """torch's average of weights and buffers, to the bit, but no step waits for the device.
+
+    torch's own copies the number of steps from the host to the device each time, which its exponential average ignores.
+    """
+
+    def update_parameters(self, model: nn.Module) -> None:
+        if int(self.n_averaged) == 0:  # on the host
+            return super().update_parameters(model)
+        groups: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for mine, new in zip(_tensors(self.module), _tensors(model), strict=True):
+            groups.setdefault(mine.dtype, []).append((mine, new))
+        for pairs in groups.values():
+            average, current = map(list, zip(*pairs, strict=True))
+            self.multi_avg_fn(average, current, self.n_averaged)  # type: ignore[misc]
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
 @dataclass(frozen=True)
@@ -52,7 +75,7 @@ class Optimization:
         if self.ema is None:
             return None
         try:
-            return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.ema), use_buffers=True)
+            return Average(model, multi_avg_fn=get_ema_multi_avg_fn(self.ema), use_buffers=True)
         except Exception as error:  # copying anyone's modules may fail in any way
             raise StudyError(
                 f"ema is {self.ema}, but a {type(model).__name__} cannot be copied: {first_line(error)}"

@@ -110,7 +110,7 @@ class Batches:
 
     def whole(self, size: int) -> Iterator[Batch]:
         """All samples in order, ``size`` at a time."""
-        return self.over(torch.arange(len(self)).split(size))
+        return self.over(torch.arange(len(self), device=self.home).split(size))
 
     def _moved(self, batch: Batch) -> Batch:
         inputs, targets = _pytree.tree_map_only(Tensor, lambda t: t.to(self.device, non_blocking=True), batch)

@@ -204,7 +204,9 @@ class Trainer:
                 losses = [torch.where(each.isfinite(), each, total / finite) for each in losses]
             else:
                 total = sum(losses, total)
-            loss = losses[0] if len(losses) == 1 else torch.stack(losses) @ losses[0].new_tensor(shares)
+            loss = losses[0]
+            if together > 1:  # by numbers of the host, which a device need not wait for
+                loss = torch.stack([each * share for each, share in zip(losses, shares, strict=True)]).sum()
             first = loss if step == 0 else first
             for callback in self.callbacks:
                 callback.after_step(self, loss)
@@ -345,7 +347,7 @@ def answers(
     from network_surgery.ops.anatomy.running import plainly
 
     training = mode == "training"
-    parts = torch.arange(len(batches)).split(TOGETHER if training else most)
+    parts = torch.arange(len(batches), device=batches.home).split(TOGETHER if training else most)
     if training and len(parts) > 1 and len(parts[-1]) == 1:
         parts = (*parts[:-2], torch.cat(parts[-2:]))
     with plainly(model, training=True) if training else evaluating(model), torch.no_grad():
@@ -355,8 +357,8 @@ def answers(
 
 def clock(device: torch.device) -> float:
     """Seconds, after the device has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

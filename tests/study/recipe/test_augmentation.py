@@ -173,8 +173,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, after: int) -
     assert without_times(run(cell, build(SETTINGS), SETTINGS, CPU))["epochs"] != without_times(whole)["epochs"]
 
 
-def test_a_part_of_the_images_keeps_the_augmentation() -> None:
-    task = build(Settings(augment="flip"))
+def test_a_part_of_the_images_keeps_the_augmentation_and_smoothed_labels() -> None:
+    task = build(Settings(augment="flip", label_smoothing=0.1))
+    assert task.changed(train=task.train.thinned(9)).label_smoothing == 0.1  # type: ignore[attr-defined]
     assert task.augments and task.changed(train=task.train.thinned(9)).augmentation == task.augmentation  # type: ignore[attr-defined]
     assert not build(Settings()).augments
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from network_surgery.ops import MinWeight, load
 from network_surgery.study import models
@@ -22,7 +23,7 @@ from network_surgery.study.recipe.optimizer import make_optimizer
 from network_surgery.study.search.tracking.measures import of_epoch
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import build
-from network_surgery.study.task.images import Images, ImageTask
+from network_surgery.study.task.images import ImageNetScaled, Images, ImageTask
 from network_surgery.study.task.task import Classification, Task
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
@@ -160,6 +161,59 @@ def test_the_average_is_torchs_and_is_what_is_evaluated(digits: ImageTask) -> No
     torch.testing.assert_close(plain.model.state_dict(), one.model.state_dict(), rtol=0, atol=0)  # it only looks on
     assert one.final is one.average.module and plain.final is plain.model
     assert one.evaluate(one.validation) != plain.evaluate(plain.validation)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.999])
+def test_the_average_equals_torchs_to_the_bit_through_surgery(decay: float) -> None:
+    """With whole numbers among the buffers, which are averaged by themselves."""
+    from network_surgery.ops import Anatomy, operate
+
+    model = models.build("small_cnn", (1, 8, 8), 10)
+    mine = Optimization(ema=decay).average(model)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    assert mine is not None
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 1, 8, 8, generator=generator)
+    for number in range(6):
+        if number == 3:
+            operate(Anatomy(model, x[:2])["conv2"], MinWeight(0.5), averages=(mine, theirs))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        model.train()(x)
+        mine.update_parameters(model), theirs.update_parameters(model)
+        torch.testing.assert_close(mine.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    assert mine.module.norm2.num_batches_tracked.dtype == torch.int64 and len(mine.module.norm2.weight) == 32
+
+
+def test_no_step_brings_numbers_to_the_device_or_waits_for_some(digits: ImageTask) -> None:
+    """Seen by the calls that do so on a GPU: they are of an epoch, and as many with twice the batches."""
+
+    class Counted(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[str] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.name() in ("aten::_local_scalar_dense", "aten::lift_fresh", "aten::lift", "aten::detach_"):
+                self.calls.append(func.name())
+            return func(*args, **kwargs or {})
+
+    seen = []
+    scaled = digits.changed(train=ImageNetScaled(digits.train.pixels.repeat(3, 1), digits.train.labels))
+    for size in (16, 32):
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))
+        model(torch.zeros(2, 3, 8, 8))
+        optimization = Optimization(Curve("one_cycle"), accumulate=2, clip=1.0)
+        one = Trainer(
+            model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), scaled, epochs=1, batch_size=size, seed=0,
+            device=CPU, optimization=optimization,
+        )  # fmt: skip
+        one.train.take(torch.arange(2))
+        with Counted() as counted:
+            one._train_epoch()
+        seen.append(counted.calls)
+    assert seen[0] == seen[1] and len(seen[0]) < 8
 
 
 def test_the_average_follows_surgery_and_is_the_final_network(digits: ImageTask, tmp_path: Path) -> None:
