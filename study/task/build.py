@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 from network_surgery.ops.errors import first_line
@@ -37,16 +38,18 @@ def task_class(name: str) -> type[Task]:
 def build(settings: Settings, sets: Sets | None = None) -> Task:
     """The task of these settings. ``sets``: its samples, where they have been loaded already.
 
-    A class of anyone's is made without arguments, or with the settings if it takes one.
+    A class of anyone's is made without arguments, or with the settings if it takes one. An instance that Python gave
+    has its own augmentation, as such a class has.
 
     Raises:
         StudyError: there is no such task, or it cannot be made.
     """
     made = task_class(settings.task)
-    if settings.task.startswith(f"{PYTHON}:") and isinstance(given := theirs(settings.task, "task"), Task):
-        return given
     if settings.task != "images":
         _refuse_augmentation(settings)
+    if settings.task.startswith(f"{PYTHON}:") and isinstance(given := theirs(settings.task, "task"), Task):
+        amount = settings.label_smoothing
+        return _smoothed(copy.copy(given), amount) if amount else given  # what Python gave stays as it is
     if settings.task in TASKS:
         return _smoothed(made.of(settings), settings.label_smoothing)  # type: ignore[attr-defined]
     try:
@@ -73,7 +76,7 @@ def _smoothed(task: Task, amount: float) -> Task:
 
 
 def _refuse_augmentation(settings: Settings) -> None:
-    """Settings for images that no other task would heed."""
+    """Settings that no task but ``images`` heeds: nor does an ``ImageTask`` that Python gave, which has its own."""
     for name, none in (("augment", "none"), ("cutout", 0), ("mix", "none")):
         if (value := getattr(settings, name)) != none:
             raise StudyError(

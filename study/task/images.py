@@ -178,7 +178,9 @@ class ImageTask(Classification):
         """The same task with some of its parts, by the names that they have when it is made, in place of its own."""
         known = {"train": self.train, "validation": self.validation, "test": self.test}
         known |= {"classes": self.classes, "network": self.network, "note": self.note}
-        return ImageTask(**known | {"augmentation": self.augmentation} | parts)
+        other = ImageTask(**known | {"augmentation": self.augmentation} | parts)
+        other.label_smoothing = self.label_smoothing
+        return other
 
     def load(self) -> Sets:
         return self._sets
