@@ -242,7 +242,7 @@ def _table(rows: list[dict[str, Any]], metric: Metric, unit: str) -> Table:
     value = metric.name.replace(" ", "\n") + " %" * metric.percent
     gap = metric.gap.replace(" ", "\n", 1)
     for title in ("arm", "n", value, gap, "parameters", "seconds", "loss\nspike", "op/\nepoch"):
-        table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=True)
+        table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=title != "arm")
     for row in rows:
         spread, slack = row["metric_deviation"], row["seconds_deviation"]
         table.add_row(

@@ -20,6 +20,8 @@ from network_surgery.ops import load
 from network_surgery.ops.anatomy import evaluating
 from network_surgery.study import models
 from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.references import PYTHON
 
 
 class Network:
@@ -65,7 +67,16 @@ def loaded(recipe: Mapping[str, Any], path: str | Path) -> Network:
         from network_surgery.study.task import build
         from network_surgery.study.task.check import fresh
 
-        task = build(Settings.from_data(recipe["settings"], "the settings of this model"))
+        settings = Settings.from_data(recipe["settings"], "the settings of this model")
+        try:
+            task = build(settings)
+        except StudyError as error:
+            if not settings.task.startswith(f"{PYTHON}:"):
+                raise
+            raise StudyError(
+                f"the task {settings.task.partition(':')[2]} of this network was given from Python, so it is not known "
+                "here; take network_surgery.study.open(STUDY, task=…).network(), or define the task in a module"
+            ) from error
         return Network(load(lambda: fresh(task), path))
     channels, height, width = recipe["shape"]
     return Network(load(partial(models.build, recipe["model"], (channels, height, width), recipe["classes"]), path))

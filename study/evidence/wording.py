@@ -15,7 +15,7 @@ Contrast = Mapping[str, Any]
 
 
 def sentence(verdict: Contrast, metric: Metric = ACCURACY) -> str:
-    """A schedule's verdict: which arm had not converged, and then surgery or restarting.
+    """A schedule's verdict: which arm had not converged, and then surgery or its rival.
 
     >>> sentence({"finding": "no difference was found", "n": 5, "more_seeds": 14})
     'No difference found (n = 5); 14 more seeds would probably find one of 0.5 points.'
@@ -27,7 +27,7 @@ def sentence(verdict: Contrast, metric: Metric = ACCURACY) -> str:
 def _late(verdict: Contrast) -> str:
     """Which of the two arms of a verdict had not converged; empty where both had."""
     sides = verdict.get("convergence", {})
-    names = {"surgery": "surgery", "rival": "restarting"}
+    names = {"surgery": "surgery", "rival": AHEAD[str(verdict.get("arm", "restart"))]}
     return unconverged({name: sides[side] for side, name in names.items() if side in sides})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 from network_surgery.ops.errors import first_line
@@ -46,7 +47,8 @@ def task_class(name: str) -> type[Task]:
 def build(settings: Settings, sets: Sets | None = None) -> Task:
     """The task of these settings. ``sets``: its samples, where they have been loaded already.
 
-    A class of anyone's is made without arguments, or with the settings if it takes one.
+    A class of anyone's is made without arguments, or with the settings if it takes one. An instance that Python gave
+    has its own augmentation, as such a class has.
 
     Raises:
         StudyError: there is no such task, or it cannot be made.
@@ -54,10 +56,10 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
     made = task_class(settings.task)
     given = theirs(settings.task, "task") if settings.task.startswith(f"{PYTHON}:") else None
     whole = isinstance(given, Task)
-    takes = settings.task in TASKS or (not whole and bool(inspect.signature(made).parameters))
-    _refuse_ignored(settings, takes)
-    if whole:
-        return given
+    _refuse_ignored(settings, whole or settings.task in TASKS or bool(inspect.signature(made).parameters))
+    if whole:  # what Python gave stays as it is; presets may set data and model, which it does not need
+        amount = settings.label_smoothing
+        return _smoothed(copy.copy(given), amount) if amount else given
     if settings.task in TASKS:
         return _smoothed(made.of(settings), settings.label_smoothing)  # type: ignore[attr-defined]
     try:

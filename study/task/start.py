@@ -35,6 +35,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 #: Tensors that an error or a note names at most.
 FEW = 4
 INDEX = "model.safetensors.index.json"
+#: Layers of a weight matrix.
+DENSE = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,11 @@ def brought(task: Task) -> dict[str, Tensor]:
 
 
 def same(model: nn.Module, other: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors that two networks have in common: equal and not constant. None without a parameter."""
+    """The trained tensors that two networks have in common: equal and not constant.
+
+    None without a parameter that learns, or a frozen weight of a linear or convolutional layer (a backbone's). What
+    else is frozen may be a constant of the network, such as positions.
+    """
     others = dict(tensors_of(other))
     equal = {
         name: tensor.detach().clone()
@@ -191,6 +197,7 @@ def same(model: nn.Module, other: nn.Module) -> dict[str, Tensor]:
         and not bool((tensor == tensor.flatten()[0]).all()) and torch.equal(tensor, others[name])
     }  # fmt: skip
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    learns |= {f"{path}.weight".lstrip(".") for path, module in model.named_modules() if isinstance(module, DENSE)}
     return equal if learns & set(equal) else {}
 
 
@@ -330,7 +337,7 @@ def _heads(model: nn.Module, odd: Mapping[str, Tensor]) -> set[str]:
     for name, value in odd.items():
         path = name.rpartition(".")[0]
         weight = f"{path}.weight".lstrip(".")
-        dense = isinstance(modules.get(path), (nn.Linear, nn.modules.conv._ConvNd)) and weight in odd
+        dense = isinstance(modules.get(path), DENSE) and weight in odd
         if dense and value.shape[1:] == here[name].shape[1:] and value.dim() == here[name].dim():
             found.add(name)
     return found if len(found) == len(odd) else set()

@@ -20,13 +20,17 @@ from network_surgery.ops import adopt
 from network_surgery.ops.network.architecture import Description
 from network_surgery.ops.network.masks import masks_of, tensors_of
 
+#: What a normalization has in buffers before it has seen anything; a frozen one has all of it there.
+FROZEN = {"running_mean": 0.0, "running_var": 1.0, "weight": 1.0, "bias": 0.0}
+
 
 def redraw(model: nn.Module, names: Collection[str], seed: int) -> None:
     """Draws the tensors of these names anew: those of a factory that brings trained weights along.
 
     By their modules' own ``reset_parameters``, if there is one; else weights by a normal distribution with the
     deviation of LeCun's form, 1 / √fan-in; of what has one axis, biases are 0 and the rest 1. Nothing is taken from the
-    trained values.
+    trained values. Statistics of a normalization are those of a fresh one; other buffers stay, since they may be
+    constants of the network, such as positions.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -34,16 +38,20 @@ def redraw(model: nn.Module, names: Collection[str], seed: int) -> None:
         for path, module in model.named_modules():
             own = [(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module.named_parameters(recurse=False)]
             own += [(f"{path}.{name}".lstrip("."), tensor) for name, tensor in module.named_buffers(recurse=False)]
-            if not any(name in names for name, _ in own):
+            number = bool(own and names) and all(tensor.numel() == 1 for _, tensor in own)  # such as a PReLU's slope
+            if not number and not any(name in names for name, _ in own):
                 continue
             before = {name: tensor.detach().clone() for name, tensor in own}
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
                 reset()
             for name, tensor in own:
-                if name not in names or not isinstance(tensor, nn.Parameter) or not torch.equal(tensor, before[name]):
+                if name not in names or not torch.equal(tensor, before[name]):
                     continue
-                if tensor.dim() > 1:
+                if not isinstance(tensor, nn.Parameter):
+                    if (value := FROZEN.get(name.rpartition(".")[2])) is not None and "running_mean" in module._buffers:
+                        tensor.fill_(value)
+                elif tensor.dim() > 1:
                     drawn = torch.randn(tensor.shape, generator=generator)
                     tensor.data.copy_(drawn * fan(tensor, 0) ** -0.5)
                 else:

@@ -88,5 +88,5 @@ def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]]) -> None:
     look: Look = {"facecolors": "none", "edgecolors": BLACK, "linewidths": 1.6}
     for trial in trials:
         at = (trial["parameters"], trial["validation_metric"])
-        axes.scatter(*at, s=170, label="compared with restarting" if trial is trials[0] else None, **look)
+        axes.scatter(*at, s=170, label="in the comparison" if trial is trials[0] else None, **look)
         axes.annotate(f"#{trial['trial']}", at, (0, 10), textcoords="offset points", ha="center", fontsize=9, **halo())

@@ -6,6 +6,7 @@ up with later. Runs are found again by tags, so a resumed study goes on with the
 
 from __future__ import annotations
 
+import contextvars
 import json
 import os
 import queue
@@ -16,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from network_surgery.ops.errors import first_line
+from network_surgery.study.errors import StudyError
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri, inputs, measures, model, names
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
@@ -52,7 +55,8 @@ class Tracker:
         self._origin: dict[str, str] = {}
         self._status = "FINISHED"
         self.lost, self.reason = 0, ""
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        context = contextvars.copy_context()  # with what Python gave to this study (``study.references.lent``)
+        self._thread = threading.Thread(target=context.run, args=(self._work,), name="mlflow", daemon=True)
 
     def __enter__(self) -> Tracker:
         self._thread.start()
@@ -230,7 +234,10 @@ class Tracker:
         logged = self._models[cell.name]
         with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
             place = Path(scratch) / model.NAME
-            model.write(place, network, self._folder.settings, self._data, logged)
+            try:
+                model.write(place, network, self._folder.settings, self._data, logged)
+            except Exception as error:  # it is made here, so that trying again cannot help
+                raise StudyError(f"the network of {cell.name} cannot be made a model: {first_line(error)}") from error
             self._client.log_model_artifacts(logged.model_id, str(place))
         self._client.finalize_logged_model(logged.model_id, "READY")
         step = cell.epochs or self._folder.settings.epochs
@@ -305,4 +312,6 @@ def _described(verdicts: Sequence[dict[str, Any]]) -> str:
 
 def _permanent(error: Exception) -> bool:
     """Whether trying again cannot help: what was sent is at fault, not the way there."""
-    return getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") or isinstance(error, KeyError)
+    return getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") or isinstance(
+        error, (KeyError, StudyError)
+    )

@@ -14,10 +14,11 @@ from torch.nn.functional import pad
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.augmentation import Augmentation, apart, crop_flip, cut_out
+from network_surgery.study.references import lent
 from network_surgery.study.task import build
 from network_surgery.study.task.check import tried
 from network_surgery.study.task.images import ImageTask
-from network_surgery.study.task.task import CLASSIFICATION, Classification
+from network_surgery.study.task.task import CLASSIFICATION, Classification, Task
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 from network_surgery.study.training.trainer import Trainer
@@ -171,6 +172,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, after: int) -
     torch.manual_seed(99)
     assert without_times(run(cell, task, settings, CPU, saved=tmp_path / "cell.pt")) == without_times(whole)
     assert without_times(run(cell, build(SETTINGS), SETTINGS, CPU))["epochs"] != without_times(whole)["epochs"]
+
+
+def test_a_task_that_python_gave_is_refused_what_it_would_not_heed_and_stays_as_it_is() -> None:
+    given = build(Settings(augment="flip"))
+    name = "python:ImageTask"
+    with lent({name: given}):
+        for setting, value in (("augment", "flip"), ("cutout", 3), ("mix", "mixup")):
+            with pytest.raises(StudyError, match=f"{setting} is {value!r}, but it is for task images alone"):
+                build(Settings(task=name, **{setting: value}))
+        smooth = build(Settings(task=name, label_smoothing=0.1))
+        assert smooth.augments and smooth.label_smoothing == 0.1 and given.label_smoothing == 0  # type: ignore[attr-defined]
+        assert smooth.changed(network="mlp").label_smoothing == 0.1  # type: ignore[attr-defined]
+        given.label_smoothing = 0.2  # type: ignore[attr-defined]
+        assert build(Settings(task=name)).label_smoothing == 0.2  # type: ignore[attr-defined]
+    with lent({"python:Task": Task()}), pytest.raises(StudyError, match="label_smoothing is 0"):
+        build(Settings(task="python:Task", label_smoothing=0.1))
 
 
 def test_a_part_of_the_images_keeps_the_augmentation_and_smoothed_labels() -> None:

@@ -22,6 +22,7 @@ from network_surgery.ops import Anatomy, ZeroExpand, operate, save
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.references import lent
 from network_surgery.study.search import tracking
 from network_surgery.study.search.tracking import check_server, default_uri, inputs, measures, names, tracker
 from network_surgery.study.search.tracking.machine import Machine
@@ -283,6 +284,49 @@ def test_the_network_of_one_s_own_task_is_a_model_that_its_settings_make_again(k
     assert {data.name for data in kinds.values()} == {f"mine.py:{kind}"} and "mine.py" in kinds["test"].source
     wanted_digest = "test-6" if kind == "Streamed" else task.test.digest()
     assert kinds["test"].digest == wanted_digest
+
+
+class Given(Task):
+    """As if it were defined in a notebook."""
+
+    metric = Metric("error", "lower", margin=0.1)
+
+    def load(self) -> Any:
+        parts = [np.random.default_rng(seed).normal(size=(9, 4)).astype(np.float32) for seed in (0, 1, 2)]
+        return [(part, part[:, :1]) for part in parts]
+
+    def model(self) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_model_that_cannot_be_made_costs_no_other_record(known: bool, tmp_path: Path) -> None:
+    """The thread knows what Python gave; elsewhere loading is refused in a sentence, and tracking does not wait."""
+    import mlflow
+
+    settings, task = Settings(task="python:Given"), Given()
+    study = Folder.make(tmp_path / "study", settings, {"0": 8}, None, task.metric, task.unit)
+    (study.path / "networks").mkdir()
+    save(fresh(task), study.path / "networks" / "it.pt")
+    cell, began = Cell("surgery", 1, CELL.schedule, trial=3, test=True), time.monotonic()
+    with lent({"python:Given": Given} if known else {}), Tracker(study, task) as tracked:
+        tracked.started(cell)
+        tracked.ended(cell, OUTCOME | {"test_metric": 0.75, "network": "networks/it.pt"})
+    assert tracked.lost == (not known) and time.monotonic() - began < tracker.PATIENCE_SECONDS
+    assert known or tracked.reason.startswith(
+        "the network of surgery-003-seed-1 cannot be made a model: the task Given"
+    )
+    run = next(run for name, run in runs(study).items() if name.startswith("surgery 3"))
+    assert run.data.metrics["error/test"] == 0.75 and run.info.status == "FINISHED"
+    if not known:
+        return
+    mlflow.set_tracking_uri(default_uri(study))
+    with pytest.raises(StudyError, match=r"the task Given of this network was given from Python, .*study\.open\("):
+        mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/network")
+    with lent({"python:Given": Given}):
+        assert mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/network").predict(
+            np.zeros((2, 4), np.float32)
+        ).shape == (2, 1)
 
 
 def test_the_final_network_is_the_model_of_its_run(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -327,6 +327,54 @@ def test_what_cannot_reset_itself_is_drawn_by_its_fan() -> None:
     assert bool((model.weight == 1).all()) and not bool(model.bias.any()) and not bool(model.norm.running_mean.any())
 
 
+def bringing(make: Callable[[], nn.Module], frozen: bool) -> tuple[nn.Module, nn.Module]:
+    """Two networks of a factory that brings all its weights; if they are frozen, with a head of its own."""
+    torch.manual_seed(5)
+    trained, found = make(), []
+    for tensor in (*trained.parameters(), *trained.buffers()):
+        tensor.data += (0.1 * torch.rand(tensor.shape) + 0.1).to(tensor.dtype) + 7 * (not tensor.is_floating_point())
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = make()
+        model.load_state_dict(trained.state_dict())
+        model.requires_grad_(not frozen)
+        if frozen:
+            model[-1] = nn.Linear(6, 3)  # type: ignore[operator]
+        found.append(model)
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("norm", ["BatchNorm2d", "FrozenBatchNorm2d"])
+def test_a_restart_keeps_nothing_of_a_factory_frozen_or_not(norm: str, frozen: bool) -> None:
+    misc = pytest.importorskip("torchvision.ops.misc")
+    kind = getattr(misc, norm, None) or getattr(nn, norm)
+    parts = lambda: (nn.Conv2d(3, 6, 3), kind(6), nn.PReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))  # noqa: E731
+    one, other = bringing(lambda: nn.Sequential(*parts()), frozen)
+    before = {name: tensor.clone() for name, tensor in one.state_dict().items() if not (frozen and name[0] == "5")}
+    brought = starting.same(one, other)
+    assert brought and ("5.weight" in brought) is not frozen
+    redraw(one, brought, 3)
+    assert [name for name, tensor in before.items() if torch.equal(tensor, one.state_dict()[name])] == []
+    assert one[0].weight.requires_grad is not frozen  # type: ignore[union-attr, index]
+
+
+def test_constants_of_a_network_are_no_weights_that_it_brings() -> None:
+    """Positions, in a buffer or as a frozen embedding, are the same for every seed; redrawing leaves buffers alone."""
+
+    def made(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        positions = torch.arange(12.0).view(4, 3).sin()
+        model = nn.Sequential(nn.Embedding.from_pretrained(positions), nn.Linear(3, 2))
+        model.register_buffer("positions", positions.clone())
+        return model
+
+    one = made(1)
+    assert starting.same(one, made(2)) == {} and len(starting.same(one, made(1))) == 4
+    redraw(one, starting.same(one, made(1)), 3)
+    assert torch.equal(one.positions, made(2).positions)  # type: ignore[arg-type]
+
+
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     state = torch.get_rng_state()

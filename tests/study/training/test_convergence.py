@@ -78,6 +78,24 @@ def test_noise_alone_does_not_make_an_arm_unconverged(metric: Metric, turn: Turn
     assert sum(found["converged"] is False for found in seen) >= 35
 
 
+@BOTH
+def test_few_seeds_that_rise_are_not_called_converged(metric: Metric, turn: Turn) -> None:
+    """Nor is one seed called anything: of flat curves many single ones seem to improve."""
+    random = np.random.default_rng(1)
+
+    def arms(curve: Any, seeds: int) -> list[bool | None]:
+        noise = [[random.normal(0, 0.01, 12) for _ in range(seeds)] for _ in range(50)]
+        return [convergence([run(map(turn, curve + each)) for each in arm], metric)["converged"] for arm in noise]
+
+    for seeds in (2, 3, 5):
+        found = arms(rising(12, 0.1), seeds)
+        assert found.count(True) <= 5 and found.count(None) + found.count(False) >= 45
+    flat = arms(np.full(12, 0.9), 3)
+    assert flat.count(False) <= 4 and flat.count(True) > 25
+    assert set(arms(rising(12, 0.1), 1)) == set(arms(np.full(12, 0.9), 1)) == {None}
+    assert arms(np.linspace(0.9, 0.7, 12), 3).count(True) == 50  # it gets worse
+
+
 def verdict(surgery: bool | None, rival: bool | None) -> dict[str, Any]:
     sides = {
         name: {"n": 5, "improving": 0 if converged else 4, "gain": 0.0, "converged": converged}
@@ -109,4 +127,7 @@ def test_a_verdict_says_it_before_who_won() -> None:
     assert other(against).endswith(
         ": no difference was found; it had not converged (4 of 5 seeds were still improving)"
     )
+    first = verdict(False, False) | {"arm": "operate_first"}
+    assert sentence(first).startswith("Surgery and operating first had not converged (4 of 5 and 4 of 5 ")
+    assert overall([first]).startswith("surgery and operating first had not converged")
     assert unconverged({}) == ""
