@@ -55,9 +55,11 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
     """
     made = task_class(settings.task)
     given = theirs(settings.task, "task") if settings.task.startswith(f"{PYTHON}:") else None
-    whole = isinstance(given, Task)
-    _refuse_ignored(settings, whole or settings.task in TASKS or bool(inspect.signature(made).parameters))
-    if whole:  # what Python gave stays as it is; presets may set data and model, which it does not need
+    takes = settings.task in TASKS or (not isinstance(given, Task) and bool(inspect.signature(made).parameters))
+    _refuse_ignored(
+        settings, takes or isinstance(given, Task)
+    )  # presets may set data and model, which it does not need
+    if isinstance(given, Task):  # what Python gave stays as it is
         amount = settings.label_smoothing
         return _smoothed(copy.copy(given), amount) if amount else given
     if settings.task in TASKS:
