@@ -46,7 +46,8 @@ WHOLE = "*"
 class Number:
     """A size that a module keeps as an attribute (``position``: in a tuple), and the axis whose size it is.
 
-    ``sure``: the operator itself is given the number; otherwise it only happens to be equal.
+    ``sure``: the operator itself is given the number; otherwise it only happens to be equal. ``shared``: another axis
+    is as long.
     """
 
     module: str
@@ -54,6 +55,7 @@ class Number:
     position: int | None
     axis: Axis
     sure: bool
+    shared: bool = False
 
     def set(self, modules: Mapping[str, nn.Module]) -> Undo:
         """Writes the size down in a network, given by its modules; returns what undoes it."""
@@ -322,12 +324,14 @@ class Anatomy(Mapping[str, HiddenLayer]):
         offered = {layer.factor for layer in self._layers.values()}
         found = []
         for (module, attribute, position), written in trace.written.items():
-            expressions = {each for each in map(axes.canonical, written) if offered & set(axes.units_on(each))}
+            as_long = set(map(axes.canonical, written))
+            expressions = {each for each in as_long if offered & set(axes.units_on(each))}
             if len(expressions) == 1 and module in names:
                 free = isinstance(module, FreeAttention)
                 sure = free or attribute in ("groups", "num_groups", "normalized_shape")
                 sure |= (module, attribute, position) in trace.given
-                found.append(Number(names[module], attribute, position, expressions.pop(), sure))
+                shared = len(as_long) > 1
+                found.append(Number(names[module], attribute, position, expressions.pop(), sure, shared))
         return found
 
     def _explain(self) -> None:

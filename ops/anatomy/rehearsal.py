@@ -124,21 +124,27 @@ def faults(
 def _regular(anatomy: Anatomy, reordered: Trial, halved: Trial) -> list[tuple[HiddenLayer, str]]:
     layers, numbers = list(anatomy.values()), anatomy.written
     resized = [layer for layer in layers if not layer.exact or layer.factor.cut]
-    anatomy.written = [number for number in numbers if number.sure]
+    anatomy.written = sure = [number for number in numbers if number.sure]
     smaller = halved(resized)  # it stops early where numbers are missing, so it comes first
     other = None if smaller else reordered(layers)
     if smaller is None and other is None:
         return []
-    missing = len(anatomy.written) < len(numbers)
+    best: list[tuple[HiddenLayer, str]] | None = None
+    choices = (numbers, [number for number in numbers if number.sure or not number.shared])
+    for written in choices[: 1 + any(number.shared and not number.sure for number in numbers)]:
+        anatomy.written = written
+        missing = len(sure) < len(written)
+        again = reordered(layers) if missing or smaller else other
+        found = isolate(layers, reordered, again)
+        failed = {layer for layer, _ in found}
+        left = [layer for layer in resized if layer not in failed]
+        found += isolate(left, halved, halved(left) if missing or failed else smaller)
+        if best is None or len(found) < len(best):
+            best, numbers = found, written
+        if not found:
+            break
     anatomy.written = numbers
-    if missing or smaller:
-        other = reordered(layers)
-    found = isolate(layers, reordered, other)
-    failed = {layer for layer, _ in found}
-    resized = [layer for layer in resized if layer not in failed]
-    if missing or failed:
-        smaller = halved(resized)
-    return found + isolate(resized, halved, smaller)
+    return best or []
 
 
 def _training_stage(anatomy: Anatomy, example: Any) -> list[Stage]:

@@ -1,7 +1,7 @@
 """The README's picture: one schedule against its rivals, in studies that differ in the number of epochs.
 
-surgery study --config short.yaml --seeds 10 --out short     12 epochs
-surgery study --config long.yaml --seeds 10 --out long       36 epochs
+surgery study --config short.yaml --seeds 10 --out short     12 epochs, lr_schedule: one_cycle
+surgery study --config long.yaml --seeds 10 --out long       36 epochs, likewise
 python -m network_surgery.study.guide.picture short long
 """
 
