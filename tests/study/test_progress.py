@@ -21,7 +21,7 @@ def test_the_best_is_the_least_where_less_is_better() -> None:
             display.ended(cell, {"validation_metric": value, "parameters": 10, "seconds": 1.0})
     *_, last = filter(None, text.getvalue().splitlines())
     assert "best perplexity 12.500 on validation (search-001)" in last
-    assert "search-000: validation perplexity 20, 10 parameters" in text.getvalue()
+    assert "search-000: validation perplexity 20.000, 10 parameters" in text.getvalue()
 
 
 def test_a_stage_is_told_line_by_line() -> None:
