@@ -17,7 +17,8 @@ from rich.console import Console
 
 from network_surgery.ops import Schedule, Step, SurgeryError
 from network_surgery.study import conduct
-from network_surgery.study.config import PRESETS, Settings, compose
+from network_surgery.study.compose import PRESETS, compose
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import PYTHON, lent, name_of
 from network_surgery.study.result import Result

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from network_surgery.study.config import PRESETS, Settings, compose
+from network_surgery.study.compose import PRESETS, compose
+from network_surgery.study.config import Settings
 from network_surgery.study.declare import declaration, names
 from network_surgery.study.errors import Diverged, StudyError
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
@@ -94,6 +95,8 @@ def _tables(
     found = Table(
         title=f"{title}: {total:,} parameters, {flops:,} FLOPs {sample}",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         caption="parameters and FLOPs: of the tensors that hold its units; "
         + "dead: units that the loss would hardly miss; " * (dead is not None)
         + "last columns: units needed for that much of the variance of its outputs",
@@ -101,7 +104,8 @@ def _tables(
     )
     columns = ["layer", "units", "edits", "parameters", "FLOPs"] + ["dead"] * (dead is not None)
     for column in (*columns, *(f"{v:.1%}" for v in VARIANCES)):
-        found.add_column(column, justify="left" if column in ("layer", "edits") else "right", no_wrap=column == "layer")
+        words = column in ("layer", "edits")  # which fold in a narrow terminal, where a number must stay whole
+        found.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for name, layer in anatomy.items():
         parameters, share = layer.held()
         found.add_row(

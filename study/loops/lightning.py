@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from network_surgery.ops import Schedule, carry_architecture, inner, rewrap
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops.batches import pair
-from network_surgery.study.loops.plain import SAMPLES, Surgeon, check_schedule, measured
-from network_surgery.study.training.records import ConditionCheck, OperationRecord
+from network_surgery.study.loops.plain import SAMPLES, Operating, Surgeon, check_schedule, measured
 
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -39,7 +38,7 @@ def _library() -> Any:
 Callback: Any = _library().Callback
 
 
-class SurgeryCallback(Callback):
+class SurgeryCallback(Operating, Callback):
     """Applies ``schedule`` while Lightning trains, in automatic and manual optimization, with any optimizers.
 
     ``loss``, ``metric``, ``split``, ``signal_samples``, ``held_out_samples`` and ``carry`` are those of
@@ -74,20 +73,9 @@ class SurgeryCallback(Callback):
             "loss": loss, "metric": metric, "signal_samples": signal_samples,
             "held_out_samples": held_out_samples, "carry": carry,
         }  # fmt: skip
-        self._surgeon: Surgeon | None = None
         self._state: Mapping[str, Any] | None = None
         self._losses: list[Tensor] = []
         self._steps = 0
-
-    @property
-    def records(self) -> list[OperationRecord]:
-        """One for each operation so far."""
-        return [] if self._surgeon is None else self._surgeon.records
-
-    @property
-    def checks(self) -> list[ConditionCheck]:
-        """One for each look at a condition so far."""
-        return [] if self._surgeon is None else self._surgeon.checks
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         carry_architecture(pl_module)  # before a checkpoint is loaded, and before averages are copied

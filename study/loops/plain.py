@@ -176,6 +176,22 @@ class Surgeon:
         return evaluate(self.model, self.task, batches)
 
 
+class Operating:
+    """A callback of somebody's trainer that has a ``Surgeon`` from the start of training on."""
+
+    _surgeon: Surgeon | None = None
+
+    @property
+    def records(self) -> list[OperationRecord]:
+        """One for each operation so far."""
+        return [] if self._surgeon is None else self._surgeon.records
+
+    @property
+    def checks(self) -> list[ConditionCheck]:
+        """One for each look at a condition so far."""
+        return [] if self._surgeon is None else self._surgeon.checks
+
+
 def check_schedule(schedule: Schedule) -> None:
     """Raises StudyError unless it is a schedule that a loop of somebody else's can have."""
     if not isinstance(schedule, Schedule):

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from network_surgery.ops import Schedule, carry_architecture
 from network_surgery.ops.network.masks import Mask, plain_name
 from network_surgery.study.errors import StudyError
-from network_surgery.study.loops.plain import SAMPLES, Surgeon, check_schedule, measured
-from network_surgery.study.training.records import ConditionCheck, OperationRecord
+from network_surgery.study.loops.plain import SAMPLES, Operating, Surgeon, check_schedule, measured
 
 try:
     from transformers import TrainerCallback
@@ -32,7 +31,7 @@ except ModuleNotFoundError as missing:
 KEPT = "surgery"
 
 
-class SurgeryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+class SurgeryCallback(Operating, TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Applies ``schedule`` while the ``Trainer`` of transformers trains.
 
     ``loss``, ``metric``, ``split``, ``signal_samples``, ``held_out_samples`` and ``carry`` are those of
@@ -68,20 +67,9 @@ class SurgeryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             "loss": loss or own_loss, "metric": metric, "split": split, "signal_samples": signal_samples,
             "held_out_samples": held_out_samples, "carry": carry,
         }  # fmt: skip
-        self._surgeon: Surgeon | None = None
         self._losses: list[Tensor] = []
         self._summed = False
         self._listening: Any = None
-
-    @property
-    def records(self) -> list[OperationRecord]:
-        """One for each operation so far."""
-        return [] if self._surgeon is None else self._surgeon.records
-
-    @property
-    def checks(self) -> list[ConditionCheck]:
-        """One for each look at a condition so far."""
-        return [] if self._surgeon is None else self._surgeon.checks
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
         if args.world_size > 1 or args.n_gpu > 1:

@@ -22,6 +22,8 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from network_surgery.study.config import Settings
+
 Name = Literal["constant", "step", "cosine", "linear", "one_cycle"]
 #: The part of a one-cycle schedule in which the learning rate rises, where ``warmup`` does not say.
 RISE = 0.3
@@ -55,8 +57,8 @@ class Curve:
 
     name: Name = "constant"
     warmup: float = 0.0
-    steps: tuple[float, ...] = (0.5, 0.75)
-    factor: float = 0.1
+    steps: tuple[float, ...] = Settings.lr_steps
+    factor: float = Settings.lr_factor
     cycle_momentum: bool = True
 
     @property

@@ -56,10 +56,8 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
     made = task_class(settings.task)
     given = theirs(settings.task, "task") if settings.task.startswith(f"{PYTHON}:") else None
     takes = settings.task in TASKS or (not isinstance(given, Task) and bool(inspect.signature(made).parameters))
-    _refuse_ignored(
-        settings, takes or isinstance(given, Task)
-    )  # presets may set data and model, which it does not need
-    if isinstance(given, Task):  # what Python gave stays as it is
+    _refuse_ignored(settings, takes or isinstance(given, Task))
+    if isinstance(given, Task):  # it stays as it is, and needs neither data nor model, which presets may set
         amount = settings.label_smoothing
         return _smoothed(copy.copy(given), amount) if amount else given
     if settings.task in TASKS:

@@ -47,6 +47,9 @@ def tried(task: Task) -> nn.Module:
         StudyError: the task's sets, network, loss or metric are not what they must be; the sentence says which.
     """
     name = _name(task)
+    for method in ("load", "model", "loss"):
+        if getattr(type(task), method) is getattr(Task, method):
+            raise StudyError(f"{name} has no method {method!r}, which every task needs: see study/guide/task.md")
     if not isinstance(task.metric, Metric):
         raise StudyError(f'{name}.metric is {task.metric!r:.60}; give Metric("accuracy", "higher"), say')
     try:

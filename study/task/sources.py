@@ -94,7 +94,7 @@ def _arrays(part: Any) -> Arrays:
 
 @contextlib.contextmanager
 def _alone(root: Path, name: str) -> Iterator[None]:
-    """Lets one process at a time into a ``with`` block; where none may write, nobody fetches, and all may read."""
+    """Lets one process at a time into a ``with`` block; all of them where none may write, or files cannot be locked."""
     from filelock import FileLock
 
     with contextlib.ExitStack() as stack:

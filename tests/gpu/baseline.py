@@ -21,7 +21,7 @@ REST = 15
 def baseline(card: Card) -> Iterator[Row]:
     """ResNet-18 by the preset's recipe: accuracy, seconds; half the width restarted, and by surgery at mid-training."""
     try:
-        from network_surgery.study.config import compose
+        from network_surgery.study.compose import compose
         from network_surgery.study.task import build
     except ImportError as error:
         yield {"note": f"not tried: the trainer cannot be imported ({error})"}

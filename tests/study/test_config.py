@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import pytest
 
-from network_surgery.study.config import Count, Settings, compose, presets
+from network_surgery.study.compose import compose, presets
+from network_surgery.study.config import Count, Settings
 from network_surgery.study.declare import About, declaration, names
 from network_surgery.study.errors import StudyError
 from network_surgery.study.training.cell import Cell

@@ -11,7 +11,8 @@ import torch
 from network_surgery.study import models
 from network_surgery.study.bench import experiment
 from network_surgery.study.bench.rows import Row, Task
-from network_surgery.study.config import Settings, compose
+from network_surgery.study.compose import compose
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.isolation import random_weights
 from network_surgery.study.experiments.isolation.network import Network

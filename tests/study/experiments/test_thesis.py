@@ -29,7 +29,7 @@ from network_surgery.ops import (
 from network_surgery.search_spaces import find_space
 from network_surgery.study import conduct
 from network_surgery.study.bench.claims import judge
-from network_surgery.study.config import compose
+from network_surgery.study.compose import compose
 from network_surgery.study.experiments.thesis import chapter, figures, page
 from network_surgery.study.experiments.thesis.operations import PublishedWeakExpand, PublishedZeroExpand
 from network_surgery.study.experiments.thesis.space import METHODS, ORDER

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from network_surgery.study.config import compose
+from network_surgery.study.compose import compose
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """

@@ -65,6 +65,9 @@ def test_a_task_that_is_right_is_tried_and_nothing_is_left_of_that() -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
+        ({"load": Task.load}, "Mine has no method 'load', which every task needs"),
+        ({"model": Task.model}, "Mine has no method 'model'"),
+        ({"loss": Task.loss}, "Mine has no method 'loss'"),
         ({"load": fails}, "Mine.load failed: no such thing"),
         ({"load": lambda self: (1, 2)}, "Mine.load must give three sets (train, validation, test), not 2"),
         ({"load": lambda self: (1, 2, 3)}, "Mine.load gave a int for a set"),

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from network_surgery.ops import Schedule
 from network_surgery.study import conduct
-from network_surgery.study.config import Settings, compose
+from network_surgery.study.compose import compose
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.layers import of_data
 from network_surgery.study.task import build
