@@ -129,7 +129,7 @@ def layers(
         raise StudyError("--image is for random images; it goes with neither --data nor --epochs")
     console = _console()
     for part in of_data(settings, epochs) if image is None else of_image_size(settings, image):
-        console.print(part)
+        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
 
 
 @app.command()

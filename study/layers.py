@@ -31,7 +31,7 @@ VARIANCES = (0.9, 0.99, 0.999)
 RANDOM_IMAGES = 16
 
 
-def of_data(settings: Settings, epochs: int) -> list[Table]:
+def of_data(settings: Settings, epochs: int) -> list[str | Table]:
     """The tables of a network on real images, trained for ``epochs`` epochs first (0: as it is made).
 
     Redundancy and dead units are seen on ``settings.signal_images`` training images.
@@ -59,7 +59,7 @@ def of_data(settings: Settings, epochs: int) -> list[Table]:
     return _tables(anatomy, shown, f"{settings.subject}, {trained}", task.unit.removesuffix("s"), dead)
 
 
-def of_image_size(settings: Settings, size: str) -> list[Table]:
+def of_image_size(settings: Settings, size: str) -> list[str | Table]:
     """The tables of an untrained network on random images of a size such as ``3x224x224``.
 
     Raises:
@@ -85,16 +85,16 @@ def of_image_size(settings: Settings, size: str) -> list[Table]:
 
 def _tables(
     anatomy: Anatomy, shown: Tensor, title: str, sample: str, dead: Mapping[str, int] | None = None
-) -> list[Table]:
-    """One table of the layers, one of what is pinned (if anything is). ``sample``: what one is called; ``dead``: layer
-    → units, where targets are known.
+) -> list[str | Table]:
+    """What network it is, a table of the layers, one of what is pinned (if anything is).
+
+    ``sample``: what one is called; ``dead``: layer → units, where targets are known.
     """
     signals = Signals(anatomy.model, shown)
     sample = f"{'an' if sample[0] in 'aeiou' else 'a'} {sample}"
     total, flops = anatomy.cost()
+    head = f"{title}: {total:,} parameters, {flops:,} FLOPs {sample}"
     found = Table(
-        title=f"{title}: {total:,} parameters, {flops:,} FLOPs {sample}",
-        title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         caption="parameters and FLOPs: of the tensors that hold its units; "
@@ -114,7 +114,7 @@ def _tables(
             *_needed(layer, signals),
         )  # fmt: skip
     if not anatomy.pinned:
-        return [found]
+        return [head, found]
     pinned = Table(title="Not operated on", title_justify="left")
     pinned.add_column("why")
     pinned.add_column("weights of")
@@ -124,7 +124,7 @@ def _tables(
     for reason, names in reasons.items():
         more = f" and {len(names) - 4} more" if len(names) > 5 else ""
         pinned.add_row(reason, ", ".join(names[: 4 if more else 5]) + more)
-    return [found, pinned]
+    return [head, found, pinned]
 
 
 def _needed(layer: HiddenLayer, signals: Signals) -> list[str]:

@@ -47,7 +47,7 @@ def tried(task: Task) -> nn.Module:
         StudyError: the task's sets, network, loss or metric are not what they must be; the sentence says which.
     """
     name = _name(task)
-    for method in ("load", "model", "loss"):
+    for method in ("model", "loss", *(["load"] if "sets" not in vars(task) else [])):
         if getattr(type(task), method) is getattr(Task, method):
             raise StudyError(f"{name} has no method {method!r}, which every task needs: see study/guide/task.md")
     if not isinstance(task.metric, Metric):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from network_surgery.ops import Schedule
 from network_surgery.study import conduct
@@ -282,8 +283,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(after: int, task: TextTask, t
 
 
 def test_the_table_of_layers(task: TextTask) -> None:
-    layers, pinned = of_data(SMALL, 0)
-    assert "gpt on stdlib" in str(layers.title) and "FLOPs a window" in str(layers.title)
+    head, layers, pinned = of_data(SMALL, 0)
+    assert isinstance(layers, Table) and isinstance(pinned, Table)
+    assert "gpt on stdlib" in str(head) and "FLOPs a window" in str(head)
     assert layers.columns[0]._cells[:3] == ["embedding", HEADS, "blocks.0.mlp.gate"]
     assert "it is the network's output" in pinned.columns[0]._cells
 
