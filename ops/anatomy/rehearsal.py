@@ -115,10 +115,26 @@ def faults(
                 break
         return problem or next(filter(None, (each.problem(edits, equal=False) for each in modes[1:])), None)
 
-    found = _regular(anatomy, reordered, halved)
+    found = _regular(anatomy, _remembering(anatomy, reordered), _remembering(anatomy, halved))
     failed = {layer for layer, _ in found}
     rest = [layer for layer in anatomy.values() if layer not in failed]
     return found + (_deciding(rest, comparisons, stage, entered) if comparisons else [])
+
+
+def _remembering(anatomy: Anatomy, trial: Trial) -> Trial:
+    """The trial, which is made once for the same layers and the same numbers that follow them: it would say the same
+    again."""
+    known: dict[object, Problem | None] = {}
+
+    def remembered(layers: Sequence[HiddenLayer]) -> Problem | None:
+        changed = {layer.factor for layer in layers}
+        following = tuple(number for number in anatomy.written if changed & set(axes.units_on(number.axis)))
+        key = tuple(layers), following
+        if key not in known:
+            known[key] = trial(layers)
+        return known[key]
+
+    return remembered
 
 
 def _regular(anatomy: Anatomy, reordered: Trial, halved: Trial) -> list[tuple[HiddenLayer, str]]:
