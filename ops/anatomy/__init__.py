@@ -121,8 +121,10 @@ class Anatomy(Mapping[str, HiddenLayer]):
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
             training = bool(trace.missed) or trace.watch.asks_mode or bool(own_modes(self.modules.values()))
+            training = training or self._is_other_in_training(trace)
             if training:  # some networks have branches that only training takes
                 training = self._trace_training(trace, shown) and trace.unsettled(trace.steps) != trace.unsettled(steps)
+            trace.watch.readings.clear()
             for name, reason in scripted(self.model).items():
                 trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls | calls
@@ -288,6 +290,14 @@ class Anatomy(Mapping[str, HiddenLayer]):
         opposite = _pytree.tree_map(lambda x: -x if isinstance(x, Tensor) and x.is_floating_point() else x, shown)
         with without_foreign_errors(), plainly(self.model):
             trace.run(opposite)
+
+    def _is_other_in_training(self, trace: Trace) -> bool:
+        """Whether a module that reads the mode runs other operators in training mode."""
+        if not trace.watch.readings:
+            return False
+        trace.watch.pretending = True
+        with plainly(self.model, training=True):
+            return not trace.does_the_same_in_training()
 
     def _trace_training(self, trace: Trace, shown: Any) -> bool:
         """Follows the network in training mode, too, and says whether it runs in it; weights that are still not met may
