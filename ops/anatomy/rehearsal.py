@@ -27,7 +27,6 @@ and that only happen to be the size of an axis, are left alone as long as the ne
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -94,8 +93,8 @@ def faults(
         for layer in layers:
             edits.append(trials.reordered(layer, sizes[layer.units], widths))
             sizes[layer.units] += 1
-        for each, some in itertools.product(modes, trials.parted(edits)):
-            problem = each.problem(some, equal=True)
+        for some in trials.parted(edits):
+            problem = stage.problem(some, equal=True, after=modes[1:])
             if problem is not None:
                 if not calm and problem.moved and stage.rounding > MOST_ROUNDING:
                     raise Chaotic
