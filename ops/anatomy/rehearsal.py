@@ -62,7 +62,7 @@ def faults(
     entered: list[nn.Module],
     samples: int | None = None,
     *,
-    training: bool = False,
+    training: list[Tensor] | None = None,
     comparisons: Sequence[Comparison] = (),
     measured: bool = False,
     calm: bool = False,
@@ -72,20 +72,19 @@ def faults(
 
     ``samples``: how many there are, if the trace saw no value decide what is run or how large a tensor is. Whether the
     network runs does then not depend on what the samples hold, and two that pass the same modules stand for all.
-    ``training``: the same is tried in training mode. ``comparisons`` of sizes are what the network's code may decide
-    by; ``measured``: it reads sizes. Raises Chaotic where nothing can be compared, unless the network is ``calm``.
+    ``training``: what the network answers in training mode, if the same is to be tried in it. ``comparisons`` of sizes
+    are what the network's code may decide by; ``measured``: it reads sizes. Raises Chaotic where nothing can be
+    compared, unless the network is ``calm``.
     """
-    numbered = any((t.is_floating_point() or t.is_complex()) and torch.isfinite(t).any() for t in output)
-    if not numbered:
-        return [(layer, "the network's output holds no finite number to compare") for layer in anatomy.values()]
-
     two = samples is not None and samples > 2
     stage = Stage(anatomy, example, output, two or bool(comparisons), entered)
+    if not stage.numbered:
+        return [(layer, "the network's output holds no finite number to compare") for layer in anatomy.values()]
     stages = [stage]
     if samples is not None and two:
         stages.insert(0, Stage(anatomy, _two(example, samples), _two(output, samples), two))
-    modes = [stage, *_training_stage(anatomy, example)] if training else [stage]
-
+    learning = [] if training is None else [Stage(anatomy, example, training, False, training=True)]
+    learning = [each for each in learning if each.numbered]
     widths = trials.WIDTHS_MEASURED if measured else trials.WIDTHS
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
@@ -94,7 +93,9 @@ def faults(
             edits.append(trials.reordered(layer, sizes[layer.units], widths))
             sizes[layer.units] += 1
         for some in trials.parted(edits):
-            problem = stage.problem(some, equal=True, after=modes[1:])
+            problem = stage.problem(some, equal=True, after=learning)
+            if problem is not None and renewed():
+                problem = stage.problem(some, equal=True, after=learning)
             if problem is not None:
                 if not calm and problem.moved and stage.rounding > MOST_ROUNDING:
                     raise Chaotic
@@ -112,7 +113,17 @@ def faults(
             problem = each.problem(edits, equal=False)
             if problem is None and each.entered == stage.entered:
                 break
-        return problem or next(filter(None, (each.problem(edits, equal=False) for each in modes[1:])), None)
+        if problem is None:
+            problem = next(filter(None, (each.problem(edits, equal=False) for each in learning)), None)
+            if problem is not None and renewed():
+                problem = next(filter(None, (each.problem(edits, equal=False) for each in learning)), None)
+        return problem
+
+    def renewed() -> bool:
+        """Whether the network in training mode is another one with gradients than it was without."""
+        changed = any([each.renew() for each in learning])
+        learning[:] = [each for each in learning if each.numbered]
+        return changed
 
     found = _regular(anatomy, _remembering(anatomy, reordered), _remembering(anatomy, halved))
     failed = {layer for layer, _ in found}
@@ -160,17 +171,6 @@ def _regular(anatomy: Anatomy, reordered: Trial, halved: Trial) -> list[tuple[Hi
             break
     anatomy.written = numbers
     return best or []
-
-
-def _training_stage(anatomy: Anatomy, example: Any) -> list[Stage]:
-    """The network in training mode, if it runs so and answers in numbers."""
-    stage = Stage(anatomy, example, [], False, training=True)
-    try:
-        stage.output = stage.answer()
-    except Exception as error:  # such as a detector's, which asks for targets
-        pass_on_memory(error)
-        return []
-    return [stage] if any(torch.isfinite(t).any() for t in stage.output if t.is_floating_point()) else []
 
 
 def _deciding(

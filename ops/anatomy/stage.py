@@ -17,7 +17,7 @@ from network_surgery.ops.anatomy.rebuild import Edit, doubled, edited, in_double
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
 from network_surgery.ops.anatomy.shared import Shared, Spoilt
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
-from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.ops.errors import first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.masks import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
@@ -59,6 +59,7 @@ class Stage:
     watching: bool
     entered: list[nn.Module] = field(default_factory=list)
     training: bool = False
+    renewed: bool = False
 
     def problem(self, edits: list[Edit], *, equal: bool, after: Sequence[Stage] = ()) -> Problem | None:
         """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else.
@@ -185,6 +186,22 @@ class Stage:
             pass_on_memory(error)
             return None
         return None if precisions.coarse or not stage.output else stage
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the output holds a number to compare."""
+        numbers = (t for t in self.output if t.is_floating_point() or t.is_complex())
+        return any(bool(torch.isfinite(tensor).any()) for tensor in numbers)
+
+    def renew(self) -> bool:
+        """Whether the network as it is answers something else than it is held to, as it did so without gradients; what
+        it is held to is then its answer with them, or nothing where it does not run."""
+        if self.renewed:
+            return False
+        self.renewed, before, self.output = True, self.output, []
+        with without_foreign_errors():  # such as a detector's, which asks for targets
+            self.output = self.answer()
+        return deviation(before, self.output) > self._clear
 
     @functools.cached_property
     def rounding(self) -> float:
