@@ -28,7 +28,7 @@ from network_surgery.ops.anatomy.layers import HiddenLayer, Place
 from network_surgery.ops.anatomy.lively import lively
 from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
-from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
+from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly, young_garbage
 from network_surgery.ops.anatomy.shared import Shared, Spoilt
 from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.anatomy.trace import Trace
@@ -105,10 +105,11 @@ class Anatomy(Mapping[str, HiddenLayer]):
         self._owners = _owners(self.modules, tensors)
         self._batch = _batch(example_input)
         self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
-        try:
-            self._discover(tensors)
-        except Chaotic:
-            self._discover(tensors, calm=True)
+        with young_garbage():
+            try:
+                self._discover(tensors)
+            except Chaotic:
+                self._discover(tensors, calm=True)
         self._explain()
 
     def _discover(self, tensors: Mapping[str, Tensor], calm: bool = False) -> None:
