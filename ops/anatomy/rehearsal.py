@@ -27,6 +27,7 @@ and that only happen to be the size of an axis, are left alone as long as the ne
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from torch.utils import _pytree
 
 from network_surgery.ops.anatomy import axes, trials
 from network_surgery.ops.anatomy.culprits import Trial, isolate
-from network_surgery.ops.anatomy.rebuild import Edit
+from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt
 from network_surgery.ops.anatomy.stage import MOST_ROUNDING, Problem, Stage
 from network_surgery.ops.errors import pass_on_memory
 
@@ -77,20 +78,22 @@ def faults(
     compared, unless the network is ``calm``.
     """
     two = samples is not None and samples > 2
-    stage = Stage(anatomy, example, output, two or bool(comparisons), entered)
+    rebuilds = Rebuilt()
+    stage = Stage(anatomy, example, output, two or bool(comparisons), entered, rebuilds=rebuilds)
     if not stage.numbered:
         return [(layer, "the network's output holds no finite number to compare") for layer in anatomy.values()]
     stages = [stage]
     if samples is not None and two:
-        stages.insert(0, Stage(anatomy, _two(example, samples), _two(output, samples), two))
-    learning = [] if training is None else [Stage(anatomy, example, training, False, training=True)]
+        stages.insert(0, Stage(anatomy, _two(example, samples), _two(output, samples), two, rebuilds=rebuilds))
+    learning = [] if training is None else [Stage(anatomy, example, training, False, training=True, rebuilds=rebuilds)]
     learning = [each for each in learning if each.numbered]
     widths = trials.WIDTHS_MEASURED if measured else trials.WIDTHS
+    new_order, half, larger = map(functools.cache, (trials.reordered, trials.halved, trials.larger))  # the same edits
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
         sizes, edits = Counter[int](), []
         for layer in layers:
-            edits.append(trials.reordered(layer, sizes[layer.units], widths))
+            edits.append(new_order(layer, sizes[layer.units], widths))
             sizes[layer.units] += 1
         for some in trials.parted(edits):
             problem = stage.problem(some, equal=True, after=learning)
@@ -103,8 +106,8 @@ def faults(
         return None
 
     def halved(layers: Sequence[HiddenLayer]) -> Problem | None:
-        return resized([trials.halved(layer) for layer in layers]) or resized(
-            [trials.larger(x) for x in layers if not x.exact and (measured or x.factor.cut)]
+        return resized([half(layer) for layer in layers]) or resized(
+            [larger(x) for x in layers if not x.exact and (measured or x.factor.cut)]
         )
 
     def resized(edits: list[Edit]) -> Problem | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from network_surgery.ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
+from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt, doubled, edited, in_double, undoing
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
 from network_surgery.ops.anatomy.shared import Shared, Spoilt
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
@@ -51,7 +51,8 @@ MOST_ROUNDING = 0.03
 @dataclass(eq=False)
 class Stage:
     """Where edits are tried: the network, what it is shown and answers unchanged, and the modules that were entered
-    last time (kept true if ``watching``). In ``training`` mode, noise is the same for networks of all sizes."""
+    last time (kept true if ``watching``). In ``training`` mode, noise is the same for networks of all sizes.
+    ``rebuilds``: what edits have made of tensors before."""
 
     anatomy: Anatomy
     example: Any
@@ -59,6 +60,7 @@ class Stage:
     watching: bool
     entered: list[nn.Module] = field(default_factory=list)
     training: bool = False
+    rebuilds: Rebuilt | None = None
     renewed: bool = False
 
     def problem(self, edits: list[Edit], *, equal: bool, after: Sequence[Stage] = ()) -> Problem | None:
@@ -71,7 +73,7 @@ class Stage:
         failed, answers = None, dict[Stage, list[Tensor]]()
         shared = Shared() if after and not self.anatomy.draws else None
         redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
-        with edited(self.anatomy, edits):
+        with edited(self.anatomy, edits, self.rebuilds):
             for stage in (self, *after):
                 try:
                     with stage._watched():
