@@ -89,15 +89,9 @@ class Trace(Facts, TorchDispatchMode):
                 hook.remove()
 
     def does_the_same_in_training(self) -> bool:
-        """Whether calls in which modules read the mode run the same operators in training mode: one of each kind is
-        made and followed once more. The network is to be in training mode."""
-        known: set[object] = set()
-        for visit in self.watch.readings:
-            kind = visit.kind
-            if kind not in known and not self._repeats(visit):
-                return False
-            known.add(kind)
-        return True
+        """Whether calls in which modules read the mode run the same operators in training mode: each is made and
+        followed once more. The network is to be in training mode."""
+        return all(map(self._repeats, self.watch.readings))
 
     def _repeats(self, visit: Visit) -> bool:
         """Whether a call, made once more, runs the same operators, answers in the same form and leaves nothing in the

@@ -172,20 +172,6 @@ class Visit:
     steps: list[Any] = field(default_factory=list)
     form: object = None
 
-    @property
-    def kind(self) -> object:
-        """Calls of one kind run the same code at the same sizes: all that the modules keep is equal."""
-        kept = [(type(each), vars(each)) for each in self.module.modules()]
-        settings = [(kind, *((n, _setting(v)) for n, v in own.items() if n not in OWN)) for kind, own in kept]
-        tables = [own[table].items() for _, own in kept for table in ("_parameters", "_buffers")]
-        return repr((settings, [[(n, form(tensor)) for n, tensor in table] for table in tables], form(self.given)))
-
-
-def _setting(value: Any) -> object:
-    if type(value) in (tuple, list):
-        return type(value).__name__, *map(_setting, value)
-    return value if type(value) in (int, bool, str, float, type(None)) else id(value)
-
 
 def form(tree: Any) -> object:
     """What two answers of one form have in common: all but the values of their tensors."""
