@@ -306,9 +306,15 @@ class Anatomy(Mapping[str, HiddenLayer]):
             trace.run(opposite)
 
     def _is_other_in_training(self, trace: Trace) -> bool:
-        """Whether a module that reads the mode runs other operators in training mode."""
+        """Whether a module that reads the mode runs other operators in training mode.
+
+        Where a number that says where a tensor is cut is as long as two things, the whole network is followed: a second
+        pass, which knows what the first one learnt, may tell them apart.
+        """
         if not trace.watch.readings:
             return False
+        if any(len(set(map(axes.canonical, trace.written[number]))) > 1 for number in trace.given):
+            return True
         trace.watch.pretending = True
         with plainly(self.model, training=True):
             return not trace.does_the_same_in_training()
