@@ -26,7 +26,7 @@ from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
-from network_surgery.study.search import objectives, tracking, tuner
+from network_surgery.study.search import comparing, objectives, tracking, tuner
 from network_surgery.study.search.sources import Sampled, Source, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
@@ -213,7 +213,7 @@ def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
     chosen = given(folder.settings, folder.layers) or [
-        record.cell for record in comparison.choose(trials, folder.settings, folder.metric)
+        record.cell for record in comparing.choose(trials, folder.settings, folder.metric)
     ]
     if not chosen:
         failures = [record.result["failure"] for record in trials if record.failed]
@@ -226,7 +226,7 @@ def _compare(stage: _Stage) -> bool:
         stage.console.print(
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
         )
-    cells = comparison.cells(
+    cells = comparing.cells(
         chosen, folder.settings, [record for record in folder.records() if record.cell.arm != "search"]
     )
     return stage.run("comparison", cells)
