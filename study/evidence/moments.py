@@ -44,15 +44,14 @@ def moments(folder: Folder) -> list[dict[str, Any]]:
     rows = []
     for (trial, _), each in sorted(found.items(), key=lambda item: (item[0][0] or 0, item[0][1])):
         jumps = [spike for spike, _, _ in each]
+        samples = jumps[0].held_out
         curves = [(outcome, originals[seed], spike.epoch) for spike, outcome, seed in each if seed in originals]
         rows.append({
             "trial": trial, "epoch": jumps[0].epoch, "n": len(jumps),
             "operations": describe(at_moment(steps[trial], each[0][1], jumps[0].epoch)),
             "factor": math.exp(statistics.fmean(math.log(max(jump.factor, 1e-12)) for jump in jumps)),
-            "loss": change([jump.loss_change for jump in jumps], [jump.loss_error for jump in jumps], jumps[0].held_out),
-            "metric": change(
-                [jump.metric_change for jump in jumps], [jump.metric_error for jump in jumps], jumps[0].held_out
-            ),
+            "loss": change([jump.loss_change for jump in jumps], [jump.loss_error for jump in jumps], samples),
+            "metric": change([jump.metric_change for jump in jumps], [jump.metric_error for jump in jumps], samples),
             "recovery": {
                 "back": _summary([jump.epochs_to_recover for jump in jumps]),
                 "original": _summary([caught_up(*curve) for curve in curves]) if curves else None,
