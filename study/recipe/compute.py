@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.task import call
 
@@ -33,6 +34,11 @@ class Compute:
     precision: Precision = "float32"
     channels_last: bool = False
     compile: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Compute:
+        """What the settings ask for."""
+        return cls(settings.precision, settings.channels_last, settings.compile)
 
     def check(self, device: torch.device) -> None:
         """Raises StudyError where the device cannot compute so."""

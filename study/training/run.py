@@ -95,15 +95,13 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
-    compute = Compute(settings.precision, settings.channels_last, settings.compile)
-    compute.check(device)
+    Compute.of(settings).check(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
     model = made(cell, task, settings, start)
-    model.to(device)
-    schedule, optimization = Schedule.from_data(cell.schedule), Optimization.of(settings)
-    check_after(optimization.curve, schedule)
+    schedule = Schedule.from_data(cell.schedule)
+    check_after(Optimization.of(settings).curve, schedule)
     held_out = task.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
     renewed = settings.batchnorm_statistics == "reset"
@@ -114,12 +112,8 @@ def run(
         else []
     )
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
-    trainer = Trainer(
-        model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
-        batch_size=settings.batch_size, seed=cell.seed, device=device,
-        callbacks=[energy, theatre, *probes, Teller(tell, theatre)], optimization=optimization,
-        accuracy_mode=settings.accuracy_mode, compute=compute,
-    )  # fmt: skip
+    listeners = [energy, theatre, *probes, Teller(tell, theatre)]
+    trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners)
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
         if saved.exists():
@@ -143,8 +137,32 @@ def run(
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
-        outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
+        outcome |= speed(trainer.final, Batches(held_out, device), device, trainer.compute)
     return outcome
+
+
+def trainer_of(
+    model: nn.Module,
+    task: Task,
+    settings: Settings,
+    seed: int,
+    device: torch.device,
+    epochs: int | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
+    """What trains a network by the whole recipe of the settings, for ``epochs`` epochs (None: those of the settings).
+
+    Raises:
+        StudyError: there is no such optimizer, or the device cannot compute so.
+    """
+    compute = Compute.of(settings)
+    compute.check(device)
+    model.to(device)
+    return Trainer(
+        model, make_optimizer(settings, model), task, epochs=epochs or settings.epochs,
+        batch_size=settings.batch_size, seed=seed, device=device, callbacks=callbacks,
+        optimization=Optimization.of(settings), accuracy_mode=settings.accuracy_mode, compute=compute,
+    )  # fmt: skip
 
 
 def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None) -> nn.Module:
