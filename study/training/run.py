@@ -22,7 +22,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.compute import Compute
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
-from network_surgery.study.recipe.optimizer import make_optimizer
+from network_surgery.study.recipe.optimizer import in_words, make_optimizer
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.task.samples import Batches, size_of
@@ -278,6 +278,6 @@ def _try_optimizer(settings: Settings, model: nn.Module, task: Task) -> None:
             optimizer.step()
     except Exception as error:  # anyone's optimizer may fail in any way
         pass_on_memory(error)
-        raise StudyError(f"optimizer {settings.optimizer!r} cannot make a step: {first_line(error)}") from error
+        raise StudyError(f"{in_words(settings)} cannot make a step: {first_line(error)}") from error
     check_state(listed(optimizer), dict(model.named_parameters()))
     model.zero_grad(set_to_none=True)
