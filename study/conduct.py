@@ -24,7 +24,7 @@ from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
-from network_surgery.study.recipe.learning_rate import check_after
+from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import objectives, tracking, tuner
 from network_surgery.study.search.sources import Sampled, Source, given
@@ -62,6 +62,7 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
         check_after(Optimization.of(settings).curve, schedule)
+        check_lengths(schedule, settings.epochs, per_epoch)
     if not listed:
         Sampled.check(settings, layers)
     Folder.check(out)

@@ -170,6 +170,10 @@ class ImageTask(Classification):
             image_size=settings.image_size, stream=settings.stream, workers=settings.readers,
         )  # fmt: skip
         task.network = settings.model
+        if settings.cutout > min(task.shape[1:]):
+            raise StudyError(
+                f"cutout is {settings.cutout}, but the images are {task.shape[1]} × {task.shape[2]} pixels"
+            )
         task.augmentation = Augmentation(settings.augment, settings.cutout, settings.mix, len(task.classes))
         if settings.scaling == "imagenet":
             if task.shape[0] != 3:

@@ -105,7 +105,7 @@ class Batches:
             yield from map(self.take, parts)
             return
         assert isinstance(self.samples, Stream)
-        for batch in self.samples.batches(parts, seed, pin=self.device.type == "cuda"):
+        for batch in self.samples.batches(parts, seed, pin=self.device.type not in ("cpu", "mps")):
             yield self._moved(batch)
 
     def whole(self, size: int) -> Iterator[Batch]:

@@ -37,10 +37,12 @@ from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
 from network_surgery.study.training.spent import work
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
+from network_surgery.study.training.trainer import Callback, Trainer, batches_per_epoch, steps_per_epoch
 
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
+#: An average of the weights that keeps more of the first ones than this is a mistake.
+UNTRAINED = 0.9
 
 
 class Teller(Callback):
@@ -221,7 +223,7 @@ def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
     """
     batches = trainer.batches_done
     done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration))
-    return 3 * trainer.batch_size * int(done)
+    return 3 * min(trainer.batch_size, len(trainer.train)) * int(done)
 
 
 def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
@@ -238,7 +240,7 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
         StudyError: no such network or optimizer, or no layer that can be operated on.
         SurgeryError: the optimizer keeps something that cannot follow surgery.
     """
-    steps_per_epoch(len(task.train), settings.batch_size)
+    _check_steps(settings, task)
     model = tried(task)
     example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
     if (start := starting.load(settings, task)) is not None:
@@ -249,6 +251,22 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
         raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
     return {name: layer.units for name, layer in anatomy.items()}
+
+
+def _check_steps(settings: Settings, task: Task) -> None:
+    """Raises StudyError where the recipe asks for more than the epochs of this task have."""
+    batches = batches_per_epoch(len(task.train), settings.batch_size)
+    if settings.accumulate > batches:
+        raise StudyError(
+            f"accumulate is {settings.accumulate}, but an epoch has {batches} batches of {settings.batch_size} "
+            f"{task.unit}; give at most {batches}"
+        )
+    steps = settings.epochs * steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
+    if settings.ema is not None and settings.ema ** (steps - 1) > UNTRAINED:
+        raise StudyError(
+            f"ema is {settings.ema}, but the run has {steps} steps, after which {settings.ema ** (steps - 1):.0%} of "
+            "the average would still be the untrained network; give a smaller decay"
+        )
 
 
 def _lay(start: Start, model: nn.Module, example: Any) -> None:
