@@ -48,6 +48,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self._arrays()[0])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self._arrays())
+
     def take(self, index: NDArray[np.int64]) -> Self:
         """The samples of these numbers."""
         return type(self)(*(_pytree.tree_map(lambda array: array[index], part) for part in (self.inputs, self.targets)))

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.signals.losses import IGNORED
 from network_surgery.study.errors import StudyError
+from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.task.samples import Samples, Sets, Stream
 
@@ -93,6 +95,24 @@ class Task:
                 f"{type(self).__name__}.load must give three sets (train, validation, test), not {len(parts)}"
             )
         return Sets(*(_set(part, f"{type(self).__name__}.load") for part in parts))
+
+    def fingerprint(self) -> Fingerprint | None:
+        """What all samples are: their values in memory, or what a streamed dataset's ``digest`` says.
+
+        None where that is not known, as of a stream whose dataset has no ``digest``.
+        """
+        parts = [self.train, self.validation, self.test]
+        try:
+            digests = [part.digest() for part in parts]
+        except Exception as error:  # anyone's dataset may fail in any way
+            pass_on_memory(error)
+            raise StudyError(
+                f"a dataset of {type(self).__name__} cannot be fingerprinted: {first_line(error)}"
+            ) from error
+        if None in digests:
+            return None
+        size = sum(part.nbytes for part in parts if isinstance(part, Samples))
+        return Fingerprint.of(type(self).__name__, size, [str(digest).encode() for digest in digests])
 
     train = property(lambda self: self.sets.train)
     validation = property(lambda self: self.sets.validation)

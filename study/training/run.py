@@ -180,7 +180,7 @@ def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None)
             start.lay(model)
         return model
     if start is not None and (brought := starting.brought(task)):  # whatever the start is, it must not begin from these
-        redraw(model, brought, cell.seed)
+        redraw(model, brought, cell.seed, starting.numbers(task))
     renew(model, cell.architecture, cell.seed)
     return model
 

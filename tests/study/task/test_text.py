@@ -112,20 +112,22 @@ def test_folders_that_are_split_already_stay_so(root: Path) -> None:
 
 def test_the_standard_library_is_that_of_this_python_without_its_tests(task: TextTask) -> None:
     corpus = load("stdlib", 0.25)
-    assert task.note == f"{corpus.name} in windows of 32 bytes" and corpus.name.startswith(
-        "the standard library of Python 3."
-    )
+    assert task.note == f"{task.fingerprint()} in windows of 32 bytes"
+    assert task.note.startswith("the standard library of Python 3.") and " bytes, fingerprint " in task.note
     sizes = [len(corpus.train), len(corpus.validation), len(corpus.test)]
     assert sum(sizes) > 5_000_000 and min(sizes) > sum(sizes) / 20
     assert b"def parse_args" in corpus.train + corpus.validation + corpus.test and "test" in LEFT_OUT
 
 
 def test_the_fingerprint_is_of_the_bytes(root: Path) -> None:
-    before = load(f"folder:{root}", 0.25).name
-    assert before.startswith("my texts (") and load(f"folder:{root}", 0.25).name == before
+    def name() -> str:
+        return str(TextTask(load(f"folder:{root}", 0.25), context=8).fingerprint())
+
+    before = name()
+    assert before.startswith("my texts (") and name() == before
     text = (root / "d").read_text()
     (root / "d").write_text(text.replace("Sentence 7", "sentence 7"))
-    assert load(f"folder:{root}", 0.25).name != before
+    assert name() != before
 
 
 def test_windows_are_thinned_by_one_factor_and_spread_over_the_text(root: Path) -> None:
