@@ -54,9 +54,9 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     if settings.page is not None:
         resolve(settings.page, "page")
     task = build(settings)
-    objectives.check(settings, task.metric)
     settings = starting.settle(settings, task)
     layers = run.check(settings, task)
+    objectives.check(settings, task.metric)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = given(settings, layers)
     for cell in listed:

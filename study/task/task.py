@@ -7,7 +7,7 @@ One's own is a subclass of ``Task`` with ``load``, ``model`` and ``loss``, named
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -88,12 +88,12 @@ class Task:
     @functools.cached_property
     def sets(self) -> Sets:
         """What ``load`` gives. Raises StudyError where that is nothing of the right kind, or an empty set."""
-        given = self.load()
+        given, must = self.load(), f"{type(self).__name__}.load must give three sets (train, validation, test)"
+        if isinstance(given, (Mapping, str)) or not isinstance(given, (Sets, Iterable)):
+            raise StudyError(f"{must}, not a {type(given).__name__}")
         parts = (given.train, given.validation, given.test) if isinstance(given, Sets) else tuple(given)
         if len(parts) != 3:
-            raise StudyError(
-                f"{type(self).__name__}.load must give three sets (train, validation, test), not {len(parts)}"
-            )
+            raise StudyError(f"{must}, not {len(parts)}")
         return Sets(*(_set(part, f"{type(self).__name__}.load") for part in parts))
 
     def fingerprint(self) -> Fingerprint | None:
@@ -178,7 +178,13 @@ def summarize(task: Task, means: Mapping[str, Tensor]) -> tuple[dict[str, float]
     Raises:
         StudyError: the task does not give the metric that it names as its own, or gives no number for it.
     """
-    metrics = {name: float(value) for name, value in task.summarize(means).items()}
+    try:
+        metrics = {name: float(value) for name, value in task.summarize(means).items()}
+    except Exception as error:  # anyone's code may fail in any way
+        pass_on_memory(error)
+        raise StudyError(
+            f"{type(task).__name__}.summarize must give a number for each metric, but it fails: {first_line(error)}"
+        ) from error
     known = metrics if task.metric.name != "loss" else {"loss": float(means["loss"]), **metrics}
     if task.metric.name not in known:
         raise StudyError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from network_surgery.ops.network.optimizer_state import check as check_state
 from network_surgery.ops.network.optimizer_state import listed
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.compute import Compute
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
@@ -137,6 +138,8 @@ def run(
     }
     if cell.test:
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
+        if not math.isfinite(tested.metric):
+            raise Diverged(f"the test {task.metric.name} is {tested.metric}")
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
         outcome |= speed(trainer.final, Batches(held_out, device), device, trainer.compute)
@@ -240,8 +243,8 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
         StudyError: no such network or optimizer, or no layer that can be operated on.
         SurgeryError: the optimizer keeps something that cannot follow surgery.
     """
-    _check_steps(settings, task)
     model = tried(task)
+    _check_steps(settings, task)
     example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
     if (start := starting.load(settings, task)) is not None:
         _lay(start, model, example)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.ops.network.wrappers import rewrap
 from network_surgery.ops.schedule import Step
 from network_surgery.study.errors import Diverged, StudyError
@@ -145,6 +145,9 @@ class Trainer:
             scores = self.evaluate(self.validation)
             if not math.isfinite(scores.loss):
                 raise Diverged(f"the validation loss became {scores.loss} in epoch {self.epoch + 1}")
+            if not math.isfinite(scores.metric):
+                name = self.task.metric.name
+                raise Diverged(f"the validation {name} became {scores.metric} in epoch {self.epoch + 1}")
             record |= scores.named("validation")
             self.epoch += 1
             self.history.append(record)
@@ -224,7 +227,8 @@ class Trainer:
     def _augmented(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
         """The batches as the task augments them, each by random numbers of its own."""
         for batch in batches:
-            with apart(int(torch.randint(2**62, (), generator=generator)), self.device):
+            seed = int(torch.randint(2**62, (), generator=generator))
+            with apart(seed, self.device), of_batch(self.task, "a training batch", self.epoch):
                 batch = self.task.augment(*batch)
             yield batch
 
@@ -232,7 +236,8 @@ class Trainer:
         """The loss of a batch, whose gradient is added with its share in the step."""
         if self.compute.compile:
             self._compile(inputs, targets)
-        loss = self._loss(inputs, targets)
+        with of_batch(self.task, "a training batch", self.epoch):
+            loss = self._loss(inputs, targets)
         with self.compute.switched():
             self.scaler.scale(loss if share == 1 else loss * share).backward()
         return loss.detach()
@@ -326,8 +331,9 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     for outputs, targets in answers(model, batches, task.at_once or batch_size, mode, compute):
         samples = size_of(targets)
-        found = {"loss": task.loss(outputs, targets).mean().double() * samples}
-        found |= {name: values.double().sum(dim=0) for name, values in task.measure(outputs, targets).items()}
+        with of_batch(task, "samples that are evaluated"):
+            found = {"loss": task.loss(outputs, targets).mean().double() * samples}
+            found |= {name: values.double().sum(dim=0) for name, values in task.measure(outputs, targets).items()}
         sums = {name: sums[name] + value if sums else value for name, value in found.items()}
     means = {name: total / len(batches) for name, total in sums.items()}
     metrics, metric = summarize(task, means)
@@ -353,6 +359,19 @@ def answers(
     with plainly(model, training=True) if training else evaluating(model), torch.no_grad():
         for inputs, targets in batches.over(parts):
             yield compute.answer(model, inputs, batches.device), targets
+
+
+@contextlib.contextmanager
+def of_batch(task: Task, what: str, epoch: int | None = None) -> Iterator[None]:
+    """Lets what anyone's code raises in this ``with`` block, on ``what``, become a StudyError that names the task."""
+    try:
+        yield
+    except (StudyError, SurgeryError, Diverged):
+        raise
+    except Exception as error:  # anyone's network, loss or augmentation may fail in any way
+        pass_on_memory(error)
+        when = "" if epoch is None else f" of epoch {epoch + 1}"
+        raise StudyError(f"{type(task).__name__} fails on {what}{when}: {first_line(error)}") from error
 
 
 def clock(device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from torch import nn
 
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.task import Metric, Samples, Sets, Stream, Task, build
 from network_surgery.study.task.check import fresh, tried
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.run import run
 
 
 class Line(Task):
@@ -39,6 +42,18 @@ class Line(Task):
 def line(**parts: Any) -> Task:
     """The task with other parts than its own: what a user got wrong."""
     return type("Mine", (Line,), parts)()
+
+
+class Ending(torch.utils.data.Dataset[Any]):
+    """Data that end before their length."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, number: int) -> Any:
+        if number > 5:
+            raise IndexError("no more")
+        return np.zeros(6, dtype=np.float32), np.float32(0)
 
 
 def fails(*_: Any) -> Any:
@@ -85,12 +100,70 @@ def test_a_task_that_is_right_is_tried_and_nothing_is_left_of_that() -> None:
         ({"measure": fails}, "Mine.measure fails on the network's outputs: no such thing"),
         ({"measure": lambda self, o, t: {"error": o.mean()}}, "for each of the 4 samples; 'error' is a tensor"),
         ({"measure": lambda self, o, t: {"other": o[:, 0]}}, "Mine.metric is 'error', but measure and summarize give"),
+        ({"measure": lambda self, o, t: None}, "Mine.measure must return a dict of numbers by name, not a NoneType"),
+        ({"measure": lambda self, o, t: {"error": None}}, "for each of the 4 samples; 'error' is a NoneType"),
+        ({"measure": lambda self, o, t: {"error": o[:, 0] * math.nan}}, "numbers for 'error' that are not finite"),
+        ({"measure": lambda self, o, t: {"error": o[:, 0] * 1j}}, "must be real numbers, not complex64"),
+        ({"measure": lambda self, o, t: {"error": o[:, 0].to("meta")}}, "'error', is on meta, though outputs and"),
+        ({"summarize": lambda self, means: None}, "Mine.summarize must give a number for each metric, but it fails"),
+        ({"summarize": lambda self, means: {"error": "low"}}, "it fails: could not convert string to float: 'low'"),
+        ({"summarize": fails}, "Mine.summarize must give a number for each metric, but it fails: no such thing"),
         ({"metric": "error"}, "Mine.metric is 'error'; give Metric("),
+        ({"metric": Metric}, "Mine.metric is <class"),
+        ({"metric": property(fails)}, "Mine.metric fails: no such thing"),
+        ({"unit": None}, "Mine.unit is None; give what a sample is called"),
+        ({"classes": 5}, "Mine.classes is 5; give the names of the classes"),
+        ({"at_once": 0}, "Mine.at_once is 0; give a number of samples, or None"),
+        ({"load": lambda self: None}, "Mine.load must give three sets (train, validation, test), not a NoneType"),
+        ({"load": lambda self: {"train": 1, "validation": 2, "test": 3}}, "must give three sets (train, validation"),
+        ({"load": lambda self: sys.exit("bye")}, "Mine.load failed: bye"),
+        ({"load": lambda self: [(np.zeros((0, 6)), np.zeros(0))] * 3}, "a set of 0 sample(s); at least 2 are needed"),
+        ({"load": lambda self: [Ending()] * 3}, "sample 7 of Ending cannot be read: IndexError: no more"),
+        ({"model": lambda self, made=nn.Linear(6, 1): made}, "returns the same parameters again; it must make a fresh"),
+        ({"model": lambda self: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 1))}, "made lazy modules, which have no"),
+        ({"model": lambda self: sys.exit("bye")}, "Mine.model failed: bye"),
+        ({"loss": lambda self, o, t: (o > 0).sum()}, "Mine.training_loss must be real numbers, not int64"),
+        ({"loss": lambda self, o, t: (o.mean(), 1)}, "or one for each of the 4 samples, not a tuple"),
+        ({"loss": lambda self, o, t: o.mean().to("meta")}, "Mine.training_loss is on meta, though outputs and targets"),
+        ({"augment": lambda self, i, t: None}, "Mine.augment fails on a training batch: cannot unpack"),
+        ({"augment": lambda self, i, t: (i.double(), t)}, "the network of Mine fails on its training inputs"),
     ],
 )  # fmt: skip
 def test_a_task_that_is_wrong_is_one_sentence(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError) as error:
         tried(line(**parts))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "message"),
+    [
+        ({"loss": lambda self, o, t: Line.loss(self, o, t) * (math.nan if len(t) > 4 else 1)}, Diverged, "loss became"),
+        (
+            {"measure": lambda self, o, t: {"error": o[:, 0] * (math.nan if len(t) > 4 else 1)}}, Diverged,
+            "the validation error became nan in epoch 1",
+        ),
+        (
+            {"training_loss": lambda self, o, t: Line.loss(self, o, t) if len(t) < 5 else fails()}, StudyError,
+            "Mine fails on a training batch of epoch 1: no such thing",
+        ),
+        (
+            {"augment": lambda self, i, t: (i, t) if len(t) < 5 else fails()}, StudyError,
+            "Mine fails on a training batch of epoch 1: no such thing",
+        ),
+        (
+            {"measure": lambda self, o, t: Line.measure(self, o, t) if len(t) < 5 else fails()}, StudyError,
+            "Mine fails on samples that are evaluated: no such thing",
+        ),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_in_larger_batches_alone_is_one_sentence(
+    parts: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    task = line(**parts)
+    tried(task)
+    with pytest.raises(kind) as error:
+        run(Cell("search", 0), task, Settings(epochs=1, batch_size=10, device="cpu"), torch.device("cpu"))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -118,6 +191,7 @@ def test_without_a_metric_of_its_own_a_task_is_judged_by_its_loss() -> None:
 MINE = """
 from __future__ import annotations
 from dataclasses import dataclass
+from network_surgery.study.task import Classification
 from tests.study.task.test_task import Line
 
 @dataclass
@@ -130,6 +204,9 @@ class Mine(Line):
 class Sized(Line):
     def __init__(self, settings):
         self.epochs = settings.epochs
+
+class Labelled(Classification):
+    pass
 
 class Needy(Line):
     def __init__(self, a, b):
@@ -144,6 +221,8 @@ def test_a_task_is_named_by_its_file(tmp_path: Path) -> None:
     path.write_text(MINE)
     assert type(build(Settings(task=f"{path}:Mine"))).__name__ == "Mine"
     assert build(Settings(task=f"{path}:Sized", epochs=7)).epochs == 7  # type: ignore[attr-defined]
+    assert build(Settings(task=f"{path}:Labelled")).label_smoothing == 0.0  # type: ignore[attr-defined]
+    assert build(Settings(task=f"{path}:Labelled", label_smoothing=0.1)).label_smoothing == 0.1  # type: ignore[attr-defined]
     for name, message in {
         "Needy": "cannot be made: ",
         "Function": "must be a subclass of network_surgery.study.task.Task",
