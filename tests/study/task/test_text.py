@@ -336,7 +336,7 @@ def test_a_model_of_transformers_is_trained_and_operated_on(kind: str, tmp_path:
             max_position_embeddings=32,
         ),
         "gpt2": transformers.GPT2Config(
-            vocab_size=256, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0
+            vocab_size=256, n_embd=24, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0
         ),
     }  # fmt: skip
     configs[kind].save_pretrained(tmp_path)
