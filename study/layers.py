@@ -124,7 +124,7 @@ def _tables(
         )  # fmt: skip
     if not anatomy.pinned:
         return [head, found]
-    pinned = Table(title="Not operated on", title_justify="left")
+    pinned = Table(title="Not operated on", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     pinned.add_column("why")
     pinned.add_column("weights of")
     reasons: dict[str, list[str]] = {}
