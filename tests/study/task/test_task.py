@@ -18,6 +18,7 @@ from network_surgery.study.task import Metric, Samples, Sets, Stream, Task, buil
 from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
+from tests.study.operated import without_times
 
 
 class Line(Task):
@@ -165,6 +166,43 @@ def test_what_goes_wrong_in_larger_batches_alone_is_one_sentence(
     with pytest.raises(kind) as error:
         run(Cell("search", 0), task, Settings(epochs=1, batch_size=10, device="cpu"), torch.device("cpu"))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("batch", [9, 10, 15, 19])
+def test_a_run_that_is_killed_inside_an_epoch_resumes_bit_for_bit(batch: int, tmp_path: Path) -> None:
+    """With a schedule of the learning rate, augmentation, an average, accumulated batches and shortened gradients."""
+    settings = Settings(
+        epochs=4, batch_size=4, device="cpu", lr_schedule="one_cycle", ema=0.9, accumulate=2, clip=0.5, held_out=8,
+        signal_images=8,
+    )  # fmt: skip
+    steps = [
+        {"when": "4it", "layer": "0", "op": "min_weight", "keep": 0.75, "after": "rewind"},
+        {"when": "2ep", "layer": "0", "op": "weak_expand", "grow": 0.5, "after": "rewarm", "after_length": "1ep"},
+    ]
+    batches: list[int] = []
+
+    class Noisy(Line):
+        dies = 0
+
+        def augment(self, inputs: torch.Tensor, targets: torch.Tensor) -> Any:
+            batches.append(len(targets))
+            if len(batches) == self.dies:
+                raise KeyboardInterrupt
+            return inputs + 0.1 * torch.randn_like(inputs), targets
+
+    cell, saved = Cell("surgery", 1, steps, test=True), tmp_path / "cell.pt"
+    whole = run(cell, Noisy(), settings, torch.device("cpu"), network=tmp_path / "whole.pt")
+    assert len(batches) == 20 and len(whole["operations"]) == 2
+    batches.clear()
+    Noisy.dies = batch
+    with pytest.raises(KeyboardInterrupt):
+        run(cell, Noisy(), settings, torch.device("cpu"), saved=saved)
+    Noisy.dies = 0
+    torch.manual_seed(99)
+    again = run(cell, Noisy(), settings, torch.device("cpu"), saved=saved, network=tmp_path / "again.pt")
+    assert without_times(again) == without_times(whole)
+    one, other = (torch.load(tmp_path / f"{name}.pt", weights_only=True)["weights"] for name in ("whole", "again"))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_sets_may_be_pairs_samples_streams_and_datasets() -> None:

@@ -266,20 +266,21 @@ def test_weights_are_pruned_and_what_is_cut_off_goes(task: TextTask) -> None:
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(after: int, task: TextTask, tmp_path: Path) -> None:
     schedule = steps(
-        {"when": "1ep", "layer": HEADS, "op": "mean_replace", "keep": 0.5},
-        {"when": "2ep", "layer": MLP, "op": "weak_expand", "grow": 0.25},
+        {"when": "1ep", "layer": HEADS, "op": "mean_replace", "keep": 0.5, "after": "rewind"},
+        {"when": "2ep", "layer": MLP, "op": "weak_expand", "grow": 0.25, "after": "rewarm"},
     )
     cell, saved = Cell("search", 1, schedule), tmp_path / "cell.pt"
-    whole = run(cell, task, SMALL, CPU)
+    settings = replace(SMALL, lr_schedule="cosine", warmup=0.1, ema=0.9, clip=0.5, accumulate=2)
+    whole = run(cell, task, settings, CPU)
 
     def interrupt(epoch: dict[str, Any]) -> None:
         if epoch["epoch"] == after + 1:  # the checkpoint of the epoch before is there
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(cell, task, SMALL, CPU, interrupt, saved)
+        run(cell, task, settings, CPU, interrupt, saved)
     resumed: list[float] = []
-    again = run(cell, task, SMALL, CPU, lambda epoch: resumed.append(epoch["epoch"]), saved)
+    again = run(cell, task, settings, CPU, lambda epoch: resumed.append(epoch["epoch"]), saved)
     assert resumed == [float(epoch) for epoch in range(after + 1, 4)]
     assert without_times(again) == without_times(whole)
 
