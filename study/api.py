@@ -158,7 +158,7 @@ def start(settings: Settings, out: Path | str | None, preset: str | None, consol
         classes = f", {len(task.classes)} classes" * bool(task.classes)
         console.print(
             f"{settings.subject}: {sets} (train, validation, test){classes}; "
-            f"{len(folder.layers)} layers to operate on; results go to {place}",
+            f"{len(folder.layers)} layer{'s' * (len(folder.layers) != 1)} to operate on; results go to {place}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         if task.note:
