@@ -19,14 +19,14 @@ from network_surgery.ops.references import resolve
 from network_surgery.study.arms import arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison, figures, front, report, wording
+from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
-from network_surgery.study.search import objectives, tracking, tuner
+from network_surgery.study.search import comparing, objectives, tracking, tuner
 from network_surgery.study.search.sources import Sampled, Source, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
@@ -120,7 +120,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     results = folder.write(
         rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=state(folder),
-        importance=importance(folder),
+        importance=importance(folder), moments=moments.moments(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -227,7 +227,7 @@ def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
     chosen = given(folder.settings, folder.layers) or [
-        record.cell for record in comparison.choose(trials, folder.settings, folder.metric)
+        record.cell for record in comparing.choose(trials, folder.settings, folder.metric)
     ]
     if not chosen:
         failures = [record.result["failure"] for record in trials if record.failed]
@@ -240,7 +240,7 @@ def _compare(stage: _Stage) -> bool:
         stage.console.print(
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
         )
-    cells = comparison.cells(
+    cells = comparing.cells(
         chosen, folder.settings, [record for record in folder.records() if record.cell.arm != "search"]
     )
     return stage.run("comparison", cells)

@@ -17,8 +17,9 @@ from torch import nn
 from network_surgery.ops import Schedule, load
 from network_surgery.study import conduct
 from network_surgery.study.errors import StudyError, near
-from network_surgery.study.evidence import comparison, figures, front, wording
+from network_surgery.study.evidence import figures, wording
 from network_surgery.study.evidence.state import in_words
+from network_surgery.study.search import comparing, front
 from network_surgery.study.store.folder import Folder, Record, network_of
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Task, build
@@ -68,7 +69,7 @@ class Result:
     def best(self) -> Best | None:
         """The best schedule on validation, by the first objective; None where none has changed the network."""
         settings, groups = self._folder.settings, dict[int, list[Record]]()
-        searched = comparison.choose(self._folder.records("search"), settings, self._folder.metric)[:1]
+        searched = comparing.choose(self._folder.records("search"), settings, self._folder.metric)[:1]
         for record in searched or self._folder.records("surgery"):
             if not record.failed and any(each.changed for each in operations_of(record.result)):
                 groups.setdefault(int(record.cell.trial or 0), []).append(record)

@@ -11,64 +11,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from network_surgery.study.arms import LABELS, RIVALS, question, rivals
-from network_surgery.study.config import Settings
-from network_surgery.study.evidence import front, time_to_accuracy, wording
+from network_surgery.study.arms import LABELS, RIVALS, question
+from network_surgery.study.evidence import time_to_accuracy, wording
 from network_surgery.study.evidence.contrast import contrast, decide
 from network_surgery.study.evidence.converged import convergence
-from network_surgery.study.search.sources import Listed
+from network_surgery.study.search.comparing import choose
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.store.words import describe
-from network_surgery.study.task.metric import ACCURACY, Metric
-from network_surgery.study.training.cell import Cell
+from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.records import operations_of, spikes_of
-
-
-def choose(trials: Sequence[Record], settings: Settings, metric: Metric = ACCURACY) -> list[Record]:
-    """The best schedules of a search that changed the network, at most ``settings.top``.
-
-    With one objective those with the best values (the smaller network where they are equal), the best of every
-    operation first, since two that hardly differ answer one question twice. With several those of the front (see
-    ``study.evidence.front``) that stand for it: the best in the first objective, then what adds most hypervolume.
-    """
-    able = [r for r in trials if r.finished and any(each.changed for each in operations_of(r.result))]
-    losses = front.losses([r.result for r in able], settings.objective, metric)
-    if len(settings.objective) > 1 and able:
-        return [able[index] for index in front.leading(losses, settings.top)]
-    able = [able[i] for i in sorted(range(len(able)), key=lambda i: (losses[i, 0], able[i].result["parameters"]))]
-    leading: dict[str, Record] = {}
-    for record in able:
-        leading.setdefault(_operation(record), record)
-    rest = [record for record in able if record is not leading[_operation(record)]]
-    return [*leading.values(), *rest][: settings.top]
-
-
-def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) -> Listed:
-    """The trainings that the comparison of these schedules still needs, in the arms that the settings ask for.
-
-    Its rivals follow when a surgery has ended.
-
-    The comparison's seeds are not the search's, so that luck in the search is not counted for surgery.
-    """
-    seeds = range(settings.seed + 1, settings.seed + 1 + settings.seeds)
-    ended = {record.cell.name: record for record in done if not record.result.get("lost")}  # those are tried again
-    wanted = []
-    for seed in seeds:
-        if "original" in settings.arms:
-            wanted.append(Cell("original", seed, test=True))
-        for cell in chosen:
-            wanted.append(Cell("surgery", seed, cell.schedule, trial=cell.trial, params=cell.params, test=True))
-
-    def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
-        found = rivals(cell, outcome, settings) if cell.arm == "surgery" else []
-        return [rival for rival in found if rival.name not in ended]
-
-    missing = [cell for cell in wanted if cell.name not in ended]
-    for cell in wanted:
-        if cell.name in ended and not ended[cell.name].failed:
-            missing += follow(cell, ended[cell.name].result)
-    each = sum(arm in settings.arms for arm in RIVALS)
-    return Listed(missing, follow, lambda cell: each if cell.arm == "surgery" else 0)
 
 
 def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -177,7 +128,3 @@ def _mean(values: Iterable[float | None]) -> float | None:
     """None where one is missing."""
     known = list(values)
     return None if None in known else statistics.fmean(value for value in known if value is not None)
-
-
-def _operation(record: Record) -> str:
-    return str(record.cell.schedule[0]["op"])

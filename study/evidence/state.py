@@ -13,7 +13,7 @@ from typing import Any
 from network_surgery.ops import SurgeryError
 from network_surgery.study.arms import RIVALS
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison
+from network_surgery.study.search import comparing
 from network_surgery.study.search.sources import given
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
@@ -30,8 +30,8 @@ def state(folder: Folder) -> dict[str, Any]:
     listed = _listed(folder)
     search = {"ended": len(trials), "of": 0 if listed else settings.trials}
     if listed or len(trials) >= settings.trials:
-        chosen = listed or [record.cell for record in comparison.choose(trials, settings, folder.metric)]
-        missing = comparison.cells(chosen, settings, done).total if chosen else 0
+        chosen = listed or [record.cell for record in comparing.choose(trials, settings, folder.metric)]
+        missing = comparing.cells(chosen, settings, done).total if chosen else 0
     else:
         each = sum(arm in settings.arms for arm in ("surgery", *RIVALS))
         expected = settings.seeds * (("original" in settings.arms) + settings.top * each)

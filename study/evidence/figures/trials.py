@@ -32,7 +32,7 @@ from network_surgery.study.evidence.figures.reading import (
     name_of,
     unfinished,
 )
-from network_surgery.study.evidence.front import undominated
+from network_surgery.study.search.front import undominated
 from network_surgery.study.task.metric import ACCURACY, Metric
 
 

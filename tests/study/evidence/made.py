@@ -19,7 +19,7 @@ import optuna
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.arms import rivals
 from network_surgery.study.config import Settings
-from network_surgery.study.evidence.comparison import choose
+from network_surgery.study.search.comparing import choose
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.cell import Cell

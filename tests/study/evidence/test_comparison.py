@@ -19,6 +19,7 @@ from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison
 from network_surgery.study.evidence.significance import bootstrap, effect, holm, paired, permutation, seeds_needed
+from network_surgery.study.search import comparing
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.task.metric import ACCURACY
 from network_surgery.study.training.cell import Cell
@@ -57,14 +58,14 @@ def test_the_best_of_every_operation_comes_first() -> None:
         trial(3, "pcns", 0.999, changed=False), Record(Cell("search", 0, trial=4), {"failure": "nan"}),
         trial(5, "min_weight", 0.985),
     ]  # fmt: skip
-    assert numbers(comparison.choose(trials, Settings(top=2))) == [1, 2]
-    assert numbers(comparison.choose(trials, Settings(top=3))) == [1, 2, 5]
-    assert numbers(comparison.choose(trials, Settings(top=9))) == [1, 2, 5, 0]
+    assert numbers(comparing.choose(trials, Settings(top=2))) == [1, 2]
+    assert numbers(comparing.choose(trials, Settings(top=3))) == [1, 2, 5]
+    assert numbers(comparing.choose(trials, Settings(top=9))) == [1, 2, 5, 0]
 
 
 def test_equal_accuracy_prefers_the_smaller_network() -> None:
     trials = [trial(0, "pcns", 0.98, parameters=200), trial(1, "pcns", 0.98, parameters=50)]
-    assert numbers(comparison.choose(trials, Settings(top=1))) == [1]
+    assert numbers(comparing.choose(trials, Settings(top=1))) == [1]
 
 
 def test_several_objectives_choose_from_the_front() -> None:
@@ -72,7 +73,7 @@ def test_several_objectives_choose_from_the_front() -> None:
     trials = [
         trial(0, "a", 0.99, parameters=200), trial(1, "b", 0.98, parameters=300), trial(2, "c", 0.97, parameters=50)
     ]  # fmt: skip
-    assert numbers(comparison.choose(trials, settings)) == [0, 2]
+    assert numbers(comparing.choose(trials, settings)) == [0, 2]
 
 
 def test_of_many_on_the_front_the_bend_comes_before_the_ends() -> None:
@@ -81,16 +82,16 @@ def test_of_many_on_the_front_the_bend_comes_before_the_ends() -> None:
         trial(0, "a", 0.99, parameters=900), trial(1, "b", 0.985, parameters=850), trial(2, "c", 0.95, parameters=100),
         trial(3, "d", 0.5, parameters=90),
     ]  # fmt: skip
-    assert numbers(comparison.choose(trials, settings)) == [0, 2]
-    assert numbers(comparison.choose(trials, Settings(top=9, objective=settings.objective)))[:2] == [0, 2]
+    assert numbers(comparing.choose(trials, settings)) == [0, 2]
+    assert numbers(comparing.choose(trials, Settings(top=9, objective=settings.objective)))[:2] == [0, 2]
 
 
 @pytest.mark.parametrize("objective", [("accuracy",), ("accuracy", "seconds")])
 def test_a_trial_that_was_stopped_is_never_compared(objective: tuple[str, ...]) -> None:
     trials = [trial(0, "a", 0.9), trial(1, "b", 0.99)]
     trials[1].result["stopped"] = 2
-    assert numbers(comparison.choose(trials, Settings(objective=objective))) == [0]
-    assert comparison.choose(trials[1:], Settings(objective=objective)) == []
+    assert numbers(comparing.choose(trials, Settings(objective=objective))) == [0]
+    assert comparing.choose(trials[1:], Settings(objective=objective)) == []
 
 
 def run_all(source: Any, accuracy: Any) -> list[Record]:
@@ -106,7 +107,7 @@ def run_all(source: Any, accuracy: Any) -> list[Record]:
 def test_every_arm_has_the_same_seeds_and_restarts_follow_their_surgery() -> None:
     settings = Settings(top=2, seeds=3, seed=7, arms=ARMS)
     chosen = [trial(1, "min_weight", 0.99), trial(2, "pcns", 0.98)]
-    source = comparison.cells([record.cell for record in chosen], settings, [])
+    source = comparing.cells([record.cell for record in chosen], settings, [])
     done = run_all(source, lambda cell: 0.9)
     assert len(done) == source.total == 3 * (1 + 2 * (1 + len(RIVALS)))
     seeds: dict[Any, list[int]] = {}
@@ -124,13 +125,13 @@ def test_every_arm_has_the_same_seeds_and_restarts_follow_their_surgery() -> Non
 def test_only_missing_trainings_are_run() -> None:
     settings = Settings(top=1, seeds=2, arms=THREE)
     chosen = [trial(1, "min_weight", 0.99)]
-    everything = run_all(comparison.cells([record.cell for record in chosen], settings, []), lambda cell: 0.9)
-    assert comparison.cells([record.cell for record in chosen], settings, everything).finished
+    everything = run_all(comparing.cells([record.cell for record in chosen], settings, []), lambda cell: 0.9)
+    assert comparing.cells([record.cell for record in chosen], settings, everything).finished
     without = [record for record in everything if record.cell.name != "restart-001-seed-2"]
-    again = run_all(comparison.cells([record.cell for record in chosen], settings, without), lambda cell: 0.9)
+    again = run_all(comparing.cells([record.cell for record in chosen], settings, without), lambda cell: 0.9)
     assert [record.cell.name for record in again] == ["restart-001-seed-2"]
     more = run_all(
-        comparison.cells([record.cell for record in chosen], Settings(top=1, seeds=3, arms=THREE), everything),
+        comparing.cells([record.cell for record in chosen], Settings(top=1, seeds=3, arms=THREE), everything),
         lambda cell: 0.9,
     )
     assert {record.cell.seed for record in more} == {3}
@@ -211,7 +212,7 @@ def test_what_a_lost_process_left_is_tried_again_and_what_diverged_is_not() -> N
         Record(Cell("original", 1, test=True), {"failure": "the trial's process was lost", "lost": True}),
         Record(Cell("surgery", 1, chosen[0].cell.schedule, trial=1, test=True), {"failure": "the loss became nan"}),
     ]
-    again = comparison.cells([record.cell for record in chosen], settings, done)
+    again = comparing.cells([record.cell for record in chosen], settings, done)
     assert again.total == 1 and (cell := again.next()) is not None and cell.arm == "original"
 
 
@@ -236,7 +237,7 @@ def test_the_verdict_says_what_the_interval_says(
     def accuracy(cell: Cell) -> float:
         return 0.9 + (gain if cell.arm == "surgery" else 0) + noise[2 * cell.seed + (cell.arm == "surgery")]
 
-    for record in run_all(comparison.cells([chosen.cell], settings, []), accuracy):
+    for record in run_all(comparing.cells([chosen.cell], settings, []), accuracy):
         folder.ended(record.cell, record.result)
     rows, (verdict,) = comparison.summarize(folder)
     assert [row["arm"] for row in rows] == ["original", "surgery", "restart"]
@@ -274,7 +275,7 @@ def test_with_given_weights_the_verdict_is_about_operating_first(tmp_path: Path,
     def accuracy(cell: Cell) -> float:
         return 0.9 + lead.get(cell.arm, 0.0) + noise[2 * cell.seed + (cell.arm == "surgery")]
 
-    for record in run_all(comparison.cells([chosen.cell], settings, []), accuracy):
+    for record in run_all(comparing.cells([chosen.cell], settings, []), accuracy):
         folder.ended(record.cell, record.result)
     _, (verdict,) = comparison.summarize(folder)
     assert verdict["arm"] == "operate_first" and verdict["difference"] == pytest.approx(gain, abs=0.005)
@@ -340,7 +341,7 @@ def test_a_schedule_that_never_operated_is_said_to(tmp_path: Path, untouched: in
 
 @pytest.mark.parametrize("arms", [("surgery",), ("original", "surgery"), ("surgery", "restart")])
 def test_only_the_arms_that_are_asked_for(arms: tuple[str, ...]) -> None:
-    source = comparison.cells([trial(1, "min_weight", 0.99).cell], Settings(seeds=2, arms=arms), [])
+    source = comparing.cells([trial(1, "min_weight", 0.99).cell], Settings(seeds=2, arms=arms), [])
     done = run_all(source, lambda cell: 0.9)
     assert {record.cell.arm for record in done} == set(arms) and len(done) == source.total == 2 * len(arms)
 

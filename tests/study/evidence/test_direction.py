@@ -16,6 +16,7 @@ from network_surgery.study import conduct
 from network_surgery.study.evidence import comparison, figures
 from network_surgery.study.evidence.front import front
 from network_surgery.study.evidence.time_to_accuracy import FRACTIONS, arrival, targets
+from network_surgery.study.search import comparing
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.metric import ACCURACY, Metric
 from tests.study.evidence import made
@@ -79,7 +80,7 @@ def test_a_mirrored_study_has_mirrored_choices_fronts_and_contrasts(
     assert Folder.open(other.path).metric == metric
     for objective in (("metric",), OBJECTIVES, ("parameters", "metric")):
         chosen = [
-            [record.cell.trial for record in comparison.choose(each.records("search"), each.settings, each.metric)]
+            [record.cell.trial for record in comparing.choose(each.records("search"), each.settings, each.metric)]
             for each in (searched, other)
         ]
         fronts = [

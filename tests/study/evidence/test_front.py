@@ -19,6 +19,7 @@ from rich.console import Console
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import front
+from network_surgery.study.search.front import hypervolume, leading, reference_point, undominated
 from network_surgery.study.search.objectives import value
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
@@ -38,8 +39,8 @@ def test_hypervolume_is_the_volume_of_what_is_dominated(objectives: int) -> None
         losses, reference = points(8, objectives, seed), np.array([9.0, 7.0, 8.0, 10.0][:objectives])
         corners = itertools.product(*(range(int(bound)) for bound in reference))
         dominated = sum(bool((losses <= np.array(corner)).all(axis=1).any()) for corner in corners)
-        assert front.hypervolume(losses, reference) == dominated
-    assert front.hypervolume(reference[None], reference) == 0.0
+        assert hypervolume(losses, reference) == dominated
+    assert hypervolume(reference[None], reference) == 0.0
 
 
 @pytest.mark.parametrize("objectives", [2, 3, 4])
@@ -110,10 +111,10 @@ def test_a_front_without_extent_has_a_volume() -> None:
 def test_those_that_stand_for_a_front(count: int) -> None:
     """Each adds more volume than any other would have: compared with every front of one more."""
     losses = points(40, 3, seed=1)
-    taken, best = front.leading(losses, count), front.undominated(losses)
+    taken, best = leading(losses, count), undominated(losses)
     assert len(taken) == len(set(taken)) == min(count, len(best)) and set(taken) <= set(best)
     assert losses[taken[0], 0] == losses[:, 0].min()
-    reference = front.reference_point(losses, best)
+    reference = reference_point(losses, best)
     for place in range(1, len(taken)):
-        volumes = {row: front.hypervolume(losses[[*taken[:place], row]], reference) for row in best}
+        volumes = {row: hypervolume(losses[[*taken[:place], row]], reference) for row in best}
         assert volumes[taken[place]] == max(volumes.values())
