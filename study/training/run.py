@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from network_surgery.ops import Anatomy, Schedule, describe, save
 from network_surgery.ops.anatomy import count, evaluating
@@ -301,5 +302,17 @@ def _try_optimizer(settings: Settings, model: nn.Module, task: Task) -> None:
     except Exception as error:  # anyone's optimizer may fail in any way
         pass_on_memory(error)
         raise StudyError(f"{in_words(settings)} cannot make a step: {first_line(error)}") from error
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()) or not _finite(model, inputs):
+        raise StudyError(
+            f"the first step of optimizer {settings.optimizer!r} makes a network whose outputs are not finite; lower "
+            f"learning_rate, which is {settings.learning_rate:g}"
+        )
     check_state(listed(optimizer), dict(model.named_parameters()))
     model.zero_grad(set_to_none=True)
+
+
+def _finite(model: nn.Module, inputs: Any) -> bool:
+    """Whether all that the network returns is."""
+    with evaluating(model), torch.no_grad():
+        outputs = _pytree.tree_leaves(call(model, inputs))
+    return all(bool(each.isfinite().all()) for each in outputs if isinstance(each, Tensor))

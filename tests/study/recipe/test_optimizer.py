@@ -77,6 +77,7 @@ def test_arguments_come_from_yaml() -> None:
             "optimizer_arguments is {'betas': 3}, and with it optimizer 'adam' cannot be made: ",
         ),
         ({"optimizer": "SGD", "optimizer_arguments": {"nesterov": True}}, "Nesterov momentum requires a momentum"),
+        ({"learning_rate": 1e30}, "outputs are not finite; lower learning_rate, which is 1e+30"),
         ({"optimizer": "Rprop", "weight_decay": 0.1}, "weight_decay is 0.1, but Rprop has none"),
         ({"optimizer": "nowhere.at.all:make"}, "nowhere"),
         ({"optimizer": "torch:zeros"}, "cannot be made"),
