@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+Parts = Iterable[bytes]
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -17,7 +19,7 @@ class Fingerprint:
     digest: str
 
     @classmethod
-    def of(cls, name: str, size: int, parts: Iterable[bytes]) -> Self:
+    def of(cls, name: str, size: int, parts: Parts) -> Self:
         """Of data whose ``parts`` say what they are: their content, or names and sizes of files."""
         words = hashlib.sha256()
         for part in parts:
