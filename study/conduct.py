@@ -24,7 +24,7 @@ from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
-from network_surgery.study.recipe.learning_rate import check_after
+from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import comparing, objectives, tracking, tuner
 from network_surgery.study.search.sources import Sampled, Source, given
@@ -34,10 +34,11 @@ from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
+from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.training import run
 from network_surgery.study.training.trainer import steps_per_epoch
 
-__all__ = ["begin", "compare", "proceed", "show", "write_report"]
+__all__ = ["begin", "check_data", "compare", "proceed", "show", "write_report"]
 
 
 @contextlib.contextmanager
@@ -53,15 +54,16 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     if settings.page is not None:
         resolve(settings.page, "page")
     task = build(settings)
-    objectives.check(settings, task.metric)
     settings = starting.settle(settings, task)
     layers = run.check(settings, task)
+    objectives.check(settings, task.metric)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = given(settings, layers)
     for cell in listed:
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
         check_after(Optimization.of(settings).curve, schedule)
+        check_lengths(schedule, settings.epochs, per_epoch)
     if not listed:
         Sampled.check(settings, layers)
     Folder.check(out)
@@ -69,7 +71,19 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         open_storage(settings.storage, out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers, preset, task.metric, task.unit), task
+        data = task.fingerprint()
+        known = None if data is None else data.to_data()
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known), task
+
+
+def check_data(folder: Folder, task: Task) -> None:
+    """Raises StudyError where the data of a task are not those that the study began with."""
+    began, now = folder.data, task.fingerprint()
+    if began is not None and now is not None and now.to_data() != began:
+        raise StudyError(
+            f"the data of this study have changed: it began with {Fingerprint(**began)}, and now there are {now}; "
+            "bring back the old ones, or begin another study"
+        )
 
 
 def proceed(folder: Folder, task: Task, console: Console) -> bool:

@@ -103,10 +103,10 @@ def spread(contrast: Contrast, metric: Metric = ACCURACY) -> str:
 def overall(verdicts: Sequence[Contrast]) -> str:
     """All schedules in one line; before who won, whether an arm had not converged."""
     late = [words for verdict in verdicts if (words := _late(verdict))]
-    if late:
-        several = f"in {len(late)} of {len(verdicts)} schedules an arm had not converged"
-        return f"{late[0] if len(verdicts) == 1 else several}: {_findings(verdicts)}"
-    return _findings(verdicts)
+    findings, whole = _findings(verdicts), f"of {len(verdicts)} schedules"
+    if late and len(verdicts) > 1:
+        return f"an arm had not converged in {len(late)} {whole}; {findings.removeprefix(f'{whole}, ')}"
+    return f"{late[0]}: {findings}" if late else findings
 
 
 def _findings(verdicts: Sequence[Contrast]) -> str:

@@ -28,6 +28,7 @@ from network_surgery.study.store.folder import checkpoint_of
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.trainer import check_device, pick_device
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0
@@ -100,8 +101,8 @@ def run_cells(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
     adaptors = _adaptors(source, listeners, lambda cell: checkpoint_of(cell, settings, out))
     searcher, scheduler, callback = adaptors
-    # No trial takes a GPU that it did not ask for.
-    where = settings if "gpu" in share else replace(settings, device="cpu")
+    # No trial takes a GPU by itself that it did not ask Ray for.
+    where = settings if "gpu" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
         trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task)
     )
@@ -123,8 +124,9 @@ def run_cells(
 def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
     """What one trial asks of the cluster. Raises StudyError where no trial could ever start."""
     gpus = 0.0 if settings.device == "cpu" or not resources.get("GPU") else settings.gpus_per_trial
-    if settings.device == "cuda" and not resources.get("GPU"):
-        raise StudyError("device is 'cuda', but this Ray cluster has no GPU; use 'auto' or 'cpu'")
+    check_device(settings.device)
+    if not resources.get("GPU"):
+        pick_device(settings.device)  # one that Ray does not count, such as mps
     if settings.cpus_per_trial > resources.get("CPU", 0):
         raise StudyError(
             f"cpus_per_trial is {settings.cpus_per_trial:g}, but this Ray cluster has {resources.get('CPU', 0):g} CPUs"

@@ -94,9 +94,13 @@ class Folder:
     @classmethod
     def make(
         cls, path: Path, settings: Settings, layers: dict[str, int], preset: str | None = None,
-        metric: Metric = ACCURACY, unit: str = "images",
+        metric: Metric = ACCURACY, unit: str = "images", data: dict[str, Any] | None = None,
     ) -> Folder:  # fmt: skip
-        """A new study in an empty or missing folder. Raises StudyError as ``check``, or where it cannot be written."""
+        """A new study in an empty or missing folder. ``data``: the fingerprint of what it is trained on.
+
+        Raises:
+            StudyError: as ``check``, or where it cannot be written.
+        """
         cls.check(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -105,7 +109,7 @@ class Folder:
         identity = uuid.uuid4().hex
         content = {
             "format": FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
-            "layers": layers, "metric": metric.to_data(), "unit": unit, "machine": machine(),
+            "layers": layers, "metric": metric.to_data(), "unit": unit, "data": data, "machine": machine(),
         }  # fmt: skip
         _write(path / "study.json", content)
         return cls(path.resolve(), settings, layers, identity, preset, metric, unit)
@@ -129,6 +133,11 @@ class Folder:
         metric = Metric.from_data(content["metric"]) if "metric" in content else ACCURACY  # older studies had no other
         unit = content.get("unit", "images")
         return cls(path.resolve(), known, layers, identity, content.get("preset"), metric, unit)
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """The fingerprint of what it is trained on; older studies, and those of some streams, have none."""
+        return json.loads((self.path / "study.json").read_text()).get("data")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -219,6 +228,7 @@ class Folder:
             "layers": self.layers,
             "metric": self.metric.to_data(),
             "unit": self.unit,
+            "data": study.get("data"),
             "trials": [self._flat(record) for record in self.records("search")],
             "comparison": {
                 "summary": list(summary),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from network_surgery.ops import Anatomy, Schedule, describe, save
 from network_surgery.ops.anatomy import count, evaluating
@@ -18,11 +20,11 @@ from network_surgery.ops.network.optimizer_state import check as check_state
 from network_surgery.ops.network.optimizer_state import listed
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.compute import Compute
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
-from network_surgery.study.recipe.optimizer import make_optimizer
+from network_surgery.study.recipe.optimizer import in_words, make_optimizer
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.task.samples import Batches, size_of
@@ -37,10 +39,12 @@ from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
 from network_surgery.study.training.spent import work
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
+from network_surgery.study.training.trainer import Callback, Trainer, batches_per_epoch, steps_per_epoch
 
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
+#: An average of the weights that keeps more of the first ones than this is a mistake.
+UNTRAINED = 0.9
 
 
 class Teller(Callback):
@@ -95,15 +99,13 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
-    compute = Compute(settings.precision, settings.channels_last, settings.compile)
-    compute.check(device)
+    Compute.of(settings).check(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
     model = made(cell, task, settings, start)
-    model.to(device)
-    schedule, optimization = Schedule.from_data(cell.schedule), Optimization.of(settings)
-    check_after(optimization.curve, schedule)
+    schedule = Schedule.from_data(cell.schedule)
+    check_after(Optimization.of(settings).curve, schedule)
     held_out = task.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
     renewed = settings.batchnorm_statistics == "reset"
@@ -114,12 +116,8 @@ def run(
         else []
     )
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
-    trainer = Trainer(
-        model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
-        batch_size=settings.batch_size, seed=cell.seed, device=device,
-        callbacks=[energy, theatre, *probes, Teller(tell, theatre)], optimization=optimization,
-        accuracy_mode=settings.accuracy_mode, compute=compute,
-    )  # fmt: skip
+    listeners = [energy, theatre, *probes, Teller(tell, theatre)]
+    trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners)
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
         if saved.exists():
@@ -141,10 +139,36 @@ def run(
     }
     if cell.test:
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
+        if not math.isfinite(tested.metric):
+            raise Diverged(f"the test {task.metric.name} is {tested.metric}")
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
-        outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
+        outcome |= speed(trainer.final, Batches(held_out, device), device, trainer.compute)
     return outcome
+
+
+def trainer_of(
+    model: nn.Module,
+    task: Task,
+    settings: Settings,
+    seed: int,
+    device: torch.device,
+    epochs: int | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
+    """What trains a network by the whole recipe of the settings, for ``epochs`` epochs (None: those of the settings).
+
+    Raises:
+        StudyError: there is no such optimizer, or the device cannot compute so.
+    """
+    compute = Compute.of(settings)
+    compute.check(device)
+    model.to(device)
+    return Trainer(
+        model, make_optimizer(settings, model), task, epochs=epochs or settings.epochs,
+        batch_size=settings.batch_size, seed=seed, device=device, callbacks=callbacks,
+        optimization=Optimization.of(settings), accuracy_mode=settings.accuracy_mode, compute=compute,
+    )  # fmt: skip
 
 
 def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None) -> nn.Module:
@@ -160,7 +184,7 @@ def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None)
             start.lay(model)
         return model
     if start is not None and (brought := starting.brought(task)):  # whatever the start is, it must not begin from these
-        redraw(model, brought, cell.seed)
+        redraw(model, brought, cell.seed, starting.numbers(task))
     renew(model, cell.architecture, cell.seed)
     return model
 
@@ -204,7 +228,7 @@ def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
     """
     batches = trainer.batches_done
     done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration))
-    return 3 * trainer.batch_size * int(done)
+    return 3 * min(trainer.batch_size, len(trainer.train)) * int(done)
 
 
 def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
@@ -221,8 +245,8 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
         StudyError: no such network or optimizer, or no layer that can be operated on.
         SurgeryError: the optimizer keeps something that cannot follow surgery.
     """
-    steps_per_epoch(len(task.train), settings.batch_size)
     model = tried(task)
+    _check_steps(settings, task)
     example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
     if (start := starting.load(settings, task)) is not None:
         _lay(start, model, example)
@@ -232,6 +256,22 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
         raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
     return {name: layer.units for name, layer in anatomy.items()}
+
+
+def _check_steps(settings: Settings, task: Task) -> None:
+    """Raises StudyError where the recipe asks for more than the epochs of this task have."""
+    batches = batches_per_epoch(len(task.train), settings.batch_size)
+    if settings.accumulate > batches:
+        raise StudyError(
+            f"accumulate is {settings.accumulate}, but an epoch has {batches} batches of {settings.batch_size} "
+            f"{task.unit}; give at most {batches}"
+        )
+    steps = settings.epochs * steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
+    if settings.ema is not None and settings.ema ** (steps - 1) > UNTRAINED:
+        raise StudyError(
+            f"ema is {settings.ema}, but the run has {steps} steps, after which {settings.ema ** (steps - 1):.0%} of "
+            "the average would still be the untrained network; give a smaller decay"
+        )
 
 
 def _lay(start: Start, model: nn.Module, example: Any) -> None:
@@ -261,6 +301,18 @@ def _try_optimizer(settings: Settings, model: nn.Module, task: Task) -> None:
             optimizer.step()
     except Exception as error:  # anyone's optimizer may fail in any way
         pass_on_memory(error)
-        raise StudyError(f"optimizer {settings.optimizer!r} cannot make a step: {first_line(error)}") from error
+        raise StudyError(f"{in_words(settings)} cannot make a step: {first_line(error)}") from error
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()) or not _finite(model, inputs):
+        raise StudyError(
+            f"the first step of optimizer {settings.optimizer!r} makes a network whose outputs are not finite; lower "
+            f"learning_rate, which is {settings.learning_rate:g}"
+        )
     check_state(listed(optimizer), dict(model.named_parameters()))
     model.zero_grad(set_to_none=True)
+
+
+def _finite(model: nn.Module, inputs: Any) -> bool:
+    """Whether all that the network returns is."""
+    with evaluating(model), torch.no_grad():
+        outputs = _pytree.tree_leaves(call(model, inputs))
+    return all(bool(each.isfinite().all()) for each in outputs if isinstance(each, Tensor))

@@ -121,7 +121,7 @@ def test_a_verdict_says_it_before_who_won() -> None:
     assert sentence(verdict(False, False)).startswith("Surgery and restarting had not converged (4 of 5 and 4 of 5 ")
     assert overall([verdict(True, False)]) == f"r{late}no difference was found with these seeds."
     assert overall([verdict(True, False), verdict(True, True)]).startswith(
-        "in 1 of 2 schedules an arm had not converged: no difference"
+        "an arm had not converged in 1 of 2 schedules; no difference"
     )
     against = verdict(False, False) | {"arm": "random", "difference": 0.001, "interval": None, "time_to_accuracy": []}
     assert other(against).endswith(
