@@ -178,7 +178,8 @@ class Step:
     The repairs are those of ``ops.surgery.repair``. ``after`` and ``after_length``: what becomes of the learning rate
     (``AFTER``) and over which length. A step only carries and prints them; training gives them their meaning.
     ``allocation``: on the whole network, with an operation that has ``keep``: a budget that the network is to meet.
-    When the step is due, ``resolve`` makes of it an operation for each layer, each with its own ``keep``.
+    When the step is due, ``resolve`` makes of it an operation for each layer, each with a ``keep`` of its own; that of
+    ``operation`` says nothing and becomes 1.
     """
 
     when: Moment | Condition
@@ -192,7 +193,9 @@ class Step:
     def __post_init__(self) -> None:
         check_chain(self.repair)
         if self.allocation is not None:
-            check_operation(self.operation)
+            check_operation(type(self.operation))
+            whole: Any = dataclasses.replace(self.operation, keep=1.0)  # type: ignore[type-var, call-arg]
+            object.__setattr__(self, "operation", whole)
             if self.layer != WHOLE:
                 raise SurgeryError(f"a budget is of the whole network: write layer: '{WHOLE}', not {self.layer!r}")
             if isinstance(self.when, Condition):
@@ -336,8 +339,10 @@ def _step(entry: dict[str, Any]) -> Step:
     when, layer, name = parse_when(entry.pop("when")), str(entry.pop("layer")), str(entry.pop("op"))
     repair = check_chain(entry.pop("repair", None) or ())
     after, length = entry.pop("after", "continue"), entry.pop("after_length", None)
-    allocation = _allocation(entry)
-    kind = operation_class(name)
+    kind, allocation = operation_class(name), _allocation(entry)
+    if allocation is not None:
+        check_operation(kind)
+        entry["keep"] = 1.0
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in set(entry) - known)
     if unknown:
