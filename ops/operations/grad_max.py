@@ -135,7 +135,7 @@ class _Growth:
         return replace(self._grown(outgoing), replaced=replaced, error=relative_error(missed, spread))
 
     def slopes(self, outgoing: Outgoing) -> Tensor:
-        """The gradient of the batch's loss at the incoming weights of units with these outgoing ones: ``[new, all]``."""
+        """The gradient of the batch's loss at new units' incoming weights, ``[new, incoming]``, by outgoing ones."""
         layer, signals = self.layer, self.signals
         before = layer.units
         with trial_surgery(self.plan(outgoing)):
@@ -155,8 +155,8 @@ class _Growth:
         weights = sum(_shape(self.layer, place).numel() for place in self.layer.readers)
         if weights > MOST:
             raise SurgeryError(
-                f"{self.operation!r} on {self.layer.name}: a unit has {weights:,} outgoing weights, and the best can be "
-                f"had of {MOST:,} at most; grow this layer by weak_expand"
+                f"{self.operation!r} on {self.layer.name}: a unit has {weights:,} outgoing weights, and the best can "
+                f"be had of {MOST:,} at most; grow this layer by weak_expand"
             )
         one = torch.eye(weights, dtype=torch.float64)
         return torch.cat([self.slopes(_split(self.layer, TRIED * some)) / TRIED for some in one.split(TOGETHER)])
