@@ -9,6 +9,7 @@
 (8, 4, torch.Size([4, 4]))
 """
 
+from network_surgery.ops.allocation import Allocation, Size, allocate, size
 from network_surgery.ops.anatomy import Anatomy, HiddenLayer
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.architecture import adopt, describe, load, save
@@ -23,6 +24,7 @@ from network_surgery.ops.operations import OPERATIONS
 from network_surgery.ops.operations.compact import Compact, compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from network_surgery.ops.operations.eigen_remove import EigenRemove
+from network_surgery.ops.operations.grad_max import GradMax
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
@@ -43,10 +45,12 @@ from network_surgery.ops.surgery.verification import measure
 __all__ = [
     "OPERATIONS",
     "PCNS",
+    "Allocation",
     "Anatomy",
     "Compact",
     "Condition",
     "EigenRemove",
+    "GradMax",
     "HiddenLayer",
     "MeanReplace",
     "MinWeight",
@@ -60,11 +64,13 @@ __all__ = [
     "Revive",
     "Schedule",
     "Signals",
+    "Size",
     "Step",
     "SurgeryError",
     "WeakExpand",
     "ZeroExpand",
     "adopt",
+    "allocate",
     "apply",
     "carry_architecture",
     "compact",
@@ -81,6 +87,7 @@ __all__ = [
     "register_state",
     "rewrap",
     "save",
+    "size",
     "take_over_masks",
     "trial_surgery",
     "unit_scores",
