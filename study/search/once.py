@@ -57,7 +57,7 @@ class Once:
         ``keep``: epochs that an original keeps for cells that are not known when it starts.
         """
         self._source, self._settings, self._per_epoch, self._folder = source, settings, per_epoch, folder
-        self._keep = keep
+        self._more = keep
         self._waiting: list[Cell] = []
         self._running: dict[str, Cell] = {}
         self._copies: deque[tuple[Cell, Result]] = deque()
@@ -127,11 +127,11 @@ class Once:
         original = self._originals.get(self._beginning(cell))
         if cell.arm == "original":
             alike = [each for each in self._waiting if self._beginning(each) == self._beginning(cell)]
-            keep = fork.epochs(map(self._shared, alike), self._keep, cell.epochs or self._settings.epochs)
+            keep = fork.epochs(map(self._shared, alike), self._more, cell.epochs or self._settings.epochs)
             self._originals[self._beginning(cell)] = Original(cell.name, keep)
         elif original is not None and (epoch := original.latest(self._shared(cell))):
             begins = {"from": original.name, "epoch": epoch}
-        cell = replace(cell, fork=begins, keep=keep)
+        cell = replace(cell, fork=begins, keep=keep or None)
         self._running[cell.name] = cell
         return cell
 

@@ -39,7 +39,7 @@ class Cell:
     test: bool = False
     sunk: Mapping[str, float] = field(default_factory=dict)
     fork: Mapping[str, Any] | None = None
-    keep: Sequence[int] = ()
+    keep: Sequence[int] | None = None
 
     @property
     def name(self) -> str:

@@ -91,7 +91,7 @@ class Keeper(Callback):
         self._cell, self._begun, self._folder = cell, beginning(cell, settings), folder
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        if trainer.epoch not in self._cell.keep:
+        if trainer.epoch not in (self._cell.keep or ()):
             return
         path = kept(self._folder, self._cell.name, self._begun, trainer.epoch)
         with contextlib.suppress(OSError, RuntimeError):  # a full disk, as torch says it: then others start over

@@ -116,7 +116,7 @@ def test_surgery_begins_when_the_original_has_come_to_where_it_does(tmp_path: Pa
     ]
     desk = Desk(Listed(cells), tmp_path)
     assert desk.take() == ["original-seed-1", "surgery-002-seed-1", "original-seed-2"]  # no slot waits
-    assert desk.running["original-seed-1"].keep == (2, 4) and desk.running["original-seed-2"].keep == ()
+    assert desk.running["original-seed-1"].keep == (2, 4) and desk.running["original-seed-2"].keep is None
     desk.reach("original-seed-1", 1.0)
     assert desk.take() == []
     desk.reach("original-seed-1", 2.0)
