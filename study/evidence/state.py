@@ -41,6 +41,18 @@ def state(folder: Folder) -> dict[str, Any]:
     return {"now": now, "search": search, "comparison": {"ended": len(done), "of": len(done) + missing}}
 
 
+def epochs(folder: Folder) -> dict[str, int]:
+    """``trained_epochs``: those of all runs that were trained; ``shared_epochs``: those that were not, because another
+    run had computed the same (``study.search.once``). Stopped runs count as far as they came, failed ones do not.
+    """
+    whole = shared = 0
+    for record in folder.records():
+        number = len(record.result.get("epochs", ()))
+        whole += number
+        shared += number if "same_as" in record.result else record.result.get("forked", {}).get("epoch", 0)
+    return {"trained_epochs": whole - shared, "shared_epochs": shared}
+
+
 def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
     """Whether the study runs, how many of its trainings have ended, and how to go on: ``now``, ``words``, ``hint``."""
     stages = [
@@ -54,7 +66,10 @@ def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
         "interrupted": f"Go on with surgery resume {folder}",
         "finished": "",
     }
-    return {"now": state["now"], "words": " and ".join(stages) + " have ended.", "hint": hints[state["now"]]}
+    words, shared = " and ".join(stages) + " have ended.", state.get("shared_epochs", 0)
+    if shared:
+        words += f" {shared:,} of {shared + state['trained_epochs']:,} epochs were not trained twice."
+    return {"now": state["now"], "words": words, "hint": hints[state["now"]]}
 
 
 def _listed(folder: Folder) -> list[Cell]:
