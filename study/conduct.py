@@ -19,7 +19,7 @@ from network_surgery.ops.references import resolve
 from network_surgery.study.arms import arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison, figures, front, report, wording
+from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.state import epochs, in_words, state
@@ -108,7 +108,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     results = folder.write(
         rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric),
-        state=state(folder) | epochs(folder), importance=importance(folder),
+        state=state(folder) | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
