@@ -66,6 +66,7 @@ def test_a_finished_study_has_nothing_left_to_do(folder: Folder) -> None:
     assert cells == 2 + 2 * 2 * 4  # the original, and surgery with three rivals for each schedule, of each seed
     expected = {"now": "finished", "search": {"ended": 6, "of": 6}, "comparison": {"ended": cells, "of": cells}}
     assert state(folder) == expected
+    expected |= epochs(folder)
     assert write_report(folder)["state"] == expected == json.loads(folder.results.read_text())["state"]
     assert "Finished.</strong> 6 of 6 trials of the search and 18 of 18 trainings of the comparison" in page(folder)
 
