@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
-from network_surgery.study.evidence.state import in_words, state
+from network_surgery.study.evidence.state import epochs, in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import comparing, objectives, tracking, tuner
-from network_surgery.study.search.sources import Sampled, Source, given
+from network_surgery.study.search.once import pays
+from network_surgery.study.search.sources import Listed, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
@@ -35,7 +36,8 @@ from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.fingerprint import Fingerprint
-from network_surgery.study.training import run
+from network_surgery.study.training import fork, run
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.trainer import steps_per_epoch
 
 __all__ = ["begin", "check_data", "compare", "proceed", "show", "write_report"]
@@ -93,7 +95,7 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
         StudyError: the search has no schedule that could be compared.
     """
     with _stage(folder, task, console) as stage:
-        searched = given(folder.settings, folder.layers) or stage.run("search", _search(folder))
+        searched = given(folder.settings, folder.layers) or _searched(stage)
         return bool(searched) and _compare(stage)
 
 
@@ -119,8 +121,8 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     rows, verdicts = comparison.summarize(folder)
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     results = folder.write(
-        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=state(folder),
-        importance=importance(folder), moments=moments.moments(folder),
+        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric),
+        state=state(folder) | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -175,10 +177,14 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
         return str(text), dict(drawings)
 
 
-def _search(folder: Folder) -> Source:
-    """What Optuna is still to try."""
+def _search(folder: Folder, per_epoch: int) -> Source:
+    """What Optuna is still to try, and the original where that saves more epochs than it costs."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
+    settings = folder.settings
+    sampled = Sampled(settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
+    there = any(record.finished and not record.compared for record in folder.records("original"))
+    original = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
+    return Together(Listed(original), sampled)
 
 
 @dataclass
@@ -191,14 +197,22 @@ class _Stage:
     tracker: Tracker
     console: Console
 
-    def run(self, name: str, source: Source) -> bool:
+    @property
+    def per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        settings = self.folder.settings
+        return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
+
+    def run(self, name: str, source: Source, keep: Sequence[int] = ()) -> bool:
+        """Runs a source's cells. ``keep``: epochs whose checkpoints originals keep for cells that are not known yet."""
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
+            tuner.forget(self.folder.path)
             return True
         with Display(self.console, name, source, self.folder.metric) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display],
+                [self.folder, self.tracker, display], self.folder.records(), keep,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -223,6 +237,10 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
         )  # fmt: skip
 
 
+def _searched(stage: _Stage) -> bool:
+    return stage.run("search", _search(stage.folder, stage.per_epoch), fork.evenly(stage.folder.settings.epochs))
+
+
 def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
@@ -240,9 +258,7 @@ def _compare(stage: _Stage) -> bool:
         stage.console.print(
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
         )
-    cells = comparing.cells(
-        chosen, folder.settings, [record for record in folder.records() if record.cell.arm != "search"]
-    )
+    cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
     return stage.run("comparison", cells)
 
 

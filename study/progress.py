@@ -78,9 +78,11 @@ class Display:
                 self._stopped += 1
                 words = f"stopped early after epoch {result['stopped']}, {validation}"
             else:
-                if self._best is None or self._metric.gain(value, self._best[0]) > 0:
+                reference = cell.arm == "original" and not cell.test  # of a search: none of its trials
+                if not reference and (self._best is None or self._metric.gain(value, self._best[0]) > 0):
                     self._best = value, cell.name
                 words = f"{validation}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
+                words += f", the same as {result['same_as']}" if "same_as" in result else ""
             if not self._live:
                 line = f"  {self._ended}/{self._source.total} {cell.name}: {words}"
                 self._console.print(line, markup=False, highlight=False)

@@ -26,7 +26,7 @@ def state(folder: Folder) -> dict[str, Any]:
     number is what is expected of them: at most.
     """
     settings, trials = folder.settings, folder.records("search")
-    done = [record for record in folder.records() if record.cell.arm != "search" and not record.result.get("lost")]
+    done = [record for record in folder.records() if record.compared and not record.result.get("lost")]
     listed = _listed(folder)
     search = {"ended": len(trials), "of": 0 if listed else settings.trials}
     if listed or len(trials) >= settings.trials:
@@ -39,6 +39,18 @@ def state(folder: Folder) -> dict[str, Any]:
     whole = not missing and search["ended"] >= search["of"]
     now = "running" if folder.running else "finished" if whole else "interrupted"
     return {"now": now, "search": search, "comparison": {"ended": len(done), "of": len(done) + missing}}
+
+
+def epochs(folder: Folder) -> dict[str, int]:
+    """``trained_epochs``: those of all runs that were trained; ``shared_epochs``: those that were not, because another
+    run had computed the same (``study.search.once``). Stopped runs count as far as they came, failed ones do not.
+    """
+    whole = shared = 0
+    for record in folder.records():
+        number = len(record.result.get("epochs", ()))
+        whole += number
+        shared += number if "same_as" in record.result else record.result.get("forked", {}).get("epoch", 0)
+    return {"trained_epochs": whole - shared, "shared_epochs": shared}
 
 
 def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
@@ -54,7 +66,10 @@ def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
         "interrupted": f"Go on with surgery resume {folder}",
         "finished": "",
     }
-    return {"now": state["now"], "words": " and ".join(stages) + " have ended.", "hint": hints[state["now"]]}
+    words, shared = " and ".join(stages) + " have ended.", state.get("shared_epochs", 0)
+    if shared:
+        words += f" {shared:,} of {shared + state['trained_epochs']:,} epochs were not trained twice."
+    return {"now": state["now"], "words": words, "hint": hints[state["now"]]}
 
 
 def _listed(folder: Folder) -> list[Cell]:
