@@ -17,16 +17,17 @@ from network_surgery.study.arms.restart import restart, restart_flops, restart_l
 from network_surgery.study.config import Settings
 from network_surgery.study.training.cell import Cell
 
+ZERO, GIVEN = ("zero",), ("given",)
 ARMS: dict[str, Arm] = {
-    "original": Arm("original, uninterrupted"),
-    "surgery": Arm("surgery"),
-    "restart": Arm("restart of the final architecture", cell=restart),
-    "restart_flops": Arm("restart at equal compute", "equal FLOPs", restart_flops),
-    "restart_seconds": Arm("restart at equal seconds", "equal time", restart_seconds),
-    "restart_late": Arm("restart when surgery began", "late restart", restart_late),
+    "original": Arm("original, uninterrupted", inherits=True),
+    "surgery": Arm("surgery", inherits=True),
+    "restart": Arm("restart of the final architecture", "", restart, ZERO),
+    "restart_flops": Arm("restart at equal compute", "equal FLOPs", restart_flops, ZERO),
+    "restart_seconds": Arm("restart at equal seconds", "equal time", restart_seconds, ZERO),
+    "restart_late": Arm("restart when surgery began", "late restart", restart_late, GIVEN),
     "operate_first": Arm("all operations first, then training", "operate first", operate_first),
     "operate_first_flops": Arm("all operations first, at equal compute", "first, equal FLOPs", operate_first_flops),
-    "random": Arm("random units of the same layers", cell=random),
+    "random": Arm("random units of the same layers", "", random, inherits=True),
 }
 #: Arm → what it is in a table; of surgery that is its schedule.
 LABELS = {name: arm.label for name, arm in ARMS.items() if name != "surgery"}

@@ -55,8 +55,12 @@ class Arm:
     """``label``: what it is in a table; ``short``: its name in a narrow one, by default that in the settings.
 
     ``cell`` makes its training run of a surgery that has ended, or raises ``LeftOut``; None: it needs no outcome.
+    ``answers``: the accountings of a question that it belongs to (``study.arms.cost``). ``inherits``: it begins as the
+    original did until surgery began, so that under ``given`` that part is sunk.
     """
 
     label: str
     short: str = ""
     cell: Callable[[Ended], Cell] | None = None
+    answers: tuple[str, ...] = ("zero", "given")
+    inherits: bool = False
