@@ -19,11 +19,15 @@ class LeftOut(Exception):
 
 @dataclass(frozen=True)
 class Ended:
-    """A surgery that has ended: what the cells of its rivals are made from."""
+    """A surgery that has ended: what the cells of its rivals are made from.
+
+    ``original``: the outcome of the original of its seed, None where there is none (yet).
+    """
 
     surgery: Cell
     outcome: Mapping[str, Any]
     settings: Settings
+    original: Mapping[str, Any] | None = None
 
     @cached_property
     def operations(self) -> list[OperationRecord]:
@@ -43,6 +47,22 @@ class Ended:
     def epochs_of(self, flops: float) -> int:
         """The epochs of that network that cost these FLOPs, rounded up."""
         return max(1, math.ceil(flops / self.epoch_flops - 1e-9))
+
+    @property
+    def began(self) -> int:
+        """The whole epochs before the first operation."""
+        return self.settings.epochs - self.epochs_left
+
+    @property
+    def changed(self) -> list[OperationRecord]:
+        """The operations that changed the network."""
+        return [each for each in self.operations if each.changed]
+
+    def refuse_growth(self, why: str) -> None:
+        """Raises LeftOut where an operation has added units, for the reason ``why``."""
+        grown = [each.layer for each in self.changed if each.units_after > each.units_before]
+        if grown:
+            raise LeftOut(f"surgery adds units to {grown[0]}, and {why}")
 
     def cell(self, arm: str, **more: Any) -> Cell:
         """A rival of this surgery: of its seed, trial and parameters."""

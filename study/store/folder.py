@@ -241,9 +241,9 @@ def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
     return folder / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
 
 
-def network_of(cell: Cell, folder: Path) -> Path:
-    """Where the final network of a cell lies in the study's folder."""
-    return folder / "networks" / f"{cell.name}.pt"
+def network_of(cell: Cell | str, folder: Path) -> Path:
+    """Where the final network of a cell, or of the cell of this name, lies in the study's folder."""
+    return folder / "networks" / f"{cell if isinstance(cell, str) else cell.name}.pt"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

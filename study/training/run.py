@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from network_surgery.ops import Anatomy, Schedule, describe, save
+from network_surgery.ops import Anatomy, Schedule, describe, load, save
 from network_surgery.ops.anatomy import count, evaluating
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.network.masks import parameters_of
@@ -20,6 +20,7 @@ from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.compute import Compute
+from network_surgery.study.recipe.distillation import Teacher, comparable
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.recipe.optimizer import make_optimizer
@@ -35,6 +36,7 @@ from network_surgery.study.training.measures import speed
 from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
+from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.spent import work
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
@@ -77,6 +79,7 @@ def run(
     saved: Path | None = None,
     network: Path | None = None,
     start: Start | None = None,
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -89,7 +92,8 @@ def run(
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
-    already. A cell with an ``architecture`` starts from fresh weights nevertheless.
+    already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``teacher``: the file of the
+    network that a cell with a ``teacher`` learns from; its answers count among ``training_flops``.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -113,13 +117,17 @@ def run(
         if settings.probe and cell.arm in PROBED
         else []
     )
+    rewinding = [] if cell.rewind is None else [Rewinding(cell.rewind, cell.curve or settings.epochs)]
+    taught = None if cell.teacher is None else _teacher(teacher, cell, task, settings, device, compute)
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
     trainer = Trainer(
         model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
         batch_size=settings.batch_size, seed=cell.seed, device=device,
-        callbacks=[energy, theatre, *probes, Teller(tell, theatre)], optimization=optimization,
-        accuracy_mode=settings.accuracy_mode, compute=compute,
+        callbacks=[energy, theatre, *rewinding, *probes, Teller(tell, theatre)], optimization=optimization,
+        accuracy_mode=settings.accuracy_mode, compute=compute, curve_epochs=cell.curve, teacher=taught,
     )  # fmt: skip
+    for callback in rewinding:
+        callback.attach(trainer)
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
         if saved.exists():
@@ -127,7 +135,7 @@ def run(
                 checkpoint.load(trainer, saved)
             except StudyError:  # damaged: the run starts over, with a network that loading has not touched
                 saved.unlink()
-                return run(cell, task, settings, device, tell, saved, network, start)
+                return run(cell, task, settings, device, tell, saved, network, start, teacher)
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
@@ -136,7 +144,11 @@ def run(
     outcome = reached(trainer, theatre, cell.sunk) | {
         "parameters": parameters,
         "flops": flops,
-        "training_flops": _training_flops(trainer, theatre, flops) + int(cell.sunk.get("training_flops", 0)),
+        "training_flops": (
+            _training_flops(trainer, theatre, flops)
+            + (0 if taught is None else _teacher_flops(trainer, taught.network, example))
+            + int(cell.sunk.get("training_flops", 0))
+        ),
         "architecture": describe(model),
     }
     if cell.test:
@@ -206,6 +218,23 @@ def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
     return 3 * trainer.batch_size * int(done)
 
 
+def _teacher_flops(trainer: Trainer, teacher: nn.Module, example: Any) -> int:
+    """FLOPs of the teacher's answers to all training batches: one forward pass a sample."""
+    return trainer.batch_size * trainer.batches_done(trainer.iteration) * count(teacher, example)[1]
+
+
+def _teacher(
+    path: Path | None, cell: Cell, task: Task, settings: Settings, device: torch.device, compute: Compute
+) -> Teacher:
+    """The network that a cell learns from. Raises StudyError where its file is missing or is of another network."""
+    if path is None or not path.exists():
+        raise StudyError(f"{cell.arm} learns from the network of {cell.teacher}, but its file {path} is not there")
+    with torch.random.fork_rng(devices=[]):
+        network = load(lambda: fresh(task), path, device)
+    compute.place(network, device)
+    return Teacher(network, task, settings.distill_temperature, settings.distill_weight, compute)
+
+
 def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
     """The joules of all epochs and of what was sunk; None where those of a part are not known."""
     parts = [record.get("joules") for record in history] + ([sunk.get("joules")] if sunk else [])
@@ -226,6 +255,9 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
     if (start := starting.load(settings, task)) is not None:
         _lay(start, model, example)
     _try_optimizer(settings, model, task)
+    if "distill" in settings.arms:
+        with evaluating(model), torch.no_grad():
+            comparable(task, call(model, example))
     anatomy = Anatomy(model, example)
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())

@@ -59,6 +59,14 @@ def before_surgery(outcome: Outcome) -> dict[str, float]:
     return spent | ({"joules": _by(outcome, "joules", epoch)} if outcome.get("joules") is not None else {})
 
 
+def whole(outcome: Outcome) -> dict[str, float]:
+    """What a whole training had cost, in the form of ``before_surgery``."""
+    names = ("steps", "seconds", "training_flops", "joules")
+    return {"epochs": float(len(outcome["epochs"]))} | {
+        name: outcome[name] for name in names if outcome.get(name) is not None
+    }
+
+
 def _by(outcome: Outcome, name: str, epoch: float) -> float:
     """What the epochs' records hold under this name, until this moment."""
     whole, part = math.floor(epoch), epoch - math.floor(epoch)
