@@ -116,8 +116,8 @@ class LearningRate:
         self._draw()
 
     def _draw(self) -> None:
-        """Pieces of the curve, ``(first iteration, length of the whole curve at its pace, iteration where that begins)``, and
-        ramps, of all events.
+        """Pieces of the curve, ``(first iteration, length of the whole curve at its pace, iteration where it began)``,
+        and ramps, of all events.
 
         A piece after the first one ends where the curve does, with the last step of the run.
         """

@@ -30,6 +30,7 @@ from network_surgery.study.task.samples import Batches, size_of
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
 from network_surgery.study.training import checkpoint
+from network_surgery.study.training.allocated import cut
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import speed
@@ -39,7 +40,7 @@ from network_surgery.study.training.restart import redraw, renew
 from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.spent import work
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
+from network_surgery.study.training.trainer import Callback, Trainer, clock, steps_per_epoch
 
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
@@ -112,6 +113,10 @@ def run(
     carry = settings.optimizer_state == "carry"
     renewed = settings.batchnorm_statistics == "reset"
     theatre = Theatre(schedule, held_out, settings.signal_images, carry, renewed)
+    if cell.allocation is not None:
+        since = clock(device)
+        cut(model, task, cell.allocation, cell.seed, settings.signal_images, device)
+        theatre.discovery_seconds = clock(device) - since
     probes = (
         [Probe(theatre, settings.probe, settings.dead_threshold or THRESHOLD)]
         if settings.probe and cell.arm in PROBED
@@ -167,13 +172,14 @@ def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None)
     """
     start = start or starting.load(settings, task)
     model = fresh(task)
-    if cell.architecture is None:
+    if cell.architecture is None and cell.allocation is None:
         if start is not None:
             start.lay(model)
         return model
     if start is not None and (brought := starting.brought(task)):  # whatever the start is, it must not begin from these
         redraw(model, brought, cell.seed)
-    renew(model, cell.architecture, cell.seed)
+    if cell.architecture is not None:
+        renew(model, cell.architecture, cell.seed)
     return model
 
 
