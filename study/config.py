@@ -310,10 +310,10 @@ class Settings(Declared):
         About(f"{', '.join(GROUPS)}, or surgery and what it is held against: {OTHERS}", decides=False),
     ] = GROUPS["default"]
     distill_temperature: Annotated[
-        Positive, About("What scores are divided by before softmax in the arm distill", option=False, later=True)
+        Positive, About("What scores are divided by before softmax in the arm distill", option=False, decides=False)
     ] = 4.0
     distill_weight: Annotated[
-        Share, About("The teacher's share in the training loss of the arm distill", option=False, later=True)
+        Share, About("The teacher's share in the training loss of the arm distill", option=False, decides=False)
     ] = 0.9
     targets: Annotated[
         Targets,

@@ -52,7 +52,7 @@ def trial(
 
     try:
         task = given if isinstance(given, Task) else build(settings, given)
-        outcome = run(cell, task, settings, device, tell, saved, network, start, teacher)
+        outcome = run(cell, task, settings, device, tell, saved, network, start, teacher=teacher)
         if network is not None:
             outcome["network"] = network.relative_to(folder).as_posix()
     except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:

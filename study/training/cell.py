@@ -31,6 +31,10 @@ class Cell:
     weights the units get back that the operations leave (``study.training.rewinding``). ``teacher``: the cell, by its
     name, whose network the training is to answer like (``study.recipe.distillation``). ``allocation``: the size that
     the fresh network is cut to, and how (``study.training.allocated``).
+
+    Two parts decide what is trained, but not what comes of it. ``fork``: the cell that this one begins like, by its
+    name (``from``), and the ``epoch`` until which it does; ``keep``: the epochs after which a checkpoint is kept for
+    those that begin like this one (``study.training.fork``).
     """
 
     arm: str
@@ -46,6 +50,8 @@ class Cell:
     rewind: int | None = None
     teacher: str | None = None
     allocation: Mapping[str, Any] | None = None
+    fork: Mapping[str, Any] | None = None
+    keep: Sequence[int] = ()
 
     @property
     def name(self) -> str:
@@ -56,6 +62,11 @@ class Cell:
     def key(self, settings: Settings) -> str:
         """A name for what this cell computes: equal for equal results, whatever machine runs it."""
         about = asdict(self) | {"trial": None, "params": None, "arm": None, "sunk": None}
-        about = {name: value for name, value in about.items() if name not in LATER or value is not None}
+        about |= {"epochs": None} if self.epochs == settings.epochs else {}
+        about |= {"curve": None} if self.curve == (self.epochs or settings.epochs) else {}
+        left_out = {name for name in LATER if about[name] is None} | {"fork", "keep"}
+        about = {name: value for name, value in about.items() if name not in left_out}
+        if self.teacher is not None:
+            about["teacher"] = [self.teacher, settings.distill_temperature, settings.distill_weight]
         text = json.dumps([about, settings.recipe()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

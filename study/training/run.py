@@ -29,7 +29,7 @@ from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.task.samples import Batches, size_of
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
-from network_surgery.study.training import checkpoint
+from network_surgery.study.training import checkpoint, fork
 from network_surgery.study.training.allocated import cut
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
@@ -80,6 +80,7 @@ def run(
     saved: Path | None = None,
     network: Path | None = None,
     start: Start | None = None,
+    shared: Path | None = None,
     teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
@@ -88,13 +89,17 @@ def run(
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
+    ``peak_memory``: the most bytes that the GPU held for it; None on a CPU.
     With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
-    already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``teacher``: the file of the
-    network that a cell with a ``teacher`` learns from; its answers count among ``training_flops``.
+    already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of the
+    checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went on
+    from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
+    ``teacher``: the file of the network that a cell with a ``teacher`` learns from; its answers count among
+    ``training_flops``.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -125,22 +130,30 @@ def run(
     rewinding = [] if cell.rewind is None else [Rewinding(cell.rewind, cell.curve or settings.epochs)]
     taught = None if cell.teacher is None else _teacher(teacher, cell, task, settings, device, compute)
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
+    keepers = [fork.Keeper(cell, settings, shared)] if shared is not None and cell.keep else []
+    teller = Teller(tell, theatre)
     trainer = Trainer(
         model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
         batch_size=settings.batch_size, seed=cell.seed, device=device,
-        callbacks=[energy, theatre, *rewinding, *probes, Teller(tell, theatre)], optimization=optimization,
+        callbacks=[energy, theatre, *rewinding, *probes, *keepers, teller], optimization=optimization,
         accuracy_mode=settings.accuracy_mode, compute=compute, curve_epochs=cell.curve, teacher=taught,
     )  # fmt: skip
     for callback in rewinding:
         callback.attach(trainer)
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
-        if saved.exists():
-            try:
-                checkpoint.load(trainer, saved)
-            except StudyError:  # damaged: the run starts over, with a network that loading has not touched
-                saved.unlink()
-                return run(cell, task, settings, device, tell, saved, network, start, teacher)
+    begun = False
+    try:
+        if saved is not None and saved.exists():
+            checkpoint.load(trainer, saved)
+        elif shared is not None:
+            begun = fork.begin(trainer, cell, settings, shared)
+    except StudyError:  # damaged: the run starts over, with a network that loading has not touched
+        if saved is not None:
+            saved.unlink(missing_ok=True)
+        return run(cell, task, settings, device, tell, saved, network, start, shared, teacher)
+    if begun:
+        fork.replay(trainer, [teller])
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
@@ -155,12 +168,14 @@ def run(
             + int(cell.sunk.get("training_flops", 0))
         ),
         "architecture": describe(model),
+        **({"kept": keepers[0].state()} if keepers else {}),
     }
     if cell.test:
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
         outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
+        outcome["peak_memory"] = checkpoint.peak_memory(trainer)
     return outcome
 
 
@@ -196,6 +211,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "seconds": train_seconds + theatre.seconds + sunk.get("seconds", 0.0),
         "joules": _joules(trainer.history, sunk),
         "sunk": dict(sunk),
+        **({"forked": trainer.forked} if trainer.forked else {}),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         **({"compile_seconds": sum(compiling)} if compiling else {}),
         "spikes": [spike.to_data() for spike in spikes(theatre.records)],

@@ -11,6 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,12 @@ from network_surgery.study.task.task import Task, summarize
 
 
 class Callback:
-    """What may happen around training. ``state`` and ``restore`` travel with checkpoints as plain data."""
+    """What may happen around training. ``state`` and ``restore`` travel with checkpoints as plain data.
+
+    ``adds``: the names that it adds to the records of epochs, where other callbacks do not count on them.
+    """
+
+    adds: frozenset[str] = frozenset()
 
     def before_step(self, trainer: Trainer) -> None: ...
 
@@ -43,6 +49,10 @@ class Callback:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+    def fork(self, state: dict[str, Any]) -> None:
+        """As ``restore``, where the state is that of another run, which this one goes on from."""
+        self.restore(state)
 
 
 class Shown:
@@ -83,7 +93,8 @@ class Trainer:
     and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_metric`` (the primary one), where
     there are others ``validation_metrics`` by name, ``learning_rate`` (of the last step; of the first parameter group)
     and ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps. ``optimization``: how
-    steps are made of gradients. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
+    steps are made of gradients. ``forked``: the run whose first epochs these are, and their number (see
+    ``study.training.fork``). ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
     ``compute``: how training steps and evaluation are computed; where they are compiled, the records have
     ``compile_seconds``, which no other seconds count. ``curve_epochs``: the epochs over which the learning rate is
     stretched, where they are not all. ``teacher``: what the network is trained to answer like, too. ``followers``:
@@ -123,6 +134,8 @@ class Trainer:
         self.epoch = 0
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
+        self.forked: dict[str, Any] | None = None
+        self.peak_memory: int | None = None  # of the process that it was resumed from
         self.accuracy_mode = accuracy_mode
         self._paused = 0.0
         self.scaler = compute.scaler(device)
@@ -307,11 +320,15 @@ TOGETHER = 1000
 
 
 class Scores(NamedTuple):
-    """The mean loss over a set, the primary metric, and all metrics by name (accuracies as fractions)."""
+    """The mean loss over a set, the primary metric, and all metrics by name (accuracies as fractions).
+
+    ``each``: of the loss (``loss``) and of the metrics that are means over samples, each sample's own value ``[n]``.
+    """
 
     loss: float
     metric: float
     metrics: Mapping[str, float]
+    each: Mapping[str, Tensor] = MappingProxyType({})
 
     def named(self, part: str) -> dict[str, Any]:
         """As plain data, under names that begin with the part of the data that it is of."""
@@ -334,14 +351,18 @@ def evaluate(
         StudyError: the task does not measure the metric that it names as its own.
     """
     sums: dict[str, Tensor] = {}
+    each: dict[str, list[Tensor]] = {}
     for outputs, targets in answers(model, batches, task.at_once or batch_size, mode, compute):
-        samples = size_of(targets)
-        found = {"loss": task.loss(outputs, targets).mean().double() * samples}
-        found |= {name: values.double().sum(dim=0) for name, values in task.measure(outputs, targets).items()}
+        samples, losses, measured = size_of(targets), task.loss(outputs, targets), task.measure(outputs, targets)
+        found = {"loss": losses.mean().double() * samples}
+        found |= {name: values.double().sum(dim=0) for name, values in measured.items()}
         sums = {name: sums[name] + value if sums else value for name, value in found.items()}
+        for name, values in {"loss": losses, **measured}.items():
+            if values.dim() == 1:
+                each.setdefault(name, []).append(values)
     means = {name: total / len(batches) for name, total in sums.items()}
     metrics, metric = summarize(task, means)
-    return Scores(float(means["loss"]), metric, metrics)
+    return Scores(float(means["loss"]), metric, metrics, {name: torch.cat(parts) for name, parts in each.items()})
 
 
 def answers(
