@@ -45,7 +45,8 @@ def beginning(cell: Cell, settings: Settings) -> str:
 def shared(cell: Cell, settings: Settings, per_epoch: int) -> int:
     """The whole epochs that a cell trains before its first step; ``per_epoch``: optimizer steps in an epoch.
 
-    Weights that it rewinds to are its own, so a run that does begins there at the latest. 0 where it has no step, or none that comes before its end.
+    A run that rewinds its weights begins at the latest where it rewinds to. 0 where it has no step, or none that comes
+    before its end.
     """
     whole = (cell.epochs or settings.epochs) * per_epoch
     first = min((parse_when(step["when"]).iteration(per_epoch) for step in cell.schedule), default=whole)
