@@ -22,6 +22,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison, figures, front, report, wording
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
+from network_surgery.study.evidence.left_out import left_out
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after
@@ -106,7 +107,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     results = folder.write(
         rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=state(folder),
-        importance=importance(folder),
+        importance=importance(folder), left_out=left_out(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:

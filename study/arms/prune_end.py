@@ -29,9 +29,10 @@ def prune_end(ended: Ended) -> Cell:
 
 def prune_end_rewind_lr(ended: Ended) -> Cell:
     """Learning-rate rewinding: the last part of the learning rate's schedule is trained once more."""
+    steps = _steps(ended)
     if ended.settings.lr_schedule == "constant":
         raise LeftOut("the learning rate is constant, so rewinding it is prune_end")
-    return _cell("prune_end_rewind_lr", ended, [step | _rewound(ended) for step in _steps(ended)])
+    return _cell("prune_end_rewind_lr", ended, [step | _rewound(ended) for step in steps])
 
 
 def prune_end_rewind(ended: Ended) -> Cell:

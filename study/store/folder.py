@@ -208,7 +208,11 @@ class Folder:
             os.fsync(ledger.fileno())
 
     def write(
-        self, summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], **more: Any
+        self,
+        summary: Sequence[dict[str, Any]],
+        verdicts: Sequence[dict[str, Any]],
+        left_out: Sequence[dict[str, Any]] = (),
+        **more: Any,
     ) -> dict[str, Any]:
         """Writes ``results.json`` from the ledger, a comparison and what else is to be kept; returns its content."""
         study = json.loads((self.path / "study.json").read_text())
@@ -223,6 +227,7 @@ class Folder:
             "comparison": {
                 "summary": list(summary),
                 "verdicts": list(verdicts),
+                "left_out": list(left_out),
                 "cells": [self._flat(record) for record in self.records() if record.cell.arm != "search"],
             },
             **more,
