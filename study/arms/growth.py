@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from network_surgery.ops.operations.grad_max import GradMax
 from network_surgery.study.arms.arm import Ended, LeftOut
 from network_surgery.study.training.cell import Cell
 
-#: Deviation of the noise on copied weights, as a fraction of that of the layer's.
+#: Deviation of the noise on copied weights, as a fraction of the root mean square of the layer's.
 NOISE = 0.01
 
 
@@ -15,14 +16,17 @@ def gradmax(ended: Ended) -> Cell:
     """New units by GradMax: their outgoing weights make the gradient of what feeds them largest (Evci et al. 2022,
     *GradMax: growing neural networks using gradient information*).
     """
-    return ended.cell("gradmax", schedule=_steps(ended, {"op": "gradmax"}))
+    if ended.changed and all(each.operation.startswith(f"{GradMax.__name__}(") for each in ended.changed):
+        raise LeftOut("surgery itself grows by GradMax")
+    return ended.cell("gradmax", schedule=_steps(ended, {"op": "grad_max"}))
 
 
 def net2net(ended: Ended) -> Cell:
-    """New units are copies of old ones, with a little noise (Chen, Goodfellow and Shlens 2016, *Net2Net*)."""
-    return ended.cell(
-        "net2net", schedule=_steps(ended, {"op": "weak_expand", "noise": NOISE, "seed": ended.surgery.seed})
-    )
+    """New units are copies of old ones that share their outgoing weights equally, with a little noise on the incoming
+    ones (Chen, Goodfellow and Shlens 2016, *Net2Net*).
+    """
+    copies = {"op": "weak_expand", "split": "equal", "noise": NOISE, "seed": ended.surgery.seed}
+    return ended.cell("net2net", schedule=_steps(ended, copies))
 
 
 def _steps(ended: Ended, operation: dict[str, Any]) -> list[dict[str, Any]]:

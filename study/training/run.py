@@ -191,7 +191,7 @@ def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None)
         if start is not None:
             start.lay(model)
         return model
-    if start is not None and (brought := starting.brought(task)):  # whatever the start is, it must not begin from these
+    if brought := starting.brought(task):  # whatever the start is, it must not begin from these
         redraw(model, brought, cell.seed)
     if cell.architecture is not None:
         renew(model, cell.architecture, cell.seed)

@@ -146,7 +146,7 @@ def test_given_schedules_need_no_search(tmp_path: Path) -> None:
     assert state(folder) == {
         "now": "interrupted",
         "search": {"ended": 0, "of": 0},
-        "comparison": {"ended": 0, "of": 10},
+        "comparison": {"ended": 0, "of": 14},
     }
     assert "Nothing is searched" in page(folder)
 
