@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rich.text import Text
 from network_surgery.ops import Schedule
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
-from network_surgery.study.arms import arm_name
+from network_surgery.study.arms import FROM_THE_END, arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison, figures, front, report, wording
@@ -28,14 +28,16 @@ from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import comparing, objectives, tracking, tuner
-from network_surgery.study.search.sources import Sampled, Source, given
+from network_surgery.study.search.once import pays
+from network_surgery.study.search.sources import Listed, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
-from network_surgery.study.training import run
+from network_surgery.study.training import fork, run
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.trainer import steps_per_epoch
 
 __all__ = ["begin", "compare", "proceed", "show", "write_report"]
@@ -80,7 +82,7 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
         StudyError: the search has no schedule that could be compared.
     """
     with _stage(folder, task, console) as stage:
-        searched = given(folder.settings, folder.layers) or stage.run("search", _search(folder))
+        searched = given(folder.settings, folder.layers) or _searched(stage)
         return bool(searched) and _compare(stage)
 
 
@@ -162,10 +164,14 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
         return str(text), dict(drawings)
 
 
-def _search(folder: Folder) -> Source:
-    """What Optuna is still to try."""
+def _search(folder: Folder, per_epoch: int) -> Source:
+    """What Optuna is still to try, and the original where that saves more epochs than it costs."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
+    settings = folder.settings
+    sampled = Sampled(settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
+    there = any(record.finished and not record.compared for record in folder.records("original"))
+    original = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
+    return Together(Listed(original), sampled)
 
 
 @dataclass
@@ -178,14 +184,22 @@ class _Stage:
     tracker: Tracker
     console: Console
 
-    def run(self, name: str, source: Source) -> bool:
+    @property
+    def per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        settings = self.folder.settings
+        return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
+
+    def run(self, name: str, source: Source, keep: Sequence[int] = ()) -> bool:
+        """Runs a source's cells. ``keep``: epochs whose checkpoints originals keep for cells that are not known yet."""
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
+            tuner.forget(self.folder.path)
             return True
         with Display(self.console, name, source, self.folder.metric) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display],
+                [self.folder, self.tracker, display], self.folder.records(), keep,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -210,6 +224,10 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
         )  # fmt: skip
 
 
+def _searched(stage: _Stage) -> bool:
+    return stage.run("search", _search(stage.folder, stage.per_epoch), fork.evenly(stage.folder.settings.epochs))
+
+
 def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
@@ -227,10 +245,9 @@ def _compare(stage: _Stage) -> bool:
         stage.console.print(
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
         )
-    cells = comparing.cells(
-        chosen, folder.settings, [record for record in folder.records() if record.cell.arm != "search"]
-    )
-    return stage.run("comparison", cells)
+    cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
+    ends = set(FROM_THE_END) & set(folder.settings.arms)
+    return stage.run("comparison", cells, (folder.settings.epochs,) if ends else ())
 
 
 def _table(rows: list[dict[str, Any]], metric: Metric, unit: str) -> Table:

@@ -179,7 +179,7 @@ class Result:
         return f"Result({str(self.path)!r}): {in_words(self.results['state'], str(self.path))['words']} {self.verdict}"
 
     def _compared(self) -> list[Record]:
-        return [record for record in self._folder.records() if record.cell.arm != "search"]
+        return [record for record in self._folder.records() if record.compared]
 
     def _table(self, field: str) -> pd.DataFrame:
         rows = [

@@ -41,6 +41,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     groups: dict[tuple[str, int | None], dict[int, Record]] = {}
     failed: dict[int | None, set[int]] = {}
     for record in folder.records("original", "surgery", *RIVALS):
+        if not record.compared:
+            continue
         if record.failed:
             failed.setdefault(record.cell.trial, set()).add(record.cell.seed)
         else:

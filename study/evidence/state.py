@@ -26,7 +26,7 @@ def state(folder: Folder) -> dict[str, Any]:
     number is what is expected of them: at most.
     """
     settings, trials = folder.settings, folder.records("search")
-    done = [record for record in folder.records() if record.cell.arm != "search" and not record.result.get("lost")]
+    done = [record for record in folder.records() if record.compared and not record.result.get("lost")]
     listed = _listed(folder)
     search = {"ended": len(trials), "of": 0 if listed else settings.trials}
     if listed or len(trials) >= settings.trials:

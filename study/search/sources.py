@@ -96,6 +96,34 @@ class Listed:
         self._waiting.extendleft(reversed(found))
 
 
+class Together:
+    """Sources side by side: whatever the first has goes before what the next one has."""
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources, self._owner = sources, dict[str, Source]()
+
+    @property
+    def total(self) -> int:
+        return sum(source.total for source in self._sources)
+
+    def next(self) -> Cell | None:
+        for source in self._sources:
+            if (cell := source.next()) is not None:
+                self._owner[cell.name] = source
+                return cell
+        return None
+
+    @property
+    def finished(self) -> bool:
+        return all(source.finished for source in self._sources)
+
+    def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
+        return self._owner[cell.name].epoch(cell, record)
+
+    def tell(self, cell: Cell, result: Result) -> None:
+        self._owner[cell.name].tell(cell, result)
+
+
 class Sampled:
     """Trials that Optuna's TPE samples from a search space, define-by-run, kept in a database beside the results.
 
@@ -158,6 +186,11 @@ class Sampled:
             if number < len(settings.enqueue):
                 _check_enqueued(settings.enqueue[number], trial, settings.space)
             study.tell(trial, [float(number)] * len(settings.objective))
+
+    def guesses(self, count: int) -> list[list[dict[str, Any]]]:
+        """Schedules that the space makes at random, of which the study knows nothing."""
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self._settings.seed))
+        return [self._space.sample(study.ask()).to_data() for _ in range(count)]
 
     @property
     def missing(self) -> int:

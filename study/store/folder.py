@@ -26,6 +26,8 @@ from network_surgery.study.training import convergence, records
 from network_surgery.study.training.cell import Cell
 
 FORMAT = 1
+#: Parts of a cell that ``results.json`` does without.
+LEFT_OUT = ("architecture", "test", "fork", "keep")
 #: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
 PATIENCE = 0.5
 
@@ -47,6 +49,11 @@ class Record:
     def finished(self) -> bool:
         """Trained to its end."""
         return records.finished(self.result)
+
+    @property
+    def compared(self) -> bool:
+        """Part of the comparison, not of the search, which trains originals, too, but reads no test samples."""
+        return self.cell.arm != "search" and (self.cell.arm != "original" or self.cell.test)
 
 
 class Folder:
@@ -228,7 +235,7 @@ class Folder:
                 "summary": list(summary),
                 "verdicts": list(verdicts),
                 "left_out": list(left_out),
-                "cells": [self._flat(record) for record in self.records() if record.cell.arm != "search"],
+                "cells": [self._flat(record) for record in self.records() if record.compared],
             },
             **more,
         }
@@ -236,14 +243,19 @@ class Folder:
         return content
 
     def _flat(self, record: Record) -> dict[str, Any]:
-        cell = {key: value for key, value in vars(record.cell).items() if key not in ("architecture", "test")}
+        cell = {key: value for key, value in vars(record.cell).items() if key not in LEFT_OUT}
         improving = {"improving": convergence.improving(record.result, self.metric)} if record.finished else {}
         return {"name": record.cell.name, **cell, **record.result, **improving}
 
 
 def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
     """Where a cell that is being trained keeps its checkpoint in the study's folder, by what it computes."""
-    return folder / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
+    return checkpoints_of(folder) / f"{cell.name}-{cell.key(settings)}.pt"
+
+
+def checkpoints_of(folder: Path) -> Path:
+    """Where a study keeps the checkpoints of cells, their own and those that they keep for each other."""
+    return folder / "checkpoints"
 
 
 def network_of(cell: Cell | str, folder: Path) -> Path:

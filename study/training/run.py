@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
 from network_surgery.study.training.rewinding import Rewinding
-from network_surgery.study.training.spent import work
+from network_surgery.study.training.spent import joules, work
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer, clock, steps_per_epoch
 
@@ -209,7 +209,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "train_seconds": train_seconds,
         "operation_seconds": theatre.seconds,
         "seconds": train_seconds + theatre.seconds + sunk.get("seconds", 0.0),
-        "joules": _joules(trainer.history, sunk),
+        "joules": joules(trainer.history, sunk),
         "sunk": dict(sunk),
         **({"forked": trainer.forked} if trainer.forked else {}),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
@@ -255,13 +255,6 @@ def _teacher(
         network = load(lambda: fresh(task), path, device)
     compute.place(network, device)
     return Teacher(network, task, settings.distill_temperature, settings.distill_weight, compute)
-
-
-def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
-    """The joules of all epochs and of what was sunk; None where those of a part are not known."""
-    parts = [record.get("joules") for record in history] + ([sunk.get("joules")] if sunk else [])
-    known = [joules for joules in parts if joules is not None]
-    return sum(known) if len(known) == len(parts) else None
 
 
 def check(settings: Settings, task: Task) -> dict[str, int]:
