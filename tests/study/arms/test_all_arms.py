@@ -57,6 +57,10 @@ def test_every_arm_runs_resumes_and_is_reported(tmp_path: Path, monkeypatch: pyt
     assert [cell["name"] for cell in cells if "failure" in cell] == []
     arms = [{cell["arm"] for cell in cells if cell["trial"] == trial} for trial in (0, 1)]
     assert arms[0] == {*ARMS} - {"original"} - ONLY_GROWTH and arms[1] == {*ARMS} - {"original"} - ONLY_REMOVAL
+    begun = {cell["arm"]: cell["forked"]["epoch"] for cell in cells if cell["trial"] == 0 and "forked" in cell}
+    assert begun == dict.fromkeys(("surgery", "random", "prune_end_rewind"), 1) | {
+        "prune_end": 3, "prune_end_rewind_lr": 3,
+    }  # fmt: skip
     left_out = {(each["trial"], each["arm"]) for each in results["comparison"]["left_out"]}
     assert left_out == {(0, arm) for arm in ONLY_GROWTH} | {(1, arm) for arm in ONLY_REMOVAL}
     assert all(each["reason"] and each["seeds"] == [cells[0]["seed"]] for each in results["comparison"]["left_out"])

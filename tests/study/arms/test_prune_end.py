@@ -17,6 +17,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.task.check import fresh
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
+from network_surgery.study.training import fork
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.run import run
@@ -62,6 +63,20 @@ def test_the_original_is_trained_whole_then_cut_then_trained_on(
     assert rates[:4] == [each["learning_rate"] for each in original["epochs"]]
     late = [1e-3 / (17 * 4)] * 3 if arm == "prune_end" else rates[1:4]  # linear's last rate, or that of epochs 2 to 4
     assert rates[4:] == pytest.approx(late)
+
+
+@pytest.mark.parametrize("arm", THREE)
+def test_they_go_on_from_the_original_of_their_seed(
+    arm: str, cells: dict[str, Cell], digits: ImageTask, tmp_path: Path
+) -> None:
+    run(Cell("original", 3, keep=(1, 4)), digits, SETTINGS, CPU, shared=tmp_path)
+    at = fork.shared(cells[arm], SETTINGS, 17)
+    assert at == (1 if arm == "prune_end_rewind" else 4)  # the weights that it rewinds to are its own
+    cell = replace(cells[arm], fork={"from": "original-seed-3", "epoch": at})
+    forked, alone = run(cell, digits, SETTINGS, CPU, shared=tmp_path), run(cell, digits, SETTINGS, CPU)
+    assert forked["forked"] == {"from": "original-seed-3", "epoch": at} and "forked" not in alone
+    assert forked["validation_loss"] == alone["validation_loss"]
+    assert forked["training_flops"] == alone["training_flops"]
 
 
 def test_its_budget_is_that_of_the_fair_restart(cells: dict[str, Cell], digits: ImageTask) -> None:
