@@ -16,12 +16,13 @@ from rich.text import Text
 from network_surgery.ops import Schedule
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
-from network_surgery.study.arms import arm_name
+from network_surgery.study.arms import FROM_THE_END, arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
+from network_surgery.study.evidence.left_out import left_out
 from network_surgery.study.evidence.state import epochs, in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
@@ -123,6 +124,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     results = folder.write(
         rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric),
         state=state(folder) | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
+        left_out=left_out(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -259,7 +261,8 @@ def _compare(stage: _Stage) -> bool:
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
         )
     cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
-    return stage.run("comparison", cells)
+    ends = set(FROM_THE_END) & set(folder.settings.arms)
+    return stage.run("comparison", cells, (folder.settings.epochs,) if ends else ())
 
 
 def _table(rows: list[dict[str, Any]], metric: Metric, unit: str) -> Table:

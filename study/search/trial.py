@@ -45,13 +45,14 @@ def trial(
         torch.get_device_module(device).empty_cache()
     saved = checkpoint_of(cell, settings, Path(folder))
     network = network_of(cell, Path(folder)) if cell.test else None
+    teacher = network_of(cell.teacher, Path(folder)) if cell.teacher else None
 
     def tell(epoch: dict[str, Any]) -> None:
         tune.report({"kind": "epoch", "report": json.dumps(epoch)})
 
     try:
         task = given if isinstance(given, Task) else build(settings, given)
-        outcome = run(cell, task, settings, device, tell, saved, network, start, checkpoints_of(Path(folder)))
+        outcome = run(cell, task, settings, device, tell, saved, network, start, checkpoints_of(Path(folder)), teacher)
         if network is not None:
             outcome["network"] = network.relative_to(folder).as_posix()
     except (Diverged, SurgeryError, StudyError, torch.OutOfMemoryError) as error:

@@ -224,7 +224,11 @@ class Folder:
             os.fsync(ledger.fileno())
 
     def write(
-        self, summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], **more: Any
+        self,
+        summary: Sequence[dict[str, Any]],
+        verdicts: Sequence[dict[str, Any]],
+        left_out: Sequence[dict[str, Any]] = (),
+        **more: Any,
     ) -> dict[str, Any]:
         """Writes ``results.json`` from the ledger, a comparison and what else is to be kept; returns its content."""
         study = json.loads((self.path / "study.json").read_text())
@@ -240,6 +244,7 @@ class Folder:
             "comparison": {
                 "summary": list(summary),
                 "verdicts": list(verdicts),
+                "left_out": list(left_out),
                 "cells": [self._flat(record) for record in self.records() if record.compared],
             },
             **more,
@@ -263,9 +268,9 @@ def checkpoints_of(folder: Path) -> Path:
     return folder / "checkpoints"
 
 
-def network_of(cell: Cell, folder: Path) -> Path:
-    """Where the final network of a cell lies in the study's folder."""
-    return folder / "networks" / f"{cell.name}.pt"
+def network_of(cell: Cell | str, folder: Path) -> Path:
+    """Where the final network of a cell, or of the cell of this name, lies in the study's folder."""
+    return folder / "networks" / f"{cell if isinstance(cell, str) else cell.name}.pt"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

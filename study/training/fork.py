@@ -38,17 +38,21 @@ def beginning(cell: Cell, settings: Settings) -> str:
     of epochs.
     """
     constant = settings.lr_schedule == "constant" and not settings.warmup
-    return replace(cell, schedule=(), test=False, epochs=None if constant else cell.epochs).key(settings)
+    epochs = None if constant else cell.curve or cell.epochs
+    return replace(cell, schedule=(), test=False, epochs=epochs, curve=None, rewind=None).key(settings)
 
 
 def shared(cell: Cell, settings: Settings, per_epoch: int) -> int:
     """The whole epochs that a cell trains before its first step; ``per_epoch``: optimizer steps in an epoch.
 
-    0 where it has no step, or none that comes before its end.
+    A run that rewinds its weights begins at the latest where it rewinds to. 0 where it has no step, or none that comes
+    before its end.
     """
     whole = (cell.epochs or settings.epochs) * per_epoch
     first = min((parse_when(step["when"]).iteration(per_epoch) for step in cell.schedule), default=whole)
-    return first // per_epoch if first < whole else 0
+    if first >= whole:
+        return 0
+    return first // per_epoch if cell.rewind is None else min(cell.rewind, first // per_epoch)
 
 
 def epochs(needed: Iterable[int], more: Iterable[int], last: int) -> tuple[int, ...]:

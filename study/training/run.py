@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from network_surgery.ops import Anatomy, Schedule, describe, save
+from network_surgery.ops import Anatomy, Schedule, describe, load, save
 from network_surgery.ops.anatomy import count, evaluating
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.network.masks import parameters_of
@@ -22,6 +22,7 @@ from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.compute import Compute
+from network_surgery.study.recipe.distillation import Teacher, comparable
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.recipe.optimizer import in_words, make_optimizer
@@ -31,15 +32,23 @@ from network_surgery.study.task.samples import Batches, size_of
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
 from network_surgery.study.training import checkpoint, fork
+from network_surgery.study.training.allocated import cut
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import speed
 from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
+from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.spent import joules, work
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Callback, Trainer, batches_per_epoch, steps_per_epoch
+from network_surgery.study.training.trainer import (
+    Callback,
+    Trainer,
+    batches_per_epoch,
+    clock,
+    steps_per_epoch,
+)
 
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
@@ -82,6 +91,7 @@ def run(
     network: Path | None = None,
     start: Start | None = None,
     shared: Path | None = None,
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -98,32 +108,44 @@ def run(
     already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of the
     checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went on
     from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
+    ``teacher``: the file of the network that a cell with a ``teacher`` learns from; its answers count among
+    ``training_flops``.
 
     Raises:
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
-    Compute.of(settings).check(device)
+    compute = Compute.of(settings)
+    compute.check(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
     model = made(cell, task, settings, start)
+    model.to(device)
     schedule = Schedule.from_data(cell.schedule)
     check_after(Optimization.of(settings).curve, schedule)
     held_out = task.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
     renewed = settings.batchnorm_statistics == "reset"
     theatre = Theatre(schedule, held_out, settings.signal_images, carry, renewed)
+    if cell.allocation is not None:
+        since = clock(device)
+        cut(model, task, cell.allocation, cell.seed, settings.signal_images, device)
+        theatre.discovery_seconds = clock(device) - since
     probes = (
         [Probe(theatre, settings.probe, settings.dead_threshold or THRESHOLD)]
         if settings.probe and cell.arm in PROBED
         else []
     )
+    rewinding = [] if cell.rewind is None else [Rewinding(cell.rewind, cell.curve or settings.epochs)]
+    taught = None if cell.teacher is None else _teacher(teacher, cell, task, settings, device, compute)
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
     keepers = [fork.Keeper(cell, settings, shared)] if shared is not None and cell.keep else []
     teller = Teller(tell, theatre)
-    listeners = [energy, theatre, *probes, *keepers, teller]
-    trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners)
+    listeners = [energy, theatre, *rewinding, *probes, *keepers, teller]
+    trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners, cell.curve, taught)
+    for callback in rewinding:
+        callback.attach(trainer)
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
     begun = False
@@ -135,7 +157,7 @@ def run(
     except StudyError:  # damaged: the run starts over, with a network that loading has not touched
         if saved is not None:
             saved.unlink(missing_ok=True)
-        return run(cell, task, settings, device, tell, saved, network, start, shared)
+        return run(cell, task, settings, device, tell, saved, network, start, shared, teacher)
     if begun:
         fork.replay(trainer, [teller])
     trainer.fit()
@@ -146,7 +168,11 @@ def run(
     outcome = reached(trainer, theatre, cell.sunk) | {
         "parameters": parameters,
         "flops": flops,
-        "training_flops": _training_flops(trainer, theatre, flops) + int(cell.sunk.get("training_flops", 0)),
+        "training_flops": (
+            _training_flops(trainer, theatre, flops)
+            + (0 if taught is None else _teacher_flops(trainer, taught.network, example))
+            + int(cell.sunk.get("training_flops", 0))
+        ),
         "architecture": describe(model),
         **({"kept": keepers[0].state()} if keepers else {}),
     }
@@ -169,8 +195,12 @@ def trainer_of(
     device: torch.device,
     epochs: int | None = None,
     callbacks: Sequence[Callback] = (),
+    curve: int | None = None,
+    teacher: Teacher | None = None,
 ) -> Trainer:
     """What trains a network by the whole recipe of the settings, for ``epochs`` epochs (None: those of the settings).
+
+    ``curve``: the epochs over which the learning rate is stretched, where it is not these; ``teacher``: see ``Trainer``.
 
     Raises:
         StudyError: there is no such optimizer, or the device cannot compute so.
@@ -182,6 +212,7 @@ def trainer_of(
         model, make_optimizer(settings, model), task, epochs=epochs or settings.epochs,
         batch_size=settings.batch_size, seed=seed, device=device, callbacks=callbacks,
         optimization=Optimization.of(settings), accuracy_mode=settings.accuracy_mode, compute=compute,
+        curve_epochs=curve, teacher=teacher,
     )  # fmt: skip
 
 
@@ -193,13 +224,14 @@ def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None)
     """
     start = start or starting.load(settings, task)
     model = fresh(task)
-    if cell.architecture is None:
+    if cell.architecture is None and cell.allocation is None:
         if start is not None:
             start.lay(model)
         return model
-    if start is not None and (brought := starting.brought(task)):  # whatever the start is, it must not begin from these
+    if brought := starting.brought(task):  # whatever the start is, it must not begin from these
         redraw(model, brought, cell.seed, starting.numbers(task))
-    renew(model, cell.architecture, cell.seed)
+    if cell.architecture is not None:
+        renew(model, cell.architecture, cell.seed)
     return model
 
 
@@ -246,6 +278,24 @@ def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
     return 3 * min(trainer.batch_size, len(trainer.train)) * int(done)
 
 
+def _teacher_flops(trainer: Trainer, teacher: nn.Module, example: Any) -> int:
+    """FLOPs of the teacher's answers to all training batches: one forward pass a sample."""
+    batch = min(trainer.batch_size, len(trainer.train))
+    return batch * trainer.batches_done(trainer.iteration) * count(teacher, example)[1]
+
+
+def _teacher(
+    path: Path | None, cell: Cell, task: Task, settings: Settings, device: torch.device, compute: Compute
+) -> Teacher:
+    """The network that a cell learns from. Raises StudyError where its file is missing or is of another network."""
+    if path is None or not path.exists():
+        raise StudyError(f"{cell.arm} learns from the network of {cell.teacher}, but its file {path} is not there")
+    with torch.random.fork_rng(devices=[]):
+        network = load(lambda: fresh(task), path, device)
+    compute.place(network, device)
+    return Teacher(network, task, settings.distill_temperature, settings.distill_weight, compute)
+
+
 def check(settings: Settings, task: Task) -> dict[str, int]:
     """Builds the network once, with what it starts from, tries its optimizer, and returns its layers' sizes by name.
 
@@ -260,6 +310,9 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
     if (start := starting.load(settings, task)) is not None:
         _lay(start, model, example)
     _try_optimizer(settings, model, task)
+    if "distill" in settings.arms:
+        with evaluating(model), torch.no_grad():
+            comparable(task, call(model, example))
     anatomy = Anatomy(model, example)
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())

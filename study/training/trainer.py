@@ -24,6 +24,7 @@ from network_surgery.ops.schedule import Step
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.augmentation import apart
 from network_surgery.study.recipe.compute import PLAIN, Compute
+from network_surgery.study.recipe.distillation import Teacher
 from network_surgery.study.recipe.learning_rate import LearningRate
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.task.samples import Batch, Batches, evenly, size_of
@@ -95,7 +96,9 @@ class Trainer:
     steps are made of gradients. ``forked``: the run whose first epochs these are, and their number (see
     ``study.training.fork``). ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
     ``compute``: how training steps and evaluation are computed; where they are compiled, the records have
-    ``compile_seconds``, which no other seconds count.
+    ``compile_seconds``, which no other seconds count. ``curve_epochs``: the epochs over which the learning rate is
+    stretched, where they are not all. ``teacher``: what the network is trained to answer like, too. ``followers``:
+    networks of the same shapes that follow every operation.
     """
 
     def __init__(
@@ -112,6 +115,8 @@ class Trainer:
         optimization: Optimization = Optimization(),
         accuracy_mode: str = "evaluation",
         compute: Compute = PLAIN,
+        curve_epochs: int | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model, self.optimizer, self.task = model, optimizer, task
         self.epochs, self.batch_size, self.seed, self.device = epochs, batch_size, seed, device
@@ -122,7 +127,10 @@ class Trainer:
         compute.place(model, device)
         self.optimization = optimization
         self.average = optimization.average(model)
-        self.rate = LearningRate(optimization.curve, epochs * self.per_epoch, self.per_epoch)
+        each = self.per_epoch
+        self.rate = LearningRate(optimization.curve, epochs * each, each, (curve_epochs or epochs) * each)
+        self.teacher = teacher
+        self.followers: tuple[nn.Module, ...] = ()
         self.epoch = 0
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
@@ -174,7 +182,7 @@ class Trainer:
     @property
     def averages(self) -> tuple[nn.Module, ...]:
         """The networks of the same shapes that follow every operation."""
-        return () if self.average is None else (self.average,)
+        return self.followers if self.average is None else (self.average, *self.followers)
 
     def operated(self, step: Step) -> None:
         """What an operation does to training: the learning rate goes on as its step says, and code is compiled anew."""
@@ -256,7 +264,9 @@ class Trainer:
         return loss.detach()
 
     def _loss(self, inputs: Any, targets: Any) -> Tensor:
-        return self.task.training_loss(self.compute.answer(self._network, inputs, self.device), targets).mean()
+        outputs = self.compute.answer(self._network, inputs, self.device)
+        loss = self.task.training_loss(outputs, targets).mean()
+        return loss if self.teacher is None else self.teacher.join(loss, inputs, outputs)
 
     def _compile(self, inputs: Any, targets: Any) -> None:
         """Has the network compiled for batches of this size, off the clock, by a step of which nothing is left."""
