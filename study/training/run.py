@@ -95,6 +95,7 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
+    given, task = task, of_seed(task, settings, cell.seed)
     compute = Compute(settings.precision, settings.channels_last, settings.compile)
     compute.check(device)
     if device.type == "cuda":
@@ -127,7 +128,7 @@ def run(
                 checkpoint.load(trainer, saved)
             except StudyError:  # damaged: the run starts over, with a network that loading has not touched
                 saved.unlink()
-                return run(cell, task, settings, device, tell, saved, network, start)
+                return run(cell, given, settings, device, tell, saved, network, start)
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
@@ -147,6 +148,15 @@ def run(
             outcome["test_values"] = values.keep(tested, task.metric.name, network)
         outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
     return outcome
+
+
+def of_seed(task: Task, settings: Settings, seed: int) -> Task:
+    """The task as a run of this seed trains it: with its own validation samples, where the split follows the seed.
+
+    Raises:
+        StudyError: the task cannot be split so.
+    """
+    return task.resplit(seed) if settings.split == "seed" else task
 
 
 def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None) -> nn.Module:
@@ -223,6 +233,7 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
         SurgeryError: the optimizer keeps something that cannot follow surgery.
     """
     steps_per_epoch(len(task.train), settings.batch_size)
+    of_seed(task, settings, settings.seed)
     model = tried(task)
     example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
     if (start := starting.load(settings, task)) is not None:
