@@ -40,8 +40,8 @@ def answer(folder: Folder, rows: Sequence[Row], verdicts: Sequence[Contrast]) ->
     """The answer of a study; None where there is no verdict.
 
     ``question`` in words, ``accounting``, ``budget``, ``met`` (None without one), ``trial``, its ``name`` and
-    ``schedule`` in words, ``use`` (yes, no, undecided), ``finding``, ``sentence``, ``against`` (the rival that decided),
-    ``size`` (``parameters`` and their ``share`` of the original's), ``flops`` of an answer (``value``, ``share``),
+    ``schedule`` in words, ``use`` (yes, no, undecided), ``finding``, ``sentence``, ``against`` (the rival that
+    decided), ``size`` (``parameters`` and their ``share`` of the original's), ``flops`` of an answer (``value``, ``share``),
     ``latency`` of one sample (``seconds``, ``share``) and ``bytes`` of the file, where they are known, what is ``lost``
     against the original (``difference``, ``interval``, ``finding``), the ``network``'s file in the folder, of the seed
     that is best on validation, and ``load``: Python that loads and exports it.
@@ -107,7 +107,7 @@ def judge(verdict: Contrast, rivals: Sequence[Contrast], missed: bool, lost: boo
 
 
 def _wins(contrast: Contrast, shown: str, compute: str, dearer: bool) -> bool:
-    """Whether one side of a contrast wins: it is shown to, or it is as good and the other one is ``dearer`` (or not)."""
+    """Whether one side of a contrast wins: it is shown to, or both are as good and surgery is ``dearer`` (or cheaper)."""
     if contrast["decision"] in (shown, compute):
         return True
     ratio = contrast["compute_ratio"]
@@ -193,23 +193,23 @@ def sentence(
     metric: Metric,
 ) -> str:  # fmt: skip
     """The answer in one line."""
-    words = accounting.WORDS[found["accounting"]]
-    network = f"{found['name']} ({found['schedule']}) has {_sizes(found)}{_lost(found, metric)}"
-    rival = rival_of(decided)
-    file = f" Network: {found['network']}." if found["network"] else ""
-    if found["use"] == "yes":
-        return f"Use it: {network}; {_reason(decided, rival, metric)}, {words}.{file}"
-    if found["use"] == "no":
-        return f"Do not use it: {_capital(rival)} {_counter(decided, metric)}, {words}. {_capital(network)}."
+    words, what = accounting.WORDS[found["accounting"]], f"{found['name']} ({found['schedule']})"
+    rival, numbers = rival_of(decided), f"{_sizes(found)}{_lost(found, metric)}"
+    file = f" File: {found['network']}." if found["network"] else ""
     if decided["decision"] == "unfinished":
         ended, of = verdict["progress"]
         return f"No answer yet: {ended:,} of {of:,} trainings of the comparison have ended."
+    if found["use"] == "yes":
+        return f"Use {what}: {numbers}; it {_reason(decided, rival, metric)}, {words}.{file}"
+    if found["use"] == "no":
+        return f"Do not use {what}: {rival} {_counter(decided, metric)}, {words}; it has {numbers}."
     if missed:
-        return f"Undecided: {found['name']} ({found['schedule']}) has {' and '.join(missed)}{_lost(found, metric)}."
+        return f"Undecided about {what}: it has {' and '.join(missed)}; it has {numbers}.{file}"
     if _wins(verdict, "better", "less compute", dearer=False):
-        limit = f"more than the {metric.amount(allowed)}{_in(metric)} that are allowed"
-        return f"Undecided: {_reason(decided, rival, metric)}, {words}, but {network}, {limit}.{file}"
-    return f"Undecided: {_open(decided, rival, metric)}, {words}; {network}.{file}"
+        why = f"it {_reason(decided, rival, metric)}, {words}"
+        limit = f"more than the {metric.amount(allowed)}{_in(metric)} that may be lost"
+        return f"Undecided about {what}: {why}, but it has {numbers}, {limit}.{file}"
+    return f"Undecided about {what}: {_open(decided, rival, metric)}, {words}; it has {numbers}.{file}"
 
 
 def _sizes(found: Mapping[str, Any]) -> str:
@@ -225,19 +225,18 @@ def _lost(found: Mapping[str, Any], metric: Metric) -> str:
     lost = found["lost"]
     if lost is None:
         return ""
-    low, high = map(metric.change, lost["interval"]) if lost["interval"] else (None, None)
-    interval = f" [{low}, {high}]" if low else ""
-    return f", {metric.difference(lost['difference'])}{interval} {_of(metric)} against the original"
+    interval = "" if lost["interval"] is None else " [{}, {}]".format(*map(metric.change, lost["interval"]))
+    return f", {metric.name} {metric.difference(lost['difference'])}{interval} against the original"
 
 
 def _reason(decided: Contrast, rival: str, metric: Metric) -> str:
     """Why surgery is to be preferred."""
     if decided["decision"] == "better":
-        return f"it is better than {rival} by {metric.amount(decided['difference'])}{_in(metric)}"
+        return f"is better than {rival} by {metric.amount(decided['difference'])}{_in(metric)}"
     if decided["decision"] == "less compute":
-        return f"it gets there with less compute than {rival} and ends no worse"
+        return f"gets there with less compute than {rival} and ends no worse"
     cost = f"{100 * decided['compute_ratio']:.0f} % of its training FLOPs"
-    return f"it is as good as {rival} within {metric.smallest}{_in(metric)} for {cost}"
+    return f"is as good as {rival} within {metric.smallest}{_in(metric)} for {cost}"
 
 
 def _counter(decided: Contrast, metric: Metric) -> str:
@@ -256,20 +255,9 @@ def _open(decided: Contrast, rival: str, metric: Metric) -> str:
         return f"it is as good as {rival} within {metric.smallest}{_in(metric)} for the same training FLOPs"
     if decided["decision"] in ("untouched", "untested"):
         return str(decided["finding"])
-    interval = ""
-    if decided["interval"]:
-        low, high = map(metric.change, decided["interval"])
-        interval = f" [{low}, {high}]"
-    return f"against {rival} it is {metric.difference(decided['difference'])}{interval}{_in(metric)}"
-
-
-def _of(metric: Metric) -> str:
-    return f"of {metric.name}"
+    interval = "" if decided["interval"] is None else " [{}, {}]".format(*map(metric.change, decided["interval"]))
+    return f"against {rival} {metric.name} is {metric.difference(decided['difference'])}{interval}"
 
 
 def _in(metric: Metric) -> str:
     return "" if metric.percent else f" in {metric.name}"
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]

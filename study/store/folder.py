@@ -177,7 +177,7 @@ class Folder:
         return [*known, self.settings.seeds] if again else known
 
     def looked(self) -> None:
-        """Keeps that its complete comparison is looked at: each look with more seeds spends a part of the error rate."""
+        """Keeps that its complete comparison is looked at: each look with more seeds spends some of the error rate."""
         content = json.loads((self.path / "study.json").read_text())
         if (looks := self.looks(whole=True)) != content.get("looks", []):
             _write(self.path / "study.json", content | {"looks": looks})

@@ -92,8 +92,8 @@ class Task:
             StudyError: the task cannot be split so.
         """
         raise StudyError(
-            f"split is 'seed', but {type(self).__name__} has a fixed validation set; give it a method resplit(seed), or "
-            "leave out split"
+            f"split is 'seed', but {type(self).__name__} has a fixed validation set; give it a method resplit(seed), "
+            "or leave out split"
         )
 
     @functools.cached_property

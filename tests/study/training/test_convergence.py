@@ -111,7 +111,10 @@ UNDECIDED: dict[str, Any] = {
 
 
 def test_a_difference_without_a_unit_is_one_in_the_metric() -> None:
-    nothing, undecided = "Counting all compute from nothing, ", UNDECIDED | {"more_seeds": [0, 0], "interval": [-0.1, 0.2]}
+    nothing, undecided = (
+        "Counting all compute from nothing, ",
+        UNDECIDED | {"more_seeds": [0, 0], "interval": [-0.1, 0.2]},
+    )
     assert sentence(undecided, LOSS) == (
         f"{nothing}surgery against restarting is undecided: +0.001 in loss (95 % interval −0.100 to +0.200, n = 5); "
         "a difference of 0.05 in loss would probably have been shown."

@@ -46,7 +46,11 @@ def test_a_metric_that_is_no_mean_over_samples_has_none(tmp_path: Path) -> None:
 
 def test_a_run_keeps_them_and_its_study_reads_them(tmp_path: Path) -> None:
     settings = Settings(model="mlp", epochs=1, train_images=80, probe=0)
-    folder, task, cell = Folder.make(tmp_path / "s", settings, {"fc1": 8}), build(settings), Cell("original", 1, test=True)
+    folder, task, cell = (
+        Folder.make(tmp_path / "s", settings, {"fc1": 8}),
+        build(settings),
+        Cell("original", 1, test=True),
+    )
     network = folder.path / "networks" / f"{cell.name}.pt"
     outcome = run(cell, task, settings, torch.device("cpu"), network=network)
     kept = folder.test_values(Record(cell, outcome))
