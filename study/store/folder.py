@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from network_surgery.study.config import Settings
+from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import convergence, records
@@ -125,7 +125,7 @@ class Folder:
             settings, layers, identity = content["settings"], content["layers"], content["identity"]
         except KeyError as error:
             raise StudyError(f"{path / 'study.json'} is damaged: it lacks {error}") from None
-        known = Settings.from_data(settings, str(path / "study.json"))
+        known = Settings.from_data({**OLDER, **settings}, str(path / "study.json"))
         metric = Metric.from_data(content["metric"]) if "metric" in content else ACCURACY  # older studies had no other
         unit = content.get("unit", "images")
         return cls(path.resolve(), known, layers, identity, content.get("preset"), metric, unit)
