@@ -260,9 +260,7 @@ class Settings(Declared):
     ] = None  # type: ignore[assignment]  # settled when the settings are made
     controls: Annotated[
         Truth,
-        About(
-            "Spaces also offer the controls random_remove and zero_expand, which no one would use", decides=False
-        ),
+        About("Spaces also offer the controls random_remove and zero_expand, which no one would use", decides=False),
     ] = False
     sampler: Annotated[
         Text,
@@ -316,8 +314,10 @@ class Settings(Declared):
     ] = 3
     racing: Annotated[
         Count,
-        About("Seeds on which the best schedules of the search are tried before some are compared (1: its own)",
-              decides=False),
+        About(
+            "Seeds on which the best schedules of the search are tried before some are compared (1: its own)",
+            decides=False,
+        ),
     ] = 3
     finalists: Annotated[
         AtLeast2, About("Number of schedules that are tried on more seeds", option=False, decides=False)

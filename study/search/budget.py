@@ -169,14 +169,14 @@ def _check_metric(name: str, setting: float, metric: Metric) -> None:
             f"be lost is written {example:+g}"
         )
     if metric.percent and abs(setting) >= 1:
-        raise StudyError(
-            f"budget has {name}: {setting:+g}, but {metric.name} is a fraction: a point is written {metric.sign * -0.01:+g}"
-        )
+        point = -0.01 * metric.sign
+        raise StudyError(f"budget has {name}: {setting:+g}, but {metric.name} is a fraction: a point is {point:+g}")
 
 
 def needs_original(settings: Settings) -> bool:
     """Whether the budget compares with what a training run of the original has reached."""
-    return any(name not in SIZES or (name == "latency" and value <= 1) for name, value in (settings.budget or {}).items())
+    limited = (settings.budget or {}).items()
+    return any(name not in SIZES or (name == "latency" and value <= 1) for name, value in limited)
 
 
 def original_cell(settings: Settings, seed: int | None = None) -> Cell:
@@ -188,9 +188,10 @@ def mean(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     """Of some outcomes the mean of whatever an objective or a limit may read."""
     several = list(outcomes)
     names = ("validation_metric", "validation_loss", "parameters", "flops", "seconds", "bytes")
-    found: dict[str, Any] = {
-        name: statistics.fmean(each[name] for each in several) for name in names if all(name in each for each in several)
-    }
+    found: dict[str, Any] = {}
+    for name in names:
+        if all(name in each for each in several):
+            found[name] = statistics.fmean(each[name] for each in several)
     if all(BATCH in each.get("latency_seconds", {}) for each in several):
         found["latency_seconds"] = {BATCH: statistics.fmean(each["latency_seconds"][BATCH] for each in several)}
     return found

@@ -117,6 +117,13 @@ def race_of(folder: Folder) -> Race:
     return replace(found, missing=[*originals, *found.missing], left=found.left + len(originals))
 
 
+def first(folder: Folder) -> list[Cell]:
+    """The original that is trained before the trials, where the budget compares with it and it is not there yet."""
+    if not needs_original(folder.settings) or folder.settings.seed in _originals(folder):
+        return []
+    return [original_cell(folder.settings)]
+
+
 def expected(settings: Settings) -> int:
     """The cells of a race at most, before the search has ended."""
     if not settings.searches or len(settings.objective) > 1:

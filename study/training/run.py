@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,7 @@ def run(
     With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
+    ``bytes`` are those of the network's file, where one is written or the budget limits them.
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
     already. A cell with an ``architecture`` starts from fresh weights nevertheless.
@@ -143,7 +145,11 @@ def run(
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
+    limited = settings.budget or {}
+    if cell.test or "latency" in limited:
         outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
+    if network is not None or "bytes" in limited:
+        outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size
     return outcome
 
 
@@ -213,8 +219,25 @@ def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> 
     return sum(known) if len(known) == len(parts) else None
 
 
+class Examined(NamedTuple):
+    """A network before it is trained: the units of its ``layers``, its own sizes (``original``), and the sizes that are
+    left at ``least``, where every layer has one unit.
+
+    Sizes are ``parameters`` and ``flops``, and of the original ``bytes`` where the budget limits them.
+    """
+
+    layers: dict[str, int]
+    original: dict[str, int]
+    least: dict[str, int]
+
+
 def check(settings: Settings, task: Task) -> dict[str, int]:
-    """Builds the network once, with what it starts from, tries its optimizer, and returns its layers' sizes by name.
+    """The layers of ``examine``: name → units. Raises as that does."""
+    return examine(settings, task).layers
+
+
+def examine(settings: Settings, task: Task) -> Examined:
+    """Builds the network once, with what it starts from, tries its optimizer, and says how large everything is.
 
     Raises:
         StudyError: no such network or optimizer, or no layer that can be operated on.
@@ -230,7 +253,18 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
         raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
-    return {name: layer.units for name, layer in anatomy.items()}
+    parameters, flops = count(model, example)
+    original = {"parameters": parameters, "flops": flops}
+    if "bytes" in (settings.budget or {}):
+        original["bytes"] = file_size(model)
+    return Examined({name: layer.units for name, layer in anatomy.items()}, original, {})
+
+
+def file_size(model: nn.Module) -> int:
+    """The bytes of the file that ``ops.save`` writes of a network."""
+    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
+        save(model, path := Path(scratch) / "network.pt")
+        return path.stat().st_size
 
 
 def _lay(start: Start, model: nn.Module, example: Any) -> None:
