@@ -17,6 +17,8 @@ from network_surgery.search_spaces.placement import EPOCHS, Layers, place, sampl
 NAMES = ("eigen_remove", "mean_replace", "min_weight", "random_remove")
 #: What EigenRemove's δ is: the fraction of rank that stays, or the least singular value that does.
 DELTAS = ("rank", "threshold")
+#: Connection sensitivity is for networks that have not been trained.
+TRIED = tuple(score for score in SCORES if score != "snip")
 #: Scores that replace a unit themselves, so that the replacement matters even where nothing of it is left behind.
 REPLACING = ("mrs", "mrp")
 #: What ``repair`` may be: the chain's steps joined by ``+``.
@@ -36,7 +38,7 @@ def operation(trial: BaseTrial, name: str) -> Operation:
         weights = trial.suggest_categorical("weights", ("original", "reduced"))
         return EigenRemove(keep, rank, weights, threshold=threshold)
     if name == "mean_replace":
-        score = trial.suggest_categorical("score", SCORES)
+        score = trial.suggest_categorical("score", TRIED)
         chosen = MeanReplace(keep, score, bias_propagation=trial.suggest_categorical("bias_propagation", (True, False)))
         if chosen.bias_propagation or score in REPLACING:
             chosen = replace(chosen, replacement=trial.suggest_categorical("replacement", REPLACEMENTS))
