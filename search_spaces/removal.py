@@ -14,7 +14,9 @@ from network_surgery.ops.signals.replacement import REPLACEMENTS
 from network_surgery.ops.signals.unit_scores import SCORES
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place, sample
 
-NAMES = ("eigen_remove", "mean_replace", "min_weight", "random_remove")
+NAMES = ("eigen_remove", "mean_replace", "min_weight")
+#: What nobody would use, and others are held against.
+CONTROLS = ("random_remove",)
 #: What EigenRemove's δ is: the fraction of rank that stays, or the least singular value that does.
 DELTAS = ("rank", "threshold")
 #: Connection sensitivity is for networks that have not been trained.
@@ -47,7 +49,7 @@ def operation(trial: BaseTrial, name: str) -> Operation:
         return MinWeight(keep)
     if name == "random_remove":
         return RandomRemove(keep)
-    raise SurgeryError(f"there is no removal {name!r}; there are {', '.join(NAMES)}")
+    raise SurgeryError(f"there is no removal {name!r}; there are {', '.join((*NAMES, *CONTROLS))}")
 
 
 def repair(trial: BaseTrial, chosen: Operation) -> tuple[str, ...]:
@@ -64,7 +66,10 @@ def repair(trial: BaseTrial, chosen: Operation) -> tuple[str, ...]:
     return () if name == "none" else tuple(name.split("+"))
 
 
-def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of removals: ``op``, its own hyperparameters (see ``operation``), ``repair`` and the placement."""
-    chosen = operation(trial, trial.suggest_categorical("op", NAMES))
+def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls: bool = False) -> Schedule:
+    """A schedule of removals: ``op``, its own hyperparameters (see ``operation``), ``repair`` and the placement.
+
+    ``controls``: random units, too.
+    """
+    chosen = operation(trial, trial.suggest_categorical("op", NAMES + CONTROLS * controls))
     return place(trial, layers, chosen, epochs, repair=repair(trial, chosen))

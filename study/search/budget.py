@@ -140,7 +140,7 @@ def check(settings: Settings, metric: Metric, original: Mapping[str, float], lea
     """Raises StudyError where no network could meet the budget, or every one does.
 
     ``original``: the parameters, FLOPs and bytes of the network as it is made; ``least``: those that are left where
-    every layer has one unit.
+    every layer has two units.
     """
     for name, setting in (settings.budget or {}).items():
         if name not in SIZES:
@@ -153,7 +153,7 @@ def check(settings: Settings, metric: Metric, original: Mapping[str, float], lea
     for limit in Budget.of(settings, metric, original).limits:
         if limit.limit is not None and limit.limit < least.get(limit.name, 0.0):
             raise StudyError(
-                f"budget allows {_number(limit.name, limit.limit)} {UNITS[limit.name]}, but with one unit in every "
+                f"budget allows {_number(limit.name, limit.limit)} {UNITS[limit.name]}, but with two units in every "
                 f"layer that can be operated on this network still has {_number(limit.name, least[limit.name])}"
             )
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from network_surgery.ops import Anatomy, Schedule, describe, save
+from network_surgery.ops import Anatomy, Schedule, describe, save, size
+from network_surgery.ops.allocation import LEAST
 from network_surgery.ops.anatomy import count, evaluating
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.network.masks import parameters_of
@@ -221,7 +222,7 @@ def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> 
 
 class Examined(NamedTuple):
     """A network before it is trained: the units of its ``layers``, its own sizes (``original``), and the sizes that are
-    left at ``least``, where every layer has one unit.
+    left at ``least``, where every layer has two units, or the one that it had.
 
     Sizes are ``parameters`` and ``flops``, and of the original ``bytes`` where the budget limits them.
     """
@@ -257,7 +258,8 @@ def examine(settings: Settings, task: Task) -> Examined:
     original = {"parameters": parameters, "flops": flops}
     if "bytes" in (settings.budget or {}):
         original["bytes"] = file_size(model)
-    return Examined({name: layer.units for name, layer in anatomy.items()}, original, {})
+    least = size(anatomy, {name: min(LEAST, layer.units) for name, layer in anatomy.items()})
+    return Examined({name: layer.units for name, layer in anatomy.items()}, original, least._asdict())
 
 
 def file_size(model: nn.Module) -> int:
