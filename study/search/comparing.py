@@ -19,13 +19,13 @@ from network_surgery.study.config import REPEATS_FROM, Settings
 from network_surgery.study.search import front
 from network_surgery.study.search.budget import Budget, mean, needs_original, original_cell
 from network_surgery.study.search.sources import Listed
-from network_surgery.study.store.folder import Folder, Record
+from network_surgery.study.store.folder import SEARCHING, Folder, Record
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
 
 #: The arm of a search trial that is repeated on another seed.
-RACING = "racing"
+RACING = SEARCHING[1]
 #: Seeds → the budget, by what the original has reached with these seeds.
 Budgets = Callable[[Collection[int]], Budget]
 

@@ -26,6 +26,8 @@ from network_surgery.study.training import convergence, records
 from network_surgery.study.training.cell import Cell
 
 FORMAT = 1
+#: The arms of a search: its trials, and the best of them on other seeds.
+SEARCHING = ("search", "racing")
 #: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
 PATIENCE = 0.5
 
@@ -50,8 +52,8 @@ class Record:
 
     @property
     def compared(self) -> bool:
-        """Part of the comparison, whose runs alone read the test samples; the others are the search's."""
-        return self.cell.test
+        """Part of the comparison, not of the search, which trains originals, too, but reads no test samples."""
+        return self.cell.arm not in SEARCHING and (self.cell.arm != "original" or self.cell.test)
 
 
 class Folder:
