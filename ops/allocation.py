@@ -34,7 +34,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ def allocate(
     >>> allocate(Anatomy(net, torch.zeros(2, 4)), MinWeight(), {"parameters": 0.5})
     {'0': 0.45}
     """
-    check_operation(operation)
+    check_operation(type(operation))
     wanted = Allocation(budget, method, layers)  # type: ignore[arg-type]
     if method in WITH_SIGNALS and signals is None:
         raise SurgeryError(f"to allocate a budget by {method} looks at data: give it Signals(model, inputs, targets)")
@@ -196,13 +196,12 @@ def limits(budget: Mapping[str, float], of: Size) -> dict[str, int]:
     return found
 
 
-def check_operation(operation: Any) -> None:
-    """Raises SurgeryError unless it is an operation with ``keep``."""
-    if not isinstance(operation, Operation) or "keep" not in {each.name for each in fields(operation)}:  # type: ignore[arg-type]
-        name = type(operation).__name__ if isinstance(operation, Operation) else repr(operation)[:60]
+def check_operation(kind: type[Operation]) -> None:
+    """Raises SurgeryError unless it is a kind of operation with ``keep``."""
+    if not is_dataclass(kind) or "keep" not in {each.name for each in fields(kind)}:
         raise SurgeryError(
-            f"a budget says how many units each layer keeps, and {name} has no keep: take an operation that has, such "
-            "as min_weight or eigen_remove"
+            f"a budget says how many units each layer keeps, and {getattr(kind, '__name__', kind)!s:.60} has no keep: "
+            "take an operation that has, such as min_weight or eigen_remove"
         )
 
 

@@ -132,10 +132,12 @@ def _scores(layer: HiddenLayer, signals: Signals | None, score: str, replacement
 def connection_sensitivity(layer: HiddenLayer, signals: Signals) -> Tensor:
     """The score ``snip`` of the (first) batch, ``[units]`` in float64.
 
-    Raises SurgeryError where there are no targets, or weights have no gradient.
+    Raises SurgeryError where there are no targets, or weights are complex or have no gradient.
     """
     signals.check_network(layer)
     names = list(dict.fromkeys(place.tensor for place in layer.makers))
+    if odd := [name for name in names if layer.anatomy.tensor(name).is_complex()]:
+        raise SurgeryError(f"layer {layer.name}: the unit score snip is one of real weights, but {odd[0]} is complex")
     found = weight_scores(
         layer.anatomy.model, names, "taylor1_abs", signals.inputs, signals.classes, loss=signals.loss_function
     )

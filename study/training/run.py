@@ -242,7 +242,8 @@ def examine(settings: Settings, task: Task) -> Examined:
 
     Raises:
         StudyError: no such network or optimizer, or no layer that can be operated on.
-        SurgeryError: the optimizer keeps something that cannot follow surgery.
+        SurgeryError: the optimizer keeps something that cannot follow surgery, or a given schedule has a budget that
+            this network cannot meet.
     """
     steps_per_epoch(len(task.train), settings.batch_size)
     model = tried(task)
@@ -254,6 +255,8 @@ def examine(settings: Settings, task: Task) -> Examined:
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
         raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
+    for steps in settings.schedules:
+        Schedule.from_data(steps).check_budgets(anatomy)
     parameters, flops = count(model, example)
     original = {"parameters": parameters, "flops": flops}
     if "bytes" in (settings.budget or {}):
