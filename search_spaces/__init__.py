@@ -28,6 +28,7 @@ from network_surgery.search_spaces import (
     pruning,
     recovery,
     removal,
+    shrink,
     weak_expand,
 )
 
@@ -36,6 +37,7 @@ Suggest = Callable[..., Schedule]
 #: The spaces by name; of those of an experiment, which lie above this package, a reference.
 SPACES: dict[str, Suggest | str] = {
     "mixed": mixed.suggest,
+    "shrink": shrink.suggest,
     "removal": removal.suggest,
     "expansion": expansion.suggest,
     "eigen_remove": eigen_remove.suggest,

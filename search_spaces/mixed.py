@@ -29,7 +29,7 @@ def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls:
         return pruning.suggest(trial, layers, epochs)
     repair: tuple[str, ...] = ()
     if name in REMOVALS:
-        operation = removal.operation(trial, name)
+        operation = removal.operation(trial, name, controls)
         repair = removal.repair(trial, operation)
     elif name in EXPANSIONS:
         operation = expansion.operation(trial, name)

@@ -21,18 +21,20 @@ CONTROLS = ("random_remove",)
 DELTAS = ("rank", "threshold")
 #: Connection sensitivity is for networks that have not been trained.
 TRIED = tuple(score for score in SCORES if score != "snip")
+#: Those of them that are no control.
+USED = tuple(score for score in TRIED if score != "random")
 #: Scores that replace a unit themselves, so that the replacement matters even where nothing of it is left behind.
 REPLACING = ("mrs", "mrp")
 #: What ``repair`` may be: the chain's steps joined by ``+``.
 REPAIRS = ("none", "bias", "least_squares", "batchnorm", "least_squares+batchnorm")
 
 
-def operation(trial: BaseTrial, name: str) -> Operation:
-    """The named removal with its hyperparameters: ``keep``; for EigenRemove ``delta``, by that ``rank`` or
-    ``singular_threshold``, and ``weights``; for MeanReplace ``score``, ``bias_propagation`` and, where either makes use
-    of it, ``replacement``.
+def operation(trial: BaseTrial, name: str, controls: bool = False, keep: float | None = None) -> Operation:
+    """The named removal with its hyperparameters: ``keep``, unless it is given; for EigenRemove ``delta``, by that
+    ``rank`` or ``singular_threshold``, and ``weights``; for MeanReplace ``score`` (``controls``: random scores, too),
+    ``bias_propagation`` and, where either makes use of it, ``replacement``.
     """
-    keep = sample(trial, "keep", 0.2, 0.9)
+    keep = sample(trial, "keep", 0.2, 0.9) if keep is None else keep
     if name == "eigen_remove":
         by_rank = trial.suggest_categorical("delta", DELTAS) == "rank"
         rank = sample(trial, "rank", 1 / 16, 1.0, log=True) if by_rank else None
@@ -40,7 +42,7 @@ def operation(trial: BaseTrial, name: str) -> Operation:
         weights = trial.suggest_categorical("weights", ("original", "reduced"))
         return EigenRemove(keep, rank, weights, threshold=threshold)
     if name == "mean_replace":
-        score = trial.suggest_categorical("score", TRIED)
+        score = trial.suggest_categorical("score", TRIED if controls else USED)
         chosen = MeanReplace(keep, score, bias_propagation=trial.suggest_categorical("bias_propagation", (True, False)))
         if chosen.bias_propagation or score in REPLACING:
             chosen = replace(chosen, replacement=trial.suggest_categorical("replacement", REPLACEMENTS))
@@ -71,5 +73,5 @@ def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls:
 
     ``controls``: random units, too.
     """
-    chosen = operation(trial, trial.suggest_categorical("op", NAMES + CONTROLS * controls))
+    chosen = operation(trial, trial.suggest_categorical("op", NAMES + CONTROLS * controls), controls)
     return place(trial, layers, chosen, epochs, repair=repair(trial, chosen))
