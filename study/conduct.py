@@ -202,7 +202,11 @@ class _Stage:
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
             return True
-        with Display(self.console, name, source, self.folder.metric) as display:
+
+        def feasible(result: dict[str, Any]) -> bool:
+            return name != "search" or comparing.budget_of(self.folder).feasible(result)
+
+        with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display],

@@ -125,7 +125,7 @@ class Budget:
         elif limit.original is not None:
             share += f" {_number(limit.name, limit.original)}"
         if limit.limit is None:
-            return f"at most {share} {UNITS[limit.name]}"
+            return f"{limit.name} at most {share}"
         return f"at most {_number(limit.name, limit.limit)} {UNITS[limit.name]}" + f" ({share})" * bool(share)
 
 

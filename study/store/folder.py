@@ -175,9 +175,7 @@ class Folder:
         content["settings"] |= settings
         _write(self.path / "study.json", content)
         known = replace(self.settings, **settings)
-        return Folder(
-            self.path, known, self.layers, self.identity, self.preset, self.metric, self.unit, self.original
-        )
+        return Folder(self.path, known, self.layers, self.identity, self.preset, self.metric, self.unit, self.original)
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""
