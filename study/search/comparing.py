@@ -134,7 +134,7 @@ def expected(settings: Settings) -> int:
 
 def budget_of(folder: Folder, seeds: Collection[int] = ()) -> Budget:
     """A study's budget, by what the original has reached in the search with these seeds, by default with its own."""
-    originals = _originals(folder)
+    originals = _originals(folder) if needs_original(folder.settings) else {}
     there = [originals[seed] for seed in seeds or [folder.settings.seed] if seed in originals]
     known = mean(there) if there else {}
     return Budget.of(folder.settings, folder.metric, {**known, **folder.original})

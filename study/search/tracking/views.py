@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from network_surgery.study.search.tracking.measures import group
+from network_surgery.study.store.folder import SEARCHING
 from network_surgery.study.task.metric import ACCURACY, Metric
 
 _TAG, _RUN_NAME = "mlflow.sharedViewState.", "attributes.`Run Name`"
@@ -29,7 +30,9 @@ def view_tags(metric: Metric = ACCURACY) -> dict[str, str]:
     comparison, search = (test, *shared, "tags.arm"), (validation, *shared)
     up = metric.better == "lower"
     return {
-        f"{_TAG}{first(metric)}": _view(f"Comparison of arms{of}", "tags.arm != 'search'", test, up, comparison),
+        f"{_TAG}{first(metric)}": _view(
+            f"Comparison of arms{of}", "tags.arm != 'search' and tags.arm != 'racing'", test, up, comparison
+        ),
         f"{_TAG}search{_of(metric)}": _view(f"Search trials{of}", "tags.arm = 'search'", validation, up, search),
     }
 

@@ -49,7 +49,7 @@ def budget(metric: Metric = ACCURACY, **limits: float) -> Budget:
         ({"latency": 1.5}, {"latency_seconds": {"1": 0.0014}}, True),  # milliseconds
         ({"accuracy": -0.005}, {"validation_metric": 0.895}, True),
         ({"accuracy": -0.005}, {"validation_metric": 0.894}, False),
-        ({"metric": 0}, {"validation_metric": 0.9}, True),
+        ({"accuracy": 0}, {"validation_metric": 0.9}, True),
         ({"parameters": 0.2, "accuracy": -0.01}, {"parameters": 100, "validation_metric": 0.8}, False),
         ({"parameters": 0.2}, {}, True),  # of what is not known nothing is said
     ],
@@ -79,7 +79,7 @@ def test_a_budget_in_words() -> None:
     )
     assert budget(flops=2000).sentence == "at most 2,000 FLOPs (the original has 5,000)"
     unknown = Budget.of(Settings(budget={"latency": 0.5}), ACCURACY, {})
-    assert unknown.sentence == "at most 50 % of the original's ms a sample" or "latency" in unknown.sentence
+    assert unknown.sentence == "latency at most 50 % of the original's"
 
 
 @pytest.mark.parametrize(
