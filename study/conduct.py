@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import answer, comparison, figures, front, report, wording
 from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, tracking, tuner
-from network_surgery.study.search.sources import Sampled, Source, given
+from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
@@ -35,6 +37,7 @@ from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
 from network_surgery.study.training import run
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.trainer import steps_per_epoch
 
 __all__ = ["begin", "compare", "proceed", "show", "write_report"]
@@ -55,21 +58,22 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     task = build(settings)
     objectives.check(settings, task.metric)
     settings = starting.settle(settings, task)
-    layers = run.check(settings, task)
+    layers, original, least = run.examine(settings, task)
+    limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    listed = given(settings, layers)
+    listed = given(settings, layers, original)
     for cell in listed:
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
         check_after(Optimization.of(settings).curve, schedule)
     if not listed:
-        Sampled.check(settings, layers)
+        Sampled.check(settings, layers, original)
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers, preset, task.metric, task.unit), task
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, original), task
 
 
 def proceed(folder: Folder, task: Task, console: Console) -> bool:
@@ -79,7 +83,7 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
         StudyError: the search has no schedule that could be compared.
     """
     with _stage(folder, task, console) as stage:
-        searched = given(folder.settings, folder.layers) or stage.run("search", _search(folder))
+        searched = _given(folder) or stage.run("search", _search(folder))
         return bool(searched) and _compare(stage)
 
 
@@ -106,10 +110,13 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     if 0 < now["comparison"]["of"] <= now["comparison"]["ended"]:
         folder.looked()
     rows, verdicts = comparison.summarize(folder)
-    finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    budget = comparing.budget_of(folder)
+    ended = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
-        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=now,
-        importance=importance(folder), answer=answer.answer(folder, rows, verdicts),
+        rows, verdicts, front=front.front(within, folder.settings.objective, folder.metric), state=now,
+        importance=importance(folder), budget=feasibility(folder), trials=trials(folder),
+        answer=answer.answer(folder, rows, verdicts),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -164,10 +171,25 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
         return str(text), dict(drawings)
 
 
+def _given(folder: Folder) -> list[Cell]:
+    """The schedules that are all compared, with no search before; empty where Optuna is to search."""
+    return given(folder.settings, folder.layers, folder.original)
+
+
 def _search(folder: Folder) -> Source:
-    """What Optuna is still to try."""
+    """What is still to run of the search: the original, where the budget needs it, the trials, the race of the best."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
+    sampled = Sampled(
+        folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
+        lambda: comparing.budget_of(folder), folder.original,
+    )  # fmt: skip
+
+    def ask() -> tuple[Sequence[Cell], int]:
+        race = comparing.race_of(folder)
+        return race.missing, race.left
+
+    left = comparing.expected(folder.settings) if sampled.missing else comparing.race_of(folder).left
+    return Chain(Listed(comparing.first(folder)), sampled, Repeated(ask, left))
 
 
 @dataclass
@@ -184,7 +206,11 @@ class _Stage:
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
             return True
-        with Display(self.console, name, source, self.folder.metric) as display:
+
+        def feasible(result: dict[str, Any]) -> bool:
+            return name != "search" or comparing.budget_of(self.folder).feasible(result)
+
+        with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display],
@@ -198,8 +224,9 @@ class _Stage:
 @contextlib.contextmanager
 def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
-    if note := starting.note(folder.settings, task):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for note in (starting.note(folder.settings, task), budget_note(folder)):
+        if note:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
     with folder.locked(), tuner.cluster(folder.settings) as resources, Tracker(folder, task) as tracker:
         try:
             yield _Stage(folder, task, resources, tracker, console)
@@ -215,9 +242,7 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
 def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
-    chosen = given(folder.settings, folder.layers) or [
-        record.cell for record in comparing.choose(trials, folder.settings, folder.metric)
-    ]
+    chosen = _given(folder) or [record.cell for record in comparing.chosen(folder)]
     if not chosen:
         failures = [record.result["failure"] for record in trials if record.failed]
         raise StudyError(
@@ -229,9 +254,9 @@ def _compare(stage: _Stage) -> bool:
         stage.console.print(
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
         )
-    cells = comparing.cells(
-        chosen, folder.settings, [record for record in folder.records() if record.cell.arm != "search"]
-    )
+    if sentence := feasibility(folder).get("sentence"):
+        stage.console.print(f"comparison: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
     return stage.run("comparison", cells)
 
 

@@ -135,7 +135,8 @@ def details(verdict: Contrast, metric: Metric = ACCURACY, unit: str = "images") 
     return (
         f"{verdict['label']}: {metric.named(metric.text(verdict['surgery']))} on the test {unit}, {rival} "
         f"{metric.text(verdict['rival'])}, {spread(verdict, metric)} (n = {verdict['n']} seeds{lost}; "
-        f"{_drawn(verdict, unit)}); {verdict['compute_ratio']:.2f} × the training FLOPs and {verdict['time_ratio']:.2f} × the seconds of "
+        f"{_drawn(verdict, unit)}); {verdict['compute_ratio']:.2f} × the training FLOPs and "
+        f"{verdict['time_ratio']:.2f} × the seconds of "
         f"{rival}{_until(verdict, metric)}."
     )
 

@@ -92,8 +92,8 @@ CASES = {
     ),
     "as good and as dear": (
         {"decision": "as good", "compute_ratio": 1.0}, {},
-        f"Undecided about {WHAT}: it is as good as restarting within 0.5 points for the same training FLOPs, {ZERO}; it "
-        f"has {HAS}{LOST}.",
+        f"Undecided about {WHAT}: it is as good as restarting within 0.5 points for the same training FLOPs, {ZERO}; "
+        f"it has {HAS}{LOST}.",
     ),
     "too much is lost": (
         {}, {"difference": -0.02, "interval": [-0.025, -0.015]},

@@ -182,7 +182,7 @@ def study(folder: Path, surgery: Any, restart: Any, seeds: int = 10, schedules: 
     made = Folder.make(folder, Settings(seeds=seeds, **known), {"fc1": 8})
     rng = np.random.default_rng(0)
     for seed in range(1, seeds + 1):
-        made.ended(Cell("original", seed), training([0.5, 0.9, 0.9, 0.9]))
+        made.ended(Cell("original", seed, test=True), training([0.5, 0.9, 0.9, 0.9]))
         made.ended(Cell("surgery", seed, [STEP], trial=0), surgery(rng))
         made.ended(Cell("restart", seed, trial=0), restart(rng))
     return made
