@@ -23,6 +23,7 @@ from network_surgery.study.evidence import answer, comparison, figures, front, r
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
+from network_surgery.study.evidence.left_out import left_out
 from network_surgery.study.evidence.state import in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after
@@ -114,8 +115,8 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     ended = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
-        rows, verdicts, front=front.front(within, folder.settings.objective, folder.metric), state=now,
-        importance=importance(folder), budget=feasibility(folder), trials=trials(folder),
+        rows, verdicts, left_out(folder), front=front.front(within, folder.settings.objective, folder.metric),
+        state=now, importance=importance(folder), budget=feasibility(folder), trials=trials(folder),
         answer=answer.answer(folder, rows, verdicts),
     )  # fmt: skip
     drawings = figures.draw(results)

@@ -8,7 +8,7 @@ from typing import Any
 
 from network_surgery.study.arms import LABELS
 from network_surgery.study.evidence.accounting import WORDS
-from network_surgery.study.evidence.contrast import UNDECIDED, UNTESTED, UNTOUCHED, name_of, sooner
+from network_surgery.study.evidence.contrast import NAMES, UNDECIDED, UNTESTED, UNTOUCHED, sooner
 from network_surgery.study.evidence.converged import unconverged
 from network_surgery.study.task.metric import ACCURACY, Metric
 
@@ -34,10 +34,9 @@ def rival_of(contrast: Contrast) -> str:
     """What surgery is held against, as a sentence calls it.
 
     >>> rival_of({"arm": "restart_flops"}), rival_of({"arm": "original"})
-    ('restarting', 'the original')
+    ('restarting at equal compute', 'the original')
     """
-    arm = str(contrast.get("arm", "restart"))
-    return name_of(arm) or {"original": "the original"}.get(arm) or LABELS[arm]
+    return NAMES[str(contrast.get("arm", "restart"))]
 
 
 def _outcome(verdict: Contrast, metric: Metric, unit: str) -> str:

@@ -45,13 +45,14 @@ def trial(
         torch.cuda.empty_cache()
     saved = checkpoint_of(cell, settings, Path(folder))
     network = network_of(cell, Path(folder)) if cell.test else None
+    teacher = network_of(cell.teacher, Path(folder)) if cell.teacher else None
 
     def tell(epoch: dict[str, Any]) -> None:
         tune.report({"kind": "epoch", "report": json.dumps(epoch)})
 
     try:
         task = given if isinstance(given, Task) else build(settings, given)
-        outcome = run(cell, task, settings, device, tell, saved, network, start)
+        outcome = run(cell, task, settings, device, tell, saved, network, start, teacher=teacher)
         if network is not None:
             outcome["network"] = network.relative_to(folder).as_posix()
     except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:

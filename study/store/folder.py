@@ -238,7 +238,11 @@ class Folder:
             os.fsync(ledger.fileno())
 
     def write(
-        self, summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], **more: Any
+        self,
+        summary: Sequence[dict[str, Any]],
+        verdicts: Sequence[dict[str, Any]],
+        left_out: Sequence[dict[str, Any]] = (),
+        **more: Any,
     ) -> dict[str, Any]:
         """Writes ``results.json`` from the ledger, a comparison and what else is to be kept; returns its content.
 
@@ -257,6 +261,7 @@ class Folder:
             "comparison": {
                 "summary": list(summary),
                 "verdicts": list(verdicts),
+                "left_out": list(left_out),
                 "cells": [self.flat(record) for record in self.records() if record.compared],
             },
             **more,
@@ -276,9 +281,9 @@ def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
     return folder / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
 
 
-def network_of(cell: Cell, folder: Path) -> Path:
-    """Where the final network of a cell lies in the study's folder."""
-    return folder / "networks" / f"{cell.name}.pt"
+def network_of(cell: Cell | str, folder: Path) -> Path:
+    """Where the final network of a cell, or of the cell of this name, lies in the study's folder."""
+    return folder / "networks" / f"{cell if isinstance(cell, str) else cell.name}.pt"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

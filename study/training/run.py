@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from network_surgery.ops import Anatomy, Schedule, describe, save, size
+from network_surgery.ops import Anatomy, Schedule, describe, load, save, size
 from network_surgery.ops.allocation import LEAST
 from network_surgery.ops.anatomy import count, evaluating
 from network_surgery.ops.errors import first_line, pass_on_memory
@@ -22,6 +22,7 @@ from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.compute import Compute
+from network_surgery.study.recipe.distillation import Teacher, comparable
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.recipe.optimizer import make_optimizer
@@ -30,16 +31,18 @@ from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.task.samples import Batches, size_of
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
-from network_surgery.study.training import checkpoint, values
+from network_surgery.study.training import checkpoint, fork, values
+from network_surgery.study.training.allocated import cut
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import speed
 from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
+from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.spent import work
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
+from network_surgery.study.training.trainer import Callback, Trainer, clock, steps_per_epoch
 
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
@@ -79,6 +82,8 @@ def run(
     saved: Path | None = None,
     network: Path | None = None,
     start: Start | None = None,
+    shared: Path | None = None,
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -86,13 +91,18 @@ def run(
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
+    ``peak_memory``: the most bytes that the GPU held for it; None on a CPU.
     With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
     ``bytes`` are those of the network's file, where one is written or the budget limits them.
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
-    already. A cell with an ``architecture`` starts from fresh weights nevertheless.
+    already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of the
+    checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went on
+    from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
+    ``teacher``: the file of the network that a cell with a ``teacher`` learns from; its answers count among
+    ``training_flops``.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -112,26 +122,42 @@ def run(
     carry = settings.optimizer_state == "carry"
     renewed = settings.batchnorm_statistics == "reset"
     theatre = Theatre(schedule, held_out, settings.signal_images, carry, renewed)
+    if cell.allocation is not None:
+        since = clock(device)
+        cut(model, task, cell.allocation, cell.seed, settings.signal_images, device)
+        theatre.discovery_seconds = clock(device) - since
     probes = (
         [Probe(theatre, settings.probe, settings.dead_threshold or THRESHOLD)]
         if settings.probe and cell.arm in PROBED
         else []
     )
+    rewinding = [] if cell.rewind is None else [Rewinding(cell.rewind, cell.curve or settings.epochs)]
+    taught = None if cell.teacher is None else _teacher(teacher, cell, task, settings, device, compute)
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
+    keepers = [fork.Keeper(cell, settings, shared)] if shared is not None and cell.keep else []
+    teller = Teller(tell, theatre)
     trainer = Trainer(
         model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
         batch_size=settings.batch_size, seed=cell.seed, device=device,
-        callbacks=[energy, theatre, *probes, Teller(tell, theatre)], optimization=optimization,
-        accuracy_mode=settings.accuracy_mode, compute=compute,
+        callbacks=[energy, theatre, *rewinding, *probes, *keepers, teller], optimization=optimization,
+        accuracy_mode=settings.accuracy_mode, compute=compute, curve_epochs=cell.curve, teacher=taught,
     )  # fmt: skip
+    for callback in rewinding:
+        callback.attach(trainer)
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
-        if saved.exists():
-            try:
-                checkpoint.load(trainer, saved)
-            except StudyError:  # damaged: the run starts over, with a network that loading has not touched
-                saved.unlink()
-                return run(cell, given, settings, device, tell, saved, network, start)
+    begun = False
+    try:
+        if saved is not None and saved.exists():
+            checkpoint.load(trainer, saved)
+        elif shared is not None:
+            begun = fork.begin(trainer, cell, settings, shared)
+    except StudyError:  # damaged: the run starts over, with a network that loading has not touched
+        if saved is not None:
+            saved.unlink(missing_ok=True)
+        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher)
+    if begun:
+        fork.replay(trainer, [teller])
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
@@ -140,8 +166,13 @@ def run(
     outcome = reached(trainer, theatre, cell.sunk) | {
         "parameters": parameters,
         "flops": flops,
-        "training_flops": _training_flops(trainer, theatre, flops) + int(cell.sunk.get("training_flops", 0)),
+        "training_flops": (
+            _training_flops(trainer, theatre, flops)
+            + (0 if taught is None else _teacher_flops(trainer, taught.network, example))
+            + int(cell.sunk.get("training_flops", 0))
+        ),
         "architecture": describe(model),
+        **({"kept": keepers[0].state()} if keepers else {}),
     }
     if cell.test:
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
@@ -152,6 +183,7 @@ def run(
     limited = settings.budget or {}
     if cell.test or "latency" in limited:
         outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
+        outcome["peak_memory"] = checkpoint.peak_memory(trainer)
     if network is not None or "bytes" in limited:
         outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size
     return outcome
@@ -174,13 +206,14 @@ def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None)
     """
     start = start or starting.load(settings, task)
     model = fresh(task)
-    if cell.architecture is None:
+    if cell.architecture is None and cell.allocation is None:
         if start is not None:
             start.lay(model)
         return model
-    if start is not None and (brought := starting.brought(task)):  # whatever the start is, it must not begin from these
+    if brought := starting.brought(task):  # whatever the start is, it must not begin from these
         redraw(model, brought, cell.seed)
-    renew(model, cell.architecture, cell.seed)
+    if cell.architecture is not None:
+        renew(model, cell.architecture, cell.seed)
     return model
 
 
@@ -197,6 +230,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "seconds": train_seconds + theatre.seconds + sunk.get("seconds", 0.0),
         "joules": _joules(trainer.history, sunk),
         "sunk": dict(sunk),
+        **({"forked": trainer.forked} if trainer.forked else {}),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         **({"compile_seconds": sum(compiling)} if compiling else {}),
         "spikes": [spike.to_data() for spike in spikes(theatre.records)],
@@ -223,6 +257,23 @@ def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
     batches = trainer.batches_done
     done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration))
     return 3 * trainer.batch_size * int(done)
+
+
+def _teacher_flops(trainer: Trainer, teacher: nn.Module, example: Any) -> int:
+    """FLOPs of the teacher's answers to all training batches: one forward pass a sample."""
+    return trainer.batch_size * trainer.batches_done(trainer.iteration) * count(teacher, example)[1]
+
+
+def _teacher(
+    path: Path | None, cell: Cell, task: Task, settings: Settings, device: torch.device, compute: Compute
+) -> Teacher:
+    """The network that a cell learns from. Raises StudyError where its file is missing or is of another network."""
+    if path is None or not path.exists():
+        raise StudyError(f"{cell.arm} learns from the network of {cell.teacher}, but its file {path} is not there")
+    with torch.random.fork_rng(devices=[]):
+        network = load(lambda: fresh(task), path, device)
+    compute.place(network, device)
+    return Teacher(network, task, settings.distill_temperature, settings.distill_weight, compute)
 
 
 def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
@@ -264,6 +315,9 @@ def examine(settings: Settings, task: Task) -> Examined:
     if (start := starting.load(settings, task)) is not None:
         _lay(start, model, example)
     _try_optimizer(settings, model, task)
+    if "distill" in settings.arms:
+        with evaluating(model), torch.no_grad():
+            comparable(task, call(model, example))
     anatomy = Anatomy(model, example)
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())

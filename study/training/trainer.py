@@ -24,6 +24,7 @@ from network_surgery.ops.schedule import Step
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.augmentation import apart
 from network_surgery.study.recipe.compute import PLAIN, Compute
+from network_surgery.study.recipe.distillation import Teacher
 from network_surgery.study.recipe.learning_rate import LearningRate
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.task.samples import Batch, Batches, evenly, size_of
@@ -31,7 +32,12 @@ from network_surgery.study.task.task import Task, summarize
 
 
 class Callback:
-    """What may happen around training. ``state`` and ``restore`` travel with checkpoints as plain data."""
+    """What may happen around training. ``state`` and ``restore`` travel with checkpoints as plain data.
+
+    ``adds``: the names that it adds to the records of epochs, where other callbacks do not count on them.
+    """
+
+    adds: frozenset[str] = frozenset()
 
     def before_step(self, trainer: Trainer) -> None: ...
 
@@ -43,6 +49,10 @@ class Callback:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+    def fork(self, state: dict[str, Any]) -> None:
+        """As ``restore``, where the state is that of another run, which this one goes on from."""
+        self.restore(state)
 
 
 class Shown:
@@ -83,9 +93,12 @@ class Trainer:
     and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_metric`` (the primary one), where
     there are others ``validation_metrics`` by name, ``learning_rate`` (of the last step; of the first parameter group)
     and ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps. ``optimization``: how
-    steps are made of gradients. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
+    steps are made of gradients. ``forked``: the run whose first epochs these are, and their number (see
+    ``study.training.fork``). ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
     ``compute``: how training steps and evaluation are computed; where they are compiled, the records have
-    ``compile_seconds``, which no other seconds count.
+    ``compile_seconds``, which no other seconds count. ``curve_epochs``: the epochs over which the learning rate is
+    stretched, where they are not all. ``teacher``: what the network is trained to answer like, too. ``followers``:
+    networks of the same shapes that follow every operation.
     """
 
     def __init__(
@@ -102,6 +115,8 @@ class Trainer:
         optimization: Optimization = Optimization(),
         accuracy_mode: str = "evaluation",
         compute: Compute = PLAIN,
+        curve_epochs: int | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model, self.optimizer, self.task = model, optimizer, task
         self.epochs, self.batch_size, self.seed, self.device = epochs, batch_size, seed, device
@@ -112,10 +127,15 @@ class Trainer:
         compute.place(model, device)
         self.optimization = optimization
         self.average = optimization.average(model)
-        self.rate = LearningRate(optimization.curve, epochs * self.per_epoch, self.per_epoch)
+        each = self.per_epoch
+        self.rate = LearningRate(optimization.curve, epochs * each, each, (curve_epochs or epochs) * each)
+        self.teacher = teacher
+        self.followers: tuple[nn.Module, ...] = ()
         self.epoch = 0
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
+        self.forked: dict[str, Any] | None = None
+        self.peak_memory: int | None = None  # of the process that it was resumed from
         self.accuracy_mode = accuracy_mode
         self._paused = 0.0
         self.scaler = compute.scaler(device)
@@ -159,7 +179,7 @@ class Trainer:
     @property
     def averages(self) -> tuple[nn.Module, ...]:
         """The networks of the same shapes that follow every operation."""
-        return () if self.average is None else (self.average,)
+        return self.followers if self.average is None else (self.average, *self.followers)
 
     def operated(self, step: Step) -> None:
         """What an operation does to training: the learning rate goes on as its step says, and code is compiled anew."""
@@ -239,7 +259,9 @@ class Trainer:
         return loss.detach()
 
     def _loss(self, inputs: Any, targets: Any) -> Tensor:
-        return self.task.training_loss(self.compute.answer(self._network, inputs, self.device), targets).mean()
+        outputs = self.compute.answer(self._network, inputs, self.device)
+        loss = self.task.training_loss(outputs, targets).mean()
+        return loss if self.teacher is None else self.teacher.join(loss, inputs, outputs)
 
     def _compile(self, inputs: Any, targets: Any) -> None:
         """Has the network compiled for batches of this size, off the clock, by a step of which nothing is left."""

@@ -47,7 +47,7 @@ def trained(digits: ImageTask) -> nn.Module:
     inputs, targets = Batches(digits.train, CPU).take(slice(None))
     for _ in range(20):
         optimizer.zero_grad()
-        digits.loss(model(inputs), targets).backward()
+        digits.training_loss(model(inputs), targets).backward()
         optimizer.step()
     return model
 
@@ -306,6 +306,13 @@ def test_a_factory_that_brings_weights_is_noticed_and_restarts_from_fresh_ones(
     assert not starting.same(restarts[0], trained)
     torch.testing.assert_close(restarts[0].fc1.weight, restarts[1].fc1.weight)
     assert not torch.equal(restarts[0].fc1.weight, restarts[2].fc1.weight)
+    unknown = made(Cell("restart", 3, architecture=describe(trained)), task, replace(settings, start="none"))
+    torch.testing.assert_close(unknown.state_dict(), restarts[0].state_dict())  # nobody had to know that it brings any
+    for rival in (
+        Cell("uniform", 3, allocation={"by": "uniform", "parameters": 900}),
+        Cell("distill", 3, architecture=describe(trained), teacher="original-seed-3"),
+    ):
+        assert not starting.same(made(rival, task, settings), trained)
     assert 0.5 < float((restarts[0].fc1.weight.std() / models.mlp((1, 8, 8), 10).fc1.weight.std()).detach()) < 2
 
 
