@@ -19,17 +19,19 @@ from network_surgery.ops.references import resolve
 from network_surgery.study.arms import FROM_THE_END, arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
+from network_surgery.study.evidence import answer, comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.left_out import left_out
 from network_surgery.study.evidence.state import epochs, in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, tracking, tuner
 from network_surgery.study.search.once import pays
-from network_surgery.study.search.sources import Listed, Sampled, Source, Together, given
+from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
@@ -58,17 +60,18 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         resolve(settings.page, "page")
     task = build(settings)
     settings = starting.settle(settings, task)
-    layers = run.check(settings, task)
+    layers, original, least = run.examine(settings, task)
     objectives.check(settings, task.metric)
+    limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    listed = given(settings, layers)
+    listed = given(settings, layers, original)
     for cell in listed:
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
         check_after(Optimization.of(settings).curve, schedule)
         check_lengths(schedule, settings.epochs, per_epoch)
     if not listed:
-        Sampled.check(settings, layers)
+        Sampled.check(settings, layers, original)
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
@@ -76,7 +79,7 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         tuner.trial_resources(settings, resources)
         data = task.fingerprint()
         known = None if data is None else data.to_data()
-        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known), task
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
 
 
 def check_data(folder: Folder, task: Task) -> None:
@@ -96,7 +99,7 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
         StudyError: the search has no schedule that could be compared.
     """
     with _stage(folder, task, console) as stage:
-        searched = given(folder.settings, folder.layers) or _searched(stage)
+        searched = _given(folder) or _searched(stage)
         return bool(searched) and _compare(stage)
 
 
@@ -119,12 +122,17 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     Raises:
         SurgeryError: that page cannot be made; the rest is written.
     """
+    now = state(folder)
+    if 0 < now["comparison"]["of"] <= now["comparison"]["ended"]:
+        folder.looked()
     rows, verdicts = comparison.summarize(folder)
-    finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    budget = comparing.budget_of(folder)
+    ended = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
-        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric),
-        state=state(folder) | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
-        left_out=left_out(folder),
+        rows, verdicts, left_out(folder), front=front.front(within, folder.settings.objective, folder.metric),
+        state=now | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
+        budget=feasibility(folder), trials=trials(folder), answer=answer.answer(folder, rows, verdicts),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -179,14 +187,33 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
         return str(text), dict(drawings)
 
 
+def _given(folder: Folder) -> list[Cell]:
+    """The schedules that are all compared, with no search before; empty where Optuna is to search."""
+    return given(folder.settings, folder.layers, folder.original)
+
+
 def _search(folder: Folder, per_epoch: int) -> Source:
-    """What Optuna is still to try, and the original where that saves more epochs than it costs."""
+    """What is still to run of the search: the trials, the original before them where the budget needs it, or beside
+    them where that saves more epochs than it costs; then the race of the best.
+    """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
     settings = folder.settings
-    sampled = Sampled(settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
+    sampled = Sampled(
+        settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
+        lambda: comparing.budget_of(folder), folder.original,
+    )  # fmt: skip
+
+    def ask() -> tuple[Sequence[Cell], int]:
+        race = comparing.race_of(folder)
+        return race.missing, race.left
+
+    left = comparing.expected(settings) if sampled.missing else comparing.race_of(folder).left
+    race = Repeated(ask, left)
+    if needed := comparing.first(folder):
+        return Chain(Listed(needed), sampled, race)
     there = any(record.finished and not record.compared for record in folder.records("original"))
     original = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
-    return Together(Listed(original), sampled)
+    return Chain(Together(Listed(original), sampled), race)
 
 
 @dataclass
@@ -211,7 +238,11 @@ class _Stage:
             self.console.print(f"{name}: nothing is missing")
             tuner.forget(self.folder.path)
             return True
-        with Display(self.console, name, source, self.folder.metric) as display:
+
+        def feasible(result: dict[str, Any]) -> bool:
+            return name != "search" or comparing.budget_of(self.folder).feasible(result)
+
+        with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display], self.folder.records(), keep,
@@ -225,8 +256,9 @@ class _Stage:
 @contextlib.contextmanager
 def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
-    if note := starting.note(folder.settings, task):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for note in (starting.note(folder.settings, task), budget_note(folder)):
+        if note:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
     with folder.locked(), tuner.cluster(folder.settings) as resources, Tracker(folder, task) as tracker:
         try:
             yield _Stage(folder, task, resources, tracker, console)
@@ -246,9 +278,7 @@ def _searched(stage: _Stage) -> bool:
 def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
-    chosen = given(folder.settings, folder.layers) or [
-        record.cell for record in comparing.choose(trials, folder.settings, folder.metric)
-    ]
+    chosen = _given(folder) or [record.cell for record in comparing.chosen(folder)]
     if not chosen:
         failures = [record.result["failure"] for record in trials if record.failed]
         raise StudyError(
@@ -260,6 +290,8 @@ def _compare(stage: _Stage) -> bool:
         stage.console.print(
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
         )
+    if sentence := feasibility(folder).get("sentence"):
+        stage.console.print(f"comparison: {sentence}", highlight=False, markup=False, soft_wrap=True)
     cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
     ends = set(FROM_THE_END) & set(folder.settings.arms)
     return stage.run("comparison", cells, (folder.settings.epochs,) if ends else ())

@@ -114,6 +114,11 @@ class TextTask(Task):
         """Of the whole corpus, however many windows of it there are."""
         return self._fingerprint
 
+    def resplit(self, seed: int) -> TextTask:
+        raise StudyError(
+            "split is 'seed', but text is split by whole files, the same for every seed; set split to 'fixed'"
+        )
+
     def model(self) -> nn.Module:
         return build(self.network, VOCABULARY, self.context)
 

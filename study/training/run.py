@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from network_surgery.ops import Anatomy, Schedule, describe, load, save
+from network_surgery.ops import Anatomy, Schedule, describe, load, save, size
+from network_surgery.ops.allocation import LEAST
 from network_surgery.ops.anatomy import count, evaluating
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.network.masks import parameters_of
@@ -31,7 +33,7 @@ from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.task.samples import Batches, size_of
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
-from network_surgery.study.training import checkpoint, fork
+from network_surgery.study.training import checkpoint, fork, values
 from network_surgery.study.training.allocated import cut
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
@@ -103,6 +105,7 @@ def run(
     With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
+    ``bytes`` are those of the network's file, where one is written or the budget limits them.
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
     already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of the
@@ -115,6 +118,7 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
+    given, task = task, of_seed(task, settings, cell.seed)
     compute = Compute.of(settings)
     compute.check(device)
     if device.type == "cuda":
@@ -157,7 +161,7 @@ def run(
     except StudyError:  # damaged: the run starts over, with a network that loading has not touched
         if saved is not None:
             saved.unlink(missing_ok=True)
-        return run(cell, task, settings, device, tell, saved, network, start, shared, teacher)
+        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher)
     if begun:
         fork.replay(trainer, [teller])
     trainer.fit()
@@ -182,8 +186,14 @@ def run(
             raise Diverged(f"the test {task.metric.name} is {tested.metric}")
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
+        if network is not None:
+            outcome["test_values"] = values.keep(tested, task.metric.name, network)
+    limited = settings.budget or {}
+    if cell.test or "latency" in limited:
         outcome |= speed(trainer.final, Batches(held_out, device), device, trainer.compute)
         outcome["peak_memory"] = checkpoint.peak_memory(trainer)
+    if network is not None or "bytes" in limited:
+        outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size
     return outcome
 
 
@@ -200,7 +210,8 @@ def trainer_of(
 ) -> Trainer:
     """What trains a network by the whole recipe of the settings, for ``epochs`` epochs (None: those of the settings).
 
-    ``curve``: the epochs over which the learning rate is stretched, where it is not these; ``teacher``: see ``Trainer``.
+    ``curve``: the epochs over which the learning rate is stretched, where it is not these; ``teacher``: whom the
+    network learns from.
 
     Raises:
         StudyError: there is no such optimizer, or the device cannot compute so.
@@ -214,6 +225,15 @@ def trainer_of(
         optimization=Optimization.of(settings), accuracy_mode=settings.accuracy_mode, compute=compute,
         curve_epochs=curve, teacher=teacher,
     )  # fmt: skip
+
+
+def of_seed(task: Task, settings: Settings, seed: int) -> Task:
+    """The task as a run of this seed trains it: with its own validation samples, where the split follows the seed.
+
+    Raises:
+        StudyError: the task cannot be split so.
+    """
+    return task.resplit(seed) if settings.split == "seed" else task
 
 
 def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None) -> nn.Module:
@@ -296,14 +316,32 @@ def _teacher(
     return Teacher(network, task, settings.distill_temperature, settings.distill_weight, compute)
 
 
+class Examined(NamedTuple):
+    """A network before it is trained: the units of its ``layers``, its own sizes (``original``), and the sizes that are
+    left at ``least``, where every layer has two units, or the one that it had.
+
+    Sizes are ``parameters`` and ``flops``, and of the original ``bytes`` where the budget limits them.
+    """
+
+    layers: dict[str, int]
+    original: dict[str, int]
+    least: dict[str, int]
+
+
 def check(settings: Settings, task: Task) -> dict[str, int]:
-    """Builds the network once, with what it starts from, tries its optimizer, and returns its layers' sizes by name.
+    """The layers of ``examine``: name → units. Raises as that does."""
+    return examine(settings, task).layers
+
+
+def examine(settings: Settings, task: Task) -> Examined:
+    """Builds the network once, with what it starts from, tries its optimizer, and says how large everything is.
 
     Raises:
         StudyError: no such network or optimizer, or no layer that can be operated on.
         SurgeryError: the optimizer keeps something that cannot follow surgery, or a given schedule has a budget that
             this network cannot meet.
     """
+    of_seed(task, settings, settings.seed)
     model = tried(task)
     _check_steps(settings, task)
     example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
@@ -319,7 +357,19 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
         raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
     for steps in settings.schedules:
         Schedule.from_data(steps).check_budgets(anatomy)
-    return {name: layer.units for name, layer in anatomy.items()}
+    parameters, flops = count(model, example)
+    original = {"parameters": parameters, "flops": flops}
+    if "bytes" in (settings.budget or {}):
+        original["bytes"] = file_size(model)
+    least = size(anatomy, {name: min(LEAST, layer.units) for name, layer in anatomy.items()})
+    return Examined({name: layer.units for name, layer in anatomy.items()}, original, least._asdict())
+
+
+def file_size(model: nn.Module) -> int:
+    """The bytes of the file that ``ops.save`` writes of a network."""
+    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
+        save(model, path := Path(scratch) / "network.pt")
+        return path.stat().st_size
 
 
 def _check_steps(settings: Settings, task: Task) -> None:
