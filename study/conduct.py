@@ -19,7 +19,7 @@ from network_surgery.ops.references import resolve
 from network_surgery.study.arms import arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison, figures, front, report, wording
+from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
@@ -112,7 +112,8 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
         rows, verdicts, front=front.front(within, folder.settings.objective, folder.metric), state=state(folder),
-        importance=importance(folder), budget=feasibility(folder), trials=trials(folder),
+        importance=importance(folder), moments=moments.moments(folder), budget=feasibility(folder),
+        trials=trials(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
