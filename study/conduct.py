@@ -29,14 +29,15 @@ from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, tracking, tuner
-from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, given
+from network_surgery.study.search.once import pays
+from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
-from network_surgery.study.training import run
+from network_surgery.study.training import fork, run
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.trainer import steps_per_epoch
 
@@ -83,7 +84,7 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
         StudyError: the search has no schedule that could be compared.
     """
     with _stage(folder, task, console) as stage:
-        searched = _given(folder) or stage.run("search", _search(folder))
+        searched = _given(folder) or _searched(stage)
         return bool(searched) and _compare(stage)
 
 
@@ -173,20 +174,28 @@ def _given(folder: Folder) -> list[Cell]:
     return given(folder.settings, folder.layers, folder.original)
 
 
-def _search(folder: Folder) -> Source:
-    """What is still to run of the search: the original, where the budget needs it, the trials, the race of the best."""
+def _search(folder: Folder, per_epoch: int) -> Source:
+    """What is still to run of the search: trials, and the race of the best of them.
+
+    And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
+    it costs.
+    """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
+    settings = folder.settings
     sampled = Sampled(
-        folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
+        settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
         lambda: comparing.budget_of(folder), folder.original,
     )  # fmt: skip
+    before = comparing.first(folder)
+    there = bool(before) or any(record.finished and not record.compared for record in folder.records("original"))
+    beside = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
 
     def ask() -> tuple[Sequence[Cell], int]:
         race = comparing.race_of(folder)
         return race.missing, race.left
 
-    left = comparing.expected(folder.settings) if sampled.missing else comparing.race_of(folder).left
-    return Chain(Listed(comparing.first(folder)), sampled, Repeated(ask, left))
+    left = comparing.expected(settings) if sampled.missing else comparing.race_of(folder).left
+    return Chain(Listed(before), Together(Listed(beside), sampled), Repeated(ask, left))
 
 
 @dataclass
@@ -199,9 +208,17 @@ class _Stage:
     tracker: Tracker
     console: Console
 
-    def run(self, name: str, source: Source) -> bool:
+    @property
+    def per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        settings = self.folder.settings
+        return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
+
+    def run(self, name: str, source: Source, keep: Sequence[int] = ()) -> bool:
+        """Runs a source's cells. ``keep``: epochs whose checkpoints originals keep for cells that are not known yet."""
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
+            tuner.forget(self.folder.path)
             return True
 
         def feasible(result: dict[str, Any]) -> bool:
@@ -210,7 +227,7 @@ class _Stage:
         with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display],
+                [self.folder, self.tracker, display], self.folder.records(), keep,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -234,6 +251,10 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
             f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete.",
             style="yellow", markup=False,
         )  # fmt: skip
+
+
+def _searched(stage: _Stage) -> bool:
+    return stage.run("search", _search(stage.folder, stage.per_epoch), fork.evenly(stage.folder.settings.epochs))
 
 
 def _compare(stage: _Stage) -> bool:

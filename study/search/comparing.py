@@ -146,7 +146,7 @@ def _originals(folder: Folder) -> dict[int, dict[str, Any]]:
 
 
 def _repeat(cell: Cell, seed: int) -> Cell:
-    return replace(cell, arm=RACING, seed=seed)
+    return replace(cell, arm=RACING, seed=seed, fork=None, keep=None)
 
 
 def _sizes(count: int, settings: Settings) -> list[tuple[int, int]]:

@@ -141,8 +141,8 @@ class Repeated:
         self._running, self._ended = self._running - 1, self._ended + 1
 
 
-class Chain:
-    """Sources one after another: the next one is asked when all cells of the one before have ended."""
+class Together:
+    """Sources side by side: whatever the first has goes before what the next one has."""
 
     def __init__(self, *sources: Source) -> None:
         self._sources, self._owner = sources, dict[str, Source]()
@@ -153,10 +153,8 @@ class Chain:
 
     def next(self) -> Cell | None:
         for source in self._sources:
-            if not source.finished:
-                cell = source.next()
-                if cell is not None:
-                    self._owner[cell.name] = source
+            if (cell := source.next()) is not None:
+                self._owner[cell.name] = source
                 return cell
         return None
 
@@ -169,6 +167,18 @@ class Chain:
 
     def tell(self, cell: Cell, result: Result) -> None:
         self._owner[cell.name].tell(cell, result)
+
+
+class Chain(Together):
+    """Sources one after another: the next one is asked when all cells of the one before have ended."""
+
+    def next(self) -> Cell | None:
+        for source in self._sources:
+            if not source.finished:
+                if (cell := source.next()) is not None:
+                    self._owner[cell.name] = source
+                return cell
+        return None
 
 
 class Sampled:
@@ -238,6 +248,11 @@ class Sampled:
             if number < len(settings.enqueue):
                 _check_enqueued(settings.enqueue[number], trial, settings.space)
             study.tell(trial, [float(number)] * len(settings.objective))
+
+    def guesses(self, count: int) -> list[list[dict[str, Any]]]:
+        """Schedules that the space makes at random, of which the study knows nothing."""
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self._settings.seed))
+        return [self._space.sample(study.ask()).to_data() for _ in range(count)]
 
     @property
     def missing(self) -> int:

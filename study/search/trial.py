@@ -21,7 +21,7 @@ from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.references import PYTHON
-from network_surgery.study.store.folder import checkpoint_of, network_of
+from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, network_of
 from network_surgery.study.task import Samples, Sets, Task, build
 from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
@@ -35,8 +35,8 @@ def trial(
     """Runs ``config["cell"]`` (JSON). ``given``: see ``shipped``; ``folder``: the study's, for all nodes; ``start``:
     what training starts from, read once for all of them.
 
-    There it keeps a checkpoint while it runs, and the final network of a comparison; the outcome's ``network`` says
-    where in the folder.
+    There it keeps a checkpoint while it runs, those that others begin from, and the final network of a comparison; the
+    outcome's ``network`` says where in the folder.
     """
     cell = Cell(**json.loads(config["cell"]))
     device = pick_device(settings.device)
@@ -51,7 +51,7 @@ def trial(
 
     try:
         task = given if isinstance(given, Task) else build(settings, given)
-        outcome = run(cell, task, settings, device, tell, saved, network, start)
+        outcome = run(cell, task, settings, device, tell, saved, network, start, checkpoints_of(Path(folder)))
         if network is not None:
             outcome["network"] = network.relative_to(folder).as_posix()
     except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:

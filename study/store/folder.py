@@ -28,6 +28,8 @@ from network_surgery.study.training.cell import Cell
 FORMAT = 1
 #: The arms of a search: its trials, and the best of them on other seeds.
 SEARCHING = ("search", "racing")
+#: Parts of a cell that ``results.json`` does without.
+LEFT_OUT = ("architecture", "test", "fork", "keep")
 #: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
 PATIENCE = 0.5
 
@@ -246,14 +248,19 @@ class Folder:
 
     def flat(self, record: Record) -> dict[str, Any]:
         """A cell and its outcome as ``results.json`` has them."""
-        cell = {key: value for key, value in vars(record.cell).items() if key not in ("architecture", "test")}
+        cell = {key: value for key, value in vars(record.cell).items() if key not in LEFT_OUT}
         improving = {"improving": convergence.improving(record.result, self.metric)} if record.finished else {}
         return {"name": record.cell.name, **cell, **record.result, **improving}
 
 
 def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
     """Where a cell that is being trained keeps its checkpoint in the study's folder, by what it computes."""
-    return folder / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
+    return checkpoints_of(folder) / f"{cell.name}-{cell.key(settings)}.pt"
+
+
+def checkpoints_of(folder: Path) -> Path:
+    """Where a study keeps the checkpoints of cells, their own and those that they keep for each other."""
+    return folder / "checkpoints"
 
 
 def network_of(cell: Cell, folder: Path) -> Path:

@@ -24,6 +24,10 @@ class Cell:
     those of the settings. ``trial`` is the search trial whose schedule this is about, ``params`` what Optuna chose
     there. ``test``: whether the test images are read, once, at the end. ``sunk``: seconds, FLOPs and joules
     that had been spent before (``study.training.spent``).
+
+    Two parts decide what is trained, but not what comes of it. ``fork``: the cell that this one begins like, by its
+    name (``from``), and the ``epoch`` until which it does; ``keep``: the epochs after which a checkpoint is kept for
+    those that begin like this one (``study.training.fork``).
     """
 
     arm: str
@@ -35,6 +39,8 @@ class Cell:
     params: Mapping[str, Any] = field(default_factory=dict)
     test: bool = False
     sunk: Mapping[str, float] = field(default_factory=dict)
+    fork: Mapping[str, Any] | None = None
+    keep: Sequence[int] | None = None
 
     @property
     def name(self) -> str:
@@ -45,5 +51,8 @@ class Cell:
     def key(self, settings: Settings) -> str:
         """A name for what this cell computes: equal for equal results, whatever machine runs it."""
         about = asdict(self) | {"trial": None, "params": None, "arm": None, "sunk": None}
+        about |= {"epochs": None} if self.epochs == settings.epochs else {}
+        for name in ("fork", "keep"):
+            del about[name]
         text = json.dumps([about, settings.recipe()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

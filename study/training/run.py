@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,14 +30,14 @@ from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.task.samples import Batches, size_of
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
-from network_surgery.study.training import checkpoint
+from network_surgery.study.training import checkpoint, fork
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import speed
 from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
-from network_surgery.study.training.spent import work
+from network_surgery.study.training.spent import joules, work
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
 
@@ -79,6 +79,7 @@ def run(
     saved: Path | None = None,
     network: Path | None = None,
     start: Start | None = None,
+    shared: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -86,13 +87,16 @@ def run(
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
+    ``peak_memory``: the most bytes that the GPU held for it; None on a CPU.
     With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
     ``bytes`` are those of the network's file, where one is written or the budget limits them.
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
-    already. A cell with an ``architecture`` starts from fresh weights nevertheless.
+    already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of the
+    checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went on
+    from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -117,20 +121,28 @@ def run(
         else []
     )
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
+    keepers = [fork.Keeper(cell, settings, shared)] if shared is not None and cell.keep else []
+    teller = Teller(tell, theatre)
     trainer = Trainer(
         model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
         batch_size=settings.batch_size, seed=cell.seed, device=device,
-        callbacks=[energy, theatre, *probes, Teller(tell, theatre)], optimization=optimization,
+        callbacks=[energy, theatre, *probes, *keepers, teller], optimization=optimization,
         accuracy_mode=settings.accuracy_mode, compute=compute,
     )  # fmt: skip
     if saved is not None:
         trainer.callbacks.append(checkpoint.Checkpointer(saved))
-        if saved.exists():
-            try:
-                checkpoint.load(trainer, saved)
-            except StudyError:  # damaged: the run starts over, with a network that loading has not touched
-                saved.unlink()
-                return run(cell, task, settings, device, tell, saved, network, start)
+    begun = False
+    try:
+        if saved is not None and saved.exists():
+            checkpoint.load(trainer, saved)
+        elif shared is not None:
+            begun = fork.begin(trainer, cell, settings, shared)
+    except StudyError:  # damaged: the run starts over, with a network that loading has not touched
+        if saved is not None:
+            saved.unlink(missing_ok=True)
+        return run(cell, task, settings, device, tell, saved, network, start, shared)
+    if begun:
+        fork.replay(trainer, [teller])
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
@@ -141,6 +153,7 @@ def run(
         "flops": flops,
         "training_flops": _training_flops(trainer, theatre, flops) + int(cell.sunk.get("training_flops", 0)),
         "architecture": describe(model),
+        **({"kept": keepers[0].state()} if keepers else {}),
     }
     if cell.test:
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
@@ -149,6 +162,8 @@ def run(
     limited = settings.budget or {}
     if cell.test or "latency" in limited:
         outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
+    if cell.test:
+        outcome["peak_memory"] = checkpoint.peak_memory(trainer)
     if network is not None or "bytes" in limited:
         outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size
     return outcome
@@ -184,8 +199,9 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "operation_seconds": theatre.seconds,
         "anatomy_seconds": theatre.discovery_seconds,
         "seconds": train_seconds + theatre.seconds + sunk.get("seconds", 0.0),
-        "joules": _joules(trainer.history, sunk),
+        "joules": joules(trainer.history, sunk),
         "sunk": dict(sunk),
+        **({"forked": trainer.forked} if trainer.forked else {}),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         **({"compile_seconds": sum(compiling)} if compiling else {}),
         "spikes": [spike.to_data() for spike in spikes(theatre.records)],
@@ -212,13 +228,6 @@ def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
     batches = trainer.batches_done
     done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration))
     return 3 * trainer.batch_size * int(done)
-
-
-def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
-    """The joules of all epochs and of what was sunk; None where those of a part are not known."""
-    parts = [record.get("joules") for record in history] + ([sunk.get("joules")] if sunk else [])
-    known = [joules for joules in parts if joules is not None]
-    return sum(known) if len(known) == len(parts) else None
 
 
 class Examined(NamedTuple):

@@ -31,7 +31,12 @@ from network_surgery.study.task.task import Task, summarize
 
 
 class Callback:
-    """What may happen around training. ``state`` and ``restore`` travel with checkpoints as plain data."""
+    """What may happen around training. ``state`` and ``restore`` travel with checkpoints as plain data.
+
+    ``adds``: the names that it adds to the records of epochs, where other callbacks do not count on them.
+    """
+
+    adds: frozenset[str] = frozenset()
 
     def before_step(self, trainer: Trainer) -> None: ...
 
@@ -43,6 +48,10 @@ class Callback:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+    def fork(self, state: dict[str, Any]) -> None:
+        """As ``restore``, where the state is that of another run, which this one goes on from."""
+        self.restore(state)
 
 
 class Shown:
@@ -83,7 +92,8 @@ class Trainer:
     and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_metric`` (the primary one), where
     there are others ``validation_metrics`` by name, ``learning_rate`` (of the last step; of the first parameter group)
     and ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps. ``optimization``: how
-    steps are made of gradients. ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
+    steps are made of gradients. ``forked``: the run whose first epochs these are, and their number (see
+    ``study.training.fork``). ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
     ``compute``: how training steps and evaluation are computed; where they are compiled, the records have
     ``compile_seconds``, which no other seconds count.
     """
@@ -116,6 +126,8 @@ class Trainer:
         self.epoch = 0
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
+        self.forked: dict[str, Any] | None = None
+        self.peak_memory: int | None = None  # of the process that it was resumed from
         self.accuracy_mode = accuracy_mode
         self._paused = 0.0
         self.scaler = compute.scaler(device)
