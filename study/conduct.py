@@ -33,7 +33,7 @@ from network_surgery.study.search.once import pays
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import Folder, write_whole
+from network_surgery.study.store.folder import SEARCHING, Folder, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
@@ -221,8 +221,8 @@ class _Stage:
             tuner.forget(self.folder.path)
             return True
 
-        def feasible(result: dict[str, Any]) -> bool:
-            return name != "search" or comparing.budget_of(self.folder).feasible(result)
+        def feasible(cell: Cell, result: dict[str, Any]) -> bool:
+            return cell.arm not in SEARCHING or comparing.budget_of(self.folder, [cell.seed]).feasible(result)
 
         with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(

@@ -27,9 +27,9 @@ class Display:
 
     def __init__(
         self, console: Console, stage: str, source: Counted, metric: Metric = ACCURACY, *,
-        feasible: Callable[[dict[str, Any]], bool] = lambda result: True,
+        feasible: Callable[[Cell, dict[str, Any]], bool] = lambda cell, result: True,
     ) -> None:  # fmt: skip
-        """``feasible``: whether an outcome is within the study's budget."""
+        """``feasible``: whether a cell's outcome is within the study's budget, or need not be."""
         self._feasible = feasible
         self._console, self._stage, self._source, self._metric = console, stage, source, metric
         # A notebook shows a live line with ipywidgets alone.
@@ -85,7 +85,7 @@ class Display:
                 words = f"stopped early after epoch {result['stopped']}, {validation}"
             else:
                 words = f"{validation}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
-                if not self._feasible(result):
+                if not self._feasible(cell, result):
                     words += ", beyond the budget"
                 elif self._best is None or self._metric.gain(value, self._best[0]) > 0:
                     self._best = value, cell.name
