@@ -5,8 +5,8 @@ after / before), how sure those samples are of the change, the thesis's loss fac
 after / of the last batch before), the seconds of the operation and of the last whole epoch before it (interruptibility
 = epoch / operation), epochs until the held-out loss is back where it was before the first operation of that moment,
 units, parameters and FLOPs before and after. The anatomy is taken once, before the first step, and its seconds are
-booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation or not. A
-step with a budget is resolved when it is due: into one operation for each layer, each with a record of its own; a
+booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation or not.
+A step with a budget is resolved when it is due: into one operation for each layer, each with a record of its own; a
 budget's fractions are of the network as training began.
 """
 
