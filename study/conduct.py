@@ -23,7 +23,7 @@ from network_surgery.study.evidence import comparison, figures, front, moments, 
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
-from network_surgery.study.evidence.state import in_words, state
+from network_surgery.study.evidence.state import epochs, in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
@@ -112,9 +112,9 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     ended = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
-        rows, verdicts, front=front.front(within, folder.settings.objective, folder.metric), state=state(folder),
-        importance=importance(folder), moments=moments.moments(folder), budget=feasibility(folder),
-        trials=trials(folder),
+        rows, verdicts, front=front.front(within, folder.settings.objective, folder.metric),
+        state=state(folder) | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
+        budget=feasibility(folder), trials=trials(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:

@@ -85,9 +85,11 @@ class Display:
                 words = f"stopped early after epoch {result['stopped']}, {validation}"
             else:
                 words = f"{validation}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
+                words += f", the same as {result['same_as']}" if "same_as" in result else ""
+                reference = cell.arm == "original" and not cell.test  # of a search: none of its trials
                 if not self._feasible(cell, result):
                     words += ", beyond the budget"
-                elif self._best is None or self._metric.gain(value, self._best[0]) > 0:
+                elif not reference and (self._best is None or self._metric.gain(value, self._best[0]) > 0):
                     self._best = value, cell.name
             if not self._live:
                 line = f"  {self._ended}/{self._source.total} {cell.name}: {words}"

@@ -135,8 +135,8 @@ class Theatre(Callback):
         self._anatomy = self._moment = None  # of the network as it was
 
     def fork(self, state: dict[str, Any]) -> None:
-        """Goes on from a run without operations: all that is left of it is the loss before the first one."""
-        self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
+        """Goes on from a run without operations, with all steps of the schedule still to come."""
+        self.restore(state | {"due": None})
 
     def _turn(self, loop: Loop, place: int) -> None:
         """What the schedule's step at this place has to do now; says when its next turn is, if it has one."""
