@@ -96,6 +96,9 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
     """
     wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
     with _stage(wanted, task, console) as stage:
+        ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
+        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted)):
+            return False
         return _compare(stage)
 
 
@@ -190,12 +193,18 @@ def _search(folder: Folder, per_epoch: int) -> Source:
     there = bool(before) or any(record.finished and not record.compared for record in folder.records("original"))
     beside = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
 
+    race = _race(folder, comparing.expected(settings) if sampled.missing else None)
+    return Chain(Listed(before), Together(Listed(beside), sampled), race)
+
+
+def _race(folder: Folder, expected: int | None = None) -> Repeated:
+    """What is still to run of the race; ``expected``: how much that is at most, while the search has not ended."""
+
     def ask() -> tuple[Sequence[Cell], int]:
         race = comparing.race_of(folder)
         return race.missing, race.left
 
-    left = comparing.expected(settings) if sampled.missing else comparing.race_of(folder).left
-    return Chain(Listed(before), Together(Listed(beside), sampled), Repeated(ask, left))
+    return Repeated(ask, ask()[1] if expected is None else expected)
 
 
 @dataclass
