@@ -34,7 +34,7 @@ from network_surgery.study.search.once import pays
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import Folder, write_whole
+from network_surgery.study.store.folder import SEARCHING, Folder, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
@@ -111,6 +111,9 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
     """
     wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
     with _stage(wanted, task, console) as stage:
+        ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
+        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted)):
+            return False
         return _compare(stage)
 
 
@@ -193,8 +196,10 @@ def _given(folder: Folder) -> list[Cell]:
 
 
 def _search(folder: Folder, per_epoch: int) -> Source:
-    """What is still to run of the search: the trials, the original before them where the budget needs it, or beside
-    them where that saves more epochs than it costs; then the race of the best.
+    """What is still to run of the search: trials, and the race of the best of them.
+
+    And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
+    it costs.
     """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
     settings = folder.settings
@@ -202,18 +207,22 @@ def _search(folder: Folder, per_epoch: int) -> Source:
         settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
         lambda: comparing.budget_of(folder), folder.original,
     )  # fmt: skip
+    before = comparing.first(folder)
+    there = bool(before) or any(record.finished and not record.compared for record in folder.records("original"))
+    beside = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
+
+    race = _race(folder, comparing.expected(settings) if sampled.missing else None)
+    return Chain(Listed(before), Together(Listed(beside), sampled), race)
+
+
+def _race(folder: Folder, expected: int | None = None) -> Repeated:
+    """What is still to run of the race; ``expected``: how much that is at most, while the search has not ended."""
 
     def ask() -> tuple[Sequence[Cell], int]:
         race = comparing.race_of(folder)
         return race.missing, race.left
 
-    left = comparing.expected(settings) if sampled.missing else comparing.race_of(folder).left
-    race = Repeated(ask, left)
-    if needed := comparing.first(folder):
-        return Chain(Listed(needed), sampled, race)
-    there = any(record.finished and not record.compared for record in folder.records("original"))
-    original = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
-    return Chain(Together(Listed(original), sampled), race)
+    return Repeated(ask, ask()[1] if expected is None else expected)
 
 
 @dataclass
@@ -239,8 +248,8 @@ class _Stage:
             tuner.forget(self.folder.path)
             return True
 
-        def feasible(result: dict[str, Any]) -> bool:
-            return name != "search" or comparing.budget_of(self.folder).feasible(result)
+        def feasible(cell: Cell, result: dict[str, Any]) -> bool:
+            return cell.arm not in SEARCHING or comparing.budget_of(self.folder, [cell.seed]).feasible(result)
 
         with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(

@@ -79,9 +79,8 @@ def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
         "interrupted": f"Go on with surgery resume {folder}",
         "finished": "",
     }
-    listed = ", ".join(stages[:-1]) + " and " * (len(stages) > 1) + "".join(stages[-1:])
-    words, shared = f"{listed} have ended.", state.get("shared_epochs", 0)
-    if shared:
+    words = ", ".join(stages[:-1]) + " and " * (len(stages) > 1) + "".join(stages[-1:]) + " have ended."
+    if shared := state.get("shared_epochs", 0):
         words += f" {shared:,} of {shared + state['trained_epochs']:,} epochs were not trained twice."
     return {"now": state["now"], "words": words, "hint": hints[state["now"]]}
 

@@ -28,10 +28,10 @@ from network_surgery.study.training import convergence, records, values
 from network_surgery.study.training.cell import Cell
 
 FORMAT = 1
-#: Parts of a cell that ``results.json`` does without.
-LEFT_OUT = ("architecture", "test", "fork", "keep")
 #: The arms of a search: its trials, and the best of them on other seeds.
 SEARCHING = ("search", "racing")
+#: Parts of a cell that ``results.json`` does without.
+LEFT_OUT = ("architecture", "test", "fork", "keep")
 #: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
 PATIENCE = 0.5
 

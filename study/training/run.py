@@ -191,6 +191,7 @@ def run(
     limited = settings.budget or {}
     if cell.test or "latency" in limited:
         outcome |= speed(trainer.final, Batches(held_out, device), device, trainer.compute)
+    if cell.test:
         outcome["peak_memory"] = checkpoint.peak_memory(trainer)
     if network is not None or "bytes" in limited:
         outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size

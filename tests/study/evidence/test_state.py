@@ -65,7 +65,10 @@ def page(folder: Folder) -> str:
 def test_a_finished_study_has_nothing_left_to_do(folder: Folder) -> None:
     cells = len(folder.records()) - 6
     assert cells == 2 + 2 * 2 * 4  # the original, and surgery with three rivals for each schedule, of each seed
-    expected = {"now": "finished", "search": {"ended": 6, "of": 6}, "comparison": {"ended": cells, "of": cells}}
+    expected = {
+        "now": "finished", "search": {"ended": 6, "of": 6}, "racing": {"ended": 0, "of": 0},
+        "comparison": {"ended": cells, "of": cells},
+    }  # fmt: skip
     assert state(folder) == expected
     expected |= epochs(folder)
     assert write_report(folder)["state"] == expected == json.loads(folder.results.read_text())["state"]
@@ -137,7 +140,8 @@ def test_a_lost_training_is_missing_and_a_failed_one_is_not(folder: Folder) -> N
 def test_a_search_that_changed_no_network_has_nothing_to_compare(tmp_path: Path) -> None:
     folder = made.study(tmp_path / "s", LAYERS, trials=3, top=1, seeds=1, epochs=4, space="dead_units")
     cut(folder, 3)
-    assert state(folder) == {"now": "finished", "search": {"ended": 3, "of": 3}, "comparison": {"ended": 0, "of": 0}}
+    none = {"ended": 0, "of": 0}
+    assert state(folder) == {"now": "finished", "search": {"ended": 3, "of": 3}, "racing": none, "comparison": none}
     assert "3 of 3 trials of the search have ended." in page(folder)
 
 
@@ -147,6 +151,7 @@ def test_given_schedules_need_no_search(tmp_path: Path) -> None:
     assert state(folder) == {
         "now": "interrupted",
         "search": {"ended": 0, "of": 0},
+        "racing": {"ended": 0, "of": 0},
         "comparison": {"ended": 0, "of": 14},
     }
     assert "Nothing is searched" in page(folder)
