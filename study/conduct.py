@@ -31,7 +31,7 @@ from network_surgery.study.search.once import pays
 from network_surgery.study.search.sources import Listed, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import Folder, write_whole
+from network_surgery.study.store.folder import Folder, checkpoint_of, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
@@ -168,9 +168,11 @@ def _search(folder: Folder, per_epoch: int) -> Source:
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
     settings = folder.settings
     sampled = Sampled(settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
-    there = any(record.finished and not record.compared for record in folder.records("original"))
-    original = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
-    return Together(Listed(original), sampled)
+    original = Cell("original", settings.seed)
+    there = any(record.finished and record.cell.name == original.name for record in folder.records("original"))
+    begun = checkpoint_of(original, settings, folder.path).exists()
+    first = [] if there or not (begun or pays(sampled, settings, per_epoch)) else [original]
+    return Together(Listed(first), sampled)
 
 
 @dataclass
@@ -189,8 +191,8 @@ class _Stage:
         settings = self.folder.settings
         return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
 
-    def run(self, name: str, source: Source, keep: Sequence[int] = ()) -> bool:
-        """Runs a source's cells. ``keep``: epochs whose checkpoints originals keep for cells that are not known yet."""
+    def run(self, name: str, source: Source, keep: Sequence[int] = (), spare: Sequence[int] = ()) -> bool:
+        """Runs a source's cells, none of them twice: ``keep`` and ``spare`` as in ``study.search.once``."""
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
             tuner.forget(self.folder.path)
@@ -198,7 +200,7 @@ class _Stage:
         with Display(self.console, name, source, self.folder.metric) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display], self.folder.records(), keep,
+                [self.folder, self.tracker, display], self.folder.records(), keep, spare,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -224,7 +226,8 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
 
 
 def _searched(stage: _Stage) -> bool:
-    return stage.run("search", _search(stage.folder, stage.per_epoch), fork.evenly(stage.folder.settings.epochs))
+    spare = fork.evenly(stage.folder.settings.epochs)
+    return stage.run("search", _search(stage.folder, stage.per_epoch), spare=spare)
 
 
 def _compare(stage: _Stage) -> bool:
