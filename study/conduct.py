@@ -171,8 +171,8 @@ def _search(folder: Folder, per_epoch: int) -> Source:
     original = Cell("original", settings.seed)
     there = any(record.finished and record.cell.name == original.name for record in folder.records("original"))
     begun = checkpoint_of(original, settings, folder.path).exists()
-    first = [] if there or not (begun or pays(sampled, settings, per_epoch)) else [original]
-    return Together(Listed(first), sampled)
+    worth = bool(sampled.missing) and not there and (begun or pays(sampled, settings, per_epoch))
+    return Together(Listed([original] if worth else []), sampled)
 
 
 @dataclass

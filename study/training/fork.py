@@ -54,8 +54,8 @@ def shared(cell: Cell, settings: Settings, per_epoch: int) -> int:
 def epochs(needed: Iterable[int], last: int, keep: Iterable[int] = (), spare: Iterable[int] = ()) -> tuple[int, ...]:
     """The epochs, ``MOST`` at most, after which an original keeps checkpoints; none above the ``last``.
 
-    All of ``keep``, those that are ``needed``, evenly thinned where they are too many, and as many of the ``spare`` ones
-    as there is room for.
+    All of ``keep``, those that are ``needed`` (evenly thinned where they are too many), and as many of the ``spare``
+    ones as there is room for.
 
     >>> epochs([3, 1, 3, 0], 6, keep=[6], spare=[2, 4, 8])
     (1, 2, 3, 4, 6)
