@@ -34,7 +34,7 @@ from network_surgery.study.search.once import pays
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import SEARCHING, Folder, write_whole
+from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
@@ -207,12 +207,12 @@ def _search(folder: Folder, per_epoch: int) -> Source:
         settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
         lambda: comparing.budget_of(folder), folder.original,
     )  # fmt: skip
-    before = comparing.first(folder)
-    there = bool(before) or any(record.finished and not record.compared for record in folder.records("original"))
-    beside = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
-
+    before, original = comparing.first(folder), Cell("original", settings.seed)
+    there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
+    begun = checkpoint_of(original, settings, folder.path).exists()
+    worth = bool(sampled.missing) and not there and (begun or pays(sampled, settings, per_epoch))
     race = _race(folder, comparing.expected(settings) if sampled.missing else None)
-    return Chain(Listed(before), Together(Listed(beside), sampled), race)
+    return Chain(Listed(before), Together(Listed([original] if worth else []), sampled), race)
 
 
 def _race(folder: Folder, expected: int | None = None) -> Repeated:
@@ -241,8 +241,8 @@ class _Stage:
         settings = self.folder.settings
         return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
 
-    def run(self, name: str, source: Source, keep: Sequence[int] = ()) -> bool:
-        """Runs a source's cells. ``keep``: epochs whose checkpoints originals keep for cells that are not known yet."""
+    def run(self, name: str, source: Source, keep: Sequence[int] = (), spare: Sequence[int] = ()) -> bool:
+        """Runs a source's cells, none of them twice: ``keep`` and ``spare`` as in ``study.search.once``."""
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
             tuner.forget(self.folder.path)
@@ -254,7 +254,7 @@ class _Stage:
         with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display], self.folder.records(), keep,
+                [self.folder, self.tracker, display], self.folder.records(), keep, spare,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -281,7 +281,8 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
 
 
 def _searched(stage: _Stage) -> bool:
-    return stage.run("search", _search(stage.folder, stage.per_epoch), fork.evenly(stage.folder.settings.epochs))
+    spare = fork.evenly(stage.folder.settings.epochs)
+    return stage.run("search", _search(stage.folder, stage.per_epoch), spare=spare)
 
 
 def _compare(stage: _Stage) -> bool:
