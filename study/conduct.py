@@ -19,7 +19,7 @@ from network_surgery.ops.references import resolve
 from network_surgery.study.arms import FROM_THE_END, arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison, figures, front, report, wording
+from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.left_out import left_out
@@ -109,7 +109,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     results = folder.write(
         rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=state(folder),
-        importance=importance(folder), left_out=left_out(folder),
+        importance=importance(folder), left_out=left_out(folder), moments=moments.moments(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
