@@ -2,7 +2,8 @@
 
 Every method says in which order a layer gives up its units, and what each of them is worth beside those of the other
 layers. The units that are worth least go, over all layers, until the network meets the budget; then, the most worthy
-first, units come back as long as it still does. Which units a layer gives up is the operation's choice.
+first, units come back as long as it still does. Where it comes nearer so, the last unit stays and others go in its
+place. Which units a layer gives up is the operation's choice.
 
 ``uniform``
     The same share of every layer.
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -72,20 +74,24 @@ class Allocation:
     """A budget for the whole network and how it is divided among the layers, as a step of a schedule has it.
 
     ``budget``: ``parameters``, ``flops`` or both, each as a fraction of the network (above 0, at most 1) or as a whole
-    number above 1. ``method``: one of ``METHODS``. ``layers``: among which units are chosen, by name or by a pattern
-    such as ``blocks.*.mlp``; all others stay as they are. None are all layers.
+    number above 1. ``method``: one of ``METHODS``, or shares: a number above 0 for layers by name or pattern (1 for all
+    others), to which the fraction of its units that a layer keeps is proportional, up to all of them. ``layers``: among
+    which units are chosen, by name or by a pattern such as ``blocks.*.mlp``; all others stay as they are. None are all
+    layers.
 
     Raises:
         SurgeryError: the budget is none, or there is no such method.
     """
 
     budget: Mapping[str, float]
-    method: str = "uniform"
+    method: str | Mapping[str, float] = "uniform"
     layers: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", check_budget(self.budget))
-        if self.method not in METHODS:
+        if isinstance(self.method, Mapping):
+            object.__setattr__(self, "method", _shares(self.method))
+        elif self.method not in METHODS:
             raise SurgeryError(f"a budget is allocated by {', '.join(METHODS)}, not by {self.method!r:.60}")
         listed = isinstance(self.layers, Sequence) and not isinstance(self.layers, str)
         if not listed or not all(isinstance(name, (str, int, float)) for name in self.layers):
@@ -93,18 +99,27 @@ class Allocation:
         object.__setattr__(self, "layers", tuple(map(str, self.layers)))
 
     def __hash__(self) -> int:
-        return hash((tuple(self.budget.items()), self.method, self.layers))
+        return hash((tuple(self.budget.items()), str(self.method), self.layers))
 
     def __str__(self) -> str:
         among = f" among {', '.join(self.layers)}" if self.layers else ""
-        return f"to {budget_text(self.budget)} by {self.method}{among}"
+        if isinstance(self.method, str):
+            return f"to {budget_text(self.budget)} by {self.method}{among}"
+        shares = ", ".join(f"{name} {share:g}" for name, share in self.method.items())
+        return f"to {budget_text(self.budget)} by the shares {shares}{among}"
+
+    def check_layers(self, layers: Mapping[str, Any]) -> None:
+        """Raises SurgeryError where a layer that it names is not among these."""
+        chosen_layers(layers, self.layers)
+        if isinstance(self.method, Mapping):
+            chosen_layers(layers, list(self.method))
 
 
 def allocate(
     anatomy: Anatomy,
     operation: Operation,
     budget: Mapping[str, float],
-    method: str = "uniform",
+    method: str | Mapping[str, float] = "uniform",
     signals: Signals | None = None,
     *,
     layers: Sequence[str] = (),
@@ -133,13 +148,14 @@ def allocate(
     """
     check_operation(type(operation))
     wanted = Allocation(budget, method, layers)  # type: ignore[arg-type]
-    if method in WITH_SIGNALS and signals is None:
+    if wanted.method in WITH_SIGNALS and signals is None:
         raise SurgeryError(f"to allocate a budget by {method} looks at data: give it Signals(model, inputs, targets)")
     chosen = chosen_layers(anatomy, wanted.layers)
     most = limits(wanted.budget, of or size(anatomy))
     check_possible(anatomy, wanted, most)
     request = Request(operation, signals, tuple(repair), torch.Generator().manual_seed(seed))
-    worths = {name: METHODS[method](anatomy[name], request) for name in chosen}
+    wanted.check_layers(anatomy)
+    worths = {name: _worths(wanted.method, anatomy[name], request) for name in chosen}
     widths = _fitted(anatomy, worths, most)
     return {name: share(widths[name], anatomy[name].units) for name in chosen}
 
@@ -332,32 +348,62 @@ METHODS: dict[str, Worths] = {
 WITH_SIGNALS = ("redundancy", "saliency", "snip", "sensitivity")
 
 
+def _worths(method: str | Mapping[str, float], layer: HiddenLayer, request: Request) -> Tensor:
+    """What the first, second, … unit that a layer keeps is worth, ``[units]``, descending."""
+    if isinstance(method, str):
+        return METHODS[method](layer, request)
+    patterns = [pattern for pattern in method if pattern == layer.name or fnmatchcase(layer.name, pattern)]
+    share = method[min(patterns, key=lambda pattern: pattern != layer.name)] if patterns else 1.0
+    return -(torch.arange(layer.units, dtype=torch.float64) + 0.5) / layer.units / share
+
+
+def _shares(shares: Mapping[Any, Any]) -> dict[str, float]:
+    """Shares as a dict. Raises SurgeryError where one is not a number above 0."""
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
+            raise SurgeryError(f"the share of {name} in a budget is {share!r:.60}, but it must be a number above 0")
+    if not shares:
+        raise SurgeryError("a budget is allocated by shares, and there are none: write some such as {fc1: 0.5}")
+    return {str(name): share for name, share in shares.items()}
+
+
 def _fitted(anatomy: Anatomy, worths: Mapping[str, Tensor], most: Mapping[str, int]) -> dict[str, int]:
     """The number of units of each layer. ``worths``: as in ``METHODS``; ``most``: what the network may have."""
     full = {name: anatomy[name].units for name in worths}
+    order = [name for *_, name in sorted(_candidates(worths))]
 
-    def fits(widths: Mapping[str, int]) -> bool:
+    def used(widths: Mapping[str, int]) -> float:
+        """How much of the budget a network takes, where it takes most of it; above 1 it is too large."""
         found = size(anatomy, widths)
-        return all(getattr(found, name) <= limit for name, limit in most.items())
+        return max(getattr(found, name) / limit for name, limit in most.items())
 
-    def left(gone: int) -> dict[str, int]:
-        taken = Counter(order[:gone])
+    def left(gone: Sequence[str]) -> dict[str, int]:
+        taken = Counter(gone)
         return {name: units - taken[name] for name, units in full.items()}
 
-    order = [name for *_, name in sorted(_candidates(worths))]
-    low, high = 0, len(order)  # the fewest units that must go
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(left(middle)) else (middle + 1, high)
-    widths, open_ = left(low), set(worths)
-    for name in reversed(order[:low]):
-        if name in open_:
-            larger = {**widths, name: widths[name] + 1}
-            if fits(larger):
-                widths = larger
-            else:  # nor will it later, as the others only grow
-                open_.remove(name)
-    return widths
+    def cut(order: Sequence[str]) -> int:
+        """The fewest units that must go in this order; one more than there are where all are too few."""
+        return bisect_left(range(len(order) + 1), True, key=lambda gone: used(left(order[:gone])) <= 1)
+
+    def refilled(gone: Sequence[str]) -> dict[str, int]:
+        """As many of them back as still fit, the last one first."""
+        widths, growing = left(gone), set(full)
+        for name in reversed(gone):
+            if name in growing:
+                larger = {**widths, name: widths[name] + 1}
+                if used(larger) <= 1:
+                    widths = larger
+                else:  # nor will it later, as the others only grow
+                    growing.remove(name)
+        return widths
+
+    gone = cut(order)
+    found = [refilled(order[:gone])]
+    if gone:  # the last one may have been a large one: without it, others have to go in its place
+        spared = [*order[: gone - 1], *(name for name in order[gone:] if name != order[gone - 1])]
+        if (other := cut(spared)) <= len(spared):
+            found.append(refilled(spared[:other]))
+    return max(found, key=used)
 
 
 def _candidates(worths: Mapping[str, Tensor]) -> Iterator[tuple[float, float, int, str]]:

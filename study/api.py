@@ -58,8 +58,9 @@ def run(
     ``task``: what is trained, a ``Task``, its class or its name; by default the images of the setting ``data``. Each of
     ``schedules`` is an ``ops.Schedule``, a list of its steps, or of steps as plain data; then nothing is searched.
     ``space``: a function ``(trial, layers, epochs) -> schedule`` or its name. ``sampler`` and ``pruner``: Optuna's, or
-    their names. ``out``: the study's folder, by default a new one under ``runs``. Further ``settings`` by name overlay
-    those of the ``preset`` and of the YAML file ``config``.
+    their names. ``out``: the study's folder, by default a new one under ``runs``; a study that is there goes on, and
+    only ``trials``, ``top`` and ``seeds`` may be others. Further ``settings`` by name overlay those of the ``preset``
+    and of the YAML file ``config``.
 
     It runs on the Ray that this process is connected to, on the cluster at ``address``, or on one of its own, which is
     stopped at the end.
@@ -145,8 +146,10 @@ def open(study: Path | str, *, task: Task | type[Task] | None = None) -> Result:
 
 
 def start(settings: Settings, out: Path | str | None, preset: str | None, console: Console) -> Result:
-    """Runs a study of these settings from its beginning. Raises as ``run``."""
+    """Runs a study of these settings, or goes on with the one in this folder. Raises as ``run``."""
     place = Path(out) if out is not None else new_place(preset or settings.task.rpartition(":")[2])
+    if (place / "study.json").exists():
+        return carry_on(_continued(Folder.open(place), settings), build(settings), console)
     check_importable(step for schedule in settings.schedules for step in schedule)
     if settings.task.startswith(f"{PYTHON}:"):
         check_shipped(build(settings))
@@ -196,6 +199,29 @@ def _with_trials(folder: Folder, trials: int) -> Folder:
     if trials < (there := len(folder.records("search"))):
         raise StudyError(f"trials is {trials}, but {there} trials of this study have ended; give {there} or more")
     return folder.changed(trials=trials)
+
+
+#: Settings that a study may have other values of when it goes on.
+GROWING = ("trials", "top", "seeds")
+
+
+def _continued(folder: Folder, settings: Settings) -> Folder:
+    """The study with as many trials, schedules and seeds as these settings have.
+
+    Raises:
+        StudyError: it has other settings, or more trials already.
+    """
+    there, wanted = folder.settings.to_data(), settings.to_data()
+    wanted["start_digest"] = wanted["start_digest"] or there["start_digest"]  # a study writes it
+    if others := [name for name in there if name not in GROWING and there[name] != wanted[name]]:
+        name, more = others[0], f" (and {', '.join(others[1:])})" if others[1:] else ""
+        raise StudyError(
+            f"{folder.path} holds a study whose {name} is {there[name]!r}, not {wanted[name]!r}{more}; "
+            f"only {', '.join(GROWING[:-1])} and {GROWING[-1]} may change, so choose another --out"
+        )
+    if settings.searches and settings.trials != folder.settings.trials:
+        folder = _with_trials(folder, settings.trials)
+    return folder.changed(top=settings.top, seeds=settings.seeds)
 
 
 def _named(**given: Any) -> tuple[dict[str, str | None], dict[str, Any]]:

@@ -21,18 +21,20 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.left_out import left_out
-from network_surgery.study.evidence.state import in_words, state
+from network_surgery.study.evidence.state import epochs, in_words, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, tracking, tuner
 from network_surgery.study.search.once import pays
-from network_surgery.study.search.sources import Listed, Sampled, Source, Together, given
+from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import Folder, write_whole
+from network_surgery.study.store.folder import SEARCHING, Folder, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
@@ -58,21 +60,22 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     task = build(settings)
     objectives.check(settings, task.metric)
     settings = starting.settle(settings, task)
-    layers = run.check(settings, task)
+    layers, original, least = run.examine(settings, task)
+    limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    listed = given(settings, layers)
+    listed = given(settings, layers, original)
     for cell in listed:
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
         check_after(Optimization.of(settings).curve, schedule)
     if not listed:
-        Sampled.check(settings, layers)
+        Sampled.check(settings, layers, original)
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers, preset, task.metric, task.unit), task
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, original), task
 
 
 def proceed(folder: Folder, task: Task, console: Console) -> bool:
@@ -82,7 +85,7 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
         StudyError: the search has no schedule that could be compared.
     """
     with _stage(folder, task, console) as stage:
-        searched = given(folder.settings, folder.layers) or _searched(stage)
+        searched = _given(folder) or _searched(stage)
         return bool(searched) and _compare(stage)
 
 
@@ -94,6 +97,9 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
     """
     wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
     with _stage(wanted, task, console) as stage:
+        ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
+        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted)):
+            return False
         return _compare(stage)
 
 
@@ -106,10 +112,13 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
         SurgeryError: that page cannot be made; the rest is written.
     """
     rows, verdicts = comparison.summarize(folder)
-    finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    budget = comparing.budget_of(folder)
+    ended = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
-        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=state(folder),
-        importance=importance(folder), left_out=left_out(folder), moments=moments.moments(folder),
+        rows, verdicts, front=front.front(within, folder.settings.objective, folder.metric),
+        state=state(folder) | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
+        budget=feasibility(folder), trials=trials(folder), left_out=left_out(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -164,14 +173,39 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
         return str(text), dict(drawings)
 
 
+def _given(folder: Folder) -> list[Cell]:
+    """The schedules that are all compared, with no search before; empty where Optuna is to search."""
+    return given(folder.settings, folder.layers, folder.original)
+
+
 def _search(folder: Folder, per_epoch: int) -> Source:
-    """What Optuna is still to try, and the original where that saves more epochs than it costs."""
+    """What is still to run of the search: trials, and the race of the best of them.
+
+    And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
+    it costs.
+    """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
     settings = folder.settings
-    sampled = Sampled(settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
-    there = any(record.finished and not record.compared for record in folder.records("original"))
-    original = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
-    return Together(Listed(original), sampled)
+    sampled = Sampled(
+        settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
+        lambda: comparing.budget_of(folder), folder.original,
+    )  # fmt: skip
+    before = comparing.first(folder)
+    there = bool(before) or any(record.finished and not record.compared for record in folder.records("original"))
+    beside = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
+
+    race = _race(folder, comparing.expected(settings) if sampled.missing else None)
+    return Chain(Listed(before), Together(Listed(beside), sampled), race)
+
+
+def _race(folder: Folder, expected: int | None = None) -> Repeated:
+    """What is still to run of the race; ``expected``: how much that is at most, while the search has not ended."""
+
+    def ask() -> tuple[Sequence[Cell], int]:
+        race = comparing.race_of(folder)
+        return race.missing, race.left
+
+    return Repeated(ask, ask()[1] if expected is None else expected)
 
 
 @dataclass
@@ -196,7 +230,11 @@ class _Stage:
             self.console.print(f"{name}: nothing is missing")
             tuner.forget(self.folder.path)
             return True
-        with Display(self.console, name, source, self.folder.metric) as display:
+
+        def feasible(cell: Cell, result: dict[str, Any]) -> bool:
+            return cell.arm not in SEARCHING or comparing.budget_of(self.folder, [cell.seed]).feasible(result)
+
+        with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display], self.folder.records(), keep,
@@ -210,8 +248,9 @@ class _Stage:
 @contextlib.contextmanager
 def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
-    if note := starting.note(folder.settings, task):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for note in (starting.note(folder.settings, task), budget_note(folder)):
+        if note:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
     with folder.locked(), tuner.cluster(folder.settings) as resources, Tracker(folder, task) as tracker:
         try:
             yield _Stage(folder, task, resources, tracker, console)
@@ -231,9 +270,7 @@ def _searched(stage: _Stage) -> bool:
 def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
-    chosen = given(folder.settings, folder.layers) or [
-        record.cell for record in comparing.choose(trials, folder.settings, folder.metric)
-    ]
+    chosen = _given(folder) or [record.cell for record in comparing.chosen(folder)]
     if not chosen:
         failures = [record.result["failure"] for record in trials if record.failed]
         raise StudyError(
@@ -245,6 +282,8 @@ def _compare(stage: _Stage) -> bool:
         stage.console.print(
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
         )
+    if sentence := feasibility(folder).get("sentence"):
+        stage.console.print(f"comparison: {sentence}", highlight=False, markup=False, soft_wrap=True)
     cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
     ends = set(FROM_THE_END) & set(folder.settings.arms)
     return stage.run("comparison", cells, (folder.settings.epochs,) if ends else ())

@@ -15,7 +15,7 @@ from network_surgery.study.arms import LABELS, RIVALS, question
 from network_surgery.study.evidence import time_to_accuracy, wording
 from network_surgery.study.evidence.contrast import contrast, decide
 from network_surgery.study.evidence.converged import convergence
-from network_surgery.study.search.comparing import choose
+from network_surgery.study.search.comparing import chosen
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.store.words import describe
 from network_surgery.study.task.metric import Metric
@@ -48,7 +48,7 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         else:
             groups.setdefault((record.cell.arm, record.cell.trial), {})[record.cell.seed] = record
     trials = list(dict.fromkeys(trial for arm, trial in groups if trial is not None))
-    ranked = [r.cell.trial for r in choose(folder.records("search"), folder.settings, metric)]
+    ranked = [r.cell.trial for r in chosen(folder)]
     trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
     originals = list(groups.get(("original", None), {}).values())
     targets = time_to_accuracy.targets(folder.settings.targets, [record.result for record in originals], metric)

@@ -22,7 +22,7 @@ from network_surgery.study.task.samples import Samples, Sets, Stream
 class Task:
     """What is trained. ``load``, ``model`` and ``loss`` must be there; the rest has a default.
 
-    ``metric`` is the primary one, which studies optimize and compare; by default the loss of validation. ``recipe``:
+    ``metric`` is the primary one, which studies compare; by default the loss of validation. ``recipe``:
     settings that a study of this task has unless the configuration says otherwise, such as ``{"epochs": 30}``.
     ``unit``: what a sample is called, in the plural.
     """

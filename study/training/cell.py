@@ -23,9 +23,10 @@ LATER = ("curve", "rewind", "teacher", "allocation")
 class Cell:
     """One training of a study, as plain data.
 
-    ``arm``: ``search`` or one of ``study.arms``. ``epochs``: where they are not those of the settings. ``trial`` is the
-    search trial whose schedule this is about, ``params`` what Optuna chose there. ``test``: whether the test images are
-    read, once, at the end. ``sunk``: what had been spent before (``study.training.spent``).
+    ``arm``: ``search``, ``racing`` (a trial on another seed) or one of ``study.arms``. ``epochs``: where they are not
+    those of the settings. ``trial`` is the search trial whose schedule this is about, ``params`` what Optuna chose
+    there. ``test``: whether the test images are read, once, at the end. ``sunk``: what had been spent before
+    (``study.training.spent``).
 
     ``curve``: the epochs over which the learning rate is stretched, where they are not all. ``rewind``: the epoch whose
     weights the units get back that the operations leave (``study.training.rewinding``). ``teacher``: the cell, by its

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from network_surgery.ops import Anatomy, Schedule, describe, load, save
+from network_surgery.ops import Anatomy, Schedule, describe, load, save, size
+from network_surgery.ops.allocation import LEAST
 from network_surgery.ops.anatomy import count, evaluating
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.network.masks import parameters_of
@@ -93,6 +95,7 @@ def run(
     With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
+    ``bytes`` are those of the network's file, where one is written or the budget limits them.
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
     already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of the
@@ -174,8 +177,13 @@ def run(
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
+    limited = settings.budget or {}
+    if cell.test or "latency" in limited:
         outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
+    if cell.test:
         outcome["peak_memory"] = checkpoint.peak_memory(trainer)
+    if network is not None or "bytes" in limited:
+        outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size
     return outcome
 
 
@@ -258,8 +266,25 @@ def _teacher(
     return Teacher(network, task, settings.distill_temperature, settings.distill_weight, compute)
 
 
+class Examined(NamedTuple):
+    """A network before it is trained: the units of its ``layers``, its own sizes (``original``), and the sizes that are
+    left at ``least``, where every layer has two units, or the one that it had.
+
+    Sizes are ``parameters`` and ``flops``, and of the original ``bytes`` where the budget limits them.
+    """
+
+    layers: dict[str, int]
+    original: dict[str, int]
+    least: dict[str, int]
+
+
 def check(settings: Settings, task: Task) -> dict[str, int]:
-    """Builds the network once, with what it starts from, tries its optimizer, and returns its layers' sizes by name.
+    """The layers of ``examine``: name → units. Raises as that does."""
+    return examine(settings, task).layers
+
+
+def examine(settings: Settings, task: Task) -> Examined:
+    """Builds the network once, with what it starts from, tries its optimizer, and says how large everything is.
 
     Raises:
         StudyError: no such network or optimizer, or no layer that can be operated on.
@@ -281,7 +306,19 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
         raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
     for steps in settings.schedules:
         Schedule.from_data(steps).check_budgets(anatomy)
-    return {name: layer.units for name, layer in anatomy.items()}
+    parameters, flops = count(model, example)
+    original = {"parameters": parameters, "flops": flops}
+    if "bytes" in (settings.budget or {}):
+        original["bytes"] = file_size(model)
+    least = size(anatomy, {name: min(LEAST, layer.units) for name, layer in anatomy.items()})
+    return Examined({name: layer.units for name, layer in anatomy.items()}, original, least._asdict())
+
+
+def file_size(model: nn.Module) -> int:
+    """The bytes of the file that ``ops.save`` writes of a network."""
+    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
+        save(model, path := Path(scratch) / "network.pt")
+        return path.stat().st_size
 
 
 def _lay(start: Start, model: nn.Module, example: Any) -> None:

@@ -33,7 +33,8 @@ STEP = {"when": "1ep", "layer": "fc1"}
 def outcome(accuracy: float, parameters: int = 100, seconds: float = 1.0, changed: bool = True) -> dict[str, Any]:
     operation = operated(units_after=4 if changed else 8, parameters_after=100 if changed else 200, iteration=5)
     return {
-        "validation_metric": accuracy, "test_metric": accuracy, "parameters": parameters, "flops": 10,
+        "validation_metric": accuracy, "validation_loss": 1 - accuracy, "test_metric": accuracy,
+        "parameters": parameters, "flops": 10,
         "training_flops": 1000, "seconds": seconds, "operations": [operation], "spikes": [spiked(2.0)],
         "architecture": {"w": [2]}, "steps": 50, "operation_seconds": 0.1,
         "epochs": [
