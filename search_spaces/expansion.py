@@ -30,8 +30,9 @@ def operation(trial: BaseTrial, name: str) -> Operation:
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls: bool = False) -> Schedule:
-    """A schedule of expansions: ``op``, its own hyperparameters (see ``operation``) and the placement. ``controls``:
-    dead units, too.
+    """A schedule of expansions: ``op``, its own hyperparameters (see ``operation``) and the placement.
+
+    ``controls``: dead units, too.
     """
     name = trial.suggest_categorical("op", NAMES + CONTROLS * controls)
     return place(trial, layers, operation(trial, name), epochs)

@@ -27,9 +27,9 @@ class Display:
 
     def __init__(
         self, console: Console, stage: str, source: Counted, metric: Metric = ACCURACY, *,
-        feasible: Callable[[dict[str, Any]], bool] = lambda result: True,
+        feasible: Callable[[Cell, dict[str, Any]], bool] = lambda cell, result: True,
     ) -> None:  # fmt: skip
-        """``feasible``: whether an outcome is within the study's budget."""
+        """``feasible``: whether a cell's outcome is within the study's budget, or need not be."""
         self._feasible = feasible
         self._console, self._stage, self._source, self._metric = console, stage, source, metric
         # A notebook shows a live line with ipywidgets alone.
@@ -85,9 +85,11 @@ class Display:
                 words = f"stopped early after epoch {result['stopped']}, {validation}"
             else:
                 words = f"{validation}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
-                if not self._feasible(result):
+                words += f", the same as {result['same_as']}" if "same_as" in result else ""
+                reference = cell.arm == "original" and not cell.test  # of a search: none of its trials
+                if not self._feasible(cell, result):
                     words += ", beyond the budget"
-                elif self._best is None or self._metric.gain(value, self._best[0]) > 0:
+                elif not reference and (self._best is None or self._metric.gain(value, self._best[0]) > 0):
                     self._best = value, cell.name
             if not self._live:
                 line = f"  {self._ended}/{self._source.total} {cell.name}: {words}"

@@ -13,16 +13,21 @@ for several makers and readers. It takes a backward pass for every ``TOGETHER`` 
 Where the activation is flat at 0 (ReLU's slope there is 0 in torch, so new units would never learn; the paper takes 1),
 new units get a bias of ``EDGE``, the smallest that half precision knows well. What they send because of it is made up
 for in the bias of what reads them; and so is what a unit sends whose activation is not 0 at 0 (sigmoid).
+
+BatchNorm would divide what does not vary by the root of its ``eps``, so with a scale of 1 a new unit's slope would be
+hundreds, and one step would bring it to the size of all others. New units get that root as their scale, and a running
+variance of 0: their slope is 1, in training as in evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.anatomy.running import call, plainly
@@ -164,16 +169,25 @@ class _Growth:
     def _grown(self, outgoing: Outgoing) -> Plan:
         layer, added = self.layer, len(next(iter(outgoing.values())))
         newborn = {}
-        for place in _biases(layer) if self._bias else ():
+        for place, value in self._values():
             shape = list(layer.tensor(place).shape)
             shape[place.axis] = added * place.positions.shape[1]
-            newborn[place.tensor] = torch.full(shape, self._bias)
+            newborn[place.tensor] = torch.full(shape, value)
         fan_out = {
             name: torch.cat([values.new_zeros(layer.units, *values.shape[1:]), values])
             for name, values in outgoing.items()
         }
         sources = (*range(layer.units), *(-1,) * added)
         return Plan(layer, repr(self.operation), sources, newborn=newborn, fan_out=fan_out, error=0.0)
+
+    def _values(self) -> Iterator[tuple[Place, float]]:
+        """The vectors in which new units have other values than an old unit without effect has, and these."""
+        if self._bias:
+            yield from ((place, self._bias) for place in _biases(self.layer))
+        for place in self.layer.vectors:
+            norm, name = self.layer.anatomy.owner(place.tensor), place.tensor.rpartition(".")[2]
+            if isinstance(norm, _BatchNorm) and norm.affine and name in ("weight", "running_var"):
+                yield place, norm.eps**0.5 if name == "weight" else 0.0
 
     def _amount(self, place: Place, values: Tensor, sent: float) -> Tensor:
         """What the vector after a reader gains by new units that all send this constant."""

@@ -66,6 +66,9 @@ SHORT = {name: arm.short for name, arm in ARMS.items() if arm.short}
 #: Arms that need a surgery's outcome.
 RIVALS = tuple(name for name, arm in ARMS.items() if arm.cell)
 
+#: Arms that begin as the original ends.
+FROM_THE_END = ("prune_end", "prune_end_rewind_lr")
+
 
 def question(settings: Settings) -> str:
     """The arm that the verdict is about: ``restart``, or ``operate_first`` where training starts from given weights.

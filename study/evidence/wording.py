@@ -168,11 +168,12 @@ def spread(contrast: Contrast, metric: Metric = ACCURACY) -> str:
 def overall(verdicts: Sequence[Contrast]) -> str:
     """All schedules in one line: the question, whether an arm had not converged, and who won."""
     late = [words for verdict in verdicts if (words := _late(verdict))]
-    question = WORDS[str(verdicts[0].get("accounting", "zero"))]
-    if late:
-        several = f"in {len(late)} of {len(verdicts)} schedules an arm had not converged"
-        return f"{late[0] if len(verdicts) == 1 else several}: {question}, {_findings(verdicts)}"
-    return f"{question}, {_findings(verdicts)}"
+    question, findings = WORDS[str(verdicts[0].get("accounting", "zero"))], _findings(verdicts)
+    whole = f"of {len(verdicts)} schedules"
+    if late and len(verdicts) > 1:
+        counted = f"an arm had not converged in {len(late)} {whole}"
+        return f"{question}, {counted}; {findings.removeprefix(f'{whole}, ')}"
+    return f"{late[0]}: {question}, {findings}" if late else f"{question}, {findings}"
 
 
 def _findings(verdicts: Sequence[Contrast]) -> str:

@@ -52,7 +52,7 @@ class Cell:
     teacher: str | None = None
     allocation: Mapping[str, Any] | None = None
     fork: Mapping[str, Any] | None = None
-    keep: Sequence[int] = ()
+    keep: Sequence[int] | None = None
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ A checkpoint that is missing or damaged costs time alone: then an earlier one is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,32 @@ def shared(cell: Cell, settings: Settings, per_epoch: int) -> int:
     return first // per_epoch if cell.rewind is None else min(cell.rewind, first // per_epoch)
 
 
+def epochs(needed: Iterable[int], last: int, keep: Iterable[int] = (), spare: Iterable[int] = ()) -> tuple[int, ...]:
+    """The epochs, ``MOST`` at most, after which an original keeps checkpoints; none above the ``last``.
+
+    All of ``keep``, those that are ``needed`` (evenly thinned where they are too many), and as many of the ``spare``
+    ones as there is room for.
+
+    >>> epochs([3, 1, 3, 0], 6, keep=[6], spare=[2, 4, 8])
+    (1, 2, 3, 4, 6)
+    >>> epochs(range(1, 16), 20)
+    (1, 3, 5, 7, 9, 11, 13, 15)
+    """
+    first, wanted, more = (sorted({each for each in part if 0 < each <= last}) for part in (keep, needed, spare))
+    if len(wanted) > (room := max(MOST - len(first), 2)):
+        wanted = [wanted[round(place * (len(wanted) - 1) / (room - 1))] for place in range(room)]
+    return tuple(sorted(list(dict.fromkeys([*first, *wanted, *more]))[:MOST]))
+
+
+def evenly(last: int) -> tuple[int, ...]:
+    """Epochs, ``MOST`` at most, from the first to the one before the ``last``, for runs whose first step is not known.
+
+    >>> evenly(5), evenly(25)
+    ((1, 2, 3, 4), (1, 4, 8, 11, 14, 17, 21, 24))
+    """
+    return epochs(range(1, last), last)
+
+
 def kept(folder: Path, name: str, begun: str, epoch: int) -> Path:
     """Where the cell of this name keeps its checkpoint after an epoch; ``begun`` is its ``beginning``."""
     return folder / f"{name}-{begun}-epoch-{epoch}.pt"
@@ -69,7 +95,7 @@ class Keeper(Callback):
         self._cell, self._begun, self._folder = cell, beginning(cell, settings), folder
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        if trainer.epoch not in self._cell.keep:
+        if trainer.epoch not in (self._cell.keep or ()):
             return
         path = kept(self._folder, self._cell.name, self._begun, trainer.epoch)
         with contextlib.suppress(OSError, RuntimeError):  # a full disk, as torch says it: then others start over

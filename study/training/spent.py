@@ -9,7 +9,8 @@ begun without it (``study.arms``); totals and moments count it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from network_surgery.study.training.records import OperationRecord, Outcome, checks_of, operations_of
 
@@ -65,6 +66,13 @@ def whole(outcome: Outcome) -> dict[str, float]:
     return {"epochs": float(len(outcome["epochs"]))} | {
         name: outcome[name] for name in names if outcome.get(name) is not None
     }
+
+
+def joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
+    """The joules of all epochs and of what was sunk; None where those of a part are not known."""
+    parts = [record.get("joules") for record in history] + ([sunk.get("joules")] if sunk else [])
+    known = [joules for joules in parts if joules is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _by(outcome: Outcome, name: str, epoch: float) -> float:

@@ -131,6 +131,28 @@ def test_new_units_learn_whatever_the_activation(activation):
     assert (model[0].weight[6:].norm(dim=1) > 1e-3).all()
 
 
+def test_batchnorm_does_not_blow_new_units_up():
+    """In training the norm of what does not vary has a slope of hundreds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
+    inputs, targets = torch.randn(64, 1, 6, 6), torch.arange(64) % 3
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = model(inputs)
+    operate(Anatomy(model, inputs[:2])["0"], GradMax(1.0), optimizer, Signals(model, inputs, targets), verify=True)
+    torch.testing.assert_close(before, model(inputs), rtol=1e-4, atol=1e-4)
+    losses, slopes = [], []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        slopes.append(model[0].weight.grad.flatten(1).norm(dim=1))
+        optimizer.step()
+    assert losses[0] > losses[1] > losses[2]
+    assert 0 < slopes[0][6:].max() < 10 * slopes[0][:6].max()
+    assert (model[0].weight[6:].flatten(1).norm(dim=1) > 0).all()
+
+
 def test_more_units_than_directions_all_differ():
     _, anatomy, signals = made("mlp")
     plan = GradMax(grow=2.0).propose(anatomy["2"], signals)

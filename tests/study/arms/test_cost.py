@@ -12,6 +12,7 @@ from network_surgery.study.arms import ARMS, rivals
 from network_surgery.study.arms.cost import began, cost
 from network_surgery.study.config import Settings
 from network_surgery.study.task.images import ImageTask
+from network_surgery.study.training import spent
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 
@@ -55,6 +56,15 @@ def test_where_the_large_network_is_there_its_training_until_surgery_began_is_no
     assert given["surgery"].seconds == pytest.approx(
         surgery["operation_seconds"] + surgery["epochs"][3]["train_seconds"]
     )
+
+
+def test_a_teacher_is_charged_for_what_was_not_there_when_surgery_began(outcomes: dict[str, dict[str, Any]]) -> None:
+    restart, teacher = outcomes["restart"], spent.whole(outcomes["original"])
+    taught = restart | {"sunk": teacher} | {key: restart[key] + teacher[key] for key in ("training_flops", "seconds")}
+    zero, given = (cost("distill", taught, accounting, 3.0) for accounting in ("zero", "given"))
+    assert (zero.epochs, zero.steps) == (4 + 4, 2 * 4 * 17) and (given.epochs, given.steps) == (4 + 1, (4 + 1) * 17)
+    assert zero.flops == restart["training_flops"] + teacher["training_flops"]
+    assert given.flops == pytest.approx(restart["training_flops"] + teacher["training_flops"] / 4)
 
 
 def test_every_arm_answers_a_question() -> None:

@@ -17,6 +17,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.task.check import fresh
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
+from network_surgery.study.training import fork
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.run import run
@@ -62,6 +63,20 @@ def test_the_original_is_trained_whole_then_cut_then_trained_on(
     assert rates[:4] == [each["learning_rate"] for each in original["epochs"]]
     late = [1e-3 / (17 * 4)] * 3 if arm == "prune_end" else rates[1:4]  # linear's last rate, or that of epochs 2 to 4
     assert rates[4:] == pytest.approx(late)
+
+
+@pytest.mark.parametrize("arm", THREE)
+def test_they_go_on_from_the_original_of_their_seed(
+    arm: str, cells: dict[str, Cell], digits: ImageTask, tmp_path: Path
+) -> None:
+    run(Cell("original", 3, keep=(1, 4)), digits, SETTINGS, CPU, shared=tmp_path)
+    at = fork.shared(cells[arm], SETTINGS, 17)
+    assert at == (1 if arm == "prune_end_rewind" else 4)  # the weights that it rewinds to are its own
+    cell = replace(cells[arm], fork={"from": "original-seed-3", "epoch": at})
+    forked, alone = run(cell, digits, SETTINGS, CPU, shared=tmp_path), run(cell, digits, SETTINGS, CPU)
+    assert forked["forked"] == {"from": "original-seed-3", "epoch": at} and "forked" not in alone
+    assert forked["validation_loss"] == alone["validation_loss"]
+    assert forked["training_flops"] == alone["training_flops"]
 
 
 def test_its_budget_is_that_of_the_fair_restart(cells: dict[str, Cell], digits: ImageTask) -> None:
@@ -144,3 +159,27 @@ def test_survivors_of_any_removal_have_their_own_weights(op: dict[str, Any], dig
         (model.fc2.weight, before["fc2.weight"][:, kept]),
     ):
         torch.testing.assert_close(found, wanted * (found != 0 if op["op"] == "prune_weights" else 1))
+
+
+BY_THEMSELVES = [
+    [{"when": "redundancy(0.1) >= 0.1 from 1ep every 1ep at most 2", "layer": "fc2", "op": "pcns"}],
+    [{"when": "1ep", "layer": "*", "op": "prune_weights", "quality": 0.5}],
+    [{"when": "1ep", "layer": "*", "op": "mean_replace", "budget": {"flops": 0.4}, "allocate": "saliency"}],
+    [{"when": "1ep", "layer": "fc1", "op": "remove_dead", "threshold": 0.6}],
+]
+
+
+@pytest.mark.parametrize("schedule", BY_THEMSELVES, ids=lambda schedule: schedule[0]["op"])
+def test_what_finds_out_its_amount_by_itself_leads_to_the_same_sizes(
+    schedule: list[dict[str, Any]], digits: ImageTask
+) -> None:
+    settings = replace(SETTINGS, epochs=2)
+    cell = Cell("surgery", 3, schedule, trial=5)
+    surgery = run(cell, digits, settings, CPU)
+    assert surgery["operations"]
+    for rival in rivals(cell, surgery, settings):
+        if rival.arm in THREE:
+            outcome = run(rival, digits, settings, CPU)
+            assert outcome["architecture"]["shapes"] == surgery["architecture"]["shapes"]
+            assert outcome["parameters"] == pytest.approx(surgery["parameters"], rel=0.01)
+            assert len(outcome["epochs"]) == 3 and not any(each["repair"] for each in outcome["operations"])

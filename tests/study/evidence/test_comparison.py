@@ -125,6 +125,23 @@ def test_every_arm_has_the_same_seeds_and_restarts_follow_their_surgery() -> Non
     assert order.index("restart-001-seed-8") == order.index("surgery-001-seed-8") + 1
 
 
+@pytest.mark.parametrize("first", ["original", "surgery"])
+@pytest.mark.parametrize("failed", [False, True])
+def test_who_learns_from_the_original_waits_until_it_has_ended(first: str, failed: bool) -> None:
+    settings = Settings(top=1, seeds=1, arms=("original", "surgery", "restart", "distill"))
+    source = comparing.cells([trial(1, "min_weight", 0.99).cell], settings, [])
+    both = {cell.arm: cell for cell in (source.next(), source.next()) if cell}
+    for arm in sorted(both, key=lambda arm: arm != first):
+        source.tell(both[arm], {"failure": "lost"} if failed and arm == "original" else outcome(0.9))
+    found = {cell.arm: cell for cell in iter(source.next, None) if cell}
+    for cell in found.values():
+        source.tell(cell, outcome(0.9))
+    assert set(found) == {"restart"} | ({"distill"} if not failed else set()) and source.finished
+    assert source.total == 2 + len(found)
+    if not failed:
+        assert found["distill"].teacher == both["original"].name and found["distill"].sunk["epochs"] == 10
+
+
 def test_only_missing_trainings_are_run() -> None:
     settings = Settings(top=1, seeds=2, arms=THREE)
     chosen = [trial(1, "min_weight", 0.99)]

@@ -142,6 +142,8 @@ def test_seconds_and_flops_count_as_if_it_had_trained_alone(digits: ImageTask, t
     assert taken[:3] == [record["train_seconds"] for record in original["epochs"][:3]]
     assert outcome["train_seconds"] == pytest.approx(sum(taken))
     assert outcome["seconds"] == pytest.approx(sum(taken) + outcome["operation_seconds"])
+    (operation,) = outcome["operations"]
+    assert operation["epoch_seconds"] == taken[2] and operation["training_loss_before"] is not None
     assert outcome["training_flops"] < original["training_flops"] < 1.2 * outcome["training_flops"]
 
 
