@@ -11,7 +11,10 @@ import torch
 
 from network_surgery.ops import Anatomy, MinWeight, Moment, Schedule, Step, WeakExpand, operate
 from network_surgery.ops import load as load_network
-from network_surgery.study.arms import LABELS, RIVALS, question, randomly, rivals
+from network_surgery.study.arms import ARMS as DECLARED
+from network_surgery.study.arms import LABELS, RIVALS, left_out, question, rivals
+from network_surgery.study.arms.arm import LeftOut
+from network_surgery.study.arms.random_units import randomly
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.evidence import drawing
 from network_surgery.study.task.check import fresh
@@ -46,6 +49,7 @@ def followers(outcome: dict[str, Any], settings: Settings = SETTINGS) -> dict[st
 
 def test_every_arm_has_a_label_and_a_look() -> None:
     assert set(ARMS) == set(drawing.ARMS) == {*LABELS, "surgery"} == {"original", "surgery", *RIVALS}
+    assert tuple(DECLARED) == ARMS  # in the order of the settings
     looks = [(look["color"], look["marker"]) for look in drawing.ARMS.values()]
     assert len(set(looks)) == len(looks) == len({marker for _, marker in looks})  # told apart in grey as well
 
@@ -107,12 +111,16 @@ def test_where_nothing_was_removed_there_is_no_random_arm(digits: ImageTask) -> 
     grow = Schedule((Step(Moment(2), "fc1", WeakExpand(0.5)),)).to_data()
     outcome = run(Cell("surgery", 3, grow, trial=5), digits, SETTINGS, CPU)
     assert set(followers(outcome)) == set(RIVALS) - {"random"}
-    assert randomly([], 0) == []
+    cell = Cell("surgery", 3, grow, trial=5)
+    assert left_out(cell, outcome, SETTINGS)["random"].startswith("surgery adds units to fc1")
+    with pytest.raises(LeftOut, match="removed no unit"):
+        randomly([], 0)
     same = {"units_before": 8, "units_after": 8, "parameters_before": 90}
     done = [operated(**same, parameters_after=90), operated(units_after=6), operated(**same, parameters_after=60)]
     idle, gone, pruned = operations_of({"operations": done})
     assert [step["keep"] for step in randomly([idle, gone], 0)] == [0.75]  # one that found nothing to do
-    assert randomly([gone, pruned], 0) == []  # weights were pruned
+    with pytest.raises(LeftOut, match="masks weights"):
+        randomly([gone, pruned], 0)
 
 
 def test_a_schedule_that_never_operated_is_held_against_a_restart_only(surgery: dict[str, Any]) -> None:

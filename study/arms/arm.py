@@ -1,0 +1,62 @@
+"""What an arm is: how it is called, which question it answers, and the training run that it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from network_surgery.study.config import Settings
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.records import OperationRecord, operations_of
+
+
+class LeftOut(Exception):
+    """An arm cannot be had of this surgery; its text is the reason."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A surgery that has ended: what the cells of its rivals are made from."""
+
+    surgery: Cell
+    outcome: Mapping[str, Any]
+    settings: Settings
+
+    @cached_property
+    def operations(self) -> list[OperationRecord]:
+        return operations_of(self.outcome)
+
+    @property
+    def epochs_left(self) -> int:
+        """Whole epochs that were left at the first operation, the one that it interrupted included."""
+        return max(1, self.settings.epochs - math.floor(self.operations[0].epoch))
+
+    @property
+    def epoch_flops(self) -> float:
+        """FLOPs of an epoch of training the network that surgery ended with."""
+        batches = self.outcome.get("batches", self.outcome["steps"])
+        return 3.0 * self.settings.batch_size * self.outcome["flops"] * batches / self.settings.epochs
+
+    def epochs_of(self, flops: float) -> int:
+        """The epochs of that network that cost these FLOPs, rounded up."""
+        return max(1, math.ceil(flops / self.epoch_flops - 1e-9))
+
+    def cell(self, arm: str, **more: Any) -> Cell:
+        """A rival of this surgery: of its seed, trial and parameters."""
+        about = {"trial": self.surgery.trial, "params": self.surgery.params, "test": True}
+        return Cell(arm, self.surgery.seed, **about, **more)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """``label``: what it is in a table; ``short``: its name in a narrow one, by default that in the settings.
+
+    ``cell`` makes its training run of a surgery that has ended, or raises ``LeftOut``; None: it needs no outcome.
+    """
+
+    label: str
+    short: str = ""
+    cell: Callable[[Ended], Cell] | None = None
