@@ -61,7 +61,7 @@ class Display:
             transient=True,
             disable=not self._live,
         )
-        self._task = self._progress.add_task(stage, total=source.total, note="starting", left="")
+        self._task = self._progress.add_task(stage, total=source.total, note="starting", end=None)
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -105,14 +105,14 @@ class Display:
         self._show()
 
     def _show(self) -> None:
-        left = ""
+        end = None
         if self._ended:
-            seconds = (time.monotonic() - self._start) / self._ended * max(self._source.total - self._ended, 0)
-            left = f"about {clock(seconds)} left"
+            now = time.monotonic()
+            end = now + (now - self._start) / self._ended * max(self._source.total - self._ended, 0)
         best = self._note_of_best() if self._best else ""
         running = f"now {', '.join(self._running.values())}" if self._running else "" if self._ended else "starting"
         note = " · ".join(part for part in (best, running) if part)
-        self._progress.update(self._task, completed=self._ended, total=self._source.total, left=left, note=note)
+        self._progress.update(self._task, completed=self._ended, total=self._source.total, end=end, note=note)
 
     def _note_of_best(self) -> str:
         assert self._best is not None
@@ -126,7 +126,8 @@ class _Clock(TextColumn):
     """Elapsed time, and how much is left where that can be said."""
 
     def render(self, task: Any) -> Text:
-        left = f", {task.fields['left']}" if task.fields["left"] else ""
+        end = task.fields["end"]
+        left = "" if end is None else f", about {clock(max(end - time.monotonic(), 0))} left"
         return Text(f"{clock(task.elapsed or 0)}{left}")
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from network_surgery.ops import Schedule, load
-from network_surgery.study import conduct
+from network_surgery.study import closing, conduct
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.evidence import figures, wording
 from network_surgery.study.evidence.state import in_words
@@ -160,8 +160,16 @@ class Result:
         return load(lambda: fresh(task), network_of(fitting[0], self.path))
 
     def show(self, console: Console | None = None) -> None:
-        """Prints the closing table, the findings, the verdict and where to look."""
-        conduct.show(self.results, self._folder, console or Console())
+        """Prints the answer, the closing table, a verdict for each schedule, and where to look."""
+        closing.show(self.results, self._folder, console or Console())
+
+    def show_answer(self, console: Console | None = None) -> None:
+        """Prints the answer alone."""
+        closing.say(console or Console(), closing.answer_line(self.results))
+
+    def document(self) -> dict[str, Any]:
+        """The answer, a verdict for each schedule, the state and the paths, as plain data."""
+        return closing.document(self.results, self._folder)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: how far the study is, its verdict, and the closing table."""
