@@ -36,7 +36,8 @@ def show(results: Results, folder: Folder, console: Console) -> None:
         trial = verdict["trial"]
         console.print()
         say(console, f"{names[trial]}  {words.get(trial, verdict['label'])}", style="bold")
-        say(console, verdict["sentence"])
+        for sentence in filter(None, (verdict["sentence"], verdict.get("also"))):
+            say(console, sentence)
     if results["front"]:
         sentence = front.sentence(results["front"], folder.metric)
         console.print()

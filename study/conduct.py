@@ -16,7 +16,7 @@ from network_surgery.ops.references import resolve
 from network_surgery.study.closing import show
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison, figures, front, report
+from network_surgery.study.evidence import answer, comparison, figures, front, report
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.naming import arm_title
@@ -113,11 +113,14 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     Raises:
         SurgeryError: that page cannot be made; the rest is written.
     """
+    now = state(folder)
+    if 0 < now["comparison"]["of"] <= now["comparison"]["ended"]:
+        folder.looked()
     rows, verdicts = comparison.summarize(folder)
     finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     results = folder.write(
-        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=state(folder),
-        importance=importance(folder),
+        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=now,
+        importance=importance(folder), answer=answer.answer(folder, rows, verdicts),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:

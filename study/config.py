@@ -148,6 +148,10 @@ class Settings(Declared):
     ] = None
     context: Annotated[Count, About("Bytes in a window of text", later=True)] = 128
     validation: Annotated[Fraction, About("Fraction of the training images for validation", option=False)] = 0.25
+    split: Annotated[
+        Literal["fixed", "seed"],
+        About("the validation images; seed: drawn anew by the seed of each run, for few data", later=True),
+    ] = "fixed"
     # How it is trained.
     epochs: Annotated[Count, About("Epochs of every training run")] = 10
     batch_size: Annotated[Count, About("Images in a batch")] = 32
@@ -285,6 +289,14 @@ class Settings(Declared):
     arms: Annotated[Arms, About(f"surgery and what it is held against: {OTHERS}", decides=False)] = (
         "original", "surgery", "restart", "restart_flops", "random",
     )  # fmt: skip
+    margin: Annotated[
+        Positive | None,
+        About(
+            "The smallest difference of the metric that matters (accuracies: 0.005 is half a point); by default the "
+            "metric's own",
+            decides=False,
+        ),
+    ] = None
     targets: Annotated[
         Targets,
         About(

@@ -12,8 +12,13 @@ Other arms have their final network from the start. *Censoring*: a run that neve
 all that it spent.
 
 Where every run of two arms gets there, costs are compared as ratios paired by seed: the geometric mean, with Student's
-interval and test on logarithms. Where some do not, by the log-rank test (Mantel 1966), which does not pair and whose
-normal approximation wants ``ENOUGH`` seeds; the ratio is then of the pairs that both got there, and only described.
+interval on logarithms (of five seeds or more; below that it says nothing). Only FLOPs are tested, since they repeat on
+any machine: by Student's test, or by the sign test where the ratio is the same in every seed. Where some runs do not
+get there, by the log-rank test (Mantel 1966), which does not pair and whose normal approximation wants ``ENOUGH``
+seeds; the ratio is then of the pairs that both got there, and only described.
+
+*Accounting*: counted from nothing (``zero``) a run has cost all that was spent since the first step of anything. Where
+the large network is there (``given``), what had been spent when the first operation came is no cost of anybody's.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from typing import Any
 
 from scipy import stats
 
-from network_surgery.study.evidence.significance import paired
+from network_surgery.study.evidence.crossed import of_seeds
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import spent
 from network_surgery.study.training.records import Outcome, operations_of
@@ -38,9 +43,32 @@ COSTS: dict[str, Callable[[Outcome, float], float]] = {
     "seconds": spent.seconds,
     "training_flops": spent.training_flops,
 }
+#: The cost that is tested.
+DECIDES = "training_flops"
 #: The fewest seeds for a log-rank test. With 5 in each arm it finds a difference where there is none in 8 of 100 cases
 #: at a level of 5, with 8 in 5 (simulated: log-normal times, a fifth to a third of them censored).
 ENOUGH = 8
+#: The fewest seeds for an interval of a ratio.
+FEWEST = 5
+
+
+def total(outcome: Outcome, cost: str, accounting: str = "zero") -> float:
+    """A cost of a whole run in an accounting."""
+    return float(outcome[cost]) - _sunk(outcome, cost, accounting)
+
+
+def _spent(outcome: Outcome, epoch: float, cost: str, accounting: str) -> float:
+    return COSTS[cost](outcome, epoch) - _sunk(outcome, cost, accounting)
+
+
+def _sunk(outcome: Outcome, cost: str, accounting: str) -> float:
+    """What does not count of a run, where the large network is there."""
+    if accounting != "given":
+        return 0.0
+    operations = operations_of(outcome)
+    if operations and operations[0].epoch > 0:
+        return COSTS[cost](outcome, operations[0].epoch)
+    return float(outcome.get("sunk", {}).get(cost, 0.0))
 
 
 def targets(wanted: Sequence[float], originals: Sequence[Outcome], metric: Metric = ACCURACY) -> list[float]:
@@ -89,16 +117,22 @@ class Times:
         return next((at for at, there in self.shares() if there >= 0.5 - 1e-9), None)
 
 
-def times(outcomes: Sequence[Outcome], target: float, cost: str = "seconds", metric: Metric = ACCURACY) -> Times:
+def times(
+    outcomes: Sequence[Outcome],
+    target: float,
+    cost: str = "seconds",
+    metric: Metric = ACCURACY,
+    accounting: str = "zero",
+) -> Times:
     """What each of these runs spends until its final network has this value of the metric."""
     reached: list[float] = []
     censored: list[float] = []
     for outcome in outcomes:
         epoch = arrival(outcome, target, metric)
         if epoch is None:
-            censored.append(COSTS[cost](outcome, len(outcome["epochs"])))
+            censored.append(_spent(outcome, len(outcome["epochs"]), cost, accounting))
         else:
-            reached.append(COSTS[cost](outcome, epoch))
+            reached.append(_spent(outcome, epoch, cost, accounting))
     return Times(reached, censored)
 
 
@@ -115,13 +149,17 @@ def summary(
 
 
 def contrasts(
-    pairs: Sequence[tuple[Outcome, Outcome]], wanted: Sequence[float], metric: Metric = ACCURACY
+    pairs: Sequence[tuple[Outcome, Outcome]],
+    wanted: Sequence[float],
+    metric: Metric = ACCURACY,
+    accounting: str = "zero",
 ) -> list[dict[str, Any]]:
     """Surgery against a rival, for each target.
 
     ``target``, how many of the pairs' surgeries and rivals ``reached`` it, and for each of ``COSTS``: ``ratio``
-    (surgery / rival, over the ``n`` pairs that both reached it), its 95 % ``interval``, ``p``, ``test`` (``paired t``
-    or ``log-rank``; None where none can be made) and ``sooner``: whether surgery is, as far as the numbers go.
+    (surgery / rival, over the ``n`` pairs that both reached it), its 95 % ``interval``, ``p``, ``test`` (``paired t``,
+    ``sign`` or ``log-rank``; None where none can be made, and of seconds) and ``sooner``: whether surgery is, as far as
+    the numbers go.
     """
     found = []
     for target in wanted:
@@ -130,27 +168,37 @@ def contrasts(
             "target": target,
             "reached": [sum(epoch is not None for epoch in side) for side in zip(*both, strict=True)],
         }
-        entry |= {cost: _against(pairs, target, cost, metric) for cost in COSTS}
+        entry |= {cost: _against(pairs, target, cost, metric, accounting) for cost in COSTS}
         found.append(entry)
     return found
 
 
-def _against(pairs: Sequence[tuple[Outcome, Outcome]], target: float, cost: str, metric: Metric) -> dict[str, Any]:
+def _against(
+    pairs: Sequence[tuple[Outcome, Outcome]], target: float, cost: str, metric: Metric, accounting: str
+) -> dict[str, Any]:
     logs = []
-    for one, other in pairs:
-        epochs = arrival(one, target, metric), arrival(other, target, metric)
-        if epochs[0] is not None and epochs[1] is not None:
-            logs.append(math.log(COSTS[cost](one, epochs[0]) / COSTS[cost](other, epochs[1])))
-    mean, interval, p = paired(logs) if logs else (None, None, None)
-    found = {
-        "n": len(logs), "ratio": None if mean is None else math.exp(mean), "p": p,
-        "interval": None if interval is None else [math.exp(bound) for bound in interval],
-        "test": "paired t" if p is not None else None, "sooner": None if mean is None else mean < 0,
-    }  # fmt: skip
+    for pair in pairs:
+        epochs = [arrival(outcome, target, metric) for outcome in pair]
+        spent = [
+            _spent(outcome, epoch, cost, accounting)
+            for outcome, epoch in zip(pair, epochs, strict=True)
+            if epoch is not None
+        ]
+        if len(spent) == 2 and min(spent) > 0:
+            logs.append(math.log(spent[0] / spent[1]))
+    found: dict[str, Any] = {"n": len(logs), "ratio": None, "p": None, "interval": None, "test": None, "sooner": None}
+    if logs:
+        mean = of_seeds(logs)
+        bounds = mean.interval() if len(logs) >= FEWEST else None
+        found |= {"ratio": math.exp(mean.value), "interval": bounds and [math.exp(bound) for bound in bounds]}
+        found |= {"sooner": mean.value < 0}
+        if cost == DECIDES:
+            found |= {"p": mean.p(), "test": None if mean.p() is None else "sign" if mean.equal else "paired t"}
     if len(logs) < len(pairs):
         found |= {"p": None, "test": None, "sooner": None}
-        ours, theirs = (times([pair[side] for pair in pairs], target, cost, metric) for side in (0, 1))
-        rank = stats.logrank(ours.data, theirs.data) if len(pairs) >= ENOUGH else None
-        if rank is not None and math.isfinite(rank.pvalue):
-            found |= {"p": float(rank.pvalue), "test": "log-rank", "sooner": bool(rank.statistic > 0)}
+        if cost == DECIDES and len(pairs) >= ENOUGH:
+            ours, theirs = (times([pair[side] for pair in pairs], target, cost, metric, accounting) for side in (0, 1))
+            rank = stats.logrank(ours.data, theirs.data)
+            if math.isfinite(rank.pvalue):
+                found |= {"p": float(rank.pvalue), "test": "log-rank", "sooner": bool(rank.statistic > 0)}
     return found

@@ -17,12 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.metric import ACCURACY, Metric
-from network_surgery.study.training import convergence, records
+from network_surgery.study.training import convergence, records, values
 from network_surgery.study.training.cell import Cell
 
 FORMAT = 1
@@ -64,7 +66,8 @@ class Folder:
         ``metric``: the task's primary one; ``unit``: what the task calls its samples.
         """
         self.path, self.settings, self.layers, self.identity, self.preset = path, settings, layers, identity, preset
-        self.metric, self.unit = metric, unit
+        self.metric = metric if settings.margin is None else replace(metric, margin=settings.margin)
+        self.unit = unit
         self._ours = False
         self._read: tuple[tuple[int, int], list[Record]] = (0, 0), []
 
@@ -166,6 +169,23 @@ class Folder:
         _write(self.path / "study.json", content)
         known = replace(self.settings, **settings)
         return Folder(self.path, known, self.layers, self.identity, self.preset, self.metric, self.unit)
+
+    def looks(self, whole: bool = False) -> list[int]:
+        """The numbers of seeds with which its comparison was complete, and looked at. ``whole``: it is complete now."""
+        known: list[int] = json.loads((self.path / "study.json").read_text()).get("looks", [])
+        again = whole and self.settings.seeds > max(known, default=0)
+        return [*known, self.settings.seeds] if again else known
+
+    def looked(self) -> None:
+        """Keeps that its complete comparison is looked at: each look with more seeds spends a part of the error rate."""
+        content = json.loads((self.path / "study.json").read_text())
+        if (looks := self.looks(whole=True)) != content.get("looks", []):
+            _write(self.path / "study.json", content | {"looks": looks})
+
+    def test_values(self, record: Record) -> NDArray[np.float64] | None:
+        """The metric of each test sample ``[n]`` of a finished cell; None where they were not kept."""
+        count, name = record.result.get("test_values"), record.result.get("same_as") or record.cell.name
+        return None if count is None else values.read(self.path / "networks" / f"{name}.pt", count)
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""

@@ -28,7 +28,7 @@ from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.task.samples import Batches, size_of
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
-from network_surgery.study.training import checkpoint
+from network_surgery.study.training import checkpoint, values
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import speed
@@ -143,6 +143,8 @@ def run(
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
+        if network is not None:
+            outcome["test_values"] = values.keep(tested, task.metric.name, network)
         outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
     return outcome
 

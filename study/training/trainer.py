@@ -11,6 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -297,11 +298,15 @@ TOGETHER = 1000
 
 
 class Scores(NamedTuple):
-    """The mean loss over a set, the primary metric, and all metrics by name (accuracies as fractions)."""
+    """The mean loss over a set, the primary metric, and all metrics by name (accuracies as fractions).
+
+    ``each``: of the loss (``loss``) and of the metrics that are means over samples, each sample's own value ``[n]``.
+    """
 
     loss: float
     metric: float
     metrics: Mapping[str, float]
+    each: Mapping[str, Tensor] = MappingProxyType({})
 
     def named(self, part: str) -> dict[str, Any]:
         """As plain data, under names that begin with the part of the data that it is of."""
@@ -324,14 +329,18 @@ def evaluate(
         StudyError: the task does not measure the metric that it names as its own.
     """
     sums: dict[str, Tensor] = {}
+    each: dict[str, list[Tensor]] = {}
     for outputs, targets in answers(model, batches, task.at_once or batch_size, mode, compute):
-        samples = size_of(targets)
-        found = {"loss": task.loss(outputs, targets).mean().double() * samples}
-        found |= {name: values.double().sum(dim=0) for name, values in task.measure(outputs, targets).items()}
+        samples, losses, measured = size_of(targets), task.loss(outputs, targets), task.measure(outputs, targets)
+        found = {"loss": losses.mean().double() * samples}
+        found |= {name: values.double().sum(dim=0) for name, values in measured.items()}
         sums = {name: sums[name] + value if sums else value for name, value in found.items()}
+        for name, values in {"loss": losses, **measured}.items():
+            if values.dim() == 1:
+                each.setdefault(name, []).append(values)
     means = {name: total / len(batches) for name, total in sums.items()}
     metrics, metric = summarize(task, means)
-    return Scores(float(means["loss"]), metric, metrics)
+    return Scores(float(means["loss"]), metric, metrics, {name: torch.cat(parts) for name, parts in each.items()})
 
 
 def answers(

@@ -167,16 +167,20 @@ def test_exchanged_signs_agree_with_all_of_them() -> None:
 @pytest.mark.parametrize(("size", "seeds"), [(0.5, 34), (0.8, 15), (1.0, 10)])
 def test_the_power_of_a_paired_test_is_that_of_the_tables(size: float, seeds: int) -> None:
     """Cohen 1988: pairs for a power of 0.8 at 0.05, two-sided."""
-    differences = [1.0, -1.0] * 50
-    differences = list(np.array(differences) / np.std(differences, ddof=1))
-    assert seeds_needed(differences, size) == seeds
-    assert seeds_needed([0.1, 0.1], 0.5) is None
+    assert seeds_needed(1.0, size) == seeds
+    assert seeds_needed(0.0, 0.5) is None
+
+
+def test_where_the_samples_alone_leave_too_much_no_number_of_seeds_is_enough() -> None:
+    assert seeds_needed(1.0, 0.5, floor=0.5) is None
+    few, more = seeds_needed(1.0, 0.5), seeds_needed(1.0, 0.5, floor=0.1)
+    assert few is not None and more is not None and few < more
 
 
 def test_the_power_at_a_stricter_level_is_that_of_simulated_tests() -> None:
-    level, spread = 0.05 / 3, [0.0, 2.0**0.5]  # a standard deviation of one
-    n = seeds_needed(spread, 0.8, level=level)
-    assert n is not None and n > (seeds_needed(spread, 0.8) or 0)
+    level = 0.05 / 3
+    n = seeds_needed(1.0, 0.8, level=level)
+    assert n is not None and n > (seeds_needed(1.0, 0.8) or 0)
     samples = np.random.default_rng(0).normal(0.8, 1, (20_000, n))
     shown = [float(np.mean(stats.ttest_1samp(samples[:, :m], 0, axis=1).pvalue < level)) for m in (n - 1, n)]
     assert shown[0] < 0.81 and 0.79 < shown[1] < 0.85

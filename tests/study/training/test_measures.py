@@ -66,3 +66,18 @@ def test_the_gap_is_of_the_final_network_on_all_images_that_it_was_trained_on(tm
     network = load_network(lambda: models.build("mlp", data.shape, 10), tmp_path / "net.pt")
     wanted = [evaluate(network, CLASSIFICATION, Batches(images, CPU))[1] for images in (data.train, data.test)]
     assert outcome["train_metric"] == wanted[0] and outcome["train_test_gap"] == wanted[0] - wanted[1]
+
+
+def test_scores_have_each_samples_own_values() -> None:
+    """Their means are the scores, sample by sample what a network answers, in whatever batches."""
+    torch.manual_seed(0)
+    data = load("digits", 0.25)
+    model, images = models.build("mlp", data.shape, 10), Batches(data.validation.thinned(60), CPU)
+    scores = evaluate(model, data, images, batch_size=7)
+    inputs, targets = images.take(slice(None))
+    with torch.no_grad():
+        outputs = model.eval()(inputs)
+    wanted = torch.nn.functional.cross_entropy(outputs, targets.long(), reduction="none")
+    torch.testing.assert_close(scores.each["loss"], wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(scores.each["accuracy"] > 0.5, outputs.argmax(dim=1) == targets)
+    assert abs(float(scores.each["loss"].double().mean()) - scores.loss) < 1e-6
