@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from network_surgery.study.evidence import front, wording
+from network_surgery.study.evidence import front
 from network_surgery.study.evidence.naming import arm_title, in_short, letters
+from network_surgery.study.evidence.report import answer_line
 from network_surgery.study.evidence.state import in_words
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Metric
@@ -60,17 +61,6 @@ def show_answer(results: Results, folder: Folder, console: Console) -> None:
     if answer.get("network") and answer.get("load"):
         for line in str(answer["load"]).splitlines():
             say_path(console, f"  {line}")
-
-
-def answer_line(results: Results) -> str:
-    """The sentence that answers the study's question; before there is one, what was found so far."""
-    answer, verdicts = results.get("answer") or {}, results["comparison"]["verdicts"]
-    if answer.get("sentence"):
-        return str(answer["sentence"])
-    if verdicts:
-        words = wording.overall(verdicts)
-        return words[:1].upper() + words[1:]
-    return "There is no answer yet: the comparison has no finished pair."
 
 
 def document(results: Results, folder: Folder) -> dict[str, Any]:

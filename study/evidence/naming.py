@@ -11,8 +11,12 @@ from typing import Any
 from network_surgery.study.arms import arm_name
 from network_surgery.study.store.words import names, short
 
-#: What a short name of an arm leaves out where it stands alone.
-KINDS = {"restart": "restart", "operate_first": "operate first"}
+#: The beginning of an arm's name → what its short name leaves out where it stands alone, and what it has in its place.
+KINDS = {
+    "restart": ("restart", ""),
+    "operate_first": ("operate first", "first, "),
+    "prune_end": ("prune at end", "end, "),
+}
 
 
 def letters(results: Mapping[str, Any]) -> dict[int, str]:
@@ -42,8 +46,7 @@ def arm_title(arm: str, letter: str = "") -> str:
     >>> arm_title("operate_first_flops", "A")
     'operate first A, equal FLOPs'
     """
-    name = arm_name(arm)
-    kind = next((words for start, words in KINDS.items() if arm.startswith(f"{start}_")), "")
-    mark = f" {letter}" if letter else ""
-    own = name.removeprefix("first, ")
+    name, mark = arm_name(arm), f" {letter}" if letter else ""
+    kind, instead = next((words for start, words in KINDS.items() if arm.startswith(f"{start}_")), ("", ""))
+    own = name.removeprefix(instead)
     return name + mark if not kind or kind in own else f"{kind}{mark}, {own}"

@@ -21,7 +21,8 @@ PLACE = ("when", "layer", "op", "repair", "after", "after_length")
 AMOUNTS = ("keep", "grow", "fraction", "variance_threshold", "threshold")
 
 #: Fractions that have a sign of their own.
-SIGNS = {"½": 1 / 2, "⅓": 1 / 3, "⅔": 2 / 3, "¼": 1 / 4, "¾": 3 / 4, "⅛": 1 / 8, "⅜": 3 / 8, "⅝": 5 / 8, "⅞": 7 / 8}
+SIGNS = {"½": 1 / 2, "⅓": 1 / 3, "⅔": 2 / 3, "¼": 1 / 4, "¾": 3 / 4, "⅛": 1 / 8, "⅜": 3 / 8, "⅝": 5 / 8, "⅞": 7 / 8,
+         "⅕": 1 / 5, "⅖": 2 / 5, "⅗": 3 / 5, "⅘": 4 / 5}  # fmt: skip
 #: Above this number a short text says of layers and moments how many there are.
 FEW = 3
 
@@ -83,10 +84,17 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
     'weak_expand fc1 by 44 % at 1ep–5ep (5 times)'
     >>> short([{"when": "8ep", "layer": "fc1", "op": "pcns", "variance_threshold": 0.01}])
     'pcns (1 % of the variance) of fc1 at 8ep'
+    >>> budget = {"budget": {"parameters": 0.2, "flops": 0.5}, "allocate": "saliency"}
+    >>> short([{"when": "4ep", "layer": "*", "op": "min_weight", **budget}])
+    'min_weight to ⅕ of the parameters and ½ of the FLOPs by saliency at 4ep'
     """
     parts = []
-    for operation, group in groupby(schedule, lambda step: short_name(step["op"])):
+    for (operation, budget), group in groupby(schedule, lambda step: (short_name(step["op"]), _budget(step))):
         steps = list(group)
+        if budget:
+            moments = list(dict.fromkeys(str(parse_when(step["when"])) for step in steps))
+            parts.append(f"{operation} {budget} {_moments(moments)}")
+            continue
         amounts: dict[tuple[str, float | None], list[str]] = {}
         for step in steps:
             layers = amounts.setdefault(_amount(step), [])
@@ -94,6 +102,19 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
         moments = list(dict.fromkeys(str(parse_when(step["when"])) for step in steps))
         parts.append(f"{operation} {_amounts(amounts)}".rstrip() + f" {_moments(moments)}")
     return ", then ".join(parts) or "no operation"
+
+
+def _budget(step: Mapping[str, Any]) -> str:
+    """The budget of the whole network that a step has, and how it is divided among layers; empty where it has none."""
+    limits = [
+        (f"{part(value)} of the " if value <= 1 else f"{value:,.0f} ") + {"flops": "FLOPs"}.get(name, name)
+        for name, value in (step.get("budget") or {}).items()
+    ]
+    if not limits:
+        return ""
+    by = step.get("allocate", "uniform")
+    among = f" among {_few(step['layers'])}" if step.get("layers") else ""
+    return f"to {' and '.join(limits)} by {by if isinstance(by, str) else 'shares'}{among}"
 
 
 def _amount(step: Mapping[str, Any]) -> tuple[str, float | None]:

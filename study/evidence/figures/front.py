@@ -92,7 +92,7 @@ def _worded(figure: Figure, trials: Sequence[Mapping[str, Any]], found: Mapping[
     volumes = [volume for _, volume in found["history"]]
     whole = sentence(found, metric)
     return titled(
-        figure, whole.split(";")[0],
+        figure, whole.split(":")[0],
         "Each point is one finished trial of the search, one seed each. On the front (squares) are the trials that no "
         "other is as good as in every objective and better in one; a trial may lie on it that looks beaten in one of "
         "the panels. Hypervolume is the part that the front dominates of the box between the best values on it and the "
