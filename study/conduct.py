@@ -16,7 +16,7 @@ from network_surgery.ops.references import resolve
 from network_surgery.study.closing import show
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import answer, comparison, figures, front, report
+from network_surgery.study.evidence import answer, comparison, figures, front, moments, report
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.naming import arm_title
@@ -121,6 +121,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     results = folder.write(
         rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=now,
         importance=importance(folder), answer=answer.answer(folder, rows, verdicts),
+        moments=moments.moments(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:

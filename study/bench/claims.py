@@ -5,7 +5,8 @@ of (a layer, a network, other images). Each is tested by Student's paired t-test
 difference is the same for every seed); the claims of one table are one family, whose p-values are corrected by Holm's
 method. A difference is shown to go one way where p < 0.05 then. The claim *holds* where every difference is shown to go
 its way, *does not hold* where none is and one is shown to go the other way, *depends* where some go one way and some
-the other, and is *undecided* where nothing is shown.
+the other, and is *undecided* where nothing is shown. Where what is compared is the same by construction, no test is
+made: *no difference is possible*.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence.significance import LEVEL, holm, paired
 
 HOLDS, DEPENDS, CONTRARY, UNDECIDED, UNTRIED = "holds", "depends", "does not hold", "undecided", "not tried"
+IMPOSSIBLE = "no difference is possible"
 #: All words that a verdict begins with, the strongest first.
-WORDS = (HOLDS, DEPENDS, CONTRARY, UNDECIDED, UNTRIED)
+WORDS = (HOLDS, DEPENDS, CONTRARY, IMPOSSIBLE, UNDECIDED, UNTRIED)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Claim:
     ``wanted``: 1 where they lie above zero if it holds, −1 below, 0 where they are none. ``margin``: by how much a
     difference may miss that (negative: by how much it is to exceed it); for 0 how far from zero is still none.
     ``exact``: no chance is in them (rounding, counts), so that every value decides instead of a test.
-    ``unit``: of the differences as they are written; those of logarithms are factors.
+    ``unit``: of the differences as they are written; those of logarithms are factors. ``same``: why there can be no
+    difference, where there can be none; then none is tested.
 
     Raises:
         ValueError: ``wanted`` is 0 without a margin, which no test can show.
@@ -48,6 +51,7 @@ class Claim:
     margin: float = 0.0
     exact: bool = False
     unit: Literal["", "points", "factor"] = ""
+    same: str = ""
 
     def __post_init__(self) -> None:
         if self.wanted == 0 and self.margin <= 0 and not self.exact:
@@ -56,6 +60,8 @@ class Claim:
     @property
     def conditions(self) -> dict[str, Values]:
         """The differences by condition."""
+        if self.same:
+            return {}
         each = self.differences if isinstance(self.differences, Mapping) else {"": self.differences}
         return {name: np.asarray(values, dtype=np.float64) for name, values in each.items()}
 
@@ -105,6 +111,8 @@ class Verdict:
         does not hold: the opposite in 1 of 2
         undecided
         """
+        if self.claim.same:
+            return f"{IMPOSSIBLE}: {self.claim.same}"
         signs = [result.sign for result in self.results.values()]
         n, good, bad = len(signs), signs.count(1), signs.count(-1)
         if not signs:

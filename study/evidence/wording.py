@@ -117,11 +117,7 @@ def _more(verdict: Contrast, metric: Metric) -> str:
     if high == 0:
         return f"; {one} would probably have been shown"
     if high is None:
-        return (
-            f"; {low:,} more seeds or many more would show {one}"
-            if low
-            else f"; it may take many more seeds to show {one}"
-        )
+        return f"; {low:,} more seeds or many more would show {one}" if low else f"; it may take many more seeds to show {one}"
     number = f"{low:,} to {high:,}" if low != high else f"{low:,}"
     return f"; {number} more seed{'s' * (high > 1)} would probably show {one}"
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn import functional as F
 
-from network_surgery.ops.signals.losses import IGNORED
+from network_surgery.ops.signals.losses import IGNORED, cross_entropy
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.task.samples import Samples, Sets, Stream
@@ -129,10 +129,11 @@ class Classification(Task):
         self.label_smoothing = label_smoothing
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The cross entropy of each sample, ``[n]``, in nats."""
         return cross_entropy(outputs, targets)
 
     def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         classes = targets if targets.dim() < outputs.dim() else targets.argmax(dim=1)

@@ -45,7 +45,9 @@ class OperationRecord(Plain):
 
     ``epoch``: a number of epochs, with its fraction; ``iteration``: optimizer steps done before. Losses and metrics
     ``before`` and ``after`` are of the held-out samples; the training losses are those of the last batch before
-    and of the first one after. ``epoch_seconds`` are of the epoch that the operation opened or interrupted.
+    and of the first one after. ``loss_error`` and ``metric_error``: the standard error, over the ``held_out`` samples,
+    of the change since before the first operation of that moment (paired, sample by sample). ``epoch_seconds`` are of
+    the last whole epoch before the operation; without one, of the epoch that it opened or interrupted.
     ``epochs_to_recover``: until the held-out loss was back where it was before the first operation of that moment; None
     if that was not seen. ``evidence``: what the operation says of its choice. ``after``: what becomes of the learning
     rate, as in the schedule (``ops.schedule.after_data``).
@@ -75,6 +77,9 @@ class OperationRecord(Plain):
     repair: list[str] = field(default_factory=list)
     evidence: dict[str, float] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
+    held_out: int | None = None
+    loss_error: float | None = None
+    metric_error: float | None = None
 
     @property
     def spike_factor(self) -> float:
@@ -122,21 +127,43 @@ class ConditionCheck(Plain):
 
 @dataclass
 class Spike(Plain):
-    """The operations of one moment taken together: the held-out loss before the first and after the last of them."""
+    """The operations of one moment taken together: held-out loss and metric before the first and after the last one.
+
+    ``loss_error`` and ``metric_error``: the standard errors of their changes over the ``held_out`` samples; None where
+    they are not known (records of an older version; a loss or a metric that is no mean over samples).
+    """
 
     epoch: float
     loss_before: float
     loss_after: float
     seconds: float
     epochs_to_recover: int | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+    held_out: int | None = None
+    loss_error: float | None = None
+    metric_error: float | None = None
 
     @property
     def factor(self) -> float:
         """The held-out loss after ÷ before."""
         return self.loss_after / max(self.loss_before, LEAST)
 
+    @property
+    def loss_change(self) -> float:
+        """The held-out loss after − before, in the loss's unit (nats of a cross entropy)."""
+        return self.loss_after - self.loss_before
+
+    @property
+    def metric_change(self) -> float | None:
+        """The held-out metric after − before."""
+        if self.metric_before is None or self.metric_after is None:
+            return None
+        return self.metric_after - self.metric_before
+
     def to_data(self) -> dict[str, Any]:
-        return super().to_data() | {"factor": self.factor}
+        changes = {"loss_change": self.loss_change, "metric_change": self.metric_change}
+        return super().to_data() | {"factor": self.factor} | changes
 
 
 def spikes(operations: Iterable[OperationRecord]) -> list[Spike]:
@@ -144,9 +171,12 @@ def spikes(operations: Iterable[OperationRecord]) -> list[Spike]:
     found: dict[int, Spike] = {}
     for each in operations:
         if each.iteration not in found:
-            found[each.iteration] = Spike(each.epoch, each.loss_before, each.loss_after, 0.0, each.epochs_to_recover)
-        found[each.iteration].loss_after = each.loss_after
-        found[each.iteration].seconds += each.seconds
+            first = (each.epoch, each.loss_before, each.loss_after, 0.0, each.epochs_to_recover, each.metric_before)
+            found[each.iteration] = Spike(*first)
+        spike = found[each.iteration]
+        spike.loss_after, spike.metric_after = each.loss_after, each.metric_after
+        spike.held_out, spike.loss_error, spike.metric_error = each.held_out, each.loss_error, each.metric_error
+        spike.seconds += each.seconds
     return list(found.values())
 
 

@@ -177,6 +177,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "validation_loss": last["validation_loss"],
         "train_seconds": train_seconds,
         "operation_seconds": theatre.seconds,
+        "anatomy_seconds": theatre.discovery_seconds,
         "seconds": train_seconds + theatre.seconds + sunk.get("seconds", 0.0),
         "joules": _joules(trainer.history, sunk),
         "sunk": dict(sunk),

@@ -1,11 +1,11 @@
 """The operating theatre: applies a schedule while the network trains, in any ``Loop``, and measures every operation.
 
 Around each operation: loss and metric on a few fixed held-out samples before and after (the spike factor is the loss's
-after / before), the thesis's loss factor (training loss of the first batch after / of the last batch before), the
-seconds of the operation and of an epoch (interruptibility = epoch / operation), epochs until the held-out loss is back
-where it was before the first operation of that moment, units, parameters and FLOPs before and after. The anatomy is
-taken once, before the first step, and its seconds are booked apart. Where a step waits for a condition, every look is
-written down, whether it led to an operation or not.
+after / before), how sure those samples are of the change, the thesis's loss factor (training loss of the first batch
+after / of the last batch before), the seconds of the operation and of the last whole epoch before it (interruptibility
+= epoch / operation), epochs until the held-out loss is back where it was before the first operation of that moment,
+units, parameters and FLOPs before and after. The anatomy is taken once, before the first step, and its seconds are
+booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation or not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from network_surgery.study.errors import Diverged
 from network_surgery.study.task.samples import Batches, Samples, Stream
 from network_surgery.study.training.loop import Loop
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
-from network_surgery.study.training.trainer import Callback, Shown, clock
+from network_surgery.study.training.trainer import Callback, Scores, Shown, clock
 
 
 class Theatre(Callback):
@@ -52,6 +52,8 @@ class Theatre(Callback):
         self._looked_at: Batches | None = None
         self._due: dict[int, int] | None = None  # a step's place in the schedule → the iteration of its next turn
         self._last_loss: Tensor | None = None
+        self._epoch_seconds: float | None = None  # of the last whole epoch
+        self._moment: tuple[int, Scores, Scores] | None = None  # its iteration, the scores before it and as they are
         self._unmeasured: list[OperationRecord] = []
 
     @property
@@ -93,7 +95,7 @@ class Theatre(Callback):
 
     def after_epoch(self, loop: Loop, record: dict[str, Any]) -> None:
         waiting = [each for each in self.records if each.epochs_to_recover is None]
-        loss = self._look(loop)[0] if waiting else math.nan
+        loss = self._look(loop).loss if waiting else math.nan
         for operation in waiting:
             moment = [each for each in self.records if each.iteration == operation.iteration]
             if moment[-1].loss_after <= moment[0].loss_before * (1 + 1e-4):  # nothing to recover from
@@ -101,8 +103,9 @@ class Theatre(Callback):
             elif loss <= moment[0].loss_before:
                 operation.epochs_to_recover = loop.epoch - math.floor(operation.epoch)
         for operation in self.records:
-            if operation.epoch_seconds is None:  # the epoch that this operation opened or interrupted
+            if operation.epoch_seconds is None:  # there was no epoch before it
                 operation.epoch_seconds = record["train_seconds"]
+        self._epoch_seconds = record["train_seconds"]
 
     def state(self) -> dict[str, Any]:
         return {
@@ -111,6 +114,7 @@ class Theatre(Callback):
             "checks": [check.to_data() for check in self.checks],
             "discovery_seconds": self.discovery_seconds,
             "last_loss": None if self._last_loss is None else float(self._last_loss),
+            "epoch_seconds": self._epoch_seconds,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -119,7 +123,8 @@ class Theatre(Callback):
         self.checks = [ConditionCheck.from_data(each) for each in state["checks"]]
         self.discovery_seconds = state["discovery_seconds"]
         self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
-        self._anatomy = None  # of the network as it was
+        self._epoch_seconds = state.get("epoch_seconds")  # an older checkpoint knows of none
+        self._anatomy = self._moment = None  # of the network as it was
 
     def _turn(self, loop: Loop, place: int) -> None:
         """What the schedule's step at this place has to do now; says when its next turn is, if it has one."""
@@ -150,7 +155,9 @@ class Theatre(Callback):
     ) -> None:
         """Operates and records it. A look has left its ``signals``, and the seconds ``spent`` on them count."""
         device = loop.device
-        before, metric_before = self._look(loop)
+        if self._moment is None or self._moment[0] != loop.iteration:
+            self._moment = (loop.iteration, scores := self._look(loop), scores)
+        _, first, before = self._moment
         start = clock(device) - spent
         if signals is None and (step.operation.needs_signals or step.repair):
             signals = self._signals(loop, layer)
@@ -163,9 +170,10 @@ class Theatre(Callback):
                 renew_statistics(self.anatomy(loop)[step.layer], network)
         loop.operated(step)
         seconds = clock(device) - start
-        after, metric_after = self._look(loop)
-        if not math.isfinite(after):
-            raise Diverged(f"the loss became {after} right after {step}")
+        after = self._look(loop)
+        self._moment = loop.iteration, first, after
+        if not math.isfinite(after.loss):
+            raise Diverged(f"the loss became {after.loss} right after {step}")
         record = OperationRecord(
             when=str(step.when),
             epoch=loop.iteration / loop.per_epoch,
@@ -182,24 +190,36 @@ class Theatre(Callback):
             flops_after=plan.flops_after,
             predicted_error=plan.error,
             evidence={k: v for k, v in plan.evidence.items() if isinstance(v, (int, float)) and math.isfinite(v)},
-            loss_before=before,
-            loss_after=after,
-            metric_before=metric_before,
-            metric_after=metric_after,
+            loss_before=before.loss,
+            loss_after=after.loss,
+            metric_before=before.metric,
+            metric_after=after.metric,
+            held_out=len(self._batches(loop)),
+            loss_error=_error(first, after, "loss"),
+            metric_error=_error(first, after, loop.task.metric.name),
+            epoch_seconds=self._epoch_seconds,
             training_loss_before=None if self._last_loss is None else float(self._last_loss),
             seconds=seconds,
         )
         self.records.append(record)
         self._unmeasured.append(record)
 
-    def _look(self, loop: Loop) -> tuple[float, float]:
+    def _look(self, loop: Loop) -> Scores:
         """Loss and metric on the held-out samples."""
-        return loop.evaluate(self._batches(loop))[:2]
+        return loop.evaluate(self._batches(loop))
 
     def _batches(self, loop: Loop) -> Batches:
         if self._looked_at is None:
             self._looked_at = Batches(self._held_out, loop.device)
         return self._looked_at
+
+
+def _error(before: Scores, after: Scores, name: str) -> float | None:
+    """The standard error of the mean change over the samples; None where it is not the mean of their values."""
+    if name not in before.each or name not in after.each or len(before.each[name]) < 2:
+        return None
+    changes = after.each[name].double() - before.each[name].double()
+    return float(changes.std() / math.sqrt(len(changes)))
 
 
 def renew_statistics(layer: HiddenLayer, network: nn.Module) -> None:

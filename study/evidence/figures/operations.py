@@ -29,6 +29,7 @@ from network_surgery.study.evidence.figures.reading import (
     NOTHING,
     Results,
     all_operations,
+    comparison,
     finished,
     grouped,
     metric_of,
@@ -104,7 +105,7 @@ def _recovery(axes: Axes, back: Sequence[Sequence[int | None]]) -> None:
 
 
 def timing(results: Results) -> Drawing | None:
-    """Seconds of every operation against the seconds of its epoch."""
+    """Seconds of every operation against the seconds of the epoch before it."""
     operations = [
         (op, (each.epoch_seconds, each.seconds))
         for op, each in all_operations(results)
@@ -130,16 +131,43 @@ def timing(results: Results) -> Drawing | None:
     for ratio, line, words in ((1, "-", "as long"), (0.1, "--", "a tenth"), (0.01, ":", "a hundredth")):
         axes.plot([low, high], [low * ratio, high * ratio], color=GREY, linewidth=1, linestyle=line)
         axes.annotate(words, (high, high * ratio), (4, 0), textcoords="offset points", color=GREY, va="center")
-    axes.set(xlabel="seconds of the epoch (log scale)", ylabel="seconds of the operation (log scale)", xlim=(low, high))
+    axes.set(
+        xlabel="seconds of the epoch before it (log scale)",
+        ylabel="seconds of the operation (log scale)",
+        xlim=(low, high),
+    )
     figure.legend(loc="outside lower center", ncols=3, title="median share of an epoch")
     slowest, typical = list(shares.values())[-1], share(both for _, both in operations)
     return titled(
         figure, f"An operation takes {percent(typical)} of an epoch (median); the slowest, {slowest}",
-        "Each point is one operation on one layer. Lines: the operation takes as long as its epoch, a tenth, a "
-        "hundredth of it; far below, training hardly notices the interruption.",
+        f"Each point is one operation on one layer, on {_devices(results)}. Lines: the operation takes as long as the "
+        "epoch before it, a tenth, a hundredth of it; far below, training hardly notices the interruption."
+        + _anatomies(results),
         f"Scatter of operation seconds against epoch seconds. Median shares of an epoch: {', '.join(shares.values())}. "
         f"{len(operations)} operations.",
     )  # fmt: skip
+
+
+def _devices(results: Results) -> str:
+    """What the trainings ran on, by the names that torch has for it."""
+    cells = finished([*results["trials"], *comparison(results, "cells")])
+    names = sorted({str(cell.get("device", "cpu")) for cell in cells})
+    return " and ".join("a CPU" if name == "cpu" else name for name in names)
+
+
+def _anatomies(results: Results) -> str:
+    """What finding out which layers can be changed took, once in a training; older studies do not know it."""
+    cells = finished([*results["trials"], *comparison(results, "cells")])
+    known = [cell["anatomy_seconds"] for cell in cells if cell.get("anatomy_seconds")]
+    if not known:
+        return ""
+    seconds = statistics.median(known)
+    share = statistics.median(cell["anatomy_seconds"] / cell["epochs"][0]["train_seconds"] for cell in cells
+                              if cell.get("anatomy_seconds") and cell["epochs"][0]["train_seconds"])  # fmt: skip
+    return (
+        f" Apart from that, once in each training, the anatomy of the network: {seconds:.2g} s, {percent(share)} of "
+        "an epoch (medians)."
+    )
 
 
 def timeline(results: Results) -> Drawing | None:

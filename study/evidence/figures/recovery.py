@@ -43,15 +43,32 @@ def recovery(results: Results) -> Drawing | None:
         f"; {len(back) - len(found)} of {len(back)} jumps were not back by the end" if len(found) < len(back) else ""
     )
     after = f"is back after {_epochs(statistics.median(found))} (medians)" if found else "is not back by the end"
+    beside = _beside_the_original(results, trial)
     jump = f"jumps to {times(factor)} at an operation" if factor >= 1.005 else f"hardly moves ({times(factor)})"
     return titled(
         figure, f"Trial {trial}: the loss {jump} and {after}{never}",
         f"Thin lines are surgery's seeds: the loss on the held-out {unit_of(results)} right before and right after "
         "the operations of a moment (dashed line), and at the end of every epoch. Thick lines are geometric means over "
-        "the seeds.",
+        f"the seeds.{beside}",
         f"Line chart of the held-out loss by epoch, {len(arms['surgery'])} seeds. Median factor {times(factor)}, "
         f"epochs until the loss is back: {', '.join('never' if b is None else str(b) for b in back[:20])}.",
     )  # fmt: skip
+
+
+def _beside_the_original(results: Results, trial: int | None) -> str:
+    """When the loss was back on the original's own curve after the last moment: that of the same seed and epoch."""
+    rows = [row for row in results.get("moments", ()) if row["trial"] == trial and row["recovery"]["original"]]
+    if not rows:
+        return ""
+    row = max(rows, key=lambda row: row["epoch"])
+    median, never, n = (*row["recovery"]["original"].values(), row["n"])
+    if median is None:
+        return " After the last of them no seed's loss came back to the original's at the same epoch."
+    rest = f"; {never} of {n} did not" if never else ""
+    return (
+        f" After the last of them it took {_epochs(median)} (median) until the loss was back on the original's own "
+        f"curve{rest}."
+    )
 
 
 def loss_path(cell: Mapping[str, Any]) -> Path:

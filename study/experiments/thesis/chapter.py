@@ -49,6 +49,8 @@ class Training:
     ``gap``: accuracy on the training images less ``accuracy``; None where an older study did not take it.
     ``longest``: the largest share of an epoch that an operation took.
     ``recorded``: the loss factors that the thesis has recorded, of every operation but that on ``UNRECORDED``.
+    ``change``: by how much the held-out loss changed most at an operation, as a fraction of it. ``curve``: the
+    validation loss after every epoch.
     """
 
     accuracy: float
@@ -58,6 +60,8 @@ class Training:
     recorded: tuple[float, ...] = ()
     longest: float | None = None
     gap: float | None = None
+    change: float = 0.0
+    curve: tuple[float, ...] = ()
 
     @property
     def share(self) -> float:
@@ -83,7 +87,22 @@ class Trainings(dict[tuple[str, float], dict[int, Training]]):
                 tuple(factor for layer, factor in factors if layer != UNRECORDED),
                 max(each.seconds / each.epoch_seconds for each in operations if each.epoch_seconds),
                 cell.get("train_test_gap"),
+                max(abs(each.spike_factor - 1) for each in operations),
+                tuple(each["validation_loss"] for each in cell.get("epochs", ()) if "validation_loss" in each),
             )
+
+    def repeats(self, method: str, ratio: float, seed: int) -> bool:
+        """Whether this training repeats one at a smaller ratio to the last digit: units that never learn, however many
+        they are, leave the others' training as it is.
+        """
+        curve = self[method, ratio][seed].curve
+        smaller = [self.get((method, other), {}).get(seed) for other in RATIOS if other < ratio]
+        return bool(curve) and any(other.curve == curve for other in smaller if other is not None)
+
+    @property
+    def repeated(self) -> int:
+        """How many trainings repeat another."""
+        return sum(self.repeats(*place, seed) for place, members in self.items() for seed in members)
 
     def of(self, method: str, measure: str, *ratios: float) -> list[Any]:
         """A field of every training of a method, at these ratios or at all, where it was taken."""
@@ -108,10 +127,14 @@ class Trainings(dict[tuple[str, float], dict[int, Training]]):
         return np.array([one - other for (ratio, _), (one, other) in pairs.items() if ratio in (ratios or RATIOS)])
 
     def by_seed(self, methods: tuple[str, str], measure: str) -> Values:
-        """The ``differences`` of each seed, in the mean over ratios: those of one seed share an initialization."""
+        """The ``differences`` of each seed, in the mean over ratios: those of one seed share an initialization.
+
+        What repeats another training is not counted again.
+        """
         gaps: dict[int, list[float]] = {}
-        for (_, seed), (one, other) in self.pairs(methods, measure).items():
-            gaps.setdefault(seed, []).append(one - other)
+        for (ratio, seed), (one, other) in self.pairs(methods, measure).items():
+            if not any(self.repeats(method, ratio, seed) for method in methods):
+                gaps.setdefault(seed, []).append(one - other)
         return np.array([np.mean(gaps[seed]) for seed in sorted(gaps)])
 
     def as_printed(self, method: str, ratio: float, measure: str) -> float | None:

@@ -27,6 +27,9 @@ PRINTED_P = {"4.1": 2.229e-6, "4.2": 2e-5, "4.3": 0.0025, "4.4": 0.0869}
 PRINTED_VARIANCE = {"eigen_remove": 0.003, "min_weight": 0.029}
 #: Loss factors this close count as the same; an operation this short takes much less than an epoch.
 SAME, SHORT = 0.05, 0.1
+#: A change of the loss, as a fraction of it, that is rounding.
+EXACT = 1e-3
+REPEATED = "\n\n{} trainings repeat another ratio's of the same seed to the last digit and are paired once."
 OWN = {
     "accuracy": "The thesis's own statistic, the median over its trainings:",
     "factor": "The thesis's own statistic, the median of all recorded operations of all trainings pooled "
@@ -49,7 +52,7 @@ def write(results: Results, drawings: Mapping[str, Drawing]) -> str:
         "tables": "\n\n".join(part for number in TABLES for part in beside_the_thesis(results, found, number)),
         "original": original and f"The original network without any operation: {spread(original, 'accuracy')}.",
         "gaps": gaps(found),
-        "tests": tests(found),
+        "tests": tests(found) + (REPEATED.format(found.repeated) if found.repeated else ""),
         "claims": to_table(claims(found)),
         "figures": "\n".join(f"![{drawing.title}](figures/{name}.png)" for name, drawing in drawings.items()),
     }
@@ -121,7 +124,7 @@ def gaps(found: Trainings) -> str:
 
 def tests(found: Trainings) -> str:
     """The four comparisons of methods, tested as the thesis does and paired."""
-    differences = {number: found.differences(PAIRS[pair], measure) for number, (pair, measure) in TABLES.items()}
+    differences = {number: found.by_seed(PAIRS[pair], measure) for number, (pair, measure) in TABLES.items()}
     rows = []
     for number, test in family({number: each if len(each) else [0.0] for number, each in differences.items()}).items():
         pair, measure = TABLES[number]
@@ -132,7 +135,8 @@ def tests(found: Trainings) -> str:
             f"{number}: {' − '.join(NAMES[method] for method in PAIRS[pair])}, {MEASURES[measure]}", name,
             f"{'' if p is None else f'{p:.2g}'} ({PRINTED_P[number]:.2g})", f"{scale * test.mean:+.3f}{unit}",
             " … ".join(f"{scale * bound:+.3f}" for bound in test.interval or ()),
-            "" if test.effect is None else f"{test.effect:+.2f}", len(both), "" if test.p is None else f"{test.p:.2g}",
+            "" if test.effect is None else f"{test.effect:+.2f}", len(differences[number]),
+            "" if test.p is None else f"{test.p:.2g}",
         ])  # fmt: skip
     columns = ["table", "as the thesis", "p (thesis's)", "paired difference", "95 % interval", "d", "n", "p after Holm"]
     return table(columns, rows, words=2)
@@ -170,7 +174,7 @@ def claims(found: Trainings) -> list[Claim]:
         Claim("EigenRemove's loss factor is the steadier one over the ratios (deviation over ratios, Minimum Weight "
               "Selection − EigenRemove)", "", np.array([other - one for one, other in spreads])),
         Claim(f"WeakExpand and Zero Weight Expansion have the same loss factor (within {SAME})", "",
-              found.by_seed(expansion, "factor"), wanted=0, margin=SAME),
+              found.by_seed(expansion, "factor"), wanted=0, margin=SAME, same=_exact(found, expansion)),
         Claim("WeakExpand ends more accurate than Zero Weight Expansion, since it adds trainable weights", "",
               found.by_seed(expansion, "accuracy"), unit="points"),
         Claim("Large growth makes dead layers, so WeakExpand ends less accurate at 3/4 than at 1/4 (1/4 − 3/4)", "",
@@ -180,6 +184,14 @@ def claims(found: Trainings) -> list[Claim]:
         Claim(f"WeakExpand takes much less than an epoch (less than {percent(SHORT)}){_longest(quick)}", "",
               SHORT - np.sort(quick)[-1:], exact=True),
     ]  # fmt: skip
+
+
+def _exact(found: Trainings, methods: Iterable[str]) -> str:
+    """Why the loss factors of these methods cannot differ: none of their operations has changed the loss."""
+    changes = [change for method in methods for change in found.of(method, "change")]
+    if not changes or max(changes) > EXACT:
+        return ""
+    return "both leave the network's outputs as they are, so the factor is that of doing nothing"
 
 
 def _longest(shares: Values) -> str:

@@ -114,7 +114,7 @@ def test_tables_show_ours_and_the_thesis_s() -> None:
 
 def test_the_loss_factor_is_the_median_over_a_training() -> None:
     (training,) = chapter.Trainings(results(lambda *_: 0.5, lambda *_: 1.1, seeds=1))["min_weight", 1 / 2].values()
-    assert training == chapter.Training(0.5, 1.1, 0.02, 2.0, (0.5, 1.1, 7.0), 0.01)
+    assert training == chapter.Training(0.5, 1.1, 0.02, 2.0, (0.5, 1.1, 7.0), 0.01, change=1.0)
 
 
 def test_the_thesis_prints_medians_and_pools_what_it_recorded() -> None:
@@ -181,6 +181,34 @@ def test_nothing_is_decided_without_a_spread() -> None:
     assert verdicts["EigenRemove ends at"] == "undecided"
     assert page.as_in_the_thesis([1.0, 2.0], [1.0, 2.0])[1] is None
     assert page.as_in_the_thesis([1.0] * 5, [1.0] * 5) == ("nothing varies", None)
+
+
+def test_a_seed_counts_once_and_what_repeats_is_dropped() -> None:
+    """n is seeds, not seeds × ratios; units that never learn train the same network at every ratio."""
+    found = results(lambda op, ratio, seed: 0.7 + noise(op, ratio, seed) + (op == "zero_expand" and ratio > 0.4) * 9)
+    trainings = chapter.Trainings(found)
+    assert len(trainings.by_seed(("weak_expand", "zero_expand"), "accuracy")) == 5 and trainings.repeated == 0
+    for each in found["comparison"]["cells"]:
+        op, ratio = each["params"]["op"], each["params"]["ratio"]
+        same = 0.0 if op == "zero_expand" and ratio >= 0.5 else ratio
+        each["epochs"] = [{"validation_loss": same + each["seed"]}, {"validation_loss": 1.0}]
+    trainings = chapter.Trainings(found)
+    assert trainings.repeated == 2 * 5  # at 2/3 and 3/4 what was at 1/2
+    gaps = trainings.by_seed(("weak_expand", "zero_expand"), "accuracy")
+    pairs = trainings.pairs(("weak_expand", "zero_expand"), "accuracy")
+    kept = [one - other for (ratio, seed), (one, other) in pairs.items() if seed == 1 and ratio <= 0.5]
+    assert gaps[0] == pytest.approx(np.mean(kept)) and len(gaps) == 5
+    words = page.write(found, {})
+    assert "10 trainings repeat another ratio's" in words and "| 5 | " in words and "| 25 |" not in words
+
+
+def test_operations_that_change_nothing_cannot_differ() -> None:
+    found = results(lambda op, ratio, seed: 0.7 + noise(op, ratio, seed))
+    for each in found["comparison"]["cells"]:
+        for record in each["operations"]:
+            record["loss_after"] = record["loss_before"] * (1.0 if "expand" in each["params"]["op"] else 1.2)
+    assert verdicts_of(found)["WeakExpand and Zero"] == "no difference is possible"
+    assert "leave the network's outputs as they are" in page.write(found, {})
 
 
 @pytest.mark.parametrize("draw", ["normal", "exponential"])

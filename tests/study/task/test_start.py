@@ -47,7 +47,7 @@ def trained(digits: ImageTask) -> nn.Module:
     inputs, targets = Batches(digits.train, CPU).take(slice(None))
     for _ in range(20):
         optimizer.zero_grad()
-        digits.loss(model(inputs), targets).backward()
+        digits.training_loss(model(inputs), targets).backward()
         optimizer.step()
     return model
 
