@@ -216,7 +216,8 @@ def _entry(row: Row, originals: Sequence[Row], contrast: Row | None, metric: Met
         "parameters": count(round(row["parameters"])), "size": times("parameters"),
         "training": count(row["training_flops"]) if row.get("training_flops") else MISSING,
         "work": times("training_flops") if row.get("training_flops") else "",
-        "seconds": f"{row['seconds']:.3g}", "slack": f"± {s:.2g}" if (s := row["seconds_deviation"]) is not None else "",
+        "seconds": f"{row['seconds']:.3g}",
+        "slack": "" if row["seconds_deviation"] is None else f"± {row['seconds_deviation']:.2g}",
     }  # fmt: skip
 
 
@@ -229,8 +230,7 @@ def _columns(rows: Sequence[Row], metric: Metric, unit: str) -> list[Column]:
         ("Loss spike, median", lambda row: row["spike_factor"], lambda value: f"×{value:,.2f}"),
         ("Operation ÷ epoch, median", lambda row: row["operation_to_epoch"], lambda value: f"{100 * value:.3g}%"),
         (f"Milliseconds for 1 / 256 {unit}", lambda row: row["latency_seconds"] or None, _latencies),
-        ("Still improving at the end", lambda row: (row.get("convergence") or {"n": 0})["n"] and row["convergence"],
-         lambda known: f"{known['improving']} of {known['n']}"),
+        ("Still improving at the end", _convergence, lambda known: f"{known['improving']} of {known['n']}"),
         (f"{metric.gap.capitalize()} {metric.name}{metric.unit and ', points'}",
          lambda row: row.get("train_test_gap"), metric.change),
     ]  # fmt: skip
@@ -239,13 +239,18 @@ def _columns(rows: Sequence[Row], metric: Metric, unit: str) -> list[Column]:
         found.append((title, lambda row, name=name: row.get("metrics", {}).get(name), words))  # type: ignore[misc]
     found.append(("Peak GPU memory", lambda row: row.get("peak_memory"), lambda size: f"{size / 2**20:,.0f} MiB"))
     found.append(("Joules", lambda row: row.get("joules"), lambda energy: f"{energy:,.0f}"))
-    return [column for column in found if any(column[1](row) for row in rows)]
+    return [column for column in found if any(column[1](row) is not None for row in rows)]
+
+
+def _convergence(row: Row) -> Row | None:
+    known = row.get("convergence")
+    return known if known and known["n"] else None
 
 
 def _cell(column: Column, row: Row) -> str:
     _, value_of, words = column
     value = value_of(row)
-    return MISSING if value is None or value == 0 and not isinstance(value, float) else words(value)
+    return MISSING if value is None else words(value)
 
 
 def _latencies(seconds: Mapping[str, float]) -> str:
