@@ -9,6 +9,7 @@
 (8, 4, torch.Size([4, 4]))
 """
 
+from network_surgery.ops.allocation import Allocation, Size, allocate, size
 from network_surgery.ops.anatomy import Anatomy, HiddenLayer
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.architecture import adopt, describe, load, save
@@ -43,6 +44,7 @@ from network_surgery.ops.surgery.verification import measure
 __all__ = [
     "OPERATIONS",
     "PCNS",
+    "Allocation",
     "Anatomy",
     "Compact",
     "Condition",
@@ -60,11 +62,13 @@ __all__ = [
     "Revive",
     "Schedule",
     "Signals",
+    "Size",
     "Step",
     "SurgeryError",
     "WeakExpand",
     "ZeroExpand",
     "adopt",
+    "allocate",
     "apply",
     "carry_architecture",
     "compact",
@@ -81,6 +85,7 @@ __all__ = [
     "register_state",
     "rewrap",
     "save",
+    "size",
     "take_over_masks",
     "trial_surgery",
     "unit_scores",

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from network_surgery.ops.anatomy import WHOLE, HiddenLayer
+from network_surgery.ops.allocation import (
+    WITH_SIGNALS,
+    Allocation,
+    Size,
+    allocate,
+    check_operation,
+    check_possible,
+    limits,
+    size,
+)
+from network_surgery.ops.anatomy import WHOLE, Anatomy, HiddenLayer
 from network_surgery.ops.errors import NoSignal, SurgeryError, explained
 from network_surgery.ops.maths.condensed import units_needed
 from network_surgery.ops.operation import Operation
@@ -166,6 +176,9 @@ class Step:
 
     The repairs are those of ``ops.surgery.repair``. ``after`` and ``after_length``: what becomes of the learning rate
     (``AFTER``) and over which length. A step only carries and prints them; training gives them their meaning.
+    ``allocation``: on the whole network, with an operation that has ``keep``: a budget that the network is to meet.
+    When the step is due, ``resolve`` makes of it an operation for each layer, each with a ``keep`` of its own; that of
+    ``operation`` says nothing and becomes 1.
     """
 
     when: Moment | Condition
@@ -174,9 +187,18 @@ class Step:
     repair: tuple[str, ...] = ()
     after: str = "continue"
     after_length: Length | None = None
+    allocation: Allocation | None = None
 
     def __post_init__(self) -> None:
         check_chain(self.repair)
+        if self.allocation is not None:
+            check_operation(type(self.operation))
+            whole: Any = dataclasses.replace(self.operation, keep=1.0)  # type: ignore[type-var, call-arg]
+            object.__setattr__(self, "operation", whole)
+            if self.layer != WHOLE:
+                raise SurgeryError(f"a budget is of the whole network: write layer: '{WHOLE}', not {self.layer!r}")
+            if isinstance(self.when, Condition):
+                raise SurgeryError(f"a budget is met at a moment such as '3ep', not whenever '{self.when}'")
         if self.after not in AFTER:
             raise SurgeryError(f"after an operation the learning rate can {', '.join(AFTER)}, not {self.after!r:.60}")
         if self.after_length is not None:
@@ -184,8 +206,36 @@ class Step:
                 raise SurgeryError("after_length is for steps with after: rewarm or rewind; this one continues")
             object.__setattr__(self, "after_length", parse_length(self.after_length))
 
+    @property
+    def allocates_by_data(self) -> bool:
+        """Whether ``resolve`` needs signals."""
+        return self.allocation is not None and self.allocation.method in WITH_SIGNALS
+
+    def resolve(self, anatomy: Anatomy, original: Size, signals: Signals | None = None) -> list[Step]:
+        """The steps that a budget comes to now: one for each layer that loses units, in the network's order.
+
+        ``original``: the size that the budget's fractions are of. ``signals``: of all layers, if it
+        ``allocates_by_data``. Without a budget it is the step itself. Raises SurgeryError as ``allocate`` does.
+        """
+        if self.allocation is None:
+            return [self]
+        keep = allocate(
+            anatomy, self.operation, self.allocation.budget, self.allocation.method, signals,
+            layers=self.allocation.layers, of=original, repair=self.repair, seed=getattr(self.operation, "seed", 0),
+        )  # fmt: skip
+        return [
+            dataclasses.replace(
+                self, layer=name, allocation=None, operation=dataclasses.replace(self.operation, keep=each)  # type: ignore[type-var, call-arg]
+            )
+            for name, each in keep.items() if each < 1
+        ]  # fmt: skip
+
     def __str__(self) -> str:
-        done = f"{self.when}: {' + '.join((str(self.operation), *self.repair))} on {self.layer}"
+        named = str(self.operation)
+        if self.allocation is not None:
+            others = (f"{k}={v!r}" for k, v in self.operation.hyperparameters().items() if k != "keep")
+            named = f"{type(self.operation).__name__}({', '.join(others)}) {self.allocation}"
+        done = f"{self.when}: {' + '.join((named, *self.repair))} on {self.layer}"
         length = "" if self.after_length is None else f" {self.after_length}"
         return done if self.after == "continue" else f"{done}, then {self.after}{length}"
 
@@ -209,7 +259,9 @@ class Schedule:
         """
         known = list(layers)
         for step in self.steps:
-            if step.layer == WHOLE:
+            if step.allocation is not None:
+                step.allocation.check_layers(dict.fromkeys(known))
+            elif step.layer == WHOLE:
                 if not step.operation.whole_network or isinstance(step.when, Condition):
                     raise SurgeryError(f"the step '{step}' can be done on a layer, not on the whole network, '{WHOLE}'")
             elif step.layer not in known:
@@ -220,6 +272,16 @@ class Schedule:
                     f"({epochs * per_epoch} iterations); choose an earlier moment"
                 )
 
+    def check_budgets(self, anatomy: Anatomy) -> None:
+        """Raises SurgeryError where a budget is larger than this network, or could never be met.
+
+        That is known of the first step alone; of a later one, that all layers cut to two units would not meet it.
+        """
+        for place, step in enumerate(self.steps):
+            if (wanted := step.allocation) is not None:
+                most = limits(wanted.budget, size(anatomy))
+                check_possible(anatomy, dataclasses.replace(wanted, layers=()) if place else wanted, most)
+
     def to_data(self) -> list[dict[str, Any]]:
         """Plain data for JSON, YAML and checkpoints.
 
@@ -228,7 +290,7 @@ class Schedule:
         """
         return [
             {"when": str(s.when), "layer": s.layer, "op": operation_name(type(s.operation))}
-            | s.operation.hyperparameters()
+            | _parameters(s)
             | ({"repair": list(s.repair)} if s.repair else {})
             | after_data(s.after, s.after_length)
             for s in self.steps
@@ -238,6 +300,17 @@ class Schedule:
     def from_data(cls, data: Iterable[Mapping[str, Any]]) -> Schedule:
         """The inverse of ``to_data``. Raises SurgeryError for an unknown operation or hyperparameter."""
         return cls(tuple(_step(dict(entry)) for entry in data))
+
+
+def _parameters(step: Step) -> dict[str, Any]:
+    """The hyperparameters of a step's operation; where a budget decides on ``keep``, the budget in its place."""
+    found = step.operation.hyperparameters()
+    if (wanted := step.allocation) is None:
+        return found
+    found.pop("keep", None)
+    among = {"layers": list(wanted.layers)} if wanted.layers else {}
+    method = wanted.method if isinstance(wanted.method, str) else dict(wanted.method)
+    return found | {"budget": dict(wanted.budget), "allocate": method} | among
 
 
 def after_data(after: str, length: Length | None) -> dict[str, Any]:
@@ -259,7 +332,6 @@ def parse_when(text: str) -> Moment | Condition:
 
 
 def _step(entry: dict[str, Any]) -> Step:
-
     missing = {"when", "layer", "op"} - set(entry)
     if missing:
         raise SurgeryError(f"a step of the schedule lacks {', '.join(sorted(missing))}: {entry}")
@@ -267,10 +339,26 @@ def _step(entry: dict[str, Any]) -> Step:
     when, layer, name = parse_when(entry.pop("when")), str(entry.pop("layer")), str(entry.pop("op"))
     repair = check_chain(entry.pop("repair", None) or ())
     after, length = entry.pop("after", "continue"), entry.pop("after_length", None)
-    kind = operation_class(name)
+    kind, allocation = operation_class(name), _allocation(entry)
+    if allocation is not None:
+        check_operation(kind)
+        entry["keep"] = 1.0
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in set(entry) - known)
     if unknown:
         raise SurgeryError(f"{name} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     with explained(f"{name} cannot be made of {entry}"):
-        return Step(when, layer, kind(**entry), repair, after, length)
+        return Step(when, layer, kind(**entry), repair, after, length, allocation)
+
+
+def _allocation(entry: dict[str, Any]) -> Allocation | None:
+    """The budget of a step as plain data, taken out of it; None where it has none."""
+    budget, method, layers = (entry.pop(name, None) for name in ("budget", "allocate", "layers"))
+    if budget is None:
+        if method is not None or layers is not None:
+            raise SurgeryError("allocate and layers divide a budget, and this step has none: give budget as well")
+        return None
+    if "keep" in entry:
+        raise SurgeryError("a step has a budget, which says what each layer keeps, or keep, but not both")
+    by = method if isinstance(method, Mapping) else "uniform" if method is None else str(method)
+    return Allocation(budget, by, () if layers is None else layers)

@@ -7,7 +7,9 @@ from optuna.trial import BaseTrial
 from network_surgery.ops import Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place, sample
 
-NAMES = ("weak_expand", "zero_expand")
+NAMES = ("weak_expand",)
+#: What nobody would use, and others are held against.
+CONTROLS = ("zero_expand",)
 
 
 def operation(trial: BaseTrial, name: str) -> Operation:
@@ -17,9 +19,10 @@ def operation(trial: BaseTrial, name: str) -> Operation:
         return WeakExpand(grow, trial.suggest_categorical("split", ("equal", "uneven", "signed")))
     if name == "zero_expand":
         return ZeroExpand(grow)
-    raise SurgeryError(f"there is no expansion {name!r}; there are {', '.join(NAMES)}")
+    raise SurgeryError(f"there is no expansion {name!r}; there are {', '.join((*NAMES, *CONTROLS))}")
 
 
-def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of expansions: ``op``, ``grow``, ``split`` and the placement."""
-    return place(trial, layers, operation(trial, trial.suggest_categorical("op", NAMES)), epochs)
+def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls: bool = False) -> Schedule:
+    """A schedule of expansions: ``op``, ``grow``, ``split`` and the placement. ``controls``: dead units, too."""
+    name = trial.suggest_categorical("op", NAMES + CONTROLS * controls)
+    return place(trial, layers, operation(trial, name), epochs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import answer, comparison, figures, front, moments, report
 from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.naming import arm_title
 from network_surgery.study.evidence.state import state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, tracking, tuner
-from network_surgery.study.search.sources import Sampled, Source, given
+from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import Folder, write_whole
@@ -71,16 +73,17 @@ def check(settings: Settings) -> tuple[Settings, Task, dict[str, int]]:
     task = build(settings)
     objectives.check(settings, task.metric)
     settings = starting.settle(settings, task)
-    layers = run.check(settings, task)
+    layers, original, least = run.examine(settings, task)
+    limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    listed = given(settings, layers)
+    listed = given(settings, layers, original)
     for cell in listed:
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
         check_after(Optimization.of(settings).curve, schedule)
     if not listed:
-        Sampled.check(settings, layers)
-    return settings, task, layers
+        Sampled.check(settings, layers, original)
+    return settings, task, layers, original
 
 
 def proceed(folder: Folder, task: Task, console: Console) -> bool:
@@ -90,7 +93,7 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
         StudyError: the search has no schedule that could be compared.
     """
     with _stage(folder, task, console) as stage:
-        searched = given(folder.settings, folder.layers) or stage.run("search", _search(folder), _trial)
+        searched = _given(folder) or stage.run("search", _search(folder), _trial)
         return bool(searched) and _compare(stage)
 
 
@@ -117,11 +120,13 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     if 0 < now["comparison"]["of"] <= now["comparison"]["ended"]:
         folder.looked()
     rows, verdicts = comparison.summarize(folder)
-    finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    budget = comparing.budget_of(folder)
+    ended = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
-        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=now,
-        importance=importance(folder), answer=answer.answer(folder, rows, verdicts),
-        moments=moments.moments(folder),
+        rows, verdicts, front=front.front(within, folder.settings.objective, folder.metric), state=now,
+        importance=importance(folder), budget=feasibility(folder), trials=trials(folder),
+        answer=answer.answer(folder, rows, verdicts), moments=moments.moments(folder),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -148,10 +153,25 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
         return str(text), dict(drawings)
 
 
+def _given(folder: Folder) -> list[Cell]:
+    """The schedules that are all compared, with no search before; empty where Optuna is to search."""
+    return given(folder.settings, folder.layers, folder.original)
+
+
 def _search(folder: Folder) -> Source:
-    """What Optuna is still to try."""
+    """What is still to run of the search: the original, where the budget needs it, the trials, the race of the best."""
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
+    sampled = Sampled(
+        folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
+        lambda: comparing.budget_of(folder), folder.original,
+    )  # fmt: skip
+
+    def ask() -> tuple[Sequence[Cell], int]:
+        race = comparing.race_of(folder)
+        return race.missing, race.left
+
+    left = comparing.expected(folder.settings) if sampled.missing else comparing.race_of(folder).left
+    return Chain(Listed(comparing.first(folder)), sampled, Repeated(ask, left))
 
 
 @dataclass
@@ -170,7 +190,13 @@ class _Stage:
             say(self.console, f"{stage}: nothing is missing")
             return True
         ranks = stage == "search"
-        with Display(self.console, stage, source, self.folder.metric, name=name, ranks=ranks) as display:
+
+        def feasible(result: dict[str, Any]) -> bool:
+            return not ranks or comparing.budget_of(self.folder).feasible(result)
+
+        with Display(
+            self.console, stage, source, self.folder.metric, name=name, ranks=ranks, feasible=feasible
+        ) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display],
@@ -184,8 +210,9 @@ class _Stage:
 @contextlib.contextmanager
 def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
-    if note := starting.note(folder.settings, task):
-        say(console, note)
+    for note in (starting.note(folder.settings, task), budget_note(folder)):
+        if note:
+            say(console, note)
     with (
         folder.locked(),
         tuner.cluster(folder.settings, _narrate(console)) as resources,
@@ -203,9 +230,7 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
 def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
-    chosen = given(folder.settings, folder.layers) or [
-        record.cell for record in comparing.choose(trials, folder.settings, folder.metric)
-    ]
+    chosen = _given(folder) or [record.cell for record in comparing.chosen(folder)]
     if not chosen:
         failures = [record.result["failure"] for record in trials if record.failed]
         raise StudyError(
@@ -218,9 +243,9 @@ def _compare(stage: _Stage) -> bool:
             stage.console,
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for",
         )
-    cells = comparing.cells(
-        chosen, folder.settings, [record for record in folder.records() if record.cell.arm != "search"]
-    )
+    if sentence := feasibility(folder).get("sentence"):
+        say(stage.console, f"comparison: {sentence}")
+    cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
     letters = names(cell.trial for cell in chosen if cell.trial is not None)
     for cell in chosen:
         say(stage.console, f"  {letters.get(cell.trial or 0, '')}  {short(cell.schedule)}", style="dim")

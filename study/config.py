@@ -15,6 +15,12 @@ from network_surgery.study.errors import StudyError
 #: What a study may optimize on validation; ``accuracy`` is the metric of a task whose metric it is.
 Objective = Literal["metric", "accuracy", "loss", "parameters", "flops", "seconds"]
 METRIC = frozenset(("metric", "accuracy"))
+#: What a budget may limit besides the task's metric.
+SIZES = ("parameters", "flops", "latency", "bytes")
+#: Seeds of the search's repeats (``racing``) begin so far from its own: those of the comparison follow that one.
+REPEATS_FROM = 1000
+#: What a study did that says nothing of a setting, since it is older than that.
+OLDER: dict[str, Any] = {"controls": True, "racing": 1}
 Arm = Literal[
     "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late",
     "operate_first", "operate_first_flops", "random",
@@ -31,6 +37,13 @@ def _different(names: tuple[str, ...]) -> bool:
 
 def _objectives(names: tuple[str, ...]) -> bool:
     return _different(names) and len(METRIC & set(names)) < 2
+
+
+def _limits(value: Any) -> Any:
+    """A budget as the command line has it, ``parameters=0.2,flops=0.5``; ``none`` is no budget."""
+    if not isinstance(value, str):
+        return value
+    return dict(part.strip().split("=") for part in value.split(",")) if value.strip() != "none" else None
 
 
 def _comparable(arms: tuple[Arm, ...]) -> bool:
@@ -58,6 +71,10 @@ Targets = Annotated[tuple[Number, ...], COMMAS, "a list of numbers, values of th
 Objectives = Annotated[
     tuple[Objective, ...], COMMAS, such_that(_objectives),
     f"a list of names, one or several of {', '.join(get_args(Objective))}, none of them twice",
+]  # fmt: skip
+Budget = Annotated[
+    Annotated[dict[str, Number], Field(min_length=1)] | None, BeforeValidator(_limits),
+    "a mapping such as {parameters: 0.2, flops: 0.5}, on the command line parameters=0.2,flops=0.5; or none",
 ]  # fmt: skip
 Arms = Annotated[
     tuple[Arm, ...], COMMAS, such_that(_comparable),
@@ -229,14 +246,26 @@ class Settings(Declared):
     generation: Annotated[
         Count, About("Number of trials that are sampled together and can run at once", decides=False)
     ] = 4
+    budget: Annotated[
+        Budget,
+        About(
+            "What the network may cost: parameters, flops, latency, bytes, each a fraction of the original (up to 1) "
+            "or a number (latency: milliseconds); and how far the metric may fall: parameters=0.2,accuracy=-0.005",
+            decides=False,
+        ),
+    ] = None
     space: Annotated[
         Text,
         About(
-            "mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning, or MODULE:FUNCTION or "
-            "FILE.py:FUNCTION",
+            "mixed (without a budget the default), shrink (with one), removal, expansion, eigen_remove, weak_expand, "
+            "pcns, dead_units, pruning, or MODULE:FUNCTION or FILE.py:FUNCTION",
             decides=False,
         ),
-    ] = "mixed"
+    ] = None  # type: ignore[assignment]  # settled when the settings are made
+    controls: Annotated[
+        Truth,
+        About("Spaces also offer the controls random_remove and zero_expand, which no one would use", decides=False),
+    ] = False
     sampler: Annotated[
         Text,
         About(
@@ -267,8 +296,13 @@ class Settings(Declared):
         Schedules, About("These schedules are all compared, and nothing is searched", option=False, decides=False)
     ] = ()
     objective: Annotated[
-        Objectives, About("metric (the task's own), or several: metric,loss,parameters,flops,seconds", decides=False)
-    ] = ("metric",)
+        Objectives,
+        About(
+            "loss (on validation: the default), metric (the task's own), or several: metric,parameters,flops,seconds; "
+            "parameters by default where the budget limits the metric alone",
+            decides=False,
+        ),
+    ] = None  # type: ignore[assignment]  # settled when the settings are made
     early_stopping: Annotated[
         Literal["none", "asha"],
         About("asha ends unpromising trials early, and forgives what an operation does", decides=False),
@@ -282,6 +316,16 @@ class Settings(Declared):
         CountOr0,
         About("Epochs that a trial has to recover from an operation before it is judged", option=False, decides=False),
     ] = 3
+    racing: Annotated[
+        Count,
+        About(
+            "Seeds on which the best schedules of the search are tried before some are compared (1: its own)",
+            decides=False,
+        ),
+    ] = 3
+    finalists: Annotated[
+        AtLeast2, About("Number of schedules that are tried on more seeds", option=False, decides=False)
+    ] = 6
     seed: Annotated[Seed, About("Seed of the search; the comparison takes the following ones", decides=False)] = 0
     # What is compared.
     top: Annotated[Count, About("Number of schedules that are compared with restarting", decides=False)] = 3
@@ -329,7 +373,11 @@ class Settings(Declared):
     ] = None
 
     def __post_init__(self) -> None:
+        self._settle()
         super().__post_init__()
+        self._check_budget()
+        if self.seeds >= REPEATS_FROM:
+            raise StudyError(f"seeds is {self.seeds:,}, but it must be below {REPEATS_FROM:,}")
         if self.early_stopping != "none":
             self._check_stopping("early_stopping", self.early_stopping)
         if self.pruner is not None:
@@ -337,10 +385,46 @@ class Settings(Declared):
         if self.enqueue and not self.searches:
             raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
         check_password(self.storage)
+        if self.split == "seed" and self.train_on_validation:
+            raise StudyError("split is 'seed', but train_on_validation is true, so there is no split; give one of them")
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
             raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
         if self.device == "cpu" and self.precision in ("tf32", "fp16"):
             raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
+
+    def _settle(self) -> None:
+        """Gives the settings whose default depends on the budget their value."""
+        try:
+            limited = set(_limits(self.budget) or ())
+        except (TypeError, ValueError):  # refused as soon as it is checked
+            limited = set()
+        if self.space is None:
+            object.__setattr__(self, "space", "shrink" if limited else "mixed")
+        if self.objective is None:
+            object.__setattr__(self, "objective", ("loss",) if not limited or limited & {*SIZES} else ("parameters",))
+
+    def _check_budget(self) -> None:
+        """Raises StudyError where the budget makes no sense for any task; see also ``search.budget``."""
+        budget = self.budget or {}
+        others = [name for name in budget if name not in SIZES]
+        if len(others) > 1:
+            raise StudyError(
+                f"budget limits {' and '.join(map(repr, others))}, but besides {', '.join(SIZES)} it can only limit "
+                "the task's metric"
+            )
+        for name in budget.keys() & {*SIZES}:
+            value = budget[name]
+            if value <= 0 or (value > 1 and not value.is_integer() and name != "latency"):
+                whole = "number of milliseconds" if name == "latency" else "whole number"
+                raise StudyError(
+                    f"budget has {name}: {value:g}, but it must be a fraction of the original, above 0 and at most 1, "
+                    f"or a {whole} above 1"
+                )
+        if budget.keys() == {*others} != set() and {*self.objective} <= METRIC | {"loss"}:
+            raise StudyError(
+                f"budget only limits {others[0]}, and the objective is {', '.join(self.objective)}, so nothing says "
+                f"what should become smaller; limit {', '.join(SIZES[:-1])} or {SIZES[-1]}, too, or leave out objective"
+            )
 
     @property
     def subject(self) -> str:

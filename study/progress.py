@@ -38,14 +38,16 @@ class Display:
     """A listener that shows one stage: how many of its trainings have ended, elapsed and left time, the best so far.
 
     ``name``: what people call a training. ``ranks``: whether its trainings compete, so that one is the best.
+    ``feasible``: whether an outcome is within the study's budget.
     """
 
     def __init__(
         self, console: Console, stage: str, source: Counted, metric: Metric = ACCURACY, *,
         name: Callable[[Cell], str] = lambda cell: cell.name, ranks: bool = True,
+        feasible: Callable[[dict[str, Any]], bool] = lambda result: True,
     ) -> None:  # fmt: skip
         self._console, self._stage, self._source, self._metric = console, stage, source, metric
-        self._name, self._ranks = name, ranks
+        self._name, self._ranks, self._feasible = name, ranks, feasible
         # A notebook shows a live line with ipywidgets alone.
         self._live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
         self._ended = self._failed = self._stopped = 0
@@ -97,9 +99,11 @@ class Display:
                 self._stopped += 1
                 words = f"stopped early after epoch {result['stopped']}, {validation}"
             else:
-                if self._ranks and (self._best is None or self._metric.gain(value, self._best[0]) > 0):
-                    self._best = value, name
                 words = f"{validation}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
+                if not self._feasible(result):
+                    words += ", beyond the budget"
+                elif self._ranks and (self._best is None or self._metric.gain(value, self._best[0]) > 0):
+                    self._best = value, name
             if not self._live:
                 say(self._console, f"  {self._ended}/{self._source.total} {name}: {words}")
         self._show()

@@ -19,9 +19,11 @@ from torch import nn
 from network_surgery.ops import Schedule, load
 from network_surgery.study import closing, conduct
 from network_surgery.study.errors import StudyError, near
-from network_surgery.study.evidence import figures, wording
+from network_surgery.study.evidence import feasible, figures, wording
+from network_surgery.study.evidence.feasible import judged
 from network_surgery.study.evidence.state import in_words
 from network_surgery.study.search import comparing, front
+from network_surgery.study.search.budget import mean
 from network_surgery.study.store.folder import Folder, Record, network_of
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Task, build
@@ -72,7 +74,7 @@ class Result:
     def best(self) -> Best | None:
         """The best schedule on validation, by the first objective; None where none has changed the network."""
         settings, groups = self._folder.settings, dict[int, list[Record]]()
-        searched = comparing.choose(self._folder.records("search"), settings, self._folder.metric)[:1]
+        searched = comparing.chosen(self._folder)[:1]
         for record in searched or self._folder.records("surgery"):
             if not record.failed and any(each.changed for each in operations_of(record.result)):
                 groups.setdefault(int(record.cell.trial or 0), []).append(record)
@@ -89,11 +91,21 @@ class Result:
 
     @functools.cached_property
     def trials(self) -> pd.DataFrame:
-        """The trials of the search, one a row, by number: ``state``, what each reached, ``params_…``, ``schedule``."""
-        rows = [
-            {"trial": r.cell.trial, **_reached(r)} | {f"params_{name}": value for name, value in r.cell.params.items()}
-            for r in self._folder.records("search")
-        ]
+        """The trials of the search, one a row, by number: ``state``, what each reached, ``params_…``, ``schedule``.
+
+        ``state`` is ``finished``, ``infeasible`` (beyond the budget: ``violations.…`` say how far, 0 or below is
+        within), ``stopped`` or ``failed``. ``seeds``: on how many seeds it has ended, and ``mean.…`` over them where
+        there are several.
+        """
+        budget, again, rows = comparing.budget_of(self._folder), feasible.repeats(self._folder), []
+        for r in self._folder.records("search"):
+            row = {"trial": r.cell.trial, **_reached(r), **pd.json_normalize(judged(r, budget)).iloc[0].to_dict()}
+            ended = [r, *again.get(r.cell.trial, ())]
+            row["seeds"] = sum(each.finished for each in ended)
+            if len(ended) > 1 and row["seeds"]:
+                means = mean(each.result for each in ended if each.finished)
+                row |= {f"mean.{name}": value for name, value in means.items() if name != "latency_seconds"}
+            rows.append(row | {f"params_{name}": value for name, value in r.cell.params.items()})
         return pd.DataFrame(rows, columns=None if rows else ["trial", "state", "schedule"]).set_index("trial")
 
     @functools.cached_property
@@ -206,7 +218,7 @@ class Result:
         return f"Result({str(self.path)!r}): {in_words(self.results['state'], str(self.path))['words']} {self.verdict}"
 
     def _compared(self) -> list[Record]:
-        return [record for record in self._folder.records() if record.cell.arm != "search"]
+        return [record for record in self._folder.records() if record.compared]
 
     def _table(self, field: str) -> pd.DataFrame:
         rows = [

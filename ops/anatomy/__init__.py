@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -197,13 +198,22 @@ class Anatomy(Mapping[str, HiddenLayer]):
         known = [(name, self.tensor(name)) for name in self.calls if name in self._parameters]
         return [name for name, tensor in known if tensor.dim() > 1 and numeric(tensor)]
 
-    def cost(self) -> tuple[int, int]:
+    def cost(self, widths: Mapping[str, int] = MappingProxyType({})) -> tuple[int, int]:
         """Parameters and FLOPs (two per multiply-add of convolutions and products) of one sample.
 
-        What a mask hides is no parameter; it is multiplied all the same.
+        ``widths``: as if these layers had these numbers of units. What a mask hides is no parameter, as many of them as
+        are hidden now; it is multiplied all the same.
         """
-        parameters, flops = self.held(self._parameters)
-        return parameters, flops + round(2 * sum(axes.size(each) for each in self.products) / self._batch)
+        factors = {self[name].factor: units for name, units in widths.items()}
+        now = {factor: factor.size for factor in factors}
+        try:
+            for factor, units in factors.items():
+                factor.size = units
+            parameters, flops = self.held(self._parameters)
+            return parameters, flops + round(2 * sum(axes.size(each) for each in self.products) / self._batch)
+        finally:
+            for factor, units in now.items():
+                factor.size = units
 
     def held(self, tensors: Iterable[str]) -> tuple[int, int]:
         """Parameters, and FLOPs of one sample, of some tensors."""

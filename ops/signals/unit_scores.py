@@ -28,6 +28,9 @@ et al. 2016, *Pruning convolutional neural networks for resource efficient infer
     ∂ loss / ∂ h|``, as Evci's pytorchpruner does for convolutions. With one position a unit, the same.
 ``taylor``
     ``mean over samples of |Σ h · ∂ loss / ∂ h|``: the same for an output that becomes zero.
+``snip``
+    Connection sensitivity: ``|g · w|`` of the mean loss's gradient ``g``, summed over the weights ``w`` that make the
+    unit (Lee et al. 2019, *SNIP: single-shot network pruning based on connection sensitivity*). A backward pass a call.
 ``random``
     By a seed: the control.
 
@@ -52,12 +55,14 @@ from network_surgery.ops.network.altered import Altered, Together
 from network_surgery.ops.signals.losses import Loss, batch_of, changes, is_batch_first, suited
 from network_surgery.ops.signals.replacement import constants
 from network_surgery.ops.signals.signals import Signals
+from network_surgery.ops.signals.weight_scores import weight_scores
 
 SCORES = (
-    "l2", "l1", "l2_in", "l1_in", "variance", "mrs", "mrs_before", "mrs_before_positions", "mrp", "taylor", "random",
+    "l2", "l1", "l2_in", "l1_in", "variance", "mrs", "mrs_before", "mrs_before_positions", "mrp", "taylor", "snip",
+    "random",
 )  # fmt: skip
 #: Those that look at the loss.
-BY_LOSS = ("mrs", "mrs_before", "mrs_before_positions", "mrp", "taylor")
+BY_LOSS = ("mrs", "mrs_before", "mrs_before_positions", "mrp", "taylor", "snip")
 #: Samples, and units that are replaced one by one, in one batch of ``mean_replacement_penalty``.
 SAMPLES, UNITS = 32, 32
 
@@ -114,12 +119,30 @@ def _scores(layer: HiddenLayer, signals: Signals | None, score: str, replacement
         return variance(layer, {place: signals.condensed(layer)[place.tensor].whole for place in layer.readers})
     if score == "taylor":
         return first_order(layer, signals, {}).abs().mean(dim=0)
+    if score == "snip":
+        return connection_sensitivity(layer, signals)
     if score in ("mrs_before", "mrs_before_positions"):
         return first_order_before(layer, signals, each_position=score.endswith("positions")).abs().mean(dim=0)
     left = constants(layer, signals, replacement)
     if score == "mrs":
         return first_order(layer, signals, left).abs().mean(dim=0)
     return mean_replacement_penalty(layer, signals, left)
+
+
+def connection_sensitivity(layer: HiddenLayer, signals: Signals) -> Tensor:
+    """The score ``snip`` of the (first) batch, ``[units]`` in float64.
+
+    Raises SurgeryError where there are no targets, or weights are complex or have no gradient.
+    """
+    signals.check_network(layer)
+    names = list(dict.fromkeys(place.tensor for place in layer.makers))
+    if odd := [name for name in names if layer.anatomy.tensor(name).is_complex()]:
+        raise SurgeryError(f"layer {layer.name}: the unit score snip is one of real weights, but {odd[0]} is complex")
+    found = weight_scores(
+        layer.anatomy.model, names, "taylor1_abs", signals.inputs, signals.classes, loss=signals.loss_function
+    )
+    rows = [layer.by_unit(place, found[place.tensor]).flatten(1).sum(dim=1) for place in layer.makers]
+    return torch.stack([row.double() for row in rows]).sum(dim=0)
 
 
 def variance(layer: HiddenLayer, seen: Mapping[Place, Condensed]) -> Tensor:

@@ -21,16 +21,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from network_surgery.study.config import SIZES
 from network_surgery.study.evidence import accounting
 from network_surgery.study.evidence.wording import rival_of
+from network_surgery.study.search.comparing import budget_of
 from network_surgery.study.store.folder import Folder, Record, network_of
 from network_surgery.study.store.words import names, short
 from network_surgery.study.task.metric import Metric
 
 #: Costs that differ by less than this fraction are the same.
 SAME = 0.01
-#: What a budget may limit besides the metric, as rows call it.
-SIZES = {"parameters": "parameters", "flops": "flops"}
 
 Row = Mapping[str, Any]
 Contrast = Mapping[str, Any]
@@ -40,11 +40,11 @@ def answer(folder: Folder, rows: Sequence[Row], verdicts: Sequence[Contrast]) ->
     """The answer of a study; None where there is no verdict.
 
     ``question`` in words, ``accounting``, ``budget``, ``met`` (None without one), ``trial``, its ``name`` and
-    ``schedule`` in words, ``use`` (yes, no, undecided), ``finding``, ``sentence``, ``against`` (the rival that decided),
-    ``size`` (``parameters`` and their ``share`` of the original's), ``flops`` of an answer (``value``, ``share``),
-    ``latency`` of one sample (``seconds``, ``share``) and ``bytes`` of the file, where they are known, what is ``lost``
-    against the original (``difference``, ``interval``, ``finding``), the ``network``'s file in the folder, of the seed
-    that is best on validation, and ``load``: Python that loads and exports it.
+    ``schedule`` in words, ``use`` (yes, no, undecided), ``finding``, ``sentence``, ``against`` (the rival that
+    decided), ``size`` (``parameters`` and their ``share`` of the original's), ``flops`` of an answer (``value``,
+    ``share``), ``latency`` of one sample (``seconds``, ``share``) and ``bytes`` of the file, where they are known, what
+    is ``lost`` against the original (``difference``, ``interval``, ``finding``), the ``network``'s file in the folder,
+    of the seed that is best on validation, and ``load``: Python that loads and exports it.
     """
     if not verdicts:
         return None
@@ -57,38 +57,39 @@ def _answer(folder: Folder, rows: Sequence[Row], original: Row | None, verdict: 
     metric, settings = folder.metric, folder.settings
     trial = verdict["trial"]
     row = next(row for row in rows if row["arm"] == "surgery" and row["trial"] == trial)
-    budget: dict[str, float] = dict(getattr(settings, "budget", None) or {})
-    missed = _missed(budget, row, original)
+    budget = budget_of(folder)
+    missed = [
+        budget.words(limit)
+        for limit in budget.limits
+        if limit.name in SIZES and (limit.violation(row, metric) or 0.0) > 0
+    ]
     contrasts = [verdict, *verdict["others"]]
     against = next((each for each in contrasts if each["arm"] == "original"), None)
-    allowed = next((abs(value) for name, value in budget.items() if name in ("metric", metric.name)), metric.margin)
+    allowed = next((abs(limit.setting) for limit in budget.limits if limit.name == "metric"), metric.margin)
     rivals = [each for each in contrasts if each["accounting"] == verdict["accounting"] and each["arm"] != "original"]
     use, decided = judge(verdict, rivals, bool(missed), loses(against, allowed, metric))
     record = _best(folder, trial)
-    network = None if record is None else network_of(record.cell, folder.path)
-    known = network is not None and network.exists()
-    schedule = folder.records("surgery") and next(
-        r.cell.schedule for r in folder.records("surgery") if r.cell.trial == trial
-    )
+    network = network_of(record.cell, folder.path)
+    kept = network.exists()
     ordered = [v for v in dict.fromkeys(row["trial"] for row in rows) if v is not None]
     found: dict[str, Any] = {
         "question": question(folder, verdict),
         "accounting": verdict["accounting"],
-        "budget": budget,
+        "budget": dict(settings.budget or {}),
         "met": not missed if budget else None,
         "trial": trial,
         "name": names(ordered)[trial],
-        "schedule": short(schedule),
+        "schedule": short(record.cell.schedule),
         "use": use,
         "finding": decided["finding"],
         "against": decided["arm"],
         "size": _share(row, original, "parameters", "parameters"),
         "flops": _share(row, original, "flops", "value"),
         "latency": _latency(row, original),
-        "bytes": network.stat().st_size if known and network else None,
+        "bytes": network.stat().st_size if kept else None,
         "lost": None if against is None else {key: against[key] for key in ("difference", "interval", "finding")},
-        "network": str(network.relative_to(folder.path).as_posix()) if known and network else None,
-        "load": load(folder, record) if known and record else None,
+        "network": network.relative_to(folder.path).as_posix() if kept else None,
+        "load": load(folder, record) if kept else None,
     }
     return found | {"sentence": sentence(found, verdict, decided, missed, allowed, metric)}
 
@@ -107,7 +108,7 @@ def judge(verdict: Contrast, rivals: Sequence[Contrast], missed: bool, lost: boo
 
 
 def _wins(contrast: Contrast, shown: str, compute: str, dearer: bool) -> bool:
-    """Whether one side of a contrast wins: it is shown to, or it is as good and the other one is ``dearer`` (or not)."""
+    """Whether one side of a contrast wins: it is shown to, or both are as good and surgery is dearer (cheaper)."""
     if contrast["decision"] in (shown, compute):
         return True
     ratio = contrast["compute_ratio"]
@@ -121,35 +122,10 @@ def loses(against: Contrast | None, allowed: float, metric: Metric) -> bool:
     return all(metric.gain(bound, 0.0) < -allowed for bound in against["interval"])
 
 
-def _missed(budget: Mapping[str, float], row: Row, original: Row | None) -> list[str]:
-    """The sizes that miss their budget, in words."""
-    found = []
-    for name, setting in budget.items():
-        value, whole = _value(row, name), None if original is None else _value(original, name)
-        limit = setting if setting > 1 else None if whole is None else setting * whole
-        if value is not None and limit is not None and value > limit * (1 + 1e-6) + (setting <= 1):
-            over = f"{100 * value / whole:.0f} % of the {name}" if whole else f"{value:,.0f} {name}"
-            found.append(f"{over}, where {100 * setting:.3g} % are asked for" if setting <= 1 else over)
-    return found
-
-
-def _value(row: Row, name: str) -> float | None:
-    if name == "latency":
-        seconds = next(iter(row["latency_seconds"].values()), None)
-        return None if seconds is None else 1000 * seconds
-    return row[SIZES[name]] if name in SIZES else None
-
-
 def question(folder: Folder, verdict: Contrast) -> str:
     """The question of a study as a sentence."""
-    budget = getattr(folder.settings, "budget", None) or {}
-    limits = [
-        f"{100 * value:.3g} % of the {name}" if value <= 1 else f"{value:,.0f} {name}"
-        for name, value in budget.items()
-        if name in (*SIZES, "latency", "bytes")
-    ]
-    what = f"With {' and '.join(limits)}, should" if limits else "Should"
-    words = accounting.WORDS[verdict["accounting"]]
+    budget, words = budget_of(folder), accounting.WORDS[verdict["accounting"]]
+    what = f"With {budget.sentence}: should" if budget else "Should"
     return f"{what} one operate on {folder.settings.subject}, or prefer {rival_of(verdict)}, {words}?"
 
 
@@ -166,10 +142,10 @@ def _latency(row: Row, original: Row | None) -> dict[str, Any] | None:
     return {"seconds": seconds, "share": seconds / before if before else None}
 
 
-def _best(folder: Folder, trial: int) -> Record | None:
+def _best(folder: Folder, trial: int) -> Record:
     """The surgery of this trial whose seed is best on validation."""
     records = [r for r in folder.records("surgery") if r.cell.trial == trial and not r.failed]
-    return max(records, key=lambda r: folder.metric.gain(r.result["validation_metric"], 0.0), default=None)
+    return max(records, key=lambda r: folder.metric.gain(r.result["validation_metric"], 0.0))
 
 
 def load(folder: Folder, record: Record) -> str:
@@ -193,23 +169,23 @@ def sentence(
     metric: Metric,
 ) -> str:  # fmt: skip
     """The answer in one line."""
-    words = accounting.WORDS[found["accounting"]]
-    network = f"{found['name']} ({found['schedule']}) has {_sizes(found)}{_lost(found, metric)}"
-    rival = rival_of(decided)
-    file = f" Network: {found['network']}." if found["network"] else ""
-    if found["use"] == "yes":
-        return f"Use it: {network}; {_reason(decided, rival, metric)}, {words}.{file}"
-    if found["use"] == "no":
-        return f"Do not use it: {_capital(rival)} {_counter(decided, metric)}, {words}. {_capital(network)}."
+    words, what = accounting.WORDS[found["accounting"]], f"{found['name']} ({found['schedule']})"
+    rival, numbers = rival_of(decided), f"{_sizes(found)}{_lost(found, metric)}"
+    file = f" File: {found['network']}." if found["network"] else ""
     if decided["decision"] == "unfinished":
         ended, of = verdict["progress"]
         return f"No answer yet: {ended:,} of {of:,} trainings of the comparison have ended."
+    if found["use"] == "yes":
+        return f"Use {what}: {numbers}; it {_reason(decided, rival, metric)}, {words}.{file}"
+    if found["use"] == "no":
+        return f"Do not use {what}: {rival} {_counter(decided, metric)}, {words}; it has {numbers}."
     if missed:
-        return f"Undecided: {found['name']} ({found['schedule']}) has {' and '.join(missed)}{_lost(found, metric)}."
+        return f"Undecided about {what}: it misses the budget ({'; '.join(missed)}); it has {numbers}.{file}"
     if _wins(verdict, "better", "less compute", dearer=False):
-        limit = f"more than the {metric.amount(allowed)}{_in(metric)} that are allowed"
-        return f"Undecided: {_reason(decided, rival, metric)}, {words}, but {network}, {limit}.{file}"
-    return f"Undecided: {_open(decided, rival, metric)}, {words}; {network}.{file}"
+        why = f"it {_reason(decided, rival, metric)}, {words}"
+        limit = f"more than the {metric.amount(allowed)}{_in(metric)} that may be lost"
+        return f"Undecided about {what}: {why}, but it has {numbers}, {limit}.{file}"
+    return f"Undecided about {what}: {_open(decided, rival, metric)}, {words}; it has {numbers}.{file}"
 
 
 def _sizes(found: Mapping[str, Any]) -> str:
@@ -225,19 +201,18 @@ def _lost(found: Mapping[str, Any], metric: Metric) -> str:
     lost = found["lost"]
     if lost is None:
         return ""
-    low, high = map(metric.change, lost["interval"]) if lost["interval"] else (None, None)
-    interval = f" [{low}, {high}]" if low else ""
-    return f", {metric.difference(lost['difference'])}{interval} {_of(metric)} against the original"
+    interval = "" if lost["interval"] is None else " [{}, {}]".format(*map(metric.change, lost["interval"]))
+    return f", {metric.name} {metric.difference(lost['difference'])}{interval} against the original"
 
 
 def _reason(decided: Contrast, rival: str, metric: Metric) -> str:
     """Why surgery is to be preferred."""
     if decided["decision"] == "better":
-        return f"it is better than {rival} by {metric.amount(decided['difference'])}{_in(metric)}"
+        return f"is better than {rival} by {metric.amount(decided['difference'])}{_in(metric)}"
     if decided["decision"] == "less compute":
-        return f"it gets there with less compute than {rival} and ends no worse"
+        return f"gets there with less compute than {rival} and ends no worse"
     cost = f"{100 * decided['compute_ratio']:.0f} % of its training FLOPs"
-    return f"it is as good as {rival} within {metric.smallest}{_in(metric)} for {cost}"
+    return f"is as good as {rival} within {metric.smallest}{_in(metric)} for {cost}"
 
 
 def _counter(decided: Contrast, metric: Metric) -> str:
@@ -256,20 +231,9 @@ def _open(decided: Contrast, rival: str, metric: Metric) -> str:
         return f"it is as good as {rival} within {metric.smallest}{_in(metric)} for the same training FLOPs"
     if decided["decision"] in ("untouched", "untested"):
         return str(decided["finding"])
-    interval = ""
-    if decided["interval"]:
-        low, high = map(metric.change, decided["interval"])
-        interval = f" [{low}, {high}]"
-    return f"against {rival} it is {metric.difference(decided['difference'])}{interval}{_in(metric)}"
-
-
-def _of(metric: Metric) -> str:
-    return f"of {metric.name}"
+    interval = "" if decided["interval"] is None else " [{}, {}]".format(*map(metric.change, decided["interval"]))
+    return f"against {rival} {metric.name} is {metric.difference(decided['difference'])}{interval}"
 
 
 def _in(metric: Metric) -> str:
     return "" if metric.percent else f" in {metric.name}"
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]

@@ -16,7 +16,7 @@ from network_surgery.study.evidence import accounting, time_to_accuracy, wording
 from network_surgery.study.evidence.contrast import Contrast, contrast, decide
 from network_surgery.study.evidence.converged import convergence
 from network_surgery.study.evidence.state import state
-from network_surgery.study.search.comparing import choose
+from network_surgery.study.search.comparing import chosen
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.store.words import describe
 from network_surgery.study.task.metric import Metric
@@ -30,8 +30,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
     A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of the test ``metric`` (accuracies: 0 … 1) and
     seconds, mean parameters, FLOPs, training FLOPs, epochs (sunk ones included), other ``metrics`` by name, latency by
-    batch, peak memory and joules (None where they were not taken), median spike factor, median operation seconds /
-    epoch seconds, ``convergence`` (see ``study.evidence.converged``), and the time to targets (see
+    batch, bytes of the file, peak memory and joules (None where they were not taken), median spike factor, median
+    operation seconds / epoch seconds, ``convergence`` (see ``study.evidence.converged``), and the time to targets (see
     ``study.evidence.time_to_accuracy.summary``). Surgery and its rival are averaged over the seeds that both have.
 
     A verdict is the contrast with the question's rival (see ``study.evidence.contrast`` and ``study.arms.question``),
@@ -45,7 +45,7 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     metric, settings = folder.metric, folder.settings
     groups, failed = _groups(folder)
     trials = list(dict.fromkeys(trial for arm, trial in groups if trial is not None))
-    ranked = [r.cell.trial for r in choose(folder.records("search"), settings, metric)]
+    ranked = [r.cell.trial for r in chosen(folder)]
     trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
     originals = list(groups.get(("original", None), {}).values())
     targets = time_to_accuracy.targets(settings.targets, [record.result for record in originals], metric)
@@ -94,6 +94,8 @@ def _groups(folder: Folder) -> tuple[Groups, dict[int | None, set[int]]]:
     groups: Groups = {}
     failed: dict[int | None, set[int]] = {}
     for record in folder.records("original", "surgery", *RIVALS):
+        if not record.compared:
+            continue
         if record.failed:
             failed.setdefault(record.cell.trial, set()).add(record.cell.seed)
         else:
@@ -141,6 +143,7 @@ def _row(
             batch: _mean(result["latency_seconds"][batch] for result in results)
             for batch in results[0].get("latency_seconds", {})
         },
+        "bytes": _mean(result.get("bytes") for result in results),
         "peak_memory": _mean(result.get("peak_memory") for result in results),
         "joules": _mean(result.get("joules") for result in results),
         "seconds": statistics.fmean(seconds),

@@ -163,10 +163,10 @@ def decide(studied: Sequence[Sequence[Contrast]], metric: Metric, whole: bool = 
     """Decides all contrasts of a study: those of each schedule in the order in which they are tested.
 
     Adds ``p_adjusted`` (also to the tested target, and to ``equivalence``, with ``shown``), ``shown_with`` (the number
-    of seeds of the look that showed the difference), ``decision`` and ``finding``, and ``more_seeds``: from how many to
-    how many more would probably show a difference of the margin (None: no number would), or None where that is not
-    said. ``whole``: whether every training of the comparison has ended; else only what an earlier look has shown is
-    said.
+    of seeds of the look that showed the difference), ``reached`` (whether it was tested), ``decision`` and ``finding``,
+    and ``more_seeds``: from how many to how many more would probably show a difference of the margin (None: no number
+    would), or None where that is not said. ``whole``: whether every training of the comparison has ended; else only
+    what an earlier look has shown is said.
     """
     flat = [contrast for contrasts in studied for contrast in contrasts]
     firsts, count = _firsts(studied), len(studied)
@@ -194,6 +194,7 @@ def decide(studied: Sequence[Sequence[Contrast]], metric: Metric, whole: bool = 
     for contrasts in studied:
         before = True
         for place, contrast in enumerate(contrasts):
+            contrast["reached"] = before
             contrast["decision"] = _decision(contrast, metric, before, whole)
             contrast["finding"] = _finding(contrast, metric)
             before = contrast["decision"] in ("better", "worse")
@@ -226,10 +227,8 @@ def _over_looks(contrast: Contrast, name: str) -> tuple[float | None, int | None
         return None, None
     tests, found = contrast["tests"], []
     for k, test in enumerate(tests):
-        turned = (
-            test[name] is not None
-            and (name == "p" and test["difference"] * contrast["difference"] < 0)
-            or (name == "p_compute" and test["sooner"] != tests[-1]["sooner"])
+        turned = (test[name] is not None and (name == "p" and test["difference"] * contrast["difference"] < 0)) or (
+            name == "p_compute" and test["sooner"] != tests[-1]["sooner"]
         )
         if test[name] is not None and not turned:
             found.append((min(1.0, 2 ** (k + 1) * test[name]), test["n"]))

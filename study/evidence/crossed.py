@@ -1,11 +1,11 @@
 """The mean of differences paired by seed, and how far it may be off: for new seeds, or for new seeds and new samples.
 
-The samples of a test are drawn, as the seeds are. With a difference for each seed and each sample, ``[seeds, samples]``,
-both are crossed random effects, as readers and cases are where radiologists compare two devices (Obuchowski and
-Rockette 1995): with the mean squares of the seeds, of the samples and of what is left, the variance of the mean is
-(MS_seeds + max(MS_samples − MS_rest, 0)) / (seeds · samples), and its degrees of freedom are those of Hillis 2007. The
-interval is the wider one of that and Student's over the seeds alone: Hillis' alone covers 92 to 95 % with three seeds,
-the wider one of both 94 to 96 % (``tests/benchmarks/statistics.py``).
+The samples of a test are drawn, as the seeds are. With a difference for each seed and each sample,
+``[seeds, samples]``, both are crossed random effects, as readers and cases are where radiologists compare two devices
+(Obuchowski and Rockette 1995). With the mean squares of the seeds, of the samples and of what is left, the variance of
+the mean is (MS_seeds + max(MS_samples − MS_left, 0)) / (seeds · samples), and its degrees of freedom are Hillis' (2007).
+The interval is the wider one of that and Student's over the seeds alone: Hillis' alone covers 92 to 95 % with
+three seeds, the wider one of both 94 to 96 % (``tests/benchmarks/error_rates.py``).
 
 Where the differences of all seeds are equal there is no spread to go by. Then the sign test counts: ``seeds`` equal
 signs have p = 2^(1 − seeds). Of the samples, the mean square of what is left stands for that of the seeds, which it is

@@ -117,7 +117,11 @@ def _more(verdict: Contrast, metric: Metric) -> str:
     if high == 0:
         return f"; {one} would probably have been shown"
     if high is None:
-        return f"; {low:,} more seeds or many more would show {one}" if low else f"; it may take many more seeds to show {one}"
+        return (
+            f"; {low:,} more seeds or many more would show {one}"
+            if low
+            else f"; it may take many more seeds to show {one}"
+        )
     number = f"{low:,} to {high:,}" if low != high else f"{low:,}"
     return f"; {number} more seed{'s' * (high > 1)} would probably show {one}"
 
@@ -130,8 +134,9 @@ def details(verdict: Contrast, metric: Metric = ACCURACY, unit: str = "images") 
         lost += f"; its condition was never met in {verdict['untouched']}"
     return (
         f"{verdict['label']}: {metric.named(metric.text(verdict['surgery']))} on the test {unit}, {rival} "
-        f"{metric.text(verdict['rival'])}, {spread(verdict, metric)} (n = {verdict['n']} seeds{lost}; {_drawn(verdict, unit)}"
-        f"); {verdict['compute_ratio']:.2f} × the training FLOPs and {verdict['time_ratio']:.2f} × the seconds of "
+        f"{metric.text(verdict['rival'])}, {spread(verdict, metric)} (n = {verdict['n']} seeds{lost}; "
+        f"{_drawn(verdict, unit)}); {verdict['compute_ratio']:.2f} × the training FLOPs and "
+        f"{verdict['time_ratio']:.2f} × the seconds of "
         f"{rival}{_until(verdict, metric)}."
     )
 
@@ -150,11 +155,13 @@ def spread(contrast: Contrast, metric: Metric = ACCURACY) -> str:
     if contrast["interval"]:
         low, high = map(metric.change, contrast["interval"])
         words += f" [{low}, {high}]"
-    if contrast["p_adjusted"] is not None and contrast["decision"] != "not tested":
-        words += f", adjusted p = {contrast['p_adjusted']:.2g}"
-    if contrast["equivalence"].get("p_adjusted") is not None and contrast["equivalence"]["p_adjusted"] < 1:
-        words += f", of ±{metric.smallest} {contrast['equivalence']['p_adjusted']:.2g}"
-    return words
+    known = []
+    if contrast["p_adjusted"] is not None and contrast.get("reached", True):
+        known.append(f"{contrast['p_adjusted']:.2g} for a difference")
+    within = contrast["equivalence"].get("p_adjusted")
+    if within is not None and within < 1:
+        known.append(f"{within:.2g} for less than {metric.smallest}")
+    return f"{words}, adjusted p = {' and '.join(known)}" if known else words
 
 
 def overall(verdicts: Sequence[Contrast]) -> str:

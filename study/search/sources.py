@@ -23,6 +23,7 @@ from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.search import objectives
+from network_surgery.study.search.budget import Budget
 from network_surgery.study.search.samplers import pruner_of, sampler_of
 from network_surgery.study.search.space import SamplerFailed, Space
 from network_surgery.study.search.stopping import SETTLED, settled
@@ -96,6 +97,80 @@ class Listed:
         self._waiting.extendleft(reversed(found))
 
 
+class Repeated:
+    """Asks for cells again whenever those that it got have ended, until there are no more.
+
+    ``ask`` gives the next cells and how many there will be at most, with those.
+    """
+
+    def __init__(self, ask: Callable[[], tuple[Sequence[Cell], int]], expected: int) -> None:
+        """``expected``: how many there are at most, for as long as it has not been asked."""
+        self._ask, self._expected = ask, expected
+        self._waiting: deque[Cell] = deque()
+        self._handed_out: set[str] = set()  # one that was lost on its way is not tried again here
+        self._running = self._ended = 0
+
+    @property
+    def total(self) -> int:
+        return self._ended + self._running + self._expected
+
+    def next(self) -> Cell | None:
+        self._fill()
+        if not self._waiting:
+            return None
+        self._running, self._expected = self._running + 1, self._expected - 1
+        self._handed_out.add(self._waiting[0].name)
+        return self._waiting.popleft()
+
+    @property
+    def finished(self) -> bool:
+        self._fill()
+        return not self._waiting and not self._running
+
+    def _fill(self) -> None:
+        if not self._waiting and not self._running:
+            cells, left = self._ask()
+            self._waiting.extend(cell for cell in cells if cell.name not in self._handed_out)
+            self._expected = left if self._waiting else 0
+
+    def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
+        """What is repeated is trained to its end."""
+        return True
+
+    def tell(self, cell: Cell, result: Result) -> None:
+        self._running, self._ended = self._running - 1, self._ended + 1
+
+
+class Chain:
+    """Sources one after another: the next one is asked when all cells of the one before have ended."""
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources, self._owner = sources, dict[str, Source]()
+
+    @property
+    def total(self) -> int:
+        return sum(source.total for source in self._sources)
+
+    def next(self) -> Cell | None:
+        for source in self._sources:
+            if not source.finished:
+                cell = source.next()
+                if cell is not None:
+                    self._owner[cell.name] = source
+                return cell
+        return None
+
+    @property
+    def finished(self) -> bool:
+        return all(source.finished for source in self._sources)  # a later one is not asked before
+
+    def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
+        return self._owner[cell.name].epoch(cell, record)
+
+    def tell(self, cell: Cell, result: Result) -> None:
+        self._owner[cell.name].tell(cell, result)
+
+
 class Sampled:
     """Trials that Optuna's TPE samples from a search space, define-by-run, kept in a database beside the results.
 
@@ -112,15 +187,20 @@ class Sampled:
         words: Callable[[Sequence[Any]], str] = str,
         metric: Metric = ACCURACY,
         identity: str = "",
+        budget: Callable[[], Budget] | None = None,
+        original: Mapping[str, int] | None = None,
     ) -> None:
         """``known`` are the results of trials that ended in an earlier run of this study, by number.
 
         A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
         ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's. ``storage``
         is that database's file, unless the settings have another, where ``identity`` tells this study from others.
+        ``budget`` gives what trials are held against when they end: Optuna learns by how much they exceed it.
+        ``original``: the sizes that fractions of the budget are of.
         """
         self._settings, self._metric = settings, metric
-        self._space = Space(settings, layers)
+        self._budget = budget or (lambda: Budget((), metric))
+        self._space = Space(settings, layers, original)
         self._sampler = sampler_of(settings)
         self._words = words
         self.study = open_study(settings, storage, metric, identity)
@@ -137,14 +217,14 @@ class Sampled:
         self.total = self.missing
 
     @staticmethod
-    def check(settings: Settings, layers: Mapping[str, int]) -> None:
+    def check(settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None) -> None:
         """Draws a few trials that nobody runs, the enqueued ones first.
 
         Raises:
             StudyError, SurgeryError: the search space, the sampler or the pruner is unknown, or fails with these
                 settings; what is enqueued has a parameter or a value that the space does not have.
         """
-        space, sampler = Space(settings, layers), copy.deepcopy(sampler_of(settings)(0))
+        space, sampler = Space(settings, layers, original), copy.deepcopy(sampler_of(settings)(0))
         study = optuna.create_study(
             directions=_directions(settings, ACCURACY), sampler=sampler, pruner=pruner_of(settings)
         )
@@ -218,6 +298,13 @@ class Sampled:
         if spikes := spikes_of(result):
             about["largest loss spike"] = max(spike.factor for spike in spikes)
         trial = self._trials.pop(number)
+        if "failure" not in result:
+            budget = self._budget()
+            for name, value in budget.violations(result).items():
+                trial.set_constraint(name, value)
+                about[f"over the budget: {name}"] = max(value, 0.0)
+            if budget and not budget.feasible(result):
+                about["infeasible"] = True
         for key, value in about.items():
             trial.set_user_attr(key, value)
         if "failure" in result:
@@ -234,14 +321,14 @@ SHOWN = ("failure", "stopped", "parameters", "flops", "seconds")
 MOST_POINTS = 1000
 
 
-def grid(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
+def grid(settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None) -> list[Cell]:
     """Every combination of a search space's parameters, in their order, as cells of trials 0, 1, ….
 
     Raises:
         StudyError: the space has a parameter that is not a choice among few, or too many combinations.
         SurgeryError: the space is unknown, or cannot sample for these settings.
     """
-    space = Space(settings, layers)
+    space = Space(settings, layers, original)
     found: list[tuple[list[int], Cell]] = []
 
     def visit(trial: optuna.Trial) -> float:
@@ -266,11 +353,11 @@ def grid(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
     return [replace(cell, trial=number) for number, (_, cell) in enumerate(ordered)]
 
 
-def given(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
+def given(settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None) -> list[Cell]:
     """The schedules that are all compared, with no search before; empty where Optuna is to search."""
     if settings.schedules:
         return [Cell("surgery", settings.seed, steps, trial=i) for i, steps in enumerate(settings.schedules)]
-    return grid(settings, layers) if settings.sampler == "grid" else []
+    return grid(settings, layers, original) if settings.sampler == "grid" else []
 
 
 def open_study(settings: Settings, database: Path, metric: Metric, identity: str = "") -> optuna.Study:

@@ -11,12 +11,12 @@ from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
-from network_surgery.ops import Condition, SurgeryError
+from network_surgery.ops import Allocation, Condition, SurgeryError
 from network_surgery.ops.operations import operation_class
 from network_surgery.ops.schedule import parse_when
 
 #: What a step has besides the hyperparameters of its operation.
-PLACE = ("when", "layer", "op", "repair", "after", "after_length")
+PLACE = ("when", "layer", "op", "repair", "after", "after_length", "budget", "allocate", "layers")
 #: The hyperparameters that are written even where they have their default: how much an operation does.
 AMOUNTS = ("keep", "grow", "fraction", "variance_threshold", "threshold")
 
@@ -40,6 +40,8 @@ def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
     'min_weight keep 0.5, repaired by bias on fc1, fc2 at 1ep, 2ep in turn'
     >>> describe([{"when": "2ep", "layer": "fc1", **shrink, "after": "rewind", "after_length": "1ep"}])
     'min_weight keep 0.5, learning rate rewound by 1ep on fc1 at 2ep'
+    >>> describe([{"when": "2ep", "layer": "*", "op": "min_weight", "budget": {"flops": 0.5}, "allocate": "saliency"}])
+    'min_weight to 50 % of the FLOPs by saliency on * at 2ep'
     """
     parts = []
     for operation, steps in groupby(schedule, _operation):
@@ -186,11 +188,15 @@ def _operation(step: Mapping[str, Any]) -> str:
     known = defaults | {key: value for key, value in step.items() if key not in PLACE}
     if known.get("threshold", known.get("quality")) is not None and known.get("fraction") == defaults.get("fraction"):
         known.pop("fraction", None)  # they say how much is pruned in its place
+    if step.get("budget"):
+        known.pop("keep", None)
     words = [
         f"{key} {'none' if value is None else value}"
         for key, value in sorted(known.items(), key=lambda item: item[0] not in AMOUNTS)
         if key not in defaults or value != defaults[key] or (key in AMOUNTS and value is not None)
     ]
+    if step.get("budget"):
+        words = [str(Allocation(step["budget"], step.get("allocate") or "uniform", step.get("layers") or ())), *words]
     words += [f"repaired by {' + '.join(step['repair'])}"] if step.get("repair") else []
     words += _after(step.get("after", "continue"), step.get("after_length"))
     return f"{short_name(step['op'])} {', '.join(words)}".rstrip()

@@ -7,6 +7,7 @@ streamed: a trial is handed the list of its files.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import math
@@ -75,7 +76,7 @@ class ImageStream(Stream):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        return self.files.labels[self._numbers]
+        return self.files.labels[self.numbers]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,13 +91,14 @@ class ImageStream(Stream):
 
     def digest(self) -> str:
         """A fingerprint of the list of files, see ``ImageFiles.digest``."""
-        return self.files.digest(self._numbers)
+        return self.files.digest(self.numbers)
 
     def prepare(self, inputs: Tensor) -> Tensor:
         return scaled(inputs)
 
     @property
-    def _numbers(self) -> NDArray[np.int64]:
+    def numbers(self) -> NDArray[np.int64]:
+        """Of its images in the list of files."""
         return np.arange(len(self.files)) if self.index is None else self.index
 
 
@@ -191,6 +193,14 @@ class ImageTask(Classification):
 
     def load(self) -> Sets:
         return self._sets
+
+    def resplit(self, seed: int) -> ImageTask:
+        """As many images of each class as before are for validation, others for each seed; held or streamed alike."""
+        whole = _together(self.train, self.validation)
+        generator, away = np.random.default_rng([SPLIT_SEED, seed]), np.zeros(len(whole), dtype=bool)
+        for label, count in zip(*np.unique(self.validation.labels, return_counts=True), strict=True):
+            away[generator.permutation(np.flatnonzero(whole.labels == label))[:count]] = True
+        return self.changed(train=whole.take(np.flatnonzero(~away)), validation=whole.take(np.flatnonzero(away)))
 
     def model(self) -> nn.Module:
         return models.build(self.network, self.shape, len(self.classes))
@@ -297,6 +307,16 @@ def split(
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         away[generator.permutation(members)[:count]] = True
     return images.take(np.flatnonzero(~away)), images.take(np.flatnonzero(away))
+
+
+def _together(one: Images | ImageStream, other: Images | ImageStream) -> Images | ImageStream:
+    """Two sets of the same images in one."""
+    if isinstance(one, Images) and isinstance(other, Images):
+        return type(one)(*(np.concatenate(parts) for parts in ((one.pixels, other.pixels), (one.labels, other.labels))))
+    assert isinstance(one, ImageStream) and isinstance(other, ImageStream)
+    whole = copy.copy(one)
+    whole.index = np.concatenate([one.numbers, other.numbers])
+    return whole
 
 
 def _folder(

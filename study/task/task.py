@@ -83,6 +83,19 @@ class Task:
         """Whether ``augment`` changes anything."""
         return type(self).augment is not Task.augment
 
+    def resplit(self, seed: int) -> Task:
+        """The same task with validation samples that are drawn anew from the training samples, for ``split: seed``.
+
+        The test samples stay, since nothing may be chosen on them.
+
+        Raises:
+            StudyError: the task cannot be split so.
+        """
+        raise StudyError(
+            f"split is 'seed', but {type(self).__name__} has a fixed validation set; give it a method resplit(seed), "
+            "or leave out split"
+        )
+
     @functools.cached_property
     def sets(self) -> Sets:
         """What ``load`` gives. Raises StudyError where that is nothing of the right kind, or an empty set."""

@@ -108,6 +108,11 @@ class TextTask(Task):
     def load(self) -> Sets:
         return self._sets
 
+    def resplit(self, seed: int) -> TextTask:
+        raise StudyError(
+            "split is 'seed', but text is split by whole files, the same for every seed; set split to 'fixed'"
+        )
+
     def model(self) -> nn.Module:
         return build(self.network, VOCABULARY, self.context)
 

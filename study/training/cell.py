@@ -20,9 +20,10 @@ from network_surgery.study.config import Settings
 class Cell:
     """One training of a study, as plain data.
 
-    ``arm``: ``search`` or one of ``study.arms``. ``epochs``: where they are not those of the settings. ``trial`` is the
-    search trial whose schedule this is about, ``params`` what Optuna chose there. ``test``: whether the test images are
-    read, once, at the end. ``sunk``: seconds, FLOPs and joules that had been spent before (``study.training.spent``).
+    ``arm``: ``search``, ``racing`` (a trial on another seed) or one of ``study.arms``. ``epochs``: where they are not
+    those of the settings. ``trial`` is the search trial whose schedule this is about, ``params`` what Optuna chose
+    there. ``test``: whether the test images are read, once, at the end. ``sunk``: seconds, FLOPs and joules
+    that had been spent before (``study.training.spent``).
     """
 
     arm: str

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from network_surgery.ops import Anatomy, Schedule, describe, save
+from network_surgery.ops import Anatomy, Schedule, describe, save, size
+from network_surgery.ops.allocation import LEAST
 from network_surgery.ops.anatomy import count, evaluating
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.network.masks import parameters_of
@@ -87,6 +89,7 @@ def run(
     With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
+    ``bytes`` are those of the network's file, where one is written or the budget limits them.
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
     already. A cell with an ``architecture`` starts from fresh weights nevertheless.
@@ -95,6 +98,7 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
+    given, task = task, of_seed(task, settings, cell.seed)
     compute = Compute(settings.precision, settings.channels_last, settings.compile)
     compute.check(device)
     if device.type == "cuda":
@@ -127,7 +131,7 @@ def run(
                 checkpoint.load(trainer, saved)
             except StudyError:  # damaged: the run starts over, with a network that loading has not touched
                 saved.unlink()
-                return run(cell, task, settings, device, tell, saved, network, start)
+                return run(cell, given, settings, device, tell, saved, network, start)
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
@@ -145,8 +149,21 @@ def run(
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
         if network is not None:
             outcome["test_values"] = values.keep(tested, task.metric.name, network)
+    limited = settings.budget or {}
+    if cell.test or "latency" in limited:
         outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
+    if network is not None or "bytes" in limited:
+        outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size
     return outcome
+
+
+def of_seed(task: Task, settings: Settings, seed: int) -> Task:
+    """The task as a run of this seed trains it: with its own validation samples, where the split follows the seed.
+
+    Raises:
+        StudyError: the task cannot be split so.
+    """
+    return task.resplit(seed) if settings.split == "seed" else task
 
 
 def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None) -> nn.Module:
@@ -216,14 +233,33 @@ def _joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> 
     return sum(known) if len(known) == len(parts) else None
 
 
+class Examined(NamedTuple):
+    """A network before it is trained: the units of its ``layers``, its own sizes (``original``), and the sizes that are
+    left at ``least``, where every layer has two units, or the one that it had.
+
+    Sizes are ``parameters`` and ``flops``, and of the original ``bytes`` where the budget limits them.
+    """
+
+    layers: dict[str, int]
+    original: dict[str, int]
+    least: dict[str, int]
+
+
 def check(settings: Settings, task: Task) -> dict[str, int]:
-    """Builds the network once, with what it starts from, tries its optimizer, and returns its layers' sizes by name.
+    """The layers of ``examine``: name → units. Raises as that does."""
+    return examine(settings, task).layers
+
+
+def examine(settings: Settings, task: Task) -> Examined:
+    """Builds the network once, with what it starts from, tries its optimizer, and says how large everything is.
 
     Raises:
         StudyError: no such network or optimizer, or no layer that can be operated on.
-        SurgeryError: the optimizer keeps something that cannot follow surgery.
+        SurgeryError: the optimizer keeps something that cannot follow surgery, or a given schedule has a budget that
+            this network cannot meet.
     """
     steps_per_epoch(len(task.train), settings.batch_size)
+    of_seed(task, settings, settings.seed)
     model = tried(task)
     example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
     if (start := starting.load(settings, task)) is not None:
@@ -233,7 +269,21 @@ def check(settings: Settings, task: Task) -> dict[str, int]:
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
         raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
-    return {name: layer.units for name, layer in anatomy.items()}
+    for steps in settings.schedules:
+        Schedule.from_data(steps).check_budgets(anatomy)
+    parameters, flops = count(model, example)
+    original = {"parameters": parameters, "flops": flops}
+    if "bytes" in (settings.budget or {}):
+        original["bytes"] = file_size(model)
+    least = size(anatomy, {name: min(LEAST, layer.units) for name, layer in anatomy.items()})
+    return Examined({name: layer.units for name, layer in anatomy.items()}, original, least._asdict())
+
+
+def file_size(model: nn.Module) -> int:
+    """The bytes of the file that ``ops.save`` writes of a network."""
+    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
+        save(model, path := Path(scratch) / "network.pt")
+        return path.stat().st_size
 
 
 def _lay(start: Start, model: nn.Module, example: Any) -> None:

@@ -5,7 +5,9 @@ after / before), how sure those samples are of the change, the thesis's loss fac
 after / of the last batch before), the seconds of the operation and of the last whole epoch before it (interruptibility
 = epoch / operation), epochs until the held-out loss is back where it was before the first operation of that moment,
 units, parameters and FLOPs before and after. The anatomy is taken once, before the first step, and its seconds are
-booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation or not.
+booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation or not. A step
+with a budget is resolved when it is due: into one operation for each layer, each with a record of its own; a budget's
+fractions are of the network as training began.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, inner, operate
+from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, Size, inner, operate, size
 from network_surgery.ops.anatomy import WHOLE
 from network_surgery.ops.network.optimizer_state import forget, listed
 from network_surgery.ops.schedule import Step, after_data
@@ -49,6 +51,7 @@ class Theatre(Callback):
         self.checks: list[ConditionCheck] = []
         self.discovery_seconds = 0.0
         self._anatomy: Anatomy | None = None
+        self._original: Size | None = None
         self._looked_at: Batches | None = None
         self._due: dict[int, int] | None = None  # a step's place in the schedule → the iteration of its next turn
         self._last_loss: Tensor | None = None
@@ -66,6 +69,9 @@ class Theatre(Callback):
         """The network's anatomy, taken when it is first asked for, and true after every operation."""
         if self._anatomy is None:
             self._anatomy = Anatomy(loop.model, self._batches(loop).take(slice(0, 2))[0])
+            if self._original is None:
+                self._original = size(self._anatomy)
+                self.schedule.check_budgets(self._anatomy)
         return self._anatomy
 
     def before_step(self, loop: Loop) -> None:
@@ -113,6 +119,7 @@ class Theatre(Callback):
             "records": [record.to_data() for record in self.records],
             "checks": [check.to_data() for check in self.checks],
             "discovery_seconds": self.discovery_seconds,
+            "original": None if self._original is None else list(self._original),
             "last_loss": None if self._last_loss is None else float(self._last_loss),
             "epoch_seconds": self._epoch_seconds,
         }
@@ -124,17 +131,20 @@ class Theatre(Callback):
         self.discovery_seconds = state["discovery_seconds"]
         self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
         self._epoch_seconds = state.get("epoch_seconds")  # an older checkpoint knows of none
+        self._original = None if state.get("original") is None else Size(*state["original"])
         self._anatomy = self._moment = None  # of the network as it was
 
     def _turn(self, loop: Loop, place: int) -> None:
         """What the schedule's step at this place has to do now; says when its next turn is, if it has one."""
         assert self._due is not None
         step, due = self.schedule.steps[place], self._due.pop(place)
+        if step.allocation is not None:
+            return self._allocate(loop, step)
         layer = self.anatomy(loop)[step.layer]
         if not isinstance(step.when, Condition):
             return self._operate(loop, layer, step)
         start = clock(loop.device)
-        signals = self._signals(loop, layer)
+        signals = self._signals(loop, [layer])
         gain = step.when.gain_of(layer, signals)
         reached, seconds = gain >= step.when.gain, clock(loop.device) - start
         epoch, measure = loop.iteration / loop.per_epoch, step.when.measure
@@ -146,21 +156,35 @@ class Theatre(Callback):
         if sum(each.operated for each in self.checks if each.step == place) < step.when.times:
             self._due[place] = due + step.when.every.iteration(loop.per_epoch)
 
-    def _signals(self, loop: Loop, layer: HiddenLayer) -> Signals:
+    def _allocate(self, loop: Loop, step: Step) -> None:
+        """Divides a budget among the layers and operates on each that loses units."""
+        start, anatomy = clock(loop.device), self.anatomy(loop)
+        assert self._original is not None
+        signals = self._signals(loop, [*anatomy.values()]) if step.allocates_by_data else None
+        parts = step.resolve(anatomy, self._original, signals)
+        spent = clock(loop.device) - start
+        for part in parts:
+            self._operate(loop, anatomy[part.layer], part, spent=spent)
+            spent = 0.0
+        self.discovery_seconds += spent  # there was nothing to do
+
+    def _signals(self, loop: Loop, layers: list[HiddenLayer]) -> Signals:
         shown = Shown(loop.train, self._signal_images)
-        return Signals.over(loop.model, shown, [layer], shown.targets, loop.task.loss)
+        return Signals.over(loop.model, shown, layers, shown.targets, loop.task.loss)
 
     def _operate(
         self, loop: Loop, layer: HiddenLayer, step: Step, signals: Signals | None = None, spent: float = 0.0
     ) -> None:
-        """Operates and records it. A look has left its ``signals``, and the seconds ``spent`` on them count."""
+        """Operates and records it. The seconds ``spent`` before count: on a look, which left its ``signals``, or on
+        dividing a budget.
+        """
         device = loop.device
         if self._moment is None or self._moment[0] != loop.iteration:
             self._moment = (loop.iteration, scores := self._look(loop), scores)
         _, first, before = self._moment
         start = clock(device) - spent
         if signals is None and (step.operation.needs_signals or step.repair):
-            signals = self._signals(loop, layer)
+            signals = self._signals(loop, [layer])
         plan = operate(layer, step.operation, loop.optimizer, signals, repair=step.repair, averages=loop.averages)
         if not self._carry:
             for optimizer in listed(loop.optimizer):

@@ -13,6 +13,7 @@ from torch import nn
 from network_surgery.ops import (
     OPERATIONS,
     PCNS,
+    Allocation,
     Anatomy,
     Condition,
     EigenRemove,
@@ -24,6 +25,8 @@ from network_surgery.ops import (
     Step,
     SurgeryError,
     WeakExpand,
+    operate,
+    size,
 )
 
 SCHEDULE = Schedule((
@@ -184,3 +187,63 @@ def test_a_step_carries_what_becomes_of_the_learning_rate():
     ))):  # fmt: skip
         with pytest.raises(SurgeryError, match="after"):
             Schedule.from_data([data | wrong])
+
+
+BUDGET = {"when": "2ep", "layer": "*", "op": "eigen_remove", "rank": 0.25, "budget": {"parameters": 0.5}}
+
+
+def test_a_step_with_a_budget_survives_json_and_is_read_aloud():
+    (step,) = Schedule.from_data([BUDGET]).steps
+    assert step.allocation == Allocation({"parameters": 0.5}) and step.operation == EigenRemove(keep=1.0, rank=0.25)
+    assert step == Step(Moment(2), "*", EigenRemove(keep=0.3, rank=0.25), allocation=Allocation({"parameters": 0.5}))
+    assert str(step).startswith("2ep: EigenRemove(rank=0.25, weights='original'")
+    assert str(step).endswith("to 50 % of the parameters by uniform on *")
+    (data,) = Schedule((step,)).to_data()
+    assert data["allocate"] == "uniform" and not {"keep", "layers"} & set(data)
+    whole = BUDGET | {"allocate": "snip", "layers": ["0"], "repair": ["bias"], "after": "rewarm"}
+    schedule = Schedule.from_data([whole])
+    assert Schedule.from_data(json.loads(json.dumps(schedule.to_data()))) == schedule
+    assert len({schedule, Schedule.from_data([whole]), Schedule.from_data([BUDGET])}) == 2
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"keep": 0.5}, "says what each layer keeps, or keep, but not both"),
+    ({"op": "remove_dead", "rank": None}, "RemoveDead has no keep"),
+    ({"layer": "0"}, "a budget is of the whole network: write layer: '\\*', not '0'"),
+    ({"when": "redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2"}, "a budget is met at a moment such as '3ep'"),
+    ({"budget": {"latency": 0.5}}, "a budget is of parameters or flops"),
+    ({"budget": None, "allocate": "snip"}, "this step has none: give budget as well"),
+    ({"allocate": "guess"}, "a budget is allocated by uniform, redundancy"),
+    ({"layers": "conv1"}, "layers are a list of names"),
+])  # fmt: skip
+def test_refuses_a_budget_that_cannot_be(change, says):
+    data = {key: value for key, value in (BUDGET | change).items() if value is not None}
+    with pytest.raises(SurgeryError, match=says):
+        Schedule.from_data([data])
+
+
+def test_budgets_are_checked_against_the_network():
+    anatomy = Anatomy(nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 3)), torch.zeros(2, 4))
+    Schedule.from_data([BUDGET]).check(anatomy, epochs=3, per_epoch=10)
+    Schedule.from_data([BUDGET]).check_budgets(anatomy)
+    with pytest.raises(SurgeryError, match="the layer 'fc9'; this network has 0"):
+        Schedule.from_data([BUDGET | {"layers": ["fc9"]}]).check(anatomy, epochs=3, per_epoch=10)
+    for budget, says in (({"parameters": 0.01}, "cannot be met"), ({"flops": 10**6}, "is larger than the network")):
+        with pytest.raises(SurgeryError, match=says):
+            Schedule.from_data([BUDGET | {"budget": budget}]).check_budgets(anatomy)
+
+
+def test_a_budget_is_resolved_into_steps_on_layers():
+    torch.manual_seed(0)
+    anatomy = Anatomy(nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 9), nn.ReLU(), nn.Linear(9, 3)),
+                      torch.zeros(2, 4))  # fmt: skip
+    (step,) = Schedule.from_data([BUDGET | {"repair": ["bias"], "after": "rewarm"}]).steps
+    original = size(anatomy)
+    parts = step.resolve(anatomy, original)
+    assert [part.layer for part in parts] == ["0", "2"] and all(part.allocation is None for part in parts)
+    assert {(part.repair, part.after, part.operation.rank) for part in parts} == {(("bias",), "rewarm", 0.25)}
+    for part in parts:
+        operate(anatomy[part.layer], part.operation)
+    assert 0.9 * 0.5 * original.parameters < size(anatomy).parameters <= 0.5 * original.parameters
+    assert step.resolve(anatomy, original) == []  # it is met
+    assert parts[0].resolve(anatomy, original) == [parts[0]]

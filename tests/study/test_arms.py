@@ -142,6 +142,8 @@ BY_THEMSELVES = [
      {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.9, "repair": ["bias"]}],
     [{"when": "redundancy(0.1) >= 0.1 from 1ep every 1ep at most 2", "layer": "fc2", "op": "pcns"}],
     [{"when": "1ep", "layer": "*", "op": "prune_weights", "quality": 0.5}],
+    [{"when": "1ep", "layer": "*", "op": "mean_replace", "budget": {"flops": 0.4}, "allocate": "saliency"},
+     {"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.9, "repair": ["bias"]}],
 ]  # fmt: skip
 
 

@@ -54,12 +54,12 @@ def mirror_of(words: str, metric: Metric) -> str:
 
 def flat(contrast: dict[str, Any]) -> list[Any]:
     """What must be the same whichever way the metric points."""
-    keys = ("n", "p", "p_adjusted", "p_permutation", "more_seeds", "compute_ratio", "time_ratio", "finding")
+    keys = ("n", "p", "p_adjusted", "p_permutation", "more_seeds", "compute_ratio", "time_ratio", "finding", "decision")
     times = [
-        [entry["reached"], *(entry["seconds"][key] for key in ("ratio", "p_adjusted", "test", "sooner", "interval"))]
+        [entry["reached"], *(entry["training_flops"][key] for key in ("ratio", "p", "test", "sooner", "interval"))]
         for entry in contrast["time_to_accuracy"]
     ]
-    return [[contrast.get(key) for key in keys], times, contrast["convergence"]]
+    return [[contrast.get(key) for key in keys], times, contrast["convergence"], contrast["equivalence"]]
 
 
 def same(one: Any, other: Any) -> bool:
