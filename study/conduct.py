@@ -53,19 +53,20 @@ def begin(
     Raises:
         StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
     """
-    settings, task, layers = check(settings)
+    settings, task, layers, original = check(settings)
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
     with tuner.cluster(settings, _narrate(console)) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers, preset, task.metric, task.unit), task
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, original), task
 
 
-def check(settings: Settings) -> tuple[Settings, Task, dict[str, int]]:
+def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
     """All that is known to be right or wrong before anything is written or any process started.
 
-    Returns the settings as they are kept, the task, and the network's layers with their units. Raises as ``begin``.
+    Returns the settings as they are kept, the task, the network's layers with their units, and its size (see
+    ``run.examine``). Raises as ``begin``.
     """
     tracking.check_server(settings.tracking_uri)
     if settings.page is not None:
@@ -258,8 +259,10 @@ def _compare(stage: _Stage) -> bool:
 
 
 def _trial(cell: Cell) -> str:
-    """What people call a trial of the search."""
-    return f"{short(cell.schedule)} (trial {cell.trial})"
+    """What people call a training of the search: a trial, its repeat on another seed, or the original."""
+    if cell.trial is None:
+        return f"{arm_title(cell.arm)}, seed {cell.seed}"
+    return f"{short(cell.schedule)} (trial {cell.trial}{f', seed {cell.seed}' * (cell.arm != 'search')})"
 
 
 def _narrate(console: Console | None) -> Callable[[str], None]:

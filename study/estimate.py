@@ -14,7 +14,7 @@ from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence.state import expected
 from network_surgery.study.progress import clock
-from network_surgery.study.search import tuner
+from network_surgery.study.search import comparing, tuner
 from network_surgery.study.search.sources import given
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Task
@@ -88,7 +88,7 @@ def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
     Raises:
         StudyError, SurgeryError: whatever would keep the study from starting.
     """
-    settings, task, layers = conduct.check(settings)
+    settings, task, layers, original = conduct.check(settings)
     Folder.check(place)
     with tuner.cluster(settings, lambda words: say(console, words)) as resources:
         share = tuner.trial_resources(settings, resources)
@@ -96,11 +96,12 @@ def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
     say(console, f"measuring {MEASURED} epochs of the original")
     device = pick_device(settings.device if "gpu" in share else "cpu")
     measured, epoch, start = _measure(task, settings, device)
-    listed = given(settings, layers)
+    listed = given(settings, layers, original)
+    search = 0 if listed else settings.trials + comparing.expected(settings)
     schedules = len(listed) or settings.top
     return Estimate(
         settings.subject, 0 if listed else settings.trials, settings.space, schedules, settings.seeds,
-        list(settings.arms), settings.epochs, 0 if listed else settings.trials, expected(settings, schedules),
+        list(settings.arms), settings.epochs, search, expected(settings, schedules),
         max(1, slots), measured, epoch, start,
     )  # fmt: skip
 

@@ -42,29 +42,27 @@ WIDE = 10
 BLACK, GREY, BLUE, VERMILLION = "#000000", "#767676", "#0072B2", "#D55E00"
 COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_SKY, _GREEN, _PINK, _ORANGE, _BROWN, _NAVY = "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#8C6D00", "#004D80"
-#: Restarts are warm and dashed, what operates at once is blue, what removes otherwise green or pink and dash-dotted.
 ARMS: dict[str, Look] = {
     "original": {"color": BLACK, "linestyle": ":", "marker": "o"},
     "surgery": {"color": BLUE, "linestyle": "-", "marker": "s"},
-    "operate_first": {"color": _SKY, "linestyle": "--", "marker": "<"},
-    "operate_first_flops": {"color": _NAVY, "linestyle": "--", "marker": ">"},
+    "operate_first": {"color": "#56B4E9", "linestyle": "--", "marker": "<"},
+    "operate_first_flops": {"color": "#004D80", "linestyle": "--", "marker": ">"},
     "restart": {"color": VERMILLION, "linestyle": "--", "marker": "^"},
-    "restart_flops": {"color": _ORANGE, "linestyle": "--", "marker": "v"},
-    "restart_seconds": {"color": _PINK, "linestyle": "--", "marker": "P"},
-    "restart_fair": {"color": VERMILLION, "linestyle": ":", "marker": "h"},
-    "restart_late": {"color": _BROWN, "linestyle": "--", "marker": "X"},
-    "restart_late_flops": {"color": _BROWN, "linestyle": ":", "marker": "*"},
-    "uniform": {"color": GREY, "linestyle": "--", "marker": "p"},
-    "prune_end": {"color": _PINK, "linestyle": "-.", "marker": "d"},
-    "prune_end_rewind_lr": {"color": _PINK, "linestyle": ":", "marker": "H"},
-    "prune_end_rewind": {"color": _PINK, "linestyle": "--", "marker": "8"},
-    "random": {"color": _GREEN, "linestyle": "-.", "marker": "D"},
-    "distill": {"color": _ORANGE, "linestyle": "-.", "marker": "P"},
-    "snip": {"color": _GREEN, "linestyle": ":", "marker": "v"},
-    "random_init": {"color": _GREEN, "linestyle": "--", "marker": "^"},
-    "gradmax": {"color": _SKY, "linestyle": "-.", "marker": "D"},
-    "net2net": {"color": _SKY, "linestyle": ":", "marker": "o"},
+    "restart_flops": {"color": "#E69F00", "linestyle": "--", "marker": "v"},
+    "restart_seconds": {"color": "#CC79A7", "linestyle": "--", "marker": "P"},
+    "restart_fair": {"color": "#A6761D", "linestyle": "--", "marker": "p"},
+    "restart_late": {"color": "#8C6D00", "linestyle": "--", "marker": "X"},
+    "restart_late_flops": {"color": "#C49A00", "linestyle": "--", "marker": "x"},
+    "uniform": {"color": "#882255", "linestyle": "-.", "marker": "h"},
+    "prune_end": {"color": "#6A3D9A", "linestyle": ":", "marker": "*"},
+    "prune_end_rewind_lr": {"color": "#9E6FCF", "linestyle": ":", "marker": "d"},
+    "prune_end_rewind": {"color": "#3F007D", "linestyle": ":", "marker": "8"},
+    "random": {"color": "#009E73", "linestyle": "-.", "marker": "D"},
+    "distill": {"color": "#E31A8C", "linestyle": "--", "marker": "H"},
+    "snip": {"color": "#44AA99", "linestyle": "-.", "marker": "1"},
+    "random_init": {"color": "#117733", "linestyle": "-.", "marker": "2"},
+    "gradmax": {"color": "#66A61E", "linestyle": "-.", "marker": "+"},
+    "net2net": {"color": "#1B7837", "linestyle": "-.", "marker": "3"},
 }
 
 

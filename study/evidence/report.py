@@ -336,12 +336,12 @@ def _progress(results: Results, metric: Metric, words: Mapping[int, str]) -> str
     )
 
 
-def _rank(trial: Mapping[str, Any], metric: Metric) -> tuple[bool, bool, bool, float, int]:
-    """The best first, the smaller one of equals; then those beyond a budget, stopped early, and failed."""
+def _rank(trial: Mapping[str, Any], metric: Metric) -> tuple[int, float, int]:
+    """The best first, the smaller one of equals; then those beyond the budget or stopped early, failed ones last."""
     if "failure" in trial:
-        return True, True, True, math.inf, trial["trial"]
-    beyond = trial.get("state") == "infeasible"
-    return False, "stopped" in trial, beyond, metric.gain(0.0, trial["validation_metric"]), trial["parameters"]
+        return 3, math.inf, trial["trial"]
+    later = 2 if "stopped" in trial else int(trial.get("state") == "infeasible")
+    return later, metric.gain(0.0, trial["validation_metric"]), trial["parameters"]
 
 
 def _times(rows: Sequence[Row], names: Mapping[int, str], metric: Metric) -> dict[str, Any]:
