@@ -76,7 +76,8 @@ def answer(results: Results) -> Drawing | None:
     text = percent if whole else count
     log_scale(axes.xaxis, [each * pad for each in [*span, *([limit] if limit else [])] for pad in (0.8, 1.2)], text)
     scale = metric_scale(axes, metric, _bounds(points, metric.percent))
-    places = _places(points, whole or 1, axes)
+    places = _places(points, whole or 1, axes, limit)
+    axes.set_xlim(min(axes.get_xlim()[0], 0.94 * min(places)), max(axes.get_xlim()[1], 1.06 * max(places)))
     for point, across in zip(points, places, strict=True):
         _draw(axes, point, across)
     if originals:
@@ -143,15 +144,18 @@ def _bounds(points: Sequence[Point], percent: bool) -> list[float]:
     return [min(max(end, 0.0), 1.0) if percent else end for end in [*seeds, *ends]]
 
 
-def _places(points: Sequence[Point], whole: float, axes: Axes) -> list[float]:
-    """Where each point is drawn: those of one size beside each other."""
+def _places(points: Sequence[Point], whole: float, axes: Axes, limit: float | None) -> list[float]:
+    """Where each point is drawn: those of one size beside each other, and on the side of the budget where they are."""
     low, high = axes.get_xlim()
     step = (high / low) ** (APART / (72 * 0.86 * axes.figure.get_figwidth()))  # type: ignore[union-attr]
     places = [point.size / whole for point in points]
     for members in clusters([point.size for point in points]):
         middle = statistics.fmean(points[index].size for index in members) / whole
-        for turn, index in enumerate(members):
-            places[index] = middle * step ** (turn - (len(members) - 1) / 2)
+        ends = [middle * step ** (turn - (len(members) - 1) / 2) for turn in range(len(members))]
+        if limit and middle <= limit * 1.0001:
+            ends = [end * min(1.0, limit / step**0.6 / ends[-1]) for end in ends]
+        for index, end in zip(members, ends, strict=True):
+            places[index] = end
     return places
 
 
