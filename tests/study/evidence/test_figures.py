@@ -69,7 +69,8 @@ def verdict(trial: int, n: int = 3) -> dict[str, Any]:
     sentence = f"Surgery of trial {trial} is compared over {n} seeds: no difference was found."
     others = [{"arm": "random", "sentence": "random units of the same layers: +0.10 points, no difference was found"}]
     return {
-        "trial": trial, "arm": "restart", "n": n, "difference": 0.0125, "finding": "no difference was found", "sentence": sentence,
+        "trial": trial, "arm": "restart", "n": n, "difference": 0.0125,
+        "finding": "no difference was found", "sentence": sentence,
         "details": f"Schedule {trial}: +1.25 points.", "others": others,
     }  # fmt: skip
 
