@@ -53,7 +53,8 @@ OUTCOME = {"validation_metric": 0.9, "validation_loss": 0.4, "parameters": 10, "
            "spikes": [spiked(2.0)], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
 
 PERPLEXITY = Metric("perplexity", "lower", margin=0.05)
-VERDICT = {"trial": 3, "sentence": "Surgery is fine.", "details": "By 10 points.", "surgery": 0.9, "rival": 0.8, "difference": 0.1,
+VERDICT = {"trial": 3, "sentence": "Surgery is fine.", "details": "By 10 points.",
+           "surgery": 0.9, "rival": 0.8, "difference": 0.1,
            "compute_ratio": 1.0, "time_ratio": 1.0}  # fmt: skip
 
 
@@ -148,8 +149,8 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     assert tracked.lost == 0
     after = runs(study)
     assert set(after) == set(found)
-    assert after["search 4"].info.run_id == failed.info.run_id
-    assert after["search 4"].info.status == "FINISHED"
+    assert after["search (trial 4)"].info.run_id == failed.info.run_id
+    assert after["search (trial 4)"].info.status == "FINISHED"
     assert after["study: small_cnn on digits"].info.status == "KILLED"
 
 
@@ -267,7 +268,7 @@ def test_the_network_of_one_s_own_task_is_a_model_that_its_settings_make_again(k
         tracked.ended(cell, OUTCOME | {"test_metric": 0.75, "network": "networks/it.pt", "epochs": curve})
     assert tracked.lost == 0, tracked.reason
     found = runs(study)
-    run = next(run for name, run in found.items() if name.startswith("surgery 3"))
+    run = next(run for name, run in found.items() if name.startswith("surgery, seed 1"))
     assert run.data.tags["improving"] == "true"
     assert run.data.metrics["error/test"] == 0.75 and f"study: mine.py:{kind}" in found
     mlflow.set_tracking_uri(default_uri(study))
@@ -320,7 +321,7 @@ def test_a_model_that_cannot_be_made_costs_no_other_record(known: bool, tmp_path
     assert known or tracked.reason.startswith(
         "the network of surgery-003-seed-1 cannot be made a model: the task Given"
     )
-    run = next(run for name, run in runs(study).items() if name.startswith("surgery 3"))
+    run = next(run for name, run in runs(study).items() if name.startswith("surgery, seed 1"))
     assert run.data.metrics["error/test"] == 0.75 and run.info.status == "FINISHED"
     if not known:
         return
