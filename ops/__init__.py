@@ -24,6 +24,7 @@ from network_surgery.ops.operations import OPERATIONS
 from network_surgery.ops.operations.compact import Compact, compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from network_surgery.ops.operations.eigen_remove import EigenRemove
+from network_surgery.ops.operations.grad_max import GradMax
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
@@ -49,6 +50,7 @@ __all__ = [
     "Compact",
     "Condition",
     "EigenRemove",
+    "GradMax",
     "HiddenLayer",
     "MeanReplace",
     "MinWeight",

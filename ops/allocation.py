@@ -2,7 +2,8 @@
 
 Every method says in which order a layer gives up its units, and what each of them is worth beside those of the other
 layers. The units that are worth least go, over all layers, until the network meets the budget; then, the most worthy
-first, units come back as long as it still does. Which units a layer gives up is the operation's choice.
+first, units come back as long as it still does. Where it comes nearer so, the last unit stays and others go in its
+place. Which units a layer gives up is the operation's choice.
 
 ``uniform``
     The same share of every layer.
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -368,29 +370,40 @@ def _shares(shares: Mapping[Any, Any]) -> dict[str, float]:
 def _fitted(anatomy: Anatomy, worths: Mapping[str, Tensor], most: Mapping[str, int]) -> dict[str, int]:
     """The number of units of each layer. ``worths``: as in ``METHODS``; ``most``: what the network may have."""
     full = {name: anatomy[name].units for name in worths}
+    order = [name for *_, name in sorted(_candidates(worths))]
 
-    def fits(widths: Mapping[str, int]) -> bool:
+    def used(widths: Mapping[str, int]) -> float:
+        """How much of the budget a network takes, where it takes most of it; above 1 it is too large."""
         found = size(anatomy, widths)
-        return all(getattr(found, name) <= limit for name, limit in most.items())
+        return max(getattr(found, name) / limit for name, limit in most.items())
 
-    def left(gone: int) -> dict[str, int]:
-        taken = Counter(order[:gone])
+    def left(gone: Sequence[str]) -> dict[str, int]:
+        taken = Counter(gone)
         return {name: units - taken[name] for name, units in full.items()}
 
-    order = [name for *_, name in sorted(_candidates(worths))]
-    low, high = 0, len(order)  # the fewest units that must go
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(left(middle)) else (middle + 1, high)
-    widths, open_ = left(low), set(worths)
-    for name in reversed(order[:low]):
-        if name in open_:
-            larger = {**widths, name: widths[name] + 1}
-            if fits(larger):
-                widths = larger
-            else:  # nor will it later, as the others only grow
-                open_.remove(name)
-    return widths
+    def cut(order: Sequence[str]) -> int:
+        """The fewest units that must go in this order; one more than there are where all are too few."""
+        return bisect_left(range(len(order) + 1), True, key=lambda gone: used(left(order[:gone])) <= 1)
+
+    def refilled(gone: Sequence[str]) -> dict[str, int]:
+        """As many of them back as still fit, the last one first."""
+        widths, growing = left(gone), set(full)
+        for name in reversed(gone):
+            if name in growing:
+                larger = {**widths, name: widths[name] + 1}
+                if used(larger) <= 1:
+                    widths = larger
+                else:  # nor will it later, as the others only grow
+                    growing.remove(name)
+        return widths
+
+    gone = cut(order)
+    found = [refilled(order[:gone])]
+    if gone:  # the last one may have been a large one: without it, others have to go in its place
+        spared = [*order[: gone - 1], *(name for name in order[gone:] if name != order[gone - 1])]
+        if (other := cut(spared)) <= len(spared):
+            found.append(refilled(spared[:other]))
+    return max(found, key=used)
 
 
 def _candidates(worths: Mapping[str, Tensor]) -> Iterator[tuple[float, float, int, str]]:

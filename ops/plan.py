@@ -28,6 +28,9 @@ class Plan:
         replaced: new values of old shape that some tensors take first (rank-reduced weights).
         newborn: for makers and vectors, the values of the units whose source is −1, units first; otherwise the fan-in
             is zero and vectors are neutral.
+        fan_in: for makers, what is added to the incoming weights of all new units in the end, ``[new, inputs,
+            positions of a unit × kernel]`` (``HiddenLayer.by_unit``): noise, so that copies part.
+        fan_out: the same for readers and outgoing weights; of those whose source is −1 these are all.
         mixing: for readers, the matrix ``[old, new]`` by which old outputs are made of new ones; the reader's weight is
             multiplied by it (instead of gathered and shared).
         masks: by parameter, where it keeps its values (1) and where it becomes zero for good (0), at its old shape.
@@ -44,6 +47,8 @@ class Plan:
     shares: Tensor | None = field(default=None, repr=False)
     replaced: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     newborn: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    fan_in: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    fan_out: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     mixing: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
@@ -63,7 +68,7 @@ class Plan:
             raise SurgeryError(
                 f"sources name an old unit for each new one, so they are a tuple, not {self.sources!r:.60}"
             )
-        for name in ("shares", "replaced", "newborn", "mixing", "constants", "masks"):
+        for name in ("shares", "replaced", "newborn", "fan_in", "fan_out", "mixing", "constants", "masks"):
             object.__setattr__(self, name, usable(getattr(self, name)))
         before, after = self.layer.cost(self.layer.units), self.layer.cost(len(self.sources))
         object.__setattr__(self, "units_before", self.layer.units)

@@ -1,4 +1,4 @@
-"""WeakExpand alone: ratio, how the copies share, layers, their order and timing."""
+"""WeakExpand alone: ratio, how the copies share, their noise, layers, their order and timing."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from network_surgery.search_spaces.placement import EPOCHS, Layers, place
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of WeakExpand: ``grow``, ``split`` and the placement with its ``order``."""
+    """A schedule of WeakExpand: ``grow``, ``split``, ``noise`` and the placement with its ``order``."""
     return place(trial, layers, expansion.operation(trial, "weak_expand"), epochs, ordered=True)

@@ -107,7 +107,9 @@ def options(
 def study(
     preset: Preset = None,
     config: Config = None,
-    out: Annotated[Path | None, typer.Option(help="The study's folder; by default a new one under runs/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder, by default a new one under runs/; a study in it goes on.")
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(

@@ -13,6 +13,7 @@ from rich.console import Console
 from network_surgery.ops import Schedule
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
+from network_surgery.study.arms import FROM_THE_END
 from network_surgery.study.closing import show
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
@@ -20,26 +21,29 @@ from network_surgery.study.evidence import answer, comparison, figures, front, m
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
+from network_surgery.study.evidence.left_out import left_out
 from network_surgery.study.evidence.naming import arm_title
-from network_surgery.study.evidence.state import state
+from network_surgery.study.evidence.state import epochs, state
 from network_surgery.study.progress import Display
-from network_surgery.study.recipe.learning_rate import check_after
+from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, tracking, tuner
-from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, given
+from network_surgery.study.search.once import pays
+from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import Folder, write_whole
+from network_surgery.study.store.folder import SEARCHING, Folder, write_whole
 from network_surgery.study.store.words import describe, names, short
 from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
+from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.terminal import say
-from network_surgery.study.training import run
+from network_surgery.study.training import fork, run
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.trainer import steps_per_epoch
 
-__all__ = ["begin", "check", "compare", "proceed", "show", "write_report"]
+__all__ = ["begin", "check", "check_data", "compare", "proceed", "show", "write_report"]
 
 
 @contextlib.contextmanager
@@ -59,7 +63,9 @@ def begin(
         open_storage(settings.storage, out)
     with tuner.cluster(settings, _narrate(console)) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, original), task
+        data = task.fingerprint()
+        known = None if data is None else data.to_data()
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
 
 
 def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
@@ -72,9 +78,9 @@ def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
     if settings.page is not None:
         resolve(settings.page, "page")
     task = build(settings)
-    objectives.check(settings, task.metric)
     settings = starting.settle(settings, task)
     layers, original, least = run.examine(settings, task)
+    objectives.check(settings, task.metric)
     limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = given(settings, layers, original)
@@ -82,9 +88,20 @@ def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
         check_after(Optimization.of(settings).curve, schedule)
+        check_lengths(schedule, settings.epochs, per_epoch)
     if not listed:
         Sampled.check(settings, layers, original)
     return settings, task, layers, original
+
+
+def check_data(folder: Folder, task: Task) -> None:
+    """Raises StudyError where the data of a task are not those that the study began with."""
+    began, now = folder.data, task.fingerprint()
+    if began is not None and now is not None and now.to_data() != began:
+        raise StudyError(
+            f"the data of this study have changed: it began with {Fingerprint(**began)}, and now there are {now}; "
+            "bring back the old ones, or begin another study"
+        )
 
 
 def proceed(folder: Folder, task: Task, console: Console) -> bool:
@@ -94,7 +111,7 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
         StudyError: the search has no schedule that could be compared.
     """
     with _stage(folder, task, console) as stage:
-        searched = _given(folder) or stage.run("search", _search(folder), _trial)
+        searched = _given(folder) or _searched(stage)
         return bool(searched) and _compare(stage)
 
 
@@ -106,6 +123,9 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
     """
     wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
     with _stage(wanted, task, console) as stage:
+        ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
+        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted)):
+            return False
         return _compare(stage)
 
 
@@ -125,9 +145,9 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     ended = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
-        rows, verdicts, front=front.front(within, folder.settings.objective, folder.metric), state=now,
-        importance=importance(folder), budget=feasibility(folder), trials=trials(folder),
-        answer=answer.answer(folder, rows, verdicts), moments=moments.moments(folder),
+        rows, verdicts, left_out(folder), front=front.front(within, folder.settings.objective, folder.metric),
+        state=now | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
+        budget=feasibility(folder), trials=trials(folder), answer=answer.answer(folder, rows, verdicts),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -159,20 +179,34 @@ def _given(folder: Folder) -> list[Cell]:
     return given(folder.settings, folder.layers, folder.original)
 
 
-def _search(folder: Folder) -> Source:
-    """What is still to run of the search: the original, where the budget needs it, the trials, the race of the best."""
+def _search(folder: Folder, per_epoch: int) -> Source:
+    """What is still to run of the search: trials, and the race of the best of them.
+
+    And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
+    it costs.
+    """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
+    settings = folder.settings
     sampled = Sampled(
-        folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
+        settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
         lambda: comparing.budget_of(folder), folder.original,
     )  # fmt: skip
+    before = comparing.first(folder)
+    there = bool(before) or any(record.finished and not record.compared for record in folder.records("original"))
+    beside = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
+
+    race = _race(folder, comparing.expected(settings) if sampled.missing else None)
+    return Chain(Listed(before), Together(Listed(beside), sampled), race)
+
+
+def _race(folder: Folder, expected: int | None = None) -> Repeated:
+    """What is still to run of the race; ``expected``: how much that is at most, while the search has not ended."""
 
     def ask() -> tuple[Sequence[Cell], int]:
         race = comparing.race_of(folder)
         return race.missing, race.left
 
-    left = comparing.expected(folder.settings) if sampled.missing else comparing.race_of(folder).left
-    return Chain(Listed(comparing.first(folder)), sampled, Repeated(ask, left))
+    return Repeated(ask, ask()[1] if expected is None else expected)
 
 
 @dataclass
@@ -185,22 +219,31 @@ class _Stage:
     tracker: Tracker
     console: Console
 
-    def run(self, stage: str, source: Source, name: Callable[[Cell], str]) -> bool:
-        """``name``: what people call a training of this stage."""
+    @property
+    def per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        settings = self.folder.settings
+        return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
+
+    def run(self, stage: str, source: Source, name: Callable[[Cell], str], keep: Sequence[int] = ()) -> bool:
+        """Runs a source's cells. ``name``: what people call one. ``keep``: epochs whose checkpoints originals keep for
+        cells that are not known yet.
+        """
         if source.total == 0:
             say(self.console, f"{stage}: nothing is missing")
+            tuner.forget(self.folder.path)
             return True
         ranks = stage == "search"
 
-        def feasible(result: dict[str, Any]) -> bool:
-            return not ranks or comparing.budget_of(self.folder).feasible(result)
+        def feasible(cell: Cell, result: dict[str, Any]) -> bool:
+            return cell.arm not in SEARCHING or comparing.budget_of(self.folder, [cell.seed]).feasible(result)
 
         with Display(
             self.console, stage, source, self.folder.metric, name=name, ranks=ranks, feasible=feasible
         ) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display],
+                [self.folder, self.tracker, display], self.folder.records(), keep,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -226,6 +269,11 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     if tracker.lost:
         words = f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete."
         say(console, words, style="yellow")
+
+
+def _searched(stage: _Stage) -> bool:
+    kept = fork.evenly(stage.folder.settings.epochs)
+    return stage.run("search", _search(stage.folder, stage.per_epoch), _trial, kept)
 
 
 def _compare(stage: _Stage) -> bool:
@@ -255,7 +303,8 @@ def _compare(stage: _Stage) -> bool:
         letter = "" if cell.trial is None else letters.get(cell.trial, f"(trial {cell.trial})")
         return f"{arm_title(cell.arm, letter)}, seed {cell.seed}"
 
-    return stage.run("comparison", cells, name)
+    ends = set(FROM_THE_END) & set(folder.settings.arms)
+    return stage.run("comparison", cells, name, (folder.settings.epochs,) if ends else ())
 
 
 def _trial(cell: Cell) -> str:

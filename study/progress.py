@@ -38,13 +38,13 @@ class Display:
     """A listener that shows one stage: how many of its trainings have ended, elapsed and left time, the best so far.
 
     ``name``: what people call a training. ``ranks``: whether its trainings compete, so that one is the best.
-    ``feasible``: whether an outcome is within the study's budget.
+    ``feasible``: whether a cell's outcome is within the study's budget, or need not be.
     """
 
     def __init__(
         self, console: Console, stage: str, source: Counted, metric: Metric = ACCURACY, *,
         name: Callable[[Cell], str] = lambda cell: cell.name, ranks: bool = True,
-        feasible: Callable[[dict[str, Any]], bool] = lambda result: True,
+        feasible: Callable[[Cell, dict[str, Any]], bool] = lambda cell, result: True,
     ) -> None:  # fmt: skip
         self._console, self._stage, self._source, self._metric = console, stage, source, metric
         self._name, self._ranks, self._feasible = name, ranks, feasible
@@ -100,13 +100,18 @@ class Display:
                 words = f"stopped early after epoch {result['stopped']}, {validation}"
             else:
                 words = f"{validation}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
-                if not self._feasible(result):
+                words += f", the same as {result['same_as']}" if "same_as" in result else ""
+                reference = cell.arm == "original" and not cell.test  # of a search: none of its trials
+                if not self._feasible(cell, result):
                     words += ", beyond the budget"
-                elif self._ranks and (self._best is None or self._metric.gain(value, self._best[0]) > 0):
+                elif not reference and self._ranks and self._ahead(value):
                     self._best = value, name
             if not self._live:
                 say(self._console, f"  {self._ended}/{self._source.total} {name}: {words}")
         self._show()
+
+    def _ahead(self, value: float) -> bool:
+        return self._best is None or self._metric.gain(value, self._best[0]) > 0
 
     def _show(self) -> None:
         end = None

@@ -12,6 +12,7 @@ from network_surgery.ops.operation import Operation
 from network_surgery.ops.operations.compact import Compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive
 from network_surgery.ops.operations.eigen_remove import EigenRemove
+from network_surgery.ops.operations.grad_max import GradMax
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
@@ -24,6 +25,7 @@ from network_surgery.ops.references import reference_to, resolve
 OPERATIONS: dict[str, type[Operation]] = {
     "compact": Compact,
     "eigen_remove": EigenRemove,
+    "grad_max": GradMax,
     "mean_replace": MeanReplace,
     "min_weight": MinWeight,
     "pcns": PCNS,

@@ -2,7 +2,9 @@
 
 Source: Graham 2019, *Applied HOSVD for weight compression and expansion*, Algorithm 3 and Listing 6.2. The function of
 the network is unchanged, since the shares of a unit's copies sum to one. With *equal* shares (the thesis's form) the
-copies get equal gradients and never part, so the layer is wider and no richer; uneven and signed shares part them.
+copies get equal gradients and never part, so the layer is wider and no richer; uneven and signed shares part them. So
+does noise on the incoming weights of the copies (Chen et al. 2016, *Net2Net*, section 2.3), which changes the function
+a little.
 """
 
 from __future__ import annotations
@@ -41,16 +43,21 @@ class WeakExpand(Operation):
 
     ``grow``: the fraction of units that is added, above 0 and at most 16 (1 doubles the layer). ``split``: how copies
     share the fan-out: ``equal``, ``uneven`` (random positive shares, by ``seed``) or ``signed``. ``rounding`` of the
-    number that is added: ``nearest`` or ``down``.
+    number that is added: ``nearest`` or ``down``. ``noise`` (0 … 1): the standard deviation of random numbers, by
+    ``seed``, that are added to the incoming weights of the copies, as a fraction of the root mean square of the layer's
+    incoming weights; a weight that makes the units from themselves (in recurrent networks) gets none.
     """
 
     grow: float = 0.5
     split: str = "uneven"
     seed: int = 0
     rounding: str = field(default="nearest", repr=False)
+    noise: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         fraction(self, "grow", self.grow, most=16)
+        if self.noise != 0:
+            fraction(self, "noise", self.noise)
         choice(self, "split", self.split, ("equal", "uneven", "signed"))
         whole(self, "seed", self.seed)
         choice(self, "rounding", self.rounding, ROUNDINGS)
@@ -65,4 +72,18 @@ class WeakExpand(Operation):
         for unit in dict.fromkeys(sources[layer.units :]):
             copies = (origin == unit).nonzero().squeeze(1)
             shares[copies] = split_shares(len(copies), self.split, generator)
-        return Plan(layer, repr(self), tuple(sources), shares=shares, error=0.0 if layer.exact else None)
+        noise = self._noise(layer, added, generator) if self.noise else {}
+        error = 0.0 if layer.exact and not noise else None
+        return Plan(layer, repr(self), tuple(sources), shares=shares, fan_in=noise, error=error)
+
+    def _noise(self, layer: HiddenLayer, added: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """By maker, what is added to its weights: nothing to those of the old units."""
+        found, readers = {}, {place.tensor for place in layer.readers}
+        for place in layer.makers:
+            if place.tensor not in readers:
+                known = layer.incoming(place)
+                shape = (added, *known.shape[1:])
+                drawn = torch.randn(shape, generator=generator, dtype=torch.float64).to(known.device)
+                noise = self.noise * float(known.abs().square().mean().sqrt()) * drawn
+                found[place.tensor] = torch.cat([torch.zeros_like(known), noise.to(known)])
+        return found

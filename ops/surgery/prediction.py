@@ -58,12 +58,12 @@ def predicted_loss_change(plan: Plan, inputs: Any, targets: Any = None, loss: Lo
     targets) that can be differentiated twice (``ops.signals.losses``). Nothing is changed.
 
     Raises:
-        SurgeryError: the plan makes units of its own (PCNS's eigenvectors), which no old weights can stand for; the
-            network does not run on the inputs, or the loss cannot be had of them.
+        SurgeryError: the plan makes units of its own (PCNS's eigenvectors, copies with noise), which no old weights
+            can stand for; the network does not run on the inputs, or the loss cannot be had of them.
     """
     if not isinstance(plan, Plan):
         raise SurgeryError(f"a plan is what an operation proposes, not a {type(plan).__name__}")
-    if -1 in plan.sources and plan.mixing:
+    if (-1 in plan.sources and plan.mixing) or plan.fan_in:
         raise SurgeryError(f"{plan.operation} on {plan.layer.name} makes units anew: there is no line to follow")
     model = plan.layer.anatomy.model
     check_real(model, inputs)

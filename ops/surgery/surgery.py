@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from network_surgery.ops.anatomy import Anatomy, Place, rebuild
-from network_surgery.ops.anatomy.calls import FAN_OUT
+from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT
 from network_surgery.ops.anatomy.rebuild import Edit, Move, Undo, undoing
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
@@ -176,6 +176,10 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
         if place.role != FAN_OUT and name in plan.newborn:
             newborn = step.origin.newborn.to(data.device)
             data = data.index_copy(place.axis, newborn, plan.newborn[name].to(data))
+        added = plan.fan_out if place.role == FAN_OUT else plan.fan_in if place.role == FAN_IN else {}
+        if name in added:
+            by_unit = plan.layer.by_unit(place, data)
+            data = plan.layer.written(place, data, by_unit + added[name].to(by_unit))
         return data.contiguous()
 
     def remap(old: Tensor, degree: int | None) -> Tensor:
@@ -225,7 +229,7 @@ def _check(plan: Plan) -> None:
     if not all(-1 <= source < layer.units for source in plan.sources):
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources name units outside 0 … {layer.units - 1}")
     known = {place.tensor for place in layer.places}
-    for values in (plan.newborn, plan.mixing, plan.constants):
+    for values in (plan.newborn, plan.fan_in, plan.fan_out, plan.mixing, plan.constants):
         if odd := sorted(set(values) - known):
             raise SurgeryError(f"{plan.operation} on {layer.name}: {odd[0]} does not hold its units")
     for name, value in plan.mixing.items():
@@ -242,6 +246,11 @@ def _check(plan: Plan) -> None:
         if name not in layer.anatomy.weights:
             raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no weight of the network")
         _fits(plan, name, mask, layer.anatomy.tensor(name).shape)
+    for places, added in ((layer.makers, plan.fan_in), (layer.readers, plan.fan_out)):
+        for place in places:
+            if place.tensor in added:
+                old = layer.by_unit(place, layer.tensor(place).detach())
+                _fits(plan, place.tensor, added[place.tensor], torch.Size([len(plan.sources), *old.shape[1:]]))
     for place in layer.places:
         if place.role != FAN_OUT and place.tensor in plan.newborn:
             value, shape = plan.newborn[place.tensor], list(layer.tensor(place).shape)

@@ -19,11 +19,15 @@ class LeftOut(Exception):
 
 @dataclass(frozen=True)
 class Ended:
-    """A surgery that has ended: what the cells of its rivals are made from."""
+    """A surgery that has ended: what the cells of its rivals are made from.
+
+    ``original``: the outcome of the original of its seed, None where there is none (yet).
+    """
 
     surgery: Cell
     outcome: Mapping[str, Any]
     settings: Settings
+    original: Mapping[str, Any] | None = None
 
     @cached_property
     def operations(self) -> list[OperationRecord]:
@@ -44,6 +48,22 @@ class Ended:
         """The epochs of that network that cost these FLOPs, rounded up."""
         return max(1, math.ceil(flops / self.epoch_flops - 1e-9))
 
+    @property
+    def began(self) -> int:
+        """The whole epochs before the first operation."""
+        return self.settings.epochs - self.epochs_left
+
+    @property
+    def changed(self) -> list[OperationRecord]:
+        """The operations that changed the network."""
+        return [each for each in self.operations if each.changed]
+
+    def refuse_growth(self, why: str) -> None:
+        """Raises LeftOut where an operation has added units, for the reason ``why``."""
+        grown = [each.layer for each in self.changed if each.units_after > each.units_before]
+        if grown:
+            raise LeftOut(f"surgery adds units to {grown[0]}, and {why}")
+
     def cell(self, arm: str, **more: Any) -> Cell:
         """A rival of this surgery: of its seed, trial and parameters."""
         about = {"trial": self.surgery.trial, "params": self.surgery.params, "test": True}
@@ -55,8 +75,12 @@ class Arm:
     """``label``: what it is in a table; ``short``: its name in a narrow one, by default that in the settings.
 
     ``cell`` makes its training run of a surgery that has ended, or raises ``LeftOut``; None: it needs no outcome.
+    ``answers``: the accountings of a question that it belongs to (``study.arms.cost``). ``inherits``: it begins as the
+    original did until surgery began, so that under ``given`` that part is sunk.
     """
 
     label: str
     short: str = ""
     cell: Callable[[Ended], Cell] | None = None
+    answers: tuple[str, ...] = ("zero", "given")
+    inherits: bool = False

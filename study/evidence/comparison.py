@@ -65,8 +65,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         if seeds:
             contrasts = [
                 contrast(
-                    arm, surgery, theirs, targets, metric, accounting=accounting.of(arm, settings), looks=looks,
-                    values=folder.test_values,
+                    arm, surgery, theirs, targets, metric, question=accounting.of(arm, settings),
+                    trained=settings.start == "none", looks=looks, values=folder.test_values,
                 )
                 for arm in order
                 if (theirs := groups.get((arm, None if arm == "original" else trial), {})).keys() & surgery.keys()
@@ -84,7 +84,9 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         for each in verdict["others"]:
             each["sentence"] = wording.other(each, metric, folder.unit)
         answers = accounting.main(settings, "given" if verdict["accounting"] == "zero" else "zero")
-        also = next((each for each in verdict["others"] if each["arm"] == answers), None)
+        also = next(
+            (e for e in verdict["others"] if e["arm"] == answers and e["accounting"] != verdict["accounting"]), None
+        )
         verdict["also"] = None if also is None else wording.sentence(verdict | also, metric, folder.unit)
     return rows, verdicts
 

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from network_surgery.study.evidence import time_to_accuracy
+from network_surgery.study.evidence import accounting, time_to_accuracy
 from network_surgery.study.evidence.converged import convergence
 from network_surgery.study.evidence.crossed import Mean, of_samples, of_seeds
 from network_surgery.study.evidence.significance import (
@@ -57,8 +57,28 @@ UNTOUCHED = "the schedule never operated, so there is nothing to compare"
 UNTESTED = "nothing can be said without a spread between seeds"
 NOT_REACHED = "not tested, since the one before was undecided"
 UNFINISHED = "no verdict before the end"
-#: What it is called where an arm is ahead, by the beginning of its name; of others surgery is worse.
-AHEAD = {"restart": "restarting", "operate_first": "operating first"}
+#: Arm → its name in a sentence.
+NAMES = {
+    "original": "the original",
+    "restart": "restarting",
+    "restart_flops": "restarting at equal compute",
+    "restart_seconds": "restarting at equal seconds",
+    "restart_fair": "restarting with the budget of pruning at the end",
+    "restart_late": "restarting when surgery began",
+    "restart_late_flops": "restarting when surgery began, at equal compute",
+    "operate_first": "operating first",
+    "operate_first_flops": "operating first, at equal compute",
+    "uniform": "a uniformly thinner network",
+    "prune_end": "pruning at the end",
+    "prune_end_rewind_lr": "pruning at the end with the learning rate rewound",
+    "prune_end_rewind": "pruning at the end with the weights rewound",
+    "random": "removing random units",
+    "distill": "restarting with a teacher",
+    "snip": "pruning by SNIP before training",
+    "random_init": "random pruning before training",
+    "gradmax": "growing by GradMax",
+    "net2net": "growing by Net2Net",
+}
 #: The part of a contrast's share of the level that is for its compute.
 COMPUTE = 0.2
 #: The fewest seeds from which it is said how many more would do.
@@ -67,18 +87,15 @@ ENOUGH = 5
 RANGE = (0.1, 0.9)
 
 
-def name_of(arm: str) -> str | None:
-    """What an arm is called where it is ahead; None: it has no such name."""
-    return next((words for start, words in AHEAD.items() if arm.startswith(start)), None)
-
-
 def contrast(
     arm: str, surgery: Mapping[int, Record], others: Mapping[int, Record], targets: Sequence[float], metric: Metric,
-    *, accounting: str = "zero", looks: Sequence[Sequence[int]] = (), values: Values = lambda record: None,
+    *, question: str = "zero", trained: bool = True, looks: Sequence[Sequence[int]] = (),
+    values: Values = lambda record: None,
 ) -> Contrast:  # fmt: skip
     """Surgery against an arm, paired by seed.
 
-    ``accounting``: what counts as cost (see ``study.evidence.accounting``). ``looks``: the seeds of every look at
+    ``question``: the accounting of what counts as cost (see ``study.evidence.accounting``), where the large network was
+    ``trained`` here. ``looks``: the seeds of every look at
     which something is claimed. ``values``: of the test samples; where both arms of every seed have them, what is said
     is of new samples, too.
 
@@ -94,28 +111,33 @@ def contrast(
     """
     seeds = sorted(surgery.keys() & others.keys())
     pairs = [(surgery[seed].result, others[seed].result) for seed in seeds]
-    compute, seconds = (
-        statistics.fmean(time_to_accuracy.total(one, key, accounting) for one, _ in pairs)
-        / max(statistics.fmean(time_to_accuracy.total(other, key, accounting) for _, other in pairs), 1e-12)
-        for key in ("training_flops", "seconds")
-    )
+    given = question == "given" and trained
+    sunk = [
+        (accounting.sunk(one, "surgery", one, given), accounting.sunk(one, arm, other, given)) for one, other in pairs
+    ]
+    totals = [
+        [statistics.fmean(pair[side][key] - gone[side][key] for pair, gone in zip(pairs, sunk, strict=True))
+         for side in (0, 1)]
+        for key in accounting.COSTS
+    ]  # fmt: skip
+    compute, seconds = (one / max(other, 1e-12) for one, other in totals)
     differences = [one["test_metric"] - other["test_metric"] for one, other in pairs]
     each = _each(surgery, others, seeds, values)
     mean = _mean(differences, each, range(len(seeds)))
-    times = time_to_accuracy.contrasts(pairs, targets, metric, accounting)
+    times = time_to_accuracy.contrasts(pairs, targets, metric, sunk)
     tests = []
     for look in looks:
         places = [place for place, seed in enumerate(seeds) if seed in look]
         if places:
             now = mean if len(places) == len(seeds) else _mean(differences, each, places)
             then = times if len(places) == len(seeds) else time_to_accuracy.contrasts(
-                [pairs[place] for place in places], targets, metric, accounting
+                [pairs[place] for place in places], targets, metric, [sunk[place] for place in places]
             )  # fmt: skip
             tests.append(_tests(now, then, metric))
         else:
             tests.append(dict.fromkeys(("difference", "p", "p_within", "p_compute", "compute", "sooner")) | {"n": 0})
     return {
-        "arm": arm, "accounting": accounting, "n": len(pairs), "seeds": seeds,
+        "arm": arm, "accounting": question, "n": len(pairs), "seeds": seeds,
         "surgery": statistics.fmean(one["test_metric"] for one, _ in pairs),
         "rival": statistics.fmean(other["test_metric"] for _, other in pairs),
         "differences": differences, "difference": mean.value, "interval": mean.interval(), "p": mean.p(),
@@ -283,7 +305,7 @@ def _decision(contrast: Contrast, metric: Metric, reached: bool, whole: bool) ->
 
 def _finding(contrast: Contrast, metric: Metric) -> str:
     """What may be said, in a few words."""
-    decision, rival = contrast["decision"], name_of(contrast["arm"])
+    decision, rival = contrast["decision"], NAMES[contrast["arm"]]
     fixed = {
         "untouched": UNTOUCHED, "untested": UNTESTED, "undecided": UNDECIDED, "unfinished": UNFINISHED,
         "not tested": NOT_REACHED, "as good": f"as good within {metric.smallest}",
@@ -294,10 +316,10 @@ def _finding(contrast: Contrast, metric: Metric) -> str:
     if decision == "better":
         return f"surgery is better{small}"
     if decision == "worse":
-        return (f"{rival} is better" if rival else "surgery is worse") + small
+        return f"{rival} is better{small}"
     if decision == "less compute":
         return "surgery needs less compute"
-    return f"{rival} needs less compute" if rival else "surgery needs more compute"
+    return f"{rival} needs less compute"
 
 
 def sooner(contrast: Mapping[str, Any], metric: Metric) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 The samples of a test are drawn, as the seeds are. With a difference for each seed and each sample,
 ``[seeds, samples]``, both are crossed random effects, as readers and cases are where radiologists compare two devices
 (Obuchowski and Rockette 1995). With the mean squares of the seeds, of the samples and of what is left, the variance of
-the mean is (MS_seeds + max(MS_samples − MS_left, 0)) / (seeds · samples), and its degrees of freedom are Hillis' (2007).
+the mean is (MS_seeds + max(MS_samples − MS_left, 0)) / (seeds · samples), with the degrees of freedom of Hillis 2007.
 The interval is the wider one of that and Student's over the seeds alone: Hillis' alone covers 92 to 95 % with
 three seeds, the wider one of both 94 to 96 % (``tests/benchmarks/error_rates.py``).
 

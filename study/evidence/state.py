@@ -59,6 +59,18 @@ def expected(settings: Settings, schedules: int) -> int:
     return settings.seeds * (("original" in settings.arms) + schedules * each)
 
 
+def epochs(folder: Folder) -> dict[str, int]:
+    """``trained_epochs``: those of all runs that were trained; ``shared_epochs``: those that were not, because another
+    run had computed the same (``study.search.once``). Stopped runs count as far as they came, failed ones do not.
+    """
+    whole = shared = 0
+    for record in folder.records():
+        number = len(record.result.get("epochs", ()))
+        whole += number
+        shared += number if "same_as" in record.result else record.result.get("forked", {}).get("epoch", 0)
+    return {"trained_epochs": whole - shared, "shared_epochs": shared}
+
+
 def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
     """Whether the study runs, how many of its trainings have ended, and how to go on: ``now``, ``words``, ``hint``."""
     stages = [
@@ -72,8 +84,10 @@ def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
         "interrupted": f"Go on with surgery resume {folder}",
         "finished": "",
     }
-    listed = ", ".join(stages[:-1]) + " and " * (len(stages) > 1) + "".join(stages[-1:])
-    return {"now": state["now"], "words": f"{listed} have ended.", "hint": hints[state["now"]]}
+    words = ", ".join(stages[:-1]) + " and " * (len(stages) > 1) + "".join(stages[-1:]) + " have ended."
+    if shared := state.get("shared_epochs", 0):
+        words += f" {shared:,} of {shared + state['trained_epochs']:,} epochs were not trained twice."
+    return {"now": state["now"], "words": words, "hint": hints[state["now"]]}
 
 
 def _listed(folder: Folder) -> list[Cell]:

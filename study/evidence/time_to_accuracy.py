@@ -17,15 +17,14 @@ any machine: by Student's test, or by the sign test where the ratio is the same 
 get there, by the log-rank test (Mantel 1966), which does not pair and whose normal approximation wants ``ENOUGH``
 seeds; the ratio is then of the pairs that both got there, and only described.
 
-*Accounting*: counted from nothing (``zero``) a run has cost all that was spent since the first step of anything. Where
-the large network is there (``given``), what had been spent when the first operation came is no cost of anybody's.
+What does not count of a run (``sunk``, see ``study.evidence.accounting``) is taken off.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,25 +49,9 @@ DECIDES = "training_flops"
 ENOUGH = 8
 #: The fewest seeds for an interval of a ratio.
 FEWEST = 5
-
-
-def total(outcome: Outcome, cost: str, accounting: str = "zero") -> float:
-    """A cost of a whole run in an accounting."""
-    return float(outcome[cost]) - _sunk(outcome, cost, accounting)
-
-
-def _spent(outcome: Outcome, epoch: float, cost: str, accounting: str) -> float:
-    return COSTS[cost](outcome, epoch) - _sunk(outcome, cost, accounting)
-
-
-def _sunk(outcome: Outcome, cost: str, accounting: str) -> float:
-    """What does not count of a run, where the large network is there."""
-    if accounting != "given":
-        return 0.0
-    operations = operations_of(outcome)
-    if operations and operations[0].epoch > 0:
-        return COSTS[cost](outcome, operations[0].epoch)
-    return float(outcome.get("sunk", {}).get(cost, 0.0))
+#: What does not count of a run: a cost's name → how much.
+Sunk = Mapping[str, float]
+NOTHING: Sunk = {}
 
 
 def targets(wanted: Sequence[float], originals: Sequence[Outcome], metric: Metric = ACCURACY) -> list[float]:
@@ -122,17 +105,15 @@ def times(
     target: float,
     cost: str = "seconds",
     metric: Metric = ACCURACY,
-    accounting: str = "zero",
+    sunk: Sequence[Sunk] | None = None,
 ) -> Times:
-    """What each of these runs spends until its final network has this value of the metric."""
+    """What each of these runs spends until its final network has this value of the metric, without what is ``sunk``."""
     reached: list[float] = []
     censored: list[float] = []
-    for outcome in outcomes:
+    for outcome, free in zip(outcomes, sunk or [NOTHING] * len(outcomes), strict=True):
         epoch = arrival(outcome, target, metric)
-        if epoch is None:
-            censored.append(_spent(outcome, len(outcome["epochs"]), cost, accounting))
-        else:
-            reached.append(_spent(outcome, epoch, cost, accounting))
+        at = len(outcome["epochs"]) if epoch is None else epoch
+        (censored if epoch is None else reached).append(COSTS[cost](outcome, at) - free.get(cost, 0.0))
     return Times(reached, censored)
 
 
@@ -152,9 +133,9 @@ def contrasts(
     pairs: Sequence[tuple[Outcome, Outcome]],
     wanted: Sequence[float],
     metric: Metric = ACCURACY,
-    accounting: str = "zero",
+    sunk: Sequence[tuple[Sunk, Sunk]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Surgery against a rival, for each target.
+    """Surgery against a rival, for each target; of every pair that is not counted which is ``sunk``.
 
     ``target``, how many of the pairs' surgeries and rivals ``reached`` it, and for each of ``COSTS``: ``ratio``
     (surgery / rival, over the ``n`` pairs that both reached it), its 95 % ``interval``, ``p``, ``test`` (``paired t``,
@@ -168,24 +149,25 @@ def contrasts(
             "target": target,
             "reached": [sum(epoch is not None for epoch in side) for side in zip(*both, strict=True)],
         }
-        entry |= {cost: _against(pairs, target, cost, metric, accounting) for cost in COSTS}
+        entry |= {
+            cost: _against(pairs, target, cost, metric, sunk or [(NOTHING, NOTHING)] * len(pairs)) for cost in COSTS
+        }
         found.append(entry)
     return found
 
 
 def _against(
-    pairs: Sequence[tuple[Outcome, Outcome]], target: float, cost: str, metric: Metric, accounting: str
+    pairs: Sequence[tuple[Outcome, Outcome]],
+    target: float,
+    cost: str,
+    metric: Metric,
+    sunk: Sequence[tuple[Sunk, Sunk]],
 ) -> dict[str, Any]:
     logs = []
-    for pair in pairs:
-        epochs = [arrival(outcome, target, metric) for outcome in pair]
-        spent = [
-            _spent(outcome, epoch, cost, accounting)
-            for outcome, epoch in zip(pair, epochs, strict=True)
-            if epoch is not None
-        ]
-        if len(spent) == 2 and min(spent) > 0:
-            logs.append(math.log(spent[0] / spent[1]))
+    for pair, free in zip(pairs, sunk, strict=True):
+        spent = [times([one], target, cost, metric, [gone]).reached for one, gone in zip(pair, free, strict=True)]
+        if all(spent) and min(*spent[0], *spent[1]) > 0:
+            logs.append(math.log(spent[0][0] / spent[1][0]))
     found: dict[str, Any] = {"n": len(logs), "ratio": None, "p": None, "interval": None, "test": None, "sooner": None}
     if logs:
         mean = of_seeds(logs)
@@ -197,7 +179,10 @@ def _against(
     if len(logs) < len(pairs):
         found |= {"p": None, "test": None, "sooner": None}
         if cost == DECIDES and len(pairs) >= ENOUGH:
-            ours, theirs = (times([pair[side] for pair in pairs], target, cost, metric, accounting) for side in (0, 1))
+            ours, theirs = (
+                times([pair[side] for pair in pairs], target, cost, metric, [free[side] for free in sunk])
+                for side in (0, 1)
+            )
             rank = stats.logrank(ours.data, theirs.data)
             if math.isfinite(rank.pvalue):
                 found |= {"p": float(rank.pvalue), "test": "log-rank", "sooner": bool(rank.statistic > 0)}

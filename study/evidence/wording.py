@@ -8,7 +8,7 @@ from typing import Any
 
 from network_surgery.study.arms import LABELS
 from network_surgery.study.evidence.accounting import WORDS
-from network_surgery.study.evidence.contrast import UNDECIDED, UNTESTED, UNTOUCHED, name_of, sooner
+from network_surgery.study.evidence.contrast import NAMES, UNDECIDED, UNTESTED, UNTOUCHED, sooner
 from network_surgery.study.evidence.converged import unconverged
 from network_surgery.study.task.metric import ACCURACY, Metric
 
@@ -34,10 +34,9 @@ def rival_of(contrast: Contrast) -> str:
     """What surgery is held against, as a sentence calls it.
 
     >>> rival_of({"arm": "restart_flops"}), rival_of({"arm": "original"})
-    ('restarting', 'the original')
+    ('restarting at equal compute', 'the original')
     """
-    arm = str(contrast.get("arm", "restart"))
-    return name_of(arm) or {"original": "the original"}.get(arm) or LABELS[arm]
+    return NAMES[str(contrast.get("arm", "restart"))]
 
 
 def _outcome(verdict: Contrast, metric: Metric, unit: str) -> str:
@@ -167,11 +166,12 @@ def spread(contrast: Contrast, metric: Metric = ACCURACY) -> str:
 def overall(verdicts: Sequence[Contrast]) -> str:
     """All schedules in one line: the question, whether an arm had not converged, and who won."""
     late = [words for verdict in verdicts if (words := _late(verdict))]
-    question = WORDS[str(verdicts[0].get("accounting", "zero"))]
-    if late:
-        several = f"in {len(late)} of {len(verdicts)} schedules an arm had not converged"
-        return f"{late[0] if len(verdicts) == 1 else several}: {question}, {_findings(verdicts)}"
-    return f"{question}, {_findings(verdicts)}"
+    question, findings = WORDS[str(verdicts[0].get("accounting", "zero"))], _findings(verdicts)
+    whole = f"of {len(verdicts)} schedules"
+    if late and len(verdicts) > 1:
+        counted = f"an arm had not converged in {len(late)} {whole}"
+        return f"{question}, {counted}; {findings.removeprefix(f'{whole}, ')}"
+    return f"{late[0]}: {question}, {findings}" if late else f"{question}, {findings}"
 
 
 def _findings(verdicts: Sequence[Contrast]) -> str:

@@ -154,7 +154,8 @@ def check(settings: Settings, metric: Metric, original: Mapping[str, float], lea
         if limit.limit is not None and limit.limit < least.get(limit.name, 0.0):
             raise StudyError(
                 f"budget allows {_number(limit.name, limit.limit)} {UNITS[limit.name]}, but with two units in every "
-                f"layer that can be operated on this network still has {_number(limit.name, least[limit.name])}"
+                f"layer that can be operated on this network still has {_number(limit.name, least[limit.name])}; give "
+                "a larger one, or --budget none"
             )
 
 

@@ -91,12 +91,12 @@ def race(
         cells = [_repeat(entry[0].cell, seed) for entry in racing]
         if missing := [cell for cell in cells if (cell.trial, seed) not in again]:
             left = len(missing) + sum(size for size, _ in sizes[turn + 1 :])
-            return Race([entry[0] for entry in (*racing, *left_behind)], missing, left)
+            return Race(field.within([*racing, *left_behind]), missing, left)
         found = [[*entry, again[entry[0].cell.trial, seed]] for entry in racing]
         ordered = field.order([entry for entry in found if entry[-1].finished])
         lost = [entry for entry in racing if not again[entry[0].cell.trial, seed].finished]
         racing, left_behind = ordered[:after], [*ordered[after:], *left_behind, *lost]
-    return Race([entry[0] for entry in (*racing, *left_behind)])
+    return Race(field.within([*racing, *left_behind]))
 
 
 def repeat_seed(settings: Settings, turn: int) -> int:
@@ -146,7 +146,7 @@ def _originals(folder: Folder) -> dict[int, dict[str, Any]]:
 
 
 def _repeat(cell: Cell, seed: int) -> Cell:
-    return replace(cell, arm=RACING, seed=seed)
+    return replace(cell, arm=RACING, seed=seed, fork=None, keep=None)
 
 
 def _sizes(count: int, settings: Settings) -> list[tuple[int, int]]:
@@ -175,8 +175,8 @@ class _Field:
     def order(self, entries: Sequence[Entry]) -> list[Entry]:
         """From the best to the worst; the best of each operation first, up to the number that is compared."""
         means = [mean(record.result for record in entry) for entry in entries]
-        far = [self._distance(entry, each) for entry, each in zip(entries, means, strict=True)]
-        losses = front.losses(means, self.settings.objective, self.metric)[:, 0] if entries else []
+        far = [self.distance(entry) for entry in entries]
+        losses = front.losses(means, self.settings.objective, self.metric)[:, 0].tolist()
         places = sorted(range(len(entries)), key=lambda i: (far[i], losses[i], means[i]["parameters"]))
         if any(not each for each in far):
             places = [place for place in places if not far[place]]
@@ -186,25 +186,28 @@ class _Field:
         first = list(leading.values())[: self.settings.top]
         return [entries[place] for place in (*first, *(place for place in places if place not in first))]
 
+    def within(self, entries: Sequence[Entry]) -> list[Record]:
+        """The trials that are within the budget by their means, in this order; all where none is."""
+        return [entry[0] for entry in entries if not self.distance(entry)] or [entry[0] for entry in entries]
+
     def front(self, able: Sequence[Record]) -> list[Record]:
         """The trials that stand for the front of those within the budget, or the nearest to it."""
-        far = [self._distance([record], record.result) for record in able]
-        if not able:
-            return []
-        within = [record for record, each in zip(able, far, strict=True) if not each]
+        within = [record for record in able if not self.distance([record])]
         if not within:
-            return [able[place] for place in sorted(range(len(able)), key=lambda i: far[i])]
+            return sorted(able, key=lambda record: self.distance([record]))
         losses = front.losses([record.result for record in within], self.settings.objective, self.metric)
         return [within[place] for place in front.leading(losses, self.settings.top)]
 
-    def _distance(self, entry: Entry, outcome: Any) -> float:
-        return self.budgets([record.cell.seed for record in entry]).distance(outcome)
+    def distance(self, entry: Entry) -> float:
+        """How far the mean of a trial and its repeats is beyond the budget; 0 where it is within."""
+        found = mean(record.result for record in entry)
+        return self.budgets([record.cell.seed for record in entry]).distance(found)
 
 
 def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) -> Listed:
     """The trainings that the comparison of these schedules still needs, in the arms that the settings ask for.
 
-    Its rivals follow when a surgery has ended.
+    Rivals follow when the surgery of their seed has ended; those that learn from the original, when it has, too.
     """
     seeds = range(settings.seed + 1, settings.seed + 1 + settings.seeds)
     ended = {record.cell.name: record for record in done if not record.result.get("lost")}  # those are tried again
@@ -215,9 +218,22 @@ def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) ->
         for cell in chosen:
             wanted.append(Cell("surgery", seed, cell.schedule, trial=cell.trial, params=cell.params, test=True))
 
+    known = set(ended)
+    outcomes: dict[int, dict[str, tuple[Cell, dict[str, Any]]]] = {}  # by seed and name, of originals and surgeries
+
     def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
-        found = rivals(cell, outcome, settings) if cell.arm == "surgery" else []
-        return [rival for rival in found if rival.name not in ended]
+        if cell.arm not in ("original", "surgery"):
+            return []
+        same = outcomes.setdefault(cell.seed, {})
+        same[cell.name] = (cell, outcome)
+        original = next((found for each, found in same.values() if each.arm == "original"), None)
+        surgeries = [each for each in same.values() if each[0].arm == "surgery"]
+        if cell.arm == "surgery":
+            surgeries = [same[cell.name]]
+        found = [rival for each in surgeries for rival in rivals(*each, settings, original)]
+        found = [rival for rival in found if rival.name not in known]
+        known.update(rival.name for rival in found)
+        return found
 
     missing = [cell for cell in wanted if cell.name not in ended]
     for cell in wanted:

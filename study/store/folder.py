@@ -30,6 +30,8 @@ from network_surgery.study.training.cell import Cell
 FORMAT = 1
 #: The arms of a search: its trials, and the best of them on other seeds.
 SEARCHING = ("search", "racing")
+#: Parts of a cell that ``results.json`` does without.
+LEFT_OUT = ("architecture", "test", "fork", "keep")
 #: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
 PATIENCE = 0.5
 
@@ -105,9 +107,14 @@ class Folder:
     @classmethod
     def make(
         cls, path: Path, settings: Settings, layers: dict[str, int], preset: str | None = None,
-        metric: Metric = ACCURACY, unit: str = "images", original: Mapping[str, int] | None = None,
+        metric: Metric = ACCURACY, unit: str = "images", data: dict[str, Any] | None = None,
+        original: Mapping[str, int] | None = None,
     ) -> Folder:  # fmt: skip
-        """A new study in an empty or missing folder. Raises StudyError as ``check``, or where it cannot be written."""
+        """A new study in an empty or missing folder. ``data``: the fingerprint of what it is trained on.
+
+        Raises:
+            StudyError: as ``check``, or where it cannot be written.
+        """
         cls.check(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -116,7 +123,7 @@ class Folder:
         identity = uuid.uuid4().hex
         content = {
             "format": FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
-            "layers": layers, "metric": metric.to_data(), "unit": unit, "machine": machine(),
+            "layers": layers, "metric": metric.to_data(), "unit": unit, "data": data, "machine": machine(),
             "original": dict(original or {}),
         }  # fmt: skip
         _write(path / "study.json", content)
@@ -142,6 +149,11 @@ class Folder:
         unit = content.get("unit", "images")
         original = content.get("original")
         return cls(path.resolve(), known, layers, identity, content.get("preset"), metric, unit, original)
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """The fingerprint of what it is trained on; older studies, and those of some streams, have none."""
+        return json.loads((self.path / "study.json").read_text()).get("data")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -238,7 +250,11 @@ class Folder:
             os.fsync(ledger.fileno())
 
     def write(
-        self, summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], **more: Any
+        self,
+        summary: Sequence[dict[str, Any]],
+        verdicts: Sequence[dict[str, Any]],
+        left_out: Sequence[dict[str, Any]] = (),
+        **more: Any,
     ) -> dict[str, Any]:
         """Writes ``results.json`` from the ledger, a comparison and what else is to be kept; returns its content.
 
@@ -252,11 +268,13 @@ class Folder:
             "layers": self.layers,
             "metric": self.metric.to_data(),
             "unit": self.unit,
+            "data": study.get("data"),
             "original": self.original,
             "trials": [self.flat(record) for record in self.records("search")],
             "comparison": {
                 "summary": list(summary),
                 "verdicts": list(verdicts),
+                "left_out": list(left_out),
                 "cells": [self.flat(record) for record in self.records() if record.compared],
             },
             **more,
@@ -266,19 +284,24 @@ class Folder:
 
     def flat(self, record: Record) -> dict[str, Any]:
         """A cell and its outcome as ``results.json`` has them."""
-        cell = {key: value for key, value in vars(record.cell).items() if key not in ("architecture", "test")}
+        cell = {key: value for key, value in vars(record.cell).items() if key not in LEFT_OUT}
         improving = {"improving": convergence.improving(record.result, self.metric)} if record.finished else {}
         return {"name": record.cell.name, **cell, **record.result, **improving}
 
 
 def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
     """Where a cell that is being trained keeps its checkpoint in the study's folder, by what it computes."""
-    return folder / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
+    return checkpoints_of(folder) / f"{cell.name}-{cell.key(settings)}.pt"
 
 
-def network_of(cell: Cell, folder: Path) -> Path:
-    """Where the final network of a cell lies in the study's folder."""
-    return folder / "networks" / f"{cell.name}.pt"
+def checkpoints_of(folder: Path) -> Path:
+    """Where a study keeps the checkpoints of cells, their own and those that they keep for each other."""
+    return folder / "checkpoints"
+
+
+def network_of(cell: Cell | str, folder: Path) -> Path:
+    """Where the final network of a cell, or of the cell of this name, lies in the study's folder."""
+    return folder / "networks" / f"{cell if isinstance(cell, str) else cell.name}.pt"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

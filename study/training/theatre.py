@@ -5,9 +5,9 @@ after / before), how sure those samples are of the change, the thesis's loss fac
 after / of the last batch before), the seconds of the operation and of the last whole epoch before it (interruptibility
 = epoch / operation), epochs until the held-out loss is back where it was before the first operation of that moment,
 units, parameters and FLOPs before and after. The anatomy is taken once, before the first step, and its seconds are
-booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation or not. A step
-with a budget is resolved when it is due: into one operation for each layer, each with a record of its own; a budget's
-fractions are of the network as training began.
+booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation or not.
+A step with a budget is resolved when it is due: into one operation for each layer, each with a record of its own; a
+budget's fractions are of the network as training began.
 """
 
 from __future__ import annotations
@@ -130,9 +130,13 @@ class Theatre(Callback):
         self.checks = [ConditionCheck.from_data(each) for each in state["checks"]]
         self.discovery_seconds = state["discovery_seconds"]
         self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
-        self._epoch_seconds = state.get("epoch_seconds")  # an older checkpoint knows of none
         self._original = None if state.get("original") is None else Size(*state["original"])
+        self._epoch_seconds = state.get("epoch_seconds")  # an older checkpoint knows of none
         self._anatomy = self._moment = None  # of the network as it was
+
+    def fork(self, state: dict[str, Any]) -> None:
+        """Goes on from a run without operations, with all steps of the schedule still to come."""
+        self.restore(state | {"due": None})
 
     def _turn(self, loop: Loop, place: int) -> None:
         """What the schedule's step at this place has to do now; says when its next turn is, if it has one."""

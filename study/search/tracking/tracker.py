@@ -34,6 +34,9 @@ from network_surgery.study.training.records import finished
 #: Seconds between tries to reach a server that is away, and how long the end of a study waits for it.
 RETRY_SECONDS, PATIENCE_SECONDS = 5.0, 30.0
 
+#: Parts of a result that a run is tagged by.
+TAGS = ("device", "failure", "stopped", "same_as")
+
 
 class Tracker:
     """Writes a study to MLflow, as a context manager around the study; ``lost`` counts what never got through.
@@ -84,7 +87,7 @@ class Tracker:
         self._metrics(cell.name, measures.of_epoch(record, self._folder.metric))
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
-        tags: dict[str, str] = {name: str(result[name]) for name in ("device", "failure", "stopped") if name in result}
+        tags: dict[str, str] = {name: str(result[name]) for name in TAGS if name in result}
         if finished(result) and (still := improving(result, self._folder.metric)) is not None:
             tags["improving"] = str(still).lower()
         violations = self._violations(cell, result)

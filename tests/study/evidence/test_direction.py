@@ -49,7 +49,13 @@ def mirror_of(words: str, metric: Metric) -> str:
     def other(found: re.Match[str]) -> str:
         return metric.named(metric.goal(turn(float(found[1]) / 100)))
 
-    return re.sub(r"(?<=reaches )(\d+\.\d) %", other, words)
+    def negative(words: str) -> str:
+        return words if float(words.replace("−", "-")) == 0 else words.translate(str.maketrans("+−", "−+"))
+
+    words = re.sub(r"(?<=reaches )(\d+\.\d) %", other, words)
+    words = re.sub(r"(?<=: )([+−][\d.]+)(?= points)", lambda found: negative(found[1]), words)
+    signed = r"([+−][\d.]+) to ([+−][\d.]+)"
+    return re.sub(signed, lambda found: f"{negative(found[2])} to {negative(found[1])}", words)
 
 
 def flat(contrast: dict[str, Any]) -> list[Any]:

@@ -149,6 +149,30 @@ def test_a_study_says_how_far_it_is_and_keeps_what_a_look_has_shown(tmp_path: Pa
     assert [test["n"] for test in verdict["tests"]] == [5, 10]
 
 
+def test_both_questions_are_answered_where_there_are_arms_for_both(tmp_path: Path) -> None:
+    arms = ("surgery", "restart", "restart_late")
+    for asked in (arms, ("surgery", "restart_late", "restart")):
+        folder = Folder.make(tmp_path / asked[1], Settings(seeds=5, schedules=([STEP],), arms=asked), {"fc1": 8})
+        for seed in range(1, 6):
+            noise = np.random.default_rng(seed).normal(0, 0.001, 3)
+            end = training([0.5, 0.9, 0.9], cut=1.0, test=0.9 + noise[0])
+            folder.ended(Cell("surgery", seed, [STEP], trial=0, test=True), end)
+            folder.ended(Cell("restart", seed, trial=0, test=True), training([0.9] * 3, test=0.93 + noise[1]))
+            late = training([0.9] * 2, sunk=1.0, test=0.87 + noise[2])
+            late["sunk"]["epochs"] = 1.0
+            folder.ended(Cell("restart_late", seed, trial=0, test=True), late)
+        _, (verdict,) = comparison.summarize(folder)
+        zero, given = (
+            "Counting all compute from nothing, restarting is better",
+            "The large network being there, surgery is",
+        )
+        assert verdict["sentence"].startswith(zero) and verdict["also"].startswith(
+            f"{given} better than restarting when"
+        )
+        late = verdict["others"][0]
+        assert (late["arm"], late["accounting"], late["compute_ratio"]) == ("restart_late", "given", 1.0)
+
+
 def test_the_margin_is_a_setting_or_the_metrics_own(tmp_path: Path) -> None:
     folder = study(tmp_path / "s", 10, 10, gain=0.0)
     assert folder.metric == ACCURACY and comparison.summarize(folder)[1][0]["decision"] == "as good"

@@ -14,6 +14,7 @@ from scipy import stats
 
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import comparison, report, wording
+from network_surgery.study.evidence.contrast import contrast
 from network_surgery.study.evidence.figures import time_to_accuracy as figure
 from network_surgery.study.evidence.state import state
 from network_surgery.study.evidence.time_to_accuracy import (
@@ -24,9 +25,9 @@ from network_surgery.study.evidence.time_to_accuracy import (
     summary,
     targets,
     times,
-    total,
 )
-from network_surgery.study.store.folder import Folder
+from network_surgery.study.store.folder import Folder, Record
+from network_surgery.study.task.metric import ACCURACY
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import operated
 
@@ -129,12 +130,20 @@ def test_flops_are_tested_and_seconds_are_not() -> None:
 
 
 def test_where_the_large_network_is_there_its_training_costs_nothing() -> None:
+    """Of a surgery what came before it, and of a late restart what it would not have begun without."""
     cut, late = training([0.5, 0.9, 0.9, 0.9], cut=1.0), training([0.5, 0.9, 0.9], sunk=4.0)
-    (zero,), (given,) = (contrasts([(cut, late)], [0.8], accounting=each) for each in ("zero", "given"))
-    assert zero["training_flops"]["ratio"] == pytest.approx(300 / 600)
-    assert given["training_flops"]["ratio"] == pytest.approx(100 / 200)
-    assert [total(cut, "training_flops", each) for each in ("zero", "given")] == [500, 300]
-    assert [total(late, "training_flops", each) for each in ("zero", "given")] == [700, 300]
+    late["sunk"]["epochs"] = 1.0
+    surgery, restart = {1: Record(Cell("surgery", 1), cut)}, {1: Record(Cell("restart_late", 1), late)}
+    for question, ratio, whole in (("zero", 300 / 600, 500 / 700), ("given", 100 / 200, 300 / 300)):
+        found = contrast("restart_late", surgery, restart, [0.8], ACCURACY, question=question)
+        assert found["time_to_accuracy"][0]["training_flops"]["ratio"] == pytest.approx(ratio)
+        assert found["compute_ratio"] == pytest.approx(whole) and found["accounting"] == question
+    fresh = {1: Record(Cell("restart", 1), training([0.5, 0.9, 0.9]))}  # which pays all of its own
+    found = contrast("restart", surgery, fresh, [0.8], ACCURACY, question="given")
+    assert found["compute_ratio"] == pytest.approx(300 / 300)
+    # Of weights that were trained elsewhere nothing is taken off.
+    pretrained = contrast("restart", surgery, fresh, [0.8], ACCURACY, question="given", trained=False)
+    assert pretrained["compute_ratio"] == pytest.approx(500 / 300)
 
 
 def log_rank(ours: Times, theirs: Times) -> float:

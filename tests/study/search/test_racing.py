@@ -139,6 +139,14 @@ def test_only_feasible_schedules_race_where_there_are_any(tmp_path: Path) -> Non
     assert [record.cell.trial for record in comparing.chosen(folder)] == [2]
 
 
+def test_whoever_is_beyond_the_budget_on_more_seeds_is_out(tmp_path: Path) -> None:
+    """All finalists turn out larger on another seed, and the best of those that did not race is chosen."""
+    folder = searched(tmp_path / "s", LOSSES, finalists=3)
+    for cell in list(comparing.race_of(folder).missing):
+        folder.ended(cell, outcome(0.1, parameters=290))
+    assert [record.cell.trial for record in comparing.chosen(folder)] == [4]
+
+
 def test_more_trials_begin_another_race_in_which_the_first_counts(tmp_path: Path) -> None:
     folder = searched(tmp_path / "s", LOSSES)
     run(folder, lambda trial, seed: LOSSES[trial])

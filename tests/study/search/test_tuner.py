@@ -191,7 +191,8 @@ def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"device": "cuda"}, "device is 'cuda', but this Ray cluster has no GPU"),
+        ({"device": "cuda"}, "device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'"),
+        ({"device": "gpu"}, "device is 'gpu', which is no device type of torch; use 'auto', 'cpu', 'cuda'"),
         ({"cpus_per_trial": 64}, "cpus_per_trial is 64, but this Ray cluster has 2 CPUs"),
     ],
 )

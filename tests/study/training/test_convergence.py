@@ -140,7 +140,7 @@ def test_a_verdict_says_it_before_who_won() -> None:
         f"r{late}counting all compute from nothing, surgery against restarting is undecided."
     )
     assert overall([verdict(True, False), verdict(True, True)]).startswith(
-        "in 1 of 2 schedules an arm had not converged: counting all compute from nothing, surgery against restarting"
+        "counting all compute from nothing, an arm had not converged in 1 of 2 schedules; surgery against restarting"
     )
     against = verdict(False, False) | {"arm": "random"}
     assert other(against).endswith(": undecided; it had not converged (4 of 5 seeds were still improving)")
