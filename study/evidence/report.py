@@ -38,6 +38,8 @@ Row = Mapping[str, Any]
 OTHERS: dict[str, tuple[str, Callable[[float], str]]] = {
     "top 5": ("Among the first five", lambda share: f"{share:.2%}"),
 }
+#: Whether to use the network, as the page begins with it.
+HEADS = {"yes": "Use it", "no": "Do not use it", "undecided": "Undecided"}
 #: A contrast's decision in a narrow column, where it is not clear by itself whom it is about.
 DECISIONS = {
     "better": "surgery is better", "worse": "surgery is worse", "less compute": "surgery needs less compute",
@@ -129,11 +131,12 @@ def answer_line(results: Results) -> str:
 def _answer(results: Results, metric: Metric, unit: str) -> dict[str, Any]:
     """The answer for the top of the page: the question, the word that decides, the rest of the sentence, the facts."""
     answer = results.get("answer") or {}
-    head, mark, rest = answer_line(results).partition(": ")
-    if not mark or len(head) > 20:  # the sentence is of another form
-        head, rest = answer_line(results), ""
+    head, rest = HEADS.get(answer.get("use", ""), ""), answer_line(results)
     if answer.get("network"):  # which stands among the facts
-        rest = rest.removesuffix(f" Network: {answer['network']}.")
+        rest = rest.removesuffix(f" File: {answer['network']}.")
+    if not head:
+        head, rest = rest, ""
+    rest = rest.removeprefix(f"{head}: ")
     return {
         "question": answer.get("question") or "Does surgery beat starting over?",
         "use": answer.get("use", "none"), "head": head, "rest": rest[:1].upper() + rest[1:],

@@ -163,7 +163,7 @@ ANSWER = {
     "question": "With 20 % of the parameters, should one operate?", "accounting": "zero", "budget": {"parameters": 0.2},
     "met": True, "trial": 0, "name": "A", "schedule": "min_weight to 75 % of a, b at 1ep", "use": "yes",
     "finding": "surgery is better", "against": "restart",
-    "sentence": "Use it: A is better than restarting. Network: networks/surgery-000-seed-1.pt.",
+    "sentence": "Use A (min_weight): it is better than restarting. File: networks/surgery-000-seed-1.pt.",
     "size": {"parameters": 900.0, "share": 0.18}, "flops": {"value": 5000.0, "share": 0.5},
     "latency": {"seconds": 0.0002, "share": 0.6}, "bytes": 60_000,
     "lost": {"difference": -0.002, "interval": [-0.004, 0.0], "finding": "undecided"},
@@ -175,12 +175,12 @@ def test_the_answer_comes_first_with_its_picture(tmp_path: Path) -> None:
     results = sample() | {"answer": ANSWER}
     found, text = page(results, tmp_path)
     words = " ".join(found.text.split())
-    order = [ANSWER["question"], "Use it", "A is better than restarting.", "18% of the original", "0.2 ms", "−0.20 p",
+    order = [ANSWER["question"], "Use it", "it is better than restarting.", "18% of the original", "0.2 ms", "−0.20 p",
              "The arms compared", "The schedules", "Details"]  # fmt: skip
     places = [words.index(str(part)) for part in order]
     assert places == sorted(places)
     assert text.index(figures.draw(results)["answer"].alt[:40]) < text.index("The arms compared")
-    assert "is better than restarting. Network:" not in words and "networks/surgery-000-seed-1.pt60 kB" in words
+    assert "is better than restarting. File:" not in words and "networks/surgery-000-seed-1.pt60 kB" in words
     assert re.search(r"A\s+min_weight to ¾ of a, b at 1ep \(trial 0\)", words)
 
 
