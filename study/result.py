@@ -21,6 +21,7 @@ from network_surgery.study import closing, conduct
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.evidence import feasible, figures, wording
 from network_surgery.study.evidence.feasible import judged
+from network_surgery.study.evidence.report import answer_line
 from network_surgery.study.evidence.state import in_words
 from network_surgery.study.search import comparing, front
 from network_surgery.study.search.budget import mean
@@ -196,18 +197,18 @@ class Result:
 
     def show_answer(self, console: Console | None = None) -> None:
         """Prints the answer alone."""
-        closing.say(console or Console(), closing.answer_line(self.results))
+        closing.say(console or Console(), answer_line(self.results))
 
     def document(self) -> dict[str, Any]:
         """The answer, a verdict for each schedule, the state and the paths, as plain data."""
         return closing.document(self.results, self._folder)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: how far the study is, its verdict, and the closing table."""
+        """What a notebook shows: how far the study is, its answer, the verdicts, and the closing table."""
         state = in_words(self.results["state"], str(self.path))
         parts = [f"<p><b>{html.escape(self._folder.settings.subject)}</b>: {html.escape(state['words'])}</p>"]
         if self.verdict:
-            parts.append(f"<p><b>Verdict:</b> {html.escape(self.verdict)}</p>")
+            parts.append(f"<p><b>{html.escape(answer_line(self.results))}</b></p>")
         parts += [f"<p>{html.escape(sentence)}</p>" for sentence in self.verdicts]
         shown = ("arm", "trial", "n", "accuracy", "metric", "parameters", "seconds")
         if len(self.summary):
