@@ -33,7 +33,7 @@ from network_surgery.study.search.once import pays
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import SEARCHING, Folder, write_whole
+from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
 from network_surgery.study.store.words import describe, names, short
 from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
@@ -191,12 +191,12 @@ def _search(folder: Folder, per_epoch: int) -> Source:
         settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
         lambda: comparing.budget_of(folder), folder.original,
     )  # fmt: skip
-    before = comparing.first(folder)
-    there = bool(before) or any(record.finished and not record.compared for record in folder.records("original"))
-    beside = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
-
+    before, original = comparing.first(folder), Cell("original", settings.seed)
+    there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
+    begun = checkpoint_of(original, settings, folder.path).exists()
+    worth = bool(sampled.missing) and not there and (begun or pays(sampled, settings, per_epoch))
     race = _race(folder, comparing.expected(settings) if sampled.missing else None)
-    return Chain(Listed(before), Together(Listed(beside), sampled), race)
+    return Chain(Listed(before), Together(Listed([original] if worth else []), sampled), race)
 
 
 def _race(folder: Folder, expected: int | None = None) -> Repeated:
@@ -225,9 +225,12 @@ class _Stage:
         settings = self.folder.settings
         return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
 
-    def run(self, stage: str, source: Source, name: Callable[[Cell], str], keep: Sequence[int] = ()) -> bool:
-        """Runs a source's cells. ``name``: what people call one. ``keep``: epochs whose checkpoints originals keep for
-        cells that are not known yet.
+    def run(
+        self, stage: str, source: Source, name: Callable[[Cell], str], keep: Sequence[int] = (),
+        spare: Sequence[int] = (),
+    ) -> bool:  # fmt: skip
+        """Runs a source's cells, none of them twice: ``keep`` and ``spare`` as in ``study.search.once``. ``name``: what
+        people call a cell.
         """
         if source.total == 0:
             say(self.console, f"{stage}: nothing is missing")
@@ -243,7 +246,7 @@ class _Stage:
         ) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display], self.folder.records(), keep,
+                [self.folder, self.tracker, display], self.folder.records(), keep, spare,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -272,8 +275,8 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
 
 
 def _searched(stage: _Stage) -> bool:
-    kept = fork.evenly(stage.folder.settings.epochs)
-    return stage.run("search", _search(stage.folder, stage.per_epoch), _trial, kept)
+    spare = fork.evenly(stage.folder.settings.epochs)
+    return stage.run("search", _search(stage.folder, stage.per_epoch), _trial, spare=spare)
 
 
 def _compare(stage: _Stage) -> bool:

@@ -132,6 +132,18 @@ class Result:
         """The operations of all runs, one a row: ``run``, ``arm``, ``trial``, ``seed``, ``operation``, ``layer``, …"""
         return self._table("operations")
 
+    @functools.cached_property
+    def importance(self) -> pd.DataFrame:
+        """Which parameters of the search mattered: ``target``, ``parameter``, ``share`` of the variance, and from
+        ``low`` to ``high`` where 90 % of it lie (see ``study.evidence.importance``). Empty where nothing can be said.
+        """
+        found = self.results["importance"]
+        rows = [
+            (target, name, share, *found["intervals"][target][name])
+            for target, shares in found["shares"].items() for name, share in shares.items()
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=["target", "parameter", "share", "low", "high"])
+
     @property
     def verdicts(self) -> list[str]:
         """A sentence on each schedule that was compared with starting over."""

@@ -11,10 +11,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from network_surgery.study.arms import LABELS, RIVALS, question
+from network_surgery.study.arms import LABELS, RIVALS
 from network_surgery.study.evidence import accounting, time_to_accuracy, wording
-from network_surgery.study.evidence.contrast import Contrast, contrast, decide
+from network_surgery.study.evidence.contrast import Contrast, contrast
 from network_surgery.study.evidence.converged import convergence
+from network_surgery.study.evidence.deciding import OTHER, decide
 from network_surgery.study.evidence.state import state
 from network_surgery.study.search.comparing import chosen
 from network_surgery.study.store.folder import Folder, Record
@@ -34,13 +35,13 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     operation seconds / epoch seconds, ``convergence`` (see ``study.evidence.converged``), and the time to targets (see
     ``study.evidence.time_to_accuracy.summary``). Surgery and its rival are averaged over the seeds that both have.
 
-    A verdict is the contrast with the question's rival (see ``study.evidence.contrast`` and ``study.arms.question``),
+    A verdict is the contrast with the question's rival (see ``study.evidence.contrast``, ``study.evidence.deciding``),
     with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its conditions were never met, so surgery is the
     original and restarting repeats it), ``sentence`` and ``details``; ``others`` are the contrasts with the other arms,
-    in the order in which they are tested. ``also`` is the sentence on the other question (see
-    ``study.evidence.accounting``), where there is an arm that answers it. Before every training of the comparison has
-    ended nothing is claimed but what an earlier look has shown; ``progress`` is the number that have ended, and of how
-    many.
+    in the order in which they are tested, those that answer the other question last. ``also`` is the sentence on that
+    question (see ``study.evidence.accounting``), where there is an arm that answers it. Before every training of the
+    comparison has ended nothing is claimed but what an earlier look has shown; ``progress`` is the number that have
+    ended, and of how many.
     """
     metric, settings = folder.metric, folder.settings
     groups, failed = _groups(folder)
@@ -51,6 +52,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     targets = time_to_accuracy.targets(settings.targets, [record.result for record in originals], metric)
     rows = [_row("original", None, originals, targets, metric)] if originals else []
     verdicts: list[Contrast] = []
+    chains: list[list[Contrast]] = []
+    parts: list[float] = []
     progress = state(folder)["comparison"]
     whole = progress["ended"] >= progress["of"]
     looks = [range(settings.seed + 1, settings.seed + 1 + seeds) for seeds in folder.looks(whole)]
@@ -71,23 +74,27 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
                 for arm in order
                 if (theirs := groups.get((arm, None if arm == "original" else trial), {})).keys() & surgery.keys()
             ]  # fmt: skip
+            here = [each for each in contrasts if each["accounting"] == contrasts[0]["accounting"]]
+            there = [each for each in contrasts if each["accounting"] != contrasts[0]["accounting"]]
             verdicts.append(contrasts[0] | {
                 "trial": trial, "label": describe(surgery[seeds[0]].cell.schedule),
-                "failed": len(failed.get(trial, ())), "others": contrasts[1:],
+                "failed": len(failed.get(trial, ())), "others": [*here[1:], *there],
                 "untouched": sum(not operations_of(surgery[seed].result) for seed in seeds),
                 "progress": [progress["ended"], progress["of"]],
             })  # fmt: skip
-    decide([[verdict, *verdict["others"]] for verdict in verdicts], metric, whole)
+            chains.append([verdicts[-1], *here[1:]])
+            parts.append(1 - OTHER if there else 1.0)
+            if there:
+                chains.append(there)
+                parts.append(OTHER)
+    decide(chains, metric, whole, [part / len(verdicts) for part in parts])
     for verdict in verdicts:
         verdict["sentence"] = wording.sentence(verdict, metric, folder.unit)
         verdict["details"] = wording.details(verdict, metric, folder.unit)
         for each in verdict["others"]:
             each["sentence"] = wording.other(each, metric, folder.unit)
-        answers = accounting.main(settings, "given" if verdict["accounting"] == "zero" else "zero")
-        also = next(
-            (e for e in verdict["others"] if e["arm"] == answers and e["accounting"] != verdict["accounting"]), None
-        )
-        verdict["also"] = None if also is None else wording.sentence(verdict | also, metric, folder.unit)
+        other = [each for each in verdict["others"] if each["accounting"] != verdict["accounting"]]
+        verdict["also"] = wording.sentence(verdict | other[0], metric, folder.unit) if other else None
     return rows, verdicts
 
 
@@ -106,10 +113,10 @@ def _groups(folder: Folder) -> tuple[Groups, dict[int | None, set[int]]]:
 
 
 def _order(folder: Folder) -> list[str]:
-    """The arms that surgery is held against, in the order in which they are tested."""
+    """The arms that surgery is held against, in the order in which they are tested, the two questions' rivals first."""
     arms = [*folder.settings.arms, *(arm for arm in RIVALS if arm not in folder.settings.arms)]
-    asked = question(folder.settings)
-    return [asked, *(arm for arm in arms if arm not in ("original", "surgery", asked)), "original"]
+    first = [accounting.main(folder.settings, each) for each in (accounting.asked(folder.settings), "zero", "given")]
+    return [arm for arm in dict.fromkeys([*first, *arms]) if arm not in ("original", "surgery")] + ["original"]
 
 
 def _row(

@@ -8,8 +8,8 @@ from typing import Any
 
 from network_surgery.study.arms import LABELS
 from network_surgery.study.evidence.accounting import WORDS
-from network_surgery.study.evidence.contrast import NAMES, UNDECIDED, UNTESTED, UNTOUCHED, sooner
 from network_surgery.study.evidence.converged import unconverged
+from network_surgery.study.evidence.deciding import NAMES, UNDECIDED, UNTESTED, UNTOUCHED, sooner
 from network_surgery.study.task.metric import ACCURACY, Metric
 
 Contrast = Mapping[str, Any]
@@ -51,7 +51,7 @@ def _outcome(verdict: Contrast, metric: Metric, unit: str) -> str:
     if decision in ("undecided", "not tested"):
         last = "not tested, since a contrast before it is undecided" if decision == "not tested" else "undecided"
         words = f"surgery against {rival} is {last}: {metric.difference(verdict['difference'])}{_in(metric)}"
-        return f"{words}{_of_these(verdict, unit)}{_brackets(verdict, metric)}{_more(verdict, metric)}."
+        return f"{words}{_of_these(verdict, unit)}{_brackets(verdict, metric, True)}{_more(verdict, metric)}."
     if decision == "as good":
         words = f"surgery is as good as {rival} within {metric.smallest}{_in(metric)}{_of_these(verdict, unit)}"
         return f"{words}: {metric.difference(verdict['difference'])}{_brackets(verdict, metric)}."
@@ -86,12 +86,14 @@ def _outcome(verdict: Contrast, metric: Metric, unit: str) -> str:
     )
 
 
-def _brackets(contrast: Contrast, metric: Metric) -> str:
-    """The interval and the number of seeds, in brackets."""
-    if not contrast["interval"]:
-        return f" (the same in every seed, n = {contrast['n']})" if contrast["n"] > 1 else f" (n = {contrast['n']})"
-    low, high = map(metric.change, contrast["interval"])
-    return f" (95 % interval {low} to {high}, n = {contrast['n']})"
+def _brackets(contrast: Contrast, metric: Metric, undecided: bool = False) -> str:
+    """The interval and the number of seeds, in brackets; a p-value where the interval does not show ``undecided``."""
+    n, interval = contrast["n"], contrast["interval"]
+    if not interval:
+        return f" (the same in every seed, n = {n})" if n > 1 else f" (n = {n})"
+    low, high = map(metric.change, interval)
+    p = f", adjusted p = {contrast['p_adjusted']:.2g}" if undecided and interval[0] * interval[1] > 0 else ""
+    return f" (95 % interval {low} to {high}, n = {n}{p if contrast.get('reached', True) else ''})"
 
 
 def _of_these(contrast: Contrast, unit: str) -> str:

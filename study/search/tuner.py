@@ -95,8 +95,9 @@ def _reach(address: str | None) -> None:
 def run_cells(
     source: Source, task: Task, settings: Settings, resources: dict[str, float], out: Path,
     listeners: Sequence[Listener], known: Sequence[Record] = (), keep: Sequence[int] = (),
+    spare: Sequence[int] = (),
 ) -> bool:  # fmt: skip
-    """Runs every cell of a source, none of them twice: ``known`` and ``keep`` as in ``study.search.once``.
+    """Runs every cell of a source, none of them twice: ``known``, ``keep`` and ``spare`` as in ``study.search.once``.
 
     Returns False where Ctrl-C ended it early; raises StudyError where nothing fits.
     """
@@ -107,7 +108,7 @@ def run_cells(
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    once = Once(source, settings, per_epoch, out, known, keep)
+    once = Once(source, settings, per_epoch, out, known, keep, spare)
     adaptors = _adaptors(once, listeners, lambda cell: checkpoint_of(cell, settings, out))
     searcher, scheduler, callback = adaptors
     # No trial takes a GPU by itself that it did not ask Ray for.

@@ -159,3 +159,27 @@ def test_survivors_of_any_removal_have_their_own_weights(op: dict[str, Any], dig
         (model.fc2.weight, before["fc2.weight"][:, kept]),
     ):
         torch.testing.assert_close(found, wanted * (found != 0 if op["op"] == "prune_weights" else 1))
+
+
+BY_THEMSELVES = [
+    [{"when": "redundancy(0.1) >= 0.1 from 1ep every 1ep at most 2", "layer": "fc2", "op": "pcns"}],
+    [{"when": "1ep", "layer": "*", "op": "prune_weights", "quality": 0.5}],
+    [{"when": "1ep", "layer": "*", "op": "mean_replace", "budget": {"flops": 0.4}, "allocate": "saliency"}],
+    [{"when": "1ep", "layer": "fc1", "op": "remove_dead", "threshold": 0.6}],
+]
+
+
+@pytest.mark.parametrize("schedule", BY_THEMSELVES, ids=lambda schedule: schedule[0]["op"])
+def test_what_finds_out_its_amount_by_itself_leads_to_the_same_sizes(
+    schedule: list[dict[str, Any]], digits: ImageTask
+) -> None:
+    settings = replace(SETTINGS, epochs=2)
+    cell = Cell("surgery", 3, schedule, trial=5)
+    surgery = run(cell, digits, settings, CPU)
+    assert surgery["operations"]
+    for rival in rivals(cell, surgery, settings):
+        if rival.arm in THREE:
+            outcome = run(rival, digits, settings, CPU)
+            assert outcome["architecture"]["shapes"] == surgery["architecture"]["shapes"]
+            assert outcome["parameters"] == pytest.approx(surgery["parameters"], rel=0.01)
+            assert len(outcome["epochs"]) == 3 and not any(each["repair"] for each in outcome["operations"])

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from network_surgery.study.evidence import contrast as contrasting
-from network_surgery.study.evidence.contrast import contrast, decide
+from network_surgery.study.evidence import deciding
+from network_surgery.study.evidence.contrast import contrast
 from network_surgery.study.evidence.crossed import Mean, of_samples
+from network_surgery.study.evidence.deciding import decide
 from network_surgery.study.store.folder import Record
 from network_surgery.study.task.metric import ACCURACY
 from network_surgery.study.training.cell import Cell
@@ -48,9 +50,8 @@ def studies(
     """``truths``: for each schedule, arm → the true difference of the metric and of the logarithm of the FLOPs."""
     rng, false, alike = np.random.default_rng(seed), 0, 0
     decisions: dict[str, dict[str, float]] = {arm: {} for arm in RIVALS}
-    with mock.patch.multiple(
-        contrasting, bootstrap=lambda d: None, permutation=lambda d: None, _more=lambda *more: None
-    ):
+    without = mock.patch.multiple(contrasting, bootstrap=lambda d: None, permutation=lambda d: None)
+    with without, mock.patch.object(deciding, "_more", lambda *more: None):  # which are slow, and decide nothing
         for _ in range(count):
             studied = [_schedule(rng, truth, looks, spread) for truth in truths]
             decide(studied, ACCURACY)

@@ -13,7 +13,7 @@ import pytest
 
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import comparison
-from network_surgery.study.evidence.contrast import decide
+from network_surgery.study.evidence.deciding import decide
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.metric import ACCURACY
 from network_surgery.study.training.cell import Cell

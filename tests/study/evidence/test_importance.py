@@ -17,6 +17,7 @@ from network_surgery.search_spaces import SPACES
 from network_surgery.study.conduct import write_report
 from network_surgery.study.evidence import importance
 from network_surgery.study.evidence.figures.importance import importance as figure
+from network_surgery.study.result import Result
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.metric import Metric
 from tests.study.evidence import made
@@ -128,6 +129,9 @@ def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytes
     folder = made.study(tmp_path / "s", LAYERS, trials=20, epochs=6, seeds=1, space="weak_expand")
     first = write_report(folder)["importance"]
     assert first["shares"]["metric"] and figure(write_report(folder)) is not None
+    table = Result(folder).importance.set_index(["target", "parameter"])
+    assert table.loc[("metric", "grow"), "share"] == first["shares"]["metric"]["grow"]
+    assert list(table.loc[("metric", "grow"), ["low", "high"]]) == first["intervals"]["metric"]["grow"]
 
     def again(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         raise AssertionError("computed again")
