@@ -12,6 +12,14 @@ NAMES = ("weak_expand", "grad_max", "zero_expand")
 NOISE = (0.0, 0.01, 0.1)
 
 
+def names(layers: Layers) -> tuple[str, ...]:
+    """The expansions that all of these layers can have.
+
+    A network with attention has a norm over its stream, where GradMax could not hold what it promises.
+    """
+    return tuple(name for name in NAMES if name != "grad_max" or not any(":" in layer for layer in layers))
+
+
 def operation(trial: BaseTrial, name: str) -> Operation:
     """The named expansion with its hyperparameters: ``grow``; for WeakExpand ``split`` and ``noise``, for GradMax
     ``scale``.
@@ -29,4 +37,4 @@ def operation(trial: BaseTrial, name: str) -> Operation:
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
     """A schedule of expansions: ``op``, its own hyperparameters (see ``operation``) and the placement."""
-    return place(trial, layers, operation(trial, trial.suggest_categorical("op", NAMES)), epochs)
+    return place(trial, layers, operation(trial, trial.suggest_categorical("op", names(layers))), epochs)

@@ -8,7 +8,10 @@ from network_surgery.ops import Schedule
 from network_surgery.search_spaces import dead_units, expansion, pcns, pruning, removal
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place
 
-NAMES = (*removal.NAMES, "pcns", *dead_units.NAMES, *expansion.NAMES, "prune_weights")
+
+def names(layers: Layers) -> tuple[str, ...]:
+    """Every operation that the layers of this network can have."""
+    return (*removal.NAMES, "pcns", *dead_units.NAMES, *expansion.names(layers), "prune_weights")
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
@@ -16,7 +19,7 @@ def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
 
     Pruning of weights is of the whole network and has moments of its own (see ``pruning``).
     """
-    name = trial.suggest_categorical("op", NAMES)
+    name = trial.suggest_categorical("op", names(layers))
     if name == "prune_weights":
         return pruning.suggest(trial, layers, epochs)
     repair: tuple[str, ...] = ()

@@ -559,9 +559,7 @@ def test_grad_max_adds_heads_and_their_width(part):
     assert layer.units == plan.units_after > units and plan.evidence["gradient"] > 0
 
 
-@pytest.mark.parametrize(
-    "operation", sorted({*OPERATIONS} - {"grad_max", "remove_dead", "revive"})
-)  # want targets
+@pytest.mark.parametrize("operation", sorted({*OPERATIONS} - {"grad_max", "remove_dead", "revive"}))  # want targets
 def test_every_operation(operation):
     """Each plan does what it says, measured."""
     model, inputs, attentions = freed("encoder")
