@@ -74,20 +74,24 @@ class Allocation:
     """A budget of the whole network and how it is divided among the layers, as a step of a schedule has it.
 
     ``budget``: ``parameters``, ``flops`` or both, each as a fraction of the network (above 0, at most 1) or as a whole
-    number above 1. ``method``: one of ``METHODS``. ``layers``: among which units are chosen, by name or by a pattern
-    such as ``blocks.*.mlp``; all others stay as they are. None are all layers.
+    number above 1. ``method``: one of ``METHODS``, or shares: a number above 0 for layers by name or pattern (1 for all
+    others), to which the fraction of its units that a layer keeps is proportional, up to all of them. ``layers``: among
+    which units are chosen, by name or by a pattern such as ``blocks.*.mlp``; all others stay as they are. None are all
+    layers.
 
     Raises:
         SurgeryError: the budget is none, or there is no such method.
     """
 
     budget: Mapping[str, float]
-    method: str = "uniform"
+    method: str | Mapping[str, float] = "uniform"
     layers: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", check_budget(self.budget))
-        if not isinstance(self.method, str) or self.method not in METHODS:
+        if isinstance(self.method, Mapping):
+            object.__setattr__(self, "method", _shares(self.method))
+        elif not isinstance(self.method, str) or self.method not in METHODS:
             raise SurgeryError(f"a budget is allocated by {', '.join(METHODS)}, not by {self.method!r:.60}")
         listed = isinstance(self.layers, Sequence) and not isinstance(self.layers, str)
         if not listed or not all(isinstance(name, (str, int, float)) for name in self.layers):
@@ -95,18 +99,27 @@ class Allocation:
         object.__setattr__(self, "layers", tuple(map(str, self.layers)))
 
     def __hash__(self) -> int:
-        return hash((tuple(self.budget.items()), self.method, self.layers))
+        return hash((tuple(self.budget.items()), str(self.method), self.layers))
 
     def __str__(self) -> str:
         among = f" among {', '.join(self.layers)}" if self.layers else ""
-        return f"to {budget_text(self.budget)} by {self.method}{among}"
+        if isinstance(self.method, str):
+            return f"to {budget_text(self.budget)} by {self.method}{among}"
+        shares = ", ".join(f"{name} {share:g}" for name, share in self.method.items())
+        return f"to {budget_text(self.budget)} by the shares {shares}{among}"
+
+    def check_layers(self, layers: Mapping[str, Any]) -> None:
+        """Raises SurgeryError where a layer that it names is not among these."""
+        chosen_layers(layers, self.layers)
+        if isinstance(self.method, Mapping):
+            chosen_layers(layers, list(self.method))
 
 
 def allocate(
     anatomy: Anatomy,
     operation: Operation,
     budget: Mapping[str, float],
-    method: str = "uniform",
+    method: str | Mapping[str, float] = "uniform",
     signals: Signals | None = None,
     *,
     layers: Sequence[str] = (),
@@ -141,15 +154,16 @@ def allocate(
         )
     check_operation(type(operation))
     wanted = Allocation(budget, method, layers)  # type: ignore[arg-type]
-    if method in WITH_SIGNALS and not isinstance(signals, Signals):
+    if wanted.method in WITH_SIGNALS and not isinstance(signals, Signals):
         raise SurgeryError(f"to allocate a budget by {method} looks at data: give it Signals(model, inputs, targets)")
+    wanted.check_layers(anatomy)
     now, chosen = size(anatomy), chosen_layers(anatomy, wanted.layers)
     most = limits(wanted.budget, of or now)
     check_possible(anatomy, wanted, most)
     if all(getattr(now, name) <= limit for name, limit in most.items()):
         return dict.fromkeys(chosen, 1.0)
     request = Request(operation, signals, tuple(repair), torch.Generator().manual_seed(seed))
-    worths = {name: METHODS[method](anatomy[name], request) for name in chosen}
+    worths = {name: _worths(wanted.method, anatomy[name], request) for name in chosen}
     widths = _fitted(anatomy, worths, most)
     return {name: share(widths[name], anatomy[name].units) for name in chosen}
 
@@ -341,6 +355,25 @@ METHODS: dict[str, Worths] = {
 #: The methods that look at the loss of one batch, and all that look at data.
 BY_LOSS = ("saliency", "snip", "sensitivity")
 WITH_SIGNALS = ("redundancy", *BY_LOSS)
+
+
+def _worths(method: str | Mapping[str, float], layer: HiddenLayer, request: Request) -> Tensor:
+    """What the first, second, … unit that a layer keeps is worth, ``[units]``, descending."""
+    if isinstance(method, str):
+        return METHODS[method](layer, request)
+    patterns = [pattern for pattern in method if pattern == layer.name or fnmatchcase(layer.name, pattern)]
+    share = method[min(patterns, key=lambda pattern: pattern != layer.name)] if patterns else 1.0
+    return -(torch.arange(layer.units, dtype=torch.float64) + 0.5) / layer.units / share
+
+
+def _shares(shares: Mapping[Any, Any]) -> dict[str, float]:
+    """Shares as a dict. Raises SurgeryError where one is not a number above 0."""
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
+            raise SurgeryError(f"the share of {name} in a budget is {share!r:.60}, but it must be a number above 0")
+    if not shares:
+        raise SurgeryError("a budget is allocated by shares, and there are none: write some such as {fc1: 0.5}")
+    return {str(name): share for name, share in shares.items()}
 
 
 def _fitted(anatomy: Anatomy, worths: Mapping[str, Tensor], most: Mapping[str, int]) -> dict[str, int]:

@@ -15,7 +15,6 @@ from network_surgery.ops.allocation import (
     allocate,
     check_operation,
     check_possible,
-    chosen_layers,
     limits,
     size,
 )
@@ -255,7 +254,7 @@ class Schedule:
         known = list(layers)
         for step in self.steps:
             if step.allocation is not None:
-                chosen_layers(dict.fromkeys(known), step.allocation.layers)
+                step.allocation.check_layers(dict.fromkeys(known))
             elif step.layer == WHOLE:
                 if not step.operation.whole_network or isinstance(step.when, Condition):
                     raise SurgeryError(f"the step '{step}' can be done on a layer, not on the whole network, '{WHOLE}'")
@@ -304,7 +303,8 @@ def _parameters(step: Step) -> dict[str, Any]:
         return found
     found.pop("keep", None)
     among = {"layers": list(wanted.layers)} if wanted.layers else {}
-    return found | {"budget": dict(wanted.budget), "allocate": wanted.method} | among
+    method = wanted.method if isinstance(wanted.method, str) else dict(wanted.method)
+    return found | {"budget": dict(wanted.budget), "allocate": method} | among
 
 
 def after_data(after: str, length: Length | None) -> dict[str, Any]:
@@ -354,4 +354,5 @@ def _allocation(entry: dict[str, Any]) -> Allocation | None:
         return None
     if "keep" in entry:
         raise SurgeryError("a step has a budget, which says what each layer keeps, or keep, but not both")
-    return Allocation(budget, "uniform" if method is None else str(method), () if layers is None else layers)
+    by = method if isinstance(method, Mapping) else "uniform" if method is None else str(method)
+    return Allocation(budget, by, () if layers is None else layers)

@@ -1,7 +1,9 @@
 """Which operations, how hard, when: what Optuna may choose.
 
 A space is a function ``suggest(trial, layers, epochs) -> Schedule``, define-by-run. ``layers`` maps layers' names to
-something with ``.units``, such as an ``Anatomy``. The same function decodes a finished trial from its parameters:
+something with ``.units``, such as an ``Anatomy``. A space that takes them also gets, by name, ``budget``,
+the fractions of the original's ``parameters`` and ``flops`` that a network may have, and ``controls``, whether it also
+offers operations that are there to compare with. The same function decodes a finished trial from its parameters:
 
 >>> from optuna.trial import FixedTrial
 >>> from types import SimpleNamespace
@@ -26,6 +28,7 @@ from network_surgery.search_spaces import (
     pruning,
     recovery,
     removal,
+    shrink,
     weak_expand,
 )
 
@@ -34,6 +37,7 @@ Suggest = Callable[..., Schedule]
 #: The spaces by name; of those of an experiment, which lie above this package, a reference.
 SPACES: dict[str, Suggest | str] = {
     "mixed": mixed.suggest,
+    "shrink": shrink.suggest,
     "removal": removal.suggest,
     "expansion": expansion.suggest,
     "eigen_remove": eigen_remove.suggest,

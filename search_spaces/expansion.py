@@ -7,7 +7,9 @@ from optuna.trial import BaseTrial
 from network_surgery.ops import GradMax, Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
 from network_surgery.search_spaces.placement import EPOCHS, Layers, place, sample
 
-NAMES = ("weak_expand", "grad_max", "zero_expand")
+NAMES = ("weak_expand", "grad_max")
+#: What nobody would use, and others are held against.
+CONTROLS = ("zero_expand",)
 #: The noise on copies.
 NOISE = (0.0, 0.01, 0.1)
 
@@ -32,9 +34,13 @@ def operation(trial: BaseTrial, name: str) -> Operation:
         return GradMax(grow, sample(trial, "scale", 0.3, 3.0, log=True))
     if name == "zero_expand":
         return ZeroExpand(grow)
-    raise SurgeryError(f"there is no expansion {name!r}; there are {', '.join(NAMES)}")
+    raise SurgeryError(f"there is no expansion {name!r}; there are {', '.join((*NAMES, *CONTROLS))}")
 
 
-def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:
-    """A schedule of expansions: ``op``, its own hyperparameters (see ``operation``) and the placement."""
-    return place(trial, layers, operation(trial, trial.suggest_categorical("op", names(layers))), epochs)
+def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls: bool = False) -> Schedule:
+    """A schedule of expansions: ``op``, its own hyperparameters (see ``operation``) and the placement.
+
+    ``controls``: dead units, too.
+    """
+    name = trial.suggest_categorical("op", names(layers) + CONTROLS * controls)
+    return place(trial, layers, operation(trial, name), epochs)

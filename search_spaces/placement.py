@@ -50,11 +50,12 @@ def choices(layers: Layers) -> tuple[str, ...]:
     """
     if not any(":" in name for name in layers):
         return CHOICES
-    kinds = Counter(map(_kind, layers))
-    return (*CHOICES, *(kind for kind, times in kinds.items() if times > 1))
+    kinds = Counter(map(kind, layers))
+    return (*CHOICES, *(each for each, times in kinds.items() if times > 1))
 
 
-def _kind(name: str) -> str:
+def kind(name: str) -> str:
+    """The kind of a layer that a network repeats: its name with ``*`` for the number of the block."""
     return re.sub(r"\d+(?=\.)", "*", name)
 
 
@@ -69,7 +70,7 @@ def chosen(layers: Layers, choice: str) -> Sequence[str]:
     if choice == "widest":
         return [max(names, key=lambda name: layers[name].units)]
     if choice != "all":
-        return [name for name in names if _kind(name) == choice]
+        return [name for name in names if kind(name) == choice]
     return names
 
 
@@ -141,6 +142,16 @@ def watch(
     every, times = trial.suggest_int("every", 1, 3), trial.suggest_int("times", 1, 3)
     condition = Condition(threshold, gain, Moment(first), Moment(every), times, measure)
     return Schedule(tuple(Step(condition, name, operation) for name in where))
+
+
+def turns(trial: BaseTrial, epochs: int, most: int) -> list[int]:
+    """The epochs of one turn or several: ``first_epoch``, ``times`` (up to ``most``), ``every``.
+
+    Those that would fall beyond the end are left out. Raises SurgeryError as ``place`` does.
+    """
+    first, times = beginning(trial, epochs), trial.suggest_int("times", 1, most)
+    every = trial.suggest_int("every", 1, 3) if times > 1 else 1
+    return [epoch for epoch in range(first, first + times * every, every) if epoch < epochs]
 
 
 def _beginning(trial: BaseTrial, layers: Layers, epochs: int) -> tuple[Sequence[str], int]:

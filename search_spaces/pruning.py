@@ -14,7 +14,7 @@ from network_surgery.ops import Compact, PruneWeights, Schedule
 from network_surgery.ops.operations.prune_weights import SCOPES
 from network_surgery.ops.schedule import Moment, Step
 from network_surgery.ops.signals.weight_scores import SCORES
-from network_surgery.search_spaces.placement import EPOCHS, Layers, beginning, brief, sample
+from network_surgery.search_spaces.placement import EPOCHS, Layers, brief, sample, turns
 
 #: A measured change of the loss takes a forward pass for every few weights: too slow to be tried by the way.
 TRIED = tuple(score for score in SCORES if not score.startswith("loss_change"))
@@ -45,11 +45,9 @@ def place(trial: BaseTrial, layers: Layers, chosen: PruneWeights, epochs: int) -
     Turns that would fall beyond the end are left out; the last of the others reaches the whole fraction. Compaction
     follows at once, forwards (units that lost their input) and backwards (those that lost their output).
     """
-    first = beginning(trial, epochs)
-    times = trial.suggest_int("times", 1, 4)
-    every = trial.suggest_int("every", 1, 3) if times > 1 else 1
-    ramp = trial.suggest_categorical("ramp", RAMPS) if times > 1 and chosen.quality is None else RAMPS[0]
-    moments = [Moment(epoch) for epoch in range(first, first + times * every, every) if epoch < epochs]
+    moments = [Moment(epoch) for epoch in turns(trial, epochs, 4)]
+    several = trial.params["times"] > 1 and chosen.quality is None
+    ramp = trial.suggest_categorical("ramp", RAMPS) if several else RAMPS[0]
     steps = []
     for turn, moment in enumerate(moments, 1):
         part = turn / len(moments)

@@ -58,8 +58,9 @@ def run(
     ``task``: what is trained, a ``Task``, its class or its name; by default the images of the setting ``data``. Each of
     ``schedules`` is an ``ops.Schedule``, a list of its steps, or of steps as plain data; then nothing is searched.
     ``space``: a function ``(trial, layers, epochs) -> schedule`` or its name. ``sampler`` and ``pruner``: Optuna's, or
-    their names. ``out``: the study's folder, by default a new one under ``runs``. Further ``settings`` by name overlay
-    those of the ``preset`` and of the YAML file ``config``.
+    their names. ``out``: the study's folder, by default a new one under ``runs``; a study that is there goes on, and
+    only ``trials``, ``top`` and ``seeds`` may be others. Further ``settings`` by name overlay those of the ``preset``
+    and of the YAML file ``config``.
 
     It runs on the Ray that this process is connected to, on the cluster at ``address``, or on one of its own, which is
     stopped at the end.
@@ -93,13 +94,15 @@ def resume(
     where that was an object that no text can name.
 
     Raises:
-        StudyError: there is no such study, or what it was given from Python is missing.
+        StudyError: there is no such study, its data have changed, or what it was given from Python is missing.
         KeyboardInterrupt: it was interrupted again.
     """
     with _one_kind_of_error(), _opened(study, task=task, space=space, sampler=sampler, pruner=pruner) as folder:
+        made = build(folder.settings)
+        conduct.check_data(folder, made)
         if trials is not None:
             folder = _with_trials(folder, trials)
-        return carry_on(folder, build(folder.settings), _console(quiet))
+        return carry_on(folder, made, _console(quiet))
 
 
 def compare(
@@ -114,11 +117,12 @@ def compare(
     """Compares the ``top`` schedules of a study with this number of ``seeds``; runs that are there already count.
 
     Raises:
-        StudyError: there is no such study, or no schedule that could be compared.
+        StudyError: there is no such study, its data have changed, or there is no schedule that could be compared.
         KeyboardInterrupt: it was interrupted; what has ended is kept.
     """
     with _one_kind_of_error(), _opened(study, task=task, space=space) as folder:
         made, console = build(folder.settings), _console(quiet)
+        conduct.check_data(folder, made)
         return _whole(conduct.compare(folder, made, console, top, seeds), folder, made)
 
 
@@ -145,8 +149,10 @@ def open(study: Path | str, *, task: Task | type[Task] | None = None) -> Result:
 
 
 def start(settings: Settings, out: Path | str | None, preset: str | None, console: Console) -> Result:
-    """Runs a study of these settings from its beginning. Raises as ``run``."""
+    """Runs a study of these settings, or goes on with the one in this folder. Raises as ``run``."""
     place = Path(out) if out is not None else new_place(preset or settings.task.rpartition(":")[2])
+    if (place / "study.json").exists():
+        return carry_on(_continued(Folder.open(place), settings), build(settings), console)
     check_importable(step for schedule in settings.schedules for step in schedule)
     if settings.task.startswith(f"{PYTHON}:"):
         check_shipped(build(settings))
@@ -155,7 +161,7 @@ def start(settings: Settings, out: Path | str | None, preset: str | None, consol
         classes = f", {len(task.classes)} classes" * bool(task.classes)
         console.print(
             f"{settings.subject}: {sets} (train, validation, test){classes}; "
-            f"{len(folder.layers)} layers to operate on; results go to {place}",
+            f"{len(folder.layers)} layer{'s' * (len(folder.layers) != 1)} to operate on; results go to {place}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         if task.note:
@@ -196,6 +202,29 @@ def _with_trials(folder: Folder, trials: int) -> Folder:
     if trials < (there := len(folder.records("search"))):
         raise StudyError(f"trials is {trials}, but {there} trials of this study have ended; give {there} or more")
     return folder.changed(trials=trials)
+
+
+#: Settings that a study may have other values of when it goes on.
+GROWING = ("trials", "top", "seeds")
+
+
+def _continued(folder: Folder, settings: Settings) -> Folder:
+    """The study with as many trials, schedules and seeds as these settings have.
+
+    Raises:
+        StudyError: it has other settings, or more trials already.
+    """
+    there, wanted = folder.settings.to_data(), settings.to_data()
+    wanted["start_digest"] = wanted["start_digest"] or there["start_digest"]  # a study writes it
+    if others := [name for name in there if name not in GROWING and there[name] != wanted[name]]:
+        name, more = others[0], f" (and {', '.join(others[1:])})" if others[1:] else ""
+        raise StudyError(
+            f"{folder.path} holds a study whose {name} is {there[name]!r}, not {wanted[name]!r}{more}; "
+            f"only {', '.join(GROWING[:-1])} and {GROWING[-1]} may change, so choose another --out"
+        )
+    if settings.searches and settings.trials != folder.settings.trials:
+        folder = _with_trials(folder, settings.trials)
+    return folder.changed(top=settings.top, seeds=settings.seeds)
 
 
 def _named(**given: Any) -> tuple[dict[str, str | None], dict[str, Any]]:

@@ -63,7 +63,9 @@ def with_settings(*settings: str) -> Callable[[Callable[..., None]], Callable[..
 def study(
     preset: Preset = None,
     config: Config = None,
-    out: Annotated[Path | None, typer.Option(help="The study's folder; by default a new one under runs/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder, by default a new one under runs/; a study in it goes on.")
+    ] = None,
     **flags: Any,
 ) -> None:
     """Search schedules of operations, then compare the best ones with restarting: the main job."""

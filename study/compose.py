@@ -26,6 +26,8 @@ def _presets() -> dict[str, Traversable]:
     return {entry.name[:-5]: entry for entry in files if entry.name.endswith(".yaml")}
 
 
+#: What a study asks. Whoever gives one of these asks something else than a preset's budget.
+QUESTION = ("budget", "space", "schedules", "objective")
 #: Task → the preset that it has where none is named. A task of one's own starts from the settings' defaults.
 PRESETS = {"images": "digits", "text": "text"}
 
@@ -35,7 +37,8 @@ def compose(
 ) -> Settings:
     """A preset, overlaid by a YAML file, overlaid by flags that are not None. Relative paths are made absolute.
 
-    Without a preset: that of the task (``PRESETS``). The ``recipe`` of a task of one's own lies under all of them.
+    Without a preset: that of the task (``PRESETS``). A preset's ``budget`` is left out where the file or a flag gives a
+    ``QUESTION`` of its own. The ``recipe`` of a task of one's own lies under all of them.
     ``source``: where the flags come from, for errors.
 
     Raises:
@@ -56,6 +59,8 @@ def compose(
     name = preset or PRESETS.get(task if isinstance(task, str) else "")
     data = _mapping(known[name].read_bytes(), f"preset {name}") if name else {}
     task = {"task": Settings.task, **data, **written, **given}["task"]
+    if any(name in written or name in given for name in QUESTION):
+        data.pop("budget", None)
     data = _recipe(task) | data | written
     Settings.from_data(data, where or f"preset {name}")  # so that what is wrong here is not said of the command line
     return _absolute(Settings.from_data(data | given, source))

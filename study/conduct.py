@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,34 @@ from rich.text import Text
 from network_surgery.ops import Schedule
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
-from network_surgery.study.arms import arm_name
+from network_surgery.study.arms import FROM_THE_END, arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
+from network_surgery.study.evidence import answer, comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
+from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
-from network_surgery.study.evidence.state import in_words, state
+from network_surgery.study.evidence.left_out import left_out
+from network_surgery.study.evidence.state import epochs, in_words, state
 from network_surgery.study.progress import Display
-from network_surgery.study.recipe.learning_rate import check_after
+from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, tracking, tuner
-from network_surgery.study.search.sources import Sampled, Source, given
+from network_surgery.study.search.once import pays
+from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import Folder, write_whole
+from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
-from network_surgery.study.training import run
+from network_surgery.study.task.fingerprint import Fingerprint
+from network_surgery.study.training import fork, run
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.trainer import steps_per_epoch
 
-__all__ = ["begin", "compare", "proceed", "show", "write_report"]
+__all__ = ["begin", "check_data", "compare", "proceed", "show", "write_report"]
 
 
 @contextlib.contextmanager
@@ -53,23 +59,37 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     if settings.page is not None:
         resolve(settings.page, "page")
     task = build(settings)
-    objectives.check(settings, task.metric)
     settings = starting.settle(settings, task)
-    layers = run.check(settings, task)
+    layers, original, least = run.examine(settings, task)
+    objectives.check(settings, task.metric)
+    limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    listed = given(settings, layers)
+    listed = given(settings, layers, original)
     for cell in listed:
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
         check_after(Optimization.of(settings).curve, schedule)
+        check_lengths(schedule, settings.epochs, per_epoch)
     if not listed:
-        Sampled.check(settings, layers)
+        Sampled.check(settings, layers, original)
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers, preset, task.metric, task.unit), task
+        data = task.fingerprint()
+        known = None if data is None else data.to_data()
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
+
+
+def check_data(folder: Folder, task: Task) -> None:
+    """Raises StudyError where the data of a task are not those that the study began with."""
+    began, now = folder.data, task.fingerprint()
+    if began is not None and now is not None and now.to_data() != began:
+        raise StudyError(
+            f"the data of this study have changed: it began with {Fingerprint(**began)}, and now there are {now}; "
+            "bring back the old ones, or begin another study"
+        )
 
 
 def proceed(folder: Folder, task: Task, console: Console) -> bool:
@@ -79,7 +99,7 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
         StudyError: the search has no schedule that could be compared.
     """
     with _stage(folder, task, console) as stage:
-        searched = given(folder.settings, folder.layers) or stage.run("search", _search(folder))
+        searched = _given(folder) or _searched(stage)
         return bool(searched) and _compare(stage)
 
 
@@ -91,6 +111,9 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
     """
     wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
     with _stage(wanted, task, console) as stage:
+        ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
+        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted)):
+            return False
         return _compare(stage)
 
 
@@ -102,11 +125,17 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     Raises:
         SurgeryError: that page cannot be made; the rest is written.
     """
+    now = state(folder)
+    if 0 < now["comparison"]["of"] <= now["comparison"]["ended"]:
+        folder.looked()
     rows, verdicts = comparison.summarize(folder)
-    finished = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    budget = comparing.budget_of(folder)
+    ended = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
+    within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
-        rows, verdicts, front=front.front(finished, folder.settings.objective, folder.metric), state=state(folder),
-        importance=importance(folder), moments=moments.moments(folder),
+        rows, verdicts, left_out(folder), front=front.front(within, folder.settings.objective, folder.metric),
+        state=now | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
+        budget=feasibility(folder), trials=trials(folder), answer=answer.answer(folder, rows, verdicts),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -161,10 +190,39 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
         return str(text), dict(drawings)
 
 
-def _search(folder: Folder) -> Source:
-    """What Optuna is still to try."""
+def _given(folder: Folder) -> list[Cell]:
+    """The schedules that are all compared, with no search before; empty where Optuna is to search."""
+    return given(folder.settings, folder.layers, folder.original)
+
+
+def _search(folder: Folder, per_epoch: int) -> Source:
+    """What is still to run of the search: trials, and the race of the best of them.
+
+    And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
+    it costs.
+    """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    return Sampled(folder.settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity)
+    settings = folder.settings
+    sampled = Sampled(
+        settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
+        lambda: comparing.budget_of(folder), folder.original,
+    )  # fmt: skip
+    before, original = comparing.first(folder), Cell("original", settings.seed)
+    there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
+    begun = checkpoint_of(original, settings, folder.path).exists()
+    worth = bool(sampled.missing) and not there and (begun or pays(sampled, settings, per_epoch))
+    race = _race(folder, comparing.expected(settings) if sampled.missing else None)
+    return Chain(Listed(before), Together(Listed([original] if worth else []), sampled), race)
+
+
+def _race(folder: Folder, expected: int | None = None) -> Repeated:
+    """What is still to run of the race; ``expected``: how much that is at most, while the search has not ended."""
+
+    def ask() -> tuple[Sequence[Cell], int]:
+        race = comparing.race_of(folder)
+        return race.missing, race.left
+
+    return Repeated(ask, ask()[1] if expected is None else expected)
 
 
 @dataclass
@@ -177,14 +235,26 @@ class _Stage:
     tracker: Tracker
     console: Console
 
-    def run(self, name: str, source: Source) -> bool:
+    @property
+    def per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        settings = self.folder.settings
+        return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
+
+    def run(self, name: str, source: Source, keep: Sequence[int] = (), spare: Sequence[int] = ()) -> bool:
+        """Runs a source's cells, none of them twice: ``keep`` and ``spare`` as in ``study.search.once``."""
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
+            tuner.forget(self.folder.path)
             return True
-        with Display(self.console, name, source, self.folder.metric) as display:
+
+        def feasible(cell: Cell, result: dict[str, Any]) -> bool:
+            return cell.arm not in SEARCHING or comparing.budget_of(self.folder, [cell.seed]).feasible(result)
+
+        with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display],
+                [self.folder, self.tracker, display], self.folder.records(), keep, spare,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -195,8 +265,9 @@ class _Stage:
 @contextlib.contextmanager
 def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
-    if note := starting.note(folder.settings, task):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for note in (starting.note(folder.settings, task), budget_note(folder)):
+        if note:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
     with folder.locked(), tuner.cluster(folder.settings) as resources, Tracker(folder, task) as tracker:
         try:
             yield _Stage(folder, task, resources, tracker, console)
@@ -209,12 +280,15 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
         )  # fmt: skip
 
 
+def _searched(stage: _Stage) -> bool:
+    spare = fork.evenly(stage.folder.settings.epochs)
+    return stage.run("search", _search(stage.folder, stage.per_epoch), spare=spare)
+
+
 def _compare(stage: _Stage) -> bool:
     folder = stage.folder
     trials = folder.records("search")
-    chosen = given(folder.settings, folder.layers) or [
-        record.cell for record in comparing.choose(trials, folder.settings, folder.metric)
-    ]
+    chosen = _given(folder) or [record.cell for record in comparing.chosen(folder)]
     if not chosen:
         failures = [record.result["failure"] for record in trials if record.failed]
         raise StudyError(
@@ -226,10 +300,11 @@ def _compare(stage: _Stage) -> bool:
         stage.console.print(
             f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
         )
-    cells = comparing.cells(
-        chosen, folder.settings, [record for record in folder.records() if record.cell.arm != "search"]
-    )
-    return stage.run("comparison", cells)
+    if sentence := feasibility(folder).get("sentence"):
+        stage.console.print(f"comparison: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
+    ends = set(FROM_THE_END) & set(folder.settings.arms)
+    return stage.run("comparison", cells, (folder.settings.epochs,) if ends else ())
 
 
 def _table(rows: list[dict[str, Any]], metric: Metric, unit: str) -> Table:

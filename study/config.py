@@ -15,11 +15,32 @@ from network_surgery.study.errors import StudyError
 #: What a study may optimize on validation; ``accuracy`` is the metric of a task whose metric it is.
 Objective = Literal["metric", "accuracy", "loss", "parameters", "flops", "seconds"]
 METRIC = frozenset(("metric", "accuracy"))
+#: What a budget may limit besides the task's metric.
+SIZES = ("parameters", "flops", "latency", "bytes")
+#: Seeds of the search's repeats (``racing``) begin so far from its own: those of the comparison follow that one.
+REPEATS_FROM = 1000
+#: What a study did that says nothing of a setting, since it is older than that.
+OLDER: dict[str, Any] = {"controls": True, "racing": 1}
 Arm = Literal[
-    "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late",
-    "operate_first", "operate_first_flops", "random",
+    "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_fair", "restart_late",
+    "restart_late_flops", "operate_first", "operate_first_flops", "uniform", "prune_end", "prune_end_rewind_lr",
+    "prune_end_rewind", "random", "distill", "snip", "random_init", "gradmax", "net2net",
 ]  # fmt: skip
 ARMS: tuple[Arm, ...] = get_args(Arm)
+_BOTH: tuple[Arm, ...] = (
+    "prune_end", "prune_end_rewind_lr", "prune_end_rewind", "random", "distill", "gradmax", "net2net",
+)  # fmt: skip
+#: Arms that have a name together: few and cheap ones, all, and those of a question's two accountings
+#: (``study.arms.cost``).
+GROUPS: dict[str, tuple[Arm, ...]] = {
+    "default": ("original", "surgery", "restart", "restart_flops", "uniform", "prune_end", "random"),
+    "all": ARMS,
+    "given": ("original", "surgery", "restart_late", "restart_late_flops", *_BOTH),
+    "zero": (
+        "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_fair", "operate_first",
+        "operate_first_flops", "uniform", "snip", "random_init", *_BOTH,
+    ),
+}  # fmt: skip
 #: What training may start from besides files and folders.
 STARTS = ("none", "factory", "torchvision")
 OTHERS = ", ".join(arm for arm in ARMS if arm != "surgery")
@@ -33,9 +54,24 @@ def _objectives(names: tuple[str, ...]) -> bool:
     return _different(names) and len(METRIC & set(names)) < 2
 
 
+def _limits(value: Any) -> Any:
+    """A budget as the command line has it, ``parameters=0.2,flops=0.5``; ``none`` is no budget."""
+    if not isinstance(value, str):
+        return value
+    return dict(part.strip().split("=") for part in value.split(",")) if value.strip() != "none" else None
+
+
 def _comparable(arms: tuple[Arm, ...]) -> bool:
-    rivals = {"restart", "operate_first"}
+    rivals = {"restart", "restart_late", "operate_first"}
     return "surgery" in arms and bool(rivals & {*arms} or {*arms} <= {"original", "surgery"}) and _different(arms)
+
+
+def _ungrouped(names: Any) -> Any:
+    """A list of arms with groups' names in it, as a list of arms, in the order of all."""
+    if not isinstance(names, (list, tuple)) or not {str(name) for name in names} & GROUPS.keys():
+        return names
+    found = [arm for name in names for arm in GROUPS.get(str(name), (name,))]
+    return [arm for arm in ARMS if arm in found] + [name for name in found if name not in ARMS]
 
 
 Count = Annotated[Whole, Field(ge=1), "a whole number of at least 1"]
@@ -59,10 +95,14 @@ Objectives = Annotated[
     tuple[Objective, ...], COMMAS, such_that(_objectives),
     f"a list of names, one or several of {', '.join(get_args(Objective))}, none of them twice",
 ]  # fmt: skip
+Budget = Annotated[
+    Annotated[dict[str, Number], Field(min_length=1)] | None, BeforeValidator(_limits),
+    "a mapping such as {parameters: 0.2, flops: 0.5}, on the command line parameters=0.2,flops=0.5; or none",
+]  # fmt: skip
 Arms = Annotated[
-    tuple[Arm, ...], COMMAS, such_that(_comparable),
-    f"a list of surgery and any of {OTHERS}, none twice; more than original and surgery only together "
-    "with restart or operate_first",
+    tuple[Arm, ...], BeforeValidator(_ungrouped), COMMAS, such_that(_comparable),
+    f"{', '.join(GROUPS)}, or a list of surgery and any of {OTHERS}, none twice; more than original and surgery only "
+    "together with restart, restart_late or operate_first",
 ]  # fmt: skip
 Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
@@ -73,6 +113,7 @@ Parameters = Annotated[
     "a list of parameters with their values, such as {op: min_weight, keep: 0.5}",
 ]
 Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
+Device = Annotated[Text, Field(pattern=r"^[a-z]+$"), "a device type of torch such as cpu, cuda or mps, or auto"]
 State = Literal["carry", "reset"]
 #: The environment variable that holds the password of ``storage``.
 PASSWORD = "NETWORK_SURGERY_STORAGE_PASSWORD"
@@ -148,6 +189,10 @@ class Settings(Declared):
     ] = None
     context: Annotated[Count, About("Bytes in a window of text", later=True)] = 128
     validation: Annotated[Fraction, About("Fraction of the training images for validation", option=False)] = 0.25
+    split: Annotated[
+        Literal["fixed", "seed"],
+        About("the validation images; seed: drawn anew by the seed of each run, for few data", later=True),
+    ] = "fixed"
     # How it is trained.
     epochs: Annotated[Count, About("Epochs of every training run")] = 10
     batch_size: Annotated[Count, About("Images in a batch")] = 32
@@ -225,14 +270,26 @@ class Settings(Declared):
     generation: Annotated[
         Count, About("Number of trials that are sampled together and can run at once", decides=False)
     ] = 4
+    budget: Annotated[
+        Budget,
+        About(
+            "What the network may cost: parameters, flops, latency, bytes, each a fraction of the original (up to 1) "
+            "or a number (latency: milliseconds); and how far the metric may fall: parameters=0.2,accuracy=-0.005",
+            decides=False,
+        ),
+    ] = None
     space: Annotated[
         Text,
         About(
-            "mixed, removal, expansion, eigen_remove, weak_expand, pcns, dead_units, pruning, or MODULE:FUNCTION or "
-            "FILE.py:FUNCTION",
+            "mixed (without a budget the default), shrink (with one), removal, expansion, eigen_remove, weak_expand, "
+            "pcns, dead_units, pruning, or MODULE:FUNCTION or FILE.py:FUNCTION",
             decides=False,
         ),
-    ] = "mixed"
+    ] = None  # type: ignore[assignment]  # settled when the settings are made
+    controls: Annotated[
+        Truth,
+        About("Spaces also offer the controls random_remove and zero_expand, which no one would use", decides=False),
+    ] = False
     sampler: Annotated[
         Text,
         About(
@@ -263,8 +320,13 @@ class Settings(Declared):
         Schedules, About("These schedules are all compared, and nothing is searched", option=False, decides=False)
     ] = ()
     objective: Annotated[
-        Objectives, About("metric (the task's own), or several: metric,loss,parameters,flops,seconds", decides=False)
-    ] = ("metric",)
+        Objectives,
+        About(
+            "loss (on validation: the default), metric (the task's own), or several: metric,parameters,flops,seconds; "
+            "parameters by default where the budget limits the metric alone",
+            decides=False,
+        ),
+    ] = None  # type: ignore[assignment]  # settled when the settings are made
     early_stopping: Annotated[
         Literal["none", "asha"],
         About("asha ends unpromising trials early, and forgives what an operation does", decides=False),
@@ -278,13 +340,38 @@ class Settings(Declared):
         CountOr0,
         About("Epochs that a trial has to recover from an operation before it is judged", option=False, decides=False),
     ] = 3
+    racing: Annotated[
+        Count,
+        About(
+            "Seeds on which the best schedules of the search are tried before some are compared (1: its own)",
+            decides=False,
+        ),
+    ] = 3
+    finalists: Annotated[
+        AtLeast2, About("Number of schedules that are tried on more seeds", option=False, decides=False)
+    ] = 6
     seed: Annotated[Seed, About("Seed of the search; the comparison takes the following ones", decides=False)] = 0
     # What is compared.
     top: Annotated[Count, About("Number of schedules that are compared with restarting", decides=False)] = 3
     seeds: Annotated[Count, About("Number of seeds of every arm of the comparison", decides=False)] = 5
-    arms: Annotated[Arms, About(f"surgery and what it is held against: {OTHERS}", decides=False)] = (
-        "original", "surgery", "restart", "restart_flops", "random",
-    )  # fmt: skip
+    arms: Annotated[
+        Arms,
+        About(f"{', '.join(GROUPS)}, or surgery and what it is held against: {OTHERS}", decides=False),
+    ] = GROUPS["default"]
+    margin: Annotated[
+        Positive | None,
+        About(
+            "The smallest difference of the metric that matters (accuracies: 0.005 is half a point); by default the "
+            "metric's own",
+            decides=False,
+        ),
+    ] = None
+    distill_temperature: Annotated[
+        Positive, About("What scores are divided by before softmax in the arm distill", option=False, decides=False)
+    ] = 4.0
+    distill_weight: Annotated[
+        Share, About("The teacher's share in the training loss of the arm distill", option=False, decides=False)
+    ] = 0.9
     targets: Annotated[
         Targets,
         About(
@@ -298,15 +385,25 @@ class Settings(Declared):
         About("A function MODULE:FUNCTION that adds a page and figures to the report", option=False, decides=False),
     ] = None
     # What is measured on the way.
-    held_out: Annotated[Count, About("Validation images for the loss around an operation", option=False)] = 512
-    signal_images: Annotated[Count, About("Training images for operations that read activations", option=False)] = 512
-    probe: Annotated[CountOr0, About("Epochs from one look at redundancy to the next (0: none)", option=False)] = 3
+    held_out: Annotated[
+        Count, About("Maximum number of validation samples for the loss around an operation", option=False)
+    ] = 512
+    signal_images: Annotated[
+        Count, About("Maximum number of training samples for operations that read activations", option=False)
+    ] = 512
+    probe: Annotated[
+        CountOr0,
+        About("Epochs from one look at redundancy to the next (0, or more than there are: none)", option=False),
+    ] = 3
     dead_threshold: Annotated[
         Share | None,
         About("A unit below this fraction of its layer's mean is dead; by default as ops.dead_units", option=False),
     ] = None
     # Where it runs, and where it is tracked.
-    device: Annotated[Literal["auto", "cpu", "cuda"], About("where training runs", decides=False)] = "auto"
+    device: Annotated[
+        Device,
+        About("auto (a GPU if Ray has one), cpu, or a device type of torch: cuda, mps, xpu, …", decides=False),
+    ] = "auto"
     cpus_per_trial: Annotated[Positive, About("CPU cores of a training run", decides=False)] = 1.0
     gpus_per_trial: Annotated[
         Gpus, About("GPUs of a training run; a fraction shares one, and energy is taken of whole ones", decides=False)
@@ -317,7 +414,11 @@ class Settings(Declared):
     ] = None
 
     def __post_init__(self) -> None:
+        self._settle()
         super().__post_init__()
+        self._check_budget()
+        if self.seeds >= REPEATS_FROM:
+            raise StudyError(f"seeds is {self.seeds:,}, but it must be below {REPEATS_FROM:,}")
         if self.early_stopping != "none":
             self._check_stopping("early_stopping", self.early_stopping)
         if self.pruner is not None:
@@ -325,10 +426,46 @@ class Settings(Declared):
         if self.enqueue and not self.searches:
             raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
         check_password(self.storage)
+        if self.split == "seed" and self.train_on_validation:
+            raise StudyError("split is 'seed', but train_on_validation is true, so there is no split; give one of them")
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
             raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
         if self.device == "cpu" and self.precision in ("tf32", "fp16"):
             raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
+
+    def _settle(self) -> None:
+        """Gives the settings whose default depends on the budget their value."""
+        try:
+            limited = set(_limits(self.budget) or ())
+        except (TypeError, ValueError):  # refused as soon as it is checked
+            limited = set()
+        if self.space is None:
+            object.__setattr__(self, "space", "shrink" if limited else "mixed")
+        if self.objective is None:
+            object.__setattr__(self, "objective", ("loss",) if not limited or limited & {*SIZES} else ("parameters",))
+
+    def _check_budget(self) -> None:
+        """Raises StudyError where the budget makes no sense for any task; see also ``search.budget``."""
+        budget = self.budget or {}
+        others = [name for name in budget if name not in SIZES]
+        if len(others) > 1:
+            raise StudyError(
+                f"budget limits {' and '.join(map(repr, others))}, but besides {', '.join(SIZES)} it can only limit "
+                "the task's metric"
+            )
+        for name in budget.keys() & {*SIZES}:
+            value = budget[name]
+            if value <= 0 or (value > 1 and not value.is_integer() and name != "latency"):
+                whole = "number of milliseconds" if name == "latency" else "whole number"
+                raise StudyError(
+                    f"budget has {name}: {value:g}, but it must be a fraction of the original, above 0 and at most 1, "
+                    f"or a {whole} above 1"
+                )
+        if budget.keys() == {*others} != set() and {*self.objective} <= METRIC | {"loss"}:
+            raise StudyError(
+                f"budget only limits {others[0]}, and the objective is {', '.join(self.objective)}, so nothing says "
+                f"what should become smaller; limit {', '.join(SIZES[:-1])} or {SIZES[-1]}, too, or leave out objective"
+            )
 
     @property
     def subject(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Protocol
@@ -24,7 +25,12 @@ class Counted(Protocol):
 class Display:
     """A listener that shows one stage: how many of its trainings have ended, the best so far, elapsed and left time."""
 
-    def __init__(self, console: Console, stage: str, source: Counted, metric: Metric = ACCURACY) -> None:
+    def __init__(
+        self, console: Console, stage: str, source: Counted, metric: Metric = ACCURACY, *,
+        feasible: Callable[[Cell, dict[str, Any]], bool] = lambda cell, result: True,
+    ) -> None:  # fmt: skip
+        """``feasible``: whether a cell's outcome is within the study's budget, or need not be."""
+        self._feasible = feasible
         self._console, self._stage, self._source, self._metric = console, stage, source, metric
         # A notebook shows a live line with ipywidgets alone.
         self._live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
@@ -78,9 +84,13 @@ class Display:
                 self._stopped += 1
                 words = f"stopped early after epoch {result['stopped']}, {validation}"
             else:
-                if self._best is None or self._metric.gain(value, self._best[0]) > 0:
-                    self._best = value, cell.name
                 words = f"{validation}, {result['parameters']:,} parameters, {result['seconds']:.1f} s"
+                words += f", the same as {result['same_as']}" if "same_as" in result else ""
+                reference = cell.arm == "original" and not cell.test  # of a search: none of its trials
+                if not self._feasible(cell, result):
+                    words += ", beyond the budget"
+                elif not reference and (self._best is None or self._metric.gain(value, self._best[0]) > 0):
+                    self._best = value, cell.name
             if not self._live:
                 line = f"  {self._ended}/{self._source.total} {cell.name}: {words}"
                 self._console.print(line, markup=False, highlight=False)

@@ -6,24 +6,29 @@ import functools
 import html
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from rich.console import Console
 from torch import nn
 
 from network_surgery.ops import Schedule, load
 from network_surgery.study import conduct
 from network_surgery.study.errors import StudyError, near
-from network_surgery.study.evidence import figures, wording
+from network_surgery.study.evidence import feasible, figures, wording
+from network_surgery.study.evidence.feasible import judged
 from network_surgery.study.evidence.state import in_words
 from network_surgery.study.search import comparing, front
+from network_surgery.study.search.budget import mean
 from network_surgery.study.store.folder import Folder, Record, network_of
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Task, build
 from network_surgery.study.task.check import fresh
+from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.records import operations_of, spikes_of
 
 if TYPE_CHECKING:
@@ -69,7 +74,7 @@ class Result:
     def best(self) -> Best | None:
         """The best schedule on validation, by the first objective; None where none has changed the network."""
         settings, groups = self._folder.settings, dict[int, list[Record]]()
-        searched = comparing.choose(self._folder.records("search"), settings, self._folder.metric)[:1]
+        searched = comparing.chosen(self._folder)[:1]
         for record in searched or self._folder.records("surgery"):
             if not record.failed and any(each.changed for each in operations_of(record.result)):
                 groups.setdefault(int(record.cell.trial or 0), []).append(record)
@@ -86,11 +91,21 @@ class Result:
 
     @functools.cached_property
     def trials(self) -> pd.DataFrame:
-        """The trials of the search, one a row, by number: ``state``, what each reached, ``params_…``, ``schedule``."""
-        rows = [
-            {"trial": r.cell.trial, **_reached(r)} | {f"params_{name}": value for name, value in r.cell.params.items()}
-            for r in self._folder.records("search")
-        ]
+        """The trials of the search, one a row, by number: ``state``, what each reached, ``params_…``, ``schedule``.
+
+        ``state`` is ``finished``, ``infeasible`` (beyond the budget: ``violations.…`` say how far, 0 or below is
+        within), ``stopped`` or ``failed``. ``seeds``: on how many seeds it has ended, and ``mean.…`` over them where
+        there are several.
+        """
+        budget, again, rows = comparing.budget_of(self._folder), feasible.repeats(self._folder), []
+        for r in self._folder.records("search"):
+            row = {"trial": r.cell.trial, **_reached(r), **pd.json_normalize(judged(r, budget)).iloc[0].to_dict()}
+            ended = [r, *again.get(r.cell.trial, ())]
+            row["seeds"] = sum(each.finished for each in ended)
+            if len(ended) > 1 and row["seeds"]:
+                means = mean(each.result for each in ended if each.finished)
+                row |= {f"mean.{name}": value for name, value in means.items() if name != "latency_seconds"}
+            rows.append(row | {f"params_{name}": value for name, value in r.cell.params.items()})
         return pd.DataFrame(rows, columns=None if rows else ["trial", "state", "schedule"]).set_index("trial")
 
     @functools.cached_property
@@ -116,6 +131,18 @@ class Result:
         """The operations of all runs, one a row: ``run``, ``arm``, ``trial``, ``seed``, ``operation``, ``layer``, …"""
         return self._table("operations")
 
+    @functools.cached_property
+    def importance(self) -> pd.DataFrame:
+        """Which parameters of the search mattered: ``target``, ``parameter``, ``share`` of the variance, and from
+        ``low`` to ``high`` where 90 % of it lie (see ``study.evidence.importance``). Empty where nothing can be said.
+        """
+        found = self.results["importance"]
+        rows = [
+            (target, name, share, *found["intervals"][target][name])
+            for target, shares in found["shares"].items() for name, share in shares.items()
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=["target", "parameter", "share", "low", "high"])
+
     @property
     def verdicts(self) -> list[str]:
         """A sentence on each schedule that was compared with starting over."""
@@ -126,6 +153,12 @@ class Result:
         """The finding of the whole study in a sentence; empty where nothing was compared."""
         verdicts = self.results["comparison"]["verdicts"]
         return wording.overall(verdicts) if verdicts else ""
+
+    @property
+    def answer(self) -> dict[str, Any] | None:
+        """Use it or not, and what it is: see ``study.evidence.answer``; None before there is a verdict."""
+        found: dict[str, Any] | None = self.results.get("answer")
+        return found
 
     @functools.cached_property
     def figures(self) -> dict[str, Figure]:
@@ -156,8 +189,18 @@ class Result:
         if not fitting:
             known = ", ".join(cell.name for cell in runs) or "none"
             raise StudyError(f"no run of {arm} with trial {trial} and seed {seed} has ended; there is {known}")
-        task = self._task or build(self._folder.settings)
-        return load(lambda: fresh(task), network_of(fitting[0], self.path))
+        return load(lambda: fresh(self._known_task), network_of(fitting[0], self.path))
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the network can be called with: two training samples, as the arguments that ``torch.export`` takes."""
+        inputs = Batches(self._known_task.train.thinned(2), torch.device("cpu")).take(slice(None))[0]
+        if isinstance(inputs, Mapping):
+            return (), dict(inputs)
+        return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+    @functools.cached_property
+    def _known_task(self) -> Task:
+        return self._task or build(self._folder.settings)
 
     def show(self, console: Console | None = None) -> None:
         """Prints the closing table, the findings, the verdict and where to look."""
@@ -179,7 +222,7 @@ class Result:
         return f"Result({str(self.path)!r}): {in_words(self.results['state'], str(self.path))['words']} {self.verdict}"
 
     def _compared(self) -> list[Record]:
-        return [record for record in self._folder.records() if record.cell.arm != "search"]
+        return [record for record in self._folder.records() if record.compared]
 
     def _table(self, field: str) -> pd.DataFrame:
         rows = [

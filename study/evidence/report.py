@@ -118,11 +118,12 @@ def _converged(row: Mapping[str, Any]) -> str:
     return f"{known['improving']} of {known['n']}" if known["n"] else MISSING
 
 
-def _rank(trial: Mapping[str, Any], metric: Metric) -> tuple[bool, float, int]:
-    """The best first, the smaller one of equals; then those that were stopped early, failed ones last."""
+def _rank(trial: Mapping[str, Any], metric: Metric) -> tuple[int, float, int]:
+    """The best first, the smaller one of equals; then those beyond the budget or stopped early, failed ones last."""
     if "failure" in trial:
-        return True, math.inf, trial["trial"]
-    return "stopped" in trial, metric.gain(0.0, trial["validation_metric"]), trial["parameters"]
+        return 3, math.inf, trial["trial"]
+    later = 2 if "stopped" in trial else int(trial.get("state") == "infeasible")
+    return later, metric.gain(0.0, trial["validation_metric"]), trial["parameters"]
 
 
 def _arm(
@@ -171,7 +172,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _trial(trial: Mapping[str, Any], compared: set[int], metric: Metric) -> dict[str, Any]:
     entry = {"number": trial["trial"], "schedule": describe(trial["schedule"]), "compared": trial["trial"] in compared}
-    entry["stopped"] = trial.get("stopped")
+    entry |= {"stopped": trial.get("stopped"), "infeasible": trial.get("state") == "infeasible"}
     if "failure" in trial:
         return entry | {"failure": str(trial["failure"])}
     factors = [spike.factor for spike in spikes_of(trial)]

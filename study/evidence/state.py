@@ -18,35 +18,60 @@ from network_surgery.study.search.sources import given
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
 
+#: Stage → what its runs are.
+STAGES = {
+    "search": "trials of the search", "racing": "repeats of the best of them",
+    "comparison": "trainings of the comparison",
+}  # fmt: skip
+
 
 def state(folder: Folder) -> dict[str, Any]:
-    """``{"now": "running" | "interrupted" | "finished", "search": {"ended", "of"}, "comparison": {"ended", "of"}}``.
+    """``{"now": "running" | "interrupted" | "finished"}``, and of each stage ``{"ended", "of"}``.
 
-    A stage that a study does not have is 0 of 0. Until the search has ended, and until surgeries have, the comparison's
-    number is what is expected of them: at most.
+    Stages are ``search``, ``racing`` (the best trials on more seeds) and ``comparison``.
+
+    A stage that a study does not have is 0 of 0. Until the search has ended, and until surgeries have, the numbers of
+    the later stages are what is expected of them: at most.
     """
     settings, trials = folder.settings, folder.records("search")
-    done = [record for record in folder.records() if record.cell.arm != "search" and not record.result.get("lost")]
+    done = [record for record in folder.records() if record.compared and not record.result.get("lost")]
     listed = _listed(folder)
     search = {"ended": len(trials), "of": 0 if listed else settings.trials}
-    if listed or len(trials) >= settings.trials:
-        chosen = listed or [record.cell for record in comparing.choose(trials, settings, folder.metric)]
+    repeated = [record for record in folder.records(comparing.RACING) if not record.result.get("lost")]
+    whole = bool(listed) or len(trials) >= settings.trials
+    left = 0 if listed else comparing.race_of(folder).left if whole else comparing.expected(settings)
+    racing = {"ended": len(repeated), "of": len(repeated) + left if whole else max(left, len(repeated))}
+    if whole and not left:
+        chosen = listed or [record.cell for record in comparing.chosen(folder)]
         missing = comparing.cells(chosen, settings, done).total if chosen else 0
     else:
         each = sum(arm in settings.arms for arm in ("surgery", *RIVALS))
         expected = settings.seeds * (("original" in settings.arms) + settings.top * each)
         missing = max(0, expected - len(done))
-    whole = not missing and search["ended"] >= search["of"]
-    now = "running" if folder.running else "finished" if whole else "interrupted"
-    return {"now": now, "search": search, "comparison": {"ended": len(done), "of": len(done) + missing}}
+    ended = whole and not left and not missing
+    now = "running" if folder.running else "finished" if ended else "interrupted"
+    comparison = {"ended": len(done), "of": len(done) + missing}
+    return {"now": now, "search": search, "racing": racing, "comparison": comparison}
+
+
+def epochs(folder: Folder) -> dict[str, int]:
+    """``trained_epochs``: those of all runs that were trained; ``shared_epochs``: those that were not, because another
+    run had computed the same (``study.search.once``). Stopped runs count as far as they came, failed ones do not.
+    """
+    whole = shared = 0
+    for record in folder.records():
+        number = len(record.result.get("epochs", ()))
+        whole += number
+        shared += number if "same_as" in record.result else record.result.get("forked", {}).get("epoch", 0)
+    return {"trained_epochs": whole - shared, "shared_epochs": shared}
 
 
 def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
     """Whether the study runs, how many of its trainings have ended, and how to go on: ``now``, ``words``, ``hint``."""
     stages = [
         f"{state[stage]['ended']:,} of {state[stage]['of']:,} {words}"
-        for stage, words in (("search", "trials of the search"), ("comparison", "trainings of the comparison"))
-        if state[stage]["of"]
+        for stage, words in STAGES.items()
+        if state.get(stage, {}).get("of")
     ]
     hints = {
         "running": f"This page shows what had ended by {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; write it anew with "
@@ -54,12 +79,15 @@ def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
         "interrupted": f"Go on with surgery resume {folder}",
         "finished": "",
     }
-    return {"now": state["now"], "words": " and ".join(stages) + " have ended.", "hint": hints[state["now"]]}
+    words = ", ".join(stages[:-1]) + " and " * (len(stages) > 1) + "".join(stages[-1:]) + " have ended."
+    if shared := state.get("shared_epochs", 0):
+        words += f" {shared:,} of {shared + state['trained_epochs']:,} epochs were not trained twice."
+    return {"now": state["now"], "words": words, "hint": hints[state["now"]]}
 
 
 def _listed(folder: Folder) -> list[Cell]:
     """The schedules that are all compared; those that were, where this version cannot list an older study's grid."""
     try:
-        return given(folder.settings, folder.layers)
+        return given(folder.settings, folder.layers, folder.original)
     except (StudyError, SurgeryError):
         return list({record.cell.trial: record.cell for record in folder.records("surgery")}.values())

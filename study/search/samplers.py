@@ -29,6 +29,8 @@ from network_surgery.study.search.stopping import ForgivingHalving
 
 #: Samplers that end a loop of Optuna's own, of which a study has none.
 GRIDS = ("BruteForceSampler", "GridSampler")
+#: Samplers that learn from how far a trial was beyond a budget (Optuna's constraints).
+CONSTRAINED = ("GPSampler", "NSGAIIISampler", "NSGAIISampler", "TPESampler")
 #: It numbers its points in the database, by a seed that stays.
 SEQUENCES = ("QMCSampler",)
 
@@ -53,6 +55,11 @@ def sampler_of(settings: Settings) -> Callable[[int], BaseSampler]:
         return lambda drawn: _anyones(made, name, "sampler", BaseSampler, seed=_seed(settings, drawn))
     once = _anyones(made, name, "sampler", BaseSampler)
     return lambda drawn: once
+
+
+def knows_constraints(name: str) -> bool:
+    """Whether a sampler learns from the constraints of trials; of anyone's it is assumed."""
+    return name == "tpe" or not _of_optuna(name) or name.removeprefix("optuna:").startswith(CONSTRAINED)
 
 
 def pruner_of(settings: Settings) -> BasePruner:

@@ -6,6 +6,7 @@ knows nothing of where cells run.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections import deque
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -23,6 +24,7 @@ from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.search import objectives
+from network_surgery.study.search.budget import Budget
 from network_surgery.study.search.samplers import pruner_of, sampler_of
 from network_surgery.study.search.space import SamplerFailed, Space
 from network_surgery.study.search.stopping import SETTLED, settled
@@ -96,6 +98,90 @@ class Listed:
         self._waiting.extendleft(reversed(found))
 
 
+class Repeated:
+    """Asks for cells again whenever those that it got have ended, until there are no more.
+
+    ``ask`` gives the next cells and how many there will be at most, with those.
+    """
+
+    def __init__(self, ask: Callable[[], tuple[Sequence[Cell], int]], expected: int) -> None:
+        """``expected``: how many there are at most, for as long as it has not been asked."""
+        self._ask, self._expected = ask, expected
+        self._waiting: deque[Cell] = deque()
+        self._handed_out: set[str] = set()  # one that was lost on its way is not tried again here
+        self._running = self._ended = 0
+
+    @property
+    def total(self) -> int:
+        return self._ended + self._running + self._expected
+
+    def next(self) -> Cell | None:
+        self._fill()
+        if not self._waiting:
+            return None
+        self._running, self._expected = self._running + 1, self._expected - 1
+        self._handed_out.add(self._waiting[0].name)
+        return self._waiting.popleft()
+
+    @property
+    def finished(self) -> bool:
+        self._fill()
+        return not self._waiting and not self._running
+
+    def _fill(self) -> None:
+        if not self._waiting and not self._running:
+            cells, left = self._ask()
+            self._waiting.extend(cell for cell in cells if cell.name not in self._handed_out)
+            self._expected = left if self._waiting else 0
+
+    def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
+        """What is repeated is trained to its end."""
+        return True
+
+    def tell(self, cell: Cell, result: Result) -> None:
+        self._running, self._ended = self._running - 1, self._ended + 1
+
+
+class Together:
+    """Sources side by side: whatever the first has goes before what the next one has."""
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources, self._owner = sources, dict[str, Source]()
+
+    @property
+    def total(self) -> int:
+        return sum(source.total for source in self._sources)
+
+    def next(self) -> Cell | None:
+        for source in self._sources:
+            if (cell := source.next()) is not None:
+                self._owner[cell.name] = source
+                return cell
+        return None
+
+    @property
+    def finished(self) -> bool:
+        return all(source.finished for source in self._sources)
+
+    def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
+        return self._owner[cell.name].epoch(cell, record)
+
+    def tell(self, cell: Cell, result: Result) -> None:
+        self._owner[cell.name].tell(cell, result)
+
+
+class Chain(Together):
+    """Sources one after another: the next one is asked when all cells of the one before have ended."""
+
+    def next(self) -> Cell | None:
+        for source in self._sources:
+            if not source.finished:
+                if (cell := source.next()) is not None:
+                    self._owner[cell.name] = source
+                return cell
+        return None
+
+
 class Sampled:
     """Trials that Optuna's TPE samples from a search space, define-by-run, kept in a database beside the results.
 
@@ -112,15 +198,20 @@ class Sampled:
         words: Callable[[Sequence[Any]], str] = str,
         metric: Metric = ACCURACY,
         identity: str = "",
+        budget: Callable[[], Budget] | None = None,
+        original: Mapping[str, int] | None = None,
     ) -> None:
         """``known`` are the results of trials that ended in an earlier run of this study, by number.
 
         A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
         ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's. ``storage``
         is that database's file, unless the settings have another, where ``identity`` tells this study from others.
+        ``budget`` gives what trials are held against when they end: Optuna learns by how much they exceed it.
+        ``original``: the sizes that fractions of the budget are of.
         """
         self._settings, self._metric = settings, metric
-        self._space = Space(settings, layers)
+        self._budget = budget or (lambda: Budget((), metric))
+        self._space = Space(settings, layers, original)
         self._sampler = sampler_of(settings)
         self._words = words
         self.study = open_study(settings, storage, metric, identity)
@@ -137,14 +228,14 @@ class Sampled:
         self.total = self.missing
 
     @staticmethod
-    def check(settings: Settings, layers: Mapping[str, int]) -> None:
+    def check(settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None) -> None:
         """Draws a few trials that nobody runs, the enqueued ones first.
 
         Raises:
             StudyError, SurgeryError: the search space, the sampler or the pruner is unknown, or fails with these
                 settings; what is enqueued has a parameter or a value that the space does not have.
         """
-        space, sampler = Space(settings, layers), copy.deepcopy(sampler_of(settings)(0))
+        space, sampler = Space(settings, layers, original), copy.deepcopy(sampler_of(settings)(0))
         study = optuna.create_study(
             directions=_directions(settings, ACCURACY), sampler=sampler, pruner=pruner_of(settings)
         )
@@ -152,12 +243,17 @@ class Sampled:
             study.enqueue_trial(params)
         for number in range(len(settings.enqueue) + TRIED):
             trial = _ask(study, settings)
-            with warnings.catch_warnings():  # what is out of range is said below
-                warnings.simplefilter("ignore", UserWarning)
-                space.sample(trial)
             if number < len(settings.enqueue):
-                _check_enqueued(settings.enqueue[number], trial, settings.space)
+                trial = _Enqueued(study, trial._trial_id, settings.enqueue[number], settings.space)
+            space.sample(trial)
+            if isinstance(trial, _Enqueued):
+                trial.check_names()
             study.tell(trial, [float(number)] * len(settings.objective))
+
+    def guesses(self, count: int) -> list[list[dict[str, Any]]]:
+        """Schedules that the space makes at random, of which the study knows nothing."""
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self._settings.seed))
+        return [self._space.sample(study.ask()).to_data() for _ in range(count)]
 
     @property
     def missing(self) -> int:
@@ -218,6 +314,13 @@ class Sampled:
         if spikes := spikes_of(result):
             about["largest loss spike"] = max(spike.factor for spike in spikes)
         trial = self._trials.pop(number)
+        if "failure" not in result:
+            budget = self._budget()
+            for name, value in budget.violations(result).items():
+                trial.set_constraint(name, value)
+                about[f"over the budget: {name}"] = max(value, 0.0)
+            if budget and not budget.feasible(result):
+                about["infeasible"] = True
         for key, value in about.items():
             trial.set_user_attr(key, value)
         if "failure" in result:
@@ -234,14 +337,14 @@ SHOWN = ("failure", "stopped", "parameters", "flops", "seconds")
 MOST_POINTS = 1000
 
 
-def grid(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
+def grid(settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None) -> list[Cell]:
     """Every combination of a search space's parameters, in their order, as cells of trials 0, 1, ….
 
     Raises:
         StudyError: the space has a parameter that is not a choice among few, or too many combinations.
         SurgeryError: the space is unknown, or cannot sample for these settings.
     """
-    space = Space(settings, layers)
+    space = Space(settings, layers, original)
     found: list[tuple[list[int], Cell]] = []
 
     def visit(trial: optuna.Trial) -> float:
@@ -266,11 +369,11 @@ def grid(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
     return [replace(cell, trial=number) for number, (_, cell) in enumerate(ordered)]
 
 
-def given(settings: Settings, layers: Mapping[str, int]) -> list[Cell]:
+def given(settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None) -> list[Cell]:
     """The schedules that are all compared, with no search before; empty where Optuna is to search."""
     if settings.schedules:
         return [Cell("surgery", settings.seed, steps, trial=i) for i, steps in enumerate(settings.schedules)]
-    return grid(settings, layers) if settings.sampler == "grid" else []
+    return grid(settings, layers, original) if settings.sampler == "grid" else []
 
 
 def open_study(settings: Settings, database: Path, metric: Metric, identity: str = "") -> optuna.Study:
@@ -318,18 +421,43 @@ def _ask(study: optuna.Study, settings: Settings) -> optuna.Trial:
         raise SamplerFailed(settings, error) from error
 
 
-def _check_enqueued(params: Mapping[str, Any], trial: optuna.Trial, space: str) -> None:
-    for name, value in params.items():
-        if name not in trial.params:
+class _Enqueued(optuna.Trial):
+    """A trial of given parameters. Raises StudyError where the space cannot choose one of them."""
+
+    def __init__(self, study: optuna.Study, number: int, params: Mapping[str, Any], space: str) -> None:
+        super().__init__(study, number)
+        self._given, self._space = params, space
+
+    def suggest_float(self, name: str, low: float, high: float, **kind: Any) -> float:
+        self._check(name, FloatDistribution(low, high, **kind))
+        return super().suggest_float(name, low, high, **kind)
+
+    def suggest_int(self, name: str, low: int, high: int, **kind: Any) -> int:
+        self._check(name, IntDistribution(low, high, **kind))
+        return super().suggest_int(name, low, high, **kind)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self._check(name, CategoricalDistribution(choices))
+        return super().suggest_categorical(name, choices)
+
+    def _check(self, name: str, distribution: BaseDistribution) -> None:
+        if name not in self._given:
+            return
+        value = self._given[name]
+        with contextlib.suppress(ValueError):  # a value of another kind has no number among the choices
+            if distribution._contains(distribution.to_internal_repr(value)):
+                return
+        raise StudyError(
+            f"enqueue has {name}: {value!r} in {dict(self._given)}, but the search space {self._space!r} chooses it "
+            f"from {_range(distribution)}"
+        )
+
+    def check_names(self) -> None:
+        """Raises StudyError where there is a parameter that the space did not ask for."""
+        for name in self._given.keys() - self.params.keys():
             raise StudyError(
-                f"enqueue has {name!r} in {dict(params)}, but with these values the search space {space!r} has "
-                f"{', '.join(trial.params) or 'no parameter'}{near(name, trial.params)}"
-            )
-        distribution = trial.distributions[name]
-        if not distribution._contains(distribution.to_internal_repr(value)):
-            raise StudyError(
-                f"enqueue has {name}: {value!r} in {dict(params)}, but the search space {space!r} chooses it from "
-                f"{_range(trial.distributions[name])}"
+                f"enqueue has {name!r} in {dict(self._given)}, but with these values the search space "
+                f"{self._space!r} has {', '.join(self.params) or 'no parameter'}{near(name, self.params)}"
             )
 
 

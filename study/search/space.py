@@ -1,9 +1,15 @@
-"""A search space as a study calls it: one of ours, or anyone's function ``(trial, layers, epochs) -> schedule``."""
+"""A search space as a study calls it: one of ours, or anyone's function ``(trial, layers, epochs) -> schedule``.
+
+A function that takes them also gets, by name, ``budget`` (the fractions of the original's ``parameters`` and ``flops``
+that a network may have, as far as the budget limits them) and ``controls`` (whether it is to offer operations that are
+there to compare with, too).
+"""
 
 from __future__ import annotations
 
+import inspect
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,10 +38,11 @@ class SamplerFailed(StudyError):
         super().__init__(f"the sampler {settings.sampler!r} fails{search}: {first_line(error)[:300]}")
 
 
-def suggest_of(name: str, after: bool = False) -> Suggest:
+def suggest_of(name: str, after: bool = False, **about: Any) -> Suggest:
     """The function of a search space, by its name or by ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``.
 
-    ``after``: it also chooses what an operation does to the learning rate (see ``search_spaces.recovery``).
+    ``after``: it also chooses what an operation does to the learning rate (see ``search_spaces.recovery``). ``about``:
+    what the function gets besides, as far as it takes it.
 
     Raises:
         StudyError, SurgeryError: there is none.
@@ -43,13 +50,30 @@ def suggest_of(name: str, after: bool = False) -> Suggest:
     suggest = theirs(name, "search space") if ":" in name else find_space(name)
     if not callable(suggest):
         raise StudyError(f"the search space {name!r} is a {type(suggest).__name__}, but it must be a function")
+    taken = {key: value for key, value in about.items() if key in _parameters(suggest)}
 
     def schedule(*given: Any) -> Any:
         """What it returns; steps that are plain data become a schedule."""
-        made = suggest(*given)
+        made = suggest(*given, **taken)
         return made if isinstance(made, Schedule) or not _is_data(made) else Schedule.from_data(made)
 
     return choosing_after(schedule) if after else schedule
+
+
+def _parameters(function: Any) -> Collection[str]:
+    """The names that a function can be given, beside the first three."""
+    try:
+        known = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # one that is not of Python
+        return ()
+    named = [name for name, each in known.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return {name for name in named if known[name].kind == inspect.Parameter.KEYWORD_ONLY or name in named[3:]}
+
+
+def shares(settings: Settings, original: Mapping[str, int]) -> dict[str, float]:
+    """What a space can make a network's size of: the fractions of the original's parameters and FLOPs in the budget."""
+    found = {name: value for name, value in (settings.budget or {}).items() if name in ("parameters", "flops")}
+    return {name: value if value <= 1 else value / original[name] for name, value in found.items()}
 
 
 def _is_data(made: Any) -> bool:
@@ -59,8 +83,15 @@ def _is_data(made: Any) -> bool:
 class Space:
     """The search space of these settings. Raises StudyError or SurgeryError where there is none."""
 
-    def __init__(self, settings: Settings, layers: Mapping[str, int]) -> None:
-        self._settings, self._suggest = settings, suggest_of(settings.space, settings.lr_schedule != "constant")
+    def __init__(
+        self, settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None
+    ) -> None:
+        """``original``: the sizes that absolute numbers of the budget are fractions of."""
+        self._settings = settings
+        self._suggest = suggest_of(
+            settings.space, settings.lr_schedule != "constant", budget=shares(settings, original or {}),
+            controls=settings.controls,
+        )  # fmt: skip
         self._layers = {name: SimpleNamespace(units=units) for name, units in layers.items()}
 
     def sample(self, trial: BaseTrial) -> Schedule:

@@ -1,7 +1,7 @@
 """A trial as Ray Tune runs it: one cell, trained in a worker, reported to the driver epoch by epoch.
 
-Workers are reused, so everything that a training leaves behind (random state, threads, CUDA's cache) is set anew. What
-a user can put right and what diverges ends as a result with its reason, not as an exception: the study goes on.
+Workers are reused, so everything that a training leaves behind (random state, threads, the device's cache) is set anew.
+What a user can put right and what diverges ends as a result with its reason, not as an exception: the study goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.references import PYTHON
-from network_surgery.study.store.folder import checkpoint_of, network_of
+from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, network_of
 from network_surgery.study.task import Samples, Sets, Task, build
 from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
@@ -35,26 +35,27 @@ def trial(
     """Runs ``config["cell"]`` (JSON). ``given``: see ``shipped``; ``folder``: the study's, for all nodes; ``start``:
     what training starts from, read once for all of them.
 
-    There it keeps a checkpoint while it runs, and the final network of a comparison; the outcome's ``network`` says
-    where in the folder.
+    There it keeps a checkpoint while it runs, those that others begin from, and the final network of a comparison; the
+    outcome's ``network`` says where in the folder.
     """
     cell = Cell(**json.loads(config["cell"]))
     device = pick_device(settings.device)
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
     saved = checkpoint_of(cell, settings, Path(folder))
     network = network_of(cell, Path(folder)) if cell.test else None
+    teacher = network_of(cell.teacher, Path(folder)) if cell.teacher else None
 
     def tell(epoch: dict[str, Any]) -> None:
         tune.report({"kind": "epoch", "report": json.dumps(epoch)})
 
     try:
         task = given if isinstance(given, Task) else build(settings, given)
-        outcome = run(cell, task, settings, device, tell, saved, network, start)
+        outcome = run(cell, task, settings, device, tell, saved, network, start, checkpoints_of(Path(folder)), teacher)
         if network is not None:
             outcome["network"] = network.relative_to(folder).as_posix()
-    except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:
+    except (Diverged, SurgeryError, StudyError, torch.OutOfMemoryError) as error:
         outcome = {"failure": (str(error).splitlines() or [type(error).__name__])[0]}
     outcome["device"] = device_name(device)
     tune.report({"kind": "outcome", "report": json.dumps(outcome)})

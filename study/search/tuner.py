@@ -22,12 +22,14 @@ from typing import Any, Protocol
 
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.search.once import Once, reports
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
-from network_surgery.study.store.folder import checkpoint_of
+from network_surgery.study.store.folder import Record, checkpoint_of, checkpoints_of
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.trainer import check_device, pick_device, steps_per_epoch
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0
@@ -89,19 +91,25 @@ def _reach(address: str | None) -> None:
 
 def run_cells(
     source: Source, task: Task, settings: Settings, resources: dict[str, float], out: Path,
-    listeners: Sequence[Listener],
+    listeners: Sequence[Listener], known: Sequence[Record] = (), keep: Sequence[int] = (),
+    spare: Sequence[int] = (),
 ) -> bool:  # fmt: skip
-    """Runs every cell of a source. Returns False where Ctrl-C ended it early; raises StudyError where nothing fits."""
+    """Runs every cell of a source, none of them twice: ``known``, ``keep`` and ``spare`` as in ``study.search.once``.
+
+    Returns False where Ctrl-C ended it early; raises StudyError where nothing fits.
+    """
     from ray import tune
 
     from network_surgery.study.search.trial import shipped, trial
 
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
-    adaptors = _adaptors(source, listeners, lambda cell: checkpoint_of(cell, settings, out))
+    per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
+    once = Once(source, settings, per_epoch, out, known, keep, spare)
+    adaptors = _adaptors(once, listeners, lambda cell: checkpoint_of(cell, settings, out))
     searcher, scheduler, callback = adaptors
-    # No trial takes a GPU that it did not ask for.
-    where = settings if "gpu" in share else replace(settings, device="cpu")
+    # No trial takes a GPU by itself that it did not ask Ray for.
+    where = settings if "gpu" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
         trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task)
     )
@@ -117,14 +125,23 @@ def run_cells(
             ),
         )  # fmt: skip
         tuner.fit()
+    if source.finished:
+        forget(out)
     return source.finished
+
+
+def forget(out: Path) -> None:
+    """Removes what a driver that was killed has left of the checkpoints that cells keep for each other."""
+    for path in checkpoints_of(out).glob("*-epoch-*.pt"):
+        path.unlink(missing_ok=True)
 
 
 def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
     """What one trial asks of the cluster. Raises StudyError where no trial could ever start."""
     gpus = 0.0 if settings.device == "cpu" or not resources.get("GPU") else settings.gpus_per_trial
-    if settings.device == "cuda" and not resources.get("GPU"):
-        raise StudyError("device is 'cuda', but this Ray cluster has no GPU; use 'auto' or 'cpu'")
+    check_device(settings.device)
+    if not resources.get("GPU"):
+        pick_device(settings.device)  # one that Ray does not count, such as mps
     if settings.cpus_per_trial > resources.get("CPU", 0):
         raise StudyError(
             f"cpus_per_trial is {settings.cpus_per_trial:g}, but this Ray cluster has {resources.get('CPU', 0):g} CPUs"
@@ -134,9 +151,7 @@ def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str
     return {"cpu": settings.cpus_per_trial} | ({"gpu": gpus} if gpus else {})
 
 
-def _adaptors(
-    source: Source, listeners: Sequence[Listener], checkpoint: Callable[[Cell], Path]
-) -> tuple[Any, Any, Any]:
+def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[[Cell], Path]) -> tuple[Any, Any, Any]:
     """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
 
     ``checkpoint`` says where a cell keeps its checkpoint: a trial that is stopped cannot remove its own.
@@ -156,6 +171,22 @@ def _adaptors(
         for listener in listeners:  # the ledger first: what it holds is never run again
             listener.ended(cell, outcome)
         source.tell(cell, outcome)
+        copy()
+
+    def copy() -> bool:
+        """Ends the cells whose outcome another's training has given; whether there were any."""
+        cell = None
+        for cell, outcome in source.copies():
+            for listener in listeners:
+                listener.started(cell)
+            for record in reports(outcome):
+                for listener in listeners:
+                    listener.epoch(cell, record)
+                source.epoch(cell, record)  # it is not stopped: there is nothing to save
+            for listener in listeners:
+                listener.ended(cell, outcome)
+            source.tell(cell, outcome)
+        return cell is not None
 
     class Unsaved:
         """Tune pickles what it is given to restore from it later, which we never do."""
@@ -168,8 +199,10 @@ def _adaptors(
             if source.finished:
                 return Searcher.FINISHED
             cell = source.next()
+            while copy() and cell is None:
+                cell = source.next()
             if cell is None:
-                return None
+                return Searcher.FINISHED if source.finished else None
             cells[trial_id] = cell
             return {"cell": json.dumps(asdict(cell))}
 

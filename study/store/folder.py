@@ -11,21 +11,27 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
-from network_surgery.study.config import Settings
+from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.metric import ACCURACY, Metric
-from network_surgery.study.training import convergence, records
+from network_surgery.study.training import convergence, records, values
 from network_surgery.study.training.cell import Cell
 
 FORMAT = 1
+#: The arms of a search: its trials, and the best of them on other seeds.
+SEARCHING = ("search", "racing")
+#: Parts of a cell that ``results.json`` does without.
+LEFT_OUT = ("architecture", "test", "fork", "keep")
 #: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
 PATIENCE = 0.5
 
@@ -48,6 +54,11 @@ class Record:
         """Trained to its end."""
         return records.finished(self.result)
 
+    @property
+    def compared(self) -> bool:
+        """Part of the comparison, not of the search, which trains originals, too, but reads no test samples."""
+        return self.cell.arm not in SEARCHING and (self.cell.arm != "original" or self.cell.test)
+
 
 class Folder:
     """A study's folder. ``Folder.make`` starts one, ``Folder.open`` finds one.
@@ -57,14 +68,16 @@ class Folder:
 
     def __init__(
         self, path: Path, settings: Settings, layers: dict[str, int], identity: str, preset: str | None = None,
-        metric: Metric = ACCURACY, unit: str = "images",
+        metric: Metric = ACCURACY, unit: str = "images", original: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         """``preset``: the name of the settings that the study was started with, before options overlaid them.
 
-        ``metric``: the task's primary one; ``unit``: what the task calls its samples.
+        ``metric``: the task's primary one; ``unit``: what the task calls its samples; ``original``: the sizes of the
+        network before it is trained (``parameters``, ``flops``), which older studies do not have.
         """
         self.path, self.settings, self.layers, self.identity, self.preset = path, settings, layers, identity, preset
-        self.metric, self.unit = metric, unit
+        self.metric = metric if settings.margin is None else replace(metric, margin=settings.margin)
+        self._own, self.unit, self.original = metric, unit, dict(original or {})
         self._ours = False
         self._read: tuple[tuple[int, int], list[Record]] = (0, 0), []
 
@@ -94,9 +107,14 @@ class Folder:
     @classmethod
     def make(
         cls, path: Path, settings: Settings, layers: dict[str, int], preset: str | None = None,
-        metric: Metric = ACCURACY, unit: str = "images",
+        metric: Metric = ACCURACY, unit: str = "images", data: dict[str, Any] | None = None,
+        original: Mapping[str, int] | None = None,
     ) -> Folder:  # fmt: skip
-        """A new study in an empty or missing folder. Raises StudyError as ``check``, or where it cannot be written."""
+        """A new study in an empty or missing folder. ``data``: the fingerprint of what it is trained on.
+
+        Raises:
+            StudyError: as ``check``, or where it cannot be written.
+        """
         cls.check(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -105,10 +123,11 @@ class Folder:
         identity = uuid.uuid4().hex
         content = {
             "format": FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
-            "layers": layers, "metric": metric.to_data(), "unit": unit, "machine": machine(),
+            "layers": layers, "metric": metric.to_data(), "unit": unit, "data": data, "machine": machine(),
+            "original": dict(original or {}),
         }  # fmt: skip
         _write(path / "study.json", content)
-        return cls(path.resolve(), settings, layers, identity, preset, metric, unit)
+        return cls(path.resolve(), settings, layers, identity, preset, metric, unit, original)
 
     @classmethod
     def open(cls, path: Path) -> Folder:
@@ -125,10 +144,16 @@ class Folder:
             settings, layers, identity = content["settings"], content["layers"], content["identity"]
         except KeyError as error:
             raise StudyError(f"{path / 'study.json'} is damaged: it lacks {error}") from None
-        known = Settings.from_data(settings, str(path / "study.json"))
+        known = Settings.from_data({**OLDER, **settings}, str(path / "study.json"))
         metric = Metric.from_data(content["metric"]) if "metric" in content else ACCURACY  # older studies had no other
         unit = content.get("unit", "images")
-        return cls(path.resolve(), known, layers, identity, content.get("preset"), metric, unit)
+        original = content.get("original")
+        return cls(path.resolve(), known, layers, identity, content.get("preset"), metric, unit, original)
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """The fingerprint of what it is trained on; older studies, and those of some streams, have none."""
+        return json.loads((self.path / "study.json").read_text()).get("data")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -165,7 +190,24 @@ class Folder:
         content["settings"] |= settings
         _write(self.path / "study.json", content)
         known = replace(self.settings, **settings)
-        return Folder(self.path, known, self.layers, self.identity, self.preset, self.metric, self.unit)
+        return Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
+
+    def looks(self, whole: bool = False) -> list[int]:
+        """The numbers of seeds with which its comparison was complete, and looked at. ``whole``: it is complete now."""
+        known: list[int] = json.loads((self.path / "study.json").read_text()).get("looks", [])
+        again = whole and self.settings.seeds > max(known, default=0)
+        return [*known, self.settings.seeds] if again else known
+
+    def looked(self) -> None:
+        """Keeps that its complete comparison is looked at: each look with more seeds spends some of the error rate."""
+        content = json.loads((self.path / "study.json").read_text())
+        if (looks := self.looks(whole=True)) != content.get("looks", []):
+            _write(self.path / "study.json", content | {"looks": looks})
+
+    def test_values(self, record: Record) -> NDArray[np.float64] | None:
+        """The metric of each test sample ``[n]`` of a finished cell; None where they were not kept."""
+        count, name = record.result.get("test_values"), record.result.get("same_as") or record.cell.name
+        return None if count is None else values.read(self.path / "networks" / f"{name}.pt", count)
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""
@@ -208,9 +250,16 @@ class Folder:
             os.fsync(ledger.fileno())
 
     def write(
-        self, summary: Sequence[dict[str, Any]], verdicts: Sequence[dict[str, Any]], **more: Any
+        self,
+        summary: Sequence[dict[str, Any]],
+        verdicts: Sequence[dict[str, Any]],
+        left_out: Sequence[dict[str, Any]] = (),
+        **more: Any,
     ) -> dict[str, Any]:
-        """Writes ``results.json`` from the ledger, a comparison and what else is to be kept; returns its content."""
+        """Writes ``results.json`` from the ledger, a comparison and what else is to be kept; returns its content.
+
+        ``more`` may have its own ``trials``, which say more of them.
+        """
         study = json.loads((self.path / "study.json").read_text())
         content = {
             "format": FORMAT,
@@ -219,31 +268,40 @@ class Folder:
             "layers": self.layers,
             "metric": self.metric.to_data(),
             "unit": self.unit,
-            "trials": [self._flat(record) for record in self.records("search")],
+            "data": study.get("data"),
+            "original": self.original,
+            "trials": [self.flat(record) for record in self.records("search")],
             "comparison": {
                 "summary": list(summary),
                 "verdicts": list(verdicts),
-                "cells": [self._flat(record) for record in self.records() if record.cell.arm != "search"],
+                "left_out": list(left_out),
+                "cells": [self.flat(record) for record in self.records() if record.compared],
             },
             **more,
         }
         _write(self.results, content)
         return content
 
-    def _flat(self, record: Record) -> dict[str, Any]:
-        cell = {key: value for key, value in vars(record.cell).items() if key not in ("architecture", "test")}
+    def flat(self, record: Record) -> dict[str, Any]:
+        """A cell and its outcome as ``results.json`` has them."""
+        cell = {key: value for key, value in vars(record.cell).items() if key not in LEFT_OUT}
         improving = {"improving": convergence.improving(record.result, self.metric)} if record.finished else {}
         return {"name": record.cell.name, **cell, **record.result, **improving}
 
 
 def checkpoint_of(cell: Cell, settings: Settings, folder: Path) -> Path:
     """Where a cell that is being trained keeps its checkpoint in the study's folder, by what it computes."""
-    return folder / "checkpoints" / f"{cell.name}-{cell.key(settings)}.pt"
+    return checkpoints_of(folder) / f"{cell.name}-{cell.key(settings)}.pt"
 
 
-def network_of(cell: Cell, folder: Path) -> Path:
-    """Where the final network of a cell lies in the study's folder."""
-    return folder / "networks" / f"{cell.name}.pt"
+def checkpoints_of(folder: Path) -> Path:
+    """Where a study keeps the checkpoints of cells, their own and those that they keep for each other."""
+    return folder / "checkpoints"
+
+
+def network_of(cell: Cell | str, folder: Path) -> Path:
+    """Where the final network of a cell, or of the cell of this name, lies in the study's folder."""
+    return folder / "networks" / f"{cell if isinstance(cell, str) else cell.name}.pt"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from network_surgery.study.config import ARMS
-from network_surgery.study.store.folder import Record
+from network_surgery.study.store.folder import SEARCHING, Record
 from network_surgery.study.store.words import describe
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import convergence
@@ -20,7 +20,7 @@ def table(records: Iterable[Record], metric: Metric = ACCURACY) -> list[dict[str
     of a metric of which less is better) is how much better the network is on what it was trained on, ``loss spike`` the
     largest of its operations, ``improving`` whether it was still when it ended; ``failure`` says why it has no more.
     """
-    order = ("search", *ARMS)
+    order = (*SEARCHING, *ARMS)
     return [_row(record, metric) for record in sorted(records, key=lambda record: order.index(record.cell.arm))]
 
 

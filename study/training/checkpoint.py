@@ -2,7 +2,8 @@
 
 A checkpoint holds the architecture, the weights and their average, the optimizer's state, what operations did to the
 learning rate, the random state, the position in training and the callbacks' states (the theatre's: how far the schedule
-is, and its records). A run that resumes from one equals an uninterrupted run bit for bit on a CPU.
+is, and its records) by their names. A run that resumes from one equals an uninterrupted run bit for bit on a CPU; so
+does one that another run's checkpoint is loaded into, with callbacks of its own (``study.training.fork``).
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.training.records import renamed
 from network_surgery.study.training.trainer import Callback, Trainer
 
-FORMAT = 4
+FORMAT = 5
+#: One in which callbacks' states are a list, in the order of the callbacks.
+LISTED = 4
 
 
 def save(trainer: Trainer, path: Path) -> None:
     """Writes the trainer's state at the end of an epoch; the file is whole or not there."""
-    cuda = torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None
+    device = trainer.device
+    random = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
     content = {
         "format": FORMAT,
         "architecture": describe(trainer.model),
@@ -34,11 +38,14 @@ def save(trainer: Trainer, path: Path) -> None:
         "rate": trainer.rate.state(),
         "average": _average(trainer),
         "random": torch.get_rng_state(),
-        "cuda_random": cuda,
+        "cuda_random": random,  # of any device; earlier versions had this one alone
         "epoch": trainer.epoch,
         "iteration": trainer.iteration,
         "history": trainer.history,
-        "callbacks": [callback.state() for callback in trainer.callbacks],
+        "forked": trainer.forked,
+        "peak_memory": peak_memory(trainer),
+        "callbacks": {name: callback.state() for name, callback in _named(trainer).items()},
+        "adds": {name: sorted(callback.adds) for name, callback in _named(trainer).items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -49,8 +56,11 @@ def save(trainer: Trainer, path: Path) -> None:
     os.replace(part, path)
 
 
-def load(trainer: Trainer, path: Path) -> None:
+def load(trainer: Trainer, path: Path, fork: bool = False) -> None:
     """Brings a freshly made trainer to where the checkpoint was written, its network to the sizes it had then.
+
+    ``fork``: the checkpoint is of another run, and callbacks take of it what is theirs, too (``Callback.fork``). One
+    that the other run did not have begins anew; what one that this run does not have has added to history is left out.
 
     Raises:
         StudyError: the file is no checkpoint of this network.
@@ -61,7 +71,7 @@ def load(trainer: Trainer, path: Path) -> None:
     except Exception as error:  # a damaged file can fail in any way
         raise StudyError(f"{path} is not a checkpoint: {(str(error).splitlines() or ['it is empty'])[0]}") from error
     try:
-        if content["format"] != FORMAT:
+        if content["format"] not in (FORMAT, LISTED):
             raise StudyError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
         adopt(trainer.model, content["architecture"])
         fill(trainer.model, content["weights"], content["architecture"])
@@ -80,11 +90,34 @@ def load(trainer: Trainer, path: Path) -> None:
     trainer.rate.restore(content.get("rate", []))  # an older one knows of none
     trainer.epoch, trainer.iteration = content["epoch"], content["iteration"]
     trainer.history = [renamed(record) for record in content["history"]]  # of an older version it has other names
-    for callback, state in zip(trainer.callbacks, content["callbacks"], strict=True):
-        callback.restore(state)
+    trainer.forked, trainer.peak_memory = content.get("forked"), content.get("peak_memory")
+    callbacks, states = _named(trainer), content["callbacks"]
+    states = states if content["format"] == FORMAT else dict(zip(callbacks, states, strict=True))
+    if fork:
+        foreign = {key for name, added in content["adds"].items() if name not in callbacks for key in added}
+        trainer.history = [{k: v for k, v in record.items() if k not in foreign} for record in trainer.history]
+    for name, callback in callbacks.items():
+        if name in states:
+            callback.fork(states[name]) if fork else callback.restore(states[name])
     torch.set_rng_state(content["random"])
-    if content["cuda_random"] is not None and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state(content["cuda_random"], trainer.device)
+    if content["cuda_random"] is not None and trainer.device.type != "cpu":
+        torch.get_device_module(trainer.device).set_rng_state(content["cuda_random"], trainer.device)
+
+
+def peak_memory(trainer: Trainer) -> int | None:
+    """The most bytes that the GPU held for this run, whatever process began it; None on a CPU."""
+    if trainer.device.type != "cuda":
+        return None
+    return max(torch.cuda.max_memory_allocated(trainer.device), trainer.peak_memory or 0)
+
+
+def _named(trainer: Trainer) -> dict[str, Callback]:
+    """The callbacks by the names of their classes, the second of a class with a number."""
+    found: dict[str, Callback] = {}
+    for callback in trainer.callbacks:
+        name, same = type(callback).__name__, sum(type(each) is type(callback) for each in found.values())
+        found[f"{name} {same + 1}" if same else name] = callback
+    return found
 
 
 def _average(trainer: Trainer) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""How fast a finished network is, and how much memory it took."""
+"""How fast a finished network is."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ REPEATS = 5
 def speed(model: nn.Module, batches: Batches, device: torch.device, compute: Compute = PLAIN) -> dict[str, Any]:
     """``latency_seconds``: batch → median seconds of a forward pass (the samples are repeated as often as that takes),
     computed as in training, uncompiled.
-
-    ``peak_memory``: the most bytes that the GPU held for this process; None on a CPU.
     """
     found = {}
     with evaluating(model), torch.no_grad():
@@ -35,5 +33,4 @@ def speed(model: nn.Module, batches: Batches, device: torch.device, compute: Com
                 compute.answer(model, inputs, device)
                 seconds.append(clock(device) - start)
             found[str(batch)] = statistics.median(seconds[1:])
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {"latency_seconds": found, "peak_memory": memory}
+    return {"latency_seconds": found}

@@ -42,6 +42,8 @@ class Probe(Callback):
     checkpoints and results. ``threshold``: how near to nothing a dead or frozen unit is.
     """
 
+    adds = frozenset({"redundancy", "idle", "probe_seconds"})
+
     def __init__(self, theatre: Theatre, every: int, threshold: float) -> None:
         self._theatre, self._every, self._threshold = theatre, every, threshold
 

@@ -9,7 +9,8 @@ begun without it (``study.arms``); totals and moments count it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from network_surgery.study.training.records import OperationRecord, Outcome, checks_of, operations_of
 
@@ -20,6 +21,11 @@ def seconds(outcome: Outcome, epoch: float) -> float:
         each.seconds for each in checks_of(outcome) if not each.operated and each.epoch >= epoch
     )
     return _sunk(outcome, "seconds") + _by(outcome, "train_seconds", epoch) + outcome["operation_seconds"] - later
+
+
+def training_seconds(outcome: Outcome, epoch: float) -> float:
+    """Seconds of training alone before this moment, without sunk ones."""
+    return _by(outcome, "train_seconds", epoch)
 
 
 def training_flops(outcome: Outcome, epoch: float) -> float:
@@ -44,13 +50,29 @@ def work(
 
 
 def before_surgery(outcome: Outcome) -> dict[str, float]:
-    """What training had cost when the first operation came, without looks at the network: epochs, seconds, FLOPs and,
-    where it was taken, joules.
+    """What training had cost when the first operation came, without looks at the network: epochs, steps, seconds, FLOPs
+    and, where it was taken, joules.
     """
-    epoch = operations_of(outcome)[0].epoch
-    spent = {"epochs": epoch, "seconds": _by(outcome, "train_seconds", epoch)}
+    first = operations_of(outcome)[0]
+    epoch = first.epoch
+    spent = {"epochs": epoch, "steps": first.iteration, "seconds": training_seconds(outcome, epoch)}
     spent["training_flops"] = training_flops(outcome, epoch)
     return spent | ({"joules": _by(outcome, "joules", epoch)} if outcome.get("joules") is not None else {})
+
+
+def whole(outcome: Outcome) -> dict[str, float]:
+    """What a whole training had cost, in the form of ``before_surgery``."""
+    names = ("steps", "seconds", "training_flops", "joules")
+    return {"epochs": float(len(outcome["epochs"]))} | {
+        name: outcome[name] for name in names if outcome.get(name) is not None
+    }
+
+
+def joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:
+    """The joules of all epochs and of what was sunk; None where those of a part are not known."""
+    parts = [record.get("joules") for record in history] + ([sunk.get("joules")] if sunk else [])
+    known = [joules for joules in parts if joules is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _by(outcome: Outcome, name: str, epoch: float) -> float:

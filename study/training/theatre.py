@@ -135,6 +135,10 @@ class Theatre(Callback):
         self._epoch_seconds = state.get("epoch_seconds")  # an older checkpoint knows of none
         self._anatomy = self._moment = None  # of the network as it was
 
+    def fork(self, state: dict[str, Any]) -> None:
+        """Goes on from a run without operations, with all steps of the schedule still to come."""
+        self.restore(state | {"due": None})
+
     def _turn(self, loop: Loop, place: int) -> None:
         """What the schedule's step at this place has to do now; says when its next turn is, if it has one."""
         assert self._due is not None

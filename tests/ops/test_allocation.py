@@ -153,6 +153,26 @@ def test_uniform_is_the_same_share_everywhere():
         assert abs(keep[one.name] - keep[other.name]) <= 1.5 / min(one.units, other.units)
 
 
+def test_shares_are_how_much_of_each_layer_stays_beside_the_others():
+    anatomy, _ = anatomy_of("small_cnn")
+    keep = allocate(anatomy, MinWeight(), {"parameters": 0.2}, {"conv1": 1, "conv2": 0.5, "fc*": 0.25})
+    for name, share_of_it in (("conv2", 0.5), ("fc1", 0.25)):
+        assert abs(keep[name] - share_of_it * keep["conv1"]) <= 1.5 / anatomy[name].units
+    alone = allocate(anatomy, MinWeight(), {"parameters": 0.9}, {"fc1": 0.05})  # the others keep all of their units
+    assert alone["conv1"] == alone["conv2"] == 1 > alone["fc1"]
+    assert allocate(anatomy, MinWeight(), {"parameters": 0.2}, {"fc1": 1}) == allocate(
+        anatomy, MinWeight(), {"parameters": 0.2}, "uniform"
+    )
+    named = Allocation({"parameters": 0.2}, {"conv1": 1, "fc1": 0.25})
+    assert str(named) == "to 20 % of the parameters by the shares conv1 1, fc1 0.25"
+    assert hash(named) == hash(Allocation({"parameters": 0.2}, {"conv1": 1, "fc1": 0.25}))
+    with pytest.raises(SurgeryError, match="the layer 'nowhere'"):
+        allocate(anatomy, MinWeight(), {"parameters": 0.2}, {"nowhere": 1})
+    for shares, message in (({"fc1": 0}, "the share of fc1"), ({"fc1": "half"}, "the share of fc1"), ({}, "there are")):
+        with pytest.raises(SurgeryError, match=message):
+            Allocation({"parameters": 0.2}, shares)
+
+
 def test_a_budget_that_is_met_keeps_every_unit_and_small_ones_take_more():
     anatomy, signals = anatomy_of("small_cnn")
     assert set(allocate(anatomy, MinWeight(), {"parameters": 1.0}).values()) == {1.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -43,13 +44,13 @@ EVERY_SPACE = pytest.mark.parametrize("space", [name for name in SPACES if not n
 
 
 def drawn(
-    space: str, layers: dict[str, SimpleNamespace], epochs: int, count: int = 40
+    space: str, layers: dict[str, SimpleNamespace], epochs: int, count: int = 40, **more: Any
 ) -> list[optuna.trial.FrozenTrial]:
     """Trials sampled at random from a space, each with its schedule as plain data."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=epochs))
     for _ in range(count):
         trial = study.ask()
-        trial.set_user_attr("schedule", SPACES[space](trial, layers, epochs).to_data())
+        trial.set_user_attr("schedule", SPACES[space](trial, layers, epochs, **more).to_data())
         study.tell(trial, 0.0)
     return study.trials
 
@@ -87,7 +88,8 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         assert all(name.isidentifier() for name in trial.params)
         assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
         assert "first_epoch" in trial.params
-        assert ("layers" in trial.params) != ("amount" in trial.params)  # pruning is of the whole network
+        whole = space == "shrink" or "amount" in trial.params  # of the whole network
+        assert ("layers" in trial.params) != whole
         one_by_one = trial.params.get("order", "together") != "together"
         assert ("times" in trial.params) != one_by_one
         waiting = trial.params.get("when", "moment") != "moment"
@@ -103,6 +105,8 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
             hyperparameters = {
                 key: value for key, value in step.items() if key not in ("when", "layer", "op", "repair")
             }
+            for name in ("budget", "allocate"):
+                hyperparameters.pop(name, None)
             if step["op"] == "eigen_remove" and trial.params["delta"] == "threshold":
                 assert hyperparameters.pop("rank") is None
             if "ramp" in trial.params or step["op"] == "compact":  # the fraction grows to the one that was chosen
@@ -121,11 +125,16 @@ def test_numbers_have_three_digits(space: str) -> None:
             assert all(step[name] == float(f"{step[name]:.3g}") for name in ours if isinstance(step[name], float))
 
 
+CONTROLS = {"random_remove", "zero_expand"}
+REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
+
+
 @pytest.mark.parametrize(
     ("space", "operations"),
     [
-        ("mixed", set(OPERATIONS)),
-        ("removal", set(removal.NAMES)),
+        ("mixed", set(OPERATIONS) - CONTROLS),
+        ("removal", REMOVALS),
+        ("shrink", REMOVALS),
         ("expansion", set(expansion.NAMES)),
         ("eigen_remove", {"eigen_remove"}),
         ("weak_expand", {"weak_expand"}),
@@ -135,8 +144,27 @@ def test_numbers_have_three_digits(space: str) -> None:
     ],
 )
 def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: set[str]) -> None:
-    found = {step["op"] for trial in drawn(space, LAYERS["one layer"], 5, 60) for step in trial.user_attrs["schedule"]}
-    assert found == operations
+    trials = drawn(space, LAYERS["one layer"], 5, 60)
+    found = {step["op"] for trial in trials for step in trial.user_attrs["schedule"]}
+    assert found == operations and not found & CONTROLS
+    assert not any(trial.params.get("score") == "random" for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("space", "controls"),
+    [
+        ("mixed", CONTROLS),
+        ("removal", {"random_remove"}),
+        ("shrink", {"random_remove"}),
+        ("expansion", {"zero_expand"}),
+    ],
+)
+def test_controls_are_offered_to_who_asks_for_them(space: str, controls: set[str]) -> None:
+    trials = drawn(space, LAYERS["one layer"], 5, 120, controls=True)
+    assert controls <= {step["op"] for trial in trials for step in trial.user_attrs["schedule"]}
+    if space != "expansion":
+        offered = [trial.distributions["score"] for trial in trials if "score" in trial.distributions]
+        assert offered and all("random" in each.choices for each in offered)  # type: ignore[attr-defined]
 
 
 def test_growth_has_its_hyperparameters_and_fits_the_network() -> None:
@@ -209,7 +237,7 @@ def test_a_repair_is_decoded_from_one_word() -> None:
 
 
 def test_other_spaces_repair_nothing() -> None:
-    for space in set(SPACES) - {"removal", "mixed", "thesis", "thesis_published"}:
+    for space in set(SPACES) - {"removal", "mixed", "shrink", "thesis", "thesis_published"}:
         for trial in drawn(space, LAYERS["three layers"], 10):
             assert not any("repair" in step for step in trial.user_attrs["schedule"])
 

@@ -136,3 +136,24 @@ def test_a_study_from_python(cluster: None, tmp_path: Path) -> None:
     assert ledger.startswith(kept) and len(more.trials) == 3
     with pytest.raises(StudyError, match="trials is 1, but 3 trials of this study have ended"):
         study.resume(out, task=Signs(8), space=broken, trials=1)
+
+
+@pytest.mark.slow
+def test_a_study_in_the_same_folder_goes_on(cluster: None, tmp_path: Path) -> None:
+    """With more seeds, schedules or trials; any other setting is named in a sentence."""
+    step = {"when": "1ep", "layer": "0", "op": "min_weight", "keep": 0.5}
+    given = SMALL | {"schedules": [[step]], "seeds": 1}
+    study.run(Signs(6), out=tmp_path / "out", **given)
+    ledger = tmp_path / "out" / "cells.jsonl"
+    kept = ledger.read_text()
+    more = study.run(Signs(6), out=tmp_path / "out", **given | {"seeds": 2})
+    assert ledger.read_text().startswith(kept) and set(more.comparison["seed"]) == {1, 2}
+    assert more.results["state"]["shared_epochs"] == 2  # surgery's first epoch of each seed
+    surgery = more.results["comparison"]["cells"][-1]
+    assert surgery["arm"] == "surgery" and surgery["forked"] == {"from": "original-seed-2", "epoch": 1}
+    with pytest.raises(
+        StudyError, match="holds a study whose epochs is 2, not 3; only trials, top and seeds may change"
+    ):
+        study.run(Signs(6), out=tmp_path / "out", **given | {"epochs": 3})
+    with pytest.raises(StudyError, match=r"whose learning_rate is 0.001, not 0.1 \(and probe\)"):
+        study.run(Signs(6), out=tmp_path / "out", **given | {"learning_rate": 0.1, "probe": 1})

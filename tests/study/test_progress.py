@@ -40,3 +40,17 @@ def test_a_stage_is_told_line_by_line() -> None:
     assert last.startswith(
         "search: 3 of 3 trainings, 1 failed, 1 stopped early, best 90.00% on validation (search-000)"
     )
+
+
+def test_what_is_beyond_the_budget_is_never_the_best() -> None:
+    text = io.StringIO()
+    with Display(
+        Console(file=text, width=200), "search", SimpleNamespace(total=2),
+        feasible=lambda cell, result: result["parameters"] < 100,
+    ) as display:  # fmt: skip
+        for number, parameters in enumerate((1200, 10)):
+            result = {"validation_metric": 0.9 - number / 10, "parameters": parameters, "seconds": 1.5}
+            display.ended(Cell("search", 0, trial=number), result)
+    first, second, last = filter(None, text.getvalue().splitlines())
+    assert first.endswith(", beyond the budget") and not second.endswith("budget")
+    assert "best 80.00% on validation (search-001)" in last

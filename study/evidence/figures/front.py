@@ -32,9 +32,11 @@ from network_surgery.study.task.metric import Metric
 
 def front(results: Results) -> Drawing | None:
     """Pairs of objectives with the front marked, and hypervolume over trials; none for a study of one objective."""
-    found, trials, metric = results.get("front"), finished(results["trials"]), metric_of(results)
-    if not found or not trials:
+    found, metric = results.get("front"), metric_of(results)
+    if not found:
         return None
+    among = {number for number, _ in found["history"]}  # those within the budget
+    trials = [trial for trial in finished(results["trials"]) if trial["trial"] in among]
     pairs = list(itertools.combinations(found["objectives"], 2))
     rows = math.ceil((len(pairs) + 1) / 2)
     figure = Figure(figsize=(9, 0.8 + 3.3 * rows), layout="constrained")

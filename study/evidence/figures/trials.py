@@ -56,13 +56,17 @@ def search(results: Results) -> Drawing | None:
         size, value = (statistics.fmean(c[key] for c in originals) for key in ("parameters", "validation_metric"))
         words = f"original, mean of n = {len(originals)}"
         axes.scatter(size, value, marker="*", s=210, color=BLACK, label=words, zorder=3)
+    limit = (results.get("budget") or {}).get("limits", {}).get("parameters", {}).get("limit")
+    if limit is not None:
+        axes.axvline(limit, color=BLACK, linewidth=1, linestyle="--", label=f"budget: {limit:,.0f} parameters")
     everything = [*trials, *originals]
     log_scale(axes.xaxis, [t["parameters"] * pad for t in everything for pad in (0.8, 1.25)], count)
     scale = metric_scale(axes, metric, [t["validation_metric"] for t in everything])
     _ring(axes, [t for t in trials if t["trial"] in {c["trial"] for c in cells_of(results, "surgery")}])
     axes.set(xlabel="parameters at the end (log scale)", ylabel=metric_label("validation", metric))
     figure.legend(loc="outside lower center", ncols=3)
-    best = max(trials, key=lambda t: (metric.gain(t["validation_metric"], 0.0), -t["parameters"]))
+    within = [trial for trial in trials if trial.get("state") != "infeasible"] or trials
+    best = max(within, key=lambda t: (metric.gain(t["validation_metric"], 0.0), -t["parameters"]))
     most = metric.named(metric.label(best["validation_metric"]))
     found = f"{most} at {best['parameters']:,} parameters, with {name_of(best)}"
     return titled(

@@ -19,11 +19,12 @@ from typing import Any
 
 from network_surgery.ops.errors import first_line
 from network_surgery.study.errors import StudyError
+from network_surgery.study.search import comparing
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri, inputs, measures, model, names
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
 from network_surgery.study.store import trainings
-from network_surgery.study.store.folder import Folder
+from network_surgery.study.store.folder import SEARCHING, Folder
 from network_surgery.study.task import Classification, Task
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.convergence import improving
@@ -31,6 +32,9 @@ from network_surgery.study.training.records import finished
 
 #: Seconds between tries to reach a server that is away, and how long the end of a study waits for it.
 RETRY_SECONDS, PATIENCE_SECONDS = 5.0, 30.0
+
+#: Parts of a result that a run is tagged by.
+TAGS = ("device", "failure", "stopped", "same_as")
 
 
 class Tracker:
@@ -82,11 +86,16 @@ class Tracker:
         self._metrics(cell.name, measures.of_epoch(record, self._folder.metric))
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
-        tags: dict[str, str] = {name: str(result[name]) for name in ("device", "failure", "stopped") if name in result}
+        tags: dict[str, str] = {name: str(result[name]) for name in TAGS if name in result}
         if finished(result) and (still := improving(result, self._folder.metric)) is not None:
             tags["improving"] = str(still).lower()
+        violations = self._violations(cell, result)
+        if violations:
+            tags["feasible"] = str(max(violations.values()) <= 0).lower()
         self._jobs.put(lambda: self._tags(cell, tags))
         if "failure" not in result:
+            step = len(result.get("epochs", ()))
+            self._metrics(cell.name, [(f"budget/over {name}", each, step) for name, each in violations.items()])
             self._metrics(cell.name, measures.of_outcome(result))
             network = self._folder.path / result.get("network", "none")
             if network.is_file():  # a worker may have another file system
@@ -95,6 +104,12 @@ class Tracker:
             self._metrics(cell.name, measures.of_test(result, self._folder.metric), on="test")
         status = "FAILED" if "failure" in result else "FINISHED"
         self._jobs.put(lambda: self._client.set_terminated(self._runs[cell.name], status))
+
+    def _violations(self, cell: Cell, result: Mapping[str, Any]) -> dict[str, float]:
+        """How far a run of the search lies beyond each limit of the study's budget."""
+        if "failure" in result or cell.arm not in SEARCHING:
+            return {}
+        return comparing.budget_of(self._folder, [cell.seed]).violations(result)
 
     def stage_ended(self) -> None:
         """The parent run's table of all trainings that have ended so far."""

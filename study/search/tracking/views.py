@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from network_surgery.study.search.tracking.measures import group
+from network_surgery.study.store.folder import SEARCHING
 from network_surgery.study.task.metric import ACCURACY, Metric
 
 _TAG, _RUN_NAME = "mlflow.sharedViewState.", "attributes.`Run Name`"
@@ -27,9 +28,9 @@ def view_tags(metric: Metric = ACCURACY) -> dict[str, str]:
     test, validation = f"{name}/test", f"{name}/validation"
     shared = ("size/parameters", "size/flops", "seconds/total", "operation loss/spike_factor", "tags.operation")
     comparison, search = (test, *shared, "tags.arm"), (validation, *shared)
-    up = metric.better == "lower"
+    up, compared = metric.better == "lower", " and ".join(f"tags.arm != '{arm}'" for arm in SEARCHING)
     return {
-        f"{_TAG}{first(metric)}": _view(f"Comparison of arms{of}", "tags.arm != 'search'", test, up, comparison),
+        f"{_TAG}{first(metric)}": _view(f"Comparison of arms{of}", compared, test, up, comparison),
         f"{_TAG}search{_of(metric)}": _view(f"Search trials{of}", "tags.arm = 'search'", validation, up, search),
     }
 

@@ -30,8 +30,8 @@ PARAMETERS = 800  # for each unit
 
 
 def study(path: Path, layers: Mapping[str, int], **settings: Any) -> Folder:
-    """A finished study of these settings: every trial, and the chosen ones compared over all seeds."""
-    folder = Folder.make(path, Settings(**settings), layers=dict(layers))
+    """A finished study of these settings: every trial, and the chosen ones compared over all seeds, without a race."""
+    folder = Folder.make(path, Settings(**{"racing": 1} | settings), layers=dict(layers))
     with (folder.path / "cells.jsonl").open("w") as ledger:
         for cell, result in trainings(folder):
             ledger.write(json.dumps({"cell": asdict(cell), "result": result}) + "\n")

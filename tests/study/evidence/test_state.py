@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from network_surgery.study.conduct import show, write_report
-from network_surgery.study.evidence.state import state
+from network_surgery.study.evidence.state import epochs, state
 from network_surgery.study.store.folder import Folder
 from tests.study.evidence import made
 
@@ -53,7 +53,8 @@ def cut(folder: Folder, records: int) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     """A finished study: 6 trials, 2 schedules, 2 seeds."""
-    return made.study(tmp_path / "s", LAYERS, trials=6, top=2, seeds=2, epochs=4, space="removal")
+    arms = ("original", "surgery", "restart", "restart_flops", "random")
+    return made.study(tmp_path / "s", LAYERS, trials=6, top=2, seeds=2, epochs=4, space="removal", arms=arms)
 
 
 def page(folder: Folder) -> str:
@@ -64,8 +65,12 @@ def page(folder: Folder) -> str:
 def test_a_finished_study_has_nothing_left_to_do(folder: Folder) -> None:
     cells = len(folder.records()) - 6
     assert cells == 2 + 2 * 2 * 4  # the original, and surgery with three rivals for each schedule, of each seed
-    expected = {"now": "finished", "search": {"ended": 6, "of": 6}, "comparison": {"ended": cells, "of": cells}}
+    expected = {
+        "now": "finished", "search": {"ended": 6, "of": 6}, "racing": {"ended": 0, "of": 0},
+        "comparison": {"ended": cells, "of": cells},
+    }  # fmt: skip
     assert state(folder) == expected
+    expected |= epochs(folder)
     assert write_report(folder)["state"] == expected == json.loads(folder.results.read_text())["state"]
     assert "Finished.</strong> 6 of 6 trials of the search and 18 of 18 trainings of the comparison" in page(folder)
 
@@ -135,7 +140,8 @@ def test_a_lost_training_is_missing_and_a_failed_one_is_not(folder: Folder) -> N
 def test_a_search_that_changed_no_network_has_nothing_to_compare(tmp_path: Path) -> None:
     folder = made.study(tmp_path / "s", LAYERS, trials=3, top=1, seeds=1, epochs=4, space="dead_units")
     cut(folder, 3)
-    assert state(folder) == {"now": "finished", "search": {"ended": 3, "of": 3}, "comparison": {"ended": 0, "of": 0}}
+    none = {"ended": 0, "of": 0}
+    assert state(folder) == {"now": "finished", "search": {"ended": 3, "of": 3}, "racing": none, "comparison": none}
     assert "3 of 3 trials of the search have ended." in page(folder)
 
 
@@ -145,7 +151,8 @@ def test_given_schedules_need_no_search(tmp_path: Path) -> None:
     assert state(folder) == {
         "now": "interrupted",
         "search": {"ended": 0, "of": 0},
-        "comparison": {"ended": 0, "of": 10},
+        "racing": {"ended": 0, "of": 0},
+        "comparison": {"ended": 0, "of": 14},
     }
     assert "Nothing is searched" in page(folder)
 
@@ -154,3 +161,15 @@ def test_a_grid_that_this_version_does_not_know_is_what_was_compared(folder: Fol
     older = folder.changed(sampler="grid", space="of another version")
     found = state(older)
     assert found["now"] == "finished" and found["comparison"] == {"ended": 18, "of": 18}
+
+
+def test_epochs_that_were_not_trained_twice_are_counted(folder: Folder) -> None:
+    """A forked run shares the first of them, one that is the same as another all."""
+    trained = sum(len(record.result.get("epochs", ())) for record in folder.records())
+    assert epochs(folder) == {"trained_epochs": trained, "shared_epochs": 0}
+    surgery, restart = folder.records("surgery")[0], folder.records("restart")[0]
+    folder.ended(surgery.cell, surgery.result | {"forked": {"from": "original-seed-1", "epoch": 2}})
+    folder.ended(restart.cell, restart.result | {"same_as": "restart-001-seed-1"})
+    shared = 2 + len(restart.result["epochs"])
+    assert epochs(folder) == {"trained_epochs": trained - shared, "shared_epochs": shared}
+    assert f" {shared} of {trained} epochs were not trained twice." in page(folder)

@@ -50,7 +50,7 @@ def search(source: Sampled, most: int = 10**6) -> list[float]:
                 break
             assert cell.trial is not None
             found[cell.trial] = cell.params["keep"]
-            source.tell(cell, {"validation_metric": -abs(cell.params["keep"] - 0.6), "parameters": 1.0})
+            source.tell(cell, {"validation_loss": abs(cell.params["keep"] - 0.6), "parameters": 1.0})
     return [found[number] for number in sorted(found)]
 
 
@@ -75,7 +75,7 @@ def test_a_sampler_and_a_pruner_of_anyones(tmp_path: Path) -> None:
         "    return [{'when': '1ep', 'layer': 'fc1', 'op': 'min_weight', 'keep': keep}]\n"
     )
     at = f"{tmp_path}/mine.py"
-    mine = settings(sampler=f"{at}:sampler", pruner=f"{at}:pruner", space=f"{at}:space")
+    mine = settings(sampler=f"{at}:sampler", pruner=f"{at}:pruner", space=f"{at}:space", objective=("metric",))
     source = Sampled(mine, LAYERS, tmp_path / "a.db")
     cell = source.next()
     assert cell is not None
@@ -163,6 +163,12 @@ def test_no_password_is_written_down(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ({"pruner": "PercentilePruner"}, "the pruner 'PercentilePruner' cannot be made"),
         ({"enqueue": [{"kep": 0.5}]}, "enqueue has 'kep' .* has keep; did you mean 'keep'"),
         ({"enqueue": [{"keep": 0.9}]}, "enqueue has keep: 0.9 .* chooses it from 0.25 to 0.75"),
+        ({"enqueue": [{"keep": "half"}]}, "enqueue has keep: 'half' .* chooses it from 0.25 to 0.75"),
+        (
+            {"space": "mixed", "enqueue": [{"op": "nope"}]},
+            "enqueue has op: 'nope' in {'op': 'nope'}, but the search space 'mixed' chooses it from 'eigen_remove', ",
+        ),
+        ({"space": "mixed", "enqueue": [{"op": ["pcns"]}]}, r"enqueue has op: \['pcns'\] "),
         ({"space": "math:pi"}, "the search space 'math:pi' is a float, but it must be a function"),
         ({"space": "mixd"}, "there is no search space 'mixd'; .*did you mean 'mixed'"),
     ],

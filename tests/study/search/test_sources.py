@@ -29,7 +29,9 @@ def settings(**changes: Any) -> Settings:
 def outcome(cell: Cell) -> dict[str, Any]:
     """A result that depends on the cell alone."""
     keep = cell.params.get("keep", cell.params.get("grow", 0.5))
-    return {"validation_metric": 1 - abs(keep - 0.6), "parameters": 1000 * keep, "flops": 1.0, "seconds": 1.0}
+    loss = abs(keep - 0.6)
+    sizes = {"parameters": 1000 * keep, "flops": 1.0, "seconds": 1.0}
+    return {"validation_metric": 1 - loss, "validation_loss": loss} | sizes
 
 
 def work_off(source: Sampled, backwards: bool = False, most: int = 10**6) -> list[Cell]:
@@ -80,7 +82,7 @@ def test_a_result_that_optuna_never_heard_of_is_not_run_again(tmp_path: Path) ->
 
 def test_a_search_of_an_earlier_version_goes_on_under_its_name(tmp_path: Path) -> None:
     place = f"sqlite:///{tmp_path / 'a.db'}"
-    old = optuna.create_study(storage=place, study_name="search", direction="maximize")
+    old = optuna.create_study(storage=place, study_name="search", direction="minimize")
     old.ask()
     source = Sampled(settings(), LAYERS, tmp_path / "a.db")
     assert source.study.study_name == "search" and optuna.get_all_study_names(place) == ["search"]
@@ -94,7 +96,7 @@ def test_people_can_read_the_database(tmp_path: Path) -> None:
     source.tell(first, outcome(first) | {"spikes": [spiked(2.0), spiked(5.0)]})
     source.tell(second, {"failure": "the loss became nan"})
     assert source.study.study_name == f"{tmp_path.name}: small_cnn on digits"
-    assert source.study.metric_names == ["validation accuracy"]
+    assert source.study.metric_names == ["validation loss"]
     assert source.study.user_attrs["space"] == "mixed"
     told = source.study.trials[0].user_attrs
     assert told["schedule"] == f"{len(first.schedule)} steps" and told["largest loss spike"] == 5.0

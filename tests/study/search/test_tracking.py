@@ -244,6 +244,22 @@ class Streamed(Named):
 """
 
 
+@pytest.mark.slow
+def test_a_trial_beyond_the_budget_says_so_and_by_how_much(tmp_path: Path) -> None:
+    settings = Settings(budget={"parameters": 0.1})
+    study = Folder.make(tmp_path / "study", settings, {"fc1": 8}, "smoke", original={"parameters": 80, "flops": 9})
+    small, racing = Cell("search", 0, trial=4), Cell("racing", 1000, trial=4)
+    with Tracker(study, DATA) as tracked:
+        for cell, parameters in ((CELL, 10), (small, 8), (racing, 8)):
+            tracked.started(cell)
+            tracked.ended(cell, OUTCOME | {"parameters": parameters})
+    assert tracked.lost == 0
+    found = {name.split(":")[0]: run.data for name, run in runs(study).items()}
+    assert found["search 3"].tags["feasible"] == "false" and found["search 4"].tags["feasible"] == "true"
+    assert found["search 3"].metrics["budget/over parameters"] == pytest.approx(0.25)
+    assert found["racing 4, seed 1000"].tags["feasible"] == "true"
+
+
 @pytest.mark.parametrize("kind", ["Named", "Placed", "Streamed"])
 def test_the_network_of_one_s_own_task_is_a_model_that_its_settings_make_again(kind: str, tmp_path: Path) -> None:
     import mlflow
