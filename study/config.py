@@ -22,10 +22,25 @@ REPEATS_FROM = 1000
 #: What a study did that says nothing of a setting, since it is older than that.
 OLDER: dict[str, Any] = {"controls": True, "racing": 1}
 Arm = Literal[
-    "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_late",
-    "operate_first", "operate_first_flops", "random",
+    "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_fair", "restart_late",
+    "restart_late_flops", "operate_first", "operate_first_flops", "uniform", "prune_end", "prune_end_rewind_lr",
+    "prune_end_rewind", "random", "distill", "snip", "random_init", "gradmax", "net2net",
 ]  # fmt: skip
 ARMS: tuple[Arm, ...] = get_args(Arm)
+_BOTH: tuple[Arm, ...] = (
+    "prune_end", "prune_end_rewind_lr", "prune_end_rewind", "random", "distill", "gradmax", "net2net",
+)  # fmt: skip
+#: Arms that have a name together: few and cheap ones, all, and those of a question's two accountings
+#: (``study.arms.cost``).
+GROUPS: dict[str, tuple[Arm, ...]] = {
+    "default": ("original", "surgery", "restart", "restart_flops", "uniform", "prune_end", "random"),
+    "all": ARMS,
+    "given": ("original", "surgery", "restart_late", "restart_late_flops", *_BOTH),
+    "zero": (
+        "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_fair", "operate_first",
+        "operate_first_flops", "uniform", "snip", "random_init", *_BOTH,
+    ),
+}  # fmt: skip
 #: What training may start from besides files and folders.
 STARTS = ("none", "factory", "torchvision")
 OTHERS = ", ".join(arm for arm in ARMS if arm != "surgery")
@@ -47,8 +62,16 @@ def _limits(value: Any) -> Any:
 
 
 def _comparable(arms: tuple[Arm, ...]) -> bool:
-    rivals = {"restart", "operate_first"}
+    rivals = {"restart", "restart_late", "operate_first"}
     return "surgery" in arms and bool(rivals & {*arms} or {*arms} <= {"original", "surgery"}) and _different(arms)
+
+
+def _ungrouped(names: Any) -> Any:
+    """A list of arms with groups' names in it, as a list of arms, in the order of all."""
+    if not isinstance(names, (list, tuple)) or not {str(name) for name in names} & GROUPS.keys():
+        return names
+    found = [arm for name in names for arm in GROUPS.get(str(name), (name,))]
+    return [arm for arm in ARMS if arm in found] + [name for name in found if name not in ARMS]
 
 
 Count = Annotated[Whole, Field(ge=1), "a whole number of at least 1"]
@@ -77,9 +100,9 @@ Budget = Annotated[
     "a mapping such as {parameters: 0.2, flops: 0.5}, on the command line parameters=0.2,flops=0.5; or none",
 ]  # fmt: skip
 Arms = Annotated[
-    tuple[Arm, ...], COMMAS, such_that(_comparable),
-    f"a list of surgery and any of {OTHERS}, none twice; more than original and surgery only together "
-    "with restart or operate_first",
+    tuple[Arm, ...], BeforeValidator(_ungrouped), COMMAS, such_that(_comparable),
+    f"{', '.join(GROUPS)}, or a list of surgery and any of {OTHERS}, none twice; more than original and surgery only "
+    "together with restart, restart_late or operate_first",
 ]  # fmt: skip
 Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
@@ -90,6 +113,7 @@ Parameters = Annotated[
     "a list of parameters with their values, such as {op: min_weight, keep: 0.5}",
 ]
 Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
+Device = Annotated[Text, Field(pattern=r"^[a-z]+$"), "a device type of torch such as cpu, cuda or mps, or auto"]
 State = Literal["carry", "reset"]
 #: The environment variable that holds the password of ``storage``.
 PASSWORD = "NETWORK_SURGERY_STORAGE_PASSWORD"
@@ -165,6 +189,10 @@ class Settings(Declared):
     ] = None
     context: Annotated[Count, About("Bytes in a window of text", later=True)] = 128
     validation: Annotated[Fraction, About("Fraction of the training images for validation", option=False)] = 0.25
+    split: Annotated[
+        Literal["fixed", "seed"],
+        About("the validation images; seed: drawn anew by the seed of each run, for few data", later=True),
+    ] = "fixed"
     # How it is trained.
     epochs: Annotated[Count, About("Epochs of every training run")] = 10
     batch_size: Annotated[Count, About("Images in a batch")] = 32
@@ -326,9 +354,24 @@ class Settings(Declared):
     # What is compared.
     top: Annotated[Count, About("Number of schedules that are compared with restarting", decides=False)] = 3
     seeds: Annotated[Count, About("Number of seeds of every arm of the comparison", decides=False)] = 5
-    arms: Annotated[Arms, About(f"surgery and what it is held against: {OTHERS}", decides=False)] = (
-        "original", "surgery", "restart", "restart_flops", "random",
-    )  # fmt: skip
+    arms: Annotated[
+        Arms,
+        About(f"{', '.join(GROUPS)}, or surgery and what it is held against: {OTHERS}", decides=False),
+    ] = GROUPS["default"]
+    margin: Annotated[
+        Positive | None,
+        About(
+            "The smallest difference of the metric that matters (accuracies: 0.005 is half a point); by default the "
+            "metric's own",
+            decides=False,
+        ),
+    ] = None
+    distill_temperature: Annotated[
+        Positive, About("What scores are divided by before softmax in the arm distill", option=False, decides=False)
+    ] = 4.0
+    distill_weight: Annotated[
+        Share, About("The teacher's share in the training loss of the arm distill", option=False, decides=False)
+    ] = 0.9
     targets: Annotated[
         Targets,
         About(
@@ -342,15 +385,25 @@ class Settings(Declared):
         About("A function MODULE:FUNCTION that adds a page and figures to the report", option=False, decides=False),
     ] = None
     # What is measured on the way.
-    held_out: Annotated[Count, About("Validation images for the loss around an operation", option=False)] = 512
-    signal_images: Annotated[Count, About("Training images for operations that read activations", option=False)] = 512
-    probe: Annotated[CountOr0, About("Epochs from one look at redundancy to the next (0: none)", option=False)] = 3
+    held_out: Annotated[
+        Count, About("Maximum number of validation samples for the loss around an operation", option=False)
+    ] = 512
+    signal_images: Annotated[
+        Count, About("Maximum number of training samples for operations that read activations", option=False)
+    ] = 512
+    probe: Annotated[
+        CountOr0,
+        About("Epochs from one look at redundancy to the next (0, or more than there are: none)", option=False),
+    ] = 3
     dead_threshold: Annotated[
         Share | None,
         About("A unit below this fraction of its layer's mean is dead; by default as ops.dead_units", option=False),
     ] = None
     # Where it runs, and where it is tracked.
-    device: Annotated[Literal["auto", "cpu", "cuda"], About("where training runs", decides=False)] = "auto"
+    device: Annotated[
+        Device,
+        About("auto (a GPU if Ray has one), cpu, or a device type of torch: cuda, mps, xpu, …", decides=False),
+    ] = "auto"
     cpus_per_trial: Annotated[Positive, About("CPU cores of a training run", decides=False)] = 1.0
     gpus_per_trial: Annotated[
         Gpus, About("GPUs of a training run; a fraction shares one, and energy is taken of whole ones", decides=False)
@@ -373,6 +426,8 @@ class Settings(Declared):
         if self.enqueue and not self.searches:
             raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
         check_password(self.storage)
+        if self.split == "seed" and self.train_on_validation:
+            raise StudyError("split is 'seed', but train_on_validation is true, so there is no split; give one of them")
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
             raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
         if self.device == "cpu" and self.precision in ("tf32", "fp16"):

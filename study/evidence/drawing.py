@@ -50,8 +50,19 @@ ARMS: dict[str, Look] = {
     "restart": {"color": VERMILLION, "linestyle": "--", "marker": "^"},
     "restart_flops": {"color": "#E69F00", "linestyle": "--", "marker": "v"},
     "restart_seconds": {"color": "#CC79A7", "linestyle": "--", "marker": "P"},
+    "restart_fair": {"color": "#A6761D", "linestyle": "--", "marker": "p"},
     "restart_late": {"color": "#8C6D00", "linestyle": "--", "marker": "X"},
+    "restart_late_flops": {"color": "#C49A00", "linestyle": "--", "marker": (4, 1, 45)},
+    "uniform": {"color": "#882255", "linestyle": "-.", "marker": "h"},
+    "prune_end": {"color": "#6A3D9A", "linestyle": ":", "marker": "*"},
+    "prune_end_rewind_lr": {"color": "#9E6FCF", "linestyle": ":", "marker": "d"},
+    "prune_end_rewind": {"color": "#3F007D", "linestyle": ":", "marker": "8"},
     "random": {"color": "#009E73", "linestyle": "-.", "marker": "D"},
+    "distill": {"color": "#E31A8C", "linestyle": "--", "marker": "H"},
+    "snip": {"color": "#44AA99", "linestyle": "-.", "marker": (3, 1, 0)},
+    "random_init": {"color": "#117733", "linestyle": "-.", "marker": (6, 1, 0)},
+    "gradmax": {"color": "#66A61E", "linestyle": "-.", "marker": (4, 1, 0)},
+    "net2net": {"color": "#1B7837", "linestyle": "-.", "marker": (8, 1, 0)},
 }
 
 

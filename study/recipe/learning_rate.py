@@ -16,6 +16,10 @@ After an operation at iteration ``t`` of ``T``, with ``T − t`` steps left:
     shortened) to take the ``T − t`` steps that are left: it ends where it always ends. ``n`` is the length; by default
     it goes back to where the warm-up ended. In the warm-up itself nothing changes.
 
+A run may go on after its curve (``curve_steps``), as fine-tuning does: then at the curve's last rate, but at least at a
+hundredth of the learning rate (where ``step`` ends), since the last rate of a cosine is next to nothing. Rewinding by
+``n`` steps there trains the curve's last ``n`` steps again, if ``n`` are left.
+
 A length is a fraction of the ``T − t`` steps that are left, or a number of epochs or steps. Of several operations of
 one moment the last one that does not continue decides. A later operation starts from the curve as it is then, and ends
 a rewarming that still goes on.
@@ -50,18 +54,22 @@ from network_surgery.study.recipe.curves import Curve
 
 #: The length of a rewarming that has none of its own.
 REWARM = 0.1
+#: The least fraction of the learning rate in a run that goes on after its curve.
+FINE_TUNING = 0.01
 
 
 class LearningRate:
     """``factor(iteration)`` is the fraction of the learning rate that the step after ``iteration`` others is made with.
 
-    ``total``: the steps of the run; ``per_epoch``: those of an epoch.
+    ``total``: the steps of the run; ``per_epoch``: those of an epoch; ``curve_steps``: those of the curve, by default
+    all of the run's.
     """
 
-    def __init__(self, curve: Curve, total: int, per_epoch: int) -> None:
+    def __init__(self, curve: Curve, total: int, per_epoch: int, curve_steps: int | None = None) -> None:
         self.curve, self.total, self._per_epoch = curve, total, per_epoch
+        self._curve_steps = total if curve_steps is None else curve_steps
         self._events: dict[int, tuple[str, Length | None]] = {}
-        self._pieces = [(0, total)]
+        self._pieces = [(0, self._curve_steps, 0)]
         self._ramps: list[tuple[int, int]] = []
 
     def apply(self, optimizer: Optimizer, iteration: int) -> None:
@@ -83,13 +91,15 @@ class LearningRate:
         """The fraction of the learning rate."""
         table, at = self._place(iteration)
         start, length = self._ramp(iteration)
-        done = iteration - start
-        return table.rates[at] * ((done + 1) / (length + 1) if done < length else 1.0)
+        done, rate = iteration - start, table.rates[min(at, len(table.rates) - 1)]
+        if at >= len(table.rates):
+            rate = max(rate, FINE_TUNING)
+        return rate * ((done + 1) / (length + 1) if done < length else 1.0)
 
     def momentum(self, iteration: int) -> float | None:
         """The momentum, where the curve cycles it."""
         table, at = self._place(iteration)
-        return None if table.momenta is None else table.momenta[at]
+        return None if table.momenta is None else table.momenta[min(at, len(table.momenta) - 1)]
 
     def after(self, iteration: int, what: str, length: Length | None = None) -> None:
         """What an operation before the step at this ``iteration`` does to the rates from there on."""
@@ -106,21 +116,23 @@ class LearningRate:
         self._draw()
 
     def _draw(self) -> None:
-        """Pieces of the curve, ``(first iteration, length of the whole curve at its pace)``, and ramps, of all events.
+        """Pieces of the curve, ``(first iteration, length of the whole curve at its pace, iteration where it began)``,
+        and ramps, of all events.
 
-        A piece ends where the curve does, with the last step of the run.
+        A piece after the first one ends where the curve does, with the last step of the run.
         """
-        self._pieces, self._ramps = [(0, self.total)], []
+        self._pieces, self._ramps = [(0, self._curve_steps, 0)], []
         for iteration, (what, length) in self._events.items():
             left = self.total - iteration
             if what == "rewarm":
                 self._ramps.append((iteration, min(self._steps(REWARM if length is None else length, left), left)))
                 continue
-            whole = self._pieces[-1][1]
-            at, warm = whole - left, self.curve.table(whole).warm
+            _, whole, began = self._pieces[-1]
+            at, warm = min(iteration - began, whole), self.curve.table(whole).warm
             back = at if length is None else self._steps(length, left)
-            to = min(at, max(warm, at - back))
-            self._pieces.append((iteration, round(left * whole / (whole - to))))
+            to = min(at, whole - 1, max(warm, at - back))
+            stretched = round(left * whole / (whole - to))
+            self._pieces.append((iteration, stretched, self.total - stretched))
             self._ramps.append((iteration, 0))
 
     def _steps(self, length: Length, left: int) -> int:
@@ -129,8 +141,9 @@ class LearningRate:
         return max(1, round(length * left))
 
     def _place(self, iteration: int) -> tuple[Any, int]:
-        whole = next(whole for start, whole in reversed(self._pieces) if start <= iteration)
-        return self.curve.table(whole), min(whole - self.total + iteration, whole - 1)  # a run may be made longer
+        """The curve's table, and the place in it; that may lie after its end, as a run may be made longer."""
+        whole, began = next((whole, began) for start, whole, began in reversed(self._pieces) if start <= iteration)
+        return self.curve.table(whole), iteration - began
 
     def _ramp(self, iteration: int) -> tuple[int, int]:
         return next((ramp for ramp in reversed(self._ramps) if ramp[0] <= iteration), (0, 0))
@@ -144,3 +157,23 @@ def check_after(curve: Curve, schedule: Schedule) -> None:
                 f"the step '{step}' rewinds the learning rate, but lr_schedule is constant; choose another one, or "
                 "after: rewarm"
             )
+
+
+def check_lengths(schedule: Schedule, epochs: int, per_epoch: int) -> None:
+    """Raises StudyError where a step changes the learning rate over more steps than there are.
+
+    ``rewarm`` has those that are left then, ``rewind`` those that were done; a condition may be met at any time from
+    its first look on.
+    """
+    total = epochs * per_epoch
+    for step in schedule.steps:
+        if not isinstance(step.after_length, Moment):
+            continue
+        at, length = step.when.iteration(per_epoch), step.after_length.iteration(per_epoch)
+        if step.after == "rewarm" and length > total - at:
+            right = f"rewarms the learning rate over {length:,} steps, but training ends {total - at:,} steps later"
+        elif step.after == "rewind" and length > (at if isinstance(step.when, Moment) else total):
+            right = f"rewinds the learning rate by {length:,} steps, but {at:,} have been done then"
+        else:
+            continue
+        raise StudyError(f"the step '{step}' {right}; give a shorter after_length")

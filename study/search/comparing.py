@@ -207,7 +207,7 @@ class _Field:
 def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) -> Listed:
     """The trainings that the comparison of these schedules still needs, in the arms that the settings ask for.
 
-    Its rivals follow when a surgery has ended.
+    Rivals follow when the surgery of their seed has ended; those that learn from the original, when it has, too.
     """
     seeds = range(settings.seed + 1, settings.seed + 1 + settings.seeds)
     ended = {record.cell.name: record for record in done if not record.result.get("lost")}  # those are tried again
@@ -218,9 +218,22 @@ def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) ->
         for cell in chosen:
             wanted.append(Cell("surgery", seed, cell.schedule, trial=cell.trial, params=cell.params, test=True))
 
+    known = set(ended)
+    outcomes: dict[int, dict[str, tuple[Cell, dict[str, Any]]]] = {}  # by seed and name, of originals and surgeries
+
     def follow(cell: Cell, outcome: dict[str, Any]) -> list[Cell]:
-        found = rivals(cell, outcome, settings) if cell.arm == "surgery" else []
-        return [rival for rival in found if rival.name not in ended]
+        if cell.arm not in ("original", "surgery"):
+            return []
+        same = outcomes.setdefault(cell.seed, {})
+        same[cell.name] = (cell, outcome)
+        original = next((found for each, found in same.values() if each.arm == "original"), None)
+        surgeries = [each for each in same.values() if each[0].arm == "surgery"]
+        if cell.arm == "surgery":
+            surgeries = [same[cell.name]]
+        found = [rival for each in surgeries for rival in rivals(*each, settings, original)]
+        found = [rival for rival in found if rival.name not in known]
+        known.update(rival.name for rival in found)
+        return found
 
     missing = [cell for cell in wanted if cell.name not in ended]
     for cell in wanted:

@@ -23,6 +23,11 @@ def seconds(outcome: Outcome, epoch: float) -> float:
     return _sunk(outcome, "seconds") + _by(outcome, "train_seconds", epoch) + outcome["operation_seconds"] - later
 
 
+def training_seconds(outcome: Outcome, epoch: float) -> float:
+    """Seconds of training alone before this moment, without sunk ones."""
+    return _by(outcome, "train_seconds", epoch)
+
+
 def training_flops(outcome: Outcome, epoch: float) -> float:
     """FLOPs of the training steps before this moment: the outcome's ``training_flops`` at its end."""
     sunk, operations = _sunk(outcome, "training_flops"), operations_of(outcome)
@@ -45,13 +50,22 @@ def work(
 
 
 def before_surgery(outcome: Outcome) -> dict[str, float]:
-    """What training had cost when the first operation came, without looks at the network: epochs, seconds, FLOPs and,
-    where it was taken, joules.
+    """What training had cost when the first operation came, without looks at the network: epochs, steps, seconds, FLOPs
+    and, where it was taken, joules.
     """
-    epoch = operations_of(outcome)[0].epoch
-    spent = {"epochs": epoch, "seconds": _by(outcome, "train_seconds", epoch)}
+    first = operations_of(outcome)[0]
+    epoch = first.epoch
+    spent = {"epochs": epoch, "steps": first.iteration, "seconds": training_seconds(outcome, epoch)}
     spent["training_flops"] = training_flops(outcome, epoch)
     return spent | ({"joules": _by(outcome, "joules", epoch)} if outcome.get("joules") is not None else {})
+
+
+def whole(outcome: Outcome) -> dict[str, float]:
+    """What a whole training had cost, in the form of ``before_surgery``."""
+    names = ("steps", "seconds", "training_flops", "joules")
+    return {"epochs": float(len(outcome["epochs"]))} | {
+        name: outcome[name] for name in names if outcome.get(name) is not None
+    }
 
 
 def joules(history: Sequence[Mapping[str, Any]], sunk: Mapping[str, float]) -> float | None:

@@ -53,7 +53,8 @@ def cut(folder: Folder, records: int) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     """A finished study: 6 trials, 2 schedules, 2 seeds."""
-    return made.study(tmp_path / "s", LAYERS, trials=6, top=2, seeds=2, epochs=4, space="removal")
+    arms = ("original", "surgery", "restart", "restart_flops", "random")
+    return made.study(tmp_path / "s", LAYERS, trials=6, top=2, seeds=2, epochs=4, space="removal", arms=arms)
 
 
 def page(folder: Folder) -> str:
@@ -151,7 +152,7 @@ def test_given_schedules_need_no_search(tmp_path: Path) -> None:
         "now": "interrupted",
         "search": {"ended": 0, "of": 0},
         "racing": {"ended": 0, "of": 0},
-        "comparison": {"ended": 0, "of": 10},
+        "comparison": {"ended": 0, "of": 14},
     }
     assert "Nothing is searched" in page(folder)
 

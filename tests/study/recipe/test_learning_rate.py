@@ -25,6 +25,8 @@ CURVES = [
     Curve("linear", warmup=0.25),
     Curve("one_cycle"),
     Curve("one_cycle", warmup=0.5, cycle_momentum=False),
+    Curve("one_cycle", warmup=0.01),
+    Curve("one_cycle", warmup=0.99),
 ]
 every_curve = pytest.mark.parametrize("curve", CURVES, ids=lambda curve: f"{curve.name} {curve.warmup}")
 
@@ -65,7 +67,7 @@ def test_one_cycle_moves_the_first_beta_of_adam() -> None:
 
 
 @every_curve
-@pytest.mark.parametrize("total", [1, 2, 3, 7, 40, 300])
+@pytest.mark.parametrize("total", [*range(1, 12), 40, 300])
 def test_a_curve_has_a_rate_for_every_step_of_any_run(curve: Curve, total: int) -> None:
     table = curve.table(total)
     assert len(table.rates) == total and all(0 < rate <= 1 for rate in table.rates)
@@ -157,3 +159,21 @@ def test_the_numbers_stay_finite_with_many_operations() -> None:
     for at in range(1, 60, 2):
         rate.after(at, "rewind" if at % 3 else "rewarm", 1.0)
     assert all(math.isfinite(f) and 0 < f <= 1 for f in factors(rate))
+
+
+@every_curve
+def test_a_run_that_goes_on_after_its_curve_has_its_last_rate_or_a_hundredth(curve: Curve) -> None:
+    alone, longer = LearningRate(curve, 40, 10), LearningRate(curve, 70, 10, curve_steps=40)
+    assert factors(longer)[:40] == factors(alone)
+    assert factors(longer)[40:] == [max(alone.factor(39), 0.01)] * 30
+    assert longer.momentum(60) == alone.momentum(39)
+
+
+@every_curve
+def test_rewinding_after_the_curve_trains_its_last_part_once_more(curve: Curve) -> None:
+    rate, alone = LearningRate(curve, 60, 10, curve_steps=40), factors(LearningRate(curve, 40, 10))
+    rate.after(40, "rewind", Moment(2))
+    assert factors(rate)[40:] == alone[20:] and factors(rate)[:40] == alone
+    again = LearningRate(curve, 60, 10, curve_steps=40)
+    again.restore(rate.state())
+    assert factors(again) == factors(rate)

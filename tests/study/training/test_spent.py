@@ -74,7 +74,8 @@ def test_what_a_late_restart_has_sunk_is_training_alone(outcome: dict[str, Any])
     found = spent.before_surgery(outcome)
     train = [epoch["train_seconds"] for epoch in outcome["epochs"]]
     first, part = outcome["operations"][0], 25 / 17 - 1  # 17 steps an epoch
-    assert found["epochs"] == pytest.approx(25 / 17) and found["seconds"] == pytest.approx(train[0] + part * train[1])
+    assert found["steps"] == 25 and found["epochs"] == pytest.approx(25 / 17)
+    assert found["seconds"] == pytest.approx(train[0] + part * train[1])
     assert found["training_flops"] == pytest.approx(3 * 64 * first["iteration"] * first["flops_before"])
     assert "joules" not in found
     with_joules = outcome | {"joules": 15.0, "epochs": [e | {"joules": 3.0} for e in outcome["epochs"]]}

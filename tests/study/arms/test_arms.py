@@ -11,8 +11,12 @@ import torch
 
 from network_surgery.ops import Anatomy, MinWeight, Moment, Schedule, Step, WeakExpand, operate
 from network_surgery.ops import load as load_network
-from network_surgery.study.arms import LABELS, RIVALS, question, randomly, rivals
-from network_surgery.study.config import ARMS, Settings
+from network_surgery.study.arms import ARMS as DECLARED
+from network_surgery.study.arms import LABELS, RIVALS, left_out, question, rivals
+from network_surgery.study.arms.arm import LeftOut
+from network_surgery.study.arms.random_units import randomly
+from network_surgery.study.config import ARMS, GROUPS, Settings
+from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import drawing
 from network_surgery.study.task.check import fresh
 from network_surgery.study.task.images import ImageTask
@@ -23,6 +27,7 @@ from network_surgery.study.training.run import run
 from tests.study.operated import operated
 
 CPU = torch.device("cpu")
+GROWS = ("gradmax", "net2net")
 SETTINGS = Settings(model="mlp", epochs=6, batch_size=64, held_out=64, signal_images=64, probe=0, arms=ARMS)
 SHRINK = Schedule((
     Step(Moment(2), "fc1", MinWeight(0.3), ("bias",)), Step(Moment(3), "fc2", MinWeight(0.5)),
@@ -40,22 +45,42 @@ def surgery(digits: ImageTask) -> dict[str, Any]:
     return run(Cell("surgery", 3, SHRINK, trial=5), digits, SETTINGS, CPU)
 
 
-def followers(outcome: dict[str, Any], settings: Settings = SETTINGS) -> dict[str, Cell]:
-    return {cell.arm: cell for cell in rivals(Cell("surgery", 3, SHRINK, trial=5), outcome, settings)}
+@pytest.fixture(scope="module")
+def original(digits: ImageTask) -> dict[str, Any]:
+    return run(Cell("original", 3), digits, SETTINGS, CPU)
+
+
+def followers(
+    outcome: dict[str, Any], settings: Settings = SETTINGS, original: dict[str, Any] | None = None
+) -> dict[str, Cell]:
+    return {cell.arm: cell for cell in rivals(Cell("surgery", 3, SHRINK, trial=5), outcome, settings, original)}
 
 
 def test_every_arm_has_a_label_and_a_look() -> None:
     assert set(ARMS) == set(drawing.ARMS) == {*LABELS, "surgery"} == {"original", "surgery", *RIVALS}
+    assert tuple(DECLARED) == ARMS  # in the order of the settings
     looks = [(look["color"], look["marker"]) for look in drawing.ARMS.values()]
     assert len(set(looks)) == len(looks) == len({marker for _, marker in looks})  # told apart in grey as well
 
 
-def test_every_arm_that_is_asked_for_follows(surgery: dict[str, Any]) -> None:
-    found = followers(surgery)
-    assert tuple(found) == RIVALS
+def test_groups_of_arms_are_those_that_answer_a_question() -> None:
+    for accounting in ("zero", "given"):
+        assert set(GROUPS[accounting]) == {name for name, arm in DECLARED.items() if accounting in arm.answers}
+    assert Settings(arms="all").arms == ARMS and Settings().arms == GROUPS["default"]  # type: ignore[arg-type]
+    assert Settings(arms="default,distill").arms == tuple(a for a in ARMS if a in (*GROUPS["default"], "distill"))  # type: ignore[arg-type]
+    assert question(Settings(arms="given")) == "restart_late"  # type: ignore[arg-type]
+    with pytest.raises(StudyError, match=r"arms is 'al', but it must be default, all, given, zero, or a list"):
+        Settings(arms="al")  # type: ignore[arg-type]
+
+
+def test_every_arm_that_is_asked_for_follows(surgery: dict[str, Any], original: dict[str, Any]) -> None:
+    found = followers(surgery, original=original)
+    assert tuple(found) == tuple(arm for arm in RIVALS if arm not in (*GROWS, "prune_end_rewind_lr"))
     assert {(cell.seed, cell.trial, cell.test) for cell in found.values()} == {(3, 5, True)}
     for arm, cell in found.items():
-        assert (cell.architecture is None) == (arm in ("random", "operate_first", "operate_first_flops"))
+        assert (cell.architecture is not None) == arm.startswith(("restart", "distill"))
+        assert bool(cell.schedule) == (arm == "random" or arm.startswith(("operate_first", "prune_end")))
+        assert (cell.allocation is not None) == (arm in ("uniform", "snip", "random_init"))
     few = Settings(epochs=6, arms=("surgery", "restart", "random"))
     assert set(followers(surgery, few)) == {"restart", "random"}
 
@@ -106,17 +131,29 @@ def test_random_units_go_where_chosen_ones_went(digits: ImageTask, surgery: dict
 def test_where_nothing_was_removed_there_is_no_random_arm(digits: ImageTask) -> None:
     grow = Schedule((Step(Moment(2), "fc1", WeakExpand(0.5)),)).to_data()
     outcome = run(Cell("surgery", 3, grow, trial=5), digits, SETTINGS, CPU)
-    assert set(followers(outcome)) == set(RIVALS) - {"random"}
-    assert randomly([], 0) == []
+    restarts = {arm for arm in RIVALS if arm.startswith(("restart", "operate_first"))} - {"restart_fair"}
+    assert set(followers(outcome)) == {*restarts, *GROWS}
+    reasons = left_out(Cell("surgery", 3, grow, trial=5), outcome, SETTINGS)
+    assert set(reasons) == set(RIVALS) - {*restarts, *GROWS}
+    assert all(
+        reason.startswith("surgery adds units to fc1, and ") for arm, reason in reasons.items() if arm != "distill"
+    )
+    assert reasons["distill"] == "its teacher, the original of its seed, has not ended well"
+    with pytest.raises(LeftOut, match="removed no unit"):
+        randomly([], 0)
     same = {"units_before": 8, "units_after": 8, "parameters_before": 90}
     done = [operated(**same, parameters_after=90), operated(units_after=6), operated(**same, parameters_after=60)]
     idle, gone, pruned = operations_of({"operations": done})
     assert [step["keep"] for step in randomly([idle, gone], 0)] == [0.75]  # one that found nothing to do
-    assert randomly([gone, pruned], 0) == []  # weights were pruned
+    with pytest.raises(LeftOut, match="masks weights"):
+        randomly([gone, pruned], 0)
 
 
 def test_a_schedule_that_never_operated_is_held_against_a_restart_only(surgery: dict[str, Any]) -> None:
-    assert set(followers({**surgery, "operations": []})) == {"restart"}
+    never = {**surgery, "operations": []}
+    assert set(followers(never)) == {"restart"}
+    reasons = left_out(Cell("surgery", 3, SHRINK, trial=5), never, SETTINGS)
+    assert set(reasons) == set(RIVALS) - {"restart"} and set(reasons.values()) == {"surgery never operated"}
 
 
 def first(schedule: list[dict[str, Any]], digits: ImageTask, settings: Settings) -> tuple[Any, dict[str, Any], Cell]:
