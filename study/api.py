@@ -94,13 +94,15 @@ def resume(
     where that was an object that no text can name.
 
     Raises:
-        StudyError: there is no such study, or what it was given from Python is missing.
+        StudyError: there is no such study, its data have changed, or what it was given from Python is missing.
         KeyboardInterrupt: it was interrupted again.
     """
     with _one_kind_of_error(), _opened(study, task=task, space=space, sampler=sampler, pruner=pruner) as folder:
+        made = build(folder.settings)
+        conduct.check_data(folder, made)
         if trials is not None:
             folder = _with_trials(folder, trials)
-        return carry_on(folder, build(folder.settings), _console(quiet))
+        return carry_on(folder, made, _console(quiet))
 
 
 def compare(
@@ -115,11 +117,12 @@ def compare(
     """Compares the ``top`` schedules of a study with this number of ``seeds``; runs that are there already count.
 
     Raises:
-        StudyError: there is no such study, or no schedule that could be compared.
+        StudyError: there is no such study, its data have changed, or there is no schedule that could be compared.
         KeyboardInterrupt: it was interrupted; what has ended is kept.
     """
     with _one_kind_of_error(), _opened(study, task=task, space=space) as folder:
         made, console = build(folder.settings), _console(quiet)
+        conduct.check_data(folder, made)
         return _whole(conduct.compare(folder, made, console, top, seeds), folder, made)
 
 
@@ -158,7 +161,7 @@ def start(settings: Settings, out: Path | str | None, preset: str | None, consol
         classes = f", {len(task.classes)} classes" * bool(task.classes)
         console.print(
             f"{settings.subject}: {sets} (train, validation, test){classes}; "
-            f"{len(folder.layers)} layers to operate on; results go to {place}",
+            f"{len(folder.layers)} layer{'s' * (len(folder.layers) != 1)} to operate on; results go to {place}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         if task.note:

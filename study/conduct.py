@@ -19,14 +19,14 @@ from network_surgery.ops.references import resolve
 from network_surgery.study.arms import FROM_THE_END, arm_name
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import comparison, figures, front, moments, report, wording
+from network_surgery.study.evidence import answer, comparison, figures, front, moments, report, wording
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.left_out import left_out
 from network_surgery.study.evidence.state import epochs, in_words, state
 from network_surgery.study.progress import Display
-from network_surgery.study.recipe.learning_rate import check_after
+from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, tracking, tuner
@@ -34,15 +34,16 @@ from network_surgery.study.search.once import pays
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import SEARCHING, Folder, write_whole
+from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Metric, Task, build
 from network_surgery.study.task import start as starting
+from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.training import fork, run
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.trainer import steps_per_epoch
 
-__all__ = ["begin", "compare", "proceed", "show", "write_report"]
+__all__ = ["begin", "check_data", "compare", "proceed", "show", "write_report"]
 
 
 @contextlib.contextmanager
@@ -58,9 +59,9 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
     if settings.page is not None:
         resolve(settings.page, "page")
     task = build(settings)
-    objectives.check(settings, task.metric)
     settings = starting.settle(settings, task)
     layers, original, least = run.examine(settings, task)
+    objectives.check(settings, task.metric)
     limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = given(settings, layers, original)
@@ -68,6 +69,7 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
         check_after(Optimization.of(settings).curve, schedule)
+        check_lengths(schedule, settings.epochs, per_epoch)
     if not listed:
         Sampled.check(settings, layers, original)
     Folder.check(out)
@@ -75,7 +77,19 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         open_storage(settings.storage, out)
     with tuner.cluster(settings) as resources:
         tuner.trial_resources(settings, resources)
-        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, original), task
+        data = task.fingerprint()
+        known = None if data is None else data.to_data()
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
+
+
+def check_data(folder: Folder, task: Task) -> None:
+    """Raises StudyError where the data of a task are not those that the study began with."""
+    began, now = folder.data, task.fingerprint()
+    if began is not None and now is not None and now.to_data() != began:
+        raise StudyError(
+            f"the data of this study have changed: it began with {Fingerprint(**began)}, and now there are {now}; "
+            "bring back the old ones, or begin another study"
+        )
 
 
 def proceed(folder: Folder, task: Task, console: Console) -> bool:
@@ -111,14 +125,17 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     Raises:
         SurgeryError: that page cannot be made; the rest is written.
     """
+    now = state(folder)
+    if 0 < now["comparison"]["of"] <= now["comparison"]["ended"]:
+        folder.looked()
     rows, verdicts = comparison.summarize(folder)
     budget = comparing.budget_of(folder)
     ended = [{"trial": r.cell.trial, **r.result} for r in folder.records("search") if r.finished]
     within = [trial for trial in ended if budget.feasible(trial)] or ended
     results = folder.write(
-        rows, verdicts, front=front.front(within, folder.settings.objective, folder.metric),
-        state=state(folder) | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
-        budget=feasibility(folder), trials=trials(folder), left_out=left_out(folder),
+        rows, verdicts, left_out(folder), front=front.front(within, folder.settings.objective, folder.metric),
+        state=now | epochs(folder), importance=importance(folder), moments=moments.moments(folder),
+        budget=feasibility(folder), trials=trials(folder), answer=answer.answer(folder, rows, verdicts),
     )  # fmt: skip
     drawings = figures.draw(results)
     try:
@@ -190,12 +207,12 @@ def _search(folder: Folder, per_epoch: int) -> Source:
         settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
         lambda: comparing.budget_of(folder), folder.original,
     )  # fmt: skip
-    before = comparing.first(folder)
-    there = bool(before) or any(record.finished and not record.compared for record in folder.records("original"))
-    beside = [] if there or not pays(sampled, settings, per_epoch) else [Cell("original", settings.seed)]
-
+    before, original = comparing.first(folder), Cell("original", settings.seed)
+    there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
+    begun = checkpoint_of(original, settings, folder.path).exists()
+    worth = bool(sampled.missing) and not there and (begun or pays(sampled, settings, per_epoch))
     race = _race(folder, comparing.expected(settings) if sampled.missing else None)
-    return Chain(Listed(before), Together(Listed(beside), sampled), race)
+    return Chain(Listed(before), Together(Listed([original] if worth else []), sampled), race)
 
 
 def _race(folder: Folder, expected: int | None = None) -> Repeated:
@@ -224,8 +241,8 @@ class _Stage:
         settings = self.folder.settings
         return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
 
-    def run(self, name: str, source: Source, keep: Sequence[int] = ()) -> bool:
-        """Runs a source's cells. ``keep``: epochs whose checkpoints originals keep for cells that are not known yet."""
+    def run(self, name: str, source: Source, keep: Sequence[int] = (), spare: Sequence[int] = ()) -> bool:
+        """Runs a source's cells, none of them twice: ``keep`` and ``spare`` as in ``study.search.once``."""
         if source.total == 0:
             self.console.print(f"{name}: nothing is missing")
             tuner.forget(self.folder.path)
@@ -237,7 +254,7 @@ class _Stage:
         with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display], self.folder.records(), keep,
+                [self.folder, self.tracker, display], self.folder.records(), keep, spare,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -264,7 +281,8 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
 
 
 def _searched(stage: _Stage) -> bool:
-    return stage.run("search", _search(stage.folder, stage.per_epoch), fork.evenly(stage.folder.settings.epochs))
+    spare = fork.evenly(stage.folder.settings.epochs)
+    return stage.run("search", _search(stage.folder, stage.per_epoch), spare=spare)
 
 
 def _compare(stage: _Stage) -> bool:

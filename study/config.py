@@ -113,6 +113,7 @@ Parameters = Annotated[
     "a list of parameters with their values, such as {op: min_weight, keep: 0.5}",
 ]
 Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
+Device = Annotated[Text, Field(pattern=r"^[a-z]+$"), "a device type of torch such as cpu, cuda or mps, or auto"]
 State = Literal["carry", "reset"]
 #: The environment variable that holds the password of ``storage``.
 PASSWORD = "NETWORK_SURGERY_STORAGE_PASSWORD"
@@ -188,6 +189,10 @@ class Settings(Declared):
     ] = None
     context: Annotated[Count, About("Bytes in a window of text", later=True)] = 128
     validation: Annotated[Fraction, About("Fraction of the training images for validation", option=False)] = 0.25
+    split: Annotated[
+        Literal["fixed", "seed"],
+        About("the validation images; seed: drawn anew by the seed of each run, for few data", later=True),
+    ] = "fixed"
     # How it is trained.
     epochs: Annotated[Count, About("Epochs of every training run")] = 10
     batch_size: Annotated[Count, About("Images in a batch")] = 32
@@ -353,6 +358,14 @@ class Settings(Declared):
         Arms,
         About(f"{', '.join(GROUPS)}, or surgery and what it is held against: {OTHERS}", decides=False),
     ] = GROUPS["default"]
+    margin: Annotated[
+        Positive | None,
+        About(
+            "The smallest difference of the metric that matters (accuracies: 0.005 is half a point); by default the "
+            "metric's own",
+            decides=False,
+        ),
+    ] = None
     distill_temperature: Annotated[
         Positive, About("What scores are divided by before softmax in the arm distill", option=False, decides=False)
     ] = 4.0
@@ -372,15 +385,25 @@ class Settings(Declared):
         About("A function MODULE:FUNCTION that adds a page and figures to the report", option=False, decides=False),
     ] = None
     # What is measured on the way.
-    held_out: Annotated[Count, About("Validation images for the loss around an operation", option=False)] = 512
-    signal_images: Annotated[Count, About("Training images for operations that read activations", option=False)] = 512
-    probe: Annotated[CountOr0, About("Epochs from one look at redundancy to the next (0: none)", option=False)] = 3
+    held_out: Annotated[
+        Count, About("Maximum number of validation samples for the loss around an operation", option=False)
+    ] = 512
+    signal_images: Annotated[
+        Count, About("Maximum number of training samples for operations that read activations", option=False)
+    ] = 512
+    probe: Annotated[
+        CountOr0,
+        About("Epochs from one look at redundancy to the next (0, or more than there are: none)", option=False),
+    ] = 3
     dead_threshold: Annotated[
         Share | None,
         About("A unit below this fraction of its layer's mean is dead; by default as ops.dead_units", option=False),
     ] = None
     # Where it runs, and where it is tracked.
-    device: Annotated[Literal["auto", "cpu", "cuda"], About("where training runs", decides=False)] = "auto"
+    device: Annotated[
+        Device,
+        About("auto (a GPU if Ray has one), cpu, or a device type of torch: cuda, mps, xpu, …", decides=False),
+    ] = "auto"
     cpus_per_trial: Annotated[Positive, About("CPU cores of a training run", decides=False)] = 1.0
     gpus_per_trial: Annotated[
         Gpus, About("GPUs of a training run; a fraction shares one, and energy is taken of whole ones", decides=False)
@@ -403,6 +426,8 @@ class Settings(Declared):
         if self.enqueue and not self.searches:
             raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
         check_password(self.storage)
+        if self.split == "seed" and self.train_on_validation:
+            raise StudyError("split is 'seed', but train_on_validation is true, so there is no split; give one of them")
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
             raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
         if self.device == "cpu" and self.precision in ("tf32", "fp16"):

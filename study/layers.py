@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from network_surgery.ops import Anatomy, HiddenLayer, Signals, SurgeryError
 from network_surgery.ops.maths.condensed import components_needed
@@ -16,19 +15,21 @@ from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.recipe.optimization import Optimization
-from network_surgery.study.recipe.optimizer import make_optimizer
-from network_surgery.study.task import build
+from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
-from network_surgery.study.task.check import fresh
+from network_surgery.study.task.check import tried
 from network_surgery.study.task.samples import Batches, first
+from network_surgery.study.task.start import Start
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.probe import idle
-from network_surgery.study.training.trainer import Trainer
+from network_surgery.study.training.run import made, trainer_of
+from network_surgery.study.training.trainer import pick_device
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)
 #: The number of random images that are shown to see redundancy.
 RANDOM_IMAGES = 16
+CPU = torch.device("cpu")
 
 
 def of_data(settings: Settings, epochs: int) -> list[str | Table]:
@@ -37,18 +38,10 @@ def of_data(settings: Settings, epochs: int) -> list[str | Table]:
     Redundancy and dead units are seen on ``settings.signal_images`` training images.
     """
     task = build(settings)
-    device = torch.device("cpu")
-    torch.manual_seed(settings.seed)
-    model = fresh(task)
-    if (start := starting.load(settings, task)) is not None:
-        start.lay(model)
-    if epochs:
-        settings = replace(settings, epochs=epochs)
-        Trainer(
-            model, make_optimizer(settings, model), task, epochs=epochs, batch_size=settings.batch_size,
-            seed=settings.seed, device=device, optimization=Optimization.of(settings),
-        ).fit()  # fmt: skip
-    shown, targets = Batches(task.train.thinned(settings.signal_images), device).take(slice(None))
+    tried(task)
+    start = starting.load(settings, task)
+    model = network(settings, task, start, epochs)
+    shown, targets = Batches(task.train.thinned(settings.signal_images), CPU).take(slice(None))
     origin = "untrained" if start is None else f"from {start.source}"
     trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else ""
     trained = ", ".join(filter(None, ([origin] if start or not epochs else []) + [trained]))
@@ -57,6 +50,22 @@ def of_data(settings: Settings, epochs: int) -> list[str | Table]:
     idling = idle(model, shown, targets, list(anatomy.values()), threshold, task.loss)
     dead = {name: found["dead"] for name, found in idling.items()}
     return _tables(anatomy, shown, f"{settings.subject}, {trained}", task.unit.removesuffix("s"), dead)
+
+
+def network(settings: Settings, task: Task, start: Start | None, epochs: int) -> nn.Module:
+    """The network that a trial of these settings would keep after ``epochs`` epochs without operations, on the CPU.
+
+    Raises:
+        StudyError: it cannot be made or trained so.
+        Diverged: its training became NaN or infinite.
+    """
+    torch.manual_seed(settings.seed)
+    model = made(Cell("original", settings.seed), task, settings, start)
+    if not epochs:
+        return model
+    trainer = trainer_of(model, task, settings, settings.seed, pick_device(settings.device), epochs)
+    trainer.fit()
+    return trainer.final.to(CPU)
 
 
 def of_image_size(settings: Settings, size: str) -> list[str | Table]:
@@ -115,7 +124,7 @@ def _tables(
         )  # fmt: skip
     if not anatomy.pinned:
         return [head, found]
-    pinned = Table(title="Not operated on", title_justify="left")
+    pinned = Table(title="Not operated on", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     pinned.add_column("why")
     pinned.add_column("weights of")
     reasons: dict[str, list[str]] = {}

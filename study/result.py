@@ -6,11 +6,13 @@ import functools
 import html
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -26,6 +28,7 @@ from network_surgery.study.store.folder import Folder, Record, network_of
 from network_surgery.study.store.words import describe
 from network_surgery.study.task import Task, build
 from network_surgery.study.task.check import fresh
+from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.records import operations_of, spikes_of
 
 if TYPE_CHECKING:
@@ -151,6 +154,12 @@ class Result:
         verdicts = self.results["comparison"]["verdicts"]
         return wording.overall(verdicts) if verdicts else ""
 
+    @property
+    def answer(self) -> dict[str, Any] | None:
+        """Use it or not, and what it is: see ``study.evidence.answer``; None before there is a verdict."""
+        found: dict[str, Any] | None = self.results.get("answer")
+        return found
+
     @functools.cached_property
     def figures(self) -> dict[str, Figure]:
         """The report's figures by name, as matplotlib's."""
@@ -180,8 +189,18 @@ class Result:
         if not fitting:
             known = ", ".join(cell.name for cell in runs) or "none"
             raise StudyError(f"no run of {arm} with trial {trial} and seed {seed} has ended; there is {known}")
-        task = self._task or build(self._folder.settings)
-        return load(lambda: fresh(task), network_of(fitting[0], self.path))
+        return load(lambda: fresh(self._known_task), network_of(fitting[0], self.path))
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the network can be called with: two training samples, as the arguments that ``torch.export`` takes."""
+        inputs = Batches(self._known_task.train.thinned(2), torch.device("cpu")).take(slice(None))[0]
+        if isinstance(inputs, Mapping):
+            return (), dict(inputs)
+        return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+    @functools.cached_property
+    def _known_task(self) -> Task:
+        return self._task or build(self._folder.settings)
 
     def show(self, console: Console | None = None) -> None:
         """Prints the closing table, the findings, the verdict and where to look."""

@@ -66,8 +66,8 @@ class Ended:
 
     def cell(self, arm: str, **more: Any) -> Cell:
         """A rival of this surgery: of its seed, trial and parameters."""
-        about = {"trial": self.surgery.trial, "params": self.surgery.params, "test": True}
-        return Cell(arm, self.surgery.seed, **about, **more)
+        surgery = self.surgery
+        return Cell(arm, surgery.seed, trial=surgery.trial, params=surgery.params, test=True, **more)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def fork(trained: Trainer, data: ImageTask, epochs: int, callbacks: Sequence[Cal
 
 def ended(trainer: Trainer, data: ImageTask) -> Row:
     """How a run ended: on the test images, which are read here and nowhere else, and by epoch."""
-    loss, accuracy, _ = trainer.evaluate(Batches(data.test, trainer.device))
+    loss, accuracy, *_ = trainer.evaluate(Batches(data.test, trainer.device))
     return {
         "test": accuracy, "test_loss": loss, "parameters": parameters_of(trainer.model),
         "iterations": trainer.iteration, "train_losses": [record["train_loss"] for record in trainer.history],

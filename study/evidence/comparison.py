@@ -2,7 +2,7 @@
 
 The schedules come from the search, chosen on validation. Arms have the same seeds and data order; a restart takes the
 very architecture that surgery of the same seed ended with, from fresh weights. The test images are read once, at the
-end of each training. Differences are paired by seed.
+end of each training. Differences are paired by seed (``study.evidence.contrast``).
 """
 
 from __future__ import annotations
@@ -11,34 +11,96 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from network_surgery.study.arms import LABELS, RIVALS, question
-from network_surgery.study.evidence import time_to_accuracy, wording
-from network_surgery.study.evidence.contrast import contrast, decide
+from network_surgery.study.arms import LABELS, RIVALS
+from network_surgery.study.evidence import accounting, time_to_accuracy, wording
+from network_surgery.study.evidence.contrast import Contrast, contrast
 from network_surgery.study.evidence.converged import convergence
+from network_surgery.study.evidence.deciding import OTHER, decide
+from network_surgery.study.evidence.state import state
 from network_surgery.study.search.comparing import chosen
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.store.words import describe
 from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.records import operations_of, spikes_of
 
+Groups = dict[tuple[str, int | None], dict[int, Record]]
+
 
 def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The closing table's rows and a verdict for each schedule, from the folder's finished cells.
 
     A row: ``arm``, ``trial``, ``label``, ``n``, mean and deviation of the test ``metric`` (accuracies: 0 … 1) and
-    seconds, mean parameters, FLOPs, epochs (sunk ones included), other ``metrics`` by name, latency by batch, peak
-    memory and joules (None where they were not taken), median spike factor, median operation seconds / epoch seconds,
-    ``convergence`` (see ``study.evidence.converged``), and the time to targets (see
-    ``study.evidence.time_to_accuracy.summary``). A verdict is the contrast with restarting (see
-    ``study.evidence.contrast``), with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its conditions were
-    never met, so surgery is the original and restarting repeats it), ``finding``, ``sentence`` and ``details``;
-    ``others`` are the contrasts with the other arms. Holm's adjustment is over the schedules for the contrasts with
-    restarting, which are the question, and over all others together. Surgery and restart are averaged over the seeds
-    that both have. Where training starts from given weights, ``operate_first`` is in the place of restart (see
-    ``study.arms.question``).
+    seconds, mean parameters, FLOPs, training FLOPs, epochs (sunk ones included), other ``metrics`` by name, latency by
+    batch, bytes of the file, peak memory and joules (None where they were not taken), median spike factor, median
+    operation seconds / epoch seconds, ``convergence`` (see ``study.evidence.converged``), and the time to targets (see
+    ``study.evidence.time_to_accuracy.summary``). Surgery and its rival are averaged over the seeds that both have.
+
+    A verdict is the contrast with the question's rival (see ``study.evidence.contrast``, ``study.evidence.deciding``),
+    with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its conditions were never met, so surgery is the
+    original and restarting repeats it), ``sentence`` and ``details``; ``others`` are the contrasts with the other arms,
+    in the order in which they are tested, those that answer the other question last. ``also`` is the sentence on that
+    question (see ``study.evidence.accounting``), where there is an arm that answers it. Before every training of the
+    comparison has ended nothing is claimed but what an earlier look has shown; ``progress`` is the number that have
+    ended, and of how many.
     """
-    metric = folder.metric
-    groups: dict[tuple[str, int | None], dict[int, Record]] = {}
+    metric, settings = folder.metric, folder.settings
+    groups, failed = _groups(folder)
+    trials = list(dict.fromkeys(trial for arm, trial in groups if trial is not None))
+    ranked = [r.cell.trial for r in chosen(folder)]
+    trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
+    originals = list(groups.get(("original", None), {}).values())
+    targets = time_to_accuracy.targets(settings.targets, [record.result for record in originals], metric)
+    rows = [_row("original", None, originals, targets, metric)] if originals else []
+    verdicts: list[Contrast] = []
+    chains: list[list[Contrast]] = []
+    parts: list[float] = []
+    progress = state(folder)["comparison"]
+    whole = progress["ended"] >= progress["of"]
+    looks = [range(settings.seed + 1, settings.seed + 1 + seeds) for seeds in folder.looks(whole)]
+    order = _order(folder)
+    for trial in trials:
+        surgery, rival = groups.get(("surgery", trial), {}), groups.get((order[0], trial), {})
+        seeds = sorted(set(surgery) & set(rival))
+        for arm in ("surgery", *RIVALS):
+            members = groups.get((arm, trial), {})
+            records = [members[seed] for seed in seeds if seed in members] or list(members.values())
+            rows += [_row(arm, trial, records, targets, metric)] if records else []
+        if seeds:
+            contrasts = [
+                contrast(
+                    arm, surgery, theirs, targets, metric, question=accounting.of(arm, settings),
+                    trained=settings.start == "none", looks=looks, values=folder.test_values,
+                )
+                for arm in order
+                if (theirs := groups.get((arm, None if arm == "original" else trial), {})).keys() & surgery.keys()
+            ]  # fmt: skip
+            here = [each for each in contrasts if each["accounting"] == contrasts[0]["accounting"]]
+            there = [each for each in contrasts if each["accounting"] != contrasts[0]["accounting"]]
+            verdicts.append(contrasts[0] | {
+                "trial": trial, "label": describe(surgery[seeds[0]].cell.schedule),
+                "failed": len(failed.get(trial, ())), "others": [*here[1:], *there],
+                "untouched": sum(not operations_of(surgery[seed].result) for seed in seeds),
+                "progress": [progress["ended"], progress["of"]],
+            })  # fmt: skip
+            chains.append([verdicts[-1], *here[1:]])
+            parts.append(1 - OTHER if there else 1.0)
+            if there:
+                chains.append(there)
+                parts.append(OTHER)
+    decide(chains, metric, whole, [part / len(verdicts) for part in parts])
+    for verdict in verdicts:
+        verdict["sentence"] = wording.sentence(verdict, metric, folder.unit)
+        verdict["details"] = wording.details(verdict, metric, folder.unit)
+        for each in verdict["others"]:
+            each["sentence"] = wording.other(each, metric, folder.unit)
+        other = [each for each in verdict["others"] if each["accounting"] != verdict["accounting"]]
+        verdict["also"] = wording.sentence(verdict | other[0], metric, folder.unit) if other else None
+    return rows, verdicts
+
+
+def _groups(folder: Folder) -> tuple[Groups, dict[int | None, set[int]]]:
+    """The finished records by arm, trial and seed, and the seeds of each trial that failed in some arm."""
+    groups: Groups = {}
     failed: dict[int | None, set[int]] = {}
     for record in folder.records("original", "surgery", *RIVALS):
         if not record.compared:
@@ -47,40 +109,14 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
             failed.setdefault(record.cell.trial, set()).add(record.cell.seed)
         else:
             groups.setdefault((record.cell.arm, record.cell.trial), {})[record.cell.seed] = record
-    trials = list(dict.fromkeys(trial for arm, trial in groups if trial is not None))
-    ranked = [r.cell.trial for r in chosen(folder)]
-    trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
-    originals = list(groups.get(("original", None), {}).values())
-    targets = time_to_accuracy.targets(folder.settings.targets, [record.result for record in originals], metric)
-    rows = [_row("original", None, originals, targets, metric)] if originals else []
-    verdicts, asked = [], question(folder.settings)
-    for trial in trials:
-        surgery, restart = groups.get(("surgery", trial), {}), groups.get((asked, trial), {})
-        seeds = sorted(set(surgery) & set(restart))
-        for arm in ("surgery", *RIVALS):
-            members = groups.get((arm, trial), {})
-            records = [members[seed] for seed in seeds if seed in members] or list(members.values())
-            rows += [_row(arm, trial, records, targets, metric)] if records else []
-        if seeds:
-            others = [
-                contrast(arm, surgery, theirs, targets, metric)
-                for arm in ("original", *(rival for rival in RIVALS if rival != asked))
-                if (theirs := groups.get((arm, None if arm == "original" else trial), {})).keys() & surgery.keys()
-            ]
-            verdicts.append(contrast(asked, surgery, restart, targets, metric) | {
-                "trial": trial, "label": describe(surgery[seeds[0]].cell.schedule),
-                "failed": len(failed.get(trial, ())), "others": others,
-                "untouched": sum(not operations_of(surgery[seed].result) for seed in seeds),
-            })  # fmt: skip
-    others = [each for verdict in verdicts for each in verdict["others"]]
-    decide(verdicts, metric)
-    decide(others, metric)
-    for verdict in verdicts:
-        sentence, details = wording.sentence(verdict, metric), wording.details(verdict, metric, folder.unit)
-        verdict |= {"sentence": sentence, "details": details}
-    for each in others:
-        each["sentence"] = wording.other(each, metric)
-    return rows, verdicts
+    return groups, failed
+
+
+def _order(folder: Folder) -> list[str]:
+    """The arms that surgery is held against, in the order in which they are tested, the two questions' rivals first."""
+    arms = [*folder.settings.arms, *(arm for arm in RIVALS if arm not in folder.settings.arms)]
+    first = [accounting.main(folder.settings, each) for each in (accounting.asked(folder.settings), "zero", "given")]
+    return [arm for arm in dict.fromkeys([*first, *arms]) if arm not in ("original", "surgery")] + ["original"]
 
 
 def _row(
@@ -106,6 +142,7 @@ def _row(
         "metric_deviation": statistics.stdev(values) if len(values) > 1 else None,
         "parameters": statistics.fmean(result["parameters"] for result in results),
         "flops": statistics.fmean(result["flops"] for result in results),
+        "training_flops": statistics.fmean(result["training_flops"] for result in results),
         "epochs": statistics.fmean(
             len(result["epochs"]) + result.get("sunk", {}).get("epochs", 0) for result in results
         ),
@@ -115,6 +152,7 @@ def _row(
             batch: _mean(result["latency_seconds"][batch] for result in results)
             for batch in results[0].get("latency_seconds", {})
         },
+        "bytes": _mean(result.get("bytes") for result in results),
         "peak_memory": _mean(result.get("peak_memory") for result in results),
         "joules": _mean(result.get("joules") for result in results),
         "seconds": statistics.fmean(seconds),

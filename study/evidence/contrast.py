@@ -1,67 +1,87 @@
-"""Surgery against one arm: differences paired by seed, and what may be said of them.
+"""Surgery against one arm: differences paired by seed, with their intervals and p-values, at every look.
 
-A finding is the first of these that holds. *Better*: the difference of the metric on the test samples is shown, after
-Holm. *Faster*: an arm is shown, after Holm, to need less time to a target (the hardest at which a difference is shown),
-and not to end worse: the 95 % interval of the metric's difference excludes its margin (said of every arm but the
-original). Else no difference was found. The margin is also what an undecided comparison is asked about.
+What may be said of them is decided for a whole study (``study.evidence.deciding``).
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from network_surgery.study.evidence import time_to_accuracy
+import numpy as np
+from numpy.typing import NDArray
+
+from network_surgery.study.evidence import accounting, time_to_accuracy
 from network_surgery.study.evidence.converged import convergence
-from network_surgery.study.evidence.significance import (
-    LEVEL,
-    bootstrap,
-    effect,
-    holm,
-    paired,
-    permutation,
-    seeds_needed,
-)
+from network_surgery.study.evidence.crossed import Mean, of_samples, of_seeds
+from network_surgery.study.evidence.significance import bootstrap, effect, permutation
 from network_surgery.study.store.folder import Record
 from network_surgery.study.task.metric import Metric
 
-#: Findings where no arm is ahead.
-UNDECIDED = "no difference was found"
-UNTOUCHED = "the schedule never operated, so there is nothing to compare"
-UNTESTED = "nothing can be said without a spread between seeds"
-#: What it is called where an arm is ahead, by the beginning of its name; of others surgery is worse.
-AHEAD = {"restart": "restarting", "operate_first": "operating first"}
+Contrast = dict[str, Any]
+#: The values of a training's test samples, where they were kept.
+Values = Callable[[Record], NDArray[np.float64] | None]
 
 
 def contrast(
-    arm: str, surgery: Mapping[int, Record], others: Mapping[int, Record], targets: Sequence[float], metric: Metric
-) -> dict[str, Any]:
+    arm: str, surgery: Mapping[int, Record], others: Mapping[int, Record], targets: Sequence[float], metric: Metric,
+    *, question: str = "zero", trained: bool = True, looks: Sequence[Sequence[int]] = (),
+    values: Values = lambda record: None,
+) -> Contrast:  # fmt: skip
     """Surgery against an arm, paired by seed.
 
-    ``arm``, ``n``, mean of the ``metric`` on the test samples of ``surgery`` and of ``rival`` (accuracies: 0 … 1),
-    ``differences`` (surgery − rival, whichever direction is better) in the order of ``seeds``, their mean
-    (``difference``) with Student's 95 % ``interval`` and ``p``, a ``bootstrap`` interval, ``p_permutation`` (signs
-    exchanged), ``effect`` (Cohen's d), the ratios of training FLOPs (``compute_ratio``, which repeats on any machine)
-    and of seconds (``time_ratio``, operations and sunk epochs included) of whole trainings, ``time_to_accuracy`` (see
-    ``study.evidence.time_to_accuracy``), and ``convergence`` of both (see ``study.evidence.converged``).
+    ``question``: the accounting of what counts as cost (see ``study.evidence.accounting``), where the large network was
+    ``trained`` here. ``looks``: the seeds of every look at
+    which something is claimed. ``values``: of the test samples; where both arms of every seed have them, what is said
+    is of new samples, too.
+
+    ``arm``, ``accounting``, ``n``, mean of the ``metric`` on the test samples of ``surgery`` and of ``rival``
+    (accuracies: 0 … 1), ``differences`` (surgery − rival, whichever direction is better) in the order of ``seeds``,
+    their mean (``difference``) with its 95 % ``interval``, ``p`` and ``samples`` (the number of test samples, where
+    they hold for new ones; see ``study.evidence.crossed``), a ``bootstrap`` interval, ``p_permutation`` (signs
+    exchanged; both for these samples), ``effect`` (Cohen's d), the ratios of training FLOPs (``compute_ratio``, which
+    repeats on any machine) and of seconds (``time_ratio``) of whole trainings in this accounting, ``time_to_accuracy``
+    (see there), ``convergence`` of both (see ``study.evidence.converged``), ``equivalence``: ``margin`` and ``p``, the
+    ``deviation`` of single seeds' differences with the ``floor`` of the standard error, and ``tests``: the p-values of
+    every look.
     """
     seeds = sorted(surgery.keys() & others.keys())
     pairs = [(surgery[seed].result, others[seed].result) for seed in seeds]
-    compute, seconds = (
-        statistics.fmean(one[key] for one, _ in pairs) / statistics.fmean(other[key] for _, other in pairs)
-        for key in ("training_flops", "seconds")
-    )
+    given = question == "given" and trained
+    sunk = [
+        (accounting.sunk(one, "surgery", one, given), accounting.sunk(one, arm, other, given)) for one, other in pairs
+    ]
+    totals = [
+        [statistics.fmean(pair[side][key] - gone[side][key] for pair, gone in zip(pairs, sunk, strict=True))
+         for side in (0, 1)]
+        for key in accounting.COSTS
+    ]  # fmt: skip
+    compute, seconds = (one / max(other, 1e-12) for one, other in totals)
     differences = [one["test_metric"] - other["test_metric"] for one, other in pairs]
-    mean, interval, p = paired(differences)
+    each = _each(surgery, others, seeds, values)
+    mean = _mean(differences, each, range(len(seeds)))
+    times = time_to_accuracy.contrasts(pairs, targets, metric, sunk)
+    tests = []
+    for look in looks:
+        places = [place for place, seed in enumerate(seeds) if seed in look]
+        if places:
+            now = mean if len(places) == len(seeds) else _mean(differences, each, places)
+            then = times if len(places) == len(seeds) else time_to_accuracy.contrasts(
+                [pairs[place] for place in places], targets, metric, [sunk[place] for place in places]
+            )  # fmt: skip
+            tests.append(_tests(now, then, metric))
+        else:
+            tests.append(dict.fromkeys(("difference", "p", "p_within", "p_compute", "compute", "sooner")) | {"n": 0})
     return {
-        "arm": arm, "n": len(pairs), "seeds": seeds,
+        "arm": arm, "accounting": question, "n": len(pairs), "seeds": seeds,
         "surgery": statistics.fmean(one["test_metric"] for one, _ in pairs),
         "rival": statistics.fmean(other["test_metric"] for _, other in pairs),
-        "differences": differences, "difference": mean, "interval": interval, "p": p,
+        "differences": differences, "difference": mean.value, "interval": mean.interval(), "p": mean.p(),
+        "samples": mean.samples, "deviation": mean.deviation, "floor": mean.floor,
         "bootstrap": bootstrap(differences), "p_permutation": permutation(differences), "effect": effect(differences),
-        "compute_ratio": compute, "time_ratio": seconds,
-        "time_to_accuracy": time_to_accuracy.contrasts(pairs, targets, metric),
+        "equivalence": {"margin": metric.margin, "p": mean.p_within(metric.margin), "shown": False},
+        "compute_ratio": compute, "time_ratio": seconds, "time_to_accuracy": times, "tests": tests,
         "convergence": {
             "surgery": convergence([one for one, _ in pairs], metric),
             "rival": convergence([other for _, other in pairs], metric),
@@ -69,58 +89,30 @@ def contrast(
     }  # fmt: skip
 
 
-def decide(family: Sequence[dict[str, Any]], metric: Metric) -> None:
-    """Adds ``p_adjusted`` and ``finding`` to every contrast of a family, and ``more_seeds``: how many more would show a
-    difference of the metric's margin even if it were the only one of the family (None where nothing varies).
-
-    Differences of the metric are one family for Holm, the times to all targets another, and so are FLOPs.
-    """
-    _adjust(family)
-    tests = sum(each["p"] is not None for each in family)
-    for each in family:
-        wanted = seeds_needed(each["differences"], metric.margin, level=LEVEL / max(1, tests))
-        each["more_seeds"] = None if wanted is None else max(0, wanted - each["n"])
-    for cost in time_to_accuracy.COSTS:
-        _adjust([entry[cost] for each in family for entry in each["time_to_accuracy"]])
-    for each in family:
-        each["finding"] = _finding(each, metric)
+def _each(
+    surgery: Mapping[int, Record], others: Mapping[int, Record], seeds: Sequence[int], values: Values
+) -> NDArray[np.float64] | None:
+    """The differences ``[seeds, samples]``; None where a training has not kept its values, or they do not fit."""
+    rows = []
+    for seed in seeds:
+        one, other = values(surgery[seed]), values(others[seed])
+        if one is None or other is None or one.shape != other.shape:
+            return None
+        rows.append(one - other)
+    return np.array(rows) if rows and len({len(row) for row in rows}) == 1 else None
 
 
-def _adjust(family: Sequence[dict[str, Any]]) -> None:
-    for test, p in zip(family, holm([test["p"] for test in family]), strict=True):
-        test["p_adjusted"] = p
+def _mean(differences: Sequence[float], each: NDArray[np.float64] | None, places: Sequence[int]) -> Mean:
+    if each is None:
+        return of_seeds([differences[place] for place in places])
+    return of_samples(each[list(places)])
 
 
-def _finding(contrast: Mapping[str, Any], metric: Metric) -> str:
-    """What may be said, in a few words."""
-    rival = next((words for arm, words in AHEAD.items() if contrast["arm"].startswith(arm)), None)
-    if "untouched" in contrast and contrast["untouched"] == contrast["n"]:
-        return UNTOUCHED
-    if contrast["p_adjusted"] is None:
-        return UNTESTED
-    if contrast["p_adjusted"] < LEVEL:
-        if metric.gain(contrast["difference"], 0.0) > 0:
-            return "surgery is better"
-        return f"{rival} is better" if rival else "surgery is worse"
-    if (entry := sooner(contrast, metric)) is None:
-        return UNDECIDED
-    if entry["seconds"]["sooner"]:
-        return "surgery is faster"
-    return f"{rival} is faster" if rival else "surgery is slower"
-
-
-def sooner(contrast: Mapping[str, Any], metric: Metric) -> dict[str, Any] | None:
-    """The hardest target to which one arm is shown to need less time, unless that arm may end worse.
-
-    None against the original, which surgery was until its final network began: it comes later, whatever it is worth.
-    """
-    shown = [entry for entry in contrast["time_to_accuracy"] if _shown(entry["seconds"])]
-    if not shown or contrast["interval"] is None or contrast["arm"] == "original":
-        return None
-    low, high = sorted(metric.gain(bound, 0.0) for bound in contrast["interval"])
-    harmless = low > -metric.margin if shown[-1]["seconds"]["sooner"] else high < metric.margin
-    return shown[-1] if harmless else None
-
-
-def _shown(test: Mapping[str, Any]) -> bool:
-    return test["p_adjusted"] is not None and test["p_adjusted"] < LEVEL
+def _tests(mean: Mean, times: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, Any]:
+    """The p-values of a look, and the place of the target whose compute is tested."""
+    tested = [place for place, entry in enumerate(times) if entry["training_flops"]["p"] is not None]
+    flops = times[tested[-1]]["training_flops"] if tested else {"p": None, "sooner": None}
+    return {
+        "n": mean.seeds, "difference": mean.value, "p": mean.p(), "p_within": mean.p_within(metric.margin),
+        "p_compute": flops["p"], "compute": tested[-1] if tested else None, "sooner": flops["sooner"],
+    }  # fmt: skip

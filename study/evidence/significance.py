@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-#: The largest p-value, after Holm, at which a difference counts as shown.
+#: The largest p-value, after adjustment, at which a difference counts as shown.
 LEVEL = 0.05
 #: No larger number of seeds is asked for.
 MOST_SEEDS = 10_000
@@ -83,6 +83,38 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def graphical(
+    values: Sequence[float | None], weights: Sequence[float], passes: Sequence[Mapping[int, float]]
+) -> list[float | None]:
+    """The adjusted p-values of tests that share one error rate and pass it on (Bretz et al. 2009, algorithm 2).
+
+    ``weights``: each test's share of the level, at most 1 in all. ``passes``: where a test's share goes once it has
+    shown something, by the number of the receiving test, at most 1 in all. None (no test) stays None, and passes
+    nothing on.
+
+    >>> order = [{1: 1.0}, {2: 1.0}, {}]
+    >>> graphical([0.01, 0.2, 0.001], [1, 0, 0], order)
+    [0.01, 0.2, 0.2]
+    >>> holms = [{1: 0.5, 2: 0.5}, {0: 0.5, 2: 0.5}, {0: 0.5, 1: 0.5}]
+    >>> [round(p, 9) for p in graphical([0.01, 0.04, 0.03], [1 / 3] * 3, holms)]
+    [0.03, 0.06, 0.06]
+    """
+    share = dict(enumerate(weights))
+    way = {i: {j: float(passes[i].get(j, 0.0)) for j in share if j != i} for i in share}
+    adjusted: list[float | None] = [None if p is None else 1.0 for p in values]
+    highest = 0.0
+    while able := [i for i in way if values[i] is not None and share[i] > 1e-12]:
+        i = min(able, key=lambda i: values[i] / share[i])  # type: ignore[operator]
+        adjusted[i] = highest = max(highest, min(1.0, values[i] / share[i]))  # type: ignore[operator]
+        gone = way.pop(i)
+        for j in way:
+            share[j] += share[i] * gone[j]
+            back = way[j].pop(i)
+            for k in way[j]:
+                way[j][k] = (way[j][k] + back * gone[k]) / (1 - back * gone[j]) if back * gone[j] < 1 else 0.0
+    return adjusted
+
+
 def paired(differences: Sequence[float]) -> tuple[float, list[float] | None, float | None]:
     """Mean of paired differences, its 95 % interval and p-value by Student's t; None where nothing varies."""
     mean = statistics.fmean(differences)
@@ -133,16 +165,25 @@ def permutation(differences: Sequence[float]) -> float | None:
     return float(found.pvalue)
 
 
-def seeds_needed(differences: Sequence[float], wanted: float, power: float = 0.8, level: float = LEVEL) -> int | None:
+def seeds_needed(
+    deviation: float, wanted: float, power: float = 0.8, level: float = LEVEL, floor: float = 0.0
+) -> int | None:
     """How many seeds would show a mean difference of ``wanted`` at this level with this power, by a paired t-test.
 
-    From the spread of these differences; None where nothing varies.
+    ``deviation``: of the differences of single seeds, ``floor``: the standard error that no number of seeds takes away
+    (that of the samples). None where no number would do.
     """
-    if effect(differences) is None:
-        return None
-    shift = wanted / statistics.stdev(differences)
-    for n in range(2, MOST_SEEDS):
+
+    def enough(n: int) -> bool:
         edge = stats.t.ppf(1 - level / 2, n - 1)
-        if stats.nct.sf(edge, n - 1, shift * math.sqrt(n)) >= power:
-            return n
-    return MOST_SEEDS
+        return bool(stats.nct.sf(edge, n - 1, wanted / math.sqrt(deviation**2 / n + floor**2)) >= power)
+
+    if deviation <= 0 and floor <= 0:
+        return None
+    if not enough(MOST_SEEDS):
+        return None
+    low, high = 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -123,7 +123,6 @@ def apart(seed: int, device: torch.device) -> Iterator[None]:
         return
     with torch.random.fork_rng(devices=[device], device_type=device.type):
         torch.default_generator.manual_seed(seed)
-        module = torch.get_device_module(device)
-        with module.device(device):  # manual_seed is of the current one
-            module.manual_seed(seed)
+        with torch.accelerator.device_index(device.index):  # manual_seed is of the current one
+            torch.get_device_module(device).manual_seed(seed)
         yield

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.task import call
 
@@ -34,10 +35,19 @@ class Compute:
     channels_last: bool = False
     compile: bool = False
 
+    @classmethod
+    def of(cls, settings: Settings) -> Compute:
+        """What the settings ask for."""
+        return cls(settings.precision, settings.channels_last, settings.compile)
+
     def check(self, device: torch.device) -> None:
         """Raises StudyError where the device cannot compute so."""
         if device.type == "cpu" and self.precision in ("tf32", "fp16"):
             raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
+        if device.type != "cuda" and self.precision == "tf32":
+            raise StudyError(f"precision is 'tf32', which CUDA alone has, not {device.type}; give 'float32' or 'bf16'")
+        if self.precision in HALF and not torch.amp.is_autocast_available(device.type):
+            raise StudyError(f"precision is {self.precision!r}, but torch has no autocast on {device.type}")
         if device.type == "cuda" and self.precision == "bf16" and not torch.cuda.is_bf16_supported(False):
             name = torch.cuda.get_device_name(device)
             raise StudyError(f"precision is 'bf16', which {name} has not; give 'fp16'")

@@ -52,8 +52,8 @@ def distance(found: Tensor, wanted: Tensor, axis: int | None, temperature: float
     """
     if axis is None:
         return mse_loss(found, wanted)
-    soft = (log_softmax(each.float() / temperature, dim=axis) for each in (found, wanted))
-    return kl_div(*soft, reduction="none", log_target=True).sum(dim=axis).mean() * temperature**2
+    ours, theirs = (log_softmax(each.float() / temperature, dim=axis) for each in (found, wanted))
+    return kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=axis).mean() * temperature**2
 
 
 def comparable(task: Task, outputs: Any) -> tuple[Tensor, int | None]:

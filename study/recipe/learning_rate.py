@@ -157,3 +157,23 @@ def check_after(curve: Curve, schedule: Schedule) -> None:
                 f"the step '{step}' rewinds the learning rate, but lr_schedule is constant; choose another one, or "
                 "after: rewarm"
             )
+
+
+def check_lengths(schedule: Schedule, epochs: int, per_epoch: int) -> None:
+    """Raises StudyError where a step changes the learning rate over more steps than there are.
+
+    ``rewarm`` has those that are left then, ``rewind`` those that were done; a condition may be met at any time from
+    its first look on.
+    """
+    total = epochs * per_epoch
+    for step in schedule.steps:
+        if not isinstance(step.after_length, Moment):
+            continue
+        at, length = step.when.iteration(per_epoch), step.after_length.iteration(per_epoch)
+        if step.after == "rewarm" and length > total - at:
+            right = f"rewarms the learning rate over {length:,} steps, but training ends {total - at:,} steps later"
+        elif step.after == "rewind" and length > (at if isinstance(step.when, Moment) else total):
+            right = f"rewinds the learning rate by {length:,} steps, but {at:,} have been done then"
+        else:
+            continue
+        raise StudyError(f"the step '{step}' {right}; give a shorter after_length")

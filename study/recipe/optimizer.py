@@ -51,7 +51,7 @@ def make_optimizer(settings: Settings, model: nn.Module) -> Optimizer:
     for taken in SETTINGS.keys() & arguments.keys():
         raise StudyError(f"optimizer_arguments has {taken!r}, which is a setting of its own: {SETTINGS[taken]}")
     if ":" in name:
-        optimizer = _foreign(name, groups(settings, model), settings.learning_rate, arguments)
+        optimizer = _foreign(settings, groups(settings, model), arguments)
     else:
         optimizer = _torch(name, settings, model, arguments)
     step = inspect.signature(optimizer.step).parameters.get("closure")
@@ -100,24 +100,32 @@ def _torch(name: str, settings: Settings, model: nn.Module, arguments: dict[str,
         arguments = arguments | ({"weight_decay": settings.weight_decay} if decaying else {})
         parts = parts[0]["params"]
     # torch's own classes check their arguments, and raise errors of several kinds.
-    return _made(name, lambda: kind(parts, lr=settings.learning_rate, **{**usual, **arguments}))  # type: ignore[call-arg]
+    arguments = {**usual, **arguments}
+    return _made(settings, lambda: kind(parts, lr=settings.learning_rate, **arguments))  # type: ignore[call-arg]
 
 
-def _foreign(name: str, parts: list[dict[str, Any]], rate: float, arguments: dict[str, Any]) -> Optimizer:
-    factory = theirs(name, "optimizer")
-    made = _made(name, lambda: factory(parts, rate, **arguments))
+def _foreign(settings: Settings, parts: list[dict[str, Any]], arguments: dict[str, Any]) -> Optimizer:
+    factory = theirs(settings.optimizer, "optimizer")
+    made = _made(settings, lambda: factory(parts, settings.learning_rate, **arguments))
     if not isinstance(made, Optimizer):
-        raise StudyError(f"optimizer {name!r} made a {type(made).__name__}, not a torch.optim.Optimizer")
+        raise StudyError(f"optimizer {settings.optimizer!r} made a {type(made).__name__}, not a torch.optim.Optimizer")
     return made
 
 
-def _made(name: str, make: Callable[[], Any]) -> Any:
+def _made(settings: Settings, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except StudyError:
         raise
     except Exception as error:  # anyone's factory may fail in any way
-        raise StudyError(f"optimizer {name!r} cannot be made: {first_line(error)}") from error
+        raise StudyError(f"{in_words(settings)} cannot be made: {first_line(error)}") from error
+
+
+def in_words(settings: Settings) -> str:
+    """The optimizer as errors name it: with the arguments that it was given, if there are any."""
+    arguments = settings.optimizer_arguments
+    given = f"optimizer_arguments is {arguments}, and with it " if arguments else ""
+    return f"{given}optimizer {settings.optimizer!r}"
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

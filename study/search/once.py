@@ -50,14 +50,15 @@ class Once:
 
     def __init__(
         self, source: Source, settings: Settings, per_epoch: int, folder: Path, known: Iterable[Record] = (),
-        keep: Sequence[int] = (),
+        keep: Sequence[int] = (), spare: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """``per_epoch``: optimizer steps in an epoch; ``folder``: the study's; ``known``: what has ended of it.
 
-        ``keep``: epochs that an original keeps for cells that are not known when it starts.
+        ``keep``: epochs that an original keeps for cells that will come; ``spare``: where there is room, for cells
+        whose first step is not known when it starts.
         """
         self._source, self._settings, self._per_epoch, self._folder = source, settings, per_epoch, folder
-        self._more = keep
+        self._keep, self._spare = keep, spare
         self._waiting: list[Cell] = []
         self._running: dict[str, Cell] = {}
         self._copies: deque[tuple[Cell, Result]] = deque()
@@ -127,7 +128,8 @@ class Once:
         original = self._originals.get(self._beginning(cell))
         if cell.arm == "original":
             alike = [each for each in self._waiting if self._beginning(each) == self._beginning(cell)]
-            keep = fork.epochs(map(self._shared, alike), self._more, cell.epochs or self._settings.epochs)
+            last = cell.epochs or self._settings.epochs
+            keep = fork.epochs(map(self._shared, alike), last, self._keep, self._spare)
             self._originals[self._beginning(cell)] = Original(cell.name, keep)
         elif original is not None and (epoch := original.latest(self._shared(cell))):
             begins = {"from": original.name, "epoch": epoch}

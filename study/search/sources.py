@@ -6,6 +6,7 @@ knows nothing of where cells run.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections import deque
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -160,7 +161,7 @@ class Together:
 
     @property
     def finished(self) -> bool:
-        return all(source.finished for source in self._sources)  # a later one is not asked before
+        return all(source.finished for source in self._sources)
 
     def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
         return self._owner[cell.name].epoch(cell, record)
@@ -242,11 +243,11 @@ class Sampled:
             study.enqueue_trial(params)
         for number in range(len(settings.enqueue) + TRIED):
             trial = _ask(study, settings)
-            with warnings.catch_warnings():  # what is out of range is said below
-                warnings.simplefilter("ignore", UserWarning)
-                space.sample(trial)
             if number < len(settings.enqueue):
-                _check_enqueued(settings.enqueue[number], trial, settings.space)
+                trial = _Enqueued(study, trial._trial_id, settings.enqueue[number], settings.space)
+            space.sample(trial)
+            if isinstance(trial, _Enqueued):
+                trial.check_names()
             study.tell(trial, [float(number)] * len(settings.objective))
 
     def guesses(self, count: int) -> list[list[dict[str, Any]]]:
@@ -420,18 +421,43 @@ def _ask(study: optuna.Study, settings: Settings) -> optuna.Trial:
         raise SamplerFailed(settings, error) from error
 
 
-def _check_enqueued(params: Mapping[str, Any], trial: optuna.Trial, space: str) -> None:
-    for name, value in params.items():
-        if name not in trial.params:
+class _Enqueued(optuna.Trial):
+    """A trial of given parameters. Raises StudyError where the space cannot choose one of them."""
+
+    def __init__(self, study: optuna.Study, number: int, params: Mapping[str, Any], space: str) -> None:
+        super().__init__(study, number)
+        self._given, self._space = params, space
+
+    def suggest_float(self, name: str, low: float, high: float, **kind: Any) -> float:
+        self._check(name, FloatDistribution(low, high, **kind))
+        return super().suggest_float(name, low, high, **kind)
+
+    def suggest_int(self, name: str, low: int, high: int, **kind: Any) -> int:
+        self._check(name, IntDistribution(low, high, **kind))
+        return super().suggest_int(name, low, high, **kind)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self._check(name, CategoricalDistribution(choices))
+        return super().suggest_categorical(name, choices)
+
+    def _check(self, name: str, distribution: BaseDistribution) -> None:
+        if name not in self._given:
+            return
+        value = self._given[name]
+        with contextlib.suppress(ValueError):  # a value of another kind has no number among the choices
+            if distribution._contains(distribution.to_internal_repr(value)):
+                return
+        raise StudyError(
+            f"enqueue has {name}: {value!r} in {dict(self._given)}, but the search space {self._space!r} chooses it "
+            f"from {_range(distribution)}"
+        )
+
+    def check_names(self) -> None:
+        """Raises StudyError where there is a parameter that the space did not ask for."""
+        for name in self._given.keys() - self.params.keys():
             raise StudyError(
-                f"enqueue has {name!r} in {dict(params)}, but with these values the search space {space!r} has "
-                f"{', '.join(trial.params) or 'no parameter'}{near(name, trial.params)}"
-            )
-        distribution = trial.distributions[name]
-        if not distribution._contains(distribution.to_internal_repr(value)):
-            raise StudyError(
-                f"enqueue has {name}: {value!r} in {dict(params)}, but the search space {space!r} chooses it from "
-                f"{_range(trial.distributions[name])}"
+                f"enqueue has {name!r} in {dict(self._given)}, but with these values the search space "
+                f"{self._space!r} has {', '.join(self.params) or 'no parameter'}{near(name, self.params)}"
             )
 
 

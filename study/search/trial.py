@@ -1,7 +1,7 @@
 """A trial as Ray Tune runs it: one cell, trained in a worker, reported to the driver epoch by epoch.
 
-Workers are reused, so everything that a training leaves behind (random state, threads, CUDA's cache) is set anew. What
-a user can put right and what diverges ends as a result with its reason, not as an exception: the study goes on.
+Workers are reused, so everything that a training leaves behind (random state, threads, the device's cache) is set anew.
+What a user can put right and what diverges ends as a result with its reason, not as an exception: the study goes on.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def trial(
     cell = Cell(**json.loads(config["cell"]))
     device = pick_device(settings.device)
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
     saved = checkpoint_of(cell, settings, Path(folder))
     network = network_of(cell, Path(folder)) if cell.test else None
     teacher = network_of(cell.teacher, Path(folder)) if cell.teacher else None
@@ -55,7 +55,7 @@ def trial(
         outcome = run(cell, task, settings, device, tell, saved, network, start, checkpoints_of(Path(folder)), teacher)
         if network is not None:
             outcome["network"] = network.relative_to(folder).as_posix()
-    except (Diverged, SurgeryError, StudyError, torch.cuda.OutOfMemoryError) as error:
+    except (Diverged, SurgeryError, StudyError, torch.OutOfMemoryError) as error:
         outcome = {"failure": (str(error).splitlines() or [type(error).__name__])[0]}
     outcome["device"] = device_name(device)
     tune.report({"kind": "outcome", "report": json.dumps(outcome)})

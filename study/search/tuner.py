@@ -29,7 +29,7 @@ from network_surgery.study.store.folder import Record, checkpoint_of, checkpoint
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.trainer import steps_per_epoch
+from network_surgery.study.training.trainer import check_device, pick_device, steps_per_epoch
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0
@@ -92,8 +92,9 @@ def _reach(address: str | None) -> None:
 def run_cells(
     source: Source, task: Task, settings: Settings, resources: dict[str, float], out: Path,
     listeners: Sequence[Listener], known: Sequence[Record] = (), keep: Sequence[int] = (),
+    spare: Sequence[int] = (),
 ) -> bool:  # fmt: skip
-    """Runs every cell of a source, none of them twice: ``known`` and ``keep`` as in ``study.search.once``.
+    """Runs every cell of a source, none of them twice: ``known``, ``keep`` and ``spare`` as in ``study.search.once``.
 
     Returns False where Ctrl-C ended it early; raises StudyError where nothing fits.
     """
@@ -104,11 +105,11 @@ def run_cells(
     share = trial_resources(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    once = Once(source, settings, per_epoch, out, known, keep)
+    once = Once(source, settings, per_epoch, out, known, keep, spare)
     adaptors = _adaptors(once, listeners, lambda cell: checkpoint_of(cell, settings, out))
     searcher, scheduler, callback = adaptors
-    # No trial takes a GPU that it did not ask for.
-    where = settings if "gpu" in share else replace(settings, device="cpu")
+    # No trial takes a GPU by itself that it did not ask Ray for.
+    where = settings if "gpu" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
         trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task)
     )
@@ -138,8 +139,9 @@ def forget(out: Path) -> None:
 def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
     """What one trial asks of the cluster. Raises StudyError where no trial could ever start."""
     gpus = 0.0 if settings.device == "cpu" or not resources.get("GPU") else settings.gpus_per_trial
-    if settings.device == "cuda" and not resources.get("GPU"):
-        raise StudyError("device is 'cuda', but this Ray cluster has no GPU; use 'auto' or 'cpu'")
+    check_device(settings.device)
+    if not resources.get("GPU"):
+        pick_device(settings.device)  # one that Ray does not count, such as mps
     if settings.cpus_per_trial > resources.get("CPU", 0):
         raise StudyError(
             f"cpus_per_trial is {settings.cpus_per_trial:g}, but this Ray cluster has {resources.get('CPU', 0):g} CPUs"

@@ -17,12 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.metric import ACCURACY, Metric
-from network_surgery.study.training import convergence, records
+from network_surgery.study.training import convergence, records, values
 from network_surgery.study.training.cell import Cell
 
 FORMAT = 1
@@ -74,7 +76,8 @@ class Folder:
         network before it is trained (``parameters``, ``flops``), which older studies do not have.
         """
         self.path, self.settings, self.layers, self.identity, self.preset = path, settings, layers, identity, preset
-        self.metric, self.unit, self.original = metric, unit, dict(original or {})
+        self.metric = metric if settings.margin is None else replace(metric, margin=settings.margin)
+        self._own, self.unit, self.original = metric, unit, dict(original or {})
         self._ours = False
         self._read: tuple[tuple[int, int], list[Record]] = (0, 0), []
 
@@ -104,9 +107,14 @@ class Folder:
     @classmethod
     def make(
         cls, path: Path, settings: Settings, layers: dict[str, int], preset: str | None = None,
-        metric: Metric = ACCURACY, unit: str = "images", original: Mapping[str, int] | None = None,
+        metric: Metric = ACCURACY, unit: str = "images", data: dict[str, Any] | None = None,
+        original: Mapping[str, int] | None = None,
     ) -> Folder:  # fmt: skip
-        """A new study in an empty or missing folder. Raises StudyError as ``check``, or where it cannot be written."""
+        """A new study in an empty or missing folder. ``data``: the fingerprint of what it is trained on.
+
+        Raises:
+            StudyError: as ``check``, or where it cannot be written.
+        """
         cls.check(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -115,7 +123,7 @@ class Folder:
         identity = uuid.uuid4().hex
         content = {
             "format": FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
-            "layers": layers, "metric": metric.to_data(), "unit": unit, "machine": machine(),
+            "layers": layers, "metric": metric.to_data(), "unit": unit, "data": data, "machine": machine(),
             "original": dict(original or {}),
         }  # fmt: skip
         _write(path / "study.json", content)
@@ -141,6 +149,11 @@ class Folder:
         unit = content.get("unit", "images")
         original = content.get("original")
         return cls(path.resolve(), known, layers, identity, content.get("preset"), metric, unit, original)
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """The fingerprint of what it is trained on; older studies, and those of some streams, have none."""
+        return json.loads((self.path / "study.json").read_text()).get("data")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -177,7 +190,24 @@ class Folder:
         content["settings"] |= settings
         _write(self.path / "study.json", content)
         known = replace(self.settings, **settings)
-        return Folder(self.path, known, self.layers, self.identity, self.preset, self.metric, self.unit, self.original)
+        return Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
+
+    def looks(self, whole: bool = False) -> list[int]:
+        """The numbers of seeds with which its comparison was complete, and looked at. ``whole``: it is complete now."""
+        known: list[int] = json.loads((self.path / "study.json").read_text()).get("looks", [])
+        again = whole and self.settings.seeds > max(known, default=0)
+        return [*known, self.settings.seeds] if again else known
+
+    def looked(self) -> None:
+        """Keeps that its complete comparison is looked at: each look with more seeds spends some of the error rate."""
+        content = json.loads((self.path / "study.json").read_text())
+        if (looks := self.looks(whole=True)) != content.get("looks", []):
+            _write(self.path / "study.json", content | {"looks": looks})
+
+    def test_values(self, record: Record) -> NDArray[np.float64] | None:
+        """The metric of each test sample ``[n]`` of a finished cell; None where they were not kept."""
+        count, name = record.result.get("test_values"), record.result.get("same_as") or record.cell.name
+        return None if count is None else values.read(self.path / "networks" / f"{name}.pt", count)
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""
@@ -238,6 +268,7 @@ class Folder:
             "layers": self.layers,
             "metric": self.metric.to_data(),
             "unit": self.unit,
+            "data": study.get("data"),
             "original": self.original,
             "trials": [self.flat(record) for record in self.records("search")],
             "comparison": {

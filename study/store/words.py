@@ -1,4 +1,4 @@
-"""A schedule in words, and nothing omitted: schedules that read alike are alike.
+"""Schedules in words: whole (``describe``: those that read alike are alike), ``short``, as letters (``names``).
 
 Of an operation that lies elsewhere (``MODULE:CLASS``) they have the class alone, as plans do.
 """
@@ -19,6 +19,11 @@ from network_surgery.ops.schedule import parse_when
 PLACE = ("when", "layer", "op", "repair", "after", "after_length", "budget", "allocate", "layers")
 #: The hyperparameters that are written even where they have their default: how much an operation does.
 AMOUNTS = ("keep", "grow", "fraction", "variance_threshold", "threshold")
+
+#: Fractions that have a sign of their own.
+SIGNS = {"½": 1 / 2, "⅓": 1 / 3, "⅔": 2 / 3, "¼": 1 / 4, "¾": 3 / 4, "⅛": 1 / 8, "⅜": 3 / 8, "⅝": 5 / 8, "⅞": 7 / 8}
+#: Above this number a short text says of layers and moments how many there are.
+FEW = 3
 
 #: What becomes of the learning rate, in words, and what its length is of.
 AFTERWARDS = {"rewarm": ("rewarmed", "over"), "rewind": ("rewound", "by")}
@@ -49,12 +54,116 @@ def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
     return ", then ".join(parts) or "no operation"
 
 
+def names(trials: Iterable[int]) -> dict[int, str]:
+    """A letter for each trial, in this order: that of the comparison's ranking, the best first.
+
+    People read letters wherever schedules are compared; trial numbers stay in the data.
+
+    >>> names([7, 0])
+    {7: 'A', 0: 'B'}
+    >>> list(names(range(28)).values())[-2:]
+    ['AA', 'AB']
+    """
+    return {trial: _letters(place) for place, trial in enumerate(dict.fromkeys(trials))}
+
+
+def _letters(place: int) -> str:
+    """The place in columns of letters as spreadsheets count them: A … Z, AA, AB …"""
+    before, letter = divmod(place, 26)
+    return (_letters(before - 1) if before else "") + chr(ord("A") + letter)
+
+
+def short(schedule: Sequence[Mapping[str, Any]]) -> str:
+    """What a schedule does in a few words, for tables and figures; ``describe`` says all of it.
+
+    >>> half = {"op": "eigen_remove", "keep": 0.5, "repair": ["bias"]}
+    >>> short([{"when": "4ep", "layer": layer, **half} for layer in ("conv2", "fc1")])
+    'eigen_remove to ½ of conv2, fc1 at 4ep'
+    >>> short([{"when": "4ep", "layer": f"conv{n}", "op": "min_weight", "keep": n / 10} for n in range(1, 9)])
+    'min_weight to 10–80 % of 8 layers at 4ep'
+    >>> short([{"when": f"{n}ep", "layer": "fc1", "op": "weak_expand", "grow": 0.44} for n in range(1, 6)])
+    'weak_expand fc1 by 44 % at 1ep–5ep (5 times)'
+    >>> short([{"when": "8ep", "layer": "fc1", "op": "pcns", "variance_threshold": 0.01}])
+    'pcns (1 % of the variance) of fc1 at 8ep'
+    """
+    parts = []
+    for operation, group in groupby(schedule, lambda step: short_name(step["op"])):
+        steps = list(group)
+        amounts: dict[tuple[str, float | None], list[str]] = {}
+        for step in steps:
+            layers = amounts.setdefault(_amount(step), [])
+            layers += [str(step["layer"])] if str(step["layer"]) not in layers else []
+        moments = list(dict.fromkeys(str(parse_when(step["when"])) for step in steps))
+        parts.append(f"{operation} {_amounts(amounts)}".rstrip() + f" {_moments(moments)}")
+    return ", then ".join(parts) or "no operation"
+
+
+def _amount(step: Mapping[str, Any]) -> tuple[str, float | None]:
+    """How much a step does: the kind of the amount (see ``_some``), and a fraction."""
+    defaults = _defaults(step["op"])
+    kinds = ("keep", "grow", "variance_threshold", "fraction")
+    for kind in kinds[: -1 if step.get("threshold", step.get("quality")) is not None else None]:
+        if (value := step.get(kind, defaults.get(kind))) is not None:
+            return (kind, float(value)) if value else ("", None)
+    return "", None
+
+
+def _amounts(found: Mapping[tuple[str, float | None], Sequence[str]]) -> str:
+    """Amounts with their layers; of many different ones the range."""
+    kinds = {kind for kind, _ in found}
+    if len(found) <= FEW or len(kinds) > 1:
+        return ", ".join(_some(kind, "" if value is None else part(value), _few(layers)) for (kind, value), layers in
+                         found.items())  # fmt: skip
+    values = sorted(value for _, value in found if value is not None)
+    layers = list(dict.fromkeys(layer for each in found.values() for layer in each))
+    return _some(kinds.pop(), f"{100 * values[0]:.3g}–{100 * values[-1]:.3g} %", f"{len(layers)} layers")
+
+
+def _some(kind: str, amount: str, layers: str) -> str:
+    """An amount of a kind in some layers; ``*`` is the whole network."""
+    where = "" if layers == "*" else layers
+    of = f" of {where}" if where else ""
+    if kind == "grow":
+        return f"{where} by {amount}"
+    if kind == "keep":
+        return f"to {amount}{of}"
+    if kind == "variance_threshold":
+        return f"({amount} of the variance){of}"
+    return f"{amount} of {where or 'the weights'}" if amount else of.strip()
+
+
+def part(value: float) -> str:
+    """A fraction as people write it.
+
+    >>> part(0.5), part(0.123), part(2.0), part(1 / 3)
+    ('½', '12.3 %', '200 %', '⅓')
+    """
+    sign = next((sign for sign, known in SIGNS.items() if abs(value - known) < 0.0005), None)
+    return sign or f"{100 * value:.3g} %"
+
+
+def _few(layers: Sequence[str]) -> str:
+    return ", ".join(layers) if len(layers) <= FEW else f"{len(layers)} layers"
+
+
+def _moments(moments: Sequence[str]) -> str:
+    """Moments in a few words; a condition without its fine print."""
+    if len(moments) <= FEW:
+        return _when(moments).split(" from ")[0]
+    return f"at {moments[0]}–{moments[-1]} ({len(moments)} times)"
+
+
+def _defaults(operation: str) -> dict[str, Any]:
+    """The hyperparameters of an operation that this version knows; of another none."""
+    with contextlib.suppress(SurgeryError):  # of another version, or of a module that is not there any more
+        kind: Any = operation_class(operation)
+        return {field.name: field.default for field in fields(kind)}
+    return {}
+
+
 def _operation(step: Mapping[str, Any]) -> str:
     """The operation of a step, its hyperparameters and repairs."""
-    defaults: dict[str, Any] = {}
-    with contextlib.suppress(SurgeryError):  # of another version, or of a module that is not there any more
-        kind: Any = operation_class(step["op"])
-        defaults = {field.name: field.default for field in fields(kind)}
+    defaults = _defaults(step["op"])
     known = defaults | {key: value for key, value in step.items() if key not in PLACE}
     if known.get("threshold", known.get("quality")) is not None and known.get("fraction") == defaults.get("fraction"):
         known.pop("fraction", None)  # they say how much is pruned in its place

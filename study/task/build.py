@@ -55,7 +55,7 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
     """
     made = task_class(settings.task)
     given = theirs(settings.task, "task") if settings.task.startswith(f"{PYTHON}:") else None
-    takes = settings.task in TASKS or (not isinstance(given, Task) and bool(inspect.signature(made).parameters))
+    takes = settings.task in TASKS or (not isinstance(given, Task) and _takes_settings(made))
     _refuse_ignored(settings, takes or isinstance(given, Task))
     if isinstance(given, Task):  # it stays as it is, and needs neither data nor model, which presets may set
         amount = settings.label_smoothing
@@ -71,6 +71,13 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
     if sets is not None:
         task.__dict__["sets"] = sets
     return _smoothed(task, settings.label_smoothing)
+
+
+def _takes_settings(made: type[Task]) -> bool:
+    """Whether a class is made with the settings: by a parameter that it must be given, or that is called so."""
+    parameters = inspect.signature(made).parameters.values()
+    named = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    return any(each.default is each.empty or each.name == "settings" for each in named)
 
 
 def _smoothed(task: Task, amount: float) -> Task:

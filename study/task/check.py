@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from network_surgery.ops import free_attention
 from network_surgery.ops.anatomy import evaluating
@@ -30,11 +32,13 @@ def fresh(task: Task) -> nn.Module:
         model = task.model()
     except StudyError:
         raise
-    except Exception as error:  # anyone's code may fail in any way
+    except (Exception, SystemExit) as error:  # anyone's code may fail in any way, or end the program
         pass_on_memory(error)
         raise StudyError(f"{_name(task)}.model failed: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise StudyError(f"{_name(task)}.model made a {type(model).__name__}, not a torch.nn.Module")
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise StudyError(f"{_name(task)}.model made lazy modules, which have no sizes yet; give them their sizes")
     return free_attention(model)
 
 
@@ -50,16 +54,20 @@ def tried(task: Task) -> nn.Module:
     for method in ("model", "loss", *(["load"] if "sets" not in vars(task) else [])):
         if getattr(type(task), method) is getattr(Task, method):
             raise StudyError(f"{name} has no method {method!r}, which every task needs: see study/guide/task.md")
-    if not isinstance(task.metric, Metric):
-        raise StudyError(f'{name}.metric is {task.metric!r:.60}; give Metric("accuracy", "higher"), say')
+    _check_words(task)
     try:
         parts = (task.train, task.validation, task.test)
     except StudyError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         pass_on_memory(error)
         raise StudyError(f"{name}.load failed: {first_line(error)}") from error
     model = fresh(task)
+    with torch.random.fork_rng(devices=[]):
+        if {id(parameter) for parameter in model.parameters()} & {id(each) for each in fresh(task).parameters()}:
+            raise StudyError(
+                f"{name}.model returns the same parameters again; it must make a fresh network at each call"
+            )
     before = {key: buffer.clone() for key, buffer in model.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         for training in (True, False):
@@ -76,6 +84,23 @@ def tried(task: Task) -> nn.Module:
         if key in before and before[key].shape == buffer.shape:
             buffer.data.copy_(before[key])
     return model
+
+
+def _check_words(task: Task) -> None:
+    """Raises StudyError where what a task says of itself is not of the right kind."""
+    for word, right, is_right in (
+        ("metric", 'give Metric("accuracy", "higher"), say', lambda metric: isinstance(metric, Metric)),
+        ("unit", 'give what a sample is called, such as "rows"', lambda unit: isinstance(unit, str)),
+        ("classes", "give the names of the classes", lambda classes: isinstance(classes, (tuple, list))),
+        ("at_once", "give a number of samples, or None", lambda most: most is None or most >= 1),
+    ):
+        try:
+            value = getattr(task, word)
+            good = is_right(value)
+        except Exception as error:  # it may be a property of anyone's
+            raise StudyError(f"{_name(task)}.{word} fails: {first_line(error)}") from error
+        if not good:
+            raise StudyError(f"{_name(task)}.{word} is {value!r:.60}; {right}")
 
 
 def _taken(task: Task, part: Any) -> tuple[Any, Any]:
@@ -119,6 +144,7 @@ def _check_loss(task: Task, outputs: Any, targets: Any, training: bool) -> None:
     if not isinstance(loss, Tensor) or (loss.dim() and loss.shape != (count,)):
         kind = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise StudyError(f"{what} must return one number, or one for each of the {count} samples, not {kind}")
+    _check_kind(loss, what)
     if not math.isfinite(float(loss.detach().mean())):
         raise StudyError(f"{what} of an untrained network is {float(loss.detach().mean())}; it must be finite")
     if training and not loss.requires_grad:
@@ -128,16 +154,31 @@ def _check_loss(task: Task, outputs: Any, targets: Any, training: bool) -> None:
 def _check_metric(task: Task, outputs: Any, targets: Any) -> None:
     name, count = _name(task), size_of(targets)
     try:
-        values = dict(task.measure(outputs, targets))
+        values = task.measure(outputs, targets)
     except Exception as error:
         pass_on_memory(error)
         raise StudyError(f"{name}.measure fails on the network's outputs: {first_line(error)}") from error
+    if not isinstance(values, Mapping):
+        raise StudyError(f"{name}.measure must return a dict of numbers by name, not a {type(values).__name__}")
     for key, value in values.items():
         if not isinstance(value, Tensor) or not value.dim() or len(value) != count:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise StudyError(f"{name}.measure must give a number for each of the {count} samples; {key!r} is {kind}")
+        _check_kind(value, f"{name}.measure, {key!r},")
+        if not bool(value.isfinite().all()):
+            raise StudyError(f"{name}.measure gives numbers for {key!r} that are not finite, of an untrained network")
     means = {key: value.double().mean(dim=0) for key, value in values.items()}
     summarize(task, {"loss": task.loss(outputs, targets).mean().double(), **means})
+
+
+def _check_kind(tensor: Tensor, what: str) -> None:
+    """Raises StudyError where these are no real numbers on the CPU, where a task is tried."""
+    if tensor.is_complex() or (not tensor.is_floating_point() and "loss" in what):
+        raise StudyError(f"{what} must be real numbers, not {str(tensor.dtype).removeprefix('torch.')}")
+    if not tensor.is_cpu:
+        raise StudyError(
+            f"{what} is on {tensor.device}, though outputs and targets are on the CPU; leave it where they are"
+        )
 
 
 def _name(task: Task) -> str:

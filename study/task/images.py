@@ -7,6 +7,7 @@ streamed: a trial is handed the list of its files.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import math
@@ -27,6 +28,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.augmentation import Augmentation
 from network_surgery.study.task import folder, sources
+from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.task.folder import Fit, ImageFiles
 from network_surgery.study.task.samples import Samples, Sets
 from network_surgery.study.task.stream import Stream
@@ -75,7 +77,7 @@ class ImageStream(Stream):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        return self.files.labels[self._numbers]
+        return self.files.labels[self.numbers]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,13 +92,14 @@ class ImageStream(Stream):
 
     def digest(self) -> str:
         """A fingerprint of the list of files, see ``ImageFiles.digest``."""
-        return self.files.digest(self._numbers)
+        return self.files.digest(self.numbers)
 
     def prepare(self, inputs: Tensor) -> Tensor:
         return scaled(inputs)
 
     @property
-    def _numbers(self) -> NDArray[np.int64]:
+    def numbers(self) -> NDArray[np.int64]:
+        """Of its images in the list of files."""
         return np.arange(len(self.files)) if self.index is None else self.index
 
 
@@ -156,8 +159,10 @@ class ImageTask(Classification):
         network: str = "small_cnn",
         note: str = "",
         augmentation: Augmentation | None = None,
+        fingerprint: Fingerprint | None = None,
     ) -> None:
         super().__init__()
+        self._fingerprint = fingerprint
         self.classes, self.network, self.note = classes, network, note
         self.augmentation = augmentation or Augmentation()
         self._sets = Sets(train, validation, test)
@@ -170,6 +175,10 @@ class ImageTask(Classification):
             image_size=settings.image_size, stream=settings.stream, workers=settings.readers,
         )  # fmt: skip
         task.network = settings.model
+        if settings.cutout > min(task.shape[1:]):
+            raise StudyError(
+                f"cutout is {settings.cutout}, but the images are {task.shape[1]} × {task.shape[2]} pixels"
+            )
         task.augmentation = Augmentation(settings.augment, settings.cutout, settings.mix, len(task.classes))
         if settings.scaling == "imagenet":
             if task.shape[0] != 3:
@@ -178,12 +187,15 @@ class ImageTask(Classification):
                     f"{task.shape[0]}; give --normalize half"
                 )
             sets = {name: getattr(task, name) for name in ("train", "validation", "test")}
-            task = task.changed(**{name: _standardized(part) for name, part in sets.items()})
+            parts = {name: _standardized(part) for name, part in sets.items()}
+            task = task.changed(**parts, fingerprint=task.fingerprint())
         return task
 
     def changed(self, **parts: Any) -> ImageTask:
         """The same task with some of its parts, by the names that they have when it is made, in place of its own."""
         known = {"train": self.train, "validation": self.validation, "test": self.test}
+        if not known.keys() & parts.keys():
+            known["fingerprint"] = self._fingerprint
         known |= {"classes": self.classes, "network": self.network, "note": self.note}
         task = ImageTask(**known | {"augmentation": self.augmentation} | parts)
         task.label_smoothing = self.label_smoothing
@@ -191,6 +203,18 @@ class ImageTask(Classification):
 
     def load(self) -> Sets:
         return self._sets
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Of a folder its files' names and sizes, whether they are streamed or held; else of all pixels and labels."""
+        return self._fingerprint or super().fingerprint()
+
+    def resplit(self, seed: int) -> ImageTask:
+        """As many images of each class as before are for validation, others for each seed; held or streamed alike."""
+        whole = _together(self.train, self.validation)
+        generator, away = np.random.default_rng([SPLIT_SEED, seed]), np.zeros(len(whole), dtype=bool)
+        for label, count in zip(*np.unique(self.validation.labels, return_counts=True), strict=True):
+            away[generator.permutation(np.flatnonzero(whole.labels == label))[:count]] = True
+        return self.changed(train=whole.take(np.flatnonzero(~away)), validation=whole.take(np.flatnonzero(away)))
 
     def model(self) -> nn.Module:
         return models.build(self.network, self.shape, len(self.classes))
@@ -253,7 +277,7 @@ def load(
     test: Images | ImageStream | None
     notes = []
     if is_folder:
-        train, test, classes = _folder(Path(os.path.expanduser(path)), image_size, stream, workers)
+        train, test, classes, fingerprint = _folder(Path(os.path.expanduser(path)), image_size, stream, workers)
         if test is None:
             train, test = split(train, TESTED, classes, "the test", 3)
             notes.append(f"there is no test folder, so a fixed {TESTED:.0%} of each class are the test images")
@@ -261,9 +285,12 @@ def load(
             notes.append("images are streamed from their files")
     elif name == "digits":
         classes = tuple(str(digit) for digit in range(10))
-        train, test = split(_squares(sources.digits(), image_size), 0.2, classes, "the test", 3)
+        arrays = sources.digits()
+        fingerprint = _of_arrays(name, *arrays)
+        train, test = split(_squares(arrays, image_size), 0.2, classes, "the test", 3)
     elif name in sources.TORCHVISION:
         *parts, classes = sources.of_torchvision(name)
+        fingerprint = _of_arrays(name, *(array for part in parts for array in part))
         train, test = (_squares(part, image_size) for part in parts)
     else:
         known = ", ".join(repr(each) for each in ("digits", *sources.TORCHVISION))
@@ -273,7 +300,9 @@ def load(
             raise StudyError(f"train_images is {train_images}, but {len(classes)} classes need 2 images each")
         _, train = split(train, train_images / len(train), classes)
     rest, chosen_on = split(train, validation, classes)
-    return ImageTask(train if train_on_validation else rest, chosen_on, test, classes, note="; ".join(notes))
+    return ImageTask(
+        train if train_on_validation else rest, chosen_on, test, classes, note="; ".join(notes), fingerprint=fingerprint
+    )
 
 
 def split(
@@ -299,16 +328,34 @@ def split(
     return images.take(np.flatnonzero(~away)), images.take(np.flatnonzero(away))
 
 
+def _together(one: Images | ImageStream, other: Images | ImageStream) -> Images | ImageStream:
+    """Two sets of the same images in one."""
+    if isinstance(one, Images) and isinstance(other, Images):
+        return type(one)(*(np.concatenate(parts) for parts in ((one.pixels, other.pixels), (one.labels, other.labels))))
+    assert isinstance(one, ImageStream) and isinstance(other, ImageStream)
+    whole = copy.copy(one)
+    whole.index = np.concatenate([one.numbers, other.numbers])
+    return whole
+
+
 def _folder(
     root: Path, image_size: int | None, stream: str, workers: int
-) -> tuple[Images | ImageStream, Images | ImageStream | None, tuple[str, ...]]:
-    """Training and test images (None: there are none apart) of a folder, held or streamed, and the classes."""
+) -> tuple[Images | ImageStream, Images | ImageStream | None, tuple[str, ...], Fingerprint]:
+    """Training and test images (None: there are none apart) of a folder, held or streamed, the classes, and what the
+    files are.
+    """
     files, train, test, classes, mixed = folder.read(root, image_size)
+    digest = files.digest(np.arange(len(files))).encode()
+    fingerprint = Fingerprint.of(root.name, int(files.sizes.sum()), [digest])
     large = len(files) * math.prod(files.shape) > HELD * _memory()
     if stream == "true" or (stream == "auto" and (mixed or large)):
         whole = ImageStream(files, workers)
-        return whole.take(train), None if test is None else whole.take(test), classes
-    return _held(files, train), None if test is None else _held(files, test), classes
+        return whole.take(train), None if test is None else whole.take(test), classes, fingerprint
+    return _held(files, train), None if test is None else _held(files, test), classes, fingerprint
+
+
+def _of_arrays(name: str, *arrays: NDArray[Any]) -> Fingerprint:
+    return Fingerprint.of(name, sum(array.nbytes for array in arrays), (array.tobytes() for array in arrays))
 
 
 def _held(files: ImageFiles, numbers: NDArray[np.int64]) -> Images:

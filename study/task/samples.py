@@ -48,6 +48,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self._arrays()[0])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self._arrays())
+
     def take(self, index: NDArray[np.int64]) -> Self:
         """The samples of these numbers."""
         return type(self)(*(_pytree.tree_map(lambda array: array[index], part) for part in (self.inputs, self.targets)))
@@ -105,7 +110,7 @@ class Batches:
             yield from map(self.take, parts)
             return
         assert isinstance(self.samples, Stream)
-        for batch in self.samples.batches(parts, seed, pin=self.device.type == "cuda"):
+        for batch in self.samples.batches(parts, seed, pin=self.device.type not in ("cpu", "mps")):
             yield self._moved(batch)
 
     def whole(self, size: int) -> Iterator[Batch]:

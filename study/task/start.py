@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from network_surgery.ops import SurgeryError, adopt
 from network_surgery.ops.errors import first_line
@@ -181,6 +182,23 @@ def brought(task: Task) -> dict[str, Tensor]:
             torch.manual_seed(seed)
             made.append(fresh(task))
     return same(*made)
+
+
+def numbers(task: Task) -> dict[str, Tensor]:
+    """The tensors of one number that a task's network has before its factory loads weights, if by ``load_state_dict``.
+
+    Nothing else says what such a number was: a scale begins at 1, a gate at 0. Leaves the random state as it was.
+    """
+    load = nn.Module.load_state_dict
+    nn.Module.load_state_dict = lambda *_, **__: _IncompatibleKeys([], [])  # type: ignore[method-assign]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = fresh(task)
+    except StudyError:  # a factory that needs what it loads
+        return {}
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
+    return {name: tensor.detach() for name, tensor in tensors_of(model) if tensor.numel() == 1}
 
 
 def same(model: nn.Module, other: nn.Module) -> dict[str, Tensor]:

@@ -7,14 +7,16 @@ One's own is a subclass of ``Task`` with ``load``, ``model`` and ``loss``, named
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.signals.losses import IGNORED, cross_entropy
 from network_surgery.study.errors import StudyError
+from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.task.samples import Samples, Sets, Stream
 
@@ -83,16 +85,47 @@ class Task:
         """Whether ``augment`` changes anything."""
         return type(self).augment is not Task.augment
 
+    def resplit(self, seed: int) -> Task:
+        """The same task with validation samples that are drawn anew from the training samples, for ``split: seed``.
+
+        The test samples stay, since nothing may be chosen on them.
+
+        Raises:
+            StudyError: the task cannot be split so.
+        """
+        raise StudyError(
+            f"split is 'seed', but {type(self).__name__} has a fixed validation set; give it a method resplit(seed), "
+            "or leave out split"
+        )
+
     @functools.cached_property
     def sets(self) -> Sets:
         """What ``load`` gives. Raises StudyError where that is nothing of the right kind, or an empty set."""
-        given = self.load()
+        given, must = self.load(), f"{type(self).__name__}.load must give three sets (train, validation, test)"
+        if isinstance(given, (Mapping, str)) or not isinstance(given, (Sets, Iterable)):
+            raise StudyError(f"{must}, not a {type(given).__name__}")
         parts = (given.train, given.validation, given.test) if isinstance(given, Sets) else tuple(given)
         if len(parts) != 3:
-            raise StudyError(
-                f"{type(self).__name__}.load must give three sets (train, validation, test), not {len(parts)}"
-            )
+            raise StudyError(f"{must}, not {len(parts)}")
         return Sets(*(_set(part, f"{type(self).__name__}.load") for part in parts))
+
+    def fingerprint(self) -> Fingerprint | None:
+        """What all samples are: their values in memory, or what a streamed dataset's ``digest`` says.
+
+        None where that is not known, as of a stream whose dataset has no ``digest``.
+        """
+        parts = [self.train, self.validation, self.test]
+        try:
+            digests = [part.digest() for part in parts]
+        except Exception as error:  # anyone's dataset may fail in any way
+            pass_on_memory(error)
+            raise StudyError(
+                f"a dataset of {type(self).__name__} cannot be fingerprinted: {first_line(error)}"
+            ) from error
+        if None in digests:
+            return None
+        size = sum(part.nbytes for part in parts if isinstance(part, Samples))
+        return Fingerprint.of(type(self).__name__, size, [str(digest).encode() for digest in digests])
 
     train = property(lambda self: self.sets.train)
     validation = property(lambda self: self.sets.validation)
@@ -159,7 +192,13 @@ def summarize(task: Task, means: Mapping[str, Tensor]) -> tuple[dict[str, float]
     Raises:
         StudyError: the task does not give the metric that it names as its own, or gives no number for it.
     """
-    metrics = {name: float(value) for name, value in task.summarize(means).items()}
+    try:
+        metrics = {name: float(value) for name, value in task.summarize(means).items()}
+    except Exception as error:  # anyone's code may fail in any way
+        pass_on_memory(error)
+        raise StudyError(
+            f"{type(task).__name__}.summarize must give a number for each metric, but it fails: {first_line(error)}"
+        ) from error
     known = metrics if task.metric.name != "loss" else {"loss": float(means["loss"]), **metrics}
     if task.metric.name not in known:
         raise StudyError(

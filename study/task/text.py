@@ -7,7 +7,6 @@ of a file of another.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import platform
@@ -25,6 +24,7 @@ from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import theirs
+from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.task.gpt import NETWORKS
 from network_surgery.study.task.metric import Metric
 from network_surgery.study.task.samples import Samples, Sets
@@ -56,7 +56,7 @@ class Windows(Samples):
 
 @dataclass(frozen=True)
 class Corpus:
-    """The bytes of each set, and what they are: a name with the fingerprint of all of them."""
+    """The bytes of each set, and what they are called."""
 
     name: str
     train: bytes
@@ -79,7 +79,9 @@ class TextTask(Task):
 
     def __init__(self, corpus: Corpus, context: int = 128, network: str = "gpt", windows: int | None = None) -> None:
         self.context, self.network = context, network
-        self.note = f"{corpus.name} in windows of {context} bytes"
+        texts = [getattr(corpus, name) for name in ("train", "validation", "test")]
+        self._fingerprint = Fingerprint.of(corpus.name, sum(map(len, texts)), texts)
+        self.note = f"{self._fingerprint} in windows of {context} bytes"
         parts = {name: cut(getattr(corpus, name), context) for name in ("train", "validation", "test")}
         short = [name for name, part in parts.items() if len(part) < 2]
         if short:
@@ -107,6 +109,15 @@ class TextTask(Task):
 
     def load(self) -> Sets:
         return self._sets
+
+    def fingerprint(self) -> Fingerprint:
+        """Of the whole corpus, however many windows of it there are."""
+        return self._fingerprint
+
+    def resplit(self, seed: int) -> TextTask:
+        raise StudyError(
+            "split is 'seed', but text is split by whole files, the same for every seed; set split to 'fixed'"
+        )
 
     def model(self) -> nn.Module:
         return build(self.network, VOCABULARY, self.context)
@@ -215,14 +226,8 @@ def _files(root: Path, without: Sequence[str] | set[str] = ()) -> list[Path]:
 
 
 def _read(name: str, root: Path, files: Mapping[str, Sequence[Path]]) -> Corpus:
-    """The bytes of the files of each set, and a digest of them and of where each file ends."""
-    words, texts = hashlib.blake2b(digest_size=4), dict[str, bytes]()
-    for part, paths in files.items():
-        contents = [_text(path, root) for path in paths]
-        for content in contents:
-            words.update(f"{part} {len(content)} ".encode() + content)
-        texts[part] = b"".join(contents)
-    return Corpus(f"{name} ({words.hexdigest()})", **texts)
+    """The bytes of the files of each set, one after another."""
+    return Corpus(name, **{part: b"".join(_text(path, root) for path in paths) for part, paths in files.items()})
 
 
 def _text(path: Path, root: Path) -> bytes:

@@ -27,7 +27,8 @@ LISTED = 4
 
 def save(trainer: Trainer, path: Path) -> None:
     """Writes the trainer's state at the end of an epoch; the file is whole or not there."""
-    cuda = torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None
+    device = trainer.device
+    random = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
     content = {
         "format": FORMAT,
         "architecture": describe(trainer.model),
@@ -37,7 +38,7 @@ def save(trainer: Trainer, path: Path) -> None:
         "rate": trainer.rate.state(),
         "average": _average(trainer),
         "random": torch.get_rng_state(),
-        "cuda_random": cuda,
+        "cuda_random": random,  # of any device; earlier versions had this one alone
         "epoch": trainer.epoch,
         "iteration": trainer.iteration,
         "history": trainer.history,
@@ -99,8 +100,8 @@ def load(trainer: Trainer, path: Path, fork: bool = False) -> None:
         if name in states:
             callback.fork(states[name]) if fork else callback.restore(states[name])
     torch.set_rng_state(content["random"])
-    if content["cuda_random"] is not None and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state(content["cuda_random"], trainer.device)
+    if content["cuda_random"] is not None and trainer.device.type != "cpu":
+        torch.get_device_module(trainer.device).set_rng_state(content["cuda_random"], trainer.device)
 
 
 def peak_memory(trainer: Trainer) -> int | None:

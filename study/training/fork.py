@@ -53,21 +53,21 @@ def shared(cell: Cell, settings: Settings, per_epoch: int) -> int:
     return first // per_epoch if first < whole else 0
 
 
-def epochs(needed: Iterable[int], more: Iterable[int], last: int) -> tuple[int, ...]:
+def epochs(needed: Iterable[int], last: int, keep: Iterable[int] = (), spare: Iterable[int] = ()) -> tuple[int, ...]:
     """The epochs, ``MOST`` at most, after which an original keeps checkpoints; none above the ``last``.
 
-    Those that are ``needed``, evenly thinned where they are too many, and as many of the others as there is room for.
+    All of ``keep``, those that are ``needed`` (evenly thinned where they are too many), and as many of the ``spare``
+    ones as there is room for.
 
-    >>> epochs([3, 1, 3, 0], [2, 4, 6, 8], 6)
+    >>> epochs([3, 1, 3, 0], 6, keep=[6], spare=[2, 4, 8])
     (1, 2, 3, 4, 6)
-    >>> epochs(range(1, 16), [], 20)
+    >>> epochs(range(1, 16), 20)
     (1, 3, 5, 7, 9, 11, 13, 15)
     """
-    wanted = sorted({epoch for epoch in needed if 0 < epoch <= last})
-    if len(wanted) > MOST:
-        wanted = [wanted[round(place * (len(wanted) - 1) / (MOST - 1))] for place in range(MOST)]
-    fitting = [epoch for epoch in more if 0 < epoch <= last]
-    return tuple(sorted(dict.fromkeys([*wanted, *fitting][:MOST])))
+    first, wanted, more = (sorted({each for each in part if 0 < each <= last}) for part in (keep, needed, spare))
+    if len(wanted) > (room := max(MOST - len(first), 2)):
+        wanted = [wanted[round(place * (len(wanted) - 1) / (room - 1))] for place in range(room)]
+    return tuple(sorted(list(dict.fromkeys([*first, *wanted, *more]))[:MOST]))
 
 
 def evenly(last: int) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ def evenly(last: int) -> tuple[int, ...]:
     >>> evenly(5), evenly(25)
     ((1, 2, 3, 4), (1, 4, 8, 11, 14, 17, 21, 24))
     """
-    return epochs(range(1, last), (), last)
+    return epochs(range(1, last), last)
 
 
 def kept(folder: Path, name: str, begun: str, epoch: int) -> Path:

@@ -11,7 +11,8 @@ Of a masked weight the same entries live, and only they count for its fan.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,16 @@ from network_surgery.ops.network.masks import masks_of, tensors_of
 FROZEN = {"running_mean": 0.0, "running_var": 1.0, "weight": 1.0, "bias": 0.0}
 
 
-def redraw(model: nn.Module, names: Collection[str], seed: int) -> None:
+def redraw(
+    model: nn.Module, names: Collection[str], seed: int, numbers: Mapping[str, Tensor] = MappingProxyType({})
+) -> None:
     """Draws the tensors of these names anew: those of a factory that brings trained weights along.
 
     By their modules' own ``reset_parameters``, if there is one; else weights by a normal distribution with the
     deviation of LeCun's form, 1 / √fan-in; of what has one axis, biases are 0 and the rest 1. Nothing is taken from the
     trained values. Statistics of a normalization are those of a fresh one; other buffers stay, since they may be
-    constants of the network, such as positions.
+    constants of the network, such as positions. ``numbers``: what tensors of one number were before they were trained,
+    which takes the place of all that; no other value is drawn for them.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -56,6 +60,9 @@ def redraw(model: nn.Module, names: Collection[str], seed: int) -> None:
                     tensor.data.copy_(drawn * fan(tensor, 0) ** -0.5)
                 else:
                     tensor.data.fill_(0.0 if name.endswith("bias") else 1.0)
+    for name, tensor in tensors_of(model):
+        if name in numbers and tensor.numel() == 1:
+            tensor.data.copy_(numbers[name].view(tensor.shape))
 
 
 def renew(model: nn.Module, wanted: Description, seed: int) -> None:

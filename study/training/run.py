@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from network_surgery.ops import Anatomy, Schedule, describe, load, save, size
 from network_surgery.ops.allocation import LEAST
@@ -20,18 +22,18 @@ from network_surgery.ops.network.optimizer_state import check as check_state
 from network_surgery.ops.network.optimizer_state import listed
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.compute import Compute
 from network_surgery.study.recipe.distillation import Teacher, comparable
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
-from network_surgery.study.recipe.optimizer import make_optimizer
+from network_surgery.study.recipe.optimizer import in_words, make_optimizer
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.check import fresh, tried
 from network_surgery.study.task.samples import Batches, size_of
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
-from network_surgery.study.training import checkpoint, fork
+from network_surgery.study.training import checkpoint, fork, values
 from network_surgery.study.training.allocated import cut
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.energy import Energy, counter_of
@@ -42,10 +44,18 @@ from network_surgery.study.training.restart import redraw, renew
 from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.spent import joules, work
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Callback, Trainer, clock, steps_per_epoch
+from network_surgery.study.training.trainer import (
+    Callback,
+    Trainer,
+    batches_per_epoch,
+    clock,
+    steps_per_epoch,
+)
 
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
+#: An average of the weights that keeps more of the first ones than this is a mistake.
+UNTRAINED = 0.9
 
 
 class Teller(Callback):
@@ -108,15 +118,16 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
-    compute = Compute(settings.precision, settings.channels_last, settings.compile)
+    given, task = task, of_seed(task, settings, cell.seed)
+    compute = Compute.of(settings)
     compute.check(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
     model = made(cell, task, settings, start)
     model.to(device)
-    schedule, optimization = Schedule.from_data(cell.schedule), Optimization.of(settings)
-    check_after(optimization.curve, schedule)
+    schedule = Schedule.from_data(cell.schedule)
+    check_after(Optimization.of(settings).curve, schedule)
     held_out = task.validation.thinned(settings.held_out)
     carry = settings.optimizer_state == "carry"
     renewed = settings.batchnorm_statistics == "reset"
@@ -135,12 +146,8 @@ def run(
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
     keepers = [fork.Keeper(cell, settings, shared)] if shared is not None and cell.keep else []
     teller = Teller(tell, theatre)
-    trainer = Trainer(
-        model, make_optimizer(settings, model), task, epochs=cell.epochs or settings.epochs,
-        batch_size=settings.batch_size, seed=cell.seed, device=device,
-        callbacks=[energy, theatre, *rewinding, *probes, *keepers, teller], optimization=optimization,
-        accuracy_mode=settings.accuracy_mode, compute=compute, curve_epochs=cell.curve, teacher=taught,
-    )  # fmt: skip
+    listeners = [energy, theatre, *rewinding, *probes, *keepers, teller]
+    trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners, cell.curve, taught)
     for callback in rewinding:
         callback.attach(trainer)
     if saved is not None:
@@ -154,7 +161,7 @@ def run(
     except StudyError:  # damaged: the run starts over, with a network that loading has not touched
         if saved is not None:
             saved.unlink(missing_ok=True)
-        return run(cell, task, settings, device, tell, saved, network, start, shared, teacher)
+        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher)
     if begun:
         fork.replay(trainer, [teller])
     trainer.fit()
@@ -175,16 +182,59 @@ def run(
     }
     if cell.test:
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)
+        if not math.isfinite(tested.metric):
+            raise Diverged(f"the test {task.metric.name} is {tested.metric}")
         outcome |= tested.named("test") | {"train_metric": trained.metric}
         outcome |= {"train_test_gap": task.metric.gain(trained.metric, tested.metric)}
+        if network is not None:
+            outcome["test_values"] = values.keep(tested, task.metric.name, network)
     limited = settings.budget or {}
     if cell.test or "latency" in limited:
-        outcome |= speed(trainer.final, Batches(held_out, device), device, compute)
+        outcome |= speed(trainer.final, Batches(held_out, device), device, trainer.compute)
     if cell.test:
         outcome["peak_memory"] = checkpoint.peak_memory(trainer)
     if network is not None or "bytes" in limited:
         outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size
     return outcome
+
+
+def trainer_of(
+    model: nn.Module,
+    task: Task,
+    settings: Settings,
+    seed: int,
+    device: torch.device,
+    epochs: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    curve: int | None = None,
+    teacher: Teacher | None = None,
+) -> Trainer:
+    """What trains a network by the whole recipe of the settings, for ``epochs`` epochs (None: those of the settings).
+
+    ``curve``: the epochs over which the learning rate is stretched, where it is not these; ``teacher``: whom the
+    network learns from.
+
+    Raises:
+        StudyError: there is no such optimizer, or the device cannot compute so.
+    """
+    compute = Compute.of(settings)
+    compute.check(device)
+    model.to(device)
+    return Trainer(
+        model, make_optimizer(settings, model), task, epochs=epochs or settings.epochs,
+        batch_size=settings.batch_size, seed=seed, device=device, callbacks=callbacks,
+        optimization=Optimization.of(settings), accuracy_mode=settings.accuracy_mode, compute=compute,
+        curve_epochs=curve, teacher=teacher,
+    )  # fmt: skip
+
+
+def of_seed(task: Task, settings: Settings, seed: int) -> Task:
+    """The task as a run of this seed trains it: with its own validation samples, where the split follows the seed.
+
+    Raises:
+        StudyError: the task cannot be split so.
+    """
+    return task.resplit(seed) if settings.split == "seed" else task
 
 
 def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None) -> nn.Module:
@@ -200,7 +250,7 @@ def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None)
             start.lay(model)
         return model
     if brought := starting.brought(task):  # whatever the start is, it must not begin from these
-        redraw(model, brought, cell.seed)
+        redraw(model, brought, cell.seed, starting.numbers(task))
     if cell.architecture is not None:
         renew(model, cell.architecture, cell.seed)
     return model
@@ -246,12 +296,13 @@ def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
     """
     batches = trainer.batches_done
     done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration))
-    return 3 * trainer.batch_size * int(done)
+    return 3 * min(trainer.batch_size, len(trainer.train)) * int(done)
 
 
 def _teacher_flops(trainer: Trainer, teacher: nn.Module, example: Any) -> int:
     """FLOPs of the teacher's answers to all training batches: one forward pass a sample."""
-    return trainer.batch_size * trainer.batches_done(trainer.iteration) * count(teacher, example)[1]
+    batch = min(trainer.batch_size, len(trainer.train))
+    return batch * trainer.batches_done(trainer.iteration) * count(teacher, example)[1]
 
 
 def _teacher(
@@ -291,8 +342,9 @@ def examine(settings: Settings, task: Task) -> Examined:
         SurgeryError: the optimizer keeps something that cannot follow surgery, or a given schedule has a budget that
             this network cannot meet.
     """
-    steps_per_epoch(len(task.train), settings.batch_size)
+    of_seed(task, settings, settings.seed)
     model = tried(task)
+    _check_steps(settings, task)
     example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
     if (start := starting.load(settings, task)) is not None:
         _lay(start, model, example)
@@ -319,6 +371,22 @@ def file_size(model: nn.Module) -> int:
     with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         save(model, path := Path(scratch) / "network.pt")
         return path.stat().st_size
+
+
+def _check_steps(settings: Settings, task: Task) -> None:
+    """Raises StudyError where the recipe asks for more than the epochs of this task have."""
+    batches = batches_per_epoch(len(task.train), settings.batch_size)
+    if settings.accumulate > batches:
+        raise StudyError(
+            f"accumulate is {settings.accumulate}, but an epoch has {batches} batches of {settings.batch_size} "
+            f"{task.unit}; give at most {batches}"
+        )
+    steps = settings.epochs * steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
+    if settings.ema is not None and settings.ema ** (steps - 1) > UNTRAINED:
+        raise StudyError(
+            f"ema is {settings.ema}, but the run has {steps} steps, after which {settings.ema ** (steps - 1):.0%} of "
+            "the average would still be the untrained network; give a smaller decay"
+        )
 
 
 def _lay(start: Start, model: nn.Module, example: Any) -> None:
@@ -348,6 +416,18 @@ def _try_optimizer(settings: Settings, model: nn.Module, task: Task) -> None:
             optimizer.step()
     except Exception as error:  # anyone's optimizer may fail in any way
         pass_on_memory(error)
-        raise StudyError(f"optimizer {settings.optimizer!r} cannot make a step: {first_line(error)}") from error
+        raise StudyError(f"{in_words(settings)} cannot make a step: {first_line(error)}") from error
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()) or not _finite(model, inputs):
+        raise StudyError(
+            f"the first step of optimizer {settings.optimizer!r} makes a network whose outputs are not finite; lower "
+            f"learning_rate, which is {settings.learning_rate:g}"
+        )
     check_state(listed(optimizer), dict(model.named_parameters()))
     model.zero_grad(set_to_none=True)
+
+
+def _finite(model: nn.Module, inputs: Any) -> bool:
+    """Whether all that the network returns is."""
+    with evaluating(model), torch.no_grad():
+        outputs = _pytree.tree_leaves(call(model, inputs))
+    return all(bool(each.isfinite().all()) for each in outputs if isinstance(each, Tensor))

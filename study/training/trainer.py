@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.ops.network.wrappers import rewrap
 from network_surgery.ops.schedule import Step
 from network_surgery.study.errors import Diverged, StudyError
@@ -166,6 +166,9 @@ class Trainer:
             scores = self.evaluate(self.validation)
             if not math.isfinite(scores.loss):
                 raise Diverged(f"the validation loss became {scores.loss} in epoch {self.epoch + 1}")
+            if not math.isfinite(scores.metric):
+                name = self.task.metric.name
+                raise Diverged(f"the validation {name} became {scores.metric} in epoch {self.epoch + 1}")
             record |= scores.named("validation")
             self.epoch += 1
             self.history.append(record)
@@ -245,7 +248,8 @@ class Trainer:
     def _augmented(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
         """The batches as the task augments them, each by random numbers of its own."""
         for batch in batches:
-            with apart(int(torch.randint(2**62, (), generator=generator)), self.device):
+            seed = int(torch.randint(2**62, (), generator=generator))
+            with apart(seed, self.device), of_batch(self.task, "a training batch", self.epoch):
                 batch = self.task.augment(*batch)
             yield batch
 
@@ -253,7 +257,8 @@ class Trainer:
         """The loss of a batch, whose gradient is added with its share in the step."""
         if self.compute.compile:
             self._compile(inputs, targets)
-        loss = self._loss(inputs, targets)
+        with of_batch(self.task, "a training batch", self.epoch):
+            loss = self._loss(inputs, targets)
         with self.compute.switched():
             self.scaler.scale(loss if share == 1 else loss * share).backward()
         return loss.detach()
@@ -353,9 +358,11 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     each: dict[str, list[Tensor]] = {}
     for outputs, targets in answers(model, batches, task.at_once or batch_size, mode, compute):
-        samples, losses, measured = size_of(targets), task.loss(outputs, targets), task.measure(outputs, targets)
-        found = {"loss": losses.mean().double() * samples}
-        found |= {name: values.double().sum(dim=0) for name, values in measured.items()}
+        samples = size_of(targets)
+        with of_batch(task, "samples that are evaluated"):
+            losses, measured = task.loss(outputs, targets), task.measure(outputs, targets)
+            found = {"loss": losses.mean().double() * samples}
+            found |= {name: values.double().sum(dim=0) for name, values in measured.items()}
         sums = {name: sums[name] + value if sums else value for name, value in found.items()}
         for name, values in {"loss": losses, **measured}.items():
             if values.dim() == 1:
@@ -386,6 +393,19 @@ def answers(
             yield compute.answer(model, inputs, batches.device), targets
 
 
+@contextlib.contextmanager
+def of_batch(task: Task, what: str, epoch: int | None = None) -> Iterator[None]:
+    """Lets what anyone's code raises in this ``with`` block, on ``what``, become a StudyError that names the task."""
+    try:
+        yield
+    except (StudyError, SurgeryError, Diverged):
+        raise
+    except Exception as error:  # anyone's network, loss or augmentation may fail in any way
+        pass_on_memory(error)
+        when = "" if epoch is None else f" of epoch {epoch + 1}"
+        raise StudyError(f"{type(task).__name__} fails on {what}{when}: {first_line(error)}") from error
+
+
 def clock(device: torch.device) -> float:
     """Seconds, after the device has done what it was asked to."""
     if device.type != "cpu":
@@ -394,11 +414,31 @@ def clock(device: torch.device) -> float:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is a GPU where the process sees one. Raises StudyError for ``cuda`` without a GPU."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise StudyError("device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    """The device of this type (``cpu``, ``cuda``, ``mps``, ``xpu``, …); ``auto``: a GPU if there is one.
+
+    Raises:
+        StudyError: torch knows no such type, or sees no such device here.
+    """
+    check_device(name)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = "cpu" if found is None else found.type
+    if name not in ("auto", "cpu", here):
+        seen = "no GPU" if found is None else f"only {here}"
+        raise StudyError(f"device is {name!r}, but torch sees {seen} here; use 'auto' or 'cpu'")
+    return torch.device(here if name == "auto" else name)
+
+
+def check_device(name: str) -> None:
+    """Raises StudyError where this is neither ``auto`` nor a device type of torch, wherever there is such a device."""
+    try:
+        torch.device("cpu" if name == "auto" else name)
+    except RuntimeError:
+        raise StudyError(
+            f"device is {name!r}, which is no device type of torch; use 'auto', 'cpu', 'cuda', 'mps' or 'xpu'"
+        ) from None
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    """What the maker calls a device, where torch knows that; else its type."""
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return device.type if name is None else str(name(device))

@@ -130,7 +130,7 @@ def test_wrong_usage_ends_with_2(surgery: Surgery, arguments: list[str]) -> None
             ["--objective", "speed"],
             "the command line: objective is 'speed', but it must be a list of names, one or several of metric",
         ),
-        (["--device", "gpu"], "the command line: device is 'gpu', but it must be one of auto, cpu, cuda"),
+        (["--device", "cuda:1"], "the command line: device is 'cuda:1', but it must be a device type of torch such as"),
         (["--optimizer", "lion"], "there is no optimizer 'lion'; give adam, adamw, sgd, one of torch.optim (ASGD, "),
         (["--lr-schedule", "cosin"], "lr_schedule is 'cosin', but it must be one of constant, step, cosine, linear"),
         (["--trials", "0"], "the command line: trials is 0, but it must be a whole number of at least 1"),
@@ -161,6 +161,29 @@ def test_wrong_settings_are_refused_before_anything_is_made(surgery: Surgery, fl
 )
 def test_wrong_schedules_are_refused_before_anything_is_made(surgery: Surgery, step: str, sentence: str) -> None:
     Path("mine.yaml").write_text(f"schedules:\n- - {step}\n")
+    assert sentence in surgery.refused("study", "--preset", "smoke", "--config", "mine.yaml", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("accumulate: 100000", "accumulate is 100000, but an epoch has 34 batches of 32 images; give at most 34"),
+        ("cutout: 9", "cutout is 9, but the images are 8 × 8 pixels"),
+        ("ema: 0.99999", "ema is 0.99999, but the run has 136 steps, after which 100% of the average would still be"),
+        ("targets: [95]", "targets has 95, but accuracy is a fraction; give numbers above 0 and at most 1"),
+        *(
+            (f"lr_schedule: cosine\nschedules:\n- - {{when: 3ep, layer: fc1, op: min_weight, {after}}}", sentence)
+            for after, sentence in {
+                "after: rewarm, after_length: 99ep": "then rewarm 99ep' rewarms the learning rate over 3,366 steps, "
+                "but training ends 34 steps later; give a shorter after_length",
+                "after: rewarm, after_length: 35it": "over 35 steps, but training ends 34 steps later",
+                "after: rewind, after_length: 4ep": "rewinds the learning rate by 136 steps, but 102 have been",
+            }.items()
+        ),
+    ],
+)
+def test_numbers_that_the_data_or_the_run_cannot_fill_are_refused(surgery: Surgery, line: str, sentence: str) -> None:
+    Path("mine.yaml").write_text(line)
     assert sentence in surgery.refused("study", "--preset", "smoke", "--config", "mine.yaml", "--out", "out")
 
 

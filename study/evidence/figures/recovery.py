@@ -61,10 +61,10 @@ def _beside_the_original(results: Results, trial: int | None) -> str:
     if not rows:
         return ""
     row = max(rows, key=lambda row: row["epoch"])
-    median, never, n = (*row["recovery"]["original"].values(), row["n"])
+    median, never = (row["recovery"]["original"][part] for part in ("median", "never"))
     if median is None:
         return " After the last of them no seed's loss came back to the original's at the same epoch."
-    rest = f"; {never} of {n} did not" if never else ""
+    rest = f"; {never} of {row['n']} did not" if never else ""
     return (
         f" After the last of them it took {_epochs(median)} (median) until the loss was back on the original's own "
         f"curve{rest}."

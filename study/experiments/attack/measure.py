@@ -157,7 +157,7 @@ class Watch(At):
     def _look(self, trainer: Trainer) -> None:
         assert isinstance(trainer.model, nn.Sequential)
         images, last = trainer.validation.take(slice(None)), trainer.epoch == trainer.epochs
-        loss, accuracy, _ = trainer.evaluate(trainer.validation)
+        loss, accuracy, *_ = trainer.evaluate(trainer.validation)
         signals = {
             layer: unit_signals(trainer.model, self.anatomy[layer], *images, before=last) for layer in self._layers
         }

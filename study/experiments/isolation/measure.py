@@ -16,11 +16,10 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.isolation import random_weights
 from network_surgery.study.experiments.isolation.network import Network
-from network_surgery.study.recipe.optimization import Optimization
-from network_surgery.study.recipe.optimizer import make_optimizer
 from network_surgery.study.task import images as data
 from network_surgery.study.task.samples import Batches
-from network_surgery.study.training.trainer import Trainer, device_name, pick_device
+from network_surgery.study.training.run import trainer_of
+from network_surgery.study.training.trainer import device_name, pick_device
 
 #: The fractions of a trained layer that stay, and those that are added.
 KEEPS, GROWS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875), (0.25, 0.5, 1.0)
@@ -92,11 +91,8 @@ def measure_trained(settings: Settings, images: data.ImageTask, device: torch.de
         Diverged: its training became NaN or infinite.
     """
     torch.manual_seed(seed)
-    model = models.build(settings.model, images.shape, len(images.classes)).to(device)
-    Trainer(
-        model, make_optimizer(settings, model), images, epochs=settings.epochs, batch_size=settings.batch_size,
-        seed=seed, device=device, optimization=Optimization.of(settings),
-    ).fit()  # fmt: skip
+    model = models.build(settings.model, images.shape, len(images.classes))
+    trainer_of(model, images, settings, seed, device).fit()
     shown, _ = Batches(images.train.thinned(settings.signal_images), device).take(slice(None))
     inputs, labels = Batches(images.validation, device).take(slice(None))
     network = Network(model, inputs, shown, labels)

@@ -8,6 +8,7 @@ from network_surgery import study
 from network_surgery.study.arms import arm_name
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.store.words import describe, short_name
+from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.training.cell import Cell
 
 #: Characters that MLflow's databases keep of a run's name.
@@ -36,7 +37,8 @@ def run_name(cell: Cell) -> str:
 
 def study_tags(folder: Folder) -> dict[str, str]:
     """The parent run's."""
-    return {STUDY: folder.identity, CELL: "study", "folder": str(folder.path)} | _preset(folder)
+    about = {STUDY: folder.identity, CELL: "study", "folder": str(folder.path)} | _preset(folder)
+    return about | ({"data": str(Fingerprint(**folder.data))} if folder.data else {})
 
 
 def cell_tags(folder: Folder, cell: Cell, parent: str) -> dict[str, str]:

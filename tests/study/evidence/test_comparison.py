@@ -26,7 +26,8 @@ from network_surgery.study.training.cell import Cell
 from tests.study.operated import operated, spiked
 
 THREE = ("original", "surgery", "restart")
-BETTER = r" is better by (\S+) points \(95 % interval (\S+) to (\S+), n = 5\)\."
+BETTER = r" is better than {} by (\S+) points for these test images \(95 % interval (\S+) to (\S+), n = 5\)\."
+ZERO, GIVEN = "Counting all compute from nothing, ", "The large network being there, "
 STEP = {"when": "1ep", "layer": "fc1"}
 
 
@@ -186,16 +187,20 @@ def test_exchanged_signs_agree_with_all_of_them() -> None:
 @pytest.mark.parametrize(("size", "seeds"), [(0.5, 34), (0.8, 15), (1.0, 10)])
 def test_the_power_of_a_paired_test_is_that_of_the_tables(size: float, seeds: int) -> None:
     """Cohen 1988: pairs for a power of 0.8 at 0.05, two-sided."""
-    differences = [1.0, -1.0] * 50
-    differences = list(np.array(differences) / np.std(differences, ddof=1))
-    assert seeds_needed(differences, size) == seeds
-    assert seeds_needed([0.1, 0.1], 0.5) is None
+    assert seeds_needed(1.0, size) == seeds
+    assert seeds_needed(0.0, 0.5) is None
+
+
+def test_where_the_samples_alone_leave_too_much_no_number_of_seeds_is_enough() -> None:
+    assert seeds_needed(1.0, 0.5, floor=0.5) is None
+    few, more = seeds_needed(1.0, 0.5), seeds_needed(1.0, 0.5, floor=0.1)
+    assert few is not None and more is not None and few < more
 
 
 def test_the_power_at_a_stricter_level_is_that_of_simulated_tests() -> None:
-    level, spread = 0.05 / 3, [0.0, 2.0**0.5]  # a standard deviation of one
-    n = seeds_needed(spread, 0.8, level=level)
-    assert n is not None and n > (seeds_needed(spread, 0.8) or 0)
+    level = 0.05 / 3
+    n = seeds_needed(1.0, 0.8, level=level)
+    assert n is not None and n > (seeds_needed(1.0, 0.8) or 0)
     samples = np.random.default_rng(0).normal(0.8, 1, (20_000, n))
     shown = [float(np.mean(stats.ttest_1samp(samples[:, :m], 0, axis=1).pvalue < level)) for m in (n - 1, n)]
     assert shown[0] < 0.81 and 0.79 < shown[1] < 0.85
@@ -211,17 +216,17 @@ def test_resampling_covers_the_mean_of_skewed_differences() -> None:
 
 
 def test_arms_are_averaged_over_the_seeds_that_both_have(tmp_path: Path) -> None:
-    folder = Folder.make(tmp_path / "s", Settings(top=1), {"fc1": 8})
-    chosen = trial(1, "min_weight", 0.99)
-    folder.ended(chosen.cell, chosen.result)
-    for seed, accuracy in ((1, 0.9), (2, 0.8), (3, 0.1)):
-        folder.ended(Cell("surgery", seed, chosen.cell.schedule, trial=1), outcome(accuracy))
-        result = {"failure": "the loss became nan"} if seed == 3 else outcome(accuracy)
-        folder.ended(Cell("restart", seed, trial=1), result)
+    chosen = trial(0, "min_weight", 0.99)
+    settings = Settings(seeds=2, arms=("surgery", "restart"), schedules=(chosen.cell.schedule,))  # type: ignore[arg-type]
+    folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
+    for seed, accuracy in ((1, 0.9), (2, 0.1)):
+        folder.ended(Cell("surgery", seed, chosen.cell.schedule, trial=0), outcome(accuracy))
+        result = {"failure": "the loss became nan"} if seed == 2 else outcome(accuracy)
+        folder.ended(Cell("restart", seed, trial=0), result)
     (surgery, restart), (verdict,) = comparison.summarize(folder)
-    assert surgery["n"] == restart["n"] == 2 and surgery["metric"] == pytest.approx(0.85)
+    assert surgery["n"] == restart["n"] == 1 and surgery["metric"] == pytest.approx(0.9)
     assert "1 more failed in one arm" in verdict["details"] and "nothing can be said" in verdict["finding"]
-    assert verdict["sentence"] == "Nothing can be said without a spread between seeds (n = 2)."
+    assert verdict["sentence"] == "Nothing can be said without a spread between seeds (n = 1)."
 
 
 def test_what_a_lost_process_left_is_tried_again_and_what_diverged_is_not() -> None:
@@ -238,16 +243,17 @@ def test_what_a_lost_process_left_is_tried_again_and_what_diverged_is_not() -> N
 @pytest.mark.parametrize(
     ("gain", "spread", "finding", "sentence"),
     [
-        (0.02, 0.001, "surgery is better", "Surgery" + BETTER),
-        (-0.02, 0.001, "restarting is better", "Restarting" + BETTER),
-        (0.001, 0.02, "no difference was found",
-         r"No difference found \(n = 5\); (\d+) more seeds would probably find one of 0\.5 points\."),
+        (0.02, 0.001, "surgery is better", "surgery" + BETTER.format("restarting")),
+        (-0.02, 0.001, "restarting is better", "restarting" + BETTER.format("surgery")),
+        (0.001, 0.02, "undecided",
+         r"surgery against restarting is undecided: (\S+) points for these test images \(95 % interval (\S+) to (\S+), "
+         r"n = 5\); (\d+) to (\S+) more seeds would probably show a difference of 0\.5 points\."),
     ],
 )  # fmt: skip
 def test_the_verdict_says_what_the_interval_says(
     tmp_path: Path, gain: float, spread: float, finding: str, sentence: str
 ) -> None:
-    settings = Settings(top=1, seeds=5, arms=THREE)
+    settings = Settings(top=1, seeds=5, arms=THREE, trials=1)
     folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
     chosen = trial(1, "min_weight", 0.99)
     folder.ended(chosen.cell, chosen.result)
@@ -268,10 +274,11 @@ def test_the_verdict_says_what_the_interval_says(
     assert verdict["effect"] == pytest.approx(np.mean(differences) / np.std(differences, ddof=1))
     assert verdict["bootstrap"][0] <= verdict["difference"] <= verdict["bootstrap"][1]
     assert verdict["p_permutation"] >= 2 / 2**5
-    said = re.fullmatch(sentence, verdict["sentence"])
-    assert said is not None
-    if finding == "no difference was found":
-        assert int(said[1]) == seeds_needed(differences, 0.005) - 5
+    said = re.fullmatch(ZERO + sentence, verdict["sentence"])
+    assert said is not None, verdict["sentence"]
+    if finding == "undecided":
+        low, high = verdict["more_seeds"]
+        assert (said[4], said[5]) == (f"{low}", f"{high:,}") and 50 < low < high
     else:
         low, high = (abs(bound) for bound in stats.ttest_1samp(differences, 0).confidence_interval(0.95))
         expected = [abs(np.mean(differences)), min(low, high), max(low, high)]
@@ -281,10 +288,12 @@ def test_the_verdict_says_what_the_interval_says(
     assert "architecture" in content["trials"][0]
 
 
-@pytest.mark.parametrize(("gain", "sentence"), [(0.02, "Surgery" + BETTER), (-0.02, "Operating first" + BETTER)])
+@pytest.mark.parametrize(("gain", "sentence"), [
+    (0.02, "surgery" + BETTER.format("operating first")), (-0.02, "operating first" + BETTER.format("surgery")),
+])  # fmt: skip
 def test_with_given_weights_the_verdict_is_about_operating_first(tmp_path: Path, gain: float, sentence: str) -> None:
     arms = ("surgery", "restart", "operate_first", "operate_first_flops")
-    settings = Settings(top=1, seeds=5, start="w.pt", arms=arms)
+    settings = Settings(top=1, seeds=5, start="w.pt", arms=arms, trials=1)
     folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
     chosen = trial(1, "min_weight", 0.99)
     folder.ended(chosen.cell, chosen.result)
@@ -298,10 +307,11 @@ def test_with_given_weights_the_verdict_is_about_operating_first(tmp_path: Path,
         folder.ended(record.cell, record.result)
     _, (verdict,) = comparison.summarize(folder)
     assert verdict["arm"] == "operate_first" and verdict["difference"] == pytest.approx(gain, abs=0.005)
-    assert re.fullmatch(sentence, verdict["sentence"]) and ", operating first " in verdict["details"]
+    assert re.fullmatch(GIVEN + sentence, verdict["sentence"]) and ", operating first " in verdict["details"]
     restart, flops = verdict["others"]
     assert (restart["arm"], flops["arm"]) == ("restart", "operate_first_flops")
-    assert restart["finding"] == "surgery is better" and flops["finding"] == verdict["finding"]
+    assert restart["finding"] == "surgery is better" and flops["decision"] == verdict["decision"]
+    assert restart["accounting"] == "given" and verdict["also"] is None  # nobody knows what the weights had cost
 
 
 def test_the_ledger_survives_a_line_cut_off(tmp_path: Path) -> None:
@@ -344,8 +354,9 @@ def test_a_folder_is_neither_overwritten_nor_mistaken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("untouched", [1, 3])
 def test_a_schedule_that_never_operated_is_said_to(tmp_path: Path, untouched: int) -> None:
-    folder = Folder.make(tmp_path / "s", Settings(seeds=3), {"fc1": 8})
     steps = [{"when": "redundancy(0.010203) >= 0.90001 from 1ep every 1ep at most 1", "layer": "fc1", "op": "pcns"}]
+    settings = Settings(seeds=3, schedules=(steps,), arms=("surgery", "restart"))
+    folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
     for seed in (1, 2, 3):
         still = {"operations": [], "spikes": []} if seed <= untouched else {}
         gain = 0.0 if still else 0.01 * seed

@@ -49,17 +49,23 @@ def mirror_of(words: str, metric: Metric) -> str:
     def other(found: re.Match[str]) -> str:
         return metric.named(metric.goal(turn(float(found[1]) / 100)))
 
-    return re.sub(r"(?<=reaches )(\d+\.\d) %", other, words)
+    def negative(words: str) -> str:
+        return words if float(words.replace("−", "-")) == 0 else words.translate(str.maketrans("+−", "−+"))
+
+    words = re.sub(r"(?<=reaches )(\d+\.\d) %", other, words)
+    words = re.sub(r"(?<=: )([+−][\d.]+)(?= points)", lambda found: negative(found[1]), words)
+    signed = r"([+−][\d.]+) to ([+−][\d.]+)"
+    return re.sub(signed, lambda found: f"{negative(found[2])} to {negative(found[1])}", words)
 
 
 def flat(contrast: dict[str, Any]) -> list[Any]:
     """What must be the same whichever way the metric points."""
-    keys = ("n", "p", "p_adjusted", "p_permutation", "more_seeds", "compute_ratio", "time_ratio", "finding")
+    keys = ("n", "p", "p_adjusted", "p_permutation", "more_seeds", "compute_ratio", "time_ratio", "finding", "decision")
     times = [
-        [entry["reached"], *(entry["seconds"][key] for key in ("ratio", "p_adjusted", "test", "sooner", "interval"))]
+        [entry["reached"], *(entry["training_flops"][key] for key in ("ratio", "p", "test", "sooner", "interval"))]
         for entry in contrast["time_to_accuracy"]
     ]
-    return [[contrast.get(key) for key in keys], times, contrast["convergence"]]
+    return [[contrast.get(key) for key in keys], times, contrast["convergence"], contrast["equivalence"]]
 
 
 def same(one: Any, other: Any) -> bool:

@@ -126,10 +126,10 @@ def test_the_page_says_how_far_the_study_is(tmp_path: Path) -> None:
 
 def test_what_was_found_is_said_first(tmp_path: Path) -> None:
     results = sample()
-    findings = ["surgery is better", "no difference was found", "surgery is better"]
+    findings = ["surgery is better", "undecided", "surgery is better"]
     results["comparison"]["verdicts"] = [verdict(0) | {"finding": finding} for finding in findings]
     found, _ = page(results, tmp_path, drawn=False)
-    first = "Of 3 schedules, surgery is better for 2; no difference was found for 1."
+    first = "Counting all compute from nothing, of 3 schedules, surgery is better for 2; undecided for 1."
     assert found.text.index(first) < found.text.index("Trial 0: ")
 
 

@@ -14,11 +14,20 @@ from scipy import stats
 
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import comparison, report, wording
+from network_surgery.study.evidence.contrast import contrast
 from network_surgery.study.evidence.figures import time_to_accuracy as figure
-from network_surgery.study.evidence.significance import seeds_needed
 from network_surgery.study.evidence.state import state
-from network_surgery.study.evidence.time_to_accuracy import ENOUGH, Times, arrival, contrasts, summary, targets, times
-from network_surgery.study.store.folder import Folder
+from network_surgery.study.evidence.time_to_accuracy import (
+    ENOUGH,
+    Times,
+    arrival,
+    contrasts,
+    summary,
+    targets,
+    times,
+)
+from network_surgery.study.store.folder import Folder, Record
+from network_surgery.study.task.metric import ACCURACY
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import operated
 
@@ -100,12 +109,41 @@ def test_where_all_arrive_times_are_ratios_paired_by_seed() -> None:
     logs = np.log(2 * ours / (3 * theirs))
     reference = stats.ttest_1samp(logs, 0)
     test = found["seconds"]
-    assert found["reached"] == [6, 6] and test["test"] == "paired t" and test["n"] == 6 and test["sooner"]
+    assert found["reached"] == [6, 6] and test["n"] == 6 and test["sooner"]
     assert test["ratio"] == pytest.approx(stats.gmean(2 * ours / (3 * theirs)))
-    assert test["p"] == pytest.approx(reference.pvalue)
     assert test["interval"] == pytest.approx(np.exp(list(reference.confidence_interval(0.95))))
-    flops = found["training_flops"]  # the same epochs in every pair: a ratio without a spread
-    assert flops["ratio"] == pytest.approx(200 / 300) and flops["p"] is flops["interval"] is flops["test"] is None
+    flops = found["training_flops"]  # the same epochs in every pair: a ratio without a spread, so its sign counts
+    assert flops["ratio"] == pytest.approx(200 / 300) and flops["interval"] is None
+    assert flops["p"] == 2 / 2**6 and flops["test"] == "sign"
+
+
+def test_flops_are_tested_and_seconds_are_not() -> None:
+    ends = [(2, 3), (2, 4), (3, 4), (2, 3), (1, 4)]
+    pairs = [tuple(training([0.5] * (end - 1) + [0.9]) for end in pair) for pair in ends]
+    (found,) = contrasts(pairs, [0.8])  # type: ignore[arg-type]
+    reference = stats.ttest_1samp(np.log([one / other for one, other in ends]), 0)
+    flops, seconds = found["training_flops"], found["seconds"]
+    assert flops["test"] == "paired t" and flops["p"] == pytest.approx(reference.pvalue)
+    assert seconds["p"] is seconds["test"] is None and seconds["ratio"] == pytest.approx(flops["ratio"])
+    (few,) = contrasts(pairs[:4], [0.8])  # type: ignore[arg-type]
+    assert few["training_flops"]["interval"] is few["seconds"]["interval"] is None  # of four seeds it says nothing
+
+
+def test_where_the_large_network_is_there_its_training_costs_nothing() -> None:
+    """Of a surgery what came before it, and of a late restart what it would not have begun without."""
+    cut, late = training([0.5, 0.9, 0.9, 0.9], cut=1.0), training([0.5, 0.9, 0.9], sunk=4.0)
+    late["sunk"]["epochs"] = 1.0
+    surgery, restart = {1: Record(Cell("surgery", 1), cut)}, {1: Record(Cell("restart_late", 1), late)}
+    for question, ratio, whole in (("zero", 300 / 600, 500 / 700), ("given", 100 / 200, 300 / 300)):
+        found = contrast("restart_late", surgery, restart, [0.8], ACCURACY, question=question)
+        assert found["time_to_accuracy"][0]["training_flops"]["ratio"] == pytest.approx(ratio)
+        assert found["compute_ratio"] == pytest.approx(whole) and found["accounting"] == question
+    fresh = {1: Record(Cell("restart", 1), training([0.5, 0.9, 0.9]))}  # which pays all of its own
+    found = contrast("restart", surgery, fresh, [0.8], ACCURACY, question="given")
+    assert found["compute_ratio"] == pytest.approx(300 / 300)
+    # Of weights that were trained elsewhere nothing is taken off.
+    pretrained = contrast("restart", surgery, fresh, [0.8], ACCURACY, question="given", trained=False)
+    assert pretrained["compute_ratio"] == pytest.approx(500 / 300)
 
 
 def log_rank(ours: Times, theirs: Times) -> float:
@@ -128,15 +166,16 @@ def test_where_some_never_arrive_the_log_rank_test_decides_if_there_are_enough()
         for seed, (s, t) in enumerate(rng.lognormal(0, 0.2, (ENOUGH, 2)))
     ]
     (found,) = contrasts(pairs, [0.8])
-    test = found["seconds"]
+    test = found["training_flops"]
     assert found["reached"] == [ENOUGH, ENOUGH - 3] and test["test"] == "log-rank" and test["sooner"]
-    assert test["p"] == pytest.approx(log_rank(*(times([pair[side] for pair in pairs], 0.8) for side in (0, 1))))
-    swapped = contrasts([(other, one) for one, other in pairs], [0.8])[0]["seconds"]
+    sides = (times([pair[side] for pair in pairs], 0.8, "training_flops") for side in (0, 1))
+    assert test["p"] == pytest.approx(log_rank(*sides))
+    swapped = contrasts([(other, one) for one, other in pairs], [0.8])[0]["training_flops"]
     assert swapped["p"] == pytest.approx(test["p"]) and swapped["sooner"] is False
-    few = contrasts(pairs[1:], [0.8])[0]["seconds"]
+    few = contrasts(pairs[1:], [0.8])[0]["training_flops"]
     assert few["p"] is few["test"] is few["sooner"] is None and few["ratio"] < 1
     never = contrasts(pairs, [0.99])[0]
-    assert never["reached"] == [0, 0] and never["seconds"]["ratio"] is never["seconds"]["p"] is None
+    assert never["reached"] == [0, 0] and never["training_flops"]["ratio"] is never["training_flops"]["p"] is None
 
 
 def test_a_table_says_how_many_arrived_and_when_half_were_there() -> None:
@@ -146,9 +185,10 @@ def test_a_table_says_how_many_arrived_and_when_half_were_there() -> None:
     assert found["flops_to"] == {"0.8500": 200.0, "0.9500": None}
 
 
-def study(folder: Path, surgery: Any, restart: Any, seeds: int = 10, **settings: Any) -> Folder:
+def study(folder: Path, surgery: Any, restart: Any, seeds: int = 10, schedules: int = 1, **settings: Any) -> Folder:
     """A folder with an original, and these arms as functions of a random generator."""
-    made = Folder.make(folder, Settings(seeds=seeds, **settings), {"fc1": 8})
+    known = {"arms": ("original", "surgery", "restart"), "schedules": ([STEP],) * schedules} | settings
+    made = Folder.make(folder, Settings(seeds=seeds, **known), {"fc1": 8})
     rng = np.random.default_rng(0)
     for seed in range(1, seeds + 1):
         made.ended(Cell("original", seed, test=True), training([0.5, 0.9, 0.9, 0.9]))
@@ -163,81 +203,69 @@ def arm(epochs: int, test: float = 0.9, spread: float = 0.001, cut: float | None
     return lambda rng: training(curve, seconds * rng.uniform(0.9, 1.1), cut, test=test + rng.normal(0, spread))
 
 
-RATIO = r"in (\d\d) % of the time of {} \(95 % interval (\d\d)–(\d\d) %, n = 10\) and ends no worse\."
+def one_of(*arms: Any) -> Any:
+    return lambda rng: arms[rng.integers(len(arms))](rng)
+
+
+FROM_NOTHING = "Counting all compute from nothing, "
+FLOPS = r"with (\d\d) % of the training FLOPs of {} \((?:95 % interval (\d\d)–(\d\d) %, )?n = 10\) and ends no worse\."
 CLAIMS = {
-    "faster": (arm(2, cut=0.5), arm(4), r"Surgery reaches 89\.1 % " + RATIO.format("restarting")),
-    "slower": (arm(4, cut=0.5), arm(2), r"Restarting reaches 89\.1 % " + RATIO.format("surgery")),
-    "late surgery": (arm(1, cut=3.0), arm(2), r"Restarting reaches 89\.1 % " + RATIO.format("surgery")),
-    "faster, and may end worse": (
-        arm(2, spread=0.02, cut=0.5), arm(4, spread=0.02), r"No difference found \(n = 10\); \d+ more seeds would.*"
+    "less": (arm(2, cut=0.5), one_of(arm(4), arm(3)), r"surgery reaches 89\.1 % " + FLOPS.format("restarting")),
+    "more": (arm(4, cut=0.5), arm(2), r"restarting reaches 89\.1 % " + FLOPS.format("surgery")),
+    "late surgery": (arm(1, cut=3.0), arm(2), r"restarting reaches 89\.1 % " + FLOPS.format("surgery")),
+    "less, and may end worse": (
+        arm(2, spread=0.02, cut=0.5), arm(4, spread=0.02),
+        r"surgery against restarting is undecided: .* points for these test images \(95 % interval .* to .*, n = 10\); "
+        r".* more seeds would probably show a difference of 0\.5 points\."
     ),
-    "alike": (  # the operation takes half a second
-        arm(2, cut=0.5), arm(2, seconds=1.25), r"No difference found \(n = 10\); one of 0\.5 points would probably .*"
-    ),
-    "faster, and ends worse": (arm(2, test=0.88, cut=0.5), arm(4), r"Restarting is better by \d\.\d points .*"),
+    "alike": (arm(2, cut=1.0), arm(3), r"surgery is as good as restarting within 0\.5 points for these .*"),
+    "less, and ends worse": (arm(2, test=0.88, cut=0.5), arm(4), r"restarting is better than surgery by 2\.0 .*"),
     "censored": (
         arm(2, cut=0.5), lambda rng: training([0.5] * 4, test=0.9 + rng.normal(0, 0.001)),
-        r"Surgery reaches 89\.1 % sooner than restarting \(with 10 against 0 of 10 seeds\) and ends no worse\.",
+        r"surgery reaches 89\.1 % with less compute than restarting \(10 against 0 of 10 seeds get there\) and ends no "
+        r"worse\.",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CLAIMS)
-def test_a_claim_of_time_wants_a_shown_ratio_and_no_worse_an_end(tmp_path: Path, case: str) -> None:
+def test_a_claim_of_compute_wants_a_shown_ratio_and_no_worse_an_end(tmp_path: Path, case: str) -> None:
     surgery, restart, sentence = CLAIMS[case]
     _, (verdict,) = comparison.summarize(study(tmp_path / "s", surgery, restart))
-    said = re.fullmatch(sentence, verdict["sentence"])
+    said = re.fullmatch(FROM_NOTHING + sentence, verdict["sentence"])
     assert said is not None, verdict["sentence"]
     if case == "censored":
-        assert "; 89.1 % on validation reached by 10 of 10, the other arm by 0, p = " in verdict["details"]
-    assert ("reaches" in verdict["sentence"]) == verdict["finding"].endswith("faster")
-    if said.groups():
-        found = verdict["time_to_accuracy"][-1]["seconds"]
-        ratio, low, high = found["ratio"], *found["interval"]
-        expected = (ratio, low, high) if found["sooner"] else (1 / ratio, 1 / high, 1 / low)
+        assert "; 89.1 % on validation reached by 10 of 10, the other arm by 0, adjusted p = " in verdict["details"]
+    assert ("reaches" in verdict["sentence"]) == verdict["finding"].endswith("compute")
+    if said.groups() and said[2]:
+        found = verdict["time_to_accuracy"][-1]["training_flops"]
+        expected = (found["ratio"], *found["interval"])
         assert [int(number) for number in said.groups()] == [round(100 * value) for value in expected]
-        assert found["p_adjusted"] < 0.05 and not low <= 1 <= high
+        assert found["p_adjusted"] < 0.05 and found["interval"][1] < 1
 
 
-def test_against_the_original_nothing_is_claimed_of_time(tmp_path: Path) -> None:
+def test_against_the_original_nothing_is_claimed_of_compute(tmp_path: Path) -> None:
     """Surgery was the original until its final network began, so that network comes later by construction."""
-    _, (verdict,) = comparison.summarize(study(tmp_path / "s", arm(1, cut=3.0), arm(2)))
+    _, (verdict,) = comparison.summarize(study(tmp_path / "s", arm(1, cut=3.0, test=0.95), arm(2)))
     (original,) = verdict["others"]
-    time = original["time_to_accuracy"][-1]["seconds"]
-    assert time["p_adjusted"] < 0.05 and not time["sooner"] and max(original["interval"]) < 0.005
-    assert original["finding"] == "no difference was found" and "seconds" not in original["sentence"]
-    assert verdict["finding"] == "restarting is faster"
+    flops = original["time_to_accuracy"][-1]["training_flops"]
+    assert flops["p"] < 0.05 and not flops["sooner"] and flops["p_adjusted"] is None
+    assert original["decision"] == "better" and "FLOPs" not in original["sentence"]
 
 
 @pytest.mark.parametrize(
     ("findings", "line"),
     [
-        (["surgery is faster"], "surgery is faster."),
-        (["no difference was found"], "no difference was found with these seeds."),
-        (["no difference was found"] * 2, "no difference between surgery and restarting was found with these seeds."),
-        (["surgery is better", "no difference was found", "surgery is better"],
-         "of 3 schedules, surgery is better for 2; no difference was found for 1."),
+        (["surgery needs less compute"], "surgery needs less compute."),
+        (["undecided"], "surgery against restarting is undecided."),
+        (["undecided"] * 2, "surgery against restarting is undecided for all 2 schedules."),
+        (["surgery is better", "undecided", "surgery is better"],
+         "of 3 schedules, surgery is better for 2; undecided for 1."),
     ],
 )  # fmt: skip
 def test_all_schedules_in_one_line(findings: list[str], line: str) -> None:
-    assert wording.overall([{"finding": finding} for finding in findings]) == line
-
-
-def test_times_are_adjusted_over_all_schedules_and_accuracies(tmp_path: Path) -> None:
-    made = study(tmp_path / "s", arm(2, spread=0.02, cut=0.5), arm(2), seeds=5, targets=(0.7, 0.8, 0.9))
-    rng = np.random.default_rng(5)
-    for seed in range(1, 6):
-        made.ended(Cell("surgery", seed, [STEP], trial=1), arm(2, cut=0.5)(rng))
-        made.ended(Cell("restart", seed, trial=1), arm(3)(rng))
-    rows, verdicts = comparison.summarize(made)
-    entries = [entry["seconds"] for verdict in verdicts for entry in verdict["time_to_accuracy"]]
-    assert [entry["target"] for entry in verdicts[0]["time_to_accuracy"]] == [0.7, 0.8, 0.9] and len(entries) == 6
-    p = [entry["p"] for entry in entries]
-    assert min(entry["p_adjusted"] for entry in entries) == pytest.approx(6 * min(p))
-    for verdict in verdicts:  # how many seeds are needed knows of both schedules
-        needed = seeds_needed(verdict["differences"], 0.005, level=0.05 / 2)
-        assert needed is not None and verdict["more_seeds"] == max(0, needed - 5)
-    assert list(rows[0]["reached"]) == ["0.7000", "0.8000", "0.9000"]
+    words = "counting all compute from nothing, "
+    assert wording.overall([{"finding": finding} for finding in findings]) == words + line
 
 
 def test_no_original_and_no_targets_mean_no_times(tmp_path: Path) -> None:

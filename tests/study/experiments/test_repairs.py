@@ -119,7 +119,7 @@ def test_the_theatre_cuts_as_the_deep_network_is_cut(digits, trained, rows, chai
     measure.cut(model, REMOVALS["random"](0.5, 0), CHAINS[chain], shown)
     assert [getattr(model, name).weight.shape[0] for name in LAYERS] == [16, 32, 48]
     (row,) = rows.where(kind="arm", removal="random", chain=chain, seed=0)
-    loss, accuracy, _ = evaluate(model, CLASSIFICATION, trained.validation)
+    loss, accuracy, *_ = evaluate(model, CLASSIFICATION, trained.validation)
     assert row["accuracy"][0] == accuracy
     assert row["spike"] == pytest.approx(loss / trained.history[-1]["validation_loss"])
 

@@ -171,7 +171,7 @@ def test_arms_end_with_the_same_sizes(digits, ended):
 def test_the_unpruned_arm_is_training_that_was_not_interrupted(digits, ended):
     whole = evci.prepared(digits, "ReLU", 0, 10)
     whole.fit()
-    loss, accuracy, _ = evaluate(whole.model, CLASSIFICATION, Batches(digits.test, evci.CPU))
+    loss, accuracy, *_ = evaluate(whole.model, CLASSIFICATION, Batches(digits.test, evci.CPU))
     mine = row(ended, kind="arm", arm=UNPRUNED)
     assert (mine["test"], mine["test_loss"]) == (accuracy, loss)
 

@@ -25,6 +25,8 @@ CURVES = [
     Curve("linear", warmup=0.25),
     Curve("one_cycle"),
     Curve("one_cycle", warmup=0.5, cycle_momentum=False),
+    Curve("one_cycle", warmup=0.01),
+    Curve("one_cycle", warmup=0.99),
 ]
 every_curve = pytest.mark.parametrize("curve", CURVES, ids=lambda curve: f"{curve.name} {curve.warmup}")
 
@@ -65,7 +67,7 @@ def test_one_cycle_moves_the_first_beta_of_adam() -> None:
 
 
 @every_curve
-@pytest.mark.parametrize("total", [1, 2, 3, 7, 40, 300])
+@pytest.mark.parametrize("total", [*range(1, 12), 40, 300])
 def test_a_curve_has_a_rate_for_every_step_of_any_run(curve: Curve, total: int) -> None:
     table = curve.table(total)
     assert len(table.rates) == total and all(0 < rate <= 1 for rate in table.rates)

@@ -72,7 +72,12 @@ def test_arguments_come_from_yaml() -> None:
         ({"optimizer_arguments": {"lr": 0.1}}, "has 'lr', which is a setting of its own: learning_rate"),
         ({"optimizer_arguments": {"betas": [0.9, 2]}}, "'adam' cannot be made: Invalid beta parameter"),
         ({"optimizer_arguments": {"eps": "small"}}, "'adam' cannot be made"),
+        (
+            {"optimizer_arguments": {"betas": 3}},
+            "optimizer_arguments is {'betas': 3}, and with it optimizer 'adam' cannot be made: ",
+        ),
         ({"optimizer": "SGD", "optimizer_arguments": {"nesterov": True}}, "Nesterov momentum requires a momentum"),
+        ({"learning_rate": 1e30}, "outputs are not finite; lower learning_rate, which is 1e+30"),
         ({"optimizer": "Rprop", "weight_decay": 0.1}, "weight_decay is 0.1, but Rprop has none"),
         ({"optimizer": "nowhere.at.all:make"}, "nowhere"),
         ({"optimizer": "torch:zeros"}, "cannot be made"),

@@ -265,7 +265,7 @@ def test_the_search_trains_the_original_first_where_it_pays(tmp_path: Path) -> N
     assert not pays(Sampled(few, LAYERS, tmp_path / "b.db"), few, PER_EPOCH)
     source = Together(Listed([Cell("original", 0)]), sampled)
     assert source.total == 9
-    desk = Desk(source, tmp_path, settings=settings, keep=fork.evenly(6))
+    desk = Desk(source, tmp_path, settings=settings, spare=fork.evenly(6))
     assert desk.take() == ["original-seed-0"] and desk.running["original-seed-0"].keep == (1, 2, 3, 4, 5)
     desk.reach("original-seed-0", 4.0)
     started = desk.take()

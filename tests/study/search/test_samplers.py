@@ -163,6 +163,12 @@ def test_no_password_is_written_down(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ({"pruner": "PercentilePruner"}, "the pruner 'PercentilePruner' cannot be made"),
         ({"enqueue": [{"kep": 0.5}]}, "enqueue has 'kep' .* has keep; did you mean 'keep'"),
         ({"enqueue": [{"keep": 0.9}]}, "enqueue has keep: 0.9 .* chooses it from 0.25 to 0.75"),
+        ({"enqueue": [{"keep": "half"}]}, "enqueue has keep: 'half' .* chooses it from 0.25 to 0.75"),
+        (
+            {"space": "mixed", "enqueue": [{"op": "nope"}]},
+            "enqueue has op: 'nope' in {'op': 'nope'}, but the search space 'mixed' chooses it from 'eigen_remove', ",
+        ),
+        ({"space": "mixed", "enqueue": [{"op": ["pcns"]}]}, r"enqueue has op: \['pcns'\] "),
         ({"space": "math:pi"}, "the search space 'math:pi' is a float, but it must be a function"),
         ({"space": "mixd"}, "there is no search space 'mixd'; .*did you mean 'mixed'"),
     ],

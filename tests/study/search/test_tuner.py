@@ -150,6 +150,31 @@ def test_a_lost_worker_resumes_from_its_last_epoch(
     )
 
 
+def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
+    digits: ImageTask, resources: dict[str, float], tmp_path: Path
+) -> None:
+    """Surgery begins from the original's checkpoint, its twin is not trained, and both report their whole curves."""
+    cells = [Cell("original", 1, test=True), *(Cell("surgery", 1, SHRINK, trial=n, test=True) for n in range(2))]
+    notes, alone = Notes(), Notes()
+    assert tuner.run_cells(Listed(cells), digits, SETTINGS, resources, tmp_path, [notes])
+    original, surgery, twin = (notes.results[cell.name] for cell in cells)
+    assert original["kept"]["epochs"] == [1] and surgery["forked"] == {"from": "original-seed-1", "epoch": 1}
+    assert twin["same_as"] == "surgery-000-seed-1" and twin["network"] == "networks/surgery-001-seed-1.pt"
+    assert surgery["epochs"][0]["train_seconds"] == original["epochs"][0]["train_seconds"]
+    assert [notes.epochs[cell.name] for cell in cells] == [[1.0, 2.0, 3.0]] * 3
+    assert [notes.heard.count((what, cell.name)) for what in ("started", "ended") for cell in cells] == [1] * 6
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+    tuner.run_cells(Listed(cells[1:2]), digits, SETTINGS, resources, tmp_path / "alone", [alone])
+    whole = alone.results["surgery-000-seed-1"]
+    assert "forked" not in whole
+    for outcome in (surgery, twin):
+        for key in ("test_loss", "test_metric", "validation_loss", "training_flops", "architecture"):
+            assert outcome[key] == whole[key]
+        loss, metric = (measured(tmp_path, outcome, digits)[key] for key in ("test_loss", "test_metric"))
+        assert (loss, metric) == (whole["test_loss"], whole["test_metric"])
+
+
 def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
     digits: ImageTask, resources: dict[str, float], tmp_path: Path
 ) -> None:
@@ -191,7 +216,8 @@ def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"device": "cuda"}, "device is 'cuda', but this Ray cluster has no GPU"),
+        ({"device": "cuda"}, "device is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'"),
+        ({"device": "gpu"}, "device is 'gpu', which is no device type of torch; use 'auto', 'cpu', 'cuda'"),
         ({"cpus_per_trial": 64}, "cpus_per_trial is 64, but this Ray cluster has 2 CPUs"),
     ],
 )
@@ -265,7 +291,7 @@ def test_the_main_job_interrupted_resumed_and_repeated(
     assert comparable(tmp_path / "broken") == comparable(tmp_path / "whole")
 
     study = Folder.open(tmp_path / "broken")
-    compared = {record.cell.name for record in study.records() if record.cell.arm != "search"}
+    compared = {record.cell.name for record in study.records() if record.compared}
     assert {path.stem for path in (study.path / "networks").iterdir()} == compared
     client = mlflow.MlflowClient(default_uri(study))
     tracked = client.search_logged_models([client.get_experiment_by_name(EXPERIMENT).experiment_id])

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from network_surgery.ops import OPERATIONS, Condition, Moment, Operation, Schedule, Step, SurgeryError
-from network_surgery.study.store.words import describe
+from network_surgery.study.store.words import describe, names, short
 
 WAITS = "redundancy(0.01) >= 0.3 from 2ep every 1ep at most 2"
 #: Values that hyperparameters may have; which of them an operation allows is tried.
@@ -78,3 +78,32 @@ def test_schedules_that_read_alike_are_alike() -> None:
         schedule = Schedule(tuple(steps))
         assert read.setdefault(describe(schedule.to_data()), schedule) == schedule
     assert len(read) > 3000
+
+
+def test_letters_follow_the_ranking() -> None:
+    assert names([9, 2, 9, 4]) == {9: "A", 2: "B", 4: "C"}
+    assert len(set(names(range(2000)).values())) == 2000
+
+
+def test_a_schedule_in_a_few_words() -> None:
+    steps = [{"when": "4ep", "layer": name, "op": "min_weight", "keep": keep} for name, keep in
+             (("a", 0.5), ("b", 0.5), ("c", 0.25))]  # fmt: skip
+    assert short(steps) == "min_weight to ½ of a, b, to ¼ of c at 4ep"
+    assert short([*steps, {"when": "9ep", "layer": "a", "op": "compact"}]).endswith("at 4ep, then compact of a at 9ep")
+    assert short([{"when": WAITS, "layer": "a", "op": "pcns"}]) == (
+        "pcns (1 % of the variance) of a when redundancy(0.01) >= 0.3"
+    )
+    assert short([{"when": "2ep", "layer": "*", "op": "prune_weights", "fraction": 0.9}]) == (
+        "prune_weights 90 % of the weights at 2ep"
+    )
+    assert short([{"when": "2ep", "layer": "a", "op": "of.another.version:Cut"}]) == "Cut of a at 2ep"
+    assert short([]) == "no operation"
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_short(name: str) -> None:
+    layers = [f"blocks.{number}.mlp" for number in range(40)]
+    for each in variants(OPERATIONS[name]):
+        steps = [Step(Moment(at), layer, each) for layer in layers for at in range(1, 9)]
+        words = short(Schedule(tuple(steps)).to_data())
+        assert words.startswith(name) and "40 layers" in words and words.endswith("(8 times)") and len(words) < 90

@@ -18,6 +18,7 @@ from network_surgery.ops import Anatomy, MinWeight, describe, operate, save
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.references import theirs
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.check import fresh
 from network_surgery.study.task.images import ImageNetScaled, ImageTask
@@ -314,6 +315,33 @@ def test_a_factory_that_brings_weights_is_noticed_and_restarts_from_fresh_ones(
     ):
         assert not starting.same(made(rival, task, settings), trained)
     assert 0.5 < float((restarts[0].fc1.weight.std() / models.mlp((1, 8, 8), 10).fc1.weight.std()).detach()) < 2
+
+
+def test_a_number_that_a_factory_brings_is_what_it_was_before(digits: ImageTask, tmp_path: Path) -> None:
+    """A scale and a gate without ``reset_parameters``, alone in their module or beside a weight."""
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.scale = nn.Parameter(torch.tensor(2.5))\n        self.gate = nn.Parameter(torch.zeros(1))\n"
+        "        self.one, self.two = nn.Linear(64, 9), nn.Linear(9, 10)\n"
+        "    def forward(self, x):\n        x = self.one(x.flatten(1)).relu()\n"
+        "        return self.two(x) * self.scale + self.gate\n"
+        "def make(shape, classes):\n    model = Net()\n"
+        f"    model.load_state_dict(torch.load({str(tmp_path / 'w.pt')!r}))\n    return model\n"
+    )
+    factory = f"{tmp_path / 'nets.py'}:make"
+    network = theirs(factory.replace(":make", ":Net"), "model")()
+    trained = {name: tensor + 1 for name, tensor in network.state_dict().items()}
+    of_torch(trained, tmp_path / "w.pt")
+    settings = replace(SETTINGS, model=factory)
+    task = digits.changed(network=factory)
+    settings = starting.settle(settings, task)
+    assert float(made(Cell("surgery", 3), task, settings).scale) == 3.5  # type: ignore[arg-type]
+    state = torch.get_rng_state()
+    restart = made(Cell("restart", 3, architecture=describe(fresh(task))), task, settings).state_dict()
+    assert (float(restart["scale"]), float(restart["gate"])) == (2.5, 0.0)
+    assert not any(torch.equal(restart[name], tensor) for name, tensor in trained.items())
+    torch.set_rng_state(state)
 
 
 class Own(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 from torch import nn
 
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.task import Metric, Samples, Sets, Stream, Task, build
 from network_surgery.study.task.check import fresh, tried
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.run import run
+from tests.study.operated import without_times
 
 
 class Line(Task):
@@ -39,6 +43,18 @@ class Line(Task):
 def line(**parts: Any) -> Task:
     """The task with other parts than its own: what a user got wrong."""
     return type("Mine", (Line,), parts)()
+
+
+class Ending(torch.utils.data.Dataset[Any]):
+    """Data that end before their length."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, number: int) -> Any:
+        if number > 5:
+            raise IndexError("no more")
+        return np.zeros(6, dtype=np.float32), np.float32(0)
 
 
 def fails(*_: Any) -> Any:
@@ -85,13 +101,108 @@ def test_a_task_that_is_right_is_tried_and_nothing_is_left_of_that() -> None:
         ({"measure": fails}, "Mine.measure fails on the network's outputs: no such thing"),
         ({"measure": lambda self, o, t: {"error": o.mean()}}, "for each of the 4 samples; 'error' is a tensor"),
         ({"measure": lambda self, o, t: {"other": o[:, 0]}}, "Mine.metric is 'error', but measure and summarize give"),
+        ({"measure": lambda self, o, t: None}, "Mine.measure must return a dict of numbers by name, not a NoneType"),
+        ({"measure": lambda self, o, t: {"error": None}}, "for each of the 4 samples; 'error' is a NoneType"),
+        ({"measure": lambda self, o, t: {"error": o[:, 0] * math.nan}}, "numbers for 'error' that are not finite"),
+        ({"measure": lambda self, o, t: {"error": o[:, 0] * 1j}}, "must be real numbers, not complex64"),
+        ({"measure": lambda self, o, t: {"error": o[:, 0].to("meta")}}, "'error', is on meta, though outputs and"),
+        ({"summarize": lambda self, means: None}, "Mine.summarize must give a number for each metric, but it fails"),
+        ({"summarize": lambda self, means: {"error": "low"}}, "it fails: could not convert string to float: 'low'"),
+        ({"summarize": fails}, "Mine.summarize must give a number for each metric, but it fails: no such thing"),
         ({"metric": "error"}, "Mine.metric is 'error'; give Metric("),
+        ({"metric": Metric}, "Mine.metric is <class"),
+        ({"metric": property(fails)}, "Mine.metric fails: no such thing"),
+        ({"unit": None}, "Mine.unit is None; give what a sample is called"),
+        ({"classes": 5}, "Mine.classes is 5; give the names of the classes"),
+        ({"at_once": 0}, "Mine.at_once is 0; give a number of samples, or None"),
+        ({"load": lambda self: None}, "Mine.load must give three sets (train, validation, test), not a NoneType"),
+        ({"load": lambda self: {"train": 1, "validation": 2, "test": 3}}, "must give three sets (train, validation"),
+        ({"load": lambda self: sys.exit("bye")}, "Mine.load failed: bye"),
+        ({"load": lambda self: [(np.zeros((0, 6)), np.zeros(0))] * 3}, "a set of 0 sample(s); at least 2 are needed"),
+        ({"load": lambda self: [Ending()] * 3}, "sample 7 of Ending cannot be read: IndexError: no more"),
+        ({"model": lambda self, made=nn.Linear(6, 1): made}, "returns the same parameters again; it must make a fresh"),
+        ({"model": lambda self: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 1))}, "made lazy modules, which have no"),
+        ({"model": lambda self: sys.exit("bye")}, "Mine.model failed: bye"),
+        ({"loss": lambda self, o, t: (o > 0).sum()}, "Mine.training_loss must be real numbers, not int64"),
+        ({"loss": lambda self, o, t: (o.mean(), 1)}, "or one for each of the 4 samples, not a tuple"),
+        ({"loss": lambda self, o, t: o.mean().to("meta")}, "Mine.training_loss is on meta, though outputs and targets"),
+        ({"augment": lambda self, i, t: None}, "Mine.augment fails on a training batch: cannot unpack"),
+        ({"augment": lambda self, i, t: (i.double(), t)}, "the network of Mine fails on its training inputs"),
     ],
 )  # fmt: skip
 def test_a_task_that_is_wrong_is_one_sentence(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError) as error:
         tried(line(**parts))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "message"),
+    [
+        ({"loss": lambda self, o, t: Line.loss(self, o, t) * (math.nan if len(t) > 4 else 1)}, Diverged, "loss became"),
+        (
+            {"measure": lambda self, o, t: {"error": o[:, 0] * (math.nan if len(t) > 4 else 1)}}, Diverged,
+            "the validation error became nan in epoch 1",
+        ),
+        (
+            {"training_loss": lambda self, o, t: Line.loss(self, o, t) if len(t) < 5 else fails()}, StudyError,
+            "Mine fails on a training batch of epoch 1: no such thing",
+        ),
+        (
+            {"augment": lambda self, i, t: (i, t) if len(t) < 5 else fails()}, StudyError,
+            "Mine fails on a training batch of epoch 1: no such thing",
+        ),
+        (
+            {"measure": lambda self, o, t: Line.measure(self, o, t) if len(t) < 5 else fails()}, StudyError,
+            "Mine fails on samples that are evaluated: no such thing",
+        ),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_in_larger_batches_alone_is_one_sentence(
+    parts: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    task = line(**parts)
+    tried(task)
+    with pytest.raises(kind) as error:
+        run(Cell("search", 0), task, Settings(epochs=1, batch_size=10, device="cpu"), torch.device("cpu"))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("batch", [9, 10, 15, 19])
+def test_a_run_that_is_killed_inside_an_epoch_resumes_bit_for_bit(batch: int, tmp_path: Path) -> None:
+    """With a schedule of the learning rate, augmentation, an average, accumulated batches and shortened gradients."""
+    settings = Settings(
+        epochs=4, batch_size=4, device="cpu", lr_schedule="one_cycle", ema=0.9, accumulate=2, clip=0.5, held_out=8,
+        signal_images=8,
+    )  # fmt: skip
+    steps = [
+        {"when": "4it", "layer": "0", "op": "min_weight", "keep": 0.75, "after": "rewind"},
+        {"when": "2ep", "layer": "0", "op": "weak_expand", "grow": 0.5, "after": "rewarm", "after_length": "1ep"},
+    ]
+    batches: list[int] = []
+
+    class Noisy(Line):
+        dies = 0
+
+        def augment(self, inputs: torch.Tensor, targets: torch.Tensor) -> Any:
+            batches.append(len(targets))
+            if len(batches) == self.dies:
+                raise KeyboardInterrupt
+            return inputs + 0.1 * torch.randn_like(inputs), targets
+
+    cell, saved = Cell("surgery", 1, steps, test=True), tmp_path / "cell.pt"
+    whole = run(cell, Noisy(), settings, torch.device("cpu"), network=tmp_path / "whole.pt")
+    assert len(batches) == 20 and len(whole["operations"]) == 2
+    batches.clear()
+    Noisy.dies = batch
+    with pytest.raises(KeyboardInterrupt):
+        run(cell, Noisy(), settings, torch.device("cpu"), saved=saved)
+    Noisy.dies = 0
+    torch.manual_seed(99)
+    again = run(cell, Noisy(), settings, torch.device("cpu"), saved=saved, network=tmp_path / "again.pt")
+    assert without_times(again) == without_times(whole)
+    one, other = (torch.load(tmp_path / f"{name}.pt", weights_only=True)["weights"] for name in ("whole", "again"))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_sets_may_be_pairs_samples_streams_and_datasets() -> None:
@@ -118,6 +229,7 @@ def test_without_a_metric_of_its_own_a_task_is_judged_by_its_loss() -> None:
 MINE = """
 from __future__ import annotations
 from dataclasses import dataclass
+from network_surgery.study.task import Classification
 from tests.study.task.test_task import Line
 
 @dataclass
@@ -130,6 +242,9 @@ class Mine(Line):
 class Sized(Line):
     def __init__(self, settings):
         self.epochs = settings.epochs
+
+class Labelled(Classification):
+    pass
 
 class Needy(Line):
     def __init__(self, a, b):
@@ -144,6 +259,8 @@ def test_a_task_is_named_by_its_file(tmp_path: Path) -> None:
     path.write_text(MINE)
     assert type(build(Settings(task=f"{path}:Mine"))).__name__ == "Mine"
     assert build(Settings(task=f"{path}:Sized", epochs=7)).epochs == 7  # type: ignore[attr-defined]
+    assert build(Settings(task=f"{path}:Labelled")).label_smoothing == 0.0  # type: ignore[attr-defined]
+    assert build(Settings(task=f"{path}:Labelled", label_smoothing=0.1)).label_smoothing == 0.1  # type: ignore[attr-defined]
     for name, message in {
         "Needy": "cannot be made: ",
         "Function": "must be a subclass of network_surgery.study.task.Task",

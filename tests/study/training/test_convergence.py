@@ -101,32 +101,49 @@ def verdict(surgery: bool | None, rival: bool | None) -> dict[str, Any]:
         name: {"n": 5, "improving": 0 if converged else 4, "gain": 0.0, "converged": converged}
         for name, converged in (("surgery", surgery), ("rival", rival))
     }
-    return {"finding": "no difference was found", "n": 5, "more_seeds": 14, "convergence": sides}
+    return UNDECIDED | {"convergence": sides}
+
+
+UNDECIDED: dict[str, Any] = {
+    "finding": "undecided", "decision": "undecided", "n": 5, "more_seeds": [10, 20], "difference": 0.001,
+    "interval": None, "p_adjusted": None, "samples": 359, "equivalence": {"shown": False}, "time_to_accuracy": [],
+}  # fmt: skip
 
 
 def test_a_difference_without_a_unit_is_one_in_the_metric() -> None:
-    undecided = {"finding": "no difference was found", "n": 5, "more_seeds": 0}
-    assert sentence(undecided, LOSS) == "No difference found (n = 5); one of 0.05 in loss would probably have been."
-    better = {"finding": "restarting is better", "n": 5, "difference": 0.25, "interval": [0.1, 0.4]}
-    assert sentence(better, LOSS) == "Restarting is better by 0.250 in loss (95 % interval 0.100 to 0.400, n = 5)."
+    nothing, undecided = (
+        "Counting all compute from nothing, ",
+        UNDECIDED | {"more_seeds": [0, 0], "interval": [-0.1, 0.2]},
+    )
+    assert sentence(undecided, LOSS) == (
+        f"{nothing}surgery against restarting is undecided: +0.001 in loss (95 % interval −0.100 to +0.200, n = 5); "
+        "a difference of 0.05 in loss would probably have been shown."
+    )
+    better = UNDECIDED | {"decision": "worse", "difference": 0.25, "interval": [0.1, 0.4]}
+    assert sentence(better, LOSS) == (
+        f"{nothing}restarting is better than surgery by 0.250 in loss (95 % interval 0.100 to 0.400, n = 5)."
+    )
 
 
 def test_a_verdict_says_it_before_who_won() -> None:
-    plain = "No difference found (n = 5); 14 more seeds would probably find one of 0.5 points."
+    plain = (
+        "Counting all compute from nothing, surgery against restarting is undecided: +0.10 points (the same in every "
+        "seed, n = 5); 10 to 20 more seeds would probably show a difference of 0.5 points."
+    )
     assert sentence(verdict(True, True)) == sentence(verdict(None, None)) == plain
-    lower = f"n{plain[1:]}"
+    lower = f"c{plain[1:]}"
     late = "estarting had not converged (4 of 5 seeds were still improving): "
     assert sentence(verdict(True, False)) == f"R{late}{lower}"
-    assert sentence(verdict(False, True)).startswith("Surgery had not converged (4 of 5 seeds were still improving): n")
+    assert sentence(verdict(False, True)).startswith("Surgery had not converged (4 of 5 seeds were still improving): c")
     assert sentence(verdict(False, False)).startswith("Surgery and restarting had not converged (4 of 5 and 4 of 5 ")
-    assert overall([verdict(True, False)]) == f"r{late}no difference was found with these seeds."
+    assert overall([verdict(True, False)]) == (
+        f"r{late}counting all compute from nothing, surgery against restarting is undecided."
+    )
     assert overall([verdict(True, False), verdict(True, True)]).startswith(
-        "in 1 of 2 schedules an arm had not converged: no difference"
+        "counting all compute from nothing, an arm had not converged in 1 of 2 schedules; surgery against restarting"
     )
-    against = verdict(False, False) | {"arm": "random", "difference": 0.001, "interval": None, "time_to_accuracy": []}
-    assert other(against).endswith(
-        ": no difference was found; it had not converged (4 of 5 seeds were still improving)"
-    )
+    against = verdict(False, False) | {"arm": "random"}
+    assert other(against).endswith(": undecided; it had not converged (4 of 5 seeds were still improving)")
     first = verdict(False, False) | {"arm": "operate_first"}
     assert sentence(first).startswith("Surgery and operating first had not converged (4 of 5 and 4 of 5 ")
     assert overall([first]).startswith("surgery and operating first had not converged")
