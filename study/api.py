@@ -26,6 +26,7 @@ from network_surgery.study.search.space import check_importable
 from network_surgery.study.search.trial import check_shipped
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Task, build
+from network_surgery.study.terminal import say, say_path
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -87,11 +88,12 @@ def resume(
     pruner: BasePruner | None = None,
     trials: int | None = None,
     quiet: bool = False,
+    console: Console | None = None,
 ) -> Result:
     """Goes on with the study in this folder; nothing that has ended is trained again.
 
     ``trials``: the search goes on to this number. ``task``, ``space``, ``sampler``, ``pruner``: what ``run`` was given,
-    where that was an object that no text can name.
+    where that was an object that no text can name. ``console``: where what goes on is shown.
 
     Raises:
         StudyError: there is no such study, its data have changed, or what it was given from Python is missing.
@@ -102,7 +104,7 @@ def resume(
         conduct.check_data(folder, made)
         if trials is not None:
             folder = _with_trials(folder, trials)
-        return carry_on(folder, made, _console(quiet))
+        return carry_on(folder, made, console or _console(quiet))
 
 
 def compare(
@@ -113,17 +115,20 @@ def compare(
     task: Task | type[Task] | None = None,
     space: Suggest | None = None,
     quiet: bool = False,
+    console: Console | None = None,
 ) -> Result:
     """Compares the ``top`` schedules of a study with this number of ``seeds``; runs that are there already count.
+
+    ``console``: where what goes on is shown.
 
     Raises:
         StudyError: there is no such study, its data have changed, or there is no schedule that could be compared.
         KeyboardInterrupt: it was interrupted; what has ended is kept.
     """
     with _one_kind_of_error(), _opened(study, task=task, space=space) as folder:
-        made, console = build(folder.settings), _console(quiet)
+        made = build(folder.settings)
         conduct.check_data(folder, made)
-        return _whole(conduct.compare(folder, made, console, top, seeds), folder, made)
+        return _whole(conduct.compare(folder, made, console or _console(quiet), top, seeds), folder, made)
 
 
 def report(study: Path | str) -> Result:
@@ -156,16 +161,15 @@ def start(settings: Settings, out: Path | str | None, preset: str | None, consol
     check_importable(step for schedule in settings.schedules for step in schedule)
     if settings.task.startswith(f"{PYTHON}:"):
         check_shipped(build(settings))
-    with conduct.begin(settings, place, preset) as (folder, task):
+    with conduct.begin(settings, place, preset, console) as (folder, task):
         sets = f"{len(task.train):,} + {len(task.validation):,} + {len(task.test):,} {task.unit}"
         classes = f", {len(task.classes)} classes" * bool(task.classes)
-        console.print(
-            f"{settings.subject}: {sets} (train, validation, test){classes}; "
-            f"{len(folder.layers)} layer{'s' * (len(folder.layers) != 1)} to operate on; results go to {place}",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+        count = len(folder.layers)
+        layers = f"{count} layer{'s' * (count != 1)} to operate on"
+        say(console, f"{settings.subject}: {sets} (train, validation, test){classes}; {layers}")
         if task.note:
-            console.print(f"{settings.data}: {task.note}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{settings.data}: {task.note}")
+        say_path(console, f"results go to {place}")
         return carry_on(folder, task, console)
 
 

@@ -7,29 +7,31 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from network_surgery.study.compose import PRESETS, compose
+from network_surgery.study.compose import PRESETS, compose, presets
 from network_surgery.study.config import Settings
 from network_surgery.study.declare import declaration, names
 from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.terminal import Terminal, prepare, say, say_path
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from network_surgery.study.result import Result
 
 app = typer.Typer(
     help="Operate on a network while it trains, and find out whether that beats starting over.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 Preset = Annotated[
-    str | None, typer.Option(help="Named settings that the other options overlay; by default those of the task.")
+    str | None,
+    typer.Option(
+        help="Named settings that the other options overlay; by default those of the task.",
+        autocompletion=lambda: presets(),
+    ),
 ]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, over the preset.")]
 Study = Annotated[Path, typer.Argument(help="The study's folder.", metavar="STUDY")]
@@ -38,7 +40,29 @@ Step = Annotated[int | None, typer.Option(help="Units between one size of the ra
 Trainings = Annotated[int | None, typer.Option(help="Trainings whose layers are operated on.")]
 Seed = Annotated[int | None, typer.Option(help="The first seed; every network has its own.")]
 Workers = Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer and nothing else.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document: the answer, the verdicts, the paths; nothing else.")
+]
 OPTIONS = [name for name in names(Settings) if declaration(Settings, name).about.option]
+
+
+def _completion(setting: str) -> Callable[[str], list[str]] | None:
+    """What a shell offers for a setting that has one of several values, or a list of them with commas."""
+    values = _values(declaration(Settings, setting).kind)
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, begun = incomplete.rpartition(",")
+        return [f"{before}{comma}{value}" for value in values if value.startswith(begun)]
+
+    return complete if values else None
+
+
+def _values(kind: Any) -> list[str]:
+    """All literals in a type."""
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return list(dict.fromkeys(value for part in get_args(kind) for value in _values(part)))
 
 
 def with_settings(*settings: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -50,12 +74,32 @@ def with_settings(*settings: str) -> Callable[[Callable[..., None]], Callable[..
         for name in settings:
             about = declaration(Settings, name)
             kind: Any = about.kind if about.kind in (int, float) else str
-            option: Any = Annotated[kind | None, typer.Option(help=about.help)]
+            option: Any = Annotated[kind | None, typer.Option(help=about.help, autocompletion=_completion(name))]
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option))
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
     return extend
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"network-surgery {version('network-surgery')}")
+        except PackageNotFoundError:
+            print("network-surgery, from a source tree that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Operate on a network while it trains, and find out whether that beats starting over."""
 
 
 @app.command()
@@ -66,26 +110,57 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="The study's folder, by default a new one under runs/; a study in it goes on.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check everything, measure two epochs, print what the study would take; write nothing."
+        ),
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
     **flags: Any,
 ) -> None:
     """Search schedules of operations, then compare the best ones with restarting: the main job."""
+    terminal, own = Terminal(quiet, as_json), str(flags.get("task") or "")
+    if first := config or (own if ":" in own else None):  # to compose these may take a while
+        terminal.begin("study", first)
     settings = compose(preset, config, flags)
+    if not first:
+        terminal.begin("study", settings.subject)
+    say(terminal.narration, _size(settings))
     preset = preset or PRESETS.get(settings.task)
+    say(terminal.narration, "loading PyTorch")
     from network_surgery.study import api
 
     place = out or api.new_place(preset or settings.task.rpartition(":")[2])
-    _show(place, lambda: api.start(settings, place, preset, _console()))
+    if dry_run:
+        from network_surgery.study.estimate import estimate
+
+        found = estimate(settings, place, terminal.narration)
+        terminal.document(found.to_data()) if as_json else found.show(terminal.answer)
+        return
+    _show(terminal, place, lambda: api.start(settings, place, preset, terminal.narration))
+
+
+def _size(settings: Settings) -> str:
+    """How large a study is, in a line."""
+    search = f"{settings.trials} trials in the space {settings.space}, " if settings.searches else ""
+    return f"{settings.epochs} epochs, {search}{settings.seeds} seeds an arm"
 
 
 @app.command()
 def resume(
     study: Study,
     trials: Annotated[int | None, typer.Option(help="The search goes on to this number of schedules.", min=1)] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Carry on a study that was interrupted: what has ended is kept, what was running resumes from its last epoch."""
+    terminal = Terminal(quiet, as_json)
+    terminal.begin("resume", study)
     from network_surgery.study import api
 
-    _show(study, lambda: api.resume(study, trials=trials))
+    _show(terminal, study, lambda: api.resume(study, trials=trials, console=terminal.narration))
 
 
 @app.command()
@@ -93,19 +168,25 @@ def compare(
     study: Study,
     top: Annotated[int | None, typer.Option(help="How many of the best schedules.", min=1)] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds of every arm.", min=1)] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Compare more schedules, or with more seeds; trainings that are there already count and are not run again."""
+    terminal = Terminal(quiet, as_json)
+    terminal.begin("compare", study)
     from network_surgery.study import api
 
-    _show(study, lambda: api.compare(study, top=top, seeds=seeds))
+    _show(terminal, study, lambda: api.compare(study, top=top, seeds=seeds, console=terminal.narration))
 
 
 @app.command()
-def report(study: Study) -> None:
+def report(study: Study, quiet: Quiet = False, as_json: Json = False) -> None:
     """Write results.json, figures and report.html anew from what a study has stored so far."""
+    terminal = Terminal(quiet, as_json)
+    terminal.begin("report", study)
     from network_surgery.study import api
 
-    _show(study, lambda: api.report(study))
+    _show(terminal, study, lambda: api.report(study))
 
 
 @app.command()
@@ -121,6 +202,8 @@ def layers(
     **flags: Any,
 ) -> None:
     """List the layers of a network that can be operated on, with their redundancy, and why others cannot."""
+    terminal = Terminal()
+    terminal.begin("layers", flags["model"] or config or preset or "")
     from network_surgery.study.layers import of_data, of_image_size
 
     settings = compose(preset, config, flags | {"epochs": epochs or None})
@@ -129,9 +212,9 @@ def layers(
         image = "3x299x299" if "inception" in settings.model else "3x224x224"
     if image is not None and (data is not None or epochs):
         raise StudyError("--image is for random images; it goes with neither --data nor --epochs")
-    console = _console()
+    console = terminal.answer
     for part in of_data(settings, epochs) if image is None else of_image_size(settings, image):
-        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+        say(console, part) if isinstance(part, str) else console.print(part, highlight=False, markup=False)
 
 
 @app.command()
@@ -182,16 +265,17 @@ def experiment(
         "label": label, "train_images": train_images, "seeds": seeds, "iterations": iterations, "looks": looks,
         "networks": networks, "width": width, "step": step, "trainings": trainings, "seed": seed,
     }  # fmt: skip
+    terminal = Terminal()
+    terminal.begin("experiment", name or "")
     from network_surgery.study.bench import experiment as bench
 
-    console = _console()
     if name is None:
         for known in bench.EXPERIMENTS:
-            console.print(f"{known}: {bench.load(known).question}", highlight=False, markup=False, soft_wrap=True)
+            say(terminal.answer, f"{known}: {bench.load(known).question}")
         return
-    with console.status(name) as status:
+    with terminal.narration.status(name) as status:
         page = bench.run(name, flags, workers, out, rows, lambda ended: status.update(f"{name}: {ended}"))
-    console.print(str(page), highlight=False, markup=False, soft_wrap=True)
+    say_path(terminal.answer, str(page))
 
 
 @app.command()
@@ -203,6 +287,8 @@ def ui(
     import signal
     import subprocess
 
+    terminal = Terminal()
+    terminal.begin("ui", study or "")
     from network_surgery.study.search.tracking import default_uri, page
     from network_surgery.study.store.folder import Folder
 
@@ -214,10 +300,7 @@ def ui(
         raise StudyError(f"{folder.path} has nothing tracked yet (no {folder.mlflow.name})")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    _console().print(
-        f"MLflow shows {folder.path} until Ctrl-C at\nhttp://127.0.0.1:{port}{page(folder)}",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+    say_path(terminal.answer, f"MLflow shows {folder.path} until Ctrl-C at\nhttp://127.0.0.1:{port}{page(folder)}")
     # MLflow's seven processes for jobs of language models have nothing to do here.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -235,6 +318,7 @@ def ui(
 
 def main() -> None:
     """The entry point: errors of input as one sentence with exit code 2, Ctrl-C as 130."""
+    prepare()
     sys.path.append(os.getcwd())  # so that --model MODULE:FACTORY finds what lies here, as it does for python -m
     try:
         app(standalone_mode=True)
@@ -250,18 +334,24 @@ def main() -> None:
     raise SystemExit(2)
 
 
-def _show(place: Path, work: Callable[[], Result]) -> None:
+def _show(terminal: Terminal, place: Path, work: Callable[[], Result]) -> None:
     """Runs a stage of a study and shows what came of it; an interruption says how to go on."""
     try:
-        work().show(_console())
+        result = work()
     except KeyboardInterrupt:
         from network_surgery.study.store.folder import Folder
 
         if (place / "study.json").exists():
             ended = len(Folder.open(place).records())
             words = f"\nInterrupted; {ended} trainings are kept. Go on with: surgery resume {place}"
-            _console().print(words, soft_wrap=True)
+            say_path(terminal.narration, words)
         raise typer.Exit(130) from None
+    if terminal.as_json:
+        terminal.document(result.document())
+    elif terminal.quiet:
+        result.show_answer(terminal.answer)
+    else:
+        result.show(terminal.answer)
 
 
 def _newest() -> Path:
@@ -269,9 +359,3 @@ def _newest() -> Path:
     if not found:
         raise StudyError("there is no study under runs/; give the study's folder")
     return found[-1].parent
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()

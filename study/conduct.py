@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from network_surgery.ops import Schedule
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
-from network_surgery.study.arms import FROM_THE_END, arm_name
+from network_surgery.study.arms import FROM_THE_END
+from network_surgery.study.closing import show
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import answer, comparison, figures, front, moments, report, wording
+from network_surgery.study.evidence import answer, comparison, figures, front, moments, report
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
 from network_surgery.study.evidence.importance import importance
 from network_surgery.study.evidence.left_out import left_out
-from network_surgery.study.evidence.state import epochs, in_words, state
+from network_surgery.study.evidence.naming import arm_title
+from network_surgery.study.evidence.state import epochs, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
@@ -35,25 +34,45 @@ from network_surgery.study.search.sources import Chain, Listed, Repeated, Sample
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
-from network_surgery.study.store.words import describe
-from network_surgery.study.task import Metric, Task, build
+from network_surgery.study.store.words import describe, names, short
+from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.fingerprint import Fingerprint
+from network_surgery.study.terminal import say
 from network_surgery.study.training import fork, run
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.trainer import steps_per_epoch
 
-__all__ = ["begin", "check_data", "compare", "proceed", "show", "write_report"]
+__all__ = ["begin", "check", "check_data", "compare", "proceed", "show", "write_report"]
 
 
 @contextlib.contextmanager
-def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[tuple[Folder, Task]]:
+def begin(
+    settings: Settings, out: Path, preset: str | None = None, console: Console | None = None
+) -> Iterator[tuple[Folder, Task]]:
     """Loads the data, builds the network once, joins the cluster for the time of a ``with`` block, makes the folder.
 
-    ``preset``: the name that the settings were started from, for the record.
+    ``preset``: the name that the settings were started from, for the record. ``console`` shows what goes on.
 
     Raises:
         StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
+    """
+    settings, task, layers, original = check(settings)
+    Folder.check(out)
+    if settings.storage is not None:
+        open_storage(settings.storage, out)
+    with tuner.cluster(settings, _narrate(console)) as resources:
+        tuner.trial_resources(settings, resources)
+        data = task.fingerprint()
+        known = None if data is None else data.to_data()
+        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
+
+
+def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
+    """All that is known to be right or wrong before anything is written or any process started.
+
+    Returns the settings as they are kept, the task, the network's layers with their units, and its size (see
+    ``run.examine``). Raises as ``begin``.
     """
     tracking.check_server(settings.tracking_uri)
     if settings.page is not None:
@@ -72,14 +91,7 @@ def begin(settings: Settings, out: Path, preset: str | None = None) -> Iterator[
         check_lengths(schedule, settings.epochs, per_epoch)
     if not listed:
         Sampled.check(settings, layers, original)
-    Folder.check(out)
-    if settings.storage is not None:
-        open_storage(settings.storage, out)
-    with tuner.cluster(settings) as resources:
-        tuner.trial_resources(settings, resources)
-        data = task.fingerprint()
-        known = None if data is None else data.to_data()
-        yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
+    return settings, task, layers, original
 
 
 def check_data(folder: Folder, task: Task) -> None:
@@ -151,34 +163,6 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     return results
 
 
-def show(results: dict[str, Any], folder: Folder, console: Console) -> None:
-    """The closing table, the finding on each schedule with its numbers, the verdict and where to look."""
-    rows, verdicts = results["comparison"]["summary"], results["comparison"]["verdicts"]
-    if rows:
-        console.print(_table(rows, folder.metric, folder.unit))
-    for verdict in verdicts:
-        finding = Text.assemble((f"Trial {verdict['trial']}: ", "bold"), verdict["sentence"])
-        console.print(finding, highlight=False, soft_wrap=True)
-        for line in (verdict["details"], *(f"against {contrast['sentence']}" for contrast in verdict["others"])):
-            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True, style="dim")
-    if verdicts:
-        console.print(f"\n[bold]Verdict:[/] {wording.overall(verdicts)}", highlight=False, soft_wrap=True)
-    if results["front"]:
-        words = front.sentence(results["front"], folder.metric)
-        console.print(f"\n[bold]Front:[/] {words}", highlight=False, soft_wrap=True)
-    here = Path.cwd()
-    if results["state"]["now"] != "finished":
-        state = in_words(results["state"], str(folder.path))
-        console.print(f"\n[bold]{state['now'].capitalize()}:[/] {state['words']}", highlight=False, soft_wrap=True)
-    path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
-    console.print(f"\nReport   {path / folder.report.name}", highlight=False, soft_wrap=True)
-    console.print(f"Results  {path / folder.results.name}", highlight=False, soft_wrap=True)
-    if folder.page is not None and folder.page.exists():
-        name = folder.page.stem.replace("_", " ").capitalize()
-        console.print(f"{name:8} {path / folder.page.name}", highlight=False, soft_wrap=True)
-    console.print(f"MLflow   {folder.settings.tracking_uri or f'surgery ui {path}'}", highlight=False, soft_wrap=True)
-
-
 def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[str, Drawing]]:
     """The page and the drawings that the function of the settings (``page``) makes of ``results``.
 
@@ -241,17 +225,25 @@ class _Stage:
         settings = self.folder.settings
         return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
 
-    def run(self, name: str, source: Source, keep: Sequence[int] = (), spare: Sequence[int] = ()) -> bool:
-        """Runs a source's cells, none of them twice: ``keep`` and ``spare`` as in ``study.search.once``."""
+    def run(
+        self, stage: str, source: Source, name: Callable[[Cell], str], keep: Sequence[int] = (),
+        spare: Sequence[int] = (),
+    ) -> bool:  # fmt: skip
+        """Runs a source's cells, none of them twice: ``keep`` and ``spare`` as in ``study.search.once``. ``name``: what
+        people call a cell.
+        """
         if source.total == 0:
-            self.console.print(f"{name}: nothing is missing")
+            say(self.console, f"{stage}: nothing is missing")
             tuner.forget(self.folder.path)
             return True
+        ranks = stage == "search"
 
         def feasible(cell: Cell, result: dict[str, Any]) -> bool:
             return cell.arm not in SEARCHING or comparing.budget_of(self.folder, [cell.seed]).feasible(result)
 
-        with Display(self.console, name, source, self.folder.metric, feasible=feasible) as display:
+        with Display(
+            self.console, stage, source, self.folder.metric, name=name, ranks=ranks, feasible=feasible
+        ) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.resources, self.folder.path,
                 [self.folder, self.tracker, display], self.folder.records(), keep, spare,
@@ -267,22 +259,24 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
     for note in (starting.note(folder.settings, task), budget_note(folder)):
         if note:
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
-    with folder.locked(), tuner.cluster(folder.settings) as resources, Tracker(folder, task) as tracker:
+            say(console, note)
+    with (
+        folder.locked(),
+        tuner.cluster(folder.settings, _narrate(console)) as resources,
+        Tracker(folder, task) as tracker,
+    ):
         try:
             yield _Stage(folder, task, resources, tracker, console)
         finally:
             write_report(folder, tracker)
     if tracker.lost:
-        console.print(
-            f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete.",
-            style="yellow", markup=False,
-        )  # fmt: skip
+        words = f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete."
+        say(console, words, style="yellow")
 
 
 def _searched(stage: _Stage) -> bool:
     spare = fork.evenly(stage.folder.settings.epochs)
-    return stage.run("search", _search(stage.folder, stage.per_epoch), spare=spare)
+    return stage.run("search", _search(stage.folder, stage.per_epoch), _trial, spare=spare)
 
 
 def _compare(stage: _Stage) -> bool:
@@ -297,37 +291,31 @@ def _compare(stage: _Stage) -> bool:
         )
     if trials and len(chosen) < folder.settings.top:
         schedules = f"{len(chosen)} schedule{'s' * (len(chosen) > 1)}"
-        stage.console.print(
-            f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for"
+        say(
+            stage.console,
+            f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for",
         )
     if sentence := feasibility(folder).get("sentence"):
-        stage.console.print(f"comparison: {sentence}", highlight=False, markup=False, soft_wrap=True)
+        say(stage.console, f"comparison: {sentence}")
     cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
+    letters = names(cell.trial for cell in chosen if cell.trial is not None)
+    for cell in chosen:
+        say(stage.console, f"  {letters.get(cell.trial or 0, '')}  {short(cell.schedule)}", style="dim")
+
+    def name(cell: Cell) -> str:
+        letter = "" if cell.trial is None else letters.get(cell.trial, f"(trial {cell.trial})")
+        return f"{arm_title(cell.arm, letter)}, seed {cell.seed}"
+
     ends = set(FROM_THE_END) & set(folder.settings.arms)
-    return stage.run("comparison", cells, (folder.settings.epochs,) if ends else ())
+    return stage.run("comparison", cells, name, (folder.settings.epochs,) if ends else ())
 
 
-def _table(rows: list[dict[str, Any]], metric: Metric, unit: str) -> Table:
-    table = Table(
-        title=f"Surgery or starting over, on the test {unit}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    value = metric.name.replace(" ", "\n") + " %" * metric.percent
-    gap = metric.gap.replace(" ", "\n", 1)
-    for title in ("arm", "n", value, gap, "parameters", "seconds", "loss\nspike", "op/\nepoch"):
-        table.add_column(title, justify="left" if title == "arm" else "right", no_wrap=title != "arm")
-    for row in rows:
-        spread, slack = row["metric_deviation"], row["seconds_deviation"]
-        table.add_row(
-            arm_name(row["arm"], row["trial"]),
-            str(row["n"]),
-            metric.number(row["metric"]) + (f" ± {metric.spread(spread)}" if spread is not None else ""),
-            "" if row.get("train_test_gap") is None else metric.change(row["train_test_gap"]),
-            f"{row['parameters']:,.0f}",
-            f"{row['seconds']:.1f}" + (f" ± {slack:.1f}" if slack is not None else ""),
-            "" if row["spike_factor"] is None else f"× {row['spike_factor']:.2f}",
-            "" if row["operation_to_epoch"] is None else f"{row['operation_to_epoch']:.1%}",
-        )
-    return table
+def _trial(cell: Cell) -> str:
+    """What people call a training of the search: a trial, its repeat on another seed, or the original."""
+    if cell.trial is None:
+        return f"{arm_title(cell.arm)}, seed {cell.seed}"
+    return f"{short(cell.schedule)} (trial {cell.trial}{f', seed {cell.seed}' * (cell.arm != 'search')})"
+
+
+def _narrate(console: Console | None) -> Callable[[str], None]:
+    return lambda words: None if console is None else say(console, words)

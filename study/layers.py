@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from network_surgery.ops import Anatomy, HiddenLayer, Signals, SurgeryError
@@ -27,12 +31,43 @@ from network_surgery.study.training.trainer import pick_device
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)
+PERCENTAGES = tuple(100 * variance for variance in VARIANCES)
 #: The number of random images that are shown to see redundancy.
 RANDOM_IMAGES = 16
 CPU = torch.device("cpu")
 
 
-def of_data(settings: Settings, epochs: int) -> list[str | Table]:
+@dataclass(frozen=True)
+class Layers:
+    """A row of numbers for each layer; in a narrow terminal the layer's name stands on a line of its own above it."""
+
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[str]]
+    notes: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        table.add_column("layer", no_wrap=True)
+        for column in self.columns:
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, numbers in self.rows.items():
+            table.add_row(Text(name), *numbers)
+        if Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width:
+            yield table
+        else:
+            yield from self._stacked()
+        yield ""
+        for note in self.notes:
+            yield Text(note, style="dim")
+
+    def _stacked(self) -> RenderResult:
+        widths = [max(map(len, parts)) for parts in zip(self.columns, *self.rows.values(), strict=True)]
+        for name, numbers in {"layer": self.columns, **self.rows}.items():
+            cells = "  ".join(number.rjust(width) for number, width in zip(numbers, widths, strict=True))
+            yield Text(f"{name}\n  {cells}", style="bold" if numbers is self.columns else "", overflow="fold")
+
+
+def of_data(settings: Settings, epochs: int) -> list[str | Layers | Table]:
     """The tables of a network on real images, trained for ``epochs`` epochs first (0: as it is made).
 
     Redundancy and dead units are seen on ``settings.signal_images`` training images.
@@ -68,7 +103,7 @@ def network(settings: Settings, task: Task, start: Start | None, epochs: int) ->
     return trainer.final.to(CPU)
 
 
-def of_image_size(settings: Settings, size: str) -> list[str | Table]:
+def of_image_size(settings: Settings, size: str) -> list[str | Layers | Table]:
     """The tables of an untrained network on random images of a size such as ``3x224x224``.
 
     Raises:
@@ -94,7 +129,7 @@ def of_image_size(settings: Settings, size: str) -> list[str | Table]:
 
 def _tables(
     anatomy: Anatomy, shown: Tensor, title: str, sample: str, dead: Mapping[str, int] | None = None
-) -> list[str | Table]:
+) -> list[str | Layers | Table]:
     """What network it is, a table of the layers, one of what is pinned (if anything is).
 
     ``sample``: what one is called; ``dead``: layer → units, where targets are known.
@@ -103,25 +138,23 @@ def _tables(
     sample = f"{'an' if sample[0] in 'aeiou' else 'a'} {sample}"
     total, flops = anatomy.cost()
     head = f"{title}: {total:,} parameters, {flops:,} FLOPs {sample}"
-    found = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption="parameters and FLOPs: of the tensors that hold its units; "
-        + "dead: units that the loss would hardly miss; " * (dead is not None)
-        + "last columns: units needed for that much of the variance of its outputs",
-        caption_justify="left",
-    )
-    columns = ["layer", "units", "edits", "parameters", "FLOPs"] + ["dead"] * (dead is not None)
-    for column in (*columns, *(f"{v:.1%}" for v in VARIANCES)):
-        words = column in ("layer", "edits")  # which fold in a narrow terminal, where a number must stay whole
-        found.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    rows, inexact = dict[str, list[str]](), dict[str, list[str]]()
     for name, layer in anatomy.items():
         parameters, share = layer.held()
-        found.add_row(
-            name, f"{layer.units:,}", "exact" if layer.exact else f"inexact: {layer.reason}", f"{parameters:,}",
-            f"{share / max(flops, 1):.1%}", *([] if dead is None else [str(dead.get(name, "?"))]),
-            *_needed(layer, signals),
-        )  # fmt: skip
+        rows[name] = [
+            f"{layer.units:,}", f"{parameters:,}", f"{share / max(flops, 1):.1%}",
+            *([] if dead is None else [str(dead.get(name, "?"))]), *_needed(layer, signals),
+        ]  # fmt: skip
+        if not layer.exact:
+            inexact.setdefault(layer.reason, []).append(name)
+    notes = [
+        "parameters, FLOPs: of the tensors that hold the layer's units",
+        *["dead: units that the loss would hardly miss"] * (dead is not None),
+        "percentages: units needed for that much of the variance of its outputs",
+        *(f"inexact edits ({reason}): {', '.join(names)}" for reason, names in inexact.items()),
+    ]
+    columns = ["units", "parameters", "FLOPs", *["dead"] * (dead is not None), *(f"{v:.4g}%" for v in PERCENTAGES)]
+    found = Layers(columns, rows, notes)
     if not anatomy.pinned:
         return [head, found]
     pinned = Table(title="Not operated on", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -133,7 +166,7 @@ def _tables(
     for reason, names in reasons.items():
         more = f" and {len(names) - 4} more" if len(names) > 5 else ""
         pinned.add_row(reason, ", ".join(names[: 4 if more else 5]) + more)
-    return [head, found, pinned]
+    return [head, found, "", pinned]
 
 
 def _needed(layer: HiddenLayer, signals: Signals) -> list[str]:

@@ -17,10 +17,11 @@ from rich.console import Console
 from torch import nn
 
 from network_surgery.ops import Schedule, load
-from network_surgery.study import conduct
+from network_surgery.study import closing, conduct
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.evidence import feasible, figures, wording
 from network_surgery.study.evidence.feasible import judged
+from network_surgery.study.evidence.report import answer_line
 from network_surgery.study.evidence.state import in_words
 from network_surgery.study.search import comparing, front
 from network_surgery.study.search.budget import mean
@@ -203,15 +204,23 @@ class Result:
         return self._task or build(self._folder.settings)
 
     def show(self, console: Console | None = None) -> None:
-        """Prints the closing table, the findings, the verdict and where to look."""
-        conduct.show(self.results, self._folder, console or Console())
+        """Prints the answer, the closing table, a verdict for each schedule, and where to look."""
+        closing.show(self.results, self._folder, console or Console())
+
+    def show_answer(self, console: Console | None = None) -> None:
+        """Prints the answer alone."""
+        closing.say(console or Console(), answer_line(self.results))
+
+    def document(self) -> dict[str, Any]:
+        """The answer, a verdict for each schedule, the state and the paths, as plain data."""
+        return closing.document(self.results, self._folder)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: how far the study is, its verdict, and the closing table."""
+        """What a notebook shows: how far the study is, its answer, the verdicts, and the closing table."""
         state = in_words(self.results["state"], str(self.path))
         parts = [f"<p><b>{html.escape(self._folder.settings.subject)}</b>: {html.escape(state['words'])}</p>"]
         if self.verdict:
-            parts.append(f"<p><b>Verdict:</b> {html.escape(self.verdict)}</p>")
+            parts.append(f"<p><b>{html.escape(answer_line(self.results))}</b></p>")
         parts += [f"<p>{html.escape(sentence)}</p>" for sentence in self.verdicts]
         shown = ("arm", "trial", "n", "accuracy", "metric", "parameters", "seconds")
         if len(self.summary):

@@ -66,6 +66,11 @@ ARMS: dict[str, Look] = {
 }
 
 
+def look_of(arm: str) -> Look:
+    """Colour, line style and marker of an arm; one that nobody has given a look is grey."""
+    return ARMS.get(arm, {"color": GREY, "linestyle": "-.", "marker": "o"})
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure with its finding (title), how to read it (caption), and what it shows in words and numbers (alt)."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from network_surgery.study.search.front import hypervolume, losses, reference_point, signs, undominated
-from network_surgery.study.search.objectives import title, written
+from network_surgery.study.search.objectives import title
 from network_surgery.study.task.metric import ACCURACY, Metric
 
 
@@ -50,15 +50,16 @@ def front(
 
 
 def sentence(found: Mapping[str, Any], metric: Metric = ACCURACY) -> str:
-    """A front in words: of how many finished trials, in what, and how much it dominates."""
-    corner = zip(found["objectives"], found["reference"], strict=True)
-    shown = [written(number, name, metric) for name, number in corner]
+    """A front in words: of how many finished trials how many are beaten by no other, and in what.
+
+    >>> sentence({"trials": [3], "history": [[0, 0.1], [3, 0.4]], "objectives": ["metric", "parameters"]})
+    '1 of 2 schedules is beaten by no other: none is as good in accuracy and parameters and better in one of them.'
+    """
     trials, best = len(found["history"]), len(found["trials"])
     names = listed([title(name, metric) for name in found["objectives"]])
     return (
-        f"{best} of {trials} trial{'s' * (trials > 1)} {'are' if best > 1 else 'is'} beaten by no other in "
-        f"{names} together; {'they dominate' if best > 1 else 'it dominates'} "
-        f"{found['hypervolume']:.1%} of the box between the best values and the reference point ({listed(shown)})."
+        f"{best} of {trials} schedule{'s' * (trials > 1)} {'are' if best > 1 else 'is'} beaten by no other: none is as "
+        f"good in {names} and better in one of them."
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from network_surgery.ops import SurgeryError
 from network_surgery.study.arms import RIVALS
+from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search import comparing
 from network_surgery.study.search.sources import given
@@ -45,13 +46,17 @@ def state(folder: Folder) -> dict[str, Any]:
         chosen = listed or [record.cell for record in comparing.chosen(folder)]
         missing = comparing.cells(chosen, settings, done).total if chosen else 0
     else:
-        each = sum(arm in settings.arms for arm in ("surgery", *RIVALS))
-        expected = settings.seeds * (("original" in settings.arms) + settings.top * each)
-        missing = max(0, expected - len(done))
+        missing = max(0, expected(settings, settings.top) - len(done))
     ended = whole and not left and not missing
     now = "running" if folder.running else "finished" if ended else "interrupted"
     comparison = {"ended": len(done), "of": len(done) + missing}
     return {"now": now, "search": search, "racing": racing, "comparison": comparison}
+
+
+def expected(settings: Settings, schedules: int) -> int:
+    """Training runs of a comparison of that number of schedules: at most, since surgeries decide which arms follow."""
+    each = sum(arm in settings.arms for arm in ("surgery", *RIVALS))
+    return settings.seeds * (("original" in settings.arms) + schedules * each)
 
 
 def epochs(folder: Folder) -> dict[str, int]:

@@ -52,9 +52,11 @@ class Listener(Protocol):
 
 
 @contextlib.contextmanager
-def cluster(settings: Settings) -> Iterator[dict[str, float]]:
+def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: None) -> Iterator[dict[str, float]]:
     """Ray for the time of a ``with`` block: the cluster at ``settings.address`` or, as Ray does, at ``RAY_ADDRESS`` or
     started on this machine by ``ray start``; else one of our own, which is stopped at the end. Yields its resources.
+
+    ``narrate`` is given a line about it.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     import ray
@@ -63,6 +65,7 @@ def cluster(settings: Settings) -> Iterator[dict[str, float]]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     ours = not ray.is_initialized()
     if ours:
+        narrate(f"joining Ray at {settings.address}" if settings.address else "starting Ray")
         _reach(settings.address)
         try:
             ray.init(settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

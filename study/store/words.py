@@ -21,7 +21,10 @@ PLACE = ("when", "layer", "op", "repair", "after", "after_length", "budget", "al
 AMOUNTS = ("keep", "grow", "fraction", "variance_threshold", "threshold")
 
 #: Fractions that have a sign of their own.
-SIGNS = {"½": 1 / 2, "⅓": 1 / 3, "⅔": 2 / 3, "¼": 1 / 4, "¾": 3 / 4, "⅛": 1 / 8, "⅜": 3 / 8, "⅝": 5 / 8, "⅞": 7 / 8}
+SIGNS = {"½": 1 / 2, "⅓": 1 / 3, "⅔": 2 / 3, "¼": 1 / 4, "¾": 3 / 4, "⅛": 1 / 8, "⅜": 3 / 8, "⅝": 5 / 8, "⅞": 7 / 8,
+         "⅕": 1 / 5, "⅖": 2 / 5, "⅗": 3 / 5, "⅘": 4 / 5}  # fmt: skip
+#: How a fraction ends in words, and what budgets are of.
+FRACTIONS, UNITS = ("%", *SIGNS), {"flops": "FLOPs"}
 #: Above this number a short text says of layers and moments how many there are.
 FEW = 3
 
@@ -85,17 +88,45 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
     'weak_expand fc1 by 44 % at 1ep–5ep (5 times)'
     >>> short([{"when": "8ep", "layer": "fc1", "op": "pcns", "variance_threshold": 0.01}])
     'pcns (1 % of the variance) of fc1 at 8ep'
+    >>> budget = {"budget": {"parameters": 0.2, "flops": 0.5}, "allocate": "saliency"}
+    >>> short([{"when": "4ep", "layer": "*", "op": "min_weight", **budget}])
+    'min_weight to ⅕ of the parameters and ½ of the FLOPs by saliency at 4ep'
+    >>> more = {"layer": "*", "op": "pcns"}
+    >>> twice = [{"when": at, "budget": {"flops": to}, **more} for at, to in (("1ep", 0.5), ("3ep", 0.2))]
+    >>> short(twice)
+    'pcns to ½, ⅕ of the FLOPs by uniform at 1ep, 3ep'
     """
     parts = []
-    for operation, group in groupby(schedule, lambda step: short_name(step["op"])):
+    for (operation, kinds, by), group in groupby(schedule, lambda step: (short_name(step["op"]), *_budgeted(step))):
         steps = list(group)
+        moments = list(dict.fromkeys(str(parse_when(step["when"])) for step in steps))
+        if kinds:
+            limits = [list(dict.fromkeys(_limit(step["budget"][kind]) for step in steps)) for kind in kinds]
+            amount = " and ".join(
+                f"{', '.join(each)}{' of the' * each[-1].endswith(FRACTIONS)} {UNITS.get(kind, kind)}"
+                for each, kind in zip(limits, kinds, strict=True)
+            )
+            parts.append(f"{operation} to {amount} {by} {_moments(moments)}")
+            continue
         amounts: dict[tuple[str, float | None], list[str]] = {}
         for step in steps:
             layers = amounts.setdefault(_amount(step), [])
             layers += [str(step["layer"])] if str(step["layer"]) not in layers else []
-        moments = list(dict.fromkeys(str(parse_when(step["when"])) for step in steps))
         parts.append(f"{operation} {_amounts(amounts)}".rstrip() + f" {_moments(moments)}")
     return ", then ".join(parts) or "no operation"
+
+
+def _budgeted(step: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """What the budget of a step limits (nothing: it has none), and how it is divided, among which layers."""
+    budget = step.get("budget") or {}
+    by = step.get("allocate", "uniform")
+    among = f" among {_few(step['layers'])}" if step.get("layers") else ""
+    return tuple(budget), f"by {by if isinstance(by, str) else 'shares'}{among}" if budget else ""
+
+
+def _limit(value: float) -> str:
+    """A fraction up to 1, or a number."""
+    return part(value) if value <= 1 else f"{value:,.0f}"
 
 
 def _amount(step: Mapping[str, Any]) -> tuple[str, float | None]:

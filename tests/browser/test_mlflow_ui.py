@@ -116,13 +116,13 @@ def parent(study: Folder) -> str:
 
 
 def test_the_table_of_runs(page: Any, address: str) -> None:
-    """What each run is, and the columns of a comparison; trials of a search are not among them."""
+    """A row for each arm and schedule, and the columns of a comparison; trials of a search are not among them."""
     page.goto(address)
-    for name in ("original, seed 1", "surgery 0, seed 1: min_weight keep 0.5 on fc1", "restart 0, seed 1"):
+    for name in ("original", "surgery", "restart", "min_weight to ½ of fc1"):
         page.get_by_text(name).first.wait_for()
     for column in ("accuracy/test", "size/parameters"):
         page.get_by_role("columnheader").filter(has_text=column).first.wait_for()
-    page.get_by_text("Comparison of arms").first.wait_for()
+    page.get_by_text("Means by arm").first.wait_for()
 
 
 def test_a_chart(page: Any, address: str) -> None:

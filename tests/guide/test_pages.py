@@ -47,7 +47,7 @@ def surgery(command: str, small: bool = True) -> None:
 
 def only_checked(patch: pytest.MonkeyPatch) -> None:
     """From here on ``surgery study`` checks and writes everything that it does before the first training run."""
-    patch.setattr("network_surgery.study.search.tuner.cluster", lambda settings: contextlib.nullcontext({"CPU": 2.0}))
+    patch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext({"CPU": 2.0}))
     patch.setattr("network_surgery.study.conduct.proceed", lambda *_: sys.exit(0))
 
 

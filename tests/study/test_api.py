@@ -122,7 +122,7 @@ def test_a_study_from_python(cluster: None, tmp_path: Path) -> None:
     assert set(result.comparison["arm"]) == {"original", "surgery", "restart"} and len(result.comparison) == 6
     assert len(result.epochs) == 2 * 8 and set(result.operations["layer"]) == {"0"}
     assert result.best is not None and result.best.schedule.steps[0].layer == "0"
-    assert len(result.verdicts) == 1 and result.verdict and "Verdict" in result._repr_html_()
+    assert len(result.verdicts) == 1 and result.verdict and str(result.answer["sentence"])[:9] in result._repr_html_()
     assert result.figure("arms") is result.figures["arms"]
     with pytest.raises(StudyError, match=r"this study has no figure 'arm'; .*did you mean 'arms'"):
         result.figure("arm")

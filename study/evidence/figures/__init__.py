@@ -14,6 +14,7 @@ from matplotlib import style
 
 from network_surgery.study.evidence.drawing import STYLE, Drawing
 from network_surgery.study.evidence.figures import (
+    answer,
     architecture,
     arms,
     costs,
@@ -31,6 +32,7 @@ from network_surgery.study.task.metric import Metric
 
 #: In reading order.
 FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
+    "answer": answer.answer,
     "arms": arms.arms,
     "costs": costs.costs,
     "accuracy": arms.curves,

@@ -24,6 +24,7 @@ from network_surgery.study.evidence.drawing import (
     titled,
 )
 from network_surgery.study.evidence.figures.reading import Results, compared, name_of
+from network_surgery.study.evidence.naming import letters
 from network_surgery.study.training.records import operations_of
 
 #: Schedules beside each other, and layers below each other that have numbers, and that have names of their own.
@@ -38,9 +39,10 @@ def widths(cell: Mapping[str, Any], layers: Mapping[str, int]) -> dict[str, int]
 
 def architecture(results: Results) -> Drawing | None:
     """Units of each layer, of the original network and after each compared schedule: mean and range over the seeds."""
-    cells, first = compared(results)
+    cells, _ = compared(results)
     layers = results["layers"]
-    trials = sorted({c["trial"] for c in cells if c["arm"] == "surgery"}, key=lambda trial: (trial != first, trial))
+    names = letters(results)
+    trials = sorted({c["trial"] for c in cells if c["arm"] == "surgery"}, key=[*names].index)
     found = {trial: [c for c in cells if c["arm"] == "surgery" and c["trial"] == trial] for trial in trials}
     shown = {trial: members for trial, members in [*found.items()][:PANELS] if any(map(operations_of, members))}
     if not shown or not layers:
@@ -59,7 +61,7 @@ def architecture(results: Results) -> Drawing | None:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
         _panel(axes, layers, each)
         name = name_of(shown[trial][0])
-        axes.set_title(f"#{trial} (n = {len(each)})\n{name.replace(' + ', ' +' + chr(10))}", fontsize=9.5)
+        axes.set_title(f"{names[trial]} (n = {len(each)})\n{name.replace(' + ', ' +' + chr(10))}", fontsize=9.5)
     grid[0].set(ylim=(len(layers) - 0.5, -0.5), ylabel="layer")
     step = math.ceil(len(layers) / SMALL)
     grid[0].set_yticks(range(0, len(layers), step), [*layers][::step], fontsize=10 if len(layers) <= NAMED else 7.5)
@@ -70,13 +72,14 @@ def architecture(results: Results) -> Drawing | None:
     kept = {t: statistics.fmean(sum(end.values()) for end in each) / sum(layers.values()) for t, each in ends.items()}
     means = {trial: {name: _mean(each, name) for name in layers} for trial, each in ends.items()}
     changes = [
-        f"#{trial} ({name_of(shown[trial][0])}): "
+        f"{names[trial]} ({name_of(shown[trial][0])}): "
         + (", ".join(f"{n} {u} → {end[n]:.3g}" for n, u in layers.items() if end[n] != u) or "as before")
         for trial, end in means.items()
     ]
     left_out = f" The first {len(shown)} of {len(found)} schedules." if len(found) > len(shown) else ""
     return titled(
-        figure, "Units after surgery, of the original's: " + ", ".join(f"{percent(k)} (#{t})" for t, k in kept.items()),
+        figure,
+        "Units after surgery, of the original's: " + ", ".join(f"{percent(k)} ({names[t]})" for t, k in kept.items()),
         "A ring is a layer of the original network, a square what surgery of the schedule ended with: mean over the "
         f"seeds, a bar where they differ (least to most).{left_out} Masked weights do not count here: units are whole.",
         f"Units of {len(layers)} layers before → after surgery (mean of the seeds): {'; '.join(changes)}.",

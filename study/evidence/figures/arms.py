@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from network_surgery.study.arms import arm_name
 from network_surgery.study.evidence.converged import convergence, unconverged
 from network_surgery.study.evidence.drawing import (
     ARMS,
@@ -16,6 +15,7 @@ from network_surgery.study.evidence.drawing import (
     Drawing,
     around,
     as_percent,
+    look_of,
     metric_label,
     metric_scale,
     new_axes,
@@ -31,6 +31,7 @@ from network_surgery.study.evidence.figures.reading import (
     metric_of,
     moments_of,
 )
+from network_surgery.study.evidence.naming import arm_title, in_short, letters
 from network_surgery.study.evidence.significance import half_interval
 
 #: Schedules beside each other; more would be too small.
@@ -58,11 +59,11 @@ def curves(results: Results) -> Drawing | None:
             mean, deviation = values.mean(0), _deviation(values)
             low, high = mean - deviation, np.minimum(mean + deviation, 1.0 if metric.percent else np.inf)
             ends[arm] = metric.label(mean[-1])
-            look = ARMS[arm] | {"markersize": 5, "markevery": math.ceil(len(epochs) / 12)}
+            look = look_of(arm) | {"markersize": 5, "markevery": math.ceil(len(epochs) / 12)}
             axes.plot(epochs, mean, label=f"{arm}: {ends[arm]} (n = {len(members)})", **look)
             clock.plot(seconds, mean, **look)
             for panel, across in ((axes, epochs), (clock, seconds)):
-                panel.fill_between(across, low, high, color=ARMS[arm]["color"], alpha=0.13, linewidth=0)
+                panel.fill_between(across, low, high, color=look_of(arm)["color"], alpha=0.13, linewidth=0)
             if arm == "surgery":
                 moments = moments_of(members[0])
                 at = np.interp([moment.epoch for moment in moments], [0, *epochs], [0, *seconds])
@@ -82,9 +83,9 @@ def curves(results: Results) -> Drawing | None:
     when = ", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or "none"
     return titled(
         figure, f"Validation {metric.name} at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
-        f"Mean over seeds, band: ± one standard deviation; schedule of trial {trial}. Left by epoch, right by the mean "
-        "seconds spent until then. A dashed line is an operation, with the units of its layers after ÷ before. "
-        f"{scale}{late}",
+        f"Mean over seeds, band: ± one standard deviation; {schedule_of(results, trial)}. Left by epoch, right by "
+        "the mean seconds spent until then. A dashed line is an operation, with the units of its layers after ÷ "
+        f"before. {scale}{late}",
         f"Line chart of validation {metric.name} per epoch. At the last epoch: "
         f"{', '.join(f'{arm} {end} (n = {len(arms[arm])})' for arm, end in ends.items())}. Operations: {when}.{late}",
     )  # fmt: skip
@@ -92,9 +93,10 @@ def curves(results: Results) -> Drawing | None:
 
 def arms(results: Results) -> Drawing | None:
     """The test metric of every seed; surgery and the arm of the verdict of one seed are joined."""
-    cells, first = compared(results)
+    cells, _ = compared(results)
     metric, rival = metric_of(results), asked(results)
-    trials = sorted({c["trial"] for c in cells} - {None}, key=lambda trial: (trial != first, trial))
+    names = letters(results)
+    trials = sorted({c["trial"] for c in cells} - {None}, key=[*names].index)
     shown = trials[:SCHEDULES]
     order = [("original", None), *((arm, trial) for trial in shown for arm in ARMS if arm != "original")]
     found = {key: {c["seed"]: c["test_metric"] for c in cells if (c["arm"], c["trial"]) == key} for key in order}
@@ -109,24 +111,25 @@ def arms(results: Results) -> Drawing | None:
     for (arm, trial), seeds in groups.items():
         ends = np.array([*seeds.values()])
         mean, half = ends.mean(), float(half_interval(ends)) if len(ends) > 1 else None
-        at, look = place[arm, trial], {key: ARMS[arm][key] for key in ("color", "marker")}
+        at, look = place[arm, trial], {key: look_of(arm)[key] for key in ("color", "marker")}
         axes.scatter([at + shift[seed] for seed in seeds], list(seeds.values()), s=34, alpha=0.75, zorder=3, **look)
         axes.errorbar(at + 0.26, mean, half, markersize=8, capsize=4, zorder=4, **look)
-        words.append(f"{arm}{'' if trial is None else f' of trial {trial}'} {around(metric, mean, half)}")
+        words.append(f"{arm_title(arm, names.get(trial, ''))} {around(metric, mean, half)}")
         other = groups.get((rival, trial), {}) if arm == "surgery" else {}
         for seed in seeds.keys() & other.keys():
             pair = at + shift[seed], place[rival, trial] + shift[seed]
             axes.plot(pair, (seeds[seed], other[seed]), color=GREY, linewidth=0.8, zorder=2)
-    names = [arm_name(arm).replace(" ", "\n") + arm_name("", trial, "\ntrial ") for arm, trial in groups]
-    axes.set_xticks([*place.values()], names)
+    titles = [arm_title(arm, names.get(trial, "")).replace(", ", ",\n") for arm, trial in groups]
+    axes.set_xticks([*place.values()], titles, fontsize=9 if len(groups) < 8 else 7.5)
     if metric.percent:
         axes.yaxis.set_major_formatter(as_percent)
-    axes.set(xlabel="arm, and the trial whose schedule it is about", ylabel=metric_label("test", metric))
+    axes.set(xlabel="arm, and the letter of its schedule", ylabel=metric_label("test", metric))
     axes.grid(False, axis="x")
     left_out = f" The first {len(shown)} of {len(trials)} schedules." if len(trials) > len(shown) else ""
-    other_arm = arm_name(rival)
+    other_arm = arm_title(rival)
     verdicts = [
-        f"Trial {v['trial']}: {v['finding']} (surgery − {other_arm} {metric.difference(v['difference'])}, n = {v['n']})"
+        f"{names[v['trial']]}: {v['finding']} (surgery − {other_arm} {metric.difference(v['difference'])}, "
+        f"n = {v['n']})"
         for v in comparison(results, "verdicts")
     ]
     return titled(
@@ -136,6 +139,13 @@ def arms(results: Results) -> Drawing | None:
         + left_out,
         f"Dot chart of test {metric.name}, mean ± half of its 95% interval: {'; '.join(words)}. {'. '.join(verdicts)}",
     )  # fmt: skip
+
+
+def schedule_of(results: Results, trial: int | None) -> str:
+    """The schedule of a figure about one of them: its letter, and what it does."""
+    if trial is None:
+        return "no schedule"
+    return f"schedule {letters(results).get(trial, '')} ({in_short(results).get(trial, 'unknown')})"
 
 
 def _deviation(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from network_surgery.study.arms import arm_name
 from network_surgery.study.evidence.drawing import (
     ARMS,
     Drawing,
@@ -18,18 +17,18 @@ from network_surgery.study.evidence.drawing import (
     count,
     halo,
     log_scale,
+    look_of,
     metric_label,
     metric_scale,
     titled,
 )
 from network_surgery.study.evidence.figures.reading import Results, compared, metric_of, positive
 from network_surgery.study.evidence.figures.trials import pareto_front
+from network_surgery.study.evidence.naming import arm_title, letters
 
 COSTS = {"parameters": "parameters at the end", "training_flops": "FLOPs of training", "seconds": "seconds of training"}
-#: Above this number of schedules their numbers would cover each other; only those on a front keep theirs.
+#: Above this number of schedules their letters would cover each other; only those on a front keep theirs.
 NUMBERED = 4
-#: What stands before a trial's number.
-NUMBER = " #"
 FRONT: Look = {"color": "#444444", "linewidth": 1.6, "zorder": 1}
 
 Group = tuple[str, int | None]
@@ -38,9 +37,9 @@ Group = tuple[str, int | None]
 def costs(results: Results) -> Drawing | None:
     """The test metric of every arm against each of its costs, means and seeds; one panel a cost that all cells know."""
     cells, _ = compared(results)
-    metric = metric_of(results)
+    metric, names = metric_of(results), letters(results)
     groups: dict[Group, list[Mapping[str, Any]]] = {}
-    for cell in sorted(cells, key=lambda cell: [*ARMS].index(cell["arm"])):
+    for cell in sorted(cells, key=lambda cell: [*ARMS, cell["arm"]].index(cell["arm"])):
         groups.setdefault((cell["arm"], cell["trial"]), []).append(cell)
     known = {cost: words for cost, words in COSTS.items() if cells and all(positive(c.get(cost)) for c in cells)}
     if len(groups) < 2 or not known:
@@ -54,7 +53,7 @@ def costs(results: Results) -> Drawing | None:
         front = pareto_front(means.values(), metric)
         fronts[cost] = [key for key, mean in means.items() if mean in front]
         log_scale(axes.xaxis, [c[cost] * pad for c in cells for pad in (0.85, 1.18)], count)
-        _panel(axes, cost, groups, means, fronts[cost])
+        _panel(axes, cost, groups, means, fronts[cost], names)
         ends = [*front, (axes.get_xlim()[1], front[-1][1])]
         axes.step(*zip(*ends, strict=True), where="post", **FRONT)
         axes.set_xlabel(f"{words} (log scale)")
@@ -62,35 +61,43 @@ def costs(results: Results) -> Drawing | None:
     scale = metric_scale(grid[0], metric, [c["test_metric"] for c in cells])
     grid[0].set_ylabel(metric_label("test", metric))
     arms = dict.fromkeys(arm for arm, _ in groups)
-    handles = [Line2D([], [], label=arm_name(a), **ARMS[a] | {"linestyle": "none"}) for a in arms]
+    handles = [Line2D([], [], label=arm_title(a), **look_of(a) | {"linestyle": "none"}) for a in arms]
     handles.append(Line2D([], [], label="Pareto front of the means", **FRONT))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
-    said = {cost: ", ".join(arm_name(*key, NUMBER) for key in keys) for cost, keys in fronts.items()}
-    ours = {cost: [f"#{trial}" for arm, trial in keys if arm == "surgery"] for cost, keys in fronts.items()}
+    said = {cost: ", ".join(_title(key, names) for key in keys) for cost, keys in fronts.items()}
+    ours = {
+        cost: [names[trial] for arm, trial in keys if arm == "surgery" and trial is not None]
+        for cost, keys in fronts.items()
+    }
     found = [f"{COSTS[cost].split(' (')[0]} ({', '.join(numbers)})" for cost, numbers in ours.items() if numbers]
     points = "; ".join(
-        f"{arm_name(*key, ' #')} {metric.label(values[key])} at "
+        f"{_title(key, names)} {metric.label(values[key])} at "
         + ", ".join(f"{count(statistics.fmean(c[cost] for c in g))} {COSTS[cost].split()[0]}" for cost in known)
         for key, g in groups.items()
     )
     where = f"the Pareto front of {metric.name} and {'; '.join(found)}" if found else "no Pareto front"
     return titled(
         figure, f"Surgery is on {where}",
-        "Large points are means over the seeds, small ones the seeds; dots join a schedule's surgery (with its trial's "
-        "number) and its rivals. On the dark line lie the means that no other mean beats at the same cost or less. "
+        "Large points are means over the seeds, small ones the seeds; dots join a schedule's surgery (with its "
+        "letter) and its rivals. On the dark line lie the means that no other mean beats at the same cost or less. "
         f"{scale}",
         f"{len(known)} scatter charts of mean test {metric.name}. {points}. On the fronts: "
         + "; ".join(f"{COSTS[cost]}: {names}" for cost, names in said.items()) + ".",
     )  # fmt: skip
 
 
+def _title(group: Group, names: Mapping[int, str]) -> str:
+    arm, trial = group
+    return arm_title(arm, names.get(trial, "") if trial is not None else "")
+
+
 def _panel(
     axes: Axes, cost: str, groups: Mapping[Group, list[Mapping[str, Any]]],
-    means: Mapping[Group, tuple[float, float]], front: list[Group],
+    means: Mapping[Group, tuple[float, float]], front: list[Group], names: Mapping[int, str],
 ) -> None:  # fmt: skip
-    trials: list[int | None] = list(dict.fromkeys(trial for _, trial in groups if trial is not None))
+    trials = sorted({trial for arm, trial in groups if arm == "surgery"}, key=lambda trial: means["surgery", trial])
     for (arm, trial), members in groups.items():
-        look = {name: ARMS[arm][name] for name in ("color", "marker")}
+        look = {name: look_of(arm)[name] for name in ("color", "marker")}
         seeds = [c[cost] for c in members], [c["test_metric"] for c in members]
         axes.scatter(*seeds, s=9, alpha=0.35, linewidths=0, zorder=2, **look)
         at = means[arm, trial]
@@ -98,7 +105,7 @@ def _panel(
         if arm == "surgery" and (len(trials) <= NUMBERED or (arm, trial) in front):
             side = (-8, 8)[trials.index(trial) % 2]  # neighbours' numbers keep apart
             label: Look = {"xytext": (side, 6), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
-            axes.annotate(f"#{trial}", at, fontsize=8.5, **label, **halo())
+            axes.annotate(names.get(trial or 0, ""), at, fontsize=8.5, **label, **halo())
         if ("surgery", trial) in means and arm != "surgery":
             ends = zip(at, means["surgery", trial], strict=True)
             axes.plot(*ends, color="#aaaaaa", linewidth=0.8, linestyle=":", zorder=1)

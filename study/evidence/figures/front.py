@@ -26,6 +26,7 @@ from network_surgery.study.evidence.drawing import (
 )
 from network_surgery.study.evidence.figures.reading import Results, finished, metric_of, name_of
 from network_surgery.study.evidence.front import listed, sentence
+from network_surgery.study.evidence.naming import letters
 from network_surgery.study.search.objectives import label, title, value, written
 from network_surgery.study.task.metric import Metric
 
@@ -43,15 +44,21 @@ def front(results: Results) -> Drawing | None:
     panels = [figure.add_subplot(rows, 2, place + 1) for place in range(len(pairs) + 1)]
     for axes, (one, other) in zip(panels, pairs, strict=False):
         across, up = (one, other) if other in METRIC else (other, one)
-        _pair(axes, trials, found, across, up, metric)
+        _pair(axes, trials, found, across, up, metric, letters(results))
     _growth(panels[-1], found)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return _worded(figure, trials, found, metric)
+    return _worded(figure, trials, found, metric, letters(results))
 
 
 def _pair(
-    axes: Axes, trials: Sequence[Mapping[str, Any]], found: Mapping[str, Any], across: str, up: str, metric: Metric
+    axes: Axes,
+    trials: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any],
+    across: str,
+    up: str,
+    metric: Metric,
+    names: Mapping[int, str],
 ) -> None:
     at = {trial["trial"]: (value(trial, across), value(trial, up)) for trial in trials}
     corner = [found["reference"][found["objectives"].index(name)] for name in (across, up)]
@@ -60,11 +67,13 @@ def _pair(
     if beaten:
         axes.scatter(*zip(*beaten, strict=True), **look)
     look = {"s": 150, "color": BLUE, "alpha": 0.85, "marker": "s", "linewidths": 0, "zorder": 3}
-    axes.scatter(*zip(*best, strict=True), label="on the front, with its number", **look)
+    axes.scatter(*zip(*best, strict=True), label="beaten by no other; with a letter: compared", **look)
     look = {"s": 60, "color": VERMILLION, "marker": "x", "linewidths": 2, "label": "reference point"}
     axes.scatter(*corner, **look)
     for number in found["trials"]:
-        axes.annotate(f"{number}", at[number], color="white", ha="center", va="center", fontsize=7.5, zorder=4)
+        axes.annotate(
+            names.get(number, ""), at[number], color="white", ha="center", va="center", fontsize=7.5, zorder=4
+        )
     points = [*at.values(), corner]
     for axis, name, values in zip((axes.xaxis, axes.yaxis), (across, up), zip(*points, strict=True), strict=True):
         words = label(name, metric)
@@ -81,25 +90,30 @@ def _growth(axes: Axes, found: Mapping[str, Any]) -> None:
     numbers, volumes = zip(*found["history"], strict=True)
     axes.step(numbers, volumes, where="post", color=BLUE, marker="s", markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="trials, in the order of their numbers", ylabel="hypervolume of the front so far", ylim=(0, 1))
+    axes.set(xlabel="trials so far", ylabel="how good the front was so far", ylim=(0, 1))
 
 
-def _worded(figure: Figure, trials: Sequence[Mapping[str, Any]], found: Mapping[str, Any], metric: Metric) -> Drawing:
+def _worded(
+    figure: Figure,
+    trials: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any],
+    metric: Metric,
+    names: Mapping[int, str],
+) -> Drawing:
     known = {trial["trial"]: trial for trial in trials}
     members = [
-        f"#{number} ({name_of(known[number])}): "
+        f"{names.get(number, 'not compared')} ({name_of(known[number])}): "
         + ", ".join(written(value(known[number], name), name, metric) for name in found["objectives"])
         for number in found["trials"]
     ]
     volumes = [volume for _, volume in found["history"]]
     whole = sentence(found, metric)
     return titled(
-        figure, whole.split(";")[0],
+        figure, whole.split(":")[0],
         "Each point is one finished trial of the search, one seed each. On the front (squares) are the trials that no "
         "other is as good as in every objective and better in one; a trial may lie on it that looks beaten in one of "
-        "the panels. Hypervolume is the part that the front dominates of the box between the best values on it and the "
-        "reference point (cross), which lies a tenth of the front's range beyond its worst values; a trial beyond that "
-        "point adds nothing.",
+        "the panels. The last panel shows how the search came closer to one schedule that is best in everything, which "
+        "would be 1; it is the hypervolume of the front, measured from the cross.",
         f"Scatter plots of {listed([title(name, metric) for name in found['objectives']])}, each against each. {whole} "
         f"On the front: {'; '.join(members)}. "
         f"Hypervolume after the first of {len(volumes)} trials {volumes[0]:.2f}, after half of them "

@@ -36,6 +36,7 @@ from network_surgery.study.evidence.figures.reading import (
     moments_of,
     positive,
 )
+from network_surgery.study.evidence.naming import letters
 
 #: How many trials the timeline shows.
 ROWS = 10
@@ -193,7 +194,8 @@ def timeline(results: Results) -> Drawing | None:
     used = sorted({moment.op for _, moments in rows for moment in moments})
     handles = [Line2D([], [], linestyle="none", label=name, **marks[name]) for name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    labels = [f"#{trial['trial']}: {metric.label(trial['validation_metric'])}" for trial, _ in rows]
+    names = letters(results)
+    labels = [f"{names.get(t['trial'], '')} {metric.label(t['validation_metric'])}".strip() for t, _ in rows]
     axes.set_yticks(range(len(rows)), labels)
     axes.set(xlabel="epoch", ylabel="trial", xlim=(0, 1.03 * epochs), ylim=(len(rows) - 0.5, -0.75))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from network_surgery.ops import OPERATIONS
+from network_surgery.study.evidence.naming import letters
 from network_surgery.study.store.words import short_name
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import records, spent
@@ -52,9 +53,10 @@ def unfinished(cells: Iterable[Mapping[str, Any]]) -> str:
 
 
 def compared(results: Results) -> tuple[list[Mapping[str, Any]], int | None]:
-    """The finished cells of the comparison, and the trial that comes first: the first verdict's, or the lowest."""
+    """The finished cells of the comparison, and the trial that comes first: the answer's, else the closing table's."""
     cells = finished(comparison(results, "cells"))
-    trials = [v["trial"] for v in comparison(results, "verdicts")] + sorted({c["trial"] for c in cells} - {None})
+    answered = (results.get("answer") or {}).get("trial")
+    trials = [answered] if answered is not None else [*letters(results)] or sorted({c["trial"] for c in cells} - {None})
     return cells, trials[0] if trials else None
 
 

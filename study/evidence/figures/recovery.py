@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, log_scale, new_axes, times, titled
 from network_surgery.study.evidence.figures.marks import mark_moments
 from network_surgery.study.evidence.figures.reading import Results, asked, compared, moments_of, positive, unit_of
+from network_surgery.study.evidence.naming import letters
 from network_surgery.study.training.records import operations_of, spikes
 
 Path = list[tuple[float, float]]
@@ -46,7 +47,7 @@ def recovery(results: Results) -> Drawing | None:
     beside = _beside_the_original(results, trial)
     jump = f"jumps to {times(factor)} at an operation" if factor >= 1.005 else f"hardly moves ({times(factor)})"
     return titled(
-        figure, f"Trial {trial}: the loss {jump} and {after}{never}",
+        figure, f"{letters(results).get(trial or 0, 'Surgery')}: the loss {jump} and {after}{never}",
         f"Thin lines are surgery's seeds: the loss on the held-out {unit_of(results)} right before and right after "
         "the operations of a moment (dashed line), and at the end of every epoch. Thick lines are geometric means over "
         f"the seeds.{beside}",

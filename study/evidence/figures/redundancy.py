@@ -22,6 +22,7 @@ from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
 from network_surgery.study.evidence.drawing import BLACK, Drawing, Look, as_percent, percent, titled
 from network_surgery.study.evidence.figures.marks import marks_of
 from network_surgery.study.evidence.figures.reading import Results, compared, named
+from network_surgery.study.evidence.naming import arm_title, letters
 
 #: The part of the variance, in percent, that the figure is about.
 PART = 99
@@ -144,7 +145,9 @@ def redundancy(results: Results) -> Drawing | None:
     """How many of their units the layers need over training: uninterrupted, and under the first verdict's schedule."""
     cells, trial = compared(results)
     arms = {"original": [c for c in cells if c["arm"] == "original"]}
-    arms[f"surgery of trial {trial}"] = [c for c in cells if c["arm"] == "surgery" and c["trial"] == trial]
+    arms[arm_title("surgery", letters(results).get(trial, "") if trial is not None else "")] = [
+        c for c in cells if c["arm"] == "surgery" and c["trial"] == trial
+    ]
     found = [
         panel(name, members, [(each.epoch, each.layer, op) for member in members for op, each in named(member)])
         for name, members in arms.items()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from network_surgery.study.arms import arm_name
-from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, as_percent, titled
+from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, as_percent, look_of, titled
+from network_surgery.study.evidence.figures.arms import schedule_of
 from network_surgery.study.evidence.figures.reading import Results, asked, compared, metric_of, unit_of
+from network_surgery.study.evidence.naming import arm_title
 from network_surgery.study.evidence.time_to_accuracy import Times, targets, times
 
 
@@ -30,7 +31,7 @@ def time_to_accuracy(results: Results) -> Drawing | None:
         axes.set_title(metric.goal(target).replace(" %", "%"))
         axes.set(xlabel="seconds", ylim=(-0.03, 1.06))
         axes.yaxis.set_major_formatter(as_percent)
-        lines[target] = {arm_name(arm): _words(each) for arm, each in runs.items()}
+        lines[target] = {arm_title(arm): _words(each) for arm, each in runs.items()}
     panels[0].set(ylabel="seeds that are there", xlim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     halves = {
@@ -45,7 +46,8 @@ def time_to_accuracy(results: Results) -> Drawing | None:
         figure, f"Until half of the seeds have {metric.named(goals[wanted[-1]])} on validation: {words}",
         f"Each panel is {an} {metric.name} on validation {unit_of(results)}; a line rises where an epoch ends at "
         "which a seed's final network has it (Kaplan and Meier). A bar marks seeds that ended without it. "
-        f"Schedule of trial {trial}; seconds of training and operations, for a late restart those before it too.",
+        f"It is about {schedule_of(results, trial)}; seconds of training and operations, for a late restart those "
+        "before it, too.",
         f"Step chart of the share of seeds that has reached {an} {metric.name}, against seconds. "
         + " ".join(f"{goals[target]}: {'; '.join(map(' '.join, arms.items()))}." for target, arms in lines.items()),
     )  # fmt: skip
@@ -53,10 +55,10 @@ def time_to_accuracy(results: Results) -> Drawing | None:
 
 def _steps(axes: Axes, arm: str, runs: Times) -> None:
     """An arm's share over time, up to where its last run ends; its marker at every step, a bar where runs end."""
-    steps, look = runs.shares(), ARMS[arm]
+    steps, look = runs.shares(), look_of(arm)
     across, up = zip((0.0, 0.0), *steps, strict=True)
     marks: Look = {"markersize": 4.5, "markevery": slice(1, None)}
-    axes.plot(across, up, drawstyle="steps-post", label=arm_name(arm), **look | marks)
+    axes.plot(across, up, drawstyle="steps-post", label=arm_title(arm), **look | marks)
     ends = [(at, there) for at, there in steps if at in runs.censored]
     if ends:
         axes.plot(*zip(*ends, strict=True), linestyle="none", marker="|", markersize=13, color=look["color"])

@@ -32,6 +32,7 @@ from network_surgery.study.evidence.figures.reading import (
     name_of,
     unfinished,
 )
+from network_surgery.study.evidence.naming import letters
 from network_surgery.study.search.front import undominated
 from network_surgery.study.task.metric import ACCURACY, Metric
 
@@ -62,7 +63,9 @@ def search(results: Results) -> Drawing | None:
     everything = [*trials, *originals]
     log_scale(axes.xaxis, [t["parameters"] * pad for t in everything for pad in (0.8, 1.25)], count)
     scale = metric_scale(axes, metric, [t["validation_metric"] for t in everything])
-    _ring(axes, [t for t in trials if t["trial"] in {c["trial"] for c in cells_of(results, "surgery")}])
+    _ring(
+        axes, [t for t in trials if t["trial"] in {c["trial"] for c in cells_of(results, "surgery")}], letters(results)
+    )
     axes.set(xlabel="parameters at the end (log scale)", ylabel=metric_label("validation", metric))
     figure.legend(loc="outside lower center", ncols=3)
     within = [trial for trial in trials if trial.get("state") != "infeasible"] or trials
@@ -74,7 +77,7 @@ def search(results: Results) -> Drawing | None:
         "Each point is one trial of the search, one seed each. The line joins the trials that no other trial beats in "
         f"both {metric.name} and size. {scale}",
         f"Scatter of validation {metric.name} against parameters of {len(trials)} finished trials "
-        f"({unfinished(results['trials'])}). Best: trial {best['trial']}, {found}. "
+        f"({unfinished(results['trials'])}). Best: {found}. "
         f"{metric.title} from {metric.label(metric.worst(values))}, "
         f"parameters from {min(sizes):,} to {max(sizes):,}.",
     )  # fmt: skip
@@ -87,10 +90,10 @@ def pareto_front(points: Iterable[tuple[float, float]], metric: Metric = ACCURAC
     return sorted({found[row] for row in undominated(losses)})
 
 
-def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]]) -> None:
-    """A ring with a number around each of these trials."""
+def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> None:
+    """A ring with a letter around each of these trials."""
     look: Look = {"facecolors": "none", "edgecolors": BLACK, "linewidths": 1.6}
     for trial in trials:
         at = (trial["parameters"], trial["validation_metric"])
         axes.scatter(*at, s=170, label="in the comparison" if trial is trials[0] else None, **look)
-        axes.annotate(f"#{trial['trial']}", at, (0, 10), textcoords="offset points", ha="center", fontsize=9, **halo())
+        axes.annotate(names[trial["trial"]], at, (0, 10), textcoords="offset points", ha="center", fontsize=9, **halo())

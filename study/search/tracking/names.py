@@ -7,7 +7,7 @@ import os
 from network_surgery import study
 from network_surgery.study.arms import arm_name
 from network_surgery.study.store.folder import Folder
-from network_surgery.study.store.words import describe, short_name
+from network_surgery.study.store.words import short_name
 from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.training.cell import Cell
 
@@ -21,17 +21,15 @@ def parent_name(folder: Folder) -> str:
     return f"{folder.path.name}: {folder.settings.short_subject}"
 
 
-def run_name(cell: Cell) -> str:
-    """The arm as the closing table calls it, trial and seed, and the schedule, cut off where MLflow takes no more.
+def run_name(cell: Cell, schedule: str = "") -> str:
+    """The arm, the seed, and what the schedule does that it is about, cut off where MLflow takes no more.
 
-    >>> run_name(Cell("surgery", 3, [{"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=7))
-    'surgery 7, seed 3: min_weight keep 0.5 on fc1 at 2ep'
-    >>> run_name(Cell("restart_flops", 3, trial=7))
-    'equal FLOPs 7, seed 3'
+    >>> run_name(Cell("restart_flops", 3, trial=7), "min_weight to ½ of fc1 at 2ep")
+    'equal FLOPs, seed 3: min_weight to ½ of fc1 at 2ep (trial 7)'
     """
-    name = arm_name(cell.arm, cell.trial)
-    name += "" if cell.arm == "search" else f", seed {cell.seed}"
-    name += f": {describe(cell.schedule)}" if cell.schedule else ""
+    name = arm_name(cell.arm) + ("" if cell.arm == "search" else f", seed {cell.seed}")
+    name += f": {schedule}" if schedule else ""
+    name += "" if cell.trial is None else f" (trial {cell.trial})"
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 2]} …"
 
 
@@ -41,11 +39,14 @@ def study_tags(folder: Folder) -> dict[str, str]:
     return about | ({"data": str(Fingerprint(**folder.data))} if folder.data else {})
 
 
-def cell_tags(folder: Folder, cell: Cell, parent: str) -> dict[str, str]:
-    """A child run's: ``arm``, ``trial``, ``operation`` (all that its schedule names, joined by commas), ``preset``."""
+def cell_tags(folder: Folder, cell: Cell, parent: str, schedule: str = "") -> dict[str, str]:
+    """A child run's: ``arm``, ``trial``, ``operation`` (all that its schedule names, joined by commas), ``preset``, and
+    the ``schedule`` that it is about in a few words.
+    """
     operations = dict.fromkeys(short_name(step["op"]) for step in cell.schedule)
     about = {"arm": cell.arm, "operation": ", ".join(operations) or "none"}
     about |= {} if cell.trial is None else {"trial": str(cell.trial)}
+    about |= {"schedule": schedule or "none"}
     return dict([cell_tag(folder, cell)]) | {"mlflow.parentRunId": parent} | about | _preset(folder)
 
 

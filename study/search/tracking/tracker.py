@@ -23,8 +23,9 @@ from network_surgery.study.search import comparing
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri, inputs, measures, model, names
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
-from network_surgery.study.store import trainings
+from network_surgery.study.store import trainings, words
 from network_surgery.study.store.folder import SEARCHING, Folder
+from network_surgery.study.store.words import short
 from network_surgery.study.task import Classification, Task
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.convergence import improving
@@ -124,6 +125,7 @@ class Tracker:
     def summary(self, results: Mapping[str, Any], files: Sequence[Path]) -> None:
         """The closing table, the verdict, the front and the files (figures, report, results) on the parent run."""
         verdicts, front = results["comparison"]["verdicts"], results["front"]
+        letters = words.names(row["trial"] for row in results["comparison"]["summary"] if row["trial"] is not None)
 
         def write() -> None:
             name = self._folder.metric.name
@@ -134,6 +136,12 @@ class Tracker:
             self._table("comparison.json", rows)
             if front:
                 self._client.log_metric(self._parent, "front/hypervolume", front["hypervolume"])
+            for row in results["comparison"]["summary"]:
+                arm = measures.group(" ".join(filter(None, (row["arm"], letters.get(row["trial"], "")))))
+                self._client.log_metric(self._parent, f"arm mean/{arm}", row["metric"])
+            answer = results.get("answer") or {}
+            if answer.get("sentence"):
+                self._client.set_tag(self._parent, "answer", answer["sentence"])
             if verdicts:
                 best = {
                     key: verdicts[0][key] for key in ("surgery", "rival", "difference", "compute_ratio", "time_ratio")
@@ -141,7 +149,8 @@ class Tracker:
                 for key, value in best.items():
                     self._client.log_metric(self._parent, f"verdict/{key}", value)
                 self._client.set_tag(self._parent, "verdict", verdicts[0]["sentence"])
-                self._client.set_tag(self._parent, "mlflow.note.content", _described(verdicts))
+                note = _described(answer.get("sentence"), verdicts, letters)
+                self._client.set_tag(self._parent, "mlflow.note.content", note)
             for file in files:
                 inside = "figures" if file.parent == self._folder.figures else None
                 self._client.log_artifact(self._parent, str(file), inside)
@@ -210,8 +219,16 @@ class Tracker:
     def _new_child(self, cell: Cell) -> str:
         about = {"arm": cell.arm, "seed": cell.seed, "schedule": json.dumps(list(cell.schedule)), **cell.params}
         about = about if cell.trial is None else {"trial": cell.trial, **about}
-        tags = names.cell_tags(self._folder, cell, self._parent)
-        return self._new_run(names.run_name(cell), tags, about, *(["test"] if cell.test else []))
+        schedule = self._schedule(cell)
+        tags = names.cell_tags(self._folder, cell, self._parent, schedule)
+        return self._new_run(names.run_name(cell, schedule), tags, about, *(["test"] if cell.test else []))
+
+    def _schedule(self, cell: Cell) -> str:
+        """What the schedule that a cell is about does, in a few words; a rival has none of its own."""
+        if cell.schedule and cell.arm in ("surgery", *SEARCHING):
+            return short(cell.schedule)
+        known = (r.cell for r in self._folder.records("search", "surgery") if cell.trial is not None)
+        return next((short(each.schedule) for each in known if each.trial == cell.trial), "")
 
     def _new_run(self, name: str, tags: dict[str, str], values: Mapping[str, Any], *parts: str) -> str:
         """Makes a run that says what it is, with which parameters, and on which samples (these ``parts``, too)."""
@@ -320,9 +337,10 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _described(verdicts: Sequence[dict[str, Any]]) -> str:
-    """The parent run's description, in Markdown."""
-    return "\n\n".join(f"**{verdict['sentence']}** {verdict['details']}" for verdict in verdicts)
+def _described(answer: str | None, verdicts: Sequence[dict[str, Any]], letters: Mapping[int, str]) -> str:
+    """The parent run's description, in Markdown: the answer, and the verdict on each schedule."""
+    lines = [f"**{letters[verdict['trial']]}**: {verdict['sentence']} {verdict['details']}" for verdict in verdicts]
+    return "\n\n".join([f"**{answer}**"] * bool(answer) + lines)
 
 
 def _permanent(error: Exception) -> bool:

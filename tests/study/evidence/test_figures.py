@@ -69,7 +69,8 @@ def verdict(trial: int, n: int = 3) -> dict[str, Any]:
     sentence = f"Surgery of trial {trial} is compared over {n} seeds: no difference was found."
     others = [{"arm": "random", "sentence": "random units of the same layers: +0.10 points, no difference was found"}]
     return {
-        "trial": trial, "n": n, "difference": 0.0125, "finding": "no difference was found", "sentence": sentence,
+        "trial": trial, "arm": "restart", "n": n, "difference": 0.0125,
+        "finding": "no difference was found", "sentence": sentence,
         "details": f"Schedule {trial}: +1.25 points.", "others": others,
     }  # fmt: skip
 
@@ -122,18 +123,18 @@ def test_the_words_hold_the_numbers_of_the_results() -> None:
     mean = statistics.fmean(c["validation_metric"] for c in surgery)
     assert f"surgery {mean:.2%} (n = 3)" in drawings["accuracy"].alt
     mean = statistics.fmean(c["test_metric"] for c in surgery)
-    assert f"surgery of trial 0 {100 * mean:.2f} ± " in drawings["arms"].alt
+    assert f"surgery A {100 * mean:.2f} ± " in drawings["arms"].alt
     assert "+1.25 points" in drawings["arms"].alt
-    assert "Best: trial 2, 92.00% at 1,200 parameters, with min_weight" in drawings["search"].alt
+    assert "Best: 92.00% at 1,200 parameters, with min_weight" in drawings["search"].alt
     assert "3 finished trials (1 failed)" in drawings["search"].alt
     factors = [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]  # two trials and three seeds, two layers each
     assert f"min_weight ×{statistics.median(factors):.2f}" in drawings["spike"].alt
     assert "min_weight 1%" in drawings["timing"].alt and "12 operations" in drawings["timing"].alt
-    assert "#2: 92.00% (min_weight at 1)" in drawings["timeline"].alt
+    assert "92.00% (min_weight at 1)" in drawings["timeline"].alt
     # Layer a: 8, 10, 12 of 32 units, b: 18 and then 20 of 32; after surgery 12, 14, 16 of 24.
     assert "original: a 31.2% → 31.2%, b 56.2% → 62.5%" in drawings["redundancy"].alt
-    assert "surgery of trial 0: a 58.3% → 58.3%, b 56.2% → 62.5%" in drawings["redundancy"].alt
-    assert f"surgery of trial 0 {100 * (14 + 18) / 56:.3g}%" in drawings["redundancy"].title
+    assert "surgery A: a 58.3% → 58.3%, b 56.2% → 62.5%" in drawings["redundancy"].alt
+    assert f"surgery A {100 * (14 + 18) / 56:.3g}%" in drawings["redundancy"].title
 
 
 def test_points_lie_where_the_results_say() -> None:
@@ -178,7 +179,7 @@ def test_a_schedule_that_never_operated_is_drawn() -> None:
     for member in [*results["trials"], *results["comparison"]["cells"]]:
         member |= {"schedule": [waits] if member["arm"] != "original" else [], "operations": [], "spikes": []}
     drawings = figures.draw(results)
-    assert drawings.keys() == {"arms", "costs", "accuracy", "time_to_accuracy", "search", "redundancy"}
+    assert drawings.keys() == {"answer", "arms", "costs", "accuracy", "time_to_accuracy", "search", "redundancy"}
     assert "Operations: none." in drawings["accuracy"].alt
 
 
@@ -259,14 +260,14 @@ def test_every_two_objectives_are_drawn_with_the_front_marked(objectives: tuple[
     assert {tuple(at) for at in best} == {(90, 0.95), (40, 0.85), (20, 0.8)} and len(beaten) == 2
     np.testing.assert_allclose(reference, [[97.0, 0.785]])
     np.testing.assert_allclose(growth.lines[0].get_ydata()[-1], results["front"]["hypervolume"])
-    assert "3 of 5 trials are beaten by no other" in drawing.title and "#4 (min_weight)" in drawing.alt
+    assert "3 of 5 schedules are beaten by no other" in drawing.title and "not compared (min_weight): " in drawing.alt
     assert drawing.image("png").startswith(b"\x89PNG") and "nan" not in drawing.alt
 
 
 def test_a_front_of_one_trial_is_drawn() -> None:
     results = sample(trials=2)
     results["front"] = front(reading.finished(results["trials"]), ("accuracy", "seconds"))
-    assert "1 of 1 trial is beaten by no other" in figures.draw(results)["front"].title
+    assert "1 of 1 schedule is beaten by no other" in figures.draw(results)["front"].title
 
 
 def test_equal_figures_are_equal_files() -> None:

@@ -52,7 +52,7 @@ def test_the_fronts_of_costs_hold_the_arms_that_none_beats() -> None:
         columns = ("parameters", "training_flops", "seconds", "test_metric")
         means[arm] = [statistics.fmean(c[key] for c in members) for key in columns]
     # original 0.92, surgery 0.92 and restart 0.91: surgery is cheaper than the original, restart the fastest.
-    names = {"original": "original", "surgery": "surgery #0", "restart": "restart #0"}
+    names = {"original": "original", "surgery": "surgery A", "restart": "restart A"}
     for panel, axes in enumerate(drawing.figure.axes):
         assert {(round(m[panel], 6), round(m[3], 6)) for m in means.values()} <= points(axes)
         beaten = {
@@ -61,8 +61,8 @@ def test_the_fronts_of_costs_hold_the_arms_that_none_beats() -> None:
         }  # fmt: skip
         front = drawing.alt.split("On the fronts: ")[1].split(";")[panel]
         assert set(front.split(": ")[1].rstrip(".").split(", ")) == {names[arm] for arm in means.keys() - beaten}
-    assert "surgery #0 92.00% at 900 parameters" in drawing.alt
-    assert drawing.title.startswith("Surgery is on the Pareto front of accuracy and parameters at the end (#0)")
+    assert "surgery A 92.00% at 900 parameters" in drawing.alt
+    assert drawing.title.startswith("Surgery is on the Pareto front of accuracy and parameters at the end (A)")
 
 
 def test_a_cost_that_older_studies_do_not_know_has_no_panel() -> None:
@@ -81,8 +81,8 @@ def test_the_architecture_before_and_after() -> None:
         {"a": 12, "b": 24}, {"a": 24, "b": 24}, {"a": 24, "b": 24}
     ]  # fmt: skip
     drawing = figures.draw(results)["architecture"]
-    assert "#0 (min_weight): a 32 → 20, b 32 → 24" in drawing.alt
-    assert drawing.title.endswith(f"{100 * (20 + 24) / 64:.3g}% (#0)")
+    assert "A (min_weight): a 32 → 20, b 32 → 24" in drawing.alt
+    assert drawing.title.endswith(f"{100 * (20 + 24) / 64:.3g}% (A)")
     (axes,) = drawing.figure.axes
     assert {(32.0, 0.0), (32.0, 1.0), (20.0, 0.0), (24.0, 1.0)} <= points(axes)
     for member in surgeries:
@@ -104,7 +104,7 @@ def test_a_recovery_says_how_far_and_how_long() -> None:
     results = sample()
     surgeries = [c for c in results["comparison"]["cells"] if c["arm"] == "surgery"]
     assert figures.draw(results)["recovery"].title == (
-        "Trial 0: the loss jumps to ×3.00 at an operation and is back after 2 epochs (medians)"
+        "A: the loss jumps to ×3.00 at an operation and is back after 2 epochs (medians)"
     )  # of 2, 3 and 4
     for record in surgeries[2]["operations"]:
         record["epochs_to_recover"] = None

@@ -53,7 +53,8 @@ OUTCOME = {"validation_metric": 0.9, "validation_loss": 0.4, "parameters": 10, "
            "spikes": [spiked(2.0)], "operations": [OPERATION | {"epochs_to_recover": 2}]}  # fmt: skip
 
 PERPLEXITY = Metric("perplexity", "lower", margin=0.05)
-VERDICT = {"sentence": "Surgery is fine.", "details": "By 10 points.", "surgery": 0.9, "rival": 0.8, "difference": 0.1,
+VERDICT = {"trial": 3, "sentence": "Surgery is fine.", "details": "By 10 points.",
+           "surgery": 0.9, "rival": 0.8, "difference": 0.1,
            "compute_ratio": 1.0, "time_ratio": 1.0}  # fmt: skip
 
 
@@ -99,27 +100,29 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
         ended_early = Cell("search", 0, trial=5)
         tracked.started(ended_early)
         tracked.ended(ended_early, OUTCOME | {"stopped": 2})
-        rows = [{"arm": "original", "metric": 0.9, "latency_seconds": {"1": 0.1, "256": 0.2}}]
-        rows.append({"arm": "surgery", "metric": None, "latency_seconds": {}})
+        rows = [{"arm": "original", "trial": None, "metric": 0.9, "latency_seconds": {"1": 0.1, "256": 0.2}}]
+        rows.append({"arm": "surgery", "trial": 3, "metric": 0.8, "latency_seconds": {}})
         found = {"comparison": {"summary": rows, "verdicts": [VERDICT]}, "front": {"hypervolume": 0.75}}
+        found["answer"] = {"sentence": "Use it: it is small."}
         tracked.summary(found, [note])
         while not tracked._machine:  # a study outlasts the making of its database
             time.sleep(0.01)
     assert tracked.lost == 0
     found = runs(study)
-    parent, child = found["study: small_cnn on digits"], found["search 3: min_weight keep 0.5 on fc1 at 1ep"]
-    failed = found["search 4"]
+    parent, child = found["study: small_cnn on digits"], found["search: min_weight to ½ of fc1 at 1ep (trial 3)"]
+    failed = found["search (trial 4)"]
     assert child.data.tags["mlflow.parentRunId"] == failed.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.params["keep"] == "0.5" and child.data.params["trial"] == "3"
     assert json.loads(child.data.params["schedule"]) == list(CELL.schedule)
     assert parent.data.params["epochs"] == "10"
-    tags = {"arm": "search", "trial": "3", "operation": "min_weight", "preset": "smoke", "device": "cpu"}
+    tags = {"arm": "search", "schedule": "min_weight to ½ of fc1 at 1ep"}
+    tags |= {"trial": "3", "operation": "min_weight", "preset": "smoke", "device": "cpu"}
     assert tags.items() <= child.data.tags.items()
     assert parent.data.tags["preset"] == "smoke" and parent.data.tags["verdict"] == "Surgery is fine."
     assert child.data.metrics["accuracy/validation"] == 0.9
     assert client(study).get_metric_history(child.info.run_id, "loss/train")[0].step == 2
     assert (parent.info.status, child.info.status, failed.info.status) == ("FINISHED", "FINISHED", "FAILED")
-    assert found["search 5"].data.tags["stopped"] == "2" and found["search 5"].info.status == "FINISHED"
+    assert found["search (trial 5)"].data.tags["stopped"] == "2" and found["search (trial 5)"].info.status == "FINISHED"
     assert failed.data.tags["failure"] == "the loss became nan"
     files = {artifact.path for artifact in client(study).list_artifacts(parent.info.run_id)}
     assert files == {"note.txt", "comparison.json", "trainings.json"}
@@ -129,9 +132,11 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     (row,) = (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
     assert (row["training"], row["validation accuracy"], row["test accuracy"]) == ("search-003", 0.9, "")
     table = mlflow.artifacts.load_dict(f"{parent.info.artifact_uri}/comparison.json")
-    assert table["columns"] == ["arm", "accuracy", "latency_seconds 1", "latency_seconds 256"]
-    assert table["data"] == [["original", 0.9, 0.1, 0.2], ["surgery", "", "", ""]]
-    assert parent.data.tags["mlflow.note.content"] == "**Surgery is fine.** By 10 points."
+    assert table["columns"] == ["arm", "trial", "accuracy", "latency_seconds 1", "latency_seconds 256"]
+    assert table["data"] == [["original", "", 0.9, 0.1, 0.2], ["surgery", 3, 0.8, "", ""]]
+    note = "**Use it: it is small.**\n\n**A**: Surgery is fine. By 10 points."
+    assert parent.data.tags["mlflow.note.content"] == note and parent.data.tags["answer"] == "Use it: it is small."
+    assert parent.data.metrics["arm mean/original"] == 0.9 and parent.data.metrics["arm mean/surgery A"] == 0.8
     assert parent.data.metrics["verdict/difference"] == 0.1 and parent.data.metrics["front/hypervolume"] == 0.75
     assert any(name.startswith("system/") for name in parent.data.metrics)
     assert (tmp_path / "study" / "mlflow-artifacts").is_dir()
@@ -144,8 +149,8 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     assert tracked.lost == 0
     after = runs(study)
     assert set(after) == set(found)
-    assert after["search 4"].info.run_id == failed.info.run_id
-    assert after["search 4"].info.status == "FINISHED"
+    assert after["search (trial 4)"].info.run_id == failed.info.run_id
+    assert after["search (trial 4)"].info.status == "FINISHED"
     assert after["study: small_cnn on digits"].info.status == "KILLED"
 
 
@@ -279,7 +284,7 @@ def test_the_network_of_one_s_own_task_is_a_model_that_its_settings_make_again(k
         tracked.ended(cell, OUTCOME | {"test_metric": 0.75, "network": "networks/it.pt", "epochs": curve})
     assert tracked.lost == 0, tracked.reason
     found = runs(study)
-    run = next(run for name, run in found.items() if name.startswith("surgery 3"))
+    run = next(run for name, run in found.items() if name.startswith("surgery, seed 1"))
     assert run.data.tags["improving"] == "true"
     assert run.data.metrics["error/test"] == 0.75 and f"study: mine.py:{kind}" in found
     mlflow.set_tracking_uri(default_uri(study))
@@ -332,7 +337,7 @@ def test_a_model_that_cannot_be_made_costs_no_other_record(known: bool, tmp_path
     assert known or tracked.reason.startswith(
         "the network of surgery-003-seed-1 cannot be made a model: the task Given"
     )
-    run = next(run for name, run in runs(study).items() if name.startswith("surgery 3"))
+    run = next(run for name, run in runs(study).items() if name.startswith("surgery, seed 1"))
     assert run.data.metrics["error/test"] == 0.75 and run.info.status == "FINISHED"
     if not known:
         return
@@ -361,7 +366,7 @@ def test_the_final_network_is_the_model_of_its_run(tmp_path: Path, recwarn: pyte
         tracked.ended(cell, outcome)
     assert tracked.lost == 0
     assert not [each for each in recwarn if issubclass(each.category, UserWarning)], "MLflow's, on the terminal"
-    run = runs(study)["surgery 3, seed 1: min_weight keep 0.5 on fc1 at 1ep"]
+    run = runs(study)["surgery, seed 1: min_weight to ½ of fc1 at 1ep (trial 3)"]
     mlflow.set_tracking_uri(default_uri(study))
     loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/network")
     shown = np.random.default_rng(0).uniform(-1, 1, (7, 1, 8, 8)).astype(np.float32)
@@ -474,6 +479,8 @@ def test_views_show_what_the_tracker_writes(metric: Metric) -> None:
     tags = {"arm", "operation"}
     assert f"mlflow.sharedViewState.{first(metric)}" in view_tags(metric)
     assert (view_tags(metric).keys() == view_tags().keys()) == (metric == ACCURACY)  # both may lie on one server
+    opened = json.loads(json.loads(view_tags(metric)[f"mlflow.sharedViewState.{first(metric)}"])["state"])
+    assert [key["groupByData"] for key in opened["groupBy"]["groupByKeys"]] == ["arm", "schedule"]
     for view in view_tags(metric).values():
         state = json.loads(json.loads(view)["state"])
         assert state["orderByAsc"] == (metric.better == "lower")

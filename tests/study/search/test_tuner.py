@@ -272,7 +272,7 @@ def test_the_main_job_interrupted_resumed_and_repeated(
     whole = surgery("study", *small, "--out", "whole", cwd=tmp_path)
     text, _ = whole.communicate(timeout=280)
     assert whole.returncode == 0, text
-    assert "Verdict:" in text and "surgery ui whole" in text and "Traceback" not in text
+    assert "Report " in text and "surgery ui whole" in text and "Traceback" not in text
     for name in ("report.html", "results.json", "mlflow.db", "figures/arms.png"):
         assert (tmp_path / "whole" / name).exists()
 
@@ -307,7 +307,7 @@ def test_the_main_job_interrupted_resumed_and_repeated(
     more = surgery("compare", "broken", "--top", "9", "--seeds", "1", cwd=tmp_path)
     text, _ = more.communicate(timeout=280)
     assert more.returncode == 0, text
-    assert "the search has only 3 schedules to compare, 9 are asked for" in text and "Verdict:" in text
+    assert "the search has only 3 schedules to compare, 9 are asked for" in text and "Report " in text
     assert ledger.read_text().startswith(kept)
     new = [json.loads(line)["cell"] for line in ledger.read_text()[len(kept) :].splitlines() if line]
     assert {cell["seed"] for cell in new} == {1} and len({cell["trial"] for cell in new}) == 2

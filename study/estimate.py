@@ -1,0 +1,133 @@
+"""What a study would take, before anything expensive is run or anything is written: ``surgery study --dry-run``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from network_surgery.study import conduct
+from network_surgery.study.config import Settings
+from network_surgery.study.evidence.state import expected
+from network_surgery.study.progress import clock
+from network_surgery.study.search import comparing, tuner
+from network_surgery.study.search.sources import given
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.task import Task
+from network_surgery.study.terminal import say
+from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.run import run
+from network_surgery.study.training.trainer import pick_device
+
+#: Epochs of the original that are measured; after a first one that takes longer than so many seconds it stays at one.
+MEASURED, LONG = 2, 60.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``epoch_seconds``: of the original, validation included; ``start_seconds``: until its first epoch begins.
+
+    Arms at equal compute or equal time have epochs of their own, which nobody knows before surgery: they count as
+    ``settings.epochs`` here. ``slots``: trainings that run at once.
+    """
+
+    subject: str
+    trials: int
+    space: str
+    schedules: int
+    seeds: int
+    arms: list[str]
+    epochs_each: int
+    search: int
+    comparison: int
+    slots: int
+    measured_epochs: int
+    epoch_seconds: float
+    start_seconds: float
+
+    @property
+    def epochs(self) -> int:
+        return (self.search + self.comparison) * self.epochs_each
+
+    @property
+    def hours(self) -> float:
+        trainings = self.search + self.comparison
+        return (self.epochs * self.epoch_seconds + trainings * self.start_seconds) / self.slots / 3600
+
+    def to_data(self) -> dict[str, Any]:
+        return {"dry_run": True, **asdict(self), "epochs": self.epochs, "hours": self.hours}
+
+    def show(self, console: Console) -> None:
+        """A line each for trials, arms, trainings, epochs, what was measured, and the estimate."""
+        search = f"{self.search} of the search, " if self.search else ""
+        schedules = f"{self.schedules} schedule{'s' * (self.schedules != 1)}"
+        measured = f"{self.measured_epochs} epoch{'s' * (self.measured_epochs > 1)} of the original on this machine"
+        lines = {
+            "trials": f"{self.trials}, from the space {self.space}"
+            if self.trials
+            else "none: the schedules are listed",
+            "arms": ", ".join(self.arms),
+            "trainings": f"{search}{self.comparison} of the comparison ({schedules}, {self.seeds} seeds)",
+            "epochs": f"{self.epochs:,} ({self.epochs_each} each; arms at equal compute or time may need more)",
+            "at once": f"{self.slots} training{'s' * (self.slots > 1)}",
+            "measured": f"{self.epoch_seconds:.3g} s an epoch ({measured})",
+            "estimate": f"{self.hours:.2g} hours ({clock(3600 * self.hours)}), and some seconds to start processes",
+        }
+        for name, words in lines.items():
+            say(console, f"{name:9}  {words}")
+        say(console, "Nothing was written. The same without --dry-run starts the study.")
+
+
+def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
+    """Checks a study that would lie in ``place``, measures two epochs, and counts. ``console`` shows what goes on.
+
+    Raises:
+        StudyError, SurgeryError: whatever would keep the study from starting.
+    """
+    settings, task, layers, original = conduct.check(settings)
+    Folder.check(place)
+    with tuner.cluster(settings, lambda words: say(console, words)) as resources:
+        share = tuner.trial_resources(settings, resources)
+        slots = min(int(resources.get(kind.upper(), 0) / number) for kind, number in share.items() if number)
+    say(console, f"measuring {MEASURED} epochs of the original")
+    device = pick_device(settings.device if "gpu" in share else "cpu")
+    measured, epoch, start = _measure(task, settings, device)
+    listed = given(settings, layers, original)
+    search = 0 if listed else settings.trials + comparing.expected(settings)
+    schedules = len(listed) or settings.top
+    return Estimate(
+        settings.subject, 0 if listed else settings.trials, settings.space, schedules, settings.seeds,
+        list(settings.arms), settings.epochs, search, expected(settings, schedules),
+        max(1, slots), measured, epoch, start,
+    )  # fmt: skip
+
+
+class _Enough(Exception):
+    """Ends a training that is only measured."""
+
+
+def _measure(task: Task, settings: Settings, device: torch.device) -> tuple[int, float, float]:
+    """Epochs that were measured, seconds of one of them, and seconds until the first one begins."""
+    ends: list[float] = []
+
+    def count(epoch: dict[str, Any]) -> None:
+        ends.append(time.perf_counter())
+        if len(ends) == MEASURED or ends[0] - begun > LONG:
+            raise _Enough
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
+    begun = time.perf_counter()
+    try:
+        run(Cell("original", settings.seed), task, settings, device, count)
+    except _Enough:
+        pass
+    finally:
+        torch.set_num_threads(threads)
+    first = ends[0] - begun
+    seconds = ends[1] - ends[0] if len(ends) > 1 else first
+    return len(ends), seconds, max(0.0, first - seconds)
