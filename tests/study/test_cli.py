@@ -206,7 +206,7 @@ def test_a_folder_that_is_taken(surgery: Surgery) -> None:
     Path("out/precious.txt").write_text("mine")
     assert surgery.refused("study", "--out", "out") == "out is not empty; choose another --out"
     Path("out/study.json").write_text("{}")
-    assert "continue it with 'surgery resume out'" in surgery.refused("study", "--out", "out")
+    assert "study.json is not of the format" in surgery.refused("study", "--out", "out")
 
 
 def test_a_folder_that_cannot_be_made(surgery: Surgery) -> None:

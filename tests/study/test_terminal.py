@@ -151,8 +151,8 @@ def test_version_and_completion() -> None:
     assert surgery("--version").stdout.startswith("network-surgery")
     script = surgery("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert script.returncode == 0 and "COMP_WORDS" in script.stdout and "complete" in script.stdout
-    words = {"COMP_WORDS": "surgery study --device ", "COMP_CWORD": "3", "_SURGERY_COMPLETE": "complete_bash"}
-    assert surgery(**words).stdout.split() == ["auto", "cpu", "cuda"]
+    words = {"COMP_WORDS": "surgery study --lr-schedule ", "COMP_CWORD": "3", "_SURGERY_COMPLETE": "complete_bash"}
+    assert surgery(**words).stdout.split() == ["constant", "step", "cosine", "linear", "one_cycle"]
 
 
 def test_warnings_of_libraries_are_left_out_and_those_of_people_are_a_line(

@@ -43,6 +43,8 @@ SIZES: dict[str, tuple[str, Callable[[Mapping[str, Any]], float | None]]] = {
 SAME = 1.02
 #: Points (1/72 inch) between points of one size, between them and their labels, and from label to label.
 APART, AWAY, LINE = 13, 9, 12.5
+#: Points that those of one size take together at most, and that a letter of a label takes.
+MOST, LETTER = 130, 5.4
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Point:
     value: float
     half: float | None
     seeds: list[float]
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The ends of the interval."""
+        return self.value - (self.half or 0.0), self.value + (self.half or 0.0)
 
 
 def answer(results: Results) -> Drawing | None:
@@ -77,7 +84,7 @@ def answer(results: Results) -> Drawing | None:
     log_scale(axes.xaxis, [each * pad for each in [*span, *([limit] if limit else [])] for pad in (0.8, 1.2)], text)
     scale = metric_scale(axes, metric, _bounds(points, metric.percent))
     places = _places(points, whole or 1, axes, limit)
-    axes.set_xlim(min(axes.get_xlim()[0], 0.94 * min(places)), max(axes.get_xlim()[1], 1.06 * max(places)))
+    _make_room(axes, points, places)
     for point, across in zip(points, places, strict=True):
         _draw(axes, point, across)
     if originals:
@@ -146,17 +153,36 @@ def _bounds(points: Sequence[Point], percent: bool) -> list[float]:
 
 def _places(points: Sequence[Point], whole: float, axes: Axes, limit: float | None) -> list[float]:
     """Where each point is drawn: those of one size beside each other, and on the side of the budget where they are."""
-    low, high = axes.get_xlim()
-    step = (high / low) ** (APART / (72 * 0.86 * axes.figure.get_figwidth()))  # type: ignore[union-attr]
+    point = _one_point(axes)
     places = [point.size / whole for point in points]
     for members in clusters([point.size for point in points]):
         middle = statistics.fmean(points[index].size for index in members) / whole
+        step = point ** min(APART, MOST / len(members))
         ends = [middle * step ** (turn - (len(members) - 1) / 2) for turn in range(len(members))]
         if limit and middle <= limit * 1.0001:
             ends = [end * min(1.0, limit / step**0.6 / ends[-1]) for end in ends]
         for index, end in zip(members, ends, strict=True):
             places[index] = end
     return places
+
+
+def _make_room(axes: Axes, points: Sequence[Point], places: Sequence[float]) -> None:
+    """Widens the axis so that points that were moved are on it, and the labels of the last ones."""
+    low, high = axes.get_xlim()
+    low = min(low, 0.94 * min(places))
+    part = (AWAY + LETTER * max(len(point.name) + 8 for point in points)) / _width(axes)
+    axes.set_xlim(low, max(high, low * (max(places) / low) ** (1 / (1 - part))))
+
+
+def _width(axes: Axes) -> float:
+    """Points that the axis has, about."""
+    return float(72 * 0.86 * axes.figure.get_figwidth())  # type: ignore[union-attr]
+
+
+def _one_point(axes: Axes) -> float:
+    """The factor between sizes that are a point (1/72 inch) apart on the axis, about."""
+    low, high = axes.get_xlim()
+    return float((high / low) ** (1 / _width(axes)))
 
 
 def clusters(sizes: Sequence[float]) -> list[list[int]]:
@@ -181,9 +207,7 @@ def _draw(axes: Axes, point: Point, across: float) -> None:
 def place_labels(
     axes: Axes, points: Sequence[Point], places: Sequence[float], label: Callable[[float], str]
 ) -> list[Annotation]:
-    """Names and values at the points: beside those of one size, each above the next with a thin line to its point, on
-    the side where there is room.
-    """
+    """Names and values at the points: beside those of one size, each above the next with a thin line to its point."""
     figure = axes.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # so that it is known where the points are
@@ -191,23 +215,26 @@ def place_labels(
     at = [axes.transData.transform((x, point.value)) * unit for x, point in zip(places, points, strict=True)]
     found = []
     for members in clusters([point.size for point in points]):
-        ends = [at[index][0] for index in members]
-        longest = max(len(points[index].name) + 8 for index in members) * 4.9
-        right = max(ends) + AWAY + longest < box.x1 * unit or min(ends) - AWAY - longest < box.x0 * unit
-        x = max(ends) + AWAY if right else min(ends) - AWAY
-        order = sorted(members, key=lambda index: at[index][1])
-        heights = spread([at[index][1] for index in order], LINE, box.y0 * unit + 5, box.y1 * unit - 5)
-        for index, y in zip(order, heights, strict=True):
+        if len(members) == 1:
+            heights = [axes.transData.transform((1.0, end))[1] * unit for end in points[members[0]].ends]
+            up = max(heights) + 2 * LINE < box.y1 * unit  # else below its bar
+            half = LETTER * (len(points[members[0]].name) + 8) / 2
+            across = min(max(at[members[0]][0], box.x0 * unit + half), box.x1 * unit - half)
+            spots = {members[0]: (across, max(heights) + LINE / 1.5 if up else min(heights) - LINE / 1.5)}
+        else:
+            order = sorted(members, key=lambda index: at[index][1])
+            spread_out = spread([at[index][1] for index in order], LINE, box.y0 * unit + 5, box.y1 * unit - 5)
+            across = max(at[index][0] for index in members) + AWAY
+            spots = {index: (across, y) for index, y in zip(order, spread_out, strict=True)}
+        line: Look = {"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+        for index, (x, y) in spots.items():
             point = points[index]
-            words = f"{point.name}  {label(point.value)}"
-            line: Look = {"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
-            look: Look = {"fontsize": 9, "va": "center", "ha": "left" if right else "right"}
+            look: Look = {"fontsize": 9, "va": "center", "ha": "center" if len(members) == 1 else "left"}
             look["fontweight"] = "bold" if point.arm == "surgery" else "normal"
-            offset = x - at[index][0], y - at[index][1]
-            far = len(members) > 1
             note = axes.annotate(
-                words, (places[index], point.value), offset, textcoords="offset points",
-                arrowprops=line if far else None, **look, **halo(),
+                f"{point.name}  {label(point.value)}", (places[index], point.value),
+                (x - at[index][0], y - at[index][1]), textcoords="offset points",
+                arrowprops=line if len(members) > 1 else None, **look, **halo(),
             )  # fmt: skip
             note.set_in_layout(False)
             found.append(note)
