@@ -71,7 +71,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Allocation:
-    """A budget for the whole network and how it is divided among the layers, as a step of a schedule has it.
+    """A budget of the whole network and how it is divided among the layers, as a step of a schedule has it.
 
     ``budget``: ``parameters``, ``flops`` or both, each as a fraction of the network (above 0, at most 1) or as a whole
     number above 1. ``method``: one of ``METHODS``, or shares: a number above 0 for layers by name or pattern (1 for all
@@ -91,7 +91,7 @@ class Allocation:
         object.__setattr__(self, "budget", check_budget(self.budget))
         if isinstance(self.method, Mapping):
             object.__setattr__(self, "method", _shares(self.method))
-        elif self.method not in METHODS:
+        elif not isinstance(self.method, str) or self.method not in METHODS:
             raise SurgeryError(f"a budget is allocated by {', '.join(METHODS)}, not by {self.method!r:.60}")
         listed = isinstance(self.layers, Sequence) and not isinstance(self.layers, str)
         if not listed or not all(isinstance(name, (str, int, float)) for name in self.layers):
@@ -139,22 +139,30 @@ def allocate(
 
     Raises:
         SurgeryError: the operation has no ``keep``, the budget is larger than what it is a fraction of or cannot be met
-            with two units in each of the layers, there is no such method or layer, or signals are missing.
+            with two units in each of the layers, there is no such method or layer, or signals are missing; whatever
+            a unit score or (``sensitivity``) the operation raises.
 
     >>> from network_surgery.ops import MinWeight
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 20), torch.nn.ReLU(), torch.nn.Linear(20, 3))
     >>> allocate(Anatomy(net, torch.zeros(2, 4)), MinWeight(), {"parameters": 0.5})
     {'0': 0.45}
     """
+    if not isinstance(anatomy, Anatomy) or not isinstance(seed, int):
+        raise SurgeryError(
+            "a budget is allocated to the layers of an Anatomy(model, inputs), with a whole number as seed; given were "
+            f"a {type(anatomy).__name__} and {seed!r:.60}"
+        )
     check_operation(type(operation))
     wanted = Allocation(budget, method, layers)  # type: ignore[arg-type]
-    if wanted.method in WITH_SIGNALS and signals is None:
+    if wanted.method in WITH_SIGNALS and not isinstance(signals, Signals):
         raise SurgeryError(f"to allocate a budget by {method} looks at data: give it Signals(model, inputs, targets)")
-    chosen = chosen_layers(anatomy, wanted.layers)
-    most = limits(wanted.budget, of or size(anatomy))
-    check_possible(anatomy, wanted, most)
-    request = Request(operation, signals, tuple(repair), torch.Generator().manual_seed(seed))
     wanted.check_layers(anatomy)
+    now, chosen = size(anatomy), chosen_layers(anatomy, wanted.layers)
+    most = limits(wanted.budget, of or now)
+    check_possible(anatomy, wanted, most)
+    if all(getattr(now, name) <= limit for name, limit in most.items()):
+        return dict.fromkeys(chosen, 1.0)
+    request = Request(operation, signals, tuple(repair), torch.Generator().manual_seed(seed))
     worths = {name: _worths(wanted.method, anatomy[name], request) for name in chosen}
     widths = _fitted(anatomy, worths, most)
     return {name: share(widths[name], anatomy[name].units) for name in chosen}
@@ -344,8 +352,9 @@ METHODS: dict[str, Worths] = {
     "sensitivity": _sensitivity,
     "random": _random,
 }
-#: The methods that look at data; all but ``redundancy`` at the loss.
-WITH_SIGNALS = ("redundancy", "saliency", "snip", "sensitivity")
+#: The methods that look at the loss of one batch, and all that look at data.
+BY_LOSS = ("saliency", "snip", "sensitivity")
+WITH_SIGNALS = ("redundancy", *BY_LOSS)
 
 
 def _worths(method: str | Mapping[str, float], layer: HiddenLayer, request: Request) -> Tensor:

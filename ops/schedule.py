@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from network_surgery.ops.allocation import (
-    WITH_SIGNALS,
     Allocation,
     Size,
     allocate,
@@ -206,16 +205,11 @@ class Step:
                 raise SurgeryError("after_length is for steps with after: rewarm or rewind; this one continues")
             object.__setattr__(self, "after_length", parse_length(self.after_length))
 
-    @property
-    def allocates_by_data(self) -> bool:
-        """Whether ``resolve`` needs signals."""
-        return self.allocation is not None and self.allocation.method in WITH_SIGNALS
-
     def resolve(self, anatomy: Anatomy, original: Size, signals: Signals | None = None) -> list[Step]:
         """The steps that a budget comes to now: one for each layer that loses units, in the network's order.
 
-        ``original``: the size that the budget's fractions are of. ``signals``: of all layers, if it
-        ``allocates_by_data``. Without a budget it is the step itself. Raises SurgeryError as ``allocate`` does.
+        ``original``: the size that the budget's fractions are of. ``signals``: of all layers, for
+        the methods that look at data. Without a budget it is the step itself. Raises SurgeryError as ``allocate`` does.
         """
         if self.allocation is None:
             return [self]

@@ -14,6 +14,14 @@ CONTROLS = ("zero_expand",)
 NOISE = (0.0, 0.01, 0.1)
 
 
+def names(layers: Layers) -> tuple[str, ...]:
+    """The expansions that all of these layers can have.
+
+    A network with attention has a norm over its stream, where GradMax could not hold what it promises.
+    """
+    return tuple(name for name in NAMES if name != "grad_max" or not any(":" in layer for layer in layers))
+
+
 def operation(trial: BaseTrial, name: str) -> Operation:
     """The named expansion with its hyperparameters: ``grow``; for WeakExpand ``split`` and ``noise``, for GradMax
     ``scale``.
@@ -34,5 +42,5 @@ def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls:
 
     ``controls``: dead units, too.
     """
-    name = trial.suggest_categorical("op", NAMES + CONTROLS * controls)
+    name = trial.suggest_categorical("op", names(layers) + CONTROLS * controls)
     return place(trial, layers, operation(trial, name), epochs)

@@ -12,10 +12,10 @@ REMOVALS = (*removal.NAMES, *removal.CONTROLS)
 EXPANSIONS = (*expansion.NAMES, *expansion.CONTROLS)
 
 
-def names(controls: bool = False) -> tuple[str, ...]:
-    """The operations to choose from; ``controls``: with those that others are held against."""
-    removals, expansions = (REMOVALS, EXPANSIONS) if controls else (removal.NAMES, expansion.NAMES)
-    return (*removals, "pcns", *dead_units.NAMES, *expansions, "prune_weights")
+def names(layers: Layers, controls: bool = False) -> tuple[str, ...]:
+    """The operations that all of these layers can have; ``controls``: with those that others are held against."""
+    expansions = expansion.names(layers) + expansion.CONTROLS * controls
+    return (*(REMOVALS if controls else removal.NAMES), "pcns", *dead_units.NAMES, *expansions, "prune_weights")
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls: bool = False) -> Schedule:
@@ -24,7 +24,7 @@ def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls:
     Pruning of weights is of the whole network and has moments of its own (see ``pruning``). ``controls``: as in
     ``names``.
     """
-    name = trial.suggest_categorical("op", names(controls))
+    name = trial.suggest_categorical("op", names(layers, controls))
     if name == "prune_weights":
         return pruning.suggest(trial, layers, epochs)
     repair: tuple[str, ...] = ()

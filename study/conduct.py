@@ -124,7 +124,7 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
     wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
     with _stage(wanted, task, console) as stage:
         ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
-        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted)):
+        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted), _trial):
             return False
         return _compare(stage)
 

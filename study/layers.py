@@ -146,7 +146,7 @@ def _tables(
             *([] if dead is None else [str(dead.get(name, "?"))]), *_needed(layer, signals),
         ]  # fmt: skip
         if not layer.exact:
-            inexact.setdefault(layer.reason, []).append(name)
+            inexact.setdefault(str(layer.reason), []).append(name)
     notes = [
         "parameters, FLOPs: of the tensors that hold the layer's units",
         *["dead: units that the loss would hardly miss"] * (dead is not None),

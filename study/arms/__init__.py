@@ -67,7 +67,7 @@ SHORT = {name: arm.short for name, arm in ARMS.items() if arm.short}
 RIVALS = tuple(name for name, arm in ARMS.items() if arm.cell)
 
 #: Arms that begin as the original ends.
-FROM_THE_END = ("prune_end", "prune_end_rewind_lr")
+FROM_THE_END = ("prune_end", "prune_end_rewind_lr", "prune_end_rewind")
 
 
 def question(settings: Settings) -> str:

@@ -88,7 +88,7 @@ def decide(
     would), or None where that is not said.
     """
     flat = [contrast for contrasts in chains for contrast in contrasts]
-    shares = shares or [1 / len(chains)] * len(chains)
+    shares = shares or [1 / max(len(chains), 1)] * len(chains)
     firsts = [sum(len(contrasts) for contrasts in chains[:number]) for number in range(len(chains))]
     _decide_differences(flat, chains, shares, firsts)
     _decide_equivalences(flat, chains, shares, firsts)

@@ -321,8 +321,8 @@ def _progress(results: Results, metric: Metric, words: Mapping[int, str]) -> str
     """What the search found, in a sentence or two."""
     if not results["state"]["search"]["of"]:
         compared = {cell["trial"] for cell in results["comparison"]["cells"] if cell["trial"] is not None}
-        ended = f"{len(compared)} {'has' if len(compared) == 1 else 'have'} ended"
-        return f"Nothing is searched: every schedule is compared, of which {ended}."
+        have = "has" if len(compared) == 1 else "have"
+        return f"Nothing is searched: every schedule is compared, of which {len(compared)} {have} ended."
     trials, budget = results["trials"], results.get("budget") or {}
     ended = finished(trials)
     text = f"Of the search's {len(trials)} trials so far {unfinished(trials)}. " if len(ended) < len(trials) else ""

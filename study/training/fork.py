@@ -23,6 +23,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.training import checkpoint
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.trainer import Callback, Trainer
 
 #: Checkpoints that a run keeps for others.
@@ -45,14 +46,11 @@ def beginning(cell: Cell, settings: Settings) -> str:
 def shared(cell: Cell, settings: Settings, per_epoch: int) -> int:
     """The whole epochs that a cell trains before its first step; ``per_epoch``: optimizer steps in an epoch.
 
-    A run that rewinds its weights begins at the latest where it rewinds to. 0 where it has no step, or none that comes
-    before its end.
+    0 where it has no step, or none that comes before its end.
     """
     whole = (cell.epochs or settings.epochs) * per_epoch
     first = min((parse_when(step["when"]).iteration(per_epoch) for step in cell.schedule), default=whole)
-    if first >= whole:
-        return 0
-    return first // per_epoch if cell.rewind is None else min(cell.rewind, first // per_epoch)
+    return first // per_epoch if first < whole else 0
 
 
 def epochs(needed: Iterable[int], last: int, keep: Iterable[int] = (), spare: Iterable[int] = ()) -> tuple[int, ...]:
@@ -128,13 +126,18 @@ def begin(trainer: Trainer, cell: Cell, settings: Settings, folder: Path) -> boo
     source, begun = str(cell.fork["from"]), beginning(cell, settings)
     for epoch in range(int(cell.fork["epoch"]), 0, -1):
         path = kept(folder, source, begun, epoch)
-        if not path.exists():
+        rewinds = 0 < (cell.rewind or 0) < epoch  # to weights that are neither fresh nor in that checkpoint
+        early = weights(cell, settings, folder, cell.rewind or 0) if rewinds else None
+        if not path.exists() or (rewinds and early is None):
             continue
         try:
             checkpoint.load(trainer, path, fork=True)
         except StudyError:
             path.unlink(missing_ok=True)
             raise
+        for callback in trainer.callbacks:
+            if isinstance(callback, Rewinding) and rewinds:
+                callback.restore({"weights": early})
         trainer.forked = {"from": source, "epoch": epoch}
         return True
     return False

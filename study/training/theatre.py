@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, Size, inner, operate, size
+from network_surgery.ops.allocation import BY_LOSS, WITH_SIGNALS
 from network_surgery.ops.anatomy import WHOLE
 from network_surgery.ops.network.optimizer_state import forget, listed
 from network_surgery.ops.schedule import Step, after_data
@@ -163,8 +164,13 @@ class Theatre(Callback):
     def _allocate(self, loop: Loop, step: Step) -> None:
         """Divides a budget among the layers and operates on each that loses units."""
         start, anatomy = clock(loop.device), self.anatomy(loop)
-        assert self._original is not None
-        signals = self._signals(loop, [*anatomy.values()]) if step.allocates_by_data else None
+        assert self._original is not None and step.allocation is not None
+        method, signals = step.allocation.method, None
+        if method in BY_LOSS:
+            shown = Shown(loop.train, self._signal_images)
+            signals = Signals(loop.model, next(iter(shown)), shown.targets, loop.task.loss)
+        elif method in WITH_SIGNALS:
+            signals = self._signals(loop, [*anatomy.values()])
         parts = step.resolve(anatomy, self._original, signals)
         spent = clock(loop.device) - start
         for part in parts:

@@ -312,6 +312,14 @@ def test_what_cannot_be_allocated_says_why():
         allocate(anatomy, MinWeight(), half, layers=["nowhere"])
     with pytest.raises(SurgeryError, match="conv1 and all others whole"):
         allocate(anatomy, MinWeight(), {"parameters": 0.01}, layers=["conv1"])
+    for wrong in ({}, nn.Linear(2, 2)):
+        with pytest.raises(SurgeryError, match="the layers of an Anatomy"):
+            allocate(wrong, MinWeight(), half)
+    with pytest.raises(SurgeryError, match="the layers of an Anatomy"):
+        allocate(anatomy, MinWeight(), half, "random", seed=0.5)
+    for method in (["uniform"], None):
+        with pytest.raises(SurgeryError, match="a budget is allocated by"):
+            allocate(anatomy, MinWeight(), half, method)
     with pytest.raises(SurgeryError, match="no layer that can be operated on"):
         allocate(Anatomy(nn.Linear(3, 2), torch.zeros(2, 3)), MinWeight(), half)
 

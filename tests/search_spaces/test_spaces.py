@@ -167,6 +167,16 @@ def test_controls_are_offered_to_who_asks_for_them(space: str, controls: set[str
         assert offered and all("random" in each.choices for each in offered)  # type: ignore[attr-defined]
 
 
+def test_growth_has_its_hyperparameters_and_fits_the_network() -> None:
+    """No GradMax where there is attention: a norm stands over the stream."""
+    steps = [each.user_attrs["schedule"][0] for each in drawn("expansion", LAYERS["one layer"], 5, 80)]
+    assert {step.get("noise", 0.0) for step in steps if step["op"] == "weak_expand"} == set(expansion.NOISE)
+    assert all(0.3 <= step["scale"] <= 3 for step in steps if step["op"] == "grad_max")
+    heads = {name: SimpleNamespace(units=4) for name in ("mlp", "attention", "attention:heads")}
+    for space in ("expansion", "mixed"):
+        assert "grad_max" not in {each.user_attrs["schedule"][0]["op"] for each in drawn(space, heads, 5, 60)}
+
+
 @pytest.mark.parametrize(
     ("ramp", "times", "wanted"),
     [("linear", 4, [0.225, 0.45, 0.675, 0.9]), ("cubic", 3, [0.633, 0.867, 0.9]), (None, 1, [0.9])],

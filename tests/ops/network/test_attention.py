@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from network_surgery.ops import (
     OPERATIONS,
     Anatomy,
+    GradMax,
     MinWeight,
     Plan,
     Signals,
@@ -546,7 +547,19 @@ def test_compiled_networks():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("operation", sorted({*OPERATIONS} - {"remove_dead", "revive"}))  # which want logits
+@pytest.mark.parametrize("part", ["", ":heads"])
+def test_grad_max_adds_heads_and_their_width(part):
+    """What new heads and wider ones add is nothing at first, and they learn."""
+    model, inputs, attentions = freed("encoder")
+    layer = Anatomy(model, inputs)[attentions[0] + part]
+    units, loss = layer.units, torch.nn.functional.mse_loss
+    (before,) = outputs(model, inputs)
+    plan = operate(layer, GradMax(0.5), (), Signals(model, inputs, torch.zeros_like(before), loss), verify=True)
+    torch.testing.assert_close(before, outputs(model, inputs)[0])
+    assert layer.units == plan.units_after > units and plan.evidence["gradient"] > 0
+
+
+@pytest.mark.parametrize("operation", sorted({*OPERATIONS} - {"grad_max", "remove_dead", "revive"}))  # want targets
 def test_every_operation(operation):
     """Each plan does what it says, measured."""
     model, inputs, attentions = freed("encoder")

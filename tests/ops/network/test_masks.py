@@ -155,11 +155,12 @@ def test_every_operation_on_a_masked_network(operation: str, network: str) -> No
     """The plan does what it says, counts right, is undone exactly, and masks go on hiding zeros."""
     model, inputs = masked(network, torch.float32, batch=16)
     case = Case.__new__(Case)
-    case.model, case.inputs, case.operation = model, inputs, GENTLE.get(operation) or OPERATIONS[operation]()
+    case.model, case.inputs, case.name = model, inputs, operation
+    case.operation = GENTLE.get(operation) or OPERATIONS[operation]()
     case.optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     train(model, inputs, case.optimizer)
     case.targets, case.anatomy = torch.arange(16) % 3, Anatomy(model, inputs)
-    for name in list(case.anatomy):
+    for name in case.layers:
         plan = case.plan(name)
         assert plan.parameters_before == parameters_of(model)
         if plan.layer.exact:

@@ -87,9 +87,8 @@ def test_every_arm_runs_resumes_and_is_reported(tmp_path: Path, monkeypatch: pyt
     arms = [{cell["arm"] for cell in cells if cell["trial"] == trial} for trial in (0, 1)]
     assert arms[0] == {*ARMS} - {"original"} - ONLY_GROWTH and arms[1] == {*ARMS} - {"original"} - ONLY_REMOVAL
     begun = {cell["arm"]: cell["forked"]["epoch"] for cell in cells if cell["trial"] == 0 and "forked" in cell}
-    assert begun == dict.fromkeys(("surgery", "random", "prune_end_rewind"), 1) | {
-        "prune_end": 3, "prune_end_rewind_lr": 3,
-    }  # fmt: skip
+    pruned = ("prune_end", "prune_end_rewind_lr", "prune_end_rewind")
+    assert begun == {"surgery": 1, "random": 1} | dict.fromkeys(pruned, 3)
     left_out = {(each["trial"], each["arm"]) for each in results["comparison"]["left_out"]}
     assert left_out == {(0, arm) for arm in ONLY_GROWTH} | {(1, arm) for arm in ONLY_REMOVAL}
     assert all(each["reason"] and each["seeds"] == [1] for each in results["comparison"]["left_out"])

@@ -65,16 +65,18 @@ def test_the_original_is_trained_whole_then_cut_then_trained_on(
     assert rates[4:] == pytest.approx(late)
 
 
-@pytest.mark.parametrize("arm", THREE)
+@pytest.mark.parametrize(("arm", "keep"), [(arm, (1, 4)) for arm in THREE] + [("prune_end_rewind", (2, 4))])
 def test_they_go_on_from_the_original_of_their_seed(
-    arm: str, cells: dict[str, Cell], digits: ImageTask, tmp_path: Path
+    arm: str, keep: tuple[int, ...], cells: dict[str, Cell], digits: ImageTask, tmp_path: Path
 ) -> None:
-    run(Cell("original", 3, keep=(1, 4)), digits, SETTINGS, CPU, shared=tmp_path)
-    at = fork.shared(cells[arm], SETTINGS, 17)
-    assert at == (1 if arm == "prune_end_rewind" else 4)  # the weights that it rewinds to are its own
-    cell = replace(cells[arm], fork={"from": "original-seed-3", "epoch": at})
+    run(Cell("original", 3, keep=keep), digits, SETTINGS, CPU, shared=tmp_path)
+    assert fork.shared(cells[arm], SETTINGS, 17) == 4
+    cell = replace(cells[arm], fork={"from": "original-seed-3", "epoch": 4})
     forked, alone = run(cell, digits, SETTINGS, CPU, shared=tmp_path), run(cell, digits, SETTINGS, CPU)
-    assert forked["forked"] == {"from": "original-seed-3", "epoch": at} and "forked" not in alone
+    wanted = (
+        {"from": "original-seed-3", "epoch": 4} if 1 in keep else None
+    )  # the weights that it rewinds to are not there
+    assert forked.get("forked") == wanted and "forked" not in alone
     assert forked["validation_loss"] == alone["validation_loss"]
     assert forked["training_flops"] == alone["training_flops"]
 
@@ -114,6 +116,15 @@ def trained(epochs: int, task: ImageTask, place: Path) -> Any:
     """The original as it was after some of its epochs."""
     run(Cell("original", 3, epochs=epochs, curve=4), task, SETTINGS, CPU, network=place / "network.pt")
     return load_network(lambda: fresh(task), place / "network.pt")
+
+
+def test_weights_of_the_first_step_need_no_checkpoint(
+    cells: dict[str, Cell], digits: ImageTask, tmp_path: Path
+) -> None:
+    run(Cell("original", 3, keep=(4,)), digits, SETTINGS, CPU, shared=tmp_path)
+    cell = replace(cells["prune_end_rewind"], rewind=0, fork={"from": "original-seed-3", "epoch": 4})
+    forked, alone = run(cell, digits, SETTINGS, CPU, shared=tmp_path), run(cell, digits, SETTINGS, CPU)
+    assert forked["forked"]["epoch"] == 4 and forked["validation_loss"] == alone["validation_loss"]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 5])

@@ -44,7 +44,8 @@ def outcome(cell: Cell, seconds: float = 6.0) -> dict[str, Any]:
     operations = [operated(iteration=20, epoch=2.0)] if cell.arm == "surgery" else []
     sunk = dict(cell.sunk)
     return {
-        "validation_metric": 0.9, "test_metric": 0.9, "parameters": 100, "flops": 10, "steps": 60,
+        "validation_metric": 0.9, "validation_loss": 0.1, "test_metric": 0.9,
+        "parameters": 100, "flops": 10, "steps": 60,
         "training_flops": 6000 + sunk.get("training_flops", 0), "seconds": seconds + sunk.get("seconds", 0.0),
         "operation_seconds": 0.1, "joules": None, "sunk": sunk, "spikes": [], "operations": operations,
         "architecture": ARCHITECTURE,
@@ -250,7 +251,7 @@ def test_a_schedule_that_optuna_proposes_again_is_not_trained_again(
     desk.finish()
     assert len(desk.ledger) == 8 and sum("same_as" not in result for result in desk.ledger.values()) == 2
     trials = desk.source._source.study.trials  # type: ignore[attr-defined]
-    assert all(trial.state.name == "COMPLETE" and trial.value == 0.9 for trial in trials)
+    assert all(trial.state.name == "COMPLETE" and trial.value == 0.1 for trial in trials)
     # A search that goes on knows what has ended before.
     ended = [Record(Cell("search", 0, [step(f"{at}ep")], trial=at - 3), outcome(Cell("search", 0))) for at in (3, 4)]
     again = Desk(Sampled(settings, LAYERS, tmp_path / "b.db"), tmp_path, ended, settings=settings)

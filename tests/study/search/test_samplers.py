@@ -50,7 +50,7 @@ def search(source: Sampled, most: int = 10**6) -> list[float]:
                 break
             assert cell.trial is not None
             found[cell.trial] = cell.params["keep"]
-            source.tell(cell, {"validation_loss": abs(cell.params["keep"] - 0.6), "parameters": 1.0})
+            source.tell(cell, {"validation_metric": -(loss := abs(cell.params["keep"] - 0.6)), "validation_loss": loss})
     return [found[number] for number in sorted(found)]
 
 

@@ -51,16 +51,16 @@ def same(
 ) -> dict[str, Any]:
     """Runs a cell whole and forked; both outcomes are equal, and so are the final networks. Returns the forked one."""
     run(original, task, settings, CPU, shared=folder)
-    whole = run(cell, task, settings, CPU, network=folder / "whole.pt")
+    whole = run(cell, task, settings, CPU, network=folder / "whole" / "net.pt")
     told: list[dict[str, Any]] = []
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     begins = forked(cell, fork.shared(cell, settings, per_epoch))
-    outcome = run(begins, task, settings, CPU, told.append, network=folder / "forked.pt", shared=folder)
+    outcome = run(begins, task, settings, CPU, told.append, network=folder / "forked" / "net.pt", shared=folder)
     assert outcome["forked"] == {"from": "original-seed-3", "epoch": epoch}
     assert outcome["operations"] or outcome["checks"]
     assert without_times({k: v for k, v in outcome.items() if k != "forked"}) == without_times(whole)
     assert [record["epoch"] for record in told] == [each["epoch"] for each in whole["epochs"]]
-    one, other = (torch.load(folder / name, weights_only=True) for name in ("whole.pt", "forked.pt"))
+    one, other = (torch.load(folder / name / "net.pt", weights_only=True) for name in ("whole", "forked"))
     assert one["architecture"] == other["architecture"]
     torch.testing.assert_close(one["weights"], other["weights"], rtol=0, atol=0)
     return outcome
