@@ -199,4 +199,5 @@ def test_a_front_is_told_in_letters(study: tuple[Folder, dict[str, Any]]) -> Non
     ended = [trial for trial in results["trials"] if "failure" not in trial]
     found = front(ended, ("metric", "parameters"), folder.metric)
     text = "\n".join(printed(80, lambda console: show(results | {"front": found}, folder, console)))
-    assert "beaten by no other" in text and "dominate" not in text and "  A  " in text
+    assert "beaten by no other" in text and "dominate" not in text
+    assert all(f"(trial {number})" in text for number in found["trials"])

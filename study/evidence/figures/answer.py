@@ -170,7 +170,9 @@ def _make_room(axes: Axes, points: Sequence[Point], places: Sequence[float]) -> 
     """Widens the axis so that points that were moved are on it, and the labels of the last ones."""
     low, high = axes.get_xlim()
     low = min(low, 0.94 * min(places))
-    part = (AWAY + LETTER * max(len(point.name) + 8 for point in points)) / _width(axes)
+    last = clusters([point.size for point in points])[-1]
+    longest = AWAY + LETTER * max(len(points[index].name) + 8 for index in last)
+    part = longest / (1 if len(last) > 1 else 2) / _width(axes)
     axes.set_xlim(low, max(high, low * (max(places) / low) ** (1 / (1 - part))))
 
 
