@@ -170,12 +170,16 @@ def adopt(model: nn.Module, description: Description) -> None:
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Writes a network with its architecture and weights to a file that holds no code (see ``load``)."""
+    """Writes a network with its architecture and weights to a file that holds no code (see ``load``).
+
+    Its size does not depend on its name.
+    """
     model = inner(model)
     check_real(model)
     content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
     try:
-        torch.save(content, path)
+        with Path(path).open("wb") as file:  # by itself torch would write the file's name into each of its parts
+            torch.save(content, file)
     except Exception as error:  # no path, no room, what a module adds to its state_dict, …
         raise SurgeryError(f"{path} cannot be written: {first_line(error)}") from error
 

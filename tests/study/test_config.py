@@ -211,7 +211,7 @@ BAD_VALUES = [
     ("gpus_per_trial", "-1", "must be from 0 to 1, or a whole number"),
     ("gpus_per_trial", "1.5", "must be from 0 to 1, or a whole number"),
     ("gpus_per_trial", ".inf", "must be from 0 to 1, or a whole number"),
-    ("device", "gpu", "must be one of auto, cpu, cuda"),
+    ("device", "cuda:0", "must be a device type of torch such as cpu"),
     ("optimizer", "3", "must be text"),
     ("optimizer_arguments", "nesterov", "must be a mapping such as"),
     ("lr_schedule", "cosin", "must be one of constant, step, cosine, linear, one_cycle"),
@@ -276,7 +276,7 @@ def test_a_wrong_value_in_a_file(tmp_path: Path, name: str, value: str, right: s
         ({"gpus_per_trial": 1.5}, "must be from 0 to 1, or a whole number"),
         ({"objective": ""}, "must be a list of names, one or several of"),
         ({"objective": "accuracy,"}, "must be a list of names, one or several of"),
-        ({"device": "tpu"}, "must be one of auto, cpu, cuda"),
+        ({"device": "cuda 1"}, "must be a device type of torch such as cpu"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ PACKAGES = {package.__name__: Path(package.__file__ or "").parent for package in
 #: The parts of ``study`` from the ground up; each imports those of its own floor and of lower ones. What is not named
 #: stands above them all.
 FLOORS = (
-    {"errors", "declare", "config", "compose", "references", "models", "resnet"},
+    {"errors", "terminal", "declare", "config", "compose", "references", "models", "resnet"},
     {"task", "network", "recipe"},
     {"training"},
     {"store", "arms"},
