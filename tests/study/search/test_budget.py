@@ -219,7 +219,7 @@ def test_infeasible_trials_are_told_apart_everywhere(tmp_path: Path) -> None:
     table = result.Result(folder).trials
     assert set(table.index[table["state"] == "infeasible"]) == far and "violations.parameters" in table
     assert not {record.cell.trial for record in comparing.chosen(folder)} & far
-    assert "beyond the budget" in folder.report.read_text()
+    assert "over the budget in parameters by" in folder.report.read_text()
     assert budget_note(folder) == "budget: at most 500 parameters (50 % of the original's 1,000)"
     json.dumps(results)
 
