@@ -163,7 +163,7 @@ def test_every_figure_and_sentence_of_a_perplexity_has_its_name_and_direction(
             assert "perplexity" in words and "perplexity (lower is better)" in labels, name
     assert "perplexity" in drawings["time_to_perplexity"].title
     best = min((t for t in results["trials"] if "failure" not in t), key=lambda t: t["validation_metric"])
-    assert f"Best: trial {best['trial']}, perplexity {best['validation_metric']:.4g} at" in drawings["search"].alt
+    assert f"Best: perplexity {best['validation_metric']:.4g} at" in drawings["search"].alt
     assert f"#{best['trial']}: {best['validation_metric']:.4g}" in drawings["timeline"].alt
     assert "Test perplexity (lower is better)" in page.text
     assert "accura" not in page.text.lower().replace("accuracy_mode", "")  # a setting
