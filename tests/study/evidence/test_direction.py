@@ -18,6 +18,7 @@ from network_surgery.study.evidence.front import front
 from network_surgery.study.evidence.time_to_accuracy import FRACTIONS, arrival, targets
 from network_surgery.study.search import comparing
 from network_surgery.study.store.folder import Folder
+from network_surgery.study.store.words import short
 from network_surgery.study.task.metric import ACCURACY, Metric
 from tests.study.evidence import made
 from tests.study.evidence.test_report import Page
@@ -163,11 +164,11 @@ def test_every_figure_and_sentence_of_a_perplexity_has_its_name_and_direction(
             assert "perplexity" in words and "perplexity (lower is better)" in labels, name
     assert "perplexity" in drawings["time_to_perplexity"].title
     best = min((t for t in results["trials"] if "failure" not in t), key=lambda t: t["validation_metric"])
-    assert f"Best: trial {best['trial']}, perplexity {best['validation_metric']:.4g} at" in drawings["search"].alt
-    assert f"#{best['trial']}: {best['validation_metric']:.4g}" in drawings["timeline"].alt
+    assert f"Best: perplexity {best['validation_metric']:.4g} at" in drawings["search"].alt
+    assert f"{best['validation_metric']:.4g}" in drawings["timeline"].alt
     assert "Test perplexity (lower is better)" in page.text
     assert "accura" not in page.text.lower().replace("accuracy_mode", "")  # a setting
-    assert f"The best trial of the search is #{best['trial']}" in page.text
+    assert f"The best trial of the search: {short(best['schedule'])}" in " ".join(page.text.split())
     assert "accura" not in said.lower() and "perplexity" in said and "points" not in said
     for verdict in results["comparison"]["verdicts"]:
         assert verdict["sentence"] in page.text and verdict["details"] in page.text
