@@ -33,4 +33,4 @@ def test_it_is_trained_by_the_whole_recipe(tmp_path: Path) -> None:
 
 def test_its_table_is_of_that_network() -> None:
     head, table, *_ = of_data(RECIPE, 1)
-    assert "mlp on digits, trained for 1 epoch" in str(head) and table.row_count == 2  # type: ignore[union-attr]
+    assert "mlp on digits, trained for 1 epoch" in str(head) and len(table.rows) == 2  # type: ignore[union-attr]

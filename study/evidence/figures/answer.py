@@ -102,9 +102,10 @@ def answer(results: Results) -> Drawing | None:
         f"{point.name} {around(metric, point.value, point.half)} at {text(point.size / (whole or 1))}"
         for point in points
     )
+    beside = f", the original {metric.label(originals[0].value)}" if originals else ""
     drawing = titled(
         figure, f"{metric.title} against size: {ours.name} {metric.label(ours.value)} at "
-        f"{text(ours.size / (whole or 1))}" + (f", the original {metric.label(originals[0].value)}" * bool(originals)),
+        f"{text(ours.size / (whole or 1))}{beside}",
         f"Points are means over the seeds, bars their 95% intervals (Student's t); up is "
         f"{'better' if metric.better == 'higher' else 'worse'}, left is smaller. Points of one size stand beside each "
         f"other. {ours.name.rpartition(' ')[2]} is {in_short(results).get(trial, 'the schedule of the answer')}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import re
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy import stats
 
-from network_surgery.study import conduct
 from network_surgery.study.arms import RIVALS
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.errors import StudyError
@@ -21,7 +18,6 @@ from network_surgery.study.evidence import comparison
 from network_surgery.study.evidence.significance import bootstrap, effect, holm, paired, permutation, seeds_needed
 from network_surgery.study.search import comparing
 from network_surgery.study.store.folder import Folder, Record
-from network_surgery.study.task.metric import ACCURACY
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import operated, spiked
 
@@ -374,14 +370,3 @@ def test_only_the_arms_that_are_asked_for(arms: tuple[str, ...]) -> None:
     source = comparing.cells([trial(1, "min_weight", 0.99).cell], Settings(seeds=2, arms=arms), [])
     done = run_all(source, lambda cell: 0.9)
     assert {record.cell.arm for record in done} == set(arms) and len(done) == source.total == 2 * len(arms)
-
-
-def test_the_closing_table_fits_eighty_columns_with_every_arm() -> None:
-    """The names of arms are wrapped; no number is cut off and no column goes."""
-    row = {"n": 3, "metric": 0.8412, "metric_deviation": 0.0074, "train_test_gap": 0.083, "parameters": 17226.0,
-           "seconds": 12.3, "seconds_deviation": 0.1, "spike_factor": 1.09, "operation_to_epoch": 1.413}  # fmt: skip
-    rows = [row | {"arm": arm, "trial": None if arm == "original" else 1} for arm in ("original", "surgery", *RIVALS)]
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(conduct._table(rows, ACCURACY, "images"))
-    shown = console.export_text()
-    assert "…" not in shown and shown.count("84.12 ± 0.74") == shown.count("141.3%") == len(rows)

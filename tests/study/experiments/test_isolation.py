@@ -273,7 +273,8 @@ def test_bad_input_is_answered_by_one_sentence(command, arguments, says, tmp_pat
     (tmp_path / "file").touch()
     assert run(monkeypatch, *command, *arguments) == 2
     out, err = capsys.readouterr()
-    assert says in err and err.startswith("surgery: ") and err.count("\n") == 1 and "Traceback" not in err
+    *started, sentence = err.splitlines()
+    assert says in sentence and sentence.startswith("surgery: ") and len(started) == 1 and "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert not out.strip()
 

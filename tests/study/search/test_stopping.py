@@ -139,7 +139,9 @@ def test_when_a_training_is_settled(epoch: int, operations: list[dict[str, Any]]
 
 
 def asha(**changes: Any) -> Settings:
-    return Settings(**({"trials": 16, "generation": 4, "epochs": 8, "early_stopping": "asha"} | changes))
+    return Settings(
+        **({"trials": 16, "generation": 4, "epochs": 8, "early_stopping": "asha", "objective": "metric"} | changes)
+    )
 
 
 def told(cell: Cell, epoch: int) -> dict[str, Any]:

@@ -259,10 +259,10 @@ def test_a_trial_beyond_the_budget_says_so_and_by_how_much(tmp_path: Path) -> No
             tracked.started(cell)
             tracked.ended(cell, OUTCOME | {"parameters": parameters})
     assert tracked.lost == 0
-    found = {name.split(":")[0]: run.data for name, run in runs(study).items()}
-    assert found["search 3"].tags["feasible"] == "false" and found["search 4"].tags["feasible"] == "true"
-    assert found["search 3"].metrics["budget/over parameters"] == pytest.approx(0.25)
-    assert found["racing 4, seed 1000"].tags["feasible"] == "true"
+    found = {(run.data.tags.get("arm"), run.data.tags.get("trial")): run.data for run in runs(study).values()}
+    assert found["search", "3"].tags["feasible"] == "false" and found["search", "4"].tags["feasible"] == "true"
+    assert found["search", "3"].metrics["budget/over parameters"] == pytest.approx(0.25)
+    assert found["racing", "4"].tags["feasible"] == "true"
 
 
 @pytest.mark.parametrize("kind", ["Named", "Placed", "Streamed"])

@@ -93,7 +93,7 @@ def test_cells_run_and_a_failure_does_not_end_the_study(
     assert surgery["device"] == "cpu"
     assert not list((tmp_path / "checkpoints").iterdir())
     kept = {path.name for path in (tmp_path / "networks").iterdir()}  # of what ended, and is not only tried
-    assert kept == {"original-seed-1.pt"} and "network" not in surgery
+    assert kept == {"original-seed-1.pt", "original-seed-1.npy"} and "network" not in surgery
 
 
 def test_ray_computes_what_a_plain_call_computes(

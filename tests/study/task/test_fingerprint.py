@@ -34,9 +34,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "network_surgery.study.search.tuner.cluster", lambda settings: contextlib.nullcontext({"CPU": 2.0})
-    )
+    monkeypatch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext({"CPU": 2.0}))
 
 
 def text(corpus: Path, **changes: Any) -> Settings:

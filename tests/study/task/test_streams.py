@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from rich.table import Table
 from torch import nn
 
 from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.layers import of_data
+from network_surgery.study.layers import Layers, of_data
 from network_surgery.study.search.trial import shipped
 from network_surgery.study.task import build
 from network_surgery.study.task.images import Images, ImageStream, ImageTask, load
@@ -280,7 +279,7 @@ def test_the_layers_of_a_network_on_a_stream(root: Path) -> None:
     settings = replace(SETTINGS, data=f"folder:{root}", model="mlp", stream="true", workers=2)
     assert isinstance(build(settings).train, ImageStream)
     head, layers, *_ = of_data(settings, 1)
-    assert isinstance(layers, Table) and layers.row_count == 2 and "trained for 1 epoch" in str(head)
+    assert isinstance(layers, Layers) and len(layers.rows) == 2 and "trained for 1 epoch" in str(head)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from network_surgery.study import conduct
 from network_surgery.study.compose import compose
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.layers import of_data
+from network_surgery.study.layers import Layers, of_data
 from network_surgery.study.task import build
 from network_surgery.study.task.check import tried
 from network_surgery.study.task.samples import Batches
@@ -286,10 +286,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(after: int, task: TextTask, t
 
 
 def test_the_table_of_layers(task: TextTask) -> None:
-    head, layers, pinned = of_data(SMALL, 0)
-    assert isinstance(layers, Table) and isinstance(pinned, Table)
+    head, layers, *_, pinned = of_data(SMALL, 0)
+    assert isinstance(layers, Layers) and isinstance(pinned, Table)
     assert "gpt on stdlib" in str(head) and "FLOPs a window" in str(head)
-    assert layers.columns[0]._cells[:3] == ["embedding", HEADS, "blocks.0.mlp.gate"]
+    assert list(layers.rows)[:3] == ["embedding", HEADS, "blocks.0.mlp.gate"]
     assert "it is the network's output" in pinned.columns[0]._cells
 
 

@@ -82,7 +82,7 @@ def test_nobody_reads_a_record_by_the_name_of_its_part() -> None:
     """Outside of ``records`` and where a row of a table has a column of that name."""
     parts = {each.name for each in fields(OperationRecord)} | {"spike_factor", "loss_factor", "interruptibility"}
     own = parts - {"when", "epoch", "iteration", "layer", "operation", "repair", "seconds", "evidence", "after"}
-    allowed = {("conduct.py", "spike_factor"), ("report.py", "spike_factor")}  # the closing table's
+    allowed = {("closing.py", "spike_factor"), ("report.py", "spike_factor")}  # the closing table's
     root = Path(study.__file__).parent
     for path in root.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
