@@ -178,8 +178,11 @@ def save(model: nn.Module, path: str | Path) -> None:
     check_real(model)
     content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
     try:
-        with Path(path).open("wb") as file:  # by itself torch would write the file's name into each of its parts
-            torch.save(content, file)
+        if isinstance(path, (str, Path)):  # by itself torch would write the file's name into each of its parts
+            with open(path, "wb") as file:
+                torch.save(content, file)
+        else:
+            torch.save(content, path)
     except Exception as error:  # no path, no room, what a module adds to its state_dict, …
         raise SurgeryError(f"{path} cannot be written: {first_line(error)}") from error
 

@@ -268,7 +268,7 @@ def test_the_main_job_interrupted_resumed_and_repeated(
     """The smallest main job: once whole, once stopped by Ctrl-C and resumed; both give the same."""
     import mlflow
 
-    small = ("--preset", "smoke", "--epochs", "6")
+    small = ("--preset", "smoke", "--epochs", "6", "--arms", "original,surgery,restart,restart_flops")
     whole = surgery("study", *small, "--out", "whole", cwd=tmp_path)
     text, _ = whole.communicate(timeout=280)
     assert whole.returncode == 0, text
