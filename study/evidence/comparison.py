@@ -149,7 +149,7 @@ def _row(
         "train_test_gap": _mean(result.get("train_test_gap") for result in results),
         "metrics": {name: _mean(each.get("test_metrics", {}).get(name) for each in results) for name in others},
         "latency_seconds": {
-            batch: _mean(result["latency_seconds"][batch] for result in results)
+            batch: statistics.median(result["latency_seconds"][batch] for result in results)
             for batch in results[0].get("latency_seconds", {})
         },
         "bytes": _mean(result.get("bytes") for result in results),

@@ -186,7 +186,7 @@ def original_cell(settings: Settings, seed: int | None = None) -> Cell:
 
 
 def mean(outcomes: Iterable[Outcome]) -> dict[str, Any]:
-    """Of some outcomes the mean of whatever an objective or a limit may read."""
+    """Of some outcomes the mean of whatever an objective or a limit may read; of latencies the median."""
     several = list(outcomes)
     names = ("validation_metric", "validation_loss", "parameters", "flops", "seconds", "bytes")
     found: dict[str, Any] = {}
@@ -194,7 +194,7 @@ def mean(outcomes: Iterable[Outcome]) -> dict[str, Any]:
         if all(name in each for each in several):
             found[name] = statistics.fmean(each[name] for each in several)
     if all(BATCH in each.get("latency_seconds", {}) for each in several):
-        found["latency_seconds"] = {BATCH: statistics.fmean(each["latency_seconds"][BATCH] for each in several)}
+        found["latency_seconds"] = {BATCH: statistics.median(each["latency_seconds"][BATCH] for each in several)}
     return found
 
 
