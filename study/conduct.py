@@ -30,7 +30,8 @@ from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, tracking, tuner
 from network_surgery.study.search.once import pays
-from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled, Source, Together, given
+from network_surgery.study.search.sampled import Sampled, given
+from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
@@ -39,8 +40,9 @@ from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.terminal import say
-from network_surgery.study.training import fork, run
+from network_surgery.study.training import fork
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.examine import examine
 from network_surgery.study.training.trainer import steps_per_epoch
 
 __all__ = ["begin", "check", "check_data", "compare", "proceed", "show", "write_report"]
@@ -72,14 +74,14 @@ def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
     """All that is known to be right or wrong before anything is written or any process started.
 
     Returns the settings as they are kept, the task, the network's layers with their units, and its size (see
-    ``run.examine``). Raises as ``begin``.
+    ``study.training.examine``). Raises as ``begin``.
     """
     tracking.check_server(settings.tracking_uri)
     if settings.page is not None:
         resolve(settings.page, "page")
     task = build(settings)
     settings = starting.settle(settings, task)
-    layers, original, least = run.examine(settings, task)
+    layers, original, least = examine(settings, task)
     objectives.check(settings, task.metric)
     limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)

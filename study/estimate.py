@@ -15,13 +15,13 @@ from network_surgery.study.config import Settings
 from network_surgery.study.evidence.state import expected
 from network_surgery.study.progress import clock
 from network_surgery.study.search import comparing, tuner
-from network_surgery.study.search.sources import given
+from network_surgery.study.search.sampled import given
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Task
 from network_surgery.study.terminal import say
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.device import pick_device
 from network_surgery.study.training.run import run
-from network_surgery.study.training.trainer import pick_device
 
 #: Epochs of the original that are measured; after a first one that takes longer than so many seconds it stays at one.
 MEASURED, LONG = 2, 60.0

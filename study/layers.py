@@ -25,9 +25,9 @@ from network_surgery.study.task.check import tried
 from network_surgery.study.task.samples import Batches, first
 from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.device import pick_device
 from network_surgery.study.training.probe import idle
 from network_surgery.study.training.run import made, trainer_of
-from network_surgery.study.training.trainer import pick_device
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)

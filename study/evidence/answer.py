@@ -23,6 +23,7 @@ from typing import Any
 
 from network_surgery.study.config import SIZES
 from network_surgery.study.evidence import accounting
+from network_surgery.study.evidence.deciding import AS_GOOD
 from network_surgery.study.evidence.wording import rival_of
 from network_surgery.study.search.comparing import budget_of
 from network_surgery.study.store.folder import Folder, Record, network_of
@@ -202,7 +203,8 @@ def _lost(found: Mapping[str, Any], metric: Metric) -> str:
     if lost is None:
         return ""
     interval = "" if lost["interval"] is None else " [{}, {}]".format(*map(metric.change, lost["interval"]))
-    return f", {metric.name} {metric.difference(lost['difference'])}{interval} against the original"
+    shown = f" ({lost['finding']})" if str(lost["finding"]).startswith(AS_GOOD) else ""
+    return f", {metric.name} {metric.difference(lost['difference'])}{interval} against the original{shown}"
 
 
 def _reason(decided: Contrast, rival: str, metric: Metric) -> str:

@@ -42,6 +42,8 @@ UNTOUCHED = "the schedule never operated, so there is nothing to compare"
 UNTESTED = "nothing can be said without a spread between seeds"
 NOT_REACHED = "not tested, since the one before was undecided"
 UNFINISHED = "no verdict before the end"
+#: How the finding begins where a difference is shown to be smaller than the margin.
+AS_GOOD = "as good"
 #: Arm → its name in a sentence.
 NAMES = {
     "original": "the original",
@@ -205,7 +207,7 @@ def _finding(contrast: Contrast, metric: Metric) -> str:
     decision, rival = contrast["decision"], NAMES[contrast["arm"]]
     fixed = {
         "untouched": UNTOUCHED, "untested": UNTESTED, "undecided": UNDECIDED, "unfinished": UNFINISHED,
-        "not tested": NOT_REACHED, "as good": f"as good within {metric.smallest}",
+        "not tested": NOT_REACHED, "as good": f"{AS_GOOD} within {metric.smallest}",
     }  # fmt: skip
     if decision in fixed:
         return fixed[decision]

@@ -15,7 +15,7 @@ from network_surgery.study.arms import RIVALS
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search import comparing
-from network_surgery.study.search.sources import given
+from network_surgery.study.search.sampled import given
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
 

@@ -30,9 +30,10 @@ from network_surgery.study.loops.batches import in_precision, some, training_sam
 from network_surgery.study.task.metric import Metric
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION, Task
+from network_surgery.study.training.device import clock
+from network_surgery.study.training.evaluation import Scores, evaluate
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Scores, clock, evaluate
 
 #: Training samples that operations look at, and that the loss is measured on where no samples are held out.
 SAMPLES = 512

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from network_surgery.study.config import Settings
-from network_surgery.study.search.sources import Sampled, Source
+from network_surgery.study.search.sampled import Sampled
+from network_surgery.study.search.sources import Source
 from network_surgery.study.store.folder import Record, checkpoints_of, network_of
 from network_surgery.study.training import fork
 from network_surgery.study.training.cell import Cell

@@ -25,8 +25,8 @@ from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, ne
 from network_surgery.study.task import Samples, Sets, Task, build
 from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.device import device_name, pick_device
 from network_surgery.study.training.run import run
-from network_surgery.study.training.trainer import device_name, pick_device
 
 
 def trial(

@@ -29,7 +29,8 @@ from network_surgery.study.store.folder import Record, checkpoint_of, checkpoint
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.trainer import check_device, pick_device, steps_per_epoch
+from network_surgery.study.training.device import check_device, pick_device
+from network_surgery.study.training.trainer import steps_per_epoch
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0

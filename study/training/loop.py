@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from network_surgery.ops.schedule import Step
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import Task
-from network_surgery.study.training.trainer import Scores
+from network_surgery.study.training.evaluation import Scores
 
 
 class Loop(Protocol):

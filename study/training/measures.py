@@ -1,17 +1,20 @@
-"""How fast a finished network is."""
+"""How fast a finished network is, and how large its file."""
 
 from __future__ import annotations
 
 import statistics
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from network_surgery.ops import save
 from network_surgery.ops.anatomy import evaluating
 from network_surgery.study.recipe.compute import PLAIN, Compute
 from network_surgery.study.task.samples import Batches
-from network_surgery.study.training.trainer import clock
+from network_surgery.study.training.device import clock
 
 #: The batches whose latency is taken.
 BATCHES = (1, 256)
@@ -34,3 +37,10 @@ def speed(model: nn.Module, batches: Batches, device: torch.device, compute: Com
                 seconds.append(clock(device) - start)
             found[str(batch)] = statistics.median(seconds[1:])
     return {"latency_seconds": found}
+
+
+def file_size(model: nn.Module) -> int:
+    """The bytes of the file that ``ops.save`` writes of a network."""
+    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
+        save(model, path := Path(scratch) / "network.pt")
+        return path.stat().st_size

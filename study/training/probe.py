@@ -24,8 +24,9 @@ from network_surgery.ops import HiddenLayer, Signals, SurgeryError, dead_units, 
 from network_surgery.ops.maths.condensed import Condensed, components_needed
 from network_surgery.ops.signals.losses import Loss
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
+from network_surgery.study.training.device import clock
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Callback, Shown, Trainer, clock
+from network_surgery.study.training.trainer import Callback, Shown, Trainer
 
 #: The parts of the variance, in percent, whose principal components are counted.
 PERCENT = (90, 99, 99.9, 99.99)

@@ -4,58 +4,45 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree
+from torch import nn
 
-from network_surgery.ops import Anatomy, Schedule, describe, load, save, size
-from network_surgery.ops.allocation import LEAST
-from network_surgery.ops.anatomy import count, evaluating
-from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.ops import Schedule, describe, load, save
+from network_surgery.ops.anatomy import count
 from network_surgery.ops.network.masks import parameters_of
-from network_surgery.ops.network.optimizer_state import check as check_state
-from network_surgery.ops.network.optimizer_state import listed
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.compute import Compute
-from network_surgery.study.recipe.distillation import Teacher, comparable
+from network_surgery.study.recipe.distillation import Teacher
 from network_surgery.study.recipe.learning_rate import check_after
 from network_surgery.study.recipe.optimization import Optimization
-from network_surgery.study.recipe.optimizer import in_words, make_optimizer
+from network_surgery.study.recipe.optimizer import make_optimizer
 from network_surgery.study.task import start as starting
-from network_surgery.study.task.check import fresh, tried
-from network_surgery.study.task.samples import Batches, size_of
+from network_surgery.study.task.check import fresh
+from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.start import Start
-from network_surgery.study.task.task import Task, call
+from network_surgery.study.task.task import Task
 from network_surgery.study.training import checkpoint, fork, values
 from network_surgery.study.training.allocated import cut
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.device import clock
 from network_surgery.study.training.energy import Energy, counter_of
-from network_surgery.study.training.measures import speed
+from network_surgery.study.training.measures import file_size, speed
 from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
 from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.spent import joules, work
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import (
-    Callback,
-    Trainer,
-    batches_per_epoch,
-    clock,
-    steps_per_epoch,
-)
+from network_surgery.study.training.trainer import Callback, Trainer
 
 #: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
 PROBED = ("original", "surgery")
-#: An average of the weights that keeps more of the first ones than this is a mistake.
-UNTRAINED = 0.9
 
 
 class Teller(Callback):
@@ -315,119 +302,3 @@ def _teacher(
         network = load(lambda: fresh(task), path, device)
     compute.place(network, device)
     return Teacher(network, task, settings.distill_temperature, settings.distill_weight, compute)
-
-
-class Examined(NamedTuple):
-    """A network before it is trained: the units of its ``layers``, its own sizes (``original``), and the sizes that are
-    left at ``least``, where every layer has two units, or the one that it had.
-
-    Sizes are ``parameters`` and ``flops``, and of the original ``bytes`` where the budget limits them.
-    """
-
-    layers: dict[str, int]
-    original: dict[str, int]
-    least: dict[str, int]
-
-
-def check(settings: Settings, task: Task) -> dict[str, int]:
-    """The layers of ``examine``: name → units. Raises as that does."""
-    return examine(settings, task).layers
-
-
-def examine(settings: Settings, task: Task) -> Examined:
-    """Builds the network once, with what it starts from, tries its optimizer, and says how large everything is.
-
-    Raises:
-        StudyError: no such network or optimizer, or no layer that can be operated on.
-        SurgeryError: the optimizer keeps something that cannot follow surgery, or a given schedule has a budget that
-            this network cannot meet.
-    """
-    of_seed(task, settings, settings.seed)
-    model = tried(task)
-    _check_steps(settings, task)
-    example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
-    if (start := starting.load(settings, task)) is not None:
-        _lay(start, model, example)
-    _try_optimizer(settings, model, task)
-    if "distill" in settings.arms:
-        with evaluating(model), torch.no_grad():
-            comparable(task, call(model, example))
-    anatomy = Anatomy(model, example)
-    if not anatomy:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
-        raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
-    for steps in settings.schedules:
-        Schedule.from_data(steps).check_budgets(anatomy)
-    parameters, flops = count(model, example)
-    original = {"parameters": parameters, "flops": flops}
-    if "bytes" in (settings.budget or {}):
-        original["bytes"] = file_size(model)
-    least = size(anatomy, {name: min(LEAST, layer.units) for name, layer in anatomy.items()})
-    return Examined({name: layer.units for name, layer in anatomy.items()}, original, least._asdict())
-
-
-def file_size(model: nn.Module) -> int:
-    """The bytes of the file that ``ops.save`` writes of a network."""
-    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
-        save(model, path := Path(scratch) / "network.pt")
-        return path.stat().st_size
-
-
-def _check_steps(settings: Settings, task: Task) -> None:
-    """Raises StudyError where the recipe asks for more than the epochs of this task have."""
-    batches = batches_per_epoch(len(task.train), settings.batch_size)
-    if settings.accumulate > batches:
-        raise StudyError(
-            f"accumulate is {settings.accumulate}, but an epoch has {batches} batches of {settings.batch_size} "
-            f"{task.unit}; give at most {batches}"
-        )
-    steps = settings.epochs * steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    if settings.ema is not None and settings.ema ** (steps - 1) > UNTRAINED:
-        raise StudyError(
-            f"ema is {settings.ema}, but the run has {steps} steps, after which {settings.ema ** (steps - 1):.0%} of "
-            "the average would still be the untrained network; give a smaller decay"
-        )
-
-
-def _lay(start: Start, model: nn.Module, example: Any) -> None:
-    """Gives a network the weights of a start. Raises StudyError where its outputs have another size then."""
-    with evaluating(model), torch.no_grad():
-        before = call(model, example)
-        start.lay(model)
-        after = call(model, example)
-    sizes = [tuple(each.shape) if isinstance(each, Tensor) else None for each in (before, after)]
-    if sizes[0] != sizes[1]:
-        raise StudyError(
-            f"{start.source} answers {size_of(example)} samples by {sizes[1]}, but the task needs {sizes[0]}: what "
-            "ops.save wrote goes on with the same outputs alone; start from its state_dict before surgery instead"
-        )
-    if isinstance(after, Tensor) and not bool(torch.isfinite(after).all()):
-        raise StudyError(f"{start.source} gives outputs that are not finite")
-
-
-def _try_optimizer(settings: Settings, model: nn.Module, task: Task) -> None:
-    """Makes a step on a few samples, so that what cannot be trained, or not be operated on, is known before."""
-    optimizer, optimization = make_optimizer(settings, model), Optimization.of(settings)
-    optimization.check(optimizer)
-    inputs, targets = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(None))
-    try:
-        with torch.random.fork_rng(devices=[]), evaluating(model):
-            task.training_loss(call(model, inputs), targets).mean().backward()
-            optimizer.step()
-    except Exception as error:  # anyone's optimizer may fail in any way
-        pass_on_memory(error)
-        raise StudyError(f"{in_words(settings)} cannot make a step: {first_line(error)}") from error
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()) or not _finite(model, inputs):
-        raise StudyError(
-            f"the first step of optimizer {settings.optimizer!r} makes a network whose outputs are not finite; lower "
-            f"learning_rate, which is {settings.learning_rate:g}"
-        )
-    check_state(listed(optimizer), dict(model.named_parameters()))
-    model.zero_grad(set_to_none=True)
-
-
-def _finite(model: nn.Module, inputs: Any) -> bool:
-    """Whether all that the network returns is."""
-    with evaluating(model), torch.no_grad():
-        outputs = _pytree.tree_leaves(call(model, inputs))
-    return all(bool(each.isfinite().all()) for each in outputs if isinstance(each, Tensor))

@@ -26,9 +26,11 @@ from network_surgery.ops.network.optimizer_state import forget, listed
 from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import Diverged
 from network_surgery.study.task.samples import Batches, Samples, Stream
+from network_surgery.study.training.device import clock
+from network_surgery.study.training.evaluation import Scores
 from network_surgery.study.training.loop import Loop
 from network_surgery.study.training.records import ConditionCheck, OperationRecord
-from network_surgery.study.training.trainer import Callback, Scores, Shown, clock
+from network_surgery.study.training.trainer import Callback, Shown
 
 
 class Theatre(Callback):

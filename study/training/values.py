@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from network_surgery.study.training.trainer import Scores
+    from network_surgery.study.training.evaluation import Scores
 
 
 def place(network: Path) -> Path:

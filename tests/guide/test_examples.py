@@ -12,7 +12,8 @@ import torch
 from network_surgery.study.config import Settings
 from network_surgery.study.task import build
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.run import check, run
+from network_surgery.study.training.examine import check
+from network_surgery.study.training.run import run
 from tests.guide.blocks import GUIDE
 from tests.study.operated import without_times
 

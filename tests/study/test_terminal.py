@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from network_surgery.study import conduct
+from network_surgery.study.cli import main
 from network_surgery.study.closing import document, show
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence.front import front
@@ -98,16 +99,25 @@ def test_one_document_for_programs(study: tuple[Folder, dict[str, Any]]) -> None
     assert Path(found["paths"]["report"]).is_file() and found["state"]["now"] == "finished"
 
 
-def test_the_report_command_answers_people_and_programs(study: tuple[Folder, dict[str, Any]]) -> None:
+def test_the_report_command_answers_people_and_programs(
+    study: tuple[Folder, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, results = study
     ended = surgery("report", str(folder.path), NO_COLOR="1")
     assert ended.returncode == 0 and ended.stderr == f"surgery report: {folder.path}\n"
     assert "\x1b" not in ended.stdout + ended.stderr and "\r" not in ended.stdout
     assert ended.stdout.startswith(results["answer"]["sentence"])
-    answer = surgery("report", str(folder.path), "--json")
-    assert json.loads(answer.stdout)["answer"] == results["answer"]
-    answer = surgery("report", str(folder.path), "--quiet")
-    assert (answer.stdout, answer.stderr) == (results["answer"]["sentence"] + "\n", "")
+    monkeypatch.setattr("network_surgery.study.evidence.figures.draw", lambda results: {})  # they take seconds
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back afterwards
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    answers = {}
+    for option in ("--json", "--quiet"):
+        monkeypatch.setattr(sys, "argv", ["surgery", "report", str(folder.path), option])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        answers[option] = capsys.readouterr()
+    assert json.loads(answers["--json"].out)["answer"] == results["answer"]
+    assert answers["--quiet"] == (results["answer"]["sentence"] + "\n", "")
 
 
 def test_a_reader_that_leaves_ends_nothing(study: tuple[Folder, dict[str, Any]]) -> None:

@@ -145,11 +145,11 @@ def _limit(budget: Mapping[str, float], kind: str, whole: float | None) -> float
 
 
 def _bounds(points: Sequence[Point], percent: bool) -> list[float]:
-    """What the axis must show: every seed, and of intervals no more than three times what the seeds span."""
+    """What the axis must show: every mean, and of its interval no more than what the seeds of all arms span."""
     seeds = [value for point in points for value in point.seeds]
-    most = 3 * (max(seeds) - min(seeds))
+    most = max(seeds) - min(seeds)
     ends = [point.value + sign * min(point.half or 0.0, most) for point in points for sign in (-1, 1)]
-    return [min(max(end, 0.0), 1.0) if percent else end for end in [*seeds, *ends]]
+    return [min(max(end, 0.0), 1.0) if percent else end for end in ends]
 
 
 def _places(points: Sequence[Point], whole: float, axes: Axes, limit: float | None) -> list[float]:

@@ -19,8 +19,9 @@ from network_surgery.study.config import Settings
 from network_surgery.study.task import images as sources
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.examine import check
 from network_surgery.study.training.records import spikes_of
-from network_surgery.study.training.run import check, run
+from network_surgery.study.training.run import run
 
 #: The fraction of rank that stays, and how the page writes it.
 DELTAS = {1 / 8: "1/8", 1 / 4: "1/4", 3 / 4: "3/4", 1.0: "1"}

@@ -18,8 +18,8 @@ from network_surgery.study.experiments.isolation import random_weights
 from network_surgery.study.experiments.isolation.network import Network
 from network_surgery.study.task import images as data
 from network_surgery.study.task.samples import Batches
+from network_surgery.study.training.device import device_name, pick_device
 from network_surgery.study.training.run import trainer_of
-from network_surgery.study.training.trainer import device_name, pick_device
 
 #: The fractions of a trained layer that stay, and those that are added.
 KEEPS, GROWS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875), (0.25, 0.5, 1.0)

@@ -47,7 +47,8 @@ from network_surgery.study.task import images as sources
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
-from network_surgery.study.training.trainer import Shown, Trainer, evaluate
+from network_surgery.study.training.evaluation import evaluate
+from network_surgery.study.training.trainer import Shown, Trainer
 
 CPU = torch.device("cpu")
 #: Images of a batch, of one batch of the signals, and of those that a prediction of the loss looks at.

@@ -29,8 +29,9 @@ from network_surgery.study.models import Shape
 from network_surgery.study.task.images import ImageTask, load
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
+from network_surgery.study.training.evaluation import evaluate
 from network_surgery.study.training.restart import renew
-from network_surgery.study.training.trainer import Shown, evaluate
+from network_surgery.study.training.trainer import Shown
 
 ORIGINAL, SURGERY, RESTART, PRUNED, LATE = "original", "PCNS", "restart", "pruned late", "PCNS late"
 RANDOM, REFITTED = "random", "random, refitted"

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
-from network_surgery.study.training.trainer import evaluate
+from network_surgery.study.training.evaluation import evaluate
 
 #: Turns of the calibration; steps that one turn takes with each architecture; how often validation images are read.
 TURNS, STEPS, TICKS = 12, 8, 24

@@ -30,7 +30,8 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.task import images as sources
 from network_surgery.study.task.images import Images, ImageTask
 from network_surgery.study.task.task import CLASSIFICATION
-from network_surgery.study.training.trainer import Shown, Trainer, evaluate
+from network_surgery.study.training.evaluation import evaluate
+from network_surgery.study.training.trainer import Shown, Trainer
 
 #: Networks of torchvision: the side of the images that they are given (the smallest that they take, 32 at least), and
 #: Adam's learning rate (lower for those without norms).

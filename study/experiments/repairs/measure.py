@@ -25,9 +25,10 @@ from network_surgery.study.task import images as sources
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
+from network_surgery.study.training.evaluation import evaluate
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Shown, Trainer, evaluate
+from network_surgery.study.training.trainer import Shown, Trainer
 
 #: A removal, by the fraction of units that stays and the seed.
 REMOVALS: dict[str, Callable[[float, int], ops.Operation]] = {

@@ -33,7 +33,8 @@ from network_surgery.study.experiments.evci import CPU, TENTHS, UNPRUNED, output
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
-from network_surgery.study.training.trainer import Trainer, evaluate
+from network_surgery.study.training.evaluation import evaluate
+from network_surgery.study.training.trainer import Trainer
 
 #: Approximations of the change of the loss, and that change, measured weight by weight.
 TAYLOR, MEASURED = ("taylor1", "taylor2", "hessian"), "loss_change"

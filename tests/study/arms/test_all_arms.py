@@ -18,7 +18,7 @@ from network_surgery.study.conduct import write_report
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.search import comparing, trial
 from network_surgery.study.search.once import Once
-from network_surgery.study.search.sources import given
+from network_surgery.study.search.sampled import given
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.task import Classification
 from network_surgery.study.training.cell import Cell

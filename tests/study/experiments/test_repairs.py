@@ -30,7 +30,8 @@ from network_surgery.study.experiments.repairs.measure import (
 )
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
-from network_surgery.study.training.trainer import Shown, Trainer, evaluate
+from network_surgery.study.training.evaluation import evaluate
+from network_surgery.study.training.trainer import Shown, Trainer
 from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow

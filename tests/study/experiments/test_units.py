@@ -21,7 +21,7 @@ from network_surgery.study.experiments.units.measure import GONE, LAYERS, LEFT, 
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
-from network_surgery.study.training.trainer import evaluate
+from network_surgery.study.training.evaluation import evaluate
 from tests.study.experiments.made_up import measured_of
 
 OPTIONS = Options(iterations=20, looks=1, fractions=(0.5,), halves=(0.5,), scores=("mrs",))

@@ -16,7 +16,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.optimizer import make_optimizer, named
 from network_surgery.study.task.images import ImageTask
-from network_surgery.study.training.run import check
+from network_surgery.study.training.examine import check
 
 SHAPE = (1, 8, 8)
 #: Those that cannot train a network with biases, by a step with one evaluation of the loss.

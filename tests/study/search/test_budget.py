@@ -16,8 +16,9 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence.feasible import budget_note, feasibility
 from network_surgery.study.search import comparing
 from network_surgery.study.search.budget import Budget, check, needs_original, original_cell
+from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.samplers import knows_constraints
-from network_surgery.study.search.sources import Chain, Listed, Repeated, Sampled
+from network_surgery.study.search.sources import Chain, Listed, Repeated
 from network_surgery.study.search.space import shares
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.metric import ACCURACY, Metric

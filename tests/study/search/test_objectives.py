@@ -10,7 +10,7 @@ from optuna.study import StudyDirection
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search import objectives
-from network_surgery.study.search.sources import Sampled
+from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.task.metric import ACCURACY, Metric
 
 PERPLEXITY = Metric("perplexity", "lower", margin=0.05)

@@ -14,7 +14,8 @@ from network_surgery.study.config import Settings
 from network_surgery.study.evidence.state import state
 from network_surgery.study.search import comparing
 from network_surgery.study.search.once import Once, pays, reports
-from network_surgery.study.search.sources import Listed, Sampled, Together
+from network_surgery.study.search.sampled import Sampled
+from network_surgery.study.search.sources import Listed, Together
 from network_surgery.study.store.folder import Folder, Record, checkpoints_of
 from network_surgery.study.task import Task, build
 from network_surgery.study.training import fork

@@ -13,8 +13,8 @@ from network_surgery.ops import SurgeryError
 from network_surgery.study.config import PASSWORD, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import lent, name_of
+from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.samplers import pruner_of, sampler_of
-from network_surgery.study.search.sources import Sampled
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.training.cell import Cell
 

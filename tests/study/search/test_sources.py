@@ -15,7 +15,8 @@ from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.search.sources import Listed, Sampled, given
+from network_surgery.study.search.sampled import Sampled, given
+from network_surgery.study.search.sources import Listed
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import spiked
 

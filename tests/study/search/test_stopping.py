@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.search.sources import Sampled
+from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled, stopped
 from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.cell import Cell

@@ -23,13 +23,14 @@ from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search import tuner
-from network_surgery.study.search.sources import Listed, Sampled
+from network_surgery.study.search.sampled import Sampled
+from network_surgery.study.search.sources import Listed
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.trainer import evaluate
+from network_surgery.study.training.evaluation import evaluate
 
 pytestmark = pytest.mark.slow
 SETTINGS = Settings(model="mlp", epochs=3, device="cpu", held_out=64, signal_images=64)

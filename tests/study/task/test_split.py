@@ -14,7 +14,8 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.task import Task, build
 from network_surgery.study.task.images import ImageTask, load
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.run import check, run
+from network_surgery.study.training.examine import check
+from network_surgery.study.training.run import run
 from tests.study.operated import without_times
 from tests.study.task.pictures import folder as images_in
 

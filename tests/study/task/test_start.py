@@ -24,9 +24,10 @@ from network_surgery.study.task.check import fresh
 from network_surgery.study.task.images import ImageNetScaled, ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.evaluation import evaluate
+from network_surgery.study.training.examine import check
 from network_surgery.study.training.restart import redraw
-from network_surgery.study.training.run import check, made, run
-from network_surgery.study.training.trainer import evaluate
+from network_surgery.study.training.run import made, run
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(

@@ -28,7 +28,8 @@ from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.text import LEFT_OUT, Corpus, TextTask, cut, load
 from network_surgery.study.task.text import build as build_network
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.run import check, run
+from network_surgery.study.training.examine import check
+from network_surgery.study.training.run import run
 from tests.study.training.test_training import without_times
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from network_surgery.study.config import Settings
 from network_surgery.study.loops import Surgeon
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.run import check, run
+from network_surgery.study.training.examine import check
+from network_surgery.study.training.run import run
 from tests.study.loops.same import adam, loader, network
 from tests.study.operated import without_times
 

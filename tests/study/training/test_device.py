@@ -12,7 +12,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.compute import Compute
 from network_surgery.study.search import tuner
-from network_surgery.study.training.trainer import device_name, pick_device
+from network_surgery.study.training.device import device_name, pick_device
 
 ROOT = Path(__file__).parents[3] / "study"
 

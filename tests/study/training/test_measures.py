@@ -14,9 +14,9 @@ from network_surgery.study.task.images import ImageTask, load
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.evaluation import evaluate
 from network_surgery.study.training.measures import speed
 from network_surgery.study.training.run import run
-from network_surgery.study.training.trainer import evaluate
 
 CPU = torch.device("cpu")
 

@@ -32,11 +32,12 @@ from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
 from network_surgery.study.training import checkpoint
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.evaluation import answers, evaluate
 from network_surgery.study.training.records import operations_of, spikes
 from network_surgery.study.training.restart import fan_power, renew
 from network_surgery.study.training.run import run
 from network_surgery.study.training.theatre import Theatre
-from network_surgery.study.training.trainer import Callback, Trainer, answers, evaluate, steps_per_epoch
+from network_surgery.study.training.trainer import Callback, Trainer, steps_per_epoch
 from tests.study.operated import operated, without_times
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.task import build
 from network_surgery.study.training import values
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.evaluation import Scores
 from network_surgery.study.training.run import run
-from network_surgery.study.training.trainer import Scores
 
 
 def scores(each: torch.Tensor, metric: float | None = None) -> Scores:
