@@ -207,10 +207,11 @@ def test_operating_first_begins_with_the_cut_pretrained_network(digits: ImageTas
     [
         ("none", ARMS, "restart_flops"), ("w.pt", ARMS, "operate_first_flops"), ("none", THREE, "restart"),
         ("w.pt", THREE, "restart"), ("none", ("surgery", "restart_flops"), "restart_flops"),
-        ("none", ("surgery", "operate_first"), "operate_first"), ("w.pt", ("surgery", "operate_first"), "operate_first"),
+        ("none", ("surgery", "operate_first"), "operate_first"),
+        ("w.pt", ("surgery", "operate_first"), "operate_first"),
         ("none", ("surgery", "restart_late", "operate_first"), "restart_late"),
         ("none", ("original", "surgery"), "restart_flops"), ("w.pt", ("original", "surgery"), "operate_first_flops"),
     ],
 )  # fmt: skip
-def test_the_question_is_restarting_or_with_given_weights_operating_first_at_equal_flops_where_that_is_run(start: str, arms: Any, arm: str) -> None:
+def test_the_question_is_about_the_rival_at_equal_flops_where_that_is_run(start: str, arms: Any, arm: str) -> None:
     assert question(Settings(start=start, arms=arms)) == arm

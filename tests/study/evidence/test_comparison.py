@@ -304,7 +304,7 @@ def test_with_given_weights_the_verdict_is_about_operating_first(tmp_path: Path,
         folder.ended(record.cell, record.result)
     _, (verdict,) = comparison.summarize(folder)
     assert verdict["arm"] == "operate_first_flops" and verdict["difference"] == pytest.approx(gain, abs=0.005)
-    assert re.fullmatch(GIVEN + sentence, verdict["sentence"]) and ", operating first, at equal compute " in verdict["details"]
+    assert re.fullmatch(GIVEN + sentence, verdict["sentence"]) and f", {FIRST} " in verdict["details"]
     restart, epochs = verdict["others"]
     assert (restart["arm"], epochs["arm"]) == ("restart", "operate_first")
     assert restart["finding"] == "surgery is better" and epochs["decision"] == verdict["decision"]
