@@ -256,7 +256,7 @@ class Settings(Declared):
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"
-    # Faults of published code, to repeat its numbers.
+    # Faults of published code, to repeat its numbers. They decide what is trained, so they are part of a result's key.
     batchnorm_statistics: Annotated[
         State, About("what an operation does with those of the layer that it is done on", option=False)
     ] = "carry"

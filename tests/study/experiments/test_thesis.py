@@ -28,7 +28,7 @@ from network_surgery.ops import (
     operate,
 )
 from network_surgery.search_spaces import find_space
-from network_surgery.study import conduct
+from network_surgery.study import conduct, models
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.compose import compose
@@ -408,3 +408,14 @@ def test_rows_make_the_page_that_the_study_makes(tmp_path: Path) -> None:
     ours, theirs = (re.sub(r"torch .*", "", text) for text in (file.read_text(), page.thesis(found)[0]))
     assert theirs.strip().replace("](figures/", "](") in ours
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["thesis_expansion.png", "thesis_removal.png"]
+
+
+def test_the_published_network_is_vgg16_without_norms_on_convolutions() -> None:
+    made = []
+    for preset in ("thesis", "thesis-published"):
+        torch.manual_seed(1)
+        made.append(models.build(compose(preset, None, {}).model, (1, 16, 16), 10))
+    whole, published = (dict(model.named_parameters()) for model in made)
+    gone = whole.keys() - published.keys()
+    assert gone == {f"conv{n}_norm.{name}" for n in range(1, 12) for name in ("weight", "bias")}
+    assert all(torch.equal(parameter, whole[name]) for name, parameter in published.items())
