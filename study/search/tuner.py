@@ -218,7 +218,7 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
         def restore(self, checkpoint_path: str) -> None: ...
 
     class GoOn(Unsaved, FIFOScheduler):
-        """Hears every result, since Tune asks its scheduler before it tells its callbacks."""
+        """Hears every result, since Tune asks its scheduler before it calls its callbacks."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             cell, report = cells[trial.trial_id], json.loads(result["report"])
