@@ -152,6 +152,7 @@ def _size(settings: Settings) -> str:
 def resume(
     study: Study,
     trials: Annotated[int | None, typer.Option(help="The search goes on to this number of schedules.", min=1)] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Run again whatever has failed, too.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -160,7 +161,7 @@ def resume(
     terminal.begin("resume", study)
     from network_surgery.study import api
 
-    _show(terminal, study, lambda: api.resume(study, trials=trials, console=terminal.narration))
+    _show(terminal, study, lambda: api.resume(study, trials=trials, failed=failed, console=terminal.narration))
 
 
 @app.command()

@@ -408,6 +408,13 @@ class Settings(Declared):
     gpus_per_trial: Annotated[
         Gpus, About("GPUs of a training run; a fraction shares one, and energy is taken of whole ones", decides=False)
     ] = 0.25
+    hang_factor: Annotated[
+        PositiveOr0,
+        About(
+            "Times the median epoch after which a training run that reports no epoch is ended (0: never)",
+            option=False, decides=False,
+        ),
+    ] = 20.0  # fmt: skip
     address: Annotated[Text | None, About("A running Ray cluster: auto, or HOST:PORT", decides=False)] = None
     tracking_uri: Annotated[
         Text | None, About("An MLflow server; by default a database in the folder", decides=False)

@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,11 +27,13 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.search.once import Once, reports
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
-from network_surgery.study.store.folder import Record, checkpoint_of, checkpoints_of
+from network_surgery.study.store.folder import Record, checkpoint_of, checkpoints_of, stack_of
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
+from network_surgery.study.training import watch
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import check_device, pick_device
+from network_surgery.study.training.failure import lost
 from network_surgery.study.training.trainer import steps_per_epoch
 
 _QUIET = {
@@ -103,15 +107,16 @@ def run_cells(
     Returns False where Ctrl-C ended it early; raises StudyError where nothing fits.
     """
     from ray import tune
+    from ray.tune.execution.placement_groups import resource_dict_to_pg_factory as resources_of
 
     from network_surgery.study.search.trial import shipped, trial
 
-    share = trial_resources(settings, resources)
+    share, whole = trial_resources(settings, resources), _whole(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     once = Once(source, settings, per_epoch, out, known, keep, spare)
-    adaptors = _adaptors(once, listeners, lambda cell: checkpoint_of(cell, settings, out))
-    searcher, scheduler, callback = adaptors
+    pace = watch.Pace(settings.hang_factor, watch.LEAST)
+    searcher, scheduler, callback = _adaptors(once, listeners, settings, out, pace, whole != share)
     # No trial takes a GPU by itself that it did not ask Ray for.
     where = settings if "gpu" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
@@ -119,7 +124,7 @@ def run_cells(
     )
     with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(function, share),
+            tune.with_resources(function, lambda config: resources_of(whole if config["alone"] else share)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric="report", mode="max"
             ),
@@ -155,10 +160,23 @@ def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str
     return {"cpu": settings.cpus_per_trial} | ({"gpu": gpus} if gpus else {})
 
 
-def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[[Cell], Path]) -> tuple[Any, Any, Any]:
+def _whole(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
+    """What a trial asks of the cluster that is to have its device for itself: a whole GPU, else all CPUs of a node."""
+    import ray
+
+    share = trial_resources(settings, resources)
+    if "gpu" in share:
+        return share | {"gpu": float(math.ceil(share["gpu"]))}
+    cores = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return share | {"cpu": max([share["cpu"], *cores])}
+
+
+def _adaptors(
+    source: Once, listeners: Sequence[Listener], settings: Settings, out: Path, pace: watch.Pace, roomy: bool
+) -> tuple[Any, Any, Any]:
     """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
 
-    ``checkpoint`` says where a cell keeps its checkpoint: a trial that is stopped cannot remove its own.
+    ``pace`` learns how long a training may take. ``roomy``: whether one whose memory ran out has more of it alone.
     """
     from ray.tune import Callback
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -166,12 +184,19 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
 
     cells: dict[str, Cell] = {}
     ended: set[str] = set()
+    crowded: deque[Cell] = deque()  # their memory ran out, and they are tried again alone
+    alone: set[str] = set()
 
     def end(trial: Any, outcome: dict[str, Any]) -> None:
         if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has reported its outcome
             return
         ended.add(trial.trial_id)
         cell = cells[trial.trial_id]
+        pace.ended(cell.name)
+        if outcome.get("memory") and roomy and cell.name not in alone:
+            alone.add(cell.name)
+            crowded.append(cell)
+            return
         for listener in listeners:  # the ledger first: what it holds is never run again
             listener.ended(cell, outcome)
         source.tell(cell, outcome)
@@ -202,13 +227,15 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
         def suggest(self, trial_id: str) -> Any:
             if source.finished:
                 return Searcher.FINISHED
-            cell = source.next()
+            cell = crowded.popleft() if crowded else source.next()
             while copy() and cell is None:
                 cell = source.next()
             if cell is None:
                 return Searcher.FINISHED if source.finished else None
             cells[trial_id] = cell
-            return {"cell": json.dumps(asdict(cell))}
+            stack_of(cell, out).unlink(missing_ok=True)
+            limits = json.dumps(asdict(pace.limits))
+            return {"cell": json.dumps(asdict(cell)), "limits": limits, "alone": cell.name in alone}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             """Everything is reported by the others, which also hear of trials that end by an error."""
@@ -225,22 +252,26 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
             if result["kind"] == "outcome":
                 end(trial, report)  # and the trial ends by itself
                 return TrialScheduler.CONTINUE
+            pace.epoch(cell.name)
             for listener in listeners:
                 listener.epoch(cell, report)
             if source.epoch(cell, report):
                 return TrialScheduler.CONTINUE
             end(trial, stopped(report))
-            checkpoint(cell).unlink(missing_ok=True)
+            checkpoint_of(cell, settings, out).unlink(missing_ok=True)  # it cannot remove its own
             return TrialScheduler.STOP
 
     class Hear(Unsaved, Callback):
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            pace.started(cells[trial.trial_id].name)
             for listener in listeners:
                 listener.started(cells[trial.trial_id])
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             error = trial.get_error()
-            reason = str(getattr(error, "cause", None) or error or "the trial's process was lost")
-            end(trial, {"failure": reason.strip().splitlines()[-1], "lost": True})
+            lines = str(getattr(error, "cause", None) or error or "").strip().splitlines()
+            stack = stack_of(cells[trial.trial_id], out)
+            written = stack.read_text(errors="replace") if stack.is_file() else None
+            end(trial, lost(lines[-1] if lines else "nothing is known of it", written))
 
     return Ask(metric="report", mode="max"), GoOn(), Hear()

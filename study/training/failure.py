@@ -1,0 +1,100 @@
+"""Why a training run failed, as plain data: one sentence, the exception, and the line of the user's own code.
+
+``lost`` marks what may go otherwise the next time: memory ran out, a file or a network was away, the process was lost or
+hung. Such a cell is run again whenever its study goes on. Everything else is a property of what was run, and stays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from network_surgery import ops, search_spaces, study
+from network_surgery.ops.errors import SurgeryError, first_line, is_of_memory
+from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.terminal import INSTALLED
+
+#: The most characters of an exception's message that are kept, and of those in a sentence.
+LONGEST, SHORT = 2000, 300
+#: Parts of the path of code that is no user's.
+OTHERS = (*INSTALLED, *(os.path.dirname(str(package.__file__)) for package in (ops, search_spaces, study)), "<frozen ")
+_FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$')
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """The outcome of a training run that this exception ended.
+
+    ``failure``: a sentence with the exception's type, its message and the user's own line; ``error``: the same one by
+    one, as ``type``, ``message`` and ``where`` (None where no code of the user's took part); ``lost``: whether it may go
+    otherwise the next time; ``memory``: whether memory ran out.
+
+    >>> failure(ValueError("two\\nlines"))["failure"]
+    'ValueError: two'
+    """
+    where, memory = _where(error), is_of_memory(error)
+    sentence = first_line(error)[:SHORT]
+    if memory:
+        sentence = f"out of memory: {sentence}"
+    elif not isinstance(error, (Diverged, StudyError, SurgeryError)) and sentence != type(error).__name__:
+        sentence = f"{type(error).__name__}: {sentence}"
+    about = {"type": type(error).__name__, "message": str(error)[:LONGEST], "where": where}
+    outcome: dict[str, Any] = {"failure": sentence + (f" ({where})" if where else ""), "error": about}
+    if memory or any(isinstance(each, OSError) for each in _causes(error)):
+        outcome["lost"] = True
+    return outcome | ({"memory": True} if memory else {})
+
+
+def lost(reason: str, stack: str | None = None) -> dict[str, Any]:
+    """The outcome of a training run whose process has gone, by what is known of it.
+
+    ``reason``: what the one says who has missed it; ``stack``: what ``faulthandler`` wrote, if it did.
+    """
+    where = None if stack is None else where_in(stack)
+    if stack and (limit := re.match(r"Timeout \(([\d:.]+)\)!", stack)):
+        kind, sentence = "Hung", f"it hung: no epoch ended within {limit[1].partition('.')[0]} hours"
+    elif stack and (fatal := re.match(r"Fatal Python error: (.*)", stack)):
+        kind, sentence = "Crashed", f"its process crashed: {fatal[1]}"
+    else:
+        kind, sentence = "Lost", f"the trial's process was lost: {reason[:SHORT]}"
+    about = {"type": kind, "message": reason[:LONGEST], "where": where}
+    return {"failure": sentence + (f" ({where})" if where else ""), "error": about, "lost": True}
+
+
+def where_in(stack: str) -> str | None:
+    """The user's own line in a stack as ``faulthandler`` writes it, the most recent call first; of several threads
+    that of the first which has one.
+    """
+    for line in stack.splitlines():
+        if (found := _FRAME.match(line)) and _own(found["file"]):
+            return _in_words(found["file"], int(found["line"]), found["name"])
+    return None
+
+
+def _where(error: BaseException) -> str | None:
+    """The last line of the user's own code that an exception, or what caused it, has passed."""
+    for each in _causes(error):
+        for frame in reversed(traceback.extract_tb(each.__traceback__)):
+            if _own(frame.filename):
+                return _in_words(frame.filename, frame.lineno or 0, frame.name)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from, the first cause first."""
+    chain: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in chain:
+        chain.append(each)
+        each = each.__cause__
+    return reversed(chain)
+
+
+def _own(file: str) -> bool:
+    return not any(part in file for part in OTHERS) and file not in ("<string>", "")
+
+
+def _in_words(file: str, line: int, name: str) -> str:
+    return f"{os.path.basename(file)}, line {line}, in {name}"
