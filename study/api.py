@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from network_surgery.search_spaces import Suggest
 
-__all__ = ["Result", "compare", "open", "report", "resume", "run"]
+__all__ = ["Result", "compare", "open", "report", "resume", "run", "track"]
 
 Steps = Schedule | Sequence[Step] | Sequence[Mapping[str, Any]]
 
@@ -94,8 +94,9 @@ def resume(
     """Goes on with the study in this folder; nothing that has ended is trained again.
 
     What failed for a reason that may go otherwise (its process was lost, it hung, memory ran out) is run again, and
-    with ``failed`` whatever has failed. ``trials``: the search goes on to this number. ``task``, ``space``, ``sampler``, ``pruner``: what ``run`` was given,
-    where that was an object that no text can name. ``console``: where what goes on is shown.
+    with ``failed`` whatever has failed. ``trials``: the search goes on to this number. ``task``, ``space``,
+    ``sampler``, ``pruner``: what ``run`` was given, where that was an object that no text can name. ``console``: where
+    what goes on is shown.
 
     Raises:
         StudyError: there is no such study, its data have changed, or what it was given from Python is missing.
@@ -134,6 +135,20 @@ def compare(
         made = build(folder.settings)
         conduct.check_data(folder, made)
         return _whole(conduct.compare(folder, made, console or _console(quiet), top, seeds), folder, made)
+
+
+def track(study: Path | str, *, task: Task | type[Task] | None = None) -> str:
+    """Sends to MLflow what a study has stored and has not arrived there; a sentence that says so.
+
+    A server was away, or the study was killed. Nothing is sent twice. ``task``: what ``run`` was given, where that was
+    an object that no text can name.
+
+    Raises:
+        StudyError: there is no such study, another process runs it, or the server does not answer.
+    """
+    with _one_kind_of_error(), _opened(study, task=task) as folder:
+        made = build(folder.settings)
+        return conduct.track(folder, made)
 
 
 def report(study: Path | str) -> Result:

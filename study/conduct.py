@@ -137,6 +137,28 @@ def _compare_again(wanted: Folder, task: Task, console: Console) -> bool:
         return _compare(stage)
 
 
+#: Seconds that ``track`` waits for a server that does not answer.
+TRACKING_PATIENCE = 30.0
+
+
+def track(folder: Folder, task: Task) -> str:
+    """Sends to MLflow what has not arrived there; a sentence that says so.
+
+    Raises:
+        StudyError: another process runs the study, or the server does not answer.
+    """
+    uri = folder.settings.tracking_uri
+    place = uri or str(folder.mlflow)
+    with folder.locked():
+        tracking.check_server(uri, folder.path)
+        with Tracker(folder, task, TRACKING_PATIENCE, load=False) as tracker:
+            if write_report(folder, tracker)["state"]["now"] != "finished":
+                tracker.interrupted()
+    if tracker.lost:
+        raise StudyError(f"{tracker.lost} records did not reach {place} ({tracker.reason}); try again when it answers")
+    return f"{place} has all of {len(folder.records())} trainings"
+
+
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
     """``results.json``, the figures, ``report.html`` and a page of the settings' own (``page``), from what is stored.
 
@@ -241,7 +263,8 @@ class _Stage:
         people call a cell.
         """
         if source.total == 0:
-            failed = sum(record.failed for record in self.folder.records() if record.compared == (stage == "comparison"))
+            part = [record for record in self.folder.records() if record.compared == (stage == "comparison")]
+            failed = sum(record.failed for record in part)
             words = f", {failed} failed" if failed else ""
             say(self.console, f"{stage}: nothing is missing{words}")
             tuner.forget(self.folder.path)
@@ -260,6 +283,7 @@ class _Stage:
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
+            tuner.leave()
             self.tracker.interrupted()
         return whole
 
@@ -277,11 +301,15 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     ):
         try:
             yield _Stage(folder, task, resources, tracker, console)
+        except BaseException:
+            tuner.leave()  # its processes have nothing to do while the report is written
+            raise
         finally:
             write_report(folder, tracker)
     _say_failures(folder, console)
     if tracker.lost:
-        words = f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete."
+        words = f"{tracker.lost} records did not reach MLflow ({tracker.reason or 'it does not answer'}); the study's "
+        words += f"folder is complete, and surgery track {folder.path} sends them later"
         say(console, words, style="yellow")
 
 

@@ -14,16 +14,22 @@ import json
 import logging
 import math
 import os
+import signal
 import socket
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
+from network_surgery.study import interruption
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.scratch import scratch, sweep
 from network_surgery.study.search.once import Once, reports
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
@@ -44,6 +50,12 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+#: Seconds that processes have to end by themselves.
+GRACE = 2.0
+#: How often a cell is tried again whose process is lost.
+RETRIES = 2
 
 
 class Listener(Protocol):
@@ -72,16 +84,111 @@ def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: N
     if ours:
         narrate(f"joining Ray at {settings.address}" if settings.address else "starting Ray")
         _reach(settings.address)
-        try:
-            ray.init(settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise StudyError(f"there is no Ray cluster at {settings.address!r}: {reason}") from None
-    try:
-        yield ray.cluster_resources()
-    finally:
+        sweep()
+    with scratch(LONGEST_PLACE) if ours and _alone(settings.address) else contextlib.nullcontext() as place:
         if ours:
-            ray.shutdown()
+            _before.append({*psutil.Process().children(recursive=True)})
+        try:
+            if ours:
+                _init(settings.address, place)
+            yield ray.cluster_resources()
+        finally:
+            if ours:
+                leave()
+                _before.clear()
+
+
+#: The most characters of Ray's folder: it adds 75 to the names of its sockets, of which Linux allows 107.
+LONGEST_PLACE = 32
+
+
+def _alone(address: str | None) -> bool:
+    """Whether Ray will be started by us, not joined, and nobody else says where its files go."""
+    current = os.path.join(tempfile.gettempdir(), "ray", "ray_current_cluster")  # what ``ray start`` writes
+    return address is None and not {"RAY_ADDRESS", "RAY_TMPDIR"} & os.environ.keys() and not os.path.exists(current)
+
+
+def _init(address: str | None, place: Path | None) -> None:
+    """Starts or joins Ray, which writes its files to ``place``; signals stay with those who handle them."""
+    import ray
+    from ray._private import worker
+
+    # It prints what befalls its processes to standard output, which is for the answer, whatever ``log_to_driver`` says.
+    worker.print_to_stdstream = lambda *_, **__: None
+    more = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
+    try:
+        with _without_stack():
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **more)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(f"there is no Ray cluster at {address!r}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _without_stack() -> Iterator[None]:
+    """Gives signals back that Ray takes in a ``with`` block: its handler of SIGTERM prints a stack and aborts."""
+    handling = interruption.current()
+    if handling is None:
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        handling.again()
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)  # by which that handler aborts
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+#: The processes that this one had started before it started or joined Ray; empty where somebody else has.
+_before: list[set[psutil.Process]] = []
+
+
+def leave() -> None:
+    """Leaves or ends the Ray that ``cluster`` joined or started, if it did: none of its processes is left."""
+    if not _before:
+        return
+    import ray
+
+    started = [each for each in psutil.Process().children(recursive=True) if each not in _before[-1]]
+    try:
+        ray.shutdown()
+    finally:
+        for each in psutil.wait_procs([each for each in started if _is_rays(each)], timeout=GRACE)[1]:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+
+
+def _is_rays(process: psutil.Process) -> bool:
+    try:
+        words = " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return False
+    return "ray::" in words or f"{os.sep}ray{os.sep}" in words
+
+
+def _stop_softly(over: threading.Event) -> bool:
+    """Lets Tune end after its current step, as it does when it is sent SIGUSR1; whether it listens."""
+    tunes = signal.getsignal(signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else None
+    if not callable(tunes):
+        return False
+    over.set()
+
+    def kill() -> None:
+        for each in psutil.Process().children(recursive=True):  # Tune would wait for what they are at
+            with contextlib.suppress(psutil.Error):
+                if "ray::ImplicitFunc" in " ".join(each.cmdline()):
+                    each.kill()
+
+    timer = threading.Timer(GRACE, kill)
+    timer.daemon = True
+    timer.start()
+    tunes(signal.SIGUSR1, None)
+    return True
 
 
 def _reach(address: str | None) -> None:
@@ -115,25 +222,30 @@ def run_cells(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     once = Once(source, settings, per_epoch, out, known, keep, spare)
+    over = threading.Event()
     pace = watch.Pace(settings.hang_factor, watch.LEAST)
-    searcher, scheduler, callback = _adaptors(once, listeners, settings, out, pace, whole != share)
+    searcher, scheduler, callback = _adaptors(once, listeners, settings, out, pace, over, whole != share)
     # No trial takes a GPU by itself that it did not ask Ray for.
     where = settings if "gpu" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
         trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task)
     )
-    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
+    handling = interruption.current()
+    if handling is not None:
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    with scratch() as place:
         tuner = tune.Tuner(
             tune.with_resources(function, lambda config: resources_of(whole if config["alone"] else share)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric="report", mode="max"
             ),
             run_config=tune.RunConfig(
-                name="cells", storage_path=scratch, callbacks=[callback], verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
+                name="cells", storage_path=str(place), callbacks=[callback], verbose=0,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         )  # fmt: skip
-        tuner.fit()
+        with contextlib.nullcontext() if handling is None else handling.softly(lambda: _stop_softly(over)):
+            tuner.fit()
     if source.finished:
         forget(out)
     return source.finished
@@ -172,11 +284,13 @@ def _whole(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
 
 
 def _adaptors(
-    source: Once, listeners: Sequence[Listener], settings: Settings, out: Path, pace: watch.Pace, roomy: bool
-) -> tuple[Any, Any, Any]:
+    source: Once, listeners: Sequence[Listener], settings: Settings, out: Path, pace: watch.Pace,
+    over: threading.Event, roomy: bool,
+) -> tuple[Any, Any, Any]:  # fmt: skip
     """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
 
-    ``pace`` learns how long a training may take. ``roomy``: whether one whose memory ran out has more of it alone.
+    ``pace`` learns how long a training may take. ``over``: from when on processes are lost because we end them.
+    ``roomy``: whether one whose memory ran out has more of it alone.
     """
     from ray.tune import Callback
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -268,6 +382,8 @@ def _adaptors(
                 listener.started(cells[trial.trial_id])
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            if over.is_set():
+                return
             error = trial.get_error()
             lines = str(getattr(error, "cause", None) or error or "").strip().splitlines()
             stack = stack_of(cells[trial.trial_id], out)

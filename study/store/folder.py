@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from network_surgery.study import secrets
 from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.metric import ACCURACY, Metric
@@ -131,6 +132,7 @@ class Folder:
             "layers": layers, "metric": metric.to_data(), "unit": unit, "data": data, "machine": machine(),
             "original": dict(original or {}),
         }  # fmt: skip
+        secrets.keep(settings.tracking_uri, path)
         _write(path / "study.json", content)
         return cls(path.resolve(), settings, layers, identity, preset, metric, unit, original)
 

@@ -1,7 +1,7 @@
 """Why a training run failed, as plain data: one sentence, the exception, and the line of the user's own code.
 
-``lost`` marks what may go otherwise the next time: memory ran out, a file or a network was away, the process was lost or
-hung. Such a cell is run again whenever its study goes on. Everything else is a property of what was run, and stays.
+``lost`` marks what may go otherwise the next time: memory ran out, a file or a network was away, the process was lost
+or hung. Such a cell is run again whenever its study goes on. Everything else is a property of what was run, and stays.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)
 def failure(error: BaseException) -> dict[str, Any]:
     """The outcome of a training run that this exception ended.
 
-    ``failure``: a sentence with the exception's type, its message and the user's own line; ``error``: the same one by
-    one, as ``type``, ``message`` and ``where`` (None where no code of the user's took part); ``lost``: whether it may go
-    otherwise the next time; ``memory``: whether memory ran out.
+    ``failure``: a sentence with the exception's type, its message and the user's own line; ``error``: ``type`` and
+    ``message`` of its first cause, and ``where`` (None where no code of the user's took part); ``lost``: whether it may
+    go otherwise the next time; ``memory``: whether memory ran out.
 
     >>> failure(ValueError("two\\nlines"))["failure"]
     'ValueError: two'
     """
-    where, memory = _where(error), is_of_memory(error)
-    sentence = first_line(error)[:SHORT]
+    root, where, memory = next(_causes(error)), _where(error), is_of_memory(error)
+    kind, sentence = type(root).__name__, first_line(error)[:SHORT]
+    ours = isinstance(error, (Diverged, StudyError, SurgeryError))
     if memory:
         sentence = f"out of memory: {sentence}"
-    elif not isinstance(error, (Diverged, StudyError, SurgeryError)) and sentence != type(error).__name__:
-        sentence = f"{type(error).__name__}: {sentence}"
-    about = {"type": type(error).__name__, "message": str(error)[:LONGEST], "where": where}
-    outcome: dict[str, Any] = {"failure": sentence + (f" ({where})" if where else ""), "error": about}
+    elif not ours and sentence != kind:
+        sentence = f"{kind}: {sentence}"
+    place = where if where is None or not ours or isinstance(root, type(error)) else f"{kind} at {where}"
+    about = {"type": kind, "message": str(root)[:LONGEST], "where": where}
+    outcome: dict[str, Any] = {"failure": sentence + (f" ({place})" if place else ""), "error": about}
     if memory or any(isinstance(each, OSError) for each in _causes(error)):
         outcome["lost"] = True
     return outcome | ({"memory": True} if memory else {})

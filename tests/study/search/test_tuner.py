@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -149,6 +150,87 @@ def test_a_lost_worker_resumes_from_its_last_epoch(
     assert (
         measured(tmp_path / "b", notes.results[cell.name], digits)["test_loss"] == notes.results[cell.name]["test_loss"]
     )
+
+
+FAILING = """
+import ctypes, os, sys, time
+import torch
+from torch import nn
+
+
+class Failing(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(64, 16), nn.Linear(16, classes)
+        self.seed, self.calls = torch.initial_seed(), 0
+
+    def forward(self, images):
+        self.calls += self.training
+        if self.calls == 36:  # in the second epoch that a process trains
+            with open(f"{os.path.dirname(__file__)}/{self.seed}", "a+") as tries:
+                tries.write(".")
+                tries.flush()
+                self.fail(tries.tell())
+        return self.fc2(torch.relu(self.fc1(images.flatten(1))))
+
+    def fail(self, tries):
+        if self.seed == 1:
+            raise KeyError("no such thing")
+        if self.seed == 2:
+            sys.exit(3)
+        if self.seed == 3 or (self.seed == 4 and tries == 1):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        if self.seed == 5:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        if self.seed == 6:
+            time.sleep(120)
+        if self.seed == 7:
+            ctypes.string_at(0)
+        if self.seed == 8:
+            os._exit(3)
+
+
+build = Failing
+"""
+#: Seed → the reason that is kept, and how often it was tried.
+REASONS = {
+    1: (
+        r"ImageTask fails on a training .*: 'no such thing' \(KeyError at failing.py, line 24, in fail\)",
+        1,
+    ),
+    2: (r"SystemExit: 3 \(failing.py, line 26, in fail\)", 1),
+    3: (r"out of memory: CUDA out of memory\. .* \(failing.py, line 28, in fail\)", 2),
+    4: (None, 2),
+    5: (r"ConnectionResetError: .*reset by peer \(failing.py, line 30, in fail\)", 1),
+    6: (r"it hung: no epoch ended within 0:00:05 hours \(failing.py, line 32, in fail\)", 1),
+    7: (r"its process crashed: Segmentation fault \(failing.py, line 34, in fail\)", 2),
+    8: ("the trial's process was lost: .*", 2),
+}
+
+
+def test_a_failure_keeps_its_reason_and_only_what_may_go_otherwise_is_tried_again(
+    resources: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    settings = replace(SETTINGS, model=f"{tmp_path / 'failing.py'}:build", epochs=3)
+    monkeypatch.setattr(tuner.watch.Pace, "limits", tuner.watch.Limits(1, least=5.0))
+    monkeypatch.setattr(tuner, "RETRIES", 1)
+    notes = Notes()
+    cells = {seed: Cell("surgery", seed, trial=0) for seed in REASONS}
+    data, study = ImageTask.of(settings), tmp_path / "study"
+    assert tuner.run_cells(Listed(cells.values()), data, settings, resources, study, [notes])
+    for seed, (reason, tries) in REASONS.items():
+        result = notes.results[cells[seed].name]
+        assert (tmp_path / str(seed)).read_text() == "." * tries
+        if reason is None:  # alone it has memory enough
+            assert "failure" not in result and result["epochs"]
+            continue
+        assert re.fullmatch(reason, result["failure"]), result
+        assert bool(result.get("lost")) == (seed > 2) and result.get("memory", False) == (seed == 3)
+        assert set(result["error"]) == {"type", "message", "where"}
+    assert {path.name for path in (study / "stacks").iterdir()} == {
+        f"surgery-000-seed-{seed}.txt" for seed in (6, 7, 8)
+    }
 
 
 def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
