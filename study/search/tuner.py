@@ -255,6 +255,8 @@ def forget(out: Path) -> None:
     """Removes what a driver that was killed has left of the checkpoints that cells keep for each other."""
     for path in checkpoints_of(out).glob("*-epoch-*.pt"):
         path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there are some of those that hung or crashed
+        stack_of(Cell("original", 0), out).parent.rmdir()
 
 
 def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str, float]:

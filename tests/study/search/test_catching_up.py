@@ -215,14 +215,14 @@ def test_a_server_is_asked_with_the_credentials_that_mlflow_knows(
 ) -> None:
     for name in ("USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
-    with pytest.raises(StudyError, match="nothing can be tracked at http.*401"):
+    with pytest.raises(StudyError, match=r"nothing can be tracked at http.*who are you"):
         check_server(guarded)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token of ada")
     check_server(guarded)
     monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-    with pytest.raises(StudyError, match="401"):
+    with pytest.raises(StudyError, match="who are you"):
         check_server(guarded)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret of ada")
     check_server(guarded)

@@ -201,7 +201,7 @@ REASONS = {
     2: (r"SystemExit: 3 \(failing.py, line 26, in fail\)", 1),
     3: (r"out of memory: CUDA out of memory\. .* \(failing.py, line 28, in fail\)", 2),
     4: (None, 2),
-    5: (r"ConnectionResetError: .*reset by peer \(failing.py, line 30, in fail\)", 1),
+    5: (r".*reset by peer \(ConnectionResetError at failing.py, line 30, in fail\)", 1),
     6: (r"it hung: no epoch ended within 0:00:05 hours \(failing.py, line 32, in fail\)", 1),
     7: (r"its process crashed: Segmentation fault \(failing.py, line 34, in fail\)", 2),
     8: ("the trial's process was lost: .*", 2),
