@@ -78,7 +78,8 @@ def trial(
             outcome = failure(error)
     outcome["device"] = device_name(device)
     tune.report({"kind": "outcome", "report": json.dumps(outcome)})
-    saved.unlink(missing_ok=True)
+    if not outcome.get("lost"):  # then it goes on from there, when it is run again
+        saved.unlink(missing_ok=True)
 
 
 def shipped(task: Task, settings: Settings) -> Task | Sets | None:

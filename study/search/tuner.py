@@ -98,8 +98,8 @@ def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: N
                 _before.clear()
 
 
-#: The most characters of Ray's folder: it adds 75 to the names of its sockets, of which Linux allows 107.
-LONGEST_PLACE = 32
+#: The most characters of Ray's folder: it adds up to 66 to the names of its sockets, of which Linux allows 107.
+LONGEST_PLACE = 40
 
 
 def _alone(address: str | None) -> bool:
@@ -368,7 +368,8 @@ def _adaptors(
             if result["kind"] == "outcome":
                 end(trial, report)  # and the trial ends by itself
                 return TrialScheduler.CONTINUE
-            pace.epoch(cell.name)
+            if report["epoch"] > (cell.fork or {}).get("epoch", 0):  # the others were trained by another cell
+                pace.epoch(cell.name)
             for listener in listeners:
                 listener.epoch(cell, report)
             if source.epoch(cell, report):

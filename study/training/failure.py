@@ -55,8 +55,9 @@ def lost(reason: str, stack: str | None = None) -> dict[str, Any]:
     ``reason``: what the one says who has missed it; ``stack``: what ``faulthandler`` wrote, if it did.
     """
     where = None if stack is None else where_in(stack)
-    if stack and (limit := re.match(r"Timeout \(([\d:.]+)\)!", stack)):
-        kind, sentence = "Hung", f"it hung: no epoch ended within {limit[1].partition('.')[0]} hours"
+    if stack and (limit := re.match(r"Timeout \((\d+):(\d+):([\d.]+)\)!", stack)):
+        seconds = 3600 * int(limit[1]) + 60 * int(limit[2]) + float(limit[3])
+        kind, sentence = "Hung", f"it hung: no epoch ended within {seconds:,.0f} s"
     elif stack and (fatal := re.match(r"Fatal Python error: (.*)", stack)):
         kind, sentence = "Crashed", f"its process crashed: {fatal[1]}"
     else:

@@ -6,6 +6,7 @@ it writes is a file in the study's folder; the driver, or the next try, reads wh
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import statistics
 import time
@@ -77,6 +78,7 @@ class Watch(Callback):
         self._seconds: list[float] = []
         self._since = self._armed = time.monotonic()
         self._file: IO[Any] | None = None
+        self._enabled = False  # whether somebody else wants the stacks of crashes
 
     def __enter__(self) -> Watch:
         try:
@@ -84,6 +86,7 @@ class Watch(Callback):
             self._file = self._path.open("w")
         except OSError:  # a node without the study's folder: nothing can be kept there
             return self
+        self._enabled = faulthandler.is_enabled()
         faulthandler.enable(self._file, all_threads=False)
         self._arm(self._limits.first or UNKNOWN)
         return self
@@ -94,6 +97,9 @@ class Watch(Callback):
         if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
             faulthandler.disable()
+            if self._enabled:
+                with contextlib.suppress(Exception):  # standard error may be no file
+                    faulthandler.enable(all_threads=False)
             self._file.close()
             self._path.unlink(missing_ok=True)
             self._file = None
