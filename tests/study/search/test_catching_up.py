@@ -247,3 +247,23 @@ def test_nothing_is_made_where_nothing_can_be_tracked(tmp_path: Path) -> None:
             check_server(uri)
     check_server(f"sqlite:///{tmp_path}/new.db")
     assert [path.name for path in tmp_path.iterdir()] == ["text.db"]
+
+
+def test_the_database_of_an_odd_folder_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its artifacts; nothing is made beside it under a name that is quoted."""
+    import mlflow
+
+    monkeypatch.setattr(tracker.Machine, "start", lambda self: None)
+    monkeypatch.setattr(tracker.Machine, "join", lambda self: None)
+    place = tmp_path / "it's a?b#c%20d\"{e}&f;g+ü:@"
+    study = Folder.make(place, Settings(), {"fc1": 8})
+    with Tracker(study, DATA) as tracked:
+        live(study, tracked, 0)
+        tracked.stage_ended()
+    assert tracked.lost == 0, tracked.reason
+    assert {path.name for path in place.iterdir()} == {"study.json", "cells.jsonl", "mlflow.db", "mlflow-artifacts"}
+    assert {path.name for path in tmp_path.iterdir()} == {place.name}
+    mlflow.set_tracking_uri(default_uri(study))
+    (run,) = mlflow.search_runs(search_all_experiments=True, filter_string="tags.arm = 'search'", output_format="list")
+    parent = mlflow.get_run(run.data.tags["mlflow.parentRunId"])
+    assert mlflow.artifacts.load_dict(f"{parent.info.artifact_uri}/trainings.json")["data"][0][0] == "search-000"

@@ -347,6 +347,12 @@ def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return []
 
 
+def words(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def ended_by(end: signal.Signals, process: subprocess.Popen[str]) -> str:
     """What it wrote until this signal ended it; of its processes none is left then."""
     started = descendants(process)
@@ -388,7 +394,7 @@ def test_the_main_job_interrupted_resumed_and_repeated(
         assert "Go on with: surgery resume broken" in text and "Traceback" not in text
         for end, moment in ((signal.SIGHUP, "raylet"), (signal.SIGTERM, "ray::ImplicitFunc")):
             stopped = surgery("resume", "broken", cwd=tmp_path, TMPDIR=place)
-            while not any(moment in " ".join(each.cmdline()) for each in descendants(stopped)):
+            while stopped.poll() is None and not any(moment in words(each) for each in descendants(stopped)):
                 time.sleep(0.05)
             text = ended_by(end, stopped)
             assert "Go on with: surgery resume broken" in text
