@@ -388,9 +388,9 @@ def _adaptors(
             if over.is_set():
                 return
             error = trial.get_error()
-            lines = str(getattr(error, "cause", None) or error or "").strip().splitlines()
+            reason = str(getattr(error, "cause", None) or error or "")
             stack = stack_of(cells[trial.trial_id], out)
             written = stack.read_text(errors="replace") if stack.is_file() else None
-            end(trial, lost(lines[-1] if lines else "nothing is known of it", written))
+            end(trial, lost(reason, written))
 
     return Ask(metric="report", mode="max"), GoOn(), Hear()

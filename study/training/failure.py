@@ -52,18 +52,27 @@ def failure(error: BaseException) -> dict[str, Any]:
 def lost(reason: str, stack: str | None = None) -> dict[str, Any]:
     """The outcome of a training run whose process has gone, by what is known of it.
 
-    ``reason``: what the one says who has missed it; ``stack``: what ``faulthandler`` wrote, if it did.
+    ``reason``: what Ray says of it; ``stack``: what ``faulthandler`` wrote, if it did.
+
+    >>> lost("The actor died.\\nWorker exit detail: Worker exits with code 3. There may be causes.")["failure"]
+    'the process was lost: Worker exits with code 3'
     """
     where = None if stack is None else where_in(stack)
+    memory = "low on memory" in reason
+    detail = re.search(r"exit detail: ([^\n]+?)\.(?: |$)", reason)
+    last = detail[1] if detail else (reason.strip().splitlines() or ["nothing is known of it"])[-1]
     if stack and (limit := re.match(r"Timeout \((\d+):(\d+):([\d.]+)\)!", stack)):
         seconds = 3600 * int(limit[1]) + 60 * int(limit[2]) + float(limit[3])
         kind, sentence = "Hung", f"it hung: no epoch ended within {seconds:,.0f} s"
     elif stack and (fatal := re.match(r"Fatal Python error: (.*)", stack)):
         kind, sentence = "Crashed", f"its process crashed: {fatal[1]}"
+    elif memory:
+        kind, sentence = "OutOfMemory", "out of memory: Ray ended the process, since its node ran low on memory"
     else:
-        kind, sentence = "Lost", f"the trial's process was lost: {reason[:SHORT]}"
-    about = {"type": kind, "message": reason[:LONGEST], "where": where}
-    return {"failure": sentence + (f" ({where})" if where else ""), "error": about, "lost": True}
+        kind, sentence = "Lost", f"the process was lost: {last[:SHORT]}"
+    about = {"type": kind, "message": reason.strip()[:LONGEST], "where": where}
+    outcome = {"failure": sentence + (f" ({where})" if where else ""), "error": about, "lost": True}
+    return outcome | ({"memory": True} if memory else {})
 
 
 def where_in(stack: str) -> str | None:

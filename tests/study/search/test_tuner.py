@@ -207,7 +207,7 @@ REASONS = {
     5: (r".*reset by peer \(ConnectionResetError at failing.py, line 30, in fail\)", 1),
     6: (r"it hung: no epoch ended within 5 s \(failing.py, line 32, in fail\)", 1),
     7: (r"its process crashed: Segmentation fault \(failing.py, line 34, in fail\)", 2),
-    8: ("the trial's process was lost: .*", 2),
+    8: ("the process was lost: .*", 2),
 }
 
 
