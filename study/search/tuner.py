@@ -115,7 +115,7 @@ def _init(address: str | None, place: Path | None) -> None:
 
     # It prints what befalls its processes to standard output, which is for the answer, whatever ``log_to_driver`` says.
     worker.print_to_stdstream = lambda *_, **__: None
-    more = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
+    more: dict[str, Any] = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
     try:
         with _without_stack():
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **more)
