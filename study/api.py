@@ -220,6 +220,8 @@ def _continued(folder: Folder, settings: Settings) -> Folder:
     """
     there, wanted = folder.settings.to_data(), settings.to_data()
     wanted["start_digest"] = wanted["start_digest"] or there["start_digest"]  # a study writes it
+    if wanted["sampling"] == "auto":  # a study settles it where it begins
+        wanted["sampling"] = there["sampling"]
     if others := [name for name in there if name not in GROWING and there[name] != wanted[name]]:
         name, more = others[0], f" (and {', '.join(others[1:])})" if others[1:] else ""
         raise StudyError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
-from network_surgery.study.search import comparing, objectives, tracking, tuner
+from network_surgery.study.search import comparing, objectives, preflight, tracking, tuner
+from network_surgery.study.search.nodes import Nodes, asynchronous
 from network_surgery.study.search.once import pays
 from network_surgery.study.search.sampled import Sampled, given
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
@@ -63,8 +64,8 @@ def begin(
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
-    with tuner.cluster(settings, _narrate(console)) as resources:
-        tuner.trial_resources(settings, resources)
+    with tuner.cluster(settings, _narrate(console)) as nodes:
+        settings = _settle_sampling(settings, nodes)
         data = task.fingerprint()
         known = None if data is None else data.to_data()
         yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
@@ -181,17 +182,17 @@ def _given(folder: Folder) -> list[Cell]:
     return given(folder.settings, folder.layers, folder.original)
 
 
-def _search(folder: Folder, per_epoch: int) -> Source:
+def _search(folder: Folder, per_epoch: int, room: Callable[[], int]) -> Source:
     """What is still to run of the search: trials, and the race of the best of them.
 
     And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
-    it costs.
+    it costs. ``room``: the number of trials that may be under way, as ``Sampled`` has it.
     """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
     settings = folder.settings
     sampled = Sampled(
         settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
-        lambda: comparing.budget_of(folder), folder.original,
+        lambda: comparing.budget_of(folder), folder.original, room,
     )  # fmt: skip
     before, original = comparing.first(folder), Cell("original", settings.seed)
     there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
@@ -217,7 +218,7 @@ class _Stage:
 
     folder: Folder
     task: Task
-    resources: dict[str, float]
+    nodes: Nodes
     tracker: Tracker
     console: Console
 
@@ -247,7 +248,7 @@ class _Stage:
             self.console, stage, source, self.folder.metric, name=name, ranks=ranks, feasible=feasible
         ) as display:
             whole = tuner.run_cells(
-                source, self.task, self.folder.settings, self.resources, self.folder.path,
+                source, self.task, self.folder.settings, self.nodes, self.folder.path,
                 [self.folder, self.tracker, display], self.folder.records(), keep, spare,
             )  # fmt: skip
         self.tracker.stage_ended()
@@ -264,11 +265,17 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
             say(console, note)
     with (
         folder.locked(),
-        tuner.cluster(folder.settings, _narrate(console)) as resources,
+        tuner.cluster(folder.settings, _narrate(console)) as nodes,
         Tracker(folder, task) as tracker,
     ):
         try:
-            yield _Stage(folder, task, resources, tracker, console)
+            share = tuner.trial_resources(folder.settings, nodes)
+            if len(nodes.alive()) > 1:
+                say(console, f"checking {len(nodes.alive())} nodes")
+                preflight.preflight(nodes, folder.settings, task, folder.path, share)
+            else:  # this machine has just built the task
+                nodes.checked.update(node.id for node in nodes)
+            yield _Stage(folder, task, nodes, tracker, console)
         finally:
             write_report(folder, tracker)
     if tracker.lost:
@@ -277,8 +284,28 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
 
 
 def _searched(stage: _Stage) -> bool:
-    spare = fork.evenly(stage.folder.settings.epochs)
-    return stage.run("search", _search(stage.folder, stage.per_epoch), _trial, spare=spare)
+    settings = stage.folder.settings
+    share = tuner.trial_resources(settings, stage.nodes)
+    if settings.sampling == "asynchronous":
+        say(
+            stage.console,
+            "search: trials are sampled whenever a slot is free, so another run may try others; "
+            "--sampling generations repeats",
+        )
+    source = _search(stage.folder, stage.per_epoch, lambda: stage.nodes.room(share, settings.generation))
+    return stage.run("search", source, _trial, spare=fork.evenly(settings.epochs))
+
+
+def _settle_sampling(settings: Settings, nodes: Nodes) -> Settings:
+    """The settings with the sampling that suits the cluster, where they leave that open.
+
+    Raises:
+        StudyError: no node can give what a trial takes.
+    """
+    share = tuner.trial_resources(settings, nodes)
+    if settings.sampling != "auto":
+        return settings
+    return replace(settings, sampling="asynchronous" if asynchronous(nodes, share) else "generations")
 
 
 def _compare(stage: _Stage) -> bool:

@@ -15,16 +15,19 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, near
+from network_surgery.study.search.nodes import Node, Nodes, Share, slots
 from network_surgery.study.search.once import Once, reports
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
+from network_surgery.study.search.travel import MARKER, Marker
 from network_surgery.study.store.folder import Record, checkpoint_of, checkpoints_of
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
@@ -40,6 +43,8 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+#: How the resource of Ray begins that says which type of GPU a node has.
+ACCELERATOR = "accelerator_type:"
 
 
 class Listener(Protocol):
@@ -53,11 +58,11 @@ class Listener(Protocol):
 
 
 @contextlib.contextmanager
-def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: None) -> Iterator[dict[str, float]]:
+def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: None) -> Iterator[Nodes]:
     """Ray for the time of a ``with`` block: the cluster at ``settings.address`` or, as Ray does, at ``RAY_ADDRESS`` or
-    started on this machine by ``ray start``; else one of our own, which is stopped at the end. Yields its resources.
+    started on this machine by ``ray start``; else one of our own, which is stopped at the end. Yields its nodes.
 
-    ``narrate`` is given a line about it.
+    ``narrate`` is given a line about it, and one about each node that is avoided.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     import ray
@@ -74,7 +79,7 @@ def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: N
             reason = str(error).splitlines()[0]
             raise StudyError(f"there is no Ray cluster at {settings.address!r}: {reason}") from None
     try:
-        yield ray.cluster_resources()
+        yield Nodes(narrate)
     finally:
         if ours:
             ray.shutdown()
@@ -94,32 +99,35 @@ def _reach(address: str | None) -> None:
 
 
 def run_cells(
-    source: Source, task: Task, settings: Settings, resources: dict[str, float], out: Path,
+    source: Source, task: Task, settings: Settings, nodes: Nodes, out: Path,
     listeners: Sequence[Listener], known: Sequence[Record] = (), keep: Sequence[int] = (),
     spare: Sequence[int] = (),
 ) -> bool:  # fmt: skip
     """Runs every cell of a source, none of them twice: ``known``, ``keep`` and ``spare`` as in ``study.search.once``.
 
-    Returns False where Ctrl-C ended it early; raises StudyError where nothing fits.
+    Returns False where Ctrl-C ended it early; raises StudyError where nothing fits, or no node can train.
     """
     from ray import tune
 
     from network_surgery.study.search.trial import shipped, trial
 
-    share = trial_resources(settings, resources)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
+    share = trial_resources(settings, nodes)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # how many there are is up to _Room
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     once = Once(source, settings, per_epoch, out, known, keep, spare)
-    adaptors = _adaptors(once, listeners, lambda cell: checkpoint_of(cell, settings, out))
+    marker = Marker(out, nodes)
+    room = _Room(nodes, share, settings.generation, marker)
+    adaptors = _adaptors(once, listeners, lambda cell: checkpoint_of(cell, settings, out), room)
     searcher, scheduler, callback = adaptors
     # No trial takes a GPU by itself that it did not ask Ray for.
-    where = settings if "gpu" in share or settings.device != "auto" else replace(settings, device="cpu")
+    where = settings if "GPU" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
-        trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task)
-    )
-    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
+        trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task),
+        marker=marker.name, checked=frozenset(nodes.checked),
+    )  # fmt: skip
+    with marker, tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(function, share),
+            tune.with_resources(function, room.request()),
             tune_config=tune.TuneConfig(
                 search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric="report", mode="max"
             ),
@@ -129,6 +137,7 @@ def run_cells(
             ),
         )  # fmt: skip
         tuner.fit()
+    room.check()
     if source.finished:
         forget(out)
     return source.finished
@@ -136,26 +145,79 @@ def run_cells(
 
 def forget(out: Path) -> None:
     """Removes what a driver that was killed has left of the checkpoints that cells keep for each other."""
-    for path in checkpoints_of(out).glob("*-epoch-*.pt"):
+    for path in (*checkpoints_of(out).glob("*-epoch-*.pt"), *out.glob(f"{MARKER}*")):
         path.unlink(missing_ok=True)
 
 
-def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
-    """What one trial asks of the cluster. Raises StudyError where no trial could ever start."""
-    gpus = 0.0 if settings.device == "cpu" or not resources.get("GPU") else settings.gpus_per_trial
+def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, float]:
+    """What one training run asks of its node, by Ray's names. Raises StudyError where no node could ever give that."""
+    nodes = list(nodes)
+    gpus = settings.gpus_per_trial if settings.device != "cpu" and _most(nodes, "GPU") else 0.0
     check_device(settings.device)
-    if not resources.get("GPU"):
+    if not _most(nodes, "GPU"):
         pick_device(settings.device)  # one that Ray does not count, such as mps
-    if settings.cpus_per_trial > resources.get("CPU", 0):
+    share = {"CPU": settings.cpus_per_trial} | ({"GPU": gpus} if gpus else {})
+    for kind, setting in (("CPU", "cpus_per_trial"), ("GPU", "gpus_per_trial")):
+        if share.get(kind, 0.0) > (most := _most(nodes, kind)):
+            where = "this Ray cluster has" if len(nodes) == 1 else "no node of this Ray cluster has more than"
+            raise StudyError(f"{setting} is {share[kind]:g}, but {where} {most:g} {kind}s")
+    if settings.accelerator is not None:
+        known = [kind.removeprefix(ACCELERATOR) for node in nodes for kind in node.resources if ACCELERATOR in kind]
+        if settings.accelerator not in known:
+            types = f"only {', '.join(sorted({*known}))}" if known else "no type of GPU that Ray knows"
+            raise StudyError(
+                f"accelerator is {settings.accelerator!r}, but this Ray cluster has {types}"
+                f"{near(settings.accelerator, known)}"
+            )
+        share[f"{ACCELERATOR}{settings.accelerator}"] = 0.001  # so little that the GPUs alone decide
+    if not slots(nodes, share):
+        parts = " and ".join(f"{amount:g} {kind}s" for kind, amount in share.items() if amount >= 0.01)
         raise StudyError(
-            f"cpus_per_trial is {settings.cpus_per_trial:g}, but this Ray cluster has {resources.get('CPU', 0):g} CPUs"
+            f"a training run takes {parts}, but no node of this Ray cluster has all of that together; lower "
+            "cpus_per_trial or gpus_per_trial"
         )
-    if gpus > resources.get("GPU", 0):
-        raise StudyError(f"gpus_per_trial is {gpus:g}, but this Ray cluster has {resources['GPU']:g} GPUs")
-    return {"cpu": settings.cpus_per_trial} | ({"gpu": gpus} if gpus else {})
+    return share
 
 
-def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[[Cell], Path]) -> tuple[Any, Any, Any]:
+def _most(nodes: Iterable[Node], kind: str) -> float:
+    """How much of a resource the node has that has most of it."""
+    return max((node.resources.get(kind, 0.0) for node in nodes), default=0.0)
+
+
+@dataclass
+class _Room:
+    """How many cells Tune may have at once, and where: on the nodes as they are at the time."""
+
+    nodes: Nodes
+    share: Share
+    ahead: int
+    marker: Marker
+    none: bool = False
+
+    def __call__(self) -> int:
+        """The number of cells that may be under way now."""
+        self.none = not list(self.nodes)
+        self.marker.serve()
+        return self.nodes.room(self.share, self.ahead)
+
+    def request(self) -> Any:
+        """What Tune asks of Ray for one trial that starts now."""
+        from ray import tune
+
+        selector = self.nodes.selector
+        labels = {"bundle_label_selector": [selector]} if selector else {}
+        return tune.PlacementGroupFactory([dict(self.share)], **labels)
+
+    def check(self) -> None:
+        """Raises StudyError where every node is avoided."""
+        if self.none:
+            reasons = "; ".join(dict.fromkeys(self.nodes.avoided.values()))
+            raise StudyError(f"no node of this Ray cluster can train: {reasons}")
+
+
+def _adaptors(
+    source: Once, listeners: Sequence[Listener], checkpoint: Callable[[Cell], Path], room: _Room
+) -> tuple[Any, Any, Any]:
     """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
 
     ``checkpoint`` says where a cell keeps its checkpoint: a trial that is stopped cannot remove its own.
@@ -166,6 +228,7 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
 
     cells: dict[str, Cell] = {}
     ended: set[str] = set()
+    refused: deque[Cell] = deque()
 
     def end(trial: Any, outcome: dict[str, Any]) -> None:
         if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has reported its outcome
@@ -200,9 +263,11 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
 
     class Ask(Unsaved, Searcher):
         def suggest(self, trial_id: str) -> Any:
-            if source.finished:
+            if source.finished or room.none:
                 return Searcher.FINISHED
-            cell = source.next()
+            if len(cells) - len(ended) >= room():
+                return None
+            cell = refused.popleft() if refused else source.next()
             while copy() and cell is None:
                 cell = source.next()
             if cell is None:
@@ -220,8 +285,19 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
     class GoOn(Unsaved, FIFOScheduler):
         """Hears every result, since Tune asks its scheduler before it tells its callbacks."""
 
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            super().on_trial_add(tune_controller, trial)
+            if room.nodes.avoided:
+                trial.update_resources(room.request())
+
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             cell, report = cells[trial.trial_id], json.loads(result["report"])
+            if result["kind"] == "refused":  # by a node that cannot train it: another one shall
+                if trial.trial_id not in ended:
+                    ended.add(trial.trial_id)
+                    refused.append(cell)
+                    room.nodes.avoid(report["node"], report["reason"])
+                return TrialScheduler.STOP
             if result["kind"] == "outcome":
                 end(trial, report)  # and the trial ends by itself
                 return TrialScheduler.CONTINUE
