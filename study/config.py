@@ -273,8 +273,8 @@ class Settings(Declared):
     sampling: Annotated[
         Literal["auto", "generations", "asynchronous"],
         About(
-            "when trials are sampled: generations of them together, so that a study repeats; asynchronous: one whenever "
-            "a slot is free, so that no slot waits; auto: asynchronous on several nodes or more than 8 slots",
+            "when trials are sampled: generations of them together, so that a study repeats; asynchronous: one "
+            "whenever a slot is free, so that no slot waits; auto: asynchronous on several nodes or above 8 slots",
             decides=False,
         ),
     ] = "auto"

@@ -38,7 +38,8 @@ class Node:
 class Nodes:
     """The nodes of the cluster that this process is connected to, without the ``avoided`` ones (id → reason).
 
-    ``narrate`` is given a line about each that is avoided. ``checked``: the ids of those that passed the preflight (``study.search.preflight``).
+    ``narrate`` is given a line about each that is avoided. ``checked``: the ids of those that passed the preflight
+    (``study.search.preflight``).
     """
 
     narrate: Callable[[str], None] = lambda words: None

@@ -100,7 +100,7 @@ def preflight(
 
 
 def examine(given: Task | Sets | None, settings: Settings, start: Start | None) -> str | None:
-    """Why this process cannot train what it was sent; None where it can. See ``trial.shipped`` for what is ``given``."""
+    """Why this process cannot train what it was sent, or None. ``given``: as ``trial.shipped`` makes it."""
     try:
         task = given if isinstance(given, Task) else build(settings, given)
         made(Cell("original", settings.seed), task, settings, start)

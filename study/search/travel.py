@@ -51,7 +51,7 @@ class Shelf:
 
 
 class Marker:
-    """The driver's side, for the time of a ``with`` block: the marker, and the shelf as soon as there are other nodes."""
+    """The driver's side, for the time of a ``with`` block: the marker, and the shelf once there are other nodes."""
 
     def __init__(self, folder: Path, nodes: Nodes) -> None:
         self.name = f"{MARKER}{uuid.uuid4().hex}"
