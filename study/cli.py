@@ -190,6 +190,21 @@ def report(study: Study, quiet: Quiet = False, as_json: Json = False) -> None:
 
 
 @app.command()
+def doctor(
+    study: Annotated[
+        Path | None, typer.Argument(help="The study's folder: its model and data are tried, too.", metavar="[STUDY]")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT.")] = None,
+) -> None:
+    """Check every node of a Ray cluster: versions, GPUs and, with a study, its model, data and folder."""
+    terminal = Terminal()
+    terminal.begin("doctor", study or address or "")
+    from network_surgery.study.checkup import check_cluster
+
+    check_cluster(address, study, terminal.answer, terminal.narration)
+
+
+@app.command()
 @with_settings("task", "data", "model", "start", "image_size", "stream", "workers")
 def layers(
     preset: Preset = None,

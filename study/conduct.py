@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from network_surgery.study.recipe.learning_rate import check_after, check_length
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, preflight, tracking, tuner
-from network_surgery.study.search.nodes import Nodes, asynchronous
+from network_surgery.study.search.nodes import Node, Nodes, asynchronous
 from network_surgery.study.search.once import pays
 from network_surgery.study.search.sampled import Sampled, given
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
@@ -65,7 +65,7 @@ def begin(
     if settings.storage is not None:
         open_storage(settings.storage, out)
     with tuner.cluster(settings, _narrate(console)) as nodes:
-        settings = _settle_sampling(settings, nodes)
+        settings = settle_sampling(settings, nodes)
         data = task.fingerprint()
         known = None if data is None else data.to_data()
         yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
@@ -296,7 +296,7 @@ def _searched(stage: _Stage) -> bool:
     return stage.run("search", source, _trial, spare=fork.evenly(settings.epochs))
 
 
-def _settle_sampling(settings: Settings, nodes: Nodes) -> Settings:
+def settle_sampling(settings: Settings, nodes: Iterable[Node]) -> Settings:
     """The settings with the sampling that suits the cluster, where they leave that open.
 
     Raises:

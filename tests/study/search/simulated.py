@@ -32,7 +32,7 @@ SHARE = {"CPU": 1.0}
 class Load:
     """How busy a search kept its slots: from its start to its end, and while there was a trial that could start.
 
-    ``hours`` are virtual ones, a trial's mean length; ``epochs`` those that were trained, ``ended`` the trials by number.
+    ``hours`` are virtual ones, a trial's mean length; ``epochs`` were trained; ``ended`` has results by trial.
     """
 
     whole: float
@@ -69,14 +69,18 @@ def search(count: int, trials: int, seed: int = 0, spread: float = 0.3, grows_to
 
     ``changes``: of the settings.
     """
-    chosen = {"sampler": "RandomSampler", "objective": ("loss",), "epochs": EPOCHS, "trials": trials, "space": "removal"}
+    chosen = {
+        "sampler": "RandomSampler",
+        "objective": ("loss",),
+        "epochs": EPOCHS,
+        "trials": trials,
+        "space": "removal",
+    }
     settings = Settings(**chosen | changes)
     draw, nodes = np.random.default_rng(seed), Imagined(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampled, "open_storage", lambda uri, path: optuna.storages.InMemoryStorage())
-        source = Sampled(
-            settings, LAYERS, Path("here/optuna.db"), room=lambda: nodes.room(SHARE, settings.generation)
-        )
+        source = Sampled(settings, LAYERS, Path("here/optuna.db"), room=lambda: nodes.room(SHARE, settings.generation))
     once = Once(source, settings, per_epoch=10, folder=Path("nowhere"))
     order, now, busy, epochs, last_start = itertools.count(), 0.0, 0.0, 0, 0.0
     events: list[tuple[float, int, Cell, int, float, float]] = []
