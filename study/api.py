@@ -24,6 +24,7 @@ from network_surgery.study.references import PYTHON, lent, name_of
 from network_surgery.study.result import Result
 from network_surgery.study.search.space import check_importable
 from network_surgery.study.search.trial import check_shipped
+from network_surgery.study.store.copies import at_hand
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Task, build
 from network_surgery.study.terminal import say, say_path
@@ -90,7 +91,8 @@ def resume(
     quiet: bool = False,
     console: Console | None = None,
 ) -> Result:
-    """Goes on with the study in this folder; nothing that has ended is trained again.
+    """Goes on with the study in this folder; nothing that has ended is trained again. A URI names its copy
+    (``copy_to``): then a folder is made of that under ``runs``.
 
     ``trials``: the search goes on to this number. ``task``, ``space``, ``sampler``, ``pruner``: what ``run`` was given,
     where that was an object that no text can name. ``console``: where what goes on is shown.
@@ -99,7 +101,10 @@ def resume(
         StudyError: there is no such study, its data have changed, or what it was given from Python is missing.
         KeyboardInterrupt: it was interrupted again.
     """
-    with _one_kind_of_error(), _opened(study, task=task, space=space, sampler=sampler, pruner=pruner) as folder:
+    with (
+        _one_kind_of_error(),
+        _opened(at_hand(study), task=task, space=space, sampler=sampler, pruner=pruner) as folder,
+    ):
         made = build(folder.settings)
         conduct.check_data(folder, made)
         if trials is not None:

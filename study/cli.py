@@ -160,7 +160,8 @@ def resume(
     terminal.begin("resume", study)
     from network_surgery.study import api
 
-    _show(terminal, study, lambda: api.resume(study, trials=trials, console=terminal.narration))
+    place = api.at_hand(study)
+    _show(terminal, place, lambda: api.resume(place, trials=trials, console=terminal.narration))
 
 
 @app.command()

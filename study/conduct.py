@@ -35,6 +35,8 @@ from network_surgery.study.search.sampled import Sampled, given
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
+from network_surgery.study.store import copies
+from network_surgery.study.store.copies import Copy
 from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
 from network_surgery.study.store.words import describe, names, short
 from network_surgery.study.task import Task, build
@@ -64,6 +66,8 @@ def begin(
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
+    if settings.copy_to is not None:
+        copies.check(settings.copy_to)
     with tuner.cluster(settings, _narrate(console)) as nodes:
         settings = settle_sampling(settings, nodes)
         data = task.fingerprint()
@@ -220,6 +224,7 @@ class _Stage:
     task: Task
     nodes: Nodes
     tracker: Tracker
+    copy: Copy
     console: Console
 
     @property
@@ -249,7 +254,7 @@ class _Stage:
         ) as display:
             whole = tuner.run_cells(
                 source, self.task, self.folder.settings, self.nodes, self.folder.path,
-                [self.folder, self.tracker, display], self.folder.records(), keep, spare,
+                [self.folder, self.copy, self.tracker, display], self.folder.records(), keep, spare,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -266,6 +271,7 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     with (
         folder.locked(),
         tuner.cluster(folder.settings, _narrate(console)) as nodes,
+        Copy(folder.path, folder.settings.copy_to) as copy,  # ends last: it also copies what the tracker writes
         Tracker(folder, task) as tracker,
     ):
         try:
@@ -275,9 +281,11 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
                 preflight.preflight(nodes, folder.settings, task, folder.path, share)
             else:  # this machine has just built the task
                 nodes.checked.update(node.id for node in nodes)
-            yield _Stage(folder, task, nodes, tracker, console)
+            yield _Stage(folder, task, nodes, tracker, copy, console)
         finally:
             write_report(folder, tracker)
+    if copy.reason:
+        say(console, f"The copy at {folder.settings.copy_to} is not complete ({copy.reason}); resume sends the rest.")
     if tracker.lost:
         words = f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete."
         say(console, words, style="yellow")

@@ -423,6 +423,14 @@ class Settings(Declared):
         ),
     ] = None
     address: Annotated[Text | None, About("A running Ray cluster: auto, or HOST:PORT", decides=False)] = None
+    copy_to: Annotated[
+        Text | None,
+        About(
+            "A URI where the study's folder is copied to while it runs: s3://BUCKET/PATH, gs://, abfs://, hdfs:// or "
+            "file:///PATH",
+            decides=False,
+        ),
+    ] = None
     tracking_uri: Annotated[
         Text | None, About("An MLflow server; by default a database in the folder", decides=False)
     ] = None

@@ -343,7 +343,7 @@ def test_what_does_not_decide_a_result_is_what_is_searched_compared_and_where_it
         "trials", "generation", "space", "sampler", "pruner", "storage", "enqueue", "schedules", "objective",
         "early_stopping", "first_rung", "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "page",
         "margin", "device", "cpus_per_trial", "gpus_per_trial", "address", "tracking_uri", "stream", "workers",
-        "budget", "controls", "racing", "finalists", "sampling", "accelerator",
+        "budget", "controls", "racing", "finalists", "sampling", "accelerator", "copy_to",
         "distill_temperature", "distill_weight",  # of one arm, whose cells have them in their keys
     }  # fmt: skip
 
