@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from network_surgery.study.config import Settings
@@ -24,6 +26,7 @@ from network_surgery.study.store.folder import checkpoints_of, network_of
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 
+pytestmark = pytest.mark.slow
 MODEL = """
 from network_surgery.study import models
 
@@ -56,9 +59,18 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends a node as the loss of its machine would."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.wait(timeout=30)
+
+
 @pytest.fixture(scope="module")
-def cluster(apart: Path) -> Iterator[None]:
-    """A head and a node beside it, each with one CPU; this process is connected."""
+def cluster(apart: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A head and a node beside it, each with one CPU; this process is connected. Yields the second node's process."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -70,16 +82,14 @@ def cluster(apart: Path) -> Iterator[None]:
         start += ["--num-cpus=1", f"--object-store-memory={few['object_store_memory']}", "--disable-usage-stats"]
         second = subprocess.Popen(hidden(apart, start), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            with tuner.cluster(Settings(device="cpu", address=head.address)) as nodes:
+            with tuner.cluster(Settings(device="cpu", address=head.address)):
                 end = time.monotonic() + 60
                 while len([each for each in ray.nodes() if each["Alive"]]) < 2:
                     assert time.monotonic() < end and second.poll() is None, "the second node does not come"
                     time.sleep(0.2)
-                assert nodes is not None
-                yield
+                yield second
         finally:
-            second.terminate()
-            second.wait(timeout=30)
+            kill(second)
             head.shutdown()
 
 
@@ -103,9 +113,21 @@ def node_here() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def test_a_node_that_cannot_train_is_avoided_and_its_share_runs_elsewhere(
-    cluster: None, apart: Path, tmp_path: Path
-) -> None:
+@contextlib.contextmanager
+def busy_here() -> Iterator[Callable[[], None]]:
+    """Takes this node's CPU, so that everything is trained on the other one; yields what gives it back."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    where = NodeAffinitySchedulingStrategy(node_here(), soft=False)
+    task = ray.remote(num_cpus=1, scheduling_strategy=where, max_retries=0)(lambda: time.sleep(600)).remote()
+    try:
+        yield lambda: ray.cancel(task, force=True)
+    finally:
+        ray.cancel(task, force=True)
+
+
+def test_a_node_that_cannot_train_is_avoided(cluster: subprocess.Popen[bytes], apart: Path, tmp_path: Path) -> None:
     settings = Settings(model=f"{apart}/model.py:small", **OPTIONS)
     task, words = ImageTask.of(settings), list[str]()
     nodes = Nodes(words.append)
@@ -116,29 +138,22 @@ def test_a_node_that_cannot_train_is_avoided_and_its_share_runs_elsewhere(
     (sentence,) = words
     assert "is avoided" in sentence and "model.py:small' cannot be loaded" in sentence
 
-    notes = Notes()
-    cells = [Cell("surgery", seed, SHRINK, trial=seed) for seed in range(3)]
-    assert tuner.run_cells(Listed(cells), task, settings, nodes, tmp_path, [notes])
-    assert len(notes.results) == 3 and not any("failure" in each for each in notes.results.values())
-
 
 def test_a_node_that_comes_after_the_preflight_is_found_out_by_its_first_trial(
-    cluster: None, apart: Path, tmp_path: Path
+    cluster: subprocess.Popen[bytes], apart: Path, tmp_path: Path
 ) -> None:
     settings = Settings(model=f"{apart}/model.py:small", **OPTIONS)
     words: list[str] = []
     nodes = Nodes(words.append, checked={node_here()})
     notes = Notes()
-    cells = [Cell("surgery", seed, SHRINK, trial=seed) for seed in range(4)]
+    cells = [Cell("surgery", seed, SHRINK, trial=seed) for seed in range(3)]
     assert tuner.run_cells(Listed(cells), ImageTask.of(settings), settings, nodes, tmp_path, [notes])
-    assert len(notes.results) == 4 and not any("failure" in each for each in notes.results.values())
+    assert len(notes.results) == 3 and not any("failure" in each for each in notes.results.values())
     assert len(words) == len(nodes.avoided) == 1
 
 
-def test_a_folder_that_is_not_shared_loses_nothing(cluster: None, apart: Path) -> None:
+def test_a_folder_that_is_not_shared_loses_nothing(cluster: subprocess.Popen[bytes], apart: Path) -> None:
     """Networks, values and what others begin from arrive, whichever node trains."""
-    import ray
-
     settings = Settings(model="mlp", **OPTIONS)
     task, nodes, out = ImageTask.of(settings), Nodes(), apart / "study"
     out.mkdir()
@@ -146,27 +161,20 @@ def test_a_folder_that_is_not_shared_loses_nothing(cluster: None, apart: Path) -
     notes = {report.node.id == node_here(): report.notes for report in reports}
     assert notes[True] == () and "its files travel through Ray" in notes[False][0]
 
-    # All on the other node: this one's CPU is taken.
-    here = ray.remote(num_cpus=1)(lambda: time.sleep(600))
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    busy = here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_here(), soft=False)).remote()
     cells = [Cell("original", 1, test=True), Cell("surgery", 1, SHRINK, trial=1, test=True)]
     notes_there = Notes()
-    try:
+    with busy_here():
         assert tuner.run_cells(Listed(cells), task, settings, nodes, out, [notes_there])
-    finally:
-        ray.cancel(busy, force=True)
     for cell in cells:
         result = notes_there.results[cell.name]
         assert result["network"] == f"networks/{cell.name}.pt" and network_of(cell, out).exists()
         assert np.load(network_of(cell, out).with_suffix(".npy")).size > 0
-    assert notes_there.results["surgery-001-seed-1"]["forked"] == {"from": "original-seed-1", "epoch": 1}
+    assert notes_there.results["surgery-001-seed-1"]["forked"] == {"from": "original-seed-1", "epoch": 2}
     left = [path for path in (*checkpoints_of(out).iterdir(), *out.glob(f"{MARKER}*"))]
     assert left == []
 
 
-def test_what_is_not_shared_is_the_same(cluster: None, apart: Path, tmp_path: Path) -> None:
+def test_what_is_not_shared_is_the_same(cluster: subprocess.Popen[bytes], apart: Path, tmp_path: Path) -> None:
     """A mirror holds what was brought, sends what has changed, and removes what was removed."""
     import ray
 
@@ -188,3 +196,27 @@ def test_what_is_not_shared_is_the_same(cluster: None, apart: Path, tmp_path: Pa
     (copy / "checkpoints" / "a.pt").unlink()
     mirror.send()
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["b.pt"]
+
+
+def test_a_lost_node_that_shared_nothing_costs_two_epochs_at_most(
+    cluster: subprocess.Popen[bytes], apart: Path
+) -> None:
+    """The last test: it kills the second node, and the run goes on here from the checkpoint that was sent."""
+    settings = Settings(model="mlp", **OPTIONS | {"epochs": 30})
+    out = apart / "lost"
+    heard: list[float] = []
+
+    with busy_here() as free:
+
+        class Killer(Notes):
+            def epoch(self, cell: Cell, record: dict[str, Any]) -> None:
+                heard.append(record["epoch"])
+                if record["epoch"] == 6 and cluster.poll() is None:
+                    kill(cluster)
+                    free()
+
+        notes = Killer()
+        cell = Cell("surgery", 3, SHRINK, trial=3, test=True)
+        assert tuner.run_cells(Listed([cell]), ImageTask.of(settings), settings, Nodes(), out, [notes])
+    assert "failure" not in notes.results[cell.name] and network_of(cell, out).exists()
+    assert heard.count(1.0) == 1 and heard[-1] == 30 and len(heard) - 30 <= 2
