@@ -278,7 +278,9 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
             share = tuner.trial_resources(folder.settings, nodes)
             if len(nodes.alive()) > 1:
                 say(console, f"checking {len(nodes.alive())} nodes")
-                preflight.preflight(nodes, folder.settings, task, folder.path, share)
+                for report in preflight.preflight(nodes, folder.settings, task, folder.path, share):
+                    if report.notes:
+                        say(console, f"  {report.sentence}", style="dim")
             else:  # this machine has just built the task
                 nodes.checked.update(node.id for node in nodes)
             yield _Stage(folder, task, nodes, tracker, copy, console)
