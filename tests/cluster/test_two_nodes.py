@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -26,12 +27,25 @@ from network_surgery.study.store.folder import checkpoints_of, network_of
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MODEL = """
 from network_surgery.study import models
 
 def small(shape, classes):
     return models.build("mlp", shape, classes)
+"""
+#: A node, for as long as this program runs. ``ray start`` would have others on this machine join it.
+NODE = """
+import json, sys, time
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+more = {"min_worker_port": 0, "max_worker_port": 0, "node_manager_port": 0, "include_log_monitor": False}
+params = RayParams(gcs_address=sys.argv[1], redis_address=None, num_gpus=0, **more, **json.loads(sys.argv[2]))
+params.dashboard_agent_listen_port = None
+Node(params, head=False)
+while True:
+    time.sleep(60)
 """
 OPTIONS = {"epochs": 3, "device": "cpu", "held_out": 64, "signal_images": 64, "probe": 0}
 SHRINK = [{"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}]
@@ -76,10 +90,11 @@ def cluster(apart: Path) -> Iterator[subprocess.Popen[bytes]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        # Else every process on this machine that starts Ray would join this cluster.
+        patch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
         few = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
         head = Cluster(initialize_head=True, head_node_args=few | {"include_dashboard": False})
-        start = [str(Path(sys.executable).with_name("ray")), "start", f"--address={head.address}", "--block"]
-        start += ["--num-cpus=1", f"--object-store-memory={few['object_store_memory']}", "--disable-usage-stats"]
+        start = [sys.executable, "-c", NODE, head.address, json.dumps(few)]
         second = subprocess.Popen(hidden(apart, start), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             with tuner.cluster(Settings(device="cpu", address=head.address)):
@@ -146,9 +161,9 @@ def test_a_node_that_comes_after_the_preflight_is_found_out_by_its_first_trial(
     words: list[str] = []
     nodes = Nodes(words.append, checked={node_here()})
     notes = Notes()
-    cells = [Cell("surgery", seed, SHRINK, trial=seed) for seed in range(3)]
+    cells = [Cell("surgery", seed, SHRINK, trial=seed) for seed in range(2)]
     assert tuner.run_cells(Listed(cells), ImageTask.of(settings), settings, nodes, tmp_path, [notes])
-    assert len(notes.results) == 3 and not any("failure" in each for each in notes.results.values())
+    assert len(notes.results) == 2 and not any("failure" in each for each in notes.results.values())
     assert len(words) == len(nodes.avoided) == 1
 
 
