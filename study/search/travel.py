@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from network_surgery.study.scratch import scratch
 from network_surgery.study.search.nodes import Nodes
 from network_surgery.study.store.folder import write_whole
 
@@ -24,8 +24,8 @@ from network_surgery.study.store.folder import write_whole
 MARKER = ".driver-"
 #: Seconds to wait for the actor that keeps the files.
 PATIENCE = 60.0
-#: How files end that are not whole yet.
-PART = ".part"
+#: Files that are not whole yet, and the stacks that a process writes when it hangs or crashes.
+LEFT_OUT = re.compile(r"\.part(\.|$)|^stacks/")
 
 
 class Shelf:
@@ -36,7 +36,7 @@ class Shelf:
 
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
         """The files that are there, of these names; a name may be a pattern."""
-        found = {path for name in names for path in self._folder.glob(name) if PART not in path.name}
+        found = {path for name in names for path in self._folder.glob(name) if not LEFT_OUT.search(path.name)}
         return {path.relative_to(self._folder).as_posix(): path.read_bytes() for path in sorted(found)}
 
     def write(self, name: str, content: bytes) -> None:
@@ -87,6 +87,7 @@ class Mirror:
 
     def __init__(self, path: Path, shelf: Any) -> None:
         self.path, self._shelf = path, shelf
+        path.mkdir(exist_ok=True)
         self._known: dict[str, tuple[int, int]] = {}
 
     def bring(self, names: Iterable[str]) -> None:
@@ -106,7 +107,7 @@ class Mirror:
         there = {path.relative_to(self.path).as_posix(): path for path in self.path.rglob("*") if path.is_file()}
         waiting = []
         for name, path in there.items():
-            if PART not in path.name and self._known.get(name) != (state := _state(path)):
+            if not LEFT_OUT.search(name) and self._known.get(name) != (state := _state(path)):
                 waiting.append(self._shelf.write.remote(name, path.read_bytes()))
                 self._known[name] = state
         for name in self._known.keys() - there.keys():
@@ -126,11 +127,9 @@ def place(folder: Path, marker: str) -> Iterator[tuple[Path, Mirror | None]]:
     if shares(folder, marker):
         yield folder, None
         return
-    scratch = Path(tempfile.mkdtemp(prefix="network-surgery-"))
-    try:
-        yield scratch, Mirror(scratch, _shelf(marker))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with scratch() as room:
+        mirror = Mirror(room / "study", _shelf(marker))
+        yield mirror.path, mirror
 
 
 def _shelf(marker: str) -> Any:
