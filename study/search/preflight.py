@@ -185,7 +185,7 @@ def _send(function: Callable[..., Any], node: Node, gpus: float, *arguments: Any
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    here: Any = NodeAffinitySchedulingStrategy(node.id, soft=False)
     remote = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0, scheduling_strategy=here)
     return remote(function).remote(*arguments)
 

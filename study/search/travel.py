@@ -55,7 +55,8 @@ class Marker:
 
     def __init__(self, folder: Path, nodes: Nodes) -> None:
         self.name = f"{MARKER}{uuid.uuid4().hex}"
-        self._folder, self._nodes, self._shelf = folder, nodes, None
+        self._folder, self._nodes = folder, nodes
+        self._shelf: Any = None
 
     def __enter__(self) -> Marker:
         self._folder.mkdir(parents=True, exist_ok=True)

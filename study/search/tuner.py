@@ -330,7 +330,7 @@ class _Room:
         from ray import tune
 
         selector = self.nodes.selector
-        labels = {"bundle_label_selector": [selector]} if selector else {}
+        labels: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
         return tune.PlacementGroupFactory([self.whole if alone else dict(self.share)], **labels)
 
     def check(self) -> None:
