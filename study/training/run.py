@@ -81,6 +81,7 @@ def run(
     start: Start | None = None,
     shared: Path | None = None,
     teacher: Path | None = None,
+    also: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -99,7 +100,7 @@ def run(
     checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went on
     from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
     ``teacher``: the file of the network that a cell with a ``teacher`` learns from; its answers count among
-    ``training_flops``.
+    ``training_flops``. ``also``: callbacks of the caller's, which no checkpoint knows of.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -148,9 +149,10 @@ def run(
     except StudyError:  # damaged: the run starts over, with a network that loading has not touched
         if saved is not None:
             saved.unlink(missing_ok=True)
-        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher)
+        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher, also)
     if begun:
         fork.replay(trainer, [reporter])
+    trainer.callbacks.extend(also)
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
