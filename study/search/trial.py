@@ -43,8 +43,8 @@ def trial(
     checked: Collection[str] = (),
 ) -> None:
     """Runs ``config["cell"]`` (JSON), within ``config["limits"]`` of a ``Watch`` (JSON). ``given``: see
-    ``study.search.shipping``; ``folder``: the study's; ``start``: what training starts from, read once for all of them; ``marker``: see
-    ``study.search.travel``.
+    ``study.search.shipping``; ``folder``: the study's; ``start``: what training starts from, read once for all of them;
+    ``marker``: see ``study.search.travel``.
 
     In the folder it keeps a checkpoint while it runs, those that others begin from, and the final network of a
     comparison; the outcome's ``network`` says where there. On a node that has come after the preflight (``checked``
