@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from network_surgery.ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
+from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt, doubled, edited, in_double, undoing
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
+from network_surgery.ops.anatomy.shared import Shared, Spoilt
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
-from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.ops.errors import first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.masks import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
@@ -47,10 +48,11 @@ MOST_DOUBLED = 1 << 32
 MOST_ROUNDING = 0.03
 
 
-@dataclass
+@dataclass(eq=False)
 class Stage:
     """Where edits are tried: the network, what it is shown and answers unchanged, and the modules that were entered
-    last time (kept true if ``watching``). In ``training`` mode, noise is the same for networks of all sizes."""
+    last time (kept true if ``watching``). In ``training`` mode, noise is the same for networks of all sizes.
+    ``rebuilds``: what edits have made of tensors before."""
 
     anatomy: Anatomy
     example: Any
@@ -58,28 +60,51 @@ class Stage:
     watching: bool
     entered: list[nn.Module] = field(default_factory=list)
     training: bool = False
+    rebuilds: Rebuilt | None = None
+    renewed: bool = False
 
-    def problem(self, edits: list[Edit], *, equal: bool) -> Problem | None:
-        """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else."""
+    def problem(self, edits: list[Edit], *, equal: bool, after: Sequence[Stage] = ()) -> Problem | None:
+        """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else.
+
+        If nothing clearly does, the same is asked of the stages ``after`` this one, which compute much that it does.
+        """
         if not edits:
             return None
-        mode = " in training mode" if self.training else ""
-        try:
-            redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
-            with edited(self.anatomy, edits), self._watched():
-                found = self.answer(redrawn)
-        except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
-            pass_on_memory(error)
-            names = {module: name for name, module in self.anatomy.modules.items()}
-            running = [module for module in _running(error) if module in names]
-            where = [names[module] for module in running if any(True for _ in module.children())]
-            reason = f"the network does not run at another size{mode} ({first_line(error)[:120]})"
-            return Problem(reason, where[-1] if where else None)
+        failed, answers = None, dict[Stage, list[Tensor]]()
+        shared = Shared() if after and not self.anatomy.draws else None
+        redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
+        with edited(self.anatomy, edits, self.rebuilds):
+            for stage in (self, *after):
+                try:
+                    with stage._watched():
+                        answers[stage] = stage.answer(redrawn, shared)
+                except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
+                    pass_on_memory(error)
+                    failed = stage._stopped(error)
+                if failed is not None or (equal and deviation(stage.output, answers[stage]) > stage._clear):
+                    break
+        found = (stage._moved(edits, answer, equal=equal) for stage, answer in answers.items())
+        return next(filter(None, found), failed)
+
+    @property
+    def _mode(self) -> str:
+        return " in training mode" if self.training else ""
+
+    def _stopped(self, error: Exception) -> Problem:
+        """What a foreign forward pass that raises this at another size has to say."""
+        names = {module: name for name, module in self.anatomy.modules.items()}
+        running = [module for module in _running(error) if module in names]
+        where = [names[module] for module in running if any(True for _ in module.children())]
+        reason = f"the network does not run at another size{self._mode} ({first_line(error)[:120]})"
+        return Problem(reason, where[-1] if where else None)
+
+    def _moved(self, edits: list[Edit], found: list[Tensor], *, equal: bool) -> Problem | None:
+        """What is wrong with an answer."""
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in self.output]:
-            return Problem(f"the output changes its shape with the layer{mode}")
+            return Problem(f"the output changes its shape with the layer{self._mode}")
         if equal and not self._only_rounding(edits, deviation(self.output, found)):
             return Problem(
-                f"the network uses its units by position or number, so an edit would change its output{mode}",
+                f"the network uses its units by position or number, so an edit would change its output{self._mode}",
                 moved=True,
             )
         return None
@@ -114,6 +139,11 @@ class Stage:
         return difference <= MOST_ROUNDING and difference <= 10 * self.rounding
 
     @property
+    def _clear(self) -> float:
+        """What needs no second look."""
+        return max((CLEAR.get(tensor.dtype, 0.0) for tensor in self.output), default=0.0)
+
+    @property
     def _is_double(self) -> bool:
         return all(tensor.dtype in (torch.float64, torch.complex128) for tensor in self.output)
 
@@ -121,7 +151,7 @@ class Stage:
         """Whether rounding explains a relative difference. If in doubt, that in double precision decides; where there
         is none, what rounding does in this network is tried."""
         kinds = [tensor.dtype for tensor in self.output]
-        if difference <= max((CLEAR.get(kind, 0.0) for kind in kinds), default=0.0):
+        if difference <= self._clear:
             return True
         if not self._is_double:
             exactly = self._in_double(edits)
@@ -159,6 +189,22 @@ class Stage:
             return None
         return None if precisions.coarse or not stage.output else stage
 
+    @property
+    def numbered(self) -> bool:
+        """Whether the output holds a number to compare."""
+        numbers = (t for t in self.output if t.is_floating_point() or t.is_complex())
+        return any(bool(torch.isfinite(tensor).any()) for tensor in numbers)
+
+    def renew(self) -> bool:
+        """Whether the network as it is answers something else than it is held to, as it did so without gradients; what
+        it is held to is then its answer with them, or nothing where it does not run."""
+        if self.renewed:
+            return False
+        self.renewed, before, self.output = True, self.output, []
+        with without_foreign_errors():  # such as a detector's, which asks for targets
+            self.output = self.answer()
+        return deviation(before, self.output) > self._clear
+
     @functools.cached_property
     def rounding(self) -> float:
         """How far the output moves with the last digit of every parameter: much in a deep network that amplifies."""
@@ -171,17 +217,23 @@ class Stage:
                     undo.append(exchange(tensor, data, tensor.grad))
             return deviation(self.output, self.answer())
 
-    def answer(self, redrawn: Redrawn | None = None) -> list[Tensor]:
+    def answer(self, redrawn: Redrawn | None = None, shared: Shared | None = None) -> list[Tensor]:
         """What the network answers; ``redrawn`` gives each unit its noise where some of them have changed.
 
-        In training mode gradients are recorded, as the code may ask for that, too.
+        In training mode gradients are recorded, as the code may ask for that, too; norms over the batch take their
+        running statistics, as they do the same to each unit either way. It is then ``shared`` what evaluation computed.
         """
+        model, example = self.anatomy.model, self.example
         if not self.training:
             noise = redrawn if self.anatomy.draws and redrawn is not None else contextlib.nullcontext()
-            with plainly(self.anatomy.model), noise:
-                return flat_tensors(call(self.anatomy.model, self.example))
-        with plainly(self.anatomy.model, training=True), torch.enable_grad(), Steady():
-            return [tensor.detach() for tensor in flat_tensors(call(self.anatomy.model, self.example))]
+            keep = shared.first() if shared is not None else contextlib.nullcontext()
+            with plainly(model), keep, noise:
+                return flat_tensors(call(model, example))
+        if shared is not None:
+            with contextlib.suppress(Spoilt), shared.second():
+                return self.answer()
+        with plainly(model, training=True), torch.enable_grad(), Steady(running=True):
+            return [tensor.detach() for tensor in flat_tensors(call(model, example))]
 
 
 def _running(error: Exception) -> list[nn.Module]:

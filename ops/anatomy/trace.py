@@ -7,7 +7,8 @@ unknown operator costs a layer, never a wrong cut.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+import contextlib
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from network_surgery.ops.anatomy.facts import Facts
 from network_surgery.ops.anatomy.rules import apply_rule
 from network_surgery.ops.anatomy.running import call, flat_tensors
 from network_surgery.ops.anatomy.steady import draws
-from network_surgery.ops.anatomy.watch import Watch
+from network_surgery.ops.anatomy.watch import Visit, Watch, form
+from network_surgery.ops.errors import pass_on_memory
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.masks import raw
 
@@ -51,22 +53,12 @@ class Trace(Facts, TorchDispatchMode):
 
     def run(self, example: Any) -> list[Tensor]:
         """Runs the model once; returns the tensors of its output, whose axes are then frozen."""
-        hooks = [
-            nn.modules.module.register_module_forward_pre_hook(self._enter),
-            nn.modules.module.register_module_forward_hook(lambda module, args, out: self._leave(), always_call=True),
-            nn.modules.module.register_module_buffer_registration_hook(self._registered),
-            nn.modules.module.register_module_parameter_registration_hook(self._registered),
-        ]
         self.entered, self.steps, self.draws = [], [], []
-        try:
-            for tensor in flat_tensors(example):
-                self.mark(tensor, Twin(constant(tensor), live=True))
-            with self.watch, self:
-                self.output = call(self.model, example)
-            self.watch.settle()
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for tensor in flat_tensors(example):
+            self.mark(tensor, Twin(constant(tensor), live=True))
+        with self._following():
+            self.output = call(self.model, example)
+        self.watch.settle()
         output = flat_tensors(self.output)
         for twin in map(self.twin, output):
             twin.met()
@@ -77,6 +69,48 @@ class Trace(Facts, TorchDispatchMode):
             for axis in twin.axes:
                 freeze(axis, "it is the network's output")
         return output
+
+    @contextlib.contextmanager
+    def _following(self) -> Iterator[None]:
+        """Follows what modules and operators are called in a ``with`` block."""
+        hooks = [
+            nn.modules.module.register_module_forward_pre_hook(self._enter),
+            nn.modules.module.register_module_forward_hook(
+                lambda module, args, out: self._leave(out), always_call=True
+            ),
+            nn.modules.module.register_module_buffer_registration_hook(self._registered),
+            nn.modules.module.register_module_parameter_registration_hook(self._registered),
+        ]
+        try:
+            with self.watch, self:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def does_the_same_in_training(self) -> bool:
+        """Whether calls in which modules read the mode run the same operators in training mode: each is made and
+        followed once more. The network is to be in training mode."""
+        return all(map(self._repeats, self.watch.readings))
+
+    def _repeats(self, visit: Visit) -> bool:
+        """Whether a call, made once more, runs the same operators, answers in the same form and leaves nothing in the
+        modules of the network."""
+        assert visit.given is not None
+        kept = [(vars(module), dict(vars(module))) for module in self.model.modules()]
+        self.entered, self.steps, self.draws = [], [], []
+        for tensor, twin in visit.twins:
+            self.mark(tensor, twin)
+        args, kwargs = visit.given
+        try:
+            with self.watch.once_more() as failed, self._following():
+                answer = visit.module(*args, **kwargs)
+        except Exception as error:  # whatever the foreign forward pass raises
+            pass_on_memory(error)
+            return False
+        unchanged = all(now.keys() == old.keys() and all(now[n] is v for n, v in old.items()) for now, old in kept)
+        same = self.unsettled(self.steps) == self.unsettled(visit.steps)
+        return same and unchanged and not failed and form(answer) == visit.form
 
     def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Notes an operator with what it is given, but for the mode of a batch norm and the number of its batches."""
@@ -122,9 +156,9 @@ class Trace(Facts, TorchDispatchMode):
             freeze(axis, f"a forward pass registers {name!r}: run the network once before its anatomy is taken")
         self.mark(tensor, Twin(axes))
 
-    def _leave(self) -> None:
+    def _leave(self, answer: Any) -> None:
         self._modules.pop()
-        self.watch.leave()
+        self.watch.leave(answer)
 
     def _freeze_module(self, module: nn.Module, reason: str) -> None:
         for parameter in module.parameters():
