@@ -7,14 +7,13 @@ undone (``rehearsal``, ``rebuild``), before it is offered.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,8 +27,7 @@ from network_surgery.ops.anatomy.layers import HiddenLayer, Place
 from network_surgery.ops.anatomy.lively import lively
 from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
-from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly, young_garbage
-from network_surgery.ops.anatomy.shared import Shared, Spoilt
+from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
 from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.anatomy.trace import Trace
 from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, without_foreign_errors
@@ -105,11 +103,10 @@ class Anatomy(Mapping[str, HiddenLayer]):
         self._owners = _owners(self.modules, tensors)
         self._batch = _batch(example_input)
         self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
-        with young_garbage():
-            try:
-                self._discover(tensors)
-            except Chaotic:
-                self._discover(tensors, calm=True)
+        try:
+            self._discover(tensors)
+        except Chaotic:
+            self._discover(tensors, calm=True)
         self._explain()
 
     def _discover(self, tensors: Mapping[str, Tensor], calm: bool = False) -> None:
@@ -120,8 +117,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             torch.no_grad(),
             lively(self.modules, tensors, self.example_input, calm) as shown,
         ):
-            shared = Shared()
-            trace, output, shown = self._follow(shown, shared)
+            trace, output, shown = self._follow(shown)
             entered, steps, draws = trace.entered, trace.steps, trace.draws
             calls, products = dict(trace.calls), list(trace.products)  # of one pass
             if trace.steered:  # the network chooses its path by its data: see another one
@@ -129,11 +125,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
             followed = bool(trace.missed) or trace.watch.asks_mode or bool(own_modes(self.modules.values()))
             training: list[Tensor] | None = None
             if followed or self._is_other_in_training(trace):  # some networks have branches that only training takes
-                training = self._trace_training(trace, shown, shared)
-                if trace.unsettled(trace.steps) == trace.unsettled(steps):
-                    training = None
+                training = self._trace_training(trace, shown)
+                training = None if trace.unsettled(trace.steps) == trace.unsettled(steps) else training
             trace.watch.readings.clear()
-            shared.forget()
             for name, reason in scripted(self.model).items():
                 trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls | calls
@@ -291,17 +285,12 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 self.pinned.update((title, reason) for title, reason in reasons.items() if title not in layers)
         return layers
 
-    def _follow(self, shown: Any, shared: Shared) -> tuple[Trace, list[Tensor], Any]:
-        """Traces one pass on the input to show, or on the example itself if the network does not take the other one.
-
-        What it computes is kept where the network itself seems to read the mode: it will be followed in training, too.
-        """
-        code = [each.__code__ for each in vars(type(self.model)).values() if isinstance(each, FunctionType)]
-        keep = any("training" in each.co_names for each in code)
+    def _follow(self, shown: Any) -> tuple[Trace, list[Tensor], Any]:
+        """Traces one pass on the input to show, or on the example itself if the network does not take the other one."""
         for example in (shown, self.example_input):
             trace = Trace(self.model, self._batch)
             try:
-                with plainly(self.model), shared.first() if keep else contextlib.nullcontext():
+                with plainly(self.model):
                     return trace, trace.run(example), example
             except Exception as error:  # whatever the foreign forward pass raises
                 pass_on_memory(error)
@@ -328,28 +317,19 @@ class Anatomy(Mapping[str, HiddenLayer]):
         with plainly(self.model, training=True):
             return not trace.does_the_same_in_training()
 
-    def _trace_training(self, trace: Trace, shown: Any, shared: Shared) -> list[Tensor] | None:
+    def _trace_training(self, trace: Trace, shown: Any) -> list[Tensor] | None:
         """Follows the network in training mode, too, and returns its answer, None where it does not run in it; weights
         that are still not met may cost every layer."""
-
-        def run() -> list[Tensor]:
-            with plainly(self.model, training=True), Steady(running=True):
-                return trace.run(shown)
-
         output: list[Tensor] | None = None
-        problem = ""
         for trace.watch.pretending in (True, False):
+            problem = ""
             try:
-                try:
-                    with shared.second():
-                        output = run()
-                except Spoilt:
-                    output = run()
+                with plainly(self.model, training=True), Steady():
+                    output = trace.run(shown)
                 break
             except Exception as error:  # whatever the foreign forward pass raises
                 pass_on_memory(error)
                 problem = first_line(error)
-        problem = problem if output is None else ""
         if trace.missed and (trace.steered or problem):
             reason = (
                 f"the example input does not meet {trace.missed[0]}, and in training mode it fails ({problem[:80]})"

@@ -49,6 +49,13 @@ class Twin:
             blur(*self.blurs)
 
 
+def origin(twin: Twin) -> object:
+    """What is equal for two tensors of which the same is known now."""
+    making = twin.making.weight if twin.making is not None else None
+    axes = tuple(map(canonical, twin.axes))
+    return axes, twin.source, twin.origins, twin.live, twin.maker, twin.chain, twin.blurs, making
+
+
 @dataclass(slots=True)
 class Use:
     """How the units on (a part of) one axis of one tensor are met: made there, carried along, or read.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Container, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, freeze, is_fixed, size
 from network_surgery.ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin, Use, constant
@@ -65,6 +67,10 @@ class Facts:
         if known is not None:
             return known[0]
         return self._parameter(tensor) or Twin(constant(tensor))
+
+    def twins_in(self, tree: Any) -> list[Twin]:
+        """Those of all tensors in nested containers."""
+        return [self.twin(leaf) for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
     def carries(self, tensor: Tensor) -> bool:
         """Whether what is known of a tensor is kept for whoever meets it next."""

@@ -85,8 +85,7 @@ def faults(
     stages = [stage]
     if samples is not None and two:
         stages.insert(0, Stage(anatomy, _two(example, samples), _two(output, samples), two, rebuilds=rebuilds))
-    learning = [] if training is None else [Stage(anatomy, example, training, False, training=True, rebuilds=rebuilds)]
-    learning = [each for each in learning if each.numbered]
+    learning = None if training is None else Stage(anatomy, example, training, False, training=True, rebuilds=rebuilds)
     widths = trials.WIDTHS_MEASURED if measured else trials.WIDTHS
     new_order, half, larger = map(functools.cache, (trials.reordered, trials.halved, trials.larger))  # the same edits
 
@@ -96,9 +95,7 @@ def faults(
             edits.append(new_order(layer, sizes[layer.units], widths))
             sizes[layer.units] += 1
         for some in trials.parted(edits):
-            problem = stage.problem(some, equal=True, after=learning)
-            if problem is not None and renewed():
-                problem = stage.problem(some, equal=True, after=learning)
+            problem = stage.problem(some, equal=True) or in_training(some, equal=True)
             if problem is not None:
                 if not calm and problem.moved and stage.rounding > MOST_ROUNDING:
                     raise Chaotic
@@ -116,17 +113,14 @@ def faults(
             problem = each.problem(edits, equal=False)
             if problem is None and each.entered == stage.entered:
                 break
-        if problem is None:
-            problem = next(filter(None, (each.problem(edits, equal=False) for each in learning)), None)
-            if problem is not None and renewed():
-                problem = next(filter(None, (each.problem(edits, equal=False) for each in learning)), None)
-        return problem
+        return problem or in_training(edits, equal=False)
 
-    def renewed() -> bool:
-        """Whether the network in training mode is another one with gradients than it was without."""
-        changed = any([each.renew() for each in learning])
-        learning[:] = [each for each in learning if each.numbered]
-        return changed
+    def in_training(edits: list[Edit], *, equal: bool) -> Problem | None:
+        """What goes wrong in training mode, where the network answers in numbers."""
+        if learning is None or not learning.numbered:
+            return None
+        problem = learning.problem(edits, equal=equal)
+        return in_training(edits, equal=equal) if problem is not None and learning.renew() else problem
 
     found = _regular(anatomy, _remembering(anatomy, reordered), _remembering(anatomy, halved))
     failed = {layer for layer, _ in found}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
@@ -76,20 +75,6 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Evaluation (or training) mode for a while; every submodule gets its own mode back."""
     with _in_mode(model.modules(), training):
         yield
-
-
-@contextlib.contextmanager
-def young_garbage() -> Iterator[None]:
-    """Garbage is looked for only among what is made in a ``with`` block: to walk through all that a large program keeps
-    takes longer than a pass."""
-    if gc.get_freeze_count():  # somebody has done so for their own reasons
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt, doubled, edited, in_double, undoing
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
-from network_surgery.ops.anatomy.shared import Shared, Spoilt
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
 from network_surgery.ops.errors import first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
@@ -63,48 +62,27 @@ class Stage:
     rebuilds: Rebuilt | None = None
     renewed: bool = False
 
-    def problem(self, edits: list[Edit], *, equal: bool, after: Sequence[Stage] = ()) -> Problem | None:
-        """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else.
-
-        If nothing clearly does, the same is asked of the stages ``after`` this one, which compute much that it does.
-        """
+    def problem(self, edits: list[Edit], *, equal: bool) -> Problem | None:
+        """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else."""
         if not edits:
             return None
-        failed, answers = None, dict[Stage, list[Tensor]]()
-        shared = Shared() if after and not self.anatomy.draws else None
-        redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
-        with edited(self.anatomy, edits, self.rebuilds):
-            for stage in (self, *after):
-                try:
-                    with stage._watched():
-                        answers[stage] = stage.answer(redrawn, shared)
-                except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
-                    pass_on_memory(error)
-                    failed = stage._stopped(error)
-                if failed is not None or (equal and deviation(stage.output, answers[stage]) > stage._clear):
-                    break
-        found = (stage._moved(edits, answer, equal=equal) for stage, answer in answers.items())
-        return next(filter(None, found), failed)
-
-    @property
-    def _mode(self) -> str:
-        return " in training mode" if self.training else ""
-
-    def _stopped(self, error: Exception) -> Problem:
-        """What a foreign forward pass that raises this at another size has to say."""
-        names = {module: name for name, module in self.anatomy.modules.items()}
-        running = [module for module in _running(error) if module in names]
-        where = [names[module] for module in running if any(True for _ in module.children())]
-        reason = f"the network does not run at another size{self._mode} ({first_line(error)[:120]})"
-        return Problem(reason, where[-1] if where else None)
-
-    def _moved(self, edits: list[Edit], found: list[Tensor], *, equal: bool) -> Problem | None:
-        """What is wrong with an answer."""
+        mode = " in training mode" if self.training else ""
+        try:
+            redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
+            with edited(self.anatomy, edits, self.rebuilds), self._watched():
+                found = self.answer(redrawn)
+        except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
+            pass_on_memory(error)
+            names = {module: name for name, module in self.anatomy.modules.items()}
+            running = [module for module in _running(error) if module in names]
+            where = [names[module] for module in running if any(True for _ in module.children())]
+            reason = f"the network does not run at another size{mode} ({first_line(error)[:120]})"
+            return Problem(reason, where[-1] if where else None)
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in self.output]:
-            return Problem(f"the output changes its shape with the layer{self._mode}")
+            return Problem(f"the output changes its shape with the layer{mode}")
         if equal and not self._only_rounding(edits, deviation(self.output, found)):
             return Problem(
-                f"the network uses its units by position or number, so an edit would change its output{self._mode}",
+                f"the network uses its units by position or number, so an edit would change its output{mode}",
                 moved=True,
             )
         return None
@@ -217,23 +195,17 @@ class Stage:
                     undo.append(exchange(tensor, data, tensor.grad))
             return deviation(self.output, self.answer())
 
-    def answer(self, redrawn: Redrawn | None = None, shared: Shared | None = None) -> list[Tensor]:
+    def answer(self, redrawn: Redrawn | None = None) -> list[Tensor]:
         """What the network answers; ``redrawn`` gives each unit its noise where some of them have changed.
 
-        In training mode gradients are recorded, as the code may ask for that, too; norms over the batch take their
-        running statistics, as they do the same to each unit either way. It is then ``shared`` what evaluation computed.
+        In training mode gradients are recorded, as the code may ask for that, too.
         """
-        model, example = self.anatomy.model, self.example
         if not self.training:
             noise = redrawn if self.anatomy.draws and redrawn is not None else contextlib.nullcontext()
-            keep = shared.first() if shared is not None else contextlib.nullcontext()
-            with plainly(model), keep, noise:
-                return flat_tensors(call(model, example))
-        if shared is not None:
-            with contextlib.suppress(Spoilt), shared.second():
-                return self.answer()
-        with plainly(model, training=True), torch.enable_grad(), Steady(running=True):
-            return [tensor.detach() for tensor in flat_tensors(call(model, example))]
+            with plainly(self.anatomy.model), noise:
+                return flat_tensors(call(self.anatomy.model, self.example))
+        with plainly(self.anatomy.model, training=True), torch.enable_grad(), Steady():
+            return [tensor.detach() for tensor in flat_tensors(call(self.anatomy.model, self.example))]
 
 
 def _running(error: Exception) -> list[nn.Module]:

@@ -23,18 +23,9 @@ def draws(func: Any) -> bool:
 
 
 class Steady(TorchDispatchMode):
-    """Every draw of random numbers within it gives one and the same number for all entries.
-
-    ``running``: norms over the batch take their running statistics, as in evaluation, where they have some.
-    """
-
-    def __init__(self, running: bool = False) -> None:
-        super().__init__()
-        self.running = running
+    """Every draw of random numbers within it gives one and the same number for all entries."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.running and func is BATCH_NORM and args[3] is not None and args[4] is not None:
-            return func(*args[:5], False, *args[6:])
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
         name: str = func.overloadpacket.__name__
@@ -122,5 +113,4 @@ class Precisions(TorchDispatchMode):
         return out
 
 
-BATCH_NORM = torch.ops.aten.native_batch_norm.default
 COARSE = (torch.float32, torch.bfloat16, torch.float16, torch.complex64)

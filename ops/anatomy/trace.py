@@ -12,13 +12,15 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from network_surgery.ops.anatomy.axes import Factor, freeze, is_fixed, product, total, unite
-from network_surgery.ops.anatomy.calls import Axes, Twin, constant, tensors_in
+from network_surgery.ops.anatomy.calls import Axes, Twin, constant, origin, tensors_in
 from network_surgery.ops.anatomy.facts import Facts
 from network_surgery.ops.anatomy.rules import apply_rule
 from network_surgery.ops.anatomy.running import call, flat_tensors
+from network_surgery.ops.anatomy.snapshot import Snapshot
 from network_surgery.ops.anatomy.steady import draws
 from network_surgery.ops.anatomy.watch import Visit, Watch, form
 from network_surgery.ops.errors import pass_on_memory
@@ -89,28 +91,26 @@ class Trace(Facts, TorchDispatchMode):
                 hook.remove()
 
     def does_the_same_in_training(self) -> bool:
-        """Whether calls in which modules read the mode run the same operators in training mode: each is made and
-        followed once more. The network is to be in training mode."""
-        return all(map(self._repeats, self.watch.readings))
+        """Whether the calls in which modules read the mode do the same in training mode: each is made and followed once
+        more, and keeps nothing for later ones. The network is to be in training mode."""
+        before = Snapshot(self.model.modules())
+        return all(map(self._repeats, self.watch.readings)) and before.intact
 
     def _repeats(self, visit: Visit) -> bool:
-        """Whether a call, made once more, runs the same operators, answers in the same form and leaves nothing in the
-        modules of the network."""
-        assert visit.given is not None
-        kept = [(vars(module), dict(vars(module))) for module in self.model.modules()]
+        """Whether a call, made once more, runs the same operators and answers in the same form with the same units."""
         self.entered, self.steps, self.draws = [], [], []
+        copies = {id(tensor): tensor.clone() for tensor, _ in visit.twins}  # as it may write to what it is given
         for tensor, twin in visit.twins:
-            self.mark(tensor, twin)
-        args, kwargs = visit.given
+            self.mark(copies[id(tensor)], twin)
+        args, kwargs = _pytree.tree_map_only(Tensor, lambda tensor: copies[id(tensor)], visit.given)
         try:
             with self.watch.once_more() as failed, self._following():
                 answer = visit.module(*args, **kwargs)
         except Exception as error:  # whatever the foreign forward pass raises
             pass_on_memory(error)
             return False
-        unchanged = all(now.keys() == old.keys() and all(now[n] is v for n, v in old.items()) for now, old in kept)
-        same = self.unsettled(self.steps) == self.unsettled(visit.steps)
-        return same and unchanged and not failed and form(answer) == visit.form
+        same = self.unsettled(self.steps) == self.unsettled(visit.steps) and form(answer) == visit.form
+        return same and not failed and list(map(origin, self.twins_in(answer))) == list(map(origin, visit.answers))
 
     def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Notes an operator with what it is given, but for the mode of a batch norm and the number of its batches."""

@@ -160,8 +160,8 @@ class Visit:
     """One call of a module while a network is watched.
 
     ``small``: what a small module is given. ``given``: what one is given that reads the mode, and what is known of it;
-    ``steps`` are then the operators that it calls, ``form`` that of what it answers. ``first``: how many operators and
-    readings come before.
+    ``steps`` are then the operators that it calls, ``form`` that of what it answers, ``answers`` what is known of the
+    tensors in it. ``first``: how many operators and readings come before.
     """
 
     module: nn.Module
@@ -171,6 +171,7 @@ class Visit:
     twins: list[tuple[Tensor, Twin]] = field(default_factory=list)
     steps: list[Any] = field(default_factory=list)
     form: object = None
+    answers: list[Twin] = field(default_factory=list)
 
 
 def form(tree: Any) -> object:
@@ -260,7 +261,8 @@ class Watch(TorchFunctionMode):
         visit = self._running.pop()
         if visit.given is not None:
             steps, readings = visit.first
-            visit.steps, visit.form = self.facts.steps[steps:], form(answer)
+            visit.steps = self.facts.steps[steps:]
+            visit.form, visit.answers = form(answer), self.facts.twins_in(answer)
             self.readings[readings:] = [visit]  # and not those within it
 
     def ask_mode(self) -> None:
