@@ -81,7 +81,7 @@ def _scaled(m: Any, a: Tensor, b: Tensor) -> Tensor:
 
 #: What a module does with two hidden tensors, and whether training makes one layer of the two.
 CALLS: dict[str, tuple[Any, bool]] = {
-    "the same": (lambda m, a, b: a if m.training or True else b, False),
+    "the same": (lambda m, a, b: (a, a)[m.training], False),
     "the other one": (lambda m, a, b: b if m.training else a, True),
     "the other one, later": (lambda m, a, b: (a.tanh(), b.tanh())[m.training], True),
     "both, swapped": (lambda m, a, b: ((a, b), (b, a))[m.training][0] * 1.0, True),
