@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, freeze, is_fixed, size
 from network_surgery.ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin, Use, constant
 from network_surgery.ops.anatomy.computed import reason
+from network_surgery.ops.anatomy.running import flat_tensors
 from network_surgery.ops.anatomy.sinks import Making, Sinks
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.masks import masks_of, tensors_of
@@ -69,8 +69,8 @@ class Facts:
         return self._parameter(tensor) or Twin(constant(tensor))
 
     def twins_in(self, tree: Any) -> list[Twin]:
-        """Those of all tensors in nested containers."""
-        return [self.twin(leaf) for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+        """Those of all tensors in nested containers, mappings and objects."""
+        return list(map(self.twin, flat_tensors(tree)))
 
     def carries(self, tensor: Tensor) -> bool:
         """Whether what is known of a tensor is kept for whoever meets it next."""

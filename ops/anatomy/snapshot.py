@@ -204,7 +204,8 @@ def _hold_the_same(container: Any, content: Any) -> bool:
     if len(container) != len(content):
         return False
     if isinstance(container, dict):
-        return all(a == b and x is y for (a, x), (b, y) in zip(container.items(), content.items(), strict=True))
+        pairs = zip(container.items(), content.items(), strict=True)
+        return all((a is b or a == b) and x is y for (a, x), (b, y) in pairs)
     return all(a is b for a, b in zip(container, content, strict=True))
 
 

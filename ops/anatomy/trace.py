@@ -99,18 +99,26 @@ class Trace(Facts, TorchDispatchMode):
     def _repeats(self, visit: Visit) -> bool:
         """Whether a call, made once more, runs the same operators and answers in the same form with the same units."""
         self.entered, self.steps, self.draws = [], [], []
-        copies = {id(tensor): tensor.clone() for tensor, _ in visit.twins}  # as it may write to what it is given
         for tensor, twin in visit.twins:
-            self.mark(copies[id(tensor)], twin)
-        args, kwargs = _pytree.tree_map_only(Tensor, lambda tensor: copies[id(tensor)], visit.given)
+            self.mark(tensor, twin)
         try:
+            given = _pytree.tree_map_only(Tensor, self._copied, visit.given)  # it may write to what it is given
             with self.watch.once_more() as failed, self._following():
-                answer = visit.module(*args, **kwargs)
+                answer = visit.module(*given[0], **given[1])
         except Exception as error:  # whatever the foreign forward pass raises
             pass_on_memory(error)
             return False
-        same = self.unsettled(self.steps) == self.unsettled(visit.steps) and form(answer) == visit.form
-        return same and not failed and list(map(origin, self.twins_in(answer))) == list(map(origin, visit.answers))
+        same = self.unsettled(self.steps) == self.unsettled(visit.steps) and form((answer, given)) == visit.form
+        answers = self.twins_in((answer, given))
+        return same and not failed and list(map(origin, answers)) == list(map(origin, visit.answers))
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        """A copy of which the same is known, but for parameters and buffers."""
+        if id(tensor) in self._names:
+            return tensor
+        copy = tensor.clone()
+        self.mark(copy, self.twin(tensor))
+        return copy
 
     def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Notes an operator with what it is given, but for the mode of a batch norm and the number of its batches."""

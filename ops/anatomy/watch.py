@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
+from network_surgery.ops.anatomy.running import PLAIN
 from network_surgery.ops.anatomy.snapshot import OWN
 from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.errors import pass_on_memory
@@ -159,9 +160,9 @@ class _Forward(nn.Module):
 class Visit:
     """One call of a module while a network is watched.
 
-    ``small``: what a small module is given. ``given``: what one is given that reads the mode, and what is known of it;
-    ``steps`` are then the operators that it calls, ``form`` that of what it answers, ``answers`` what is known of the
-    tensors in it. ``first``: how many operators and readings come before.
+    ``small``: what a small module is given. ``given``: what one is given that reads the mode, ``twins`` what is known
+    of it; ``steps`` are then the operators that it calls, ``form`` that of its answer and of what it was given, as they
+    are then, ``answers`` what is known of the tensors in both. ``first``: how many operators and readings come before.
     """
 
     module: nn.Module
@@ -175,11 +176,11 @@ class Visit:
 
 
 def form(tree: Any) -> object:
-    """What two answers of one form have in common: all but the values of their tensors."""
+    """What two answers of one form have in common: all but the values of their tensors. Other objects are themselves,
+    and kept, so that no new one takes their place in memory."""
     leaves, spec = _pytree.tree_flatten(tree)
-    plain = (int, bool, str, float, type(None))
     return spec, [
-        (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x if type(x) in plain else id(x))
+        (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x if type(x) in PLAIN else {id(x): x})
         for x in leaves
     ]
 
@@ -262,7 +263,8 @@ class Watch(TorchFunctionMode):
         if visit.given is not None:
             steps, readings = visit.first
             visit.steps = self.facts.steps[steps:]
-            visit.form, visit.answers = form(answer), self.facts.twins_in(answer)
+            visit.form = form((answer, visit.given))
+            visit.answers = self.facts.twins_in((answer, visit.given))
             self.readings[readings:] = [visit]  # and not those within it
 
     def ask_mode(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,28 @@ def _with_list() -> Net:
     return net
 
 
+def _in_a_dict(m: Any, x: Tensor) -> Tensor:
+    """A call that answers nothing, but writes to what it is given."""
+    a, b = m.a(x).relu(), m.b(x).relu()
+    state = {"a": a, "b": b, "hidden": a}
+    m.two(state)
+    return m.out(state["hidden"]) + m.last(b)
+
+
+def _in_an_object(m: Any, x: Tensor) -> Tensor:
+    state = SimpleNamespace(a=m.a(x).relu(), b=m.b(x).relu())
+    m.two(state)
+    return m.out(state.hidden) + m.last(state.b)
+
+
+def _set(m: Any, state: Any) -> None:
+    state["hidden"] = state["b"] if m.training else state["a"]
+
+
+def _set_attribute(m: Any, state: Any) -> None:
+    state.hidden = state.b if m.training else state.a
+
+
 def _scaled(m: Any, a: Tensor, b: Tensor) -> Tensor:
     a.mul_(3.0)
     return a if m.training else a.add_(0)
@@ -107,6 +130,15 @@ def test_what_a_call_keeps_for_later_is_noticed() -> None:
     found = Anatomy(net, inputs)
     assert layers_of(found) == layers_of(Anatomy(Whole(net), inputs)) and len(found) == 1
     assert net.two.kept == []
+
+
+@pytest.mark.parametrize(("forward", "call"), [(_in_a_dict, _set), (_in_an_object, _set_attribute)])
+def test_what_a_call_writes_to_its_arguments_is_noticed(forward: Any, call: Any) -> None:
+    torch.manual_seed(0)
+    net, inputs = two(None), torch.randn(4, 5)
+    net.function, net.two.function = forward, call
+    found = Anatomy(net, inputs)
+    assert layers_of(found) == layers_of(Anatomy(Whole(net), inputs)) and len(found) == 1
 
 
 class Answer(nn.Module):
