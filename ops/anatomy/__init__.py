@@ -122,12 +122,10 @@ class Anatomy(Mapping[str, HiddenLayer]):
             calls, products = dict(trace.calls), list(trace.products)  # of one pass
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
-            followed = bool(trace.missed) or trace.watch.asks_mode or bool(own_modes(self.modules.values()))
             training: list[Tensor] | None = None
-            if followed or self._is_other_in_training(trace):  # some networks have branches that only training takes
-                training = self._trace_training(trace, shown)
+            if trace.missed or trace.watch.asks_mode or own_modes(self.modules.values()):
+                training = self._trace_training(trace, shown)  # some networks have branches that only training takes
                 training = None if trace.unsettled(trace.steps) == trace.unsettled(steps) else training
-            trace.watch.readings.clear()
             for name, reason in scripted(self.model).items():
                 trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls | calls
@@ -302,20 +300,6 @@ class Anatomy(Mapping[str, HiddenLayer]):
         opposite = _pytree.tree_map(lambda x: -x if isinstance(x, Tensor) and x.is_floating_point() else x, shown)
         with without_foreign_errors(), plainly(self.model):
             trace.run(opposite)
-
-    def _is_other_in_training(self, trace: Trace) -> bool:
-        """Whether a module that reads the mode runs other operators in training mode.
-
-        Where a number that says where a tensor is cut is as long as two things, the whole network is followed: a second
-        pass, which knows what the first one learnt, may tell them apart.
-        """
-        if not trace.watch.readings:
-            return False
-        if any(len(set(map(axes.canonical, trace.written[number]))) > 1 for number in trace.given):
-            return True
-        trace.watch.pretending = True
-        with plainly(self.model, training=True):
-            return not trace.does_the_same_in_training()
 
     def _trace_training(self, trace: Trace, shown: Any) -> list[Tensor] | None:
         """Follows the network in training mode, too, and returns its answer, None where it does not run in it; weights

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Container, Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, freeze, is_fixed, size
 from network_surgery.ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin, Use, constant
 from network_surgery.ops.anatomy.computed import reason
-from network_surgery.ops.anatomy.running import flat_tensors
 from network_surgery.ops.anatomy.sinks import Making, Sinks
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.masks import masks_of, tensors_of
@@ -67,10 +65,6 @@ class Facts:
         if known is not None:
             return known[0]
         return self._parameter(tensor) or Twin(constant(tensor))
-
-    def twins_in(self, tree: Any) -> list[Twin]:
-        """Those of all tensors in nested containers, mappings and objects."""
-        return list(map(self.twin, flat_tensors(tree)))
 
     def carries(self, tensor: Tensor) -> bool:
         """Whether what is known of a tensor is kept for whoever meets it next."""

@@ -94,15 +94,6 @@ class Snapshot:
         if self._numpy is not None:
             self._numpy.random.set_state(self._numpy_chance)
 
-    @property
-    def intact(self) -> bool:
-        """Whether nothing else is kept than was; values of tensors, of slots and of generators are not compared."""
-        return (
-            not any(self._empty)
-            and all(_hold_the_same(now, before) for now, before in self._attributes)
-            and all(_hold_the_same(now, before) for now, before in self._containers)
-        )
-
     def _visit(self, value: Any) -> None:
         kind = type(value)
         if kind in ATOMS or id(value) in self._seen:
@@ -199,25 +190,19 @@ def _write(array: Any, values: Any) -> None:
         array[...] = values
 
 
-def _hold_the_same(container: Any, content: Any) -> bool:
-    """Whether a container holds these very objects in this order."""
-    if len(container) != len(content):
-        return False
-    if isinstance(container, dict):
-        pairs = zip(container.items(), content.items(), strict=True)
-        return all((a is b or a == b) and x is y for (a, x), (b, y) in pairs)
-    return all(a is b for a, b in zip(container, content, strict=True))
-
-
 def _refill(container: Any, content: Any) -> None:
     """Gives a container back what it held; one that is as it was is not touched."""
-    if _hold_the_same(container, content):
-        return
     if isinstance(container, dict):
-        base = OrderedDict if isinstance(container, OrderedDict) else dict
-        base.clear(container)
-        for key, value in content.items():
-            base.__setitem__(container, key, value)
+        same = len(container) == len(content) and all(
+            a == b and x is y for (a, x), (b, y) in zip(container.items(), content.items(), strict=True)
+        )
+        if not same:
+            base = OrderedDict if isinstance(container, OrderedDict) else dict
+            base.clear(container)
+            for key, value in content.items():
+                base.__setitem__(container, key, value)
+        return
+    if len(container) == len(content) and all(a is b for a, b in zip(container, content, strict=True)):
         return
     kind: Any = next(kind for kind in CONTAINERS if isinstance(container, kind))
     kind.clear(container)

@@ -7,23 +7,19 @@ unknown operator costs a layer, never a wrong cut.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from network_surgery.ops.anatomy.axes import Factor, freeze, is_fixed, product, total, unite
-from network_surgery.ops.anatomy.calls import Axes, Twin, constant, origin, tensors_in
+from network_surgery.ops.anatomy.calls import Axes, Twin, constant, tensors_in
 from network_surgery.ops.anatomy.facts import Facts
 from network_surgery.ops.anatomy.rules import apply_rule
 from network_surgery.ops.anatomy.running import call, flat_tensors
-from network_surgery.ops.anatomy.snapshot import Snapshot
 from network_surgery.ops.anatomy.steady import draws
-from network_surgery.ops.anatomy.watch import Visit, Watch, form
-from network_surgery.ops.errors import pass_on_memory
+from network_surgery.ops.anatomy.watch import Watch
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.masks import raw
 
@@ -55,12 +51,22 @@ class Trace(Facts, TorchDispatchMode):
 
     def run(self, example: Any) -> list[Tensor]:
         """Runs the model once; returns the tensors of its output, whose axes are then frozen."""
+        hooks = [
+            nn.modules.module.register_module_forward_pre_hook(self._enter),
+            nn.modules.module.register_module_forward_hook(lambda module, args, out: self._leave(), always_call=True),
+            nn.modules.module.register_module_buffer_registration_hook(self._registered),
+            nn.modules.module.register_module_parameter_registration_hook(self._registered),
+        ]
         self.entered, self.steps, self.draws = [], [], []
-        for tensor in flat_tensors(example):
-            self.mark(tensor, Twin(constant(tensor), live=True))
-        with self._following():
-            self.output = call(self.model, example)
-        self.watch.settle()
+        try:
+            for tensor in flat_tensors(example):
+                self.mark(tensor, Twin(constant(tensor), live=True))
+            with self.watch, self:
+                self.output = call(self.model, example)
+            self.watch.settle()
+        finally:
+            for hook in hooks:
+                hook.remove()
         output = flat_tensors(self.output)
         for twin in map(self.twin, output):
             twin.met()
@@ -71,54 +77,6 @@ class Trace(Facts, TorchDispatchMode):
             for axis in twin.axes:
                 freeze(axis, "it is the network's output")
         return output
-
-    @contextlib.contextmanager
-    def _following(self) -> Iterator[None]:
-        """Follows what modules and operators are called in a ``with`` block."""
-        hooks = [
-            nn.modules.module.register_module_forward_pre_hook(self._enter),
-            nn.modules.module.register_module_forward_hook(
-                lambda module, args, out: self._leave(out), always_call=True
-            ),
-            nn.modules.module.register_module_buffer_registration_hook(self._registered),
-            nn.modules.module.register_module_parameter_registration_hook(self._registered),
-        ]
-        try:
-            with self.watch, self:
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def does_the_same_in_training(self) -> bool:
-        """Whether the calls in which modules read the mode do the same in training mode: each is made and followed once
-        more, and keeps nothing for later ones. The network is to be in training mode."""
-        before = Snapshot(self.model.modules())
-        return all(map(self._repeats, self.watch.readings)) and before.intact
-
-    def _repeats(self, visit: Visit) -> bool:
-        """Whether a call, made once more, runs the same operators and answers in the same form with the same units."""
-        self.entered, self.steps, self.draws = [], [], []
-        for tensor, twin in visit.twins:
-            self.mark(tensor, twin)
-        try:
-            given = _pytree.tree_map_only(Tensor, self._copied, visit.given)  # it may write to what it is given
-            with self.watch.once_more() as failed, self._following():
-                answer = visit.module(*given[0], **given[1])
-        except Exception as error:  # whatever the foreign forward pass raises
-            pass_on_memory(error)
-            return False
-        same = self.unsettled(self.steps) == self.unsettled(visit.steps) and form((answer, given)) == visit.form
-        answers = self.twins_in((answer, given))
-        return same and not failed and list(map(origin, answers)) == list(map(origin, visit.answers))
-
-    def _copied(self, tensor: Tensor) -> Tensor:
-        """A copy of which the same is known, but for parameters and buffers."""
-        if id(tensor) in self._names:
-            return tensor
-        copy = tensor.clone()
-        self.mark(copy, self.twin(tensor))
-        return copy
 
     def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Notes an operator with what it is given, but for the mode of a batch norm and the number of its batches."""
@@ -164,9 +122,9 @@ class Trace(Facts, TorchDispatchMode):
             freeze(axis, f"a forward pass registers {name!r}: run the network once before its anatomy is taken")
         self.mark(tensor, Twin(axes))
 
-    def _leave(self, answer: Any) -> None:
+    def _leave(self) -> None:
         self._modules.pop()
-        self.watch.leave(answer)
+        self.watch.leave()
 
     def _freeze_module(self, module: nn.Module, reason: str) -> None:
         for parameter in module.parameters():

@@ -10,13 +10,12 @@ torch's own code is not watched.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +28,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
-from network_surgery.ops.anatomy.running import PLAIN
 from network_surgery.ops.anatomy.snapshot import OWN
 from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.errors import pass_on_memory
 
 if TYPE_CHECKING:
-    from network_surgery.ops.anatomy.calls import Twin
-    from network_surgery.ops.anatomy.trace import Trace
+    from network_surgery.ops.anatomy.facts import Facts
 
 
 def _is_known(depth: int) -> bool:
@@ -156,54 +153,23 @@ class _Forward(nn.Module):
         return self.module.forward(x)
 
 
-@dataclass(eq=False)
-class Visit:
-    """One call of a module while a network is watched.
-
-    ``small``: what a small module is given. ``given``: what one is given that reads the mode, ``twins`` what is known
-    of it; ``steps`` are then the operators that it calls, ``form`` that of its answer and of what it was given, as they
-    are then, ``answers`` what is known of the tensors in both. ``first``: how many operators and readings come before.
-    """
-
-    module: nn.Module
-    small: tuple[Any, ...] | None
-    first: tuple[int, int]
-    given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    twins: list[tuple[Tensor, Twin]] = field(default_factory=list)
-    steps: list[Any] = field(default_factory=list)
-    form: object = None
-    answers: list[Twin] = field(default_factory=list)
-
-
-def form(tree: Any) -> object:
-    """What two answers of one form have in common: all but the values of their tensors. Other objects are themselves,
-    and kept, so that no new one takes their place in memory."""
-    leaves, spec = _pytree.tree_flatten(tree)
-    return spec, [
-        (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x if type(x) in PLAIN else {id(x): x})
-        for x in leaves
-    ]
-
-
 class Watch(TorchFunctionMode):
     """Notes what code that is not torch's reads during a traced pass.
 
-    ``asks_mode``: it reads the mode, and nobody knows what for. ``settled``: modules that do, but do the same to each
-    unit. ``readings``: calls of other modules that do, the outermost ones. ``pretending``: gradients are said to be
-    recorded, as they are in training. ``measured``: it reads the size of an axis with units on it. ``comparisons``: of
-    such sizes with others than their own.
+    ``asks_mode``: it reads the mode. ``settled``: modules that do, but do the same to each unit. ``pretending``:
+    gradients are said to be recorded, as they are in training. ``measured``: it reads the size of an axis with units on
+    it. ``comparisons``: of such sizes with others than their own.
     """
 
-    def __init__(self, facts: Trace) -> None:
+    def __init__(self, facts: Facts) -> None:
         super().__init__()
         self.facts = facts
         self.asks_mode = self.measured = self.pretending = False
         self.settled: set[nn.Module] = set()
         self._same: dict[str, bool] = {}
         self._failed: list[Tensor] = []
-        self._running: list[Visit] = []
-        self._small: list[Visit] = []
-        self.readings: list[Visit] = []
+        self._running: list[tuple[nn.Module, tuple[Any, ...] | None]] = []
+        self._small: list[tuple[nn.Module, tuple[Any, ...]]] = []
         self.comparisons: dict[object, Comparison] = {}
 
     def __enter__(self) -> Watch:
@@ -255,68 +221,29 @@ class Watch(TorchFunctionMode):
         small = (
             len(args) == 1 and len(module._modules) < 3 and not any(m._modules for m in module._modules.values() if m)
         )
-        first = len(self.facts.steps), len(self.readings)
-        self._running.append(Visit(module, args if small else None, first))
+        self._running.append((module, args if small else None))
 
-    def leave(self, answer: Any) -> None:
-        visit = self._running.pop()
-        if visit.given is not None:
-            steps, readings = visit.first
-            visit.steps = self.facts.steps[steps:]
-            visit.form = form((answer, visit.given))
-            visit.answers = self.facts.twins_in((answer, visit.given))
-            self.readings[readings:] = [visit]  # and not those within it
+    def leave(self) -> None:
+        self._running.pop()
 
     def ask_mode(self) -> None:
         """The module that runs reads the mode."""
-        visit = self._running[-1] if self._running else None
-        if visit is None:
+        if not self._running or self._running[-1][1] is None:
             self.asks_mode = True
-        elif visit.given is None:
-            visit.given = self._given(visit.module)
-            if visit.small is not None:
-                self._small.append(visit)
-            elif visit.given is None:
-                self.asks_mode = True
-            visit.twins = [(x, self.facts.twin(x)) for x in _pytree.tree_leaves(visit.given) if isinstance(x, Tensor)]
-
-    @contextlib.contextmanager
-    def once_more(self) -> Iterator[list[Tensor]]:
-        """For a call that is made again: that it reads the mode is known. Yields what operators fail on."""
-        known, failed = (self.asks_mode, self.readings, self._small), self._failed
-        self.readings, self._small = [], []
-        try:
-            yield failed
-        finally:
-            self.asks_mode, self.readings, self._small = known
-            self._failed = []
-
-    def _given(self, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """What the running module is given; None where that is not known, or where it is the whole network."""
-        if len(self._running) < 2 or module._forward_pre_hooks or module._forward_hooks:
-            return None
-        frame: Any = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module:
-                return tuple(frame.f_locals["args"]), dict(frame.f_locals["kwargs"])
-            frame = frame.f_back
-        return None
+        else:
+            self._small.append(self._running[-1])  # type: ignore[arg-type]
 
     def settle(self) -> None:
         """Small modules that read the mode (stochastic depth, norms with an activation) are tried by themselves.
 
         If they do the same to each unit in training mode, the network need not be followed in it."""
-        kinds: dict[str, list[Visit]] = {}
-        for visit in self._small:
-            kinds.setdefault(self._kind(visit.module, visit.small or ()), []).append(visit)
-        for kind, alike in kinds.items():
-            if kind not in self._same:  # the one with the smallest input stands for all
-                self._same[kind] = self._does_the_same(min(alike, key=lambda visit: _entries(visit.small)))
+        for module, args in self._small:
+            kind = self._kind(module, args)
+            if kind not in self._same:
+                self._same[kind] = self._does_the_same(module, args)
             if self._same[kind]:
-                self.settled.update(part for visit in alike for part in visit.module.modules())
-            else:
-                self.asks_mode |= any(visit.given is None for visit in alike)
-        self.readings = [visit for visit in self.readings if visit.module not in self.settled]
+                self.settled.update(module.modules())
+        self.asks_mode = self.asks_mode or not all(self._same.values())
         self._small.clear()
         self.facts.refuse(self._failed, "an operator fails on it, and the network goes on")
         self._failed.clear()
@@ -337,8 +264,8 @@ class Watch(TorchFunctionMode):
         settings = [(kind, *(key(value) for name, value in own.items() if name not in OWN)) for kind, own in kept]
         return repr((settings, [fixed for _, fixed in axes]))
 
-    def _does_the_same(self, visit: Visit) -> bool:
-        module, (x,) = visit.module, visit.small or (None,)
+    def _does_the_same(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
+        (x,) = args
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
             return False
         dims = [dim for dim, axis in enumerate(self.facts.twin(x).axes) if not is_fixed(axis)]
@@ -431,11 +358,7 @@ class Watch(TorchFunctionMode):
                     self._joined(axis, each.stop)
 
 
-def _entries(args: Any) -> int:
-    return sum(x.numel() for x in args if isinstance(x, Tensor))
-
-
-def _dimensions(facts: Trace, x: Tensor) -> list[tuple[int, Axis]]:
+def _dimensions(facts: Facts, x: Tensor) -> list[tuple[int, Axis]]:
     return list(zip(x.shape, facts.twin(x).axes, strict=False))
 
 
