@@ -22,7 +22,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from network_surgery.ops.errors import SurgeryError, explained, first_line
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
-from network_surgery.ops.network.masks import masks_of, packed, put, take_off, tensors_of, unpacked
+from network_surgery.ops.network.expressed import take_off, tensors_of
+from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
 from network_surgery.ops.network.optimizer_state import exchange
 from network_surgery.ops.network.wrappers import inner
 

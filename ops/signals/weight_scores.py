@@ -31,7 +31,7 @@ from network_surgery.ops.anatomy.running import flat_tensors, plainly
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.network.altered import Altered, Together
 from network_surgery.ops.network.checks import check_real, usable
-from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.expressed import tensors_of
 from network_surgery.ops.network.wrappers import inner
 from network_surgery.ops.signals.gradients import NO_GRADIENT, without_checkpoints
 from network_surgery.ops.signals.losses import Loss as LossFunction

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from network_surgery.ops import adopt
 from network_surgery.ops.network.architecture import Description
-from network_surgery.ops.network.masks import masks_of, tensors_of
+from network_surgery.ops.network.expressed import tensors_of
+from network_surgery.ops.network.masks import masks_of
 
 #: What a normalization has in buffers before it has seen anything; a frozen one has all of it there.
 FROZEN = {"running_mean": 0.0, "running_var": 1.0, "weight": 1.0, "bias": 0.0}
