@@ -25,10 +25,12 @@ from network_surgery.ops.operations.compact import Compact, compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from network_surgery.ops.operations.eigen_remove import EigenRemove
 from network_surgery.ops.operations.grad_max import GradMax
+from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
 from network_surgery.ops.operations.prune_weights import PruneWeights
+from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
@@ -51,6 +53,7 @@ __all__ = [
     "Condition",
     "EigenRemove",
     "GradMax",
+    "HashWeights",
     "HiddenLayer",
     "MeanReplace",
     "MinWeight",
@@ -59,6 +62,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "PruneWeights",
+    "RandomEdges",
     "RandomRemove",
     "RemoveDead",
     "Revive",

@@ -22,7 +22,16 @@ from torch.nn.utils.parametrize import ParametrizationList
 from network_surgery.ops.errors import SurgeryError, explained, first_line
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
-from network_surgery.ops.network.expressed import take_off, tensors_of
+from network_surgery.ops.network.expressed import (
+    Expressed,
+    at,
+    express,
+    expressions_of,
+    raw,
+    take_off,
+    tensors_of,
+)
+from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
 from network_surgery.ops.network.optimizer_state import exchange
 from network_surgery.ops.network.wrappers import inner
@@ -31,6 +40,8 @@ FORMAT = 1
 #: The entry of a state_dict that carries an architecture (see ``ops.network.carried``).
 CARRIED = "surgery_architecture"
 Description = Mapping[str, Mapping[str, Any]]
+#: Ways in which a weight is expressed, by the name that an architecture calls them; masks have a part of their own.
+EXPRESSIONS: dict[str, type[Expressed]] = {"hash": Hashed, "edges": Edges}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -85,7 +96,8 @@ def describe(model: nn.Module) -> Description:
     those that do not follow from the shapes (the groups of a convolution, an attention's number of heads). Where
     there are buffers, ``"buffers": {buffer: whether a state_dict holds it}`` names them (None: not made as yet), since
     a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
-    {parameter: text}``, too: which of them live is part of the architecture.
+    {parameter: text}``, too: which of them live is part of the architecture. So is how a weight is computed from what
+    is stored of it: ``"expressed": {parameter: {"kind": …, …}}``; its shape is that of what is stored.
 
     Raises:
         SurgeryError: a parameter or buffer has no size yet.
@@ -100,7 +112,10 @@ def describe(model: nn.Module) -> Description:
     buffers: dict[str, bool | None] = dict.fromkeys(_empty(model))
     buffers |= {name: name not in passes for name, tensor in tensors_of(model) if not isinstance(tensor, nn.Parameter)}
     described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
-    return described | ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
+    others = {name: each for name, each in expressions_of(model).items() if not each.entrywise}
+    expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in others.items()}
+    described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
+    return described | ({"expressed": expressed} if expressed else {})
 
 
 def adopt(model: nn.Module, description: Description) -> None:
@@ -130,15 +145,19 @@ def adopt(model: nn.Module, description: Description) -> None:
     tensors = {name: tensor for name, tensor in tensors.items() if name not in early}
     found = {name: torch.Size(wanted[name]) for name in description.get("masks", {}) if name in wanted}
     masks = {name: unpacked(description["masks"][name], shape) for name, shape in found.items()}
-    for name in description.get("masks", {}):
-        if not isinstance(tensors.get(name), nn.Parameter):
-            raise SurgeryError(f"the architecture is of another network: it masks {name}")
+    expressed = {name: _expression(name, data) for name, data in description.get("expressed", {}).items()}
+    before = {name: raw(*at(modules, name)) for name, each in expressions_of(model).items() if not each.entrywise}
+    for verb, names in (("masks", description.get("masks", {})), ("expresses", expressed)):
+        if odd := [name for name in names if not isinstance(tensors.get(name), nn.Parameter)]:
+            raise SurgeryError(f"the architecture is of another network: it {verb} {odd[0]}")
     if odd := sorted(set(tensors) ^ set(wanted)) or sorted(set(description["numbers"]) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {', '.join(odd[:3])} is on one side only")
     if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
         raise SurgeryError(f"{lazy[0]} has no size yet: let the factory run its network once")
     for name, shape in wanted.items():
-        if tensors[name].dim() != len(shape) and name not in late:
+        if name in expressed:
+            shape = description["expressed"][name]["shape"]
+        if before.get(name, tensors[name]).dim() != len(shape) and name not in late:
             raise SurgeryError(
                 f"{name} has the shape {tuple(tensors[name].shape)}, the architecture says {tuple(shape)}"
             )
@@ -148,10 +167,13 @@ def adopt(model: nn.Module, description: Description) -> None:
             modules[path]._buffers[attribute] = None
         else:
             delattr(modules[path], attribute)
-    names = {id(tensor): name for name, tensor in tensors.items()}
+    known = {id(tensor): name for name, tensor in tensors.items()}
     for name, module in modules.items():
-        if can_be_freed(module) and any(list(p.shape) != list(wanted[names[id(p)]]) for p in module.parameters()):
+        held = [(known[id(p)], p) for p in module.parameters()] if can_be_freed(module) else []
+        if any(list(p.shape) != list(wanted[name]) for name, p in held if name not in (*expressed, *before)):
             raise SurgeryError(f"{name} has other heads there: let the factory return ops.free_attention(model)")
+    for name in before:
+        take_off(modules, name)
     for name, shape in wanted.items():
         tensor = tensors[name]
         if list(tensor.shape) != list(shape):
@@ -161,6 +183,8 @@ def adopt(model: nn.Module, description: Description) -> None:
     for name, mask in masks.items():
         tensors[name].data.mul_(mask.to(tensors[name].device))
         put(modules, name, mask)
+    for name, expression in expressed.items():
+        express(modules, name, expression.to(tensors[name].device))
     for name, numbers in description["numbers"].items():
         mine = _numbers(modules[name])
         for attribute, value in numbers.items():
@@ -191,12 +215,13 @@ def save(model: nn.Module, path: str | Path) -> None:
 def passing(model: nn.Module) -> dict[str, Tensor]:
     """The buffers that a state_dict leaves out (``persistent=False``); of an altered network they are needed, too."""
     kept = set(model.state_dict())
-    return {name: buffer for name, buffer in model.named_buffers() if name not in kept}
+    plain = {id(tensor) for _, tensor in tensors_of(model)}  # what an expression holds is part of the architecture
+    return {name: buffer for name, buffer in model.named_buffers() if name not in kept and id(buffer) in plain}
 
 
 def _empty(model: nn.Module) -> list[str]:
     """The buffers that are None."""
-    modules = model.named_modules()
+    modules = [(path, m) for path, m in model.named_modules() if not isinstance(m, Expressed)]
     return [
         f"{path}.{name}".lstrip(".") for path, m in modules for name, tensor in m._buffers.items() if tensor is None
     ]
@@ -260,10 +285,22 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], description: Descripti
             buffer.data.copy_(weights[name])
 
 
+def _kind(expression: Expressed) -> str:
+    return next(kind for kind, each in EXPRESSIONS.items() if type(expression) is each)
+
+
+def _expression(name: str, data: Mapping[str, Any]) -> Expressed:
+    """An expression from plain data. Raises SurgeryError where it is none that is known."""
+    try:
+        return EXPRESSIONS[data["kind"]].from_data(data)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SurgeryError(f"how the architecture expresses {name} is not known: {data!r:.80}") from error
+
+
 def _numbers(module: nn.Module) -> dict[str, int | list[int]]:
     """The whole numbers, and lists of them, that a module keeps as attributes and its tensors do not imply."""
     found: dict[str, int | list[int]] = {}
-    if isinstance(module, ParametrizationList):  # comes and goes with a mask
+    if isinstance(module, (ParametrizationList, Expressed)):  # comes and goes with an expression
         return found
     for name, value in vars(module).items():
         if name.startswith("_") or name in sizes(module) or isinstance(value, bool):

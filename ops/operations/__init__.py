@@ -13,10 +13,12 @@ from network_surgery.ops.operations.compact import Compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive
 from network_surgery.ops.operations.eigen_remove import EigenRemove
 from network_surgery.ops.operations.grad_max import GradMax
+from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
 from network_surgery.ops.operations.prune_weights import PruneWeights
+from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
@@ -26,10 +28,12 @@ OPERATIONS: dict[str, type[Operation]] = {
     "compact": Compact,
     "eigen_remove": EigenRemove,
     "grad_max": GradMax,
+    "hash_weights": HashWeights,
     "mean_replace": MeanReplace,
     "min_weight": MinWeight,
     "pcns": PCNS,
     "prune_weights": PruneWeights,
+    "random_edges": RandomEdges,
     "random_remove": RandomRemove,
     "remove_dead": RemoveDead,
     "revive": Revive,

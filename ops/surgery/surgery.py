@@ -8,6 +8,8 @@ averages of the weights.
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
@@ -23,6 +25,7 @@ from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_current
+from network_surgery.ops.network.expressed import Expressed, express
 from network_surgery.ops.network.layout import channels_last, laid_out
 from network_surgery.ops.network.masks import put
 from network_surgery.ops.network.optimizer_state import check, exchange, follow, listed, shift
@@ -67,6 +70,8 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     for body in bodies:
         for name, mask in plan.masks.items():
             undo.extend(_mask(body, name, mask))
+        for name, expression in plan.expressed.items():
+            undo.extend(_express(body, name, expression, plan.fresh.get(name)))
         for name in (*plan.replaced, *plan.mixing):  # every entry is written
             undo.extend(_unmask(body, name))
     changes = {name: value.to(anatomy.tensor(name)) - anatomy.tensor(name) for name, value in plan.replaced.items()}
@@ -82,6 +87,9 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     for body in bodies:
         for name, steps in moves.items():
             for step in steps:
+                if (known := body.expression(name)) is not None:  # what is stored of it stays
+                    undo.extend(known.gathered(step.axis, step.origin.old))
+                    continue
                 _rebuild(body, name, step, plan, old_columns, undo)
         undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
     invalidate_guards(holders)
@@ -110,6 +118,12 @@ class _Body:
     def tensor(self, name: str) -> Tensor:
         return self.anatomy.tensor(name, self.modules)
 
+    def stored(self, name: str) -> Tensor:
+        return self.anatomy.stored(name, self.modules)
+
+    def expression(self, name: str) -> Expressed | None:
+        return self.anatomy.expression(name, self.modules)
+
     @cached_property
     def last(self) -> bool:
         """Whether channels come last where a tensor does not tell: as in another weight of the network."""
@@ -126,13 +140,13 @@ class _Body:
         """Raises SurgeryError where this network cannot follow."""
         layer = plan.layer
         here = {place.tensor: layer.tensor(place) for place in layer.places}
-        here |= {name: self.anatomy.tensor(name) for name in plan.masks}
+        here |= {name: self.anatomy.tensor(name) for name in (*plan.masks, *plan.expressed)}
         for name, tensor in here.items():
             try:
                 shape = tuple(self.tensor(name).shape)
             except (AttributeError, KeyError):
                 shape = None
-            if self.averaged and shape and self.tensor(name) is self.anatomy.tensor(name):
+            if self.averaged and shape and self.stored(name) is self.anatomy.stored(name):
                 raise SurgeryError(f"an average must be a copy of the network, but {name} is the network's own")
             if shape != tuple(tensor.shape):
                 raise SurgeryError(
@@ -144,6 +158,11 @@ class _Body:
                     f"{name} is masked in the network or in an average of it, but not in both; give every average to "
                     "every operation"
                 )
+            if type(self.expression(name)) is not type(self.anatomy.expression(name)):
+                raise SurgeryError(
+                    f"{name} is stored in one way in the network and in another in an average of it; give every average "
+                    "to every operation"
+                )
         for name in self.anatomy.holders(layer):
             free = isinstance(self.modules.get(name), FreeAttention)
             if isinstance(self.anatomy.modules[name], FreeAttention) and not free:
@@ -151,7 +170,14 @@ class _Body:
                     f"{name or 'the attention'} has been freed in the network, but not in an average of it: free the "
                     "average as well, ops.free_attention(average)"
                 )
-        check(self.optimizers, {name: self.tensor(name) for name in here})
+        check(self.optimizers, {name: self.tensor(name) for name in here if self.expression(name) is None})
+        for name, optimizer in itertools.product(plan.expressed, self.optimizers):
+            held = (each for group in optimizer.param_groups for each in group["params"])
+            if "Muon" in type(optimizer).__name__ and any(each is self.stored(name) for each in held):
+                raise SurgeryError(
+                    f"{plan.operation}: what is stored of {name} is a vector, and {type(optimizer).__name__} trains "
+                    "matrices only: train this weight with another optimizer"
+                )
 
     def set(self, name: str, data: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
@@ -192,6 +218,26 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     mask = body.mask(name)
     if mask is not None:
         undo.append(exchange(mask, laid_out(step.masked(mask), mask, body.last)))
+
+
+def _express(body: _Body, name: str, expression: Expressed, fresh: Tensor | None) -> Undo:
+    """Lets a parameter be what is stored of it; its gradient and its optimizers' state follow, or begin anew."""
+    tensor, own = body.stored(name), copy.deepcopy(expression).to(body.stored(name).device)
+    values = own.reduced(body.live(name)) if fresh is None else fresh.to(tensor)
+
+    def remap(old: Tensor, degree: int | None) -> Tensor:
+        if fresh is None:
+            return own.reduced(old, degree)
+        return values.to(old) if degree is None else old.new_zeros(values.shape)
+
+    gradient = None if tensor.grad is None else remap(tensor.grad, 1)
+    undo: Undo = [*follow(body.optimizers, tensor, remap), exchange(tensor, values, gradient)]
+    try:
+        return undo + express(body.modules, name, own)
+    except SurgeryError:
+        for step in reversed(undo):
+            step()
+        raise
 
 
 def _mask(body: _Body, name: str, mask: Tensor) -> Undo:
@@ -246,6 +292,12 @@ def _check(plan: Plan) -> None:
         if name not in layer.anatomy.weights:
             raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no weight of the network")
         _fits(plan, name, mask, layer.anatomy.tensor(name).shape)
+    for name, expression in plan.expressed.items():
+        if name not in layer.anatomy.weights or layer.anatomy.mask(name) is not None:
+            raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no plain weight of the network")
+        stored = plan.fresh.get(name)
+        values = layer.anatomy.live(name) if stored is None else expression.weight(stored)
+        _fits(plan, name, values, layer.anatomy.tensor(name).shape)
     for places, added in ((layer.makers, plan.fan_in), (layer.readers, plan.fan_out)):
         for place in places:
             if place.tensor in added:

@@ -169,6 +169,10 @@ def _rewritten(plan: Plan) -> Iterator[None]:
         for name, mask in plan.masks.items():
             tensor = anatomy.tensor(name)
             undo.append(exchange(tensor, anatomy.live(name) * mask.to(tensor.device), tensor.grad))
+        for name, expression in plan.expressed.items():
+            tensor = anatomy.tensor(name)
+            stored = plan.fresh[name].to(tensor) if name in plan.fresh else expression.reduced(anatomy.live(name))
+            undo.append(exchange(tensor, expression.weight(stored), tensor.grad))
         undo.extend(lift(anatomy.modules, plan.replaced))
         for name, value in plan.replaced.items():
             tensor = anatomy.tensor(name)

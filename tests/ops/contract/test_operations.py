@@ -220,12 +220,20 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
             for key, value in case.optimizer.state.get(case.anatomy.tensor(place.tensor), {}).items()
             if value.dim()
         }
+        stored = {
+            (name, key): (expression, value.clone())
+            for name, expression in plan.expressed.items()
+            for key, value in case.optimizer.state[case.anatomy.stored(name)].items()
+            if value.dim()
+        }
         counts = [state["step"].clone() for state in case.optimizer.state.values() if "step" in state]
         apply(plan, case.optimizer)
         assert counts == [state["step"] for state in case.optimizer.state.values() if "step" in state]
         shares = torch.ones(plan.units_after) if plan.shares is None else plan.shares.float()
         for (place, key), value in old.items():
             after = next(p for p in plan.layer.places if (p.tensor, p.axis) == (place.tensor, place.axis))
+            if place.tensor in plan.expressed:
+                continue
             state = case.optimizer.state[case.anatomy.tensor(place.tensor)][key]
             found = state.movedim(after.axis, 0)[after.positions]
             degree = 0 if place.role == "fan_out" else 2 if key.endswith("_sq") else 1
@@ -234,6 +242,9 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
             wanted = torch.stack([value[unit] if unit >= 0 else torch.zeros_like(value[0]) for unit in plan.sources])
             scale = (shares**degree).view(-1, *(1,) * (wanted.dim() - 1))
             torch.testing.assert_close(found, wanted * scale, msg=f"{place} {key}")
+        for (name, key), (expression, value) in stored.items():
+            wanted = expression.reduced(value, 2 if key.endswith("_sq") else 1)
+            assert torch.equal(case.optimizer.state[case.anatomy.stored(name)][key], wanted)
 
 
 @every_operation
