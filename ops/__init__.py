@@ -12,7 +12,7 @@
 from network_surgery.ops.allocation import Allocation, Size, allocate, size
 from network_surgery.ops.anatomy import Anatomy, HiddenLayer
 from network_surgery.ops.errors import SurgeryError
-from network_surgery.ops.network.architecture import adopt, describe, load, save
+from network_surgery.ops.network.architecture import adopt, describe, load, save, saved_bytes
 from network_surgery.ops.network.attention import free_attention
 from network_surgery.ops.network.carried import carry_architecture
 from network_surgery.ops.network.leaving import constructor_arguments, without_surgery
@@ -41,7 +41,7 @@ from network_surgery.ops.signals.unit_scores import unit_scores
 from network_surgery.ops.signals.weight_scores import weight_scores
 from network_surgery.ops.surgery.operate import operate
 from network_surgery.ops.surgery.prediction import Prediction, predicted_loss_change
-from network_surgery.ops.surgery.surgery import apply, trial_surgery
+from network_surgery.ops.surgery.surgery import apply, materialize, trial_surgery
 from network_surgery.ops.surgery.verification import measure
 
 __all__ = [
@@ -85,12 +85,14 @@ __all__ = [
     "frozen_units",
     "inner",
     "load",
+    "materialize",
     "measure",
     "operate",
     "predicted_loss_change",
     "register_state",
     "rewrap",
     "save",
+    "saved_bytes",
     "size",
     "take_over_masks",
     "trial_surgery",

@@ -23,6 +23,7 @@ from network_surgery.search_spaces import (
     dead_units,
     eigen_remove,
     expansion,
+    hashing,
     mixed,
     pcns,
     pruning,
@@ -45,6 +46,7 @@ SPACES: dict[str, Suggest | str] = {
     "pcns": pcns.suggest,
     "dead_units": dead_units.suggest,
     "pruning": pruning.suggest,
+    "hashing": hashing.suggest,
     "thesis": "network_surgery.study.experiments.thesis.space:suggest",
     "thesis_published": "network_surgery.study.experiments.thesis.space:suggest_published",
 }

@@ -7,6 +7,7 @@ pickle: its description and its weights (``save``, ``load``).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -212,16 +213,25 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise SurgeryError(f"{path} cannot be written: {first_line(error)}") from error
 
 
+def saved_bytes(model: nn.Module) -> int:
+    """How many bytes the file has that ``save`` writes of a network; it is written to memory to see.
+
+    Beside the tensors (a plan's ``bytes_after``) there are their names and the architecture: a few hundred bytes each.
+    """
+    file = io.BytesIO()
+    save(model, file)  # type: ignore[arg-type]
+    return file.getbuffer().nbytes
+
+
 def passing(model: nn.Module) -> dict[str, Tensor]:
     """The buffers that a state_dict leaves out (``persistent=False``); of an altered network they are needed, too."""
     kept = set(model.state_dict())
-    plain = {id(tensor) for _, tensor in tensors_of(model)}  # what an expression holds is part of the architecture
-    return {name: buffer for name, buffer in model.named_buffers() if name not in kept and id(buffer) in plain}
+    return {name: buffer for name, buffer in model.named_buffers() if name not in kept}
 
 
 def _empty(model: nn.Module) -> list[str]:
     """The buffers that are None."""
-    modules = [(path, m) for path, m in model.named_modules() if not isinstance(m, Expressed)]
+    modules = model.named_modules()
     return [
         f"{path}.{name}".lstrip(".") for path, m in modules for name, tensor in m._buffers.items() if tensor is None
     ]

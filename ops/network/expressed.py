@@ -112,7 +112,9 @@ def met(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             holding = model.get_submodule(holder(path, module))
             name = names.setdefault(id(module.original), plain_name(f"{path}.original"))
             yield name, getattr(holding, path.rpartition(".")[2])
-    yield from model.named_parameters()
+    for name, parameter in model.named_parameters():
+        if not name.endswith(".standing"):  # which has its own name already
+            yield name, parameter
 
 
 def plain_name(name: str) -> str:

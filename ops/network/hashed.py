@@ -38,9 +38,8 @@ class Read(Expressed):
     ) -> None:
         super().__init__()
         self._shape, self._stored, self._seed = tuple(shape), numbers, seed
-        for axis in range(len(shape)):
-            known = (names or {}).get(str(axis))
-            self.register_buffer(f"names{axis}", None if known is None else torch.tensor(known), persistent=False)
+        # No buffers: a running average of the network's buffers would not leave them whole.
+        self._names = {int(axis): torch.tensor(known) for axis, known in (names or {}).items()}
 
     @property
     def numbers(self) -> int:
@@ -82,22 +81,28 @@ class Read(Expressed):
         return parts.index_select(0, index.flatten()).view(index.shape) * factor ** (degree or 2)
 
     def gathered(self, axis: int, index: Tensor) -> Undo:
-        name, known = f"names{axis}", self._buffers[f"names{axis}"]
-        old = torch.arange(self._shape[axis], device=index.device) if known is None else known
-        self._buffers[name] = old.index_select(0, index.to(old.device))
-        return [partial(self._buffers.__setitem__, name, known)]
+        before = self._names
+        old = before.get(axis, torch.arange(self._shape[axis], device=index.device))
+        if len(index) == len(old) and torch.equal(index, torch.arange(len(old), device=index.device)):
+            return []
+        self._names = {**before, axis: old.index_select(0, index.to(old.device))}
+        return [partial(setattr, self, "_names", before)]
 
     def to_data(self) -> dict[str, Any]:
-        names = {str(axis): self._buffers[f"names{axis}"] for axis in range(len(self._shape))}
-        kept = {axis: each.tolist() for axis, each in names.items() if each is not None}
+        kept = {str(axis): names.tolist() for axis, names in sorted(self._names.items())}
         data: dict[str, Any] = {"shape": list(self._shape), "numbers": self._stored, "seed": self._seed}
         return data | ({"names": kept} if kept else {})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves to a device."""
+        self._names = {axis: fn(names) for axis, names in self._names.items()}
+        return super()._apply(fn, recurse)
 
     def _now(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """As ``read``, for every entry that the weight has now; factors in the precision of ``like``."""
         positions = torch.zeros((), dtype=torch.int64, device=like.device)
         for axis, length in enumerate(self._shape):
-            names = self._buffers[f"names{axis}"]
+            names = self._names.get(axis)
             here = torch.arange(length, device=like.device) if names is None else names.to(like.device)
             stride = math.prod(self._shape[axis + 1 :])
             positions = positions + (here * stride).view(-1, *[1] * (len(self._shape) - axis - 1))

@@ -88,7 +88,7 @@ def put(modules: Modules, name: str, mask: Tensor) -> Undo:
 
 
 def without_masks(model: Model) -> Model:
-    """A copy of a network whose masked weights are plain parameters, zero where the mask is.
+    """A copy of a network whose masked weights are plain parameters, zero where the mask is, and hashed ones, too.
 
     It computes the same, and is for what does not know parametrizations: ``torch.jit.script``, pickling, quantization.
     In training its zeros do not stay zero.
@@ -103,8 +103,10 @@ def without_masks(model: Model) -> Model:
         raise SurgeryError(f"masks are those of a torch.nn.Module, not of {model!r:.60}")
     copied = copy.deepcopy(model)
     modules = dict(copied.named_modules())
-    for name, mask in masks_of(copied).items():
-        stored(*at(modules, name)).data.mul_(mask)
+    for name, expression in expressions_of(copied).items():
+        kept = stored(*at(modules, name))
+        with torch.no_grad():
+            exchange(kept, expression.weight(kept.data))
         take_off(modules, name)
     return copied
 

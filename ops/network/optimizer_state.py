@@ -165,6 +165,15 @@ def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Un
     return lambda: set_to(old, old_gradient)
 
 
+def begin_anew(optimizers: tuple[Optimizer, ...], parameter: Tensor, kind: str) -> list[Undo]:
+    """Drops what optimizers of a kind (part of the class's name) keep for a parameter; returns what undoes it."""
+    undo: list[Undo] = []
+    for optimizer in optimizers:
+        if any(kind in each.__name__ for each in type(optimizer).__mro__) and parameter in optimizer.state:
+            undo.append(_restoring(optimizer, parameter, optimizer.state.pop(parameter)))
+    return undo
+
+
 def forget(optimizer: Optimizer) -> None:
     """Drops the state of every parameter; the settings stay, as in a new optimizer of the same kind."""
     optimizer.state.clear()

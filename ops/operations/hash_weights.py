@@ -81,7 +81,7 @@ def expressing(
     names = [n for n in dict.fromkeys(names) if n in anatomy.weights and anatomy.mask(n) is None]
     if not names:
         raise SurgeryError(
-            f"{operation!r} on {layer.name}: there are no plain weights; what is masked or hashed already stays as it is"
+            f"{operation!r} on {layer.name}: there are no plain weights; what is masked or hashed stays as it is"
         )
     expressed: dict[str, Read] = {}
     fresh: dict[str, Tensor] = {}

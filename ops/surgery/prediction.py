@@ -109,7 +109,13 @@ def _along(value: Tensor, at: list[Tensor], speeds: list[Tensor]) -> Tensor:
 def _line(plan: Plan) -> dict[str, Tensor]:
     """By tensor: how the plan, written at the old size, changes it."""
     anatomy, readers = plan.layer.anatomy, [place.tensor for place in plan.layer.readers]
-    names = {*plan.masks, *plan.expressed, *plan.replaced, *readers, *(anatomy.sinks[name].tensor for name in plan.constants)}
+    names = {
+        *plan.masks,
+        *plan.expressed,
+        *plan.replaced,
+        *readers,
+        *(anatomy.sinks[name].tensor for name in plan.constants),
+    }
     before = {name: anatomy.tensor(name).detach().clone() for name in names}
     with emulated(plan):
         return {name: anatomy.tensor(name).detach() - values for name, values in before.items()}

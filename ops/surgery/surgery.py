@@ -25,10 +25,10 @@ from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_current
-from network_surgery.ops.network.expressed import Expressed, express
+from network_surgery.ops.network.expressed import Expressed, at, express, expressions_of, stored, take_off
 from network_surgery.ops.network.layout import channels_last, laid_out
 from network_surgery.ops.network.masks import put
-from network_surgery.ops.network.optimizer_state import check, exchange, follow, listed, shift
+from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, shift
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.plan import Plan
 
@@ -104,6 +104,43 @@ def trial_surgery(*plans: Plan, optimizers: Optimizers = (), averages: Averages 
         yield
 
 
+def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Averages = ()) -> list[str]:
+    """Makes weights plain, in place, that are hashed or cut to random edges; returns their names. Masks stay.
+
+    The network computes the same from then on, but every entry of a weight is stored and trained for itself. Parameters
+    stay the objects that they are. Optimizer state is divided equally among the entries that shared a number. Layers of
+    an anatomy that was taken before stay true.
+
+    >>> from network_surgery.ops import HashWeights, operate
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> plan = operate(Anatomy(net, torch.zeros(2, 4))["0"], HashWeights(0.25))
+    >>> sum(each.numel() for each in net[0].parameters())
+    16
+    >>> materialize(net), net[0]
+    (['0.weight'], Linear(in_features=4, out_features=8, bias=True))
+    """
+    found: list[str] = []
+    known = listed(optimizers)
+    for place, network in enumerate((inner(model), *map(inner, several(averages)))):
+        modules = dict(network.named_modules())
+        for name, expression in expressions_of(network).items():
+            if not expression.entrywise:
+                tensor = stored(*at(modules, name))
+                _make_plain(expression, tensor, known if place == 0 else ())
+                take_off(modules, name)
+                found += [name] if place == 0 else []
+        invalidate_guards(modules.values())
+    return found
+
+
+def _make_plain(expression: Expressed, tensor: Tensor, optimizers: tuple[Optimizer, ...]) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        begin_anew(optimizers, tensor, "Adafactor")
+        gradient = None if tensor.grad is None else expression.spread(tensor.grad, 1)
+        follow(optimizers, tensor, expression.spread)
+        exchange(tensor, expression.weight(tensor.data), gradient)
+
+
 class _Body:
     """A network with these units: the one that is trained, or (without ``optimizers``) an average of its weights."""
 
@@ -160,8 +197,8 @@ class _Body:
                 )
             if type(self.expression(name)) is not type(self.anatomy.expression(name)):
                 raise SurgeryError(
-                    f"{name} is stored in one way in the network and in another in an average of it; give every average "
-                    "to every operation"
+                    f"{name} is stored in one way in the network and in another in an average of it; give every "
+                    "average to every operation"
                 )
         for name in self.anatomy.holders(layer):
             free = isinstance(self.modules.get(name), FreeAttention)
@@ -231,7 +268,8 @@ def _express(body: _Body, name: str, expression: Expressed, fresh: Tensor | None
         return values.to(old) if degree is None else old.new_zeros(values.shape)
 
     gradient = None if tensor.grad is None else remap(tensor.grad, 1)
-    undo: Undo = [*follow(body.optimizers, tensor, remap), exchange(tensor, values, gradient)]
+    undo: Undo = [*begin_anew(body.optimizers, tensor, "Adafactor")]  # which keeps other things for vectors
+    undo += [*follow(body.optimizers, tensor, remap), exchange(tensor, values, gradient)]
     try:
         return undo + express(body.modules, name, own)
     except SurgeryError:
@@ -295,8 +333,8 @@ def _check(plan: Plan) -> None:
     for name, expression in plan.expressed.items():
         if name not in layer.anatomy.weights or layer.anatomy.mask(name) is not None:
             raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no plain weight of the network")
-        stored = plan.fresh.get(name)
-        values = layer.anatomy.live(name) if stored is None else expression.weight(stored)
+        fresh = plan.fresh.get(name)
+        values = layer.anatomy.live(name) if fresh is None else expression.weight(fresh)
         _fits(plan, name, values, layer.anatomy.tensor(name).shape)
     for places, added in ((layer.makers, plan.fan_in), (layer.readers, plan.fan_out)):
         for place in places:

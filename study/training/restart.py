@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from network_surgery.ops import adopt
 from network_surgery.ops.network.architecture import Description
-from network_surgery.ops.network.expressed import tensors_of
+from network_surgery.ops.network.expressed import expressions_of, tensors_of
+from network_surgery.ops.network.hashed import Read
 from network_surgery.ops.network.masks import masks_of
 
 #: What a normalization has in buffers before it has seen anything; a frozen one has all of it there.
@@ -74,7 +75,7 @@ def renew(model: nn.Module, wanted: Description, seed: int) -> None:
     """
     fresh = {name: tensor.detach().clone() for name, tensor in tensors_of(model)}
     adopt(model, wanted)
-    masks = masks_of(model)
+    masks, expressed = masks_of(model), expressions_of(model)
     power = fan_power([tensor for tensor in fresh.values() if tensor.dim() > 1])
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in tensors_of(model):
@@ -88,6 +89,8 @@ def renew(model: nn.Module, wanted: Description, seed: int) -> None:
         if tensor.dim() > 1 and power is not None:
             share = float(lives.count_nonzero()) / lives.numel()
             values = values * (fan(old, power) / max(fan(tensor, power) * share, 1.0)) ** 0.5
+        if isinstance(expression := expressed.get(name), Read):  # units begin with inputs of the same size
+            values = values * expression.density**-0.5
         tensor.data.copy_(values * lives)
 
 

@@ -4,10 +4,10 @@ Around each operation: loss and metric on a few fixed held-out samples before an
 after / before), how sure those samples are of the change, the thesis's loss factor (training loss of the first batch
 after / of the last batch before), the seconds of the operation and of the last whole epoch before it (interruptibility
 = epoch / operation), epochs until the held-out loss is back where it was before the first operation of that moment,
-units, parameters and FLOPs before and after. The anatomy is taken once, before the first step, and its seconds are
-booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation or not.
-A step with a budget is resolved when it is due: into one operation for each layer, each with a record of its own; a
-budget's fractions are of the network as training began.
+units, parameters, FLOPs and stored bytes before and after. The anatomy is taken once, before the first step, and its
+seconds are booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation
+or not. A step with a budget is resolved when it is due: into one operation for each layer, each with a record of its
+own; a budget's fractions are of the network as training began.
 """
 
 from __future__ import annotations
@@ -224,6 +224,8 @@ class Theatre(Callback):
             parameters_after=plan.parameters_after,
             flops_before=plan.flops_before,
             flops_after=plan.flops_after,
+            bytes_before=plan.bytes_before,
+            bytes_after=plan.bytes_after,
             predicted_error=plan.error,
             evidence={k: v for k, v in plan.evidence.items() if isinstance(v, (int, float)) and math.isfinite(v)},
             loss_before=before.loss,

@@ -91,6 +91,9 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         whole = space == "shrink" or "amount" in trial.params  # of the whole network
         assert ("layers" in trial.params) != whole
         one_by_one = trial.params.get("order", "together") != "together"
+        if space == "hashing":  # once
+            assert not {"times", "every", "gain"} & set(trial.params)
+            continue
         assert ("times" in trial.params) != one_by_one
         waiting = trial.params.get("when", "moment") != "moment"
         assert ("every" in trial.params) == (one_by_one or waiting or trial.params["times"] > 1)
@@ -126,13 +129,16 @@ def test_numbers_have_three_digits(space: str) -> None:
 
 
 CONTROLS = {"random_remove", "zero_expand"}
+#: Of a space of its own: they save bytes and no FLOPs.
+HASHING = {"hash_weights", "random_edges"}
 REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
 
 
 @pytest.mark.parametrize(
     ("space", "operations"),
     [
-        ("mixed", set(OPERATIONS) - CONTROLS),
+        ("mixed", set(OPERATIONS) - CONTROLS - HASHING),
+        ("hashing", {"hash_weights"}),
         ("removal", REMOVALS),
         ("shrink", REMOVALS),
         ("expansion", set(expansion.NAMES)),
@@ -157,12 +163,13 @@ def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: se
         ("removal", {"random_remove"}),
         ("shrink", {"random_remove"}),
         ("expansion", {"zero_expand"}),
+        ("hashing", {"random_edges"}),
     ],
 )
 def test_controls_are_offered_to_who_asks_for_them(space: str, controls: set[str]) -> None:
     trials = drawn(space, LAYERS["one layer"], 5, 120, controls=True)
     assert controls <= {step["op"] for trial in trials for step in trial.user_attrs["schedule"]}
-    if space != "expansion":
+    if space not in ("expansion", "hashing"):
         offered = [trial.distributions["score"] for trial in trials if "score" in trial.distributions]
         assert offered and all("random" in each.choices for each in offered)  # type: ignore[attr-defined]
 
