@@ -21,6 +21,7 @@ from network_surgery.ops.network.optimizer_keys import register_state
 from network_surgery.ops.network.wrappers import inner, rewrap
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.operations import OPERATIONS
+from network_surgery.ops.operations.collapse import Collapse
 from network_surgery.ops.operations.compact import Compact, compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from network_surgery.ops.operations.eigen_remove import EigenRemove
@@ -32,6 +33,7 @@ from network_surgery.ops.operations.pcns import PCNS
 from network_surgery.ops.operations.prune_weights import PruneWeights
 from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
+from network_surgery.ops.operations.stretch import Stretch
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
 from network_surgery.ops.plan import Plan
@@ -49,6 +51,7 @@ __all__ = [
     "PCNS",
     "Allocation",
     "Anatomy",
+    "Collapse",
     "Compact",
     "Condition",
     "EigenRemove",
@@ -70,6 +73,7 @@ __all__ = [
     "Signals",
     "Size",
     "Step",
+    "Stretch",
     "SurgeryError",
     "WeakExpand",
     "ZeroExpand",

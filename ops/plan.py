@@ -15,6 +15,7 @@ from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.checks import usable
 from network_surgery.ops.network.expressed import Expressed
 from network_surgery.ops.network.masks import hidden
+from network_surgery.ops.network.modules import Change
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,9 @@ class Plan:
         masks: by parameter, where it keeps its values (1) and where it becomes zero for good (0), at its old shape.
         expressed: by parameter, how it is computed from what is stored of it from now on (``ops.network.expressed``).
         fresh: what is stored of such a parameter, where that is not made of its values; optimizer state begins anew.
+        modules: by module, what takes its place; the anatomy is taken anew then. ``size``: parameters, FLOPs and bytes
+            of the network afterwards.
+        notes: sentences that the plan's table ends with.
         constants: for readers, the constant part ``[old]`` of each old unit's output that goes into the next bias.
         error: predicted relative error of what the readers receive (0 exact), None where nothing is predicted.
         evidence: further numbers that speak for the plan or against it, by name, from the operation that proposed it.
@@ -60,6 +64,9 @@ class Plan:
     masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     expressed: Mapping[str, Expressed] = field(default_factory=dict, repr=False)
     fresh: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    modules: Mapping[str, Change] = field(default_factory=dict, repr=False)
+    size: tuple[int, int, int] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
     error: float | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict, repr=False)
     measured: float | None = field(default=None, init=False)
@@ -90,6 +97,9 @@ class Plan:
         object.__setattr__(self, "bytes_before", self.layer.bytes(self.layer.units))
         object.__setattr__(self, "bytes_after", self.layer.bytes(len(self.sources)) + self._more_bytes())
         self._check_writes()
+        if self.size is not None:
+            for name, value in zip(("parameters_after", "flops_after", "bytes_after"), self.size, strict=True):
+                object.__setattr__(self, name, value)
 
     def _hidden(self) -> int:
         """How many parameters masks will hide; what is rewritten is hidden no more."""
@@ -169,6 +179,7 @@ class Plan:
         ]
         if evidence:
             lines.append(", ".join(evidence))
+        lines.extend(self.notes)
         if not self.layer.exact:
             size = "" if self.measured is None else f", which changes the output by {self.measured:.2g} of its size"
             lines.append(f"inexact: {self.layer.reason}{size}")

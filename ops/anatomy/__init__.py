@@ -43,6 +43,7 @@ from network_surgery.ops.network.expressed import (
     tensors_of,
 )
 from network_surgery.ops.network.masks import hidden, mask_of, parameters_of
+from network_surgery.ops.network.modules import whole_name
 from network_surgery.ops.network.wrappers import inner
 
 __all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
@@ -117,6 +118,21 @@ class Anatomy(Mapping[str, HiddenLayer]):
             except Chaotic:
                 self._discover(dict(tensors_of(model)), calm=True)
         self._explain()
+
+    def retake(self) -> Undo:
+        """Takes the anatomy anew, in place, where modules have been replaced; returns what undoes it."""
+        before = dict(vars(self))
+
+        def restore() -> None:
+            vars(self).clear()
+            vars(self).update(before)
+
+        try:
+            self.__init__(self.model, self.example_input)  # type: ignore[misc]
+        except BaseException:
+            restore()
+            raise
+        return [restore]
 
     def _discover(self, tensors: Mapping[str, Tensor], calm: bool = False) -> None:
         """Finds the layers. Raises Chaotic where rounding hides what edits do, unless the network is ``calm``."""
@@ -360,7 +376,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
         """A layer's name: the module that makes its units, or the parameter where that name is taken."""
         suffix = f":{kind}" if kind else ""
-        module = maker.rpartition(".")[0] or maker
+        module = whole_name(maker.rpartition(".")[0] or maker, self.modules)
         names = itertools.chain((module, maker), (f"{module}[{number}]" for number in itertools.count(1)))
         return next(name + suffix for name in names if name + suffix not in taken)
 

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim import Optimizer
 
 from network_surgery.ops.errors import SurgeryError, explained, first_line
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
@@ -34,7 +35,8 @@ from network_surgery.ops.network.expressed import (
 )
 from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
-from network_surgery.ops.network.optimizer_state import exchange
+from network_surgery.ops.network.modules import build, placed, put_module
+from network_surgery.ops.network.optimizer_state import exchange, listed, replace
 from network_surgery.ops.network.wrappers import inner
 
 FORMAT = 1
@@ -99,6 +101,7 @@ def describe(model: nn.Module) -> Description:
     a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
     {parameter: text}``, too: which of them live is part of the architecture. So is how a weight is computed from what
     is stored of it: ``"expressed": {parameter: {"kind": …, …}}``; its shape is that of what is stored.
+    Modules that have been put in the place of others are ``"modules": {module: {"kind": …, …}}``.
 
     Raises:
         SurgeryError: a parameter or buffer has no size yet.
@@ -116,22 +119,50 @@ def describe(model: nn.Module) -> Description:
     others = {name: each for name, each in expressions_of(model).items() if not each.entrywise}
     expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in others.items()}
     described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
-    return described | ({"expressed": expressed} if expressed else {})
+    modules = placed(model)
+    return described | ({"expressed": expressed} if expressed else {}) | ({"modules": modules} if modules else {})
 
 
-def adopt(model: nn.Module, description: Description) -> None:
+def adopt(model: nn.Module, description: Description, optimizers: Optimizer | Iterable[Optimizer] = ()) -> None:
     """Gives a freshly made network the architecture that surgery gave another one; changed tensors become zeros.
 
     Masks are put on (or taken off) as they are there, and what they hide becomes zero. Buffers that only the
     description has are left to the forward pass that registers them (or to ``load``, which has their values), and those
-    that it does not have are taken away.
+    that it does not have are taken away. ``optimizers``: freshly made ones of this network, whose parameters follow
+    where modules are put in the place of others (in the order that they have in the other network's optimizers).
 
     Raises:
         SurgeryError: the description is of another network: a tensor is missing on one side or has another number of
             axes, there is no such module or parameter to mask, or an attention was altered that is not free in this
             one. The network has not been changed.
     """
-    model = inner(model)
+    model, undo = inner(model), list[Callable[[], object]]()
+    try:
+        _place_modules(model, description, listed(optimizers), undo)
+        _adopt(model, description)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+
+
+def _place_modules(
+    model: nn.Module, description: Description, optimizers: tuple[Optimizer, ...], undo: list[Callable[[], object]]
+) -> None:
+    """Puts modules in the place of others as a description says."""
+    wanted = description.get("modules", {}) if isinstance(description, Mapping) else {}
+    here, modules = placed(model), dict(model.named_modules())
+    if odd := sorted(set(here) - set(wanted)) or sorted(set(wanted) - set(modules)):
+        raise SurgeryError(f"the architecture is of another network: {odd[0]} is on one side only")
+    for path, spec in wanted.items():
+        if here.get(path) == spec:
+            continue
+        new = build(spec, modules[path])
+        undo.append(put_module(model, path, new))
+        undo.extend(replace(optimizers, list(modules[path].parameters()), list(new.parameters())))
+
+
+def _adopt(model: nn.Module, description: Description) -> None:
     parts = [description.get(part) for part in ("shapes", "numbers")] if isinstance(description, Mapping) else [None]
     if not all(isinstance(part, Mapping) for part in parts):
         raise SurgeryError(f"an architecture is what ops.describe returns, not {description!r:.60}")
@@ -221,6 +252,12 @@ def saved_bytes(model: nn.Module) -> int:
     file = io.BytesIO()
     save(model, file)  # type: ignore[arg-type]
     return file.getbuffer().nbytes
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """How many bytes the tensors take that ``save`` writes."""
+    masks = sum(mask.numel() * mask.element_size() for mask in masks_of(model).values())
+    return masks + sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(model))
 
 
 def passing(model: nn.Module) -> dict[str, Tensor]:

@@ -28,7 +28,8 @@ from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.network.expressed import Expressed, at, express, expressions_of, stored, take_off
 from network_surgery.ops.network.layout import channels_last, laid_out
 from network_surgery.ops.network.masks import put
-from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, shift
+from network_surgery.ops.network.modules import put_module
+from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, replace, shift
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.plan import Plan
 
@@ -36,8 +37,10 @@ Optimizers = Optimizer | Iterable[Optimizer]
 Averages = nn.Module | Iterable[nn.Module]
 
 
-def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> Undo:
-    """Applies a plan in place. Returns the steps that undo it, to be run in reverse (see ``trial_surgery``).
+def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = (), *, trial: bool = False) -> Undo:
+    """Applies a plan in place. Where it replaces modules the anatomy is taken anew (but for a ``trial``, soon undone).
+
+    Returns the steps that undo it, to be run in reverse (see ``trial_surgery``).
 
     Raises:
         SurgeryError: the plan is not one of this network as it is now, or an optimizer or average cannot follow;
@@ -51,7 +54,12 @@ def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> U
     undo: Undo = [torch.clear_autocast_cache]
     try:
         with torch.inference_mode(False), torch.no_grad():
-            _apply(plan, bodies, undo)
+            if plan.modules:
+                _replace(plan, bodies, undo)
+            else:
+                _apply(plan, bodies, undo)
+        if plan.modules and not trial:
+            undo.extend(plan.layer.anatomy.retake())
     except BaseException:
         for step in reversed(undo):
             step()
@@ -95,12 +103,22 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     invalidate_guards(holders)
 
 
+def _replace(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
+    """Puts modules in the place of others, in the network and its averages, and their parameters into optimizers."""
+    for body in bodies:
+        made = {path: change.made(path, body.modules) for path, change in plan.modules.items()}
+        for path, new in made.items():
+            old = list(body.modules[path].parameters())
+            undo.append(put_module(body.model, path, new))
+            undo.extend(replace(body.optimizers, old, list(new.parameters())))
+
+
 @contextlib.contextmanager
 def trial_surgery(*plans: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> Iterator[None]:
     """Applies plans for the time of a ``with`` block and undoes them, exactly."""
     with undoing() as undo:
         for plan in plans:
-            undo.extend(apply(plan, optimizers, averages))
+            undo.extend(apply(plan, optimizers, averages, trial=True))
         yield
 
 
@@ -149,7 +167,8 @@ class _Body:
     ) -> None:
         self.anatomy = anatomy
         self.averaged = average is not None
-        self.modules = anatomy.modules if average is None else dict(inner(average).named_modules())
+        self.model = anatomy.model if average is None else inner(average)
+        self.modules = anatomy.modules if average is None else dict(self.model.named_modules())
         self.optimizers = optimizers
 
     def tensor(self, name: str) -> Tensor:
@@ -178,6 +197,8 @@ class _Body:
         layer = plan.layer
         here = {place.tensor: layer.tensor(place) for place in layer.places}
         here |= {name: self.anatomy.tensor(name) for name in (*plan.masks, *plan.expressed)}
+        for path in plan.modules:
+            here |= {f"{path}.{n}": tensor for n, tensor in self.anatomy.modules[path].named_parameters(recurse=False)}
         for name, tensor in here.items():
             try:
                 shape = tuple(self.tensor(name).shape)
@@ -207,7 +228,8 @@ class _Body:
                     f"{name or 'the attention'} has been freed in the network, but not in an average of it: free the "
                     "average as well, ops.free_attention(average)"
                 )
-        check(self.optimizers, {name: self.tensor(name) for name in here if self.expression(name) is None})
+        if not plan.modules:
+            check(self.optimizers, {name: self.tensor(name) for name in here if self.expression(name) is None})
         for name, optimizer in itertools.product(plan.expressed, self.optimizers):
             held = (each for group in optimizer.param_groups for each in group["params"])
             if "Muon" in type(optimizer).__name__ and any(each is self.stored(name) for each in held):
@@ -304,7 +326,7 @@ def _check(plan: Plan) -> None:
             f"{plan.operation} on {layer.name}: the plan was made for {plan.units_before} units, the layer has "
             f"{layer.units}; propose again"
         )
-    if not plan.sources and layer.units:
+    if not plan.sources and layer.units and not plan.modules:
         raise SurgeryError(f"{plan.operation} on {layer.name}: no unit would be left")
     if not all(isinstance(source, int) for source in plan.sources):
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources must be whole numbers")
