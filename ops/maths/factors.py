@@ -2,7 +2,7 @@
 
 ``pair``: a matrix as two (the truncated singular value decomposition, each factor with the roots of the singular
 values). ``tucker``: a kernel with both channel modes reduced (Tucker-2, one truncated pass over the modes, as
-``ops.maths.hosvd``). ``separable``: a kernel as vertical filters and then horizontal ones (Jaderberg et al. 2014,
+``ops.maths.hosvd``). ``filters``: a kernel as vertical filters and then horizontal ones (Jaderberg et al. 2014,
 *Speeding up convolutional neural networks with low rank expansions*, scheme 2).
 """
 
@@ -52,12 +52,12 @@ def tucker(kernel: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     return _leading(kernel.flatten(1), cut), _leading(kernel.transpose(0, 1).flatten(1), cut)
 
 
-def separable(kernel: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
-    """Vertical filters ``[r, in, height, 1]`` and horizontal ones ``[out, r, 1, width]`` of a kernel."""
-    outputs, inputs, height, width = kernel.shape
-    matrix = kernel.permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
-    left, right = pair(matrix, cut)
-    return right.view(-1, inputs, height, 1), left.view(outputs, width, -1).permute(0, 2, 1).unsqueeze(2)
+def filters(kernel: Tensor) -> Tensor:
+    """A kernel ``[out, in, height, width]`` as the matrix ``[out × width, in × height]``.
+
+    A ``pair`` of it are horizontal filters and vertical ones: ``[out, r, 1, width]``, ``[r, in, height, 1]``.
+    """
+    return kernel.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
 
 
 def composed(second: Tensor, first: Tensor, spacing: tuple[int, ...]) -> Tensor:

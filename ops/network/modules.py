@@ -87,7 +87,9 @@ def _made(spec: Spec) -> nn.Module:
         name: tuple(x) if isinstance(x, list) else x for name, x in spec.items() if name not in ("kind", "parts")
     }
     if spec["kind"] == "Sequential":
-        return nn.Sequential(*map(_made, spec["parts"]))
+        parts = nn.Sequential(*map(_made, spec["parts"]))
+        setattr(parts, MARK, True)  # a part may have become several itself
+        return parts
     with torch.random.fork_rng(devices=[]):  # its first values are written over
         return KINDS[spec["kind"]](**arguments)
 

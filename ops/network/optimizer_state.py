@@ -203,6 +203,7 @@ def replace(optimizers: tuple[Optimizer, ...], old: list[Tensor], new: list[Tens
         for parameter in (each for each in old if id(each) not in kept and each in optimizer.state):
             undo.append(_restoring(optimizer, parameter, optimizer.state.pop(parameter)))
         if isinstance(optimizer, LBFGS):
+            undo.extend(_restoring(optimizer, parameter, state) for parameter, state in optimizer.state.items())
             optimizer.state.clear()
             optimizer._numel_cache = None
             undo.append(partial(setattr, optimizer, "_numel_cache", None))

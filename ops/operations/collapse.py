@@ -73,11 +73,13 @@ class Collapse(Operation):
         if isinstance(a["padding"], str) or isinstance(b["padding"], str):
             raise self._refusal(layer, "a convolution says its padding in words")
         pads = any(b["padding"])
-        points = all(n == 1 for n in a["kernel_size"]) and not any(a["padding"]) and one.bias is None
-        if pads and not (points and a["padding_mode"] == b["padding_mode"] and set(a["stride"]) == {1}):
+        passing = all(  # along an axis on which the first one does nothing, the second may pad
+            not p or (k, q, s) == (1, 0, 1)
+            for p, k, q, s in zip(b["padding"], a["kernel_size"], a["padding"], a["stride"], strict=True)
+        )
+        alike = a["padding_mode"] == b["padding_mode"] or not any(a["padding"])
+        if pads and (not passing or not alike or one.bias is not None):
             raise self._refusal(layer, "the second convolution pads what the first one makes")
-        if any(a["padding"]) and a["padding_mode"] != "zeros":
-            raise self._refusal(layer, f"the first convolution pads by {a['padding_mode']}")
         spacing = tuple(s * d for s, d in zip(a["stride"], b["dilation"], strict=True))
         wide = [d * (k - 1) + 1 for k, d in zip(a["kernel_size"], a["dilation"], strict=True)]
         sizes = [w + (k - 1) * gap for w, k, gap in zip(wide, b["kernel_size"], spacing, strict=True)]

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from network_surgery.ops.anatomy import WHOLE, Anatomy, HiddenLayer, count
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.maths.double import double, energy
-from network_surgery.ops.maths.factors import Cut, composed, pair, separable, tucker
+from network_surgery.ops.maths.factors import Cut, composed, filters, pair, tucker
 from network_surgery.ops.network.architecture import tensor_bytes
 from network_surgery.ops.network.modules import CONVOLUTIONS, NORMS, Change, Spec, spec_of
 from network_surgery.ops.operation import Operation, choice, fraction
@@ -116,17 +116,17 @@ class Stretch(Operation):
             return self._tucker(path, module, weight, cut)
 
     def _dense(self, path: str, module: nn.Linear, weight: Tensor, cut: Cut) -> Change:
-        _, right = pair(weight, cut)
-        parts = [_linear(right.shape[1], len(right), False), _linear(len(right), len(weight), module.bias is not None)]
+        left, right = pair(weight, cut)
+        parts = [_linear(right.shape[1], len(right), False), _linear(len(right), len(left), module.bias is not None)]
 
         def values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-            own = double(modules[path].get_parameter("weight").detach())
-            return {"0": right.to(own), "last": own @ torch.linalg.pinv(right.to(own))}
+            last, first = _fitted(double(modules[path].get_parameter("weight").detach()), left, right)
+            return {"0": first, "last": last}
 
         return self._joined(path, module, parts, values, lambda v: v["last"] @ v["0"])
 
     def _pointwise(self, path: str, module: _ConvNd, weight: Tensor, cut: Cut) -> Change:
-        _, right = pair(weight.flatten(1), cut)
+        left, right = pair(weight.flatten(1), cut)
         spec = spec_of(module)
         first = spec | {"out_channels": len(right), "bias": False}
         last = spec | {
@@ -137,9 +137,8 @@ class Stretch(Operation):
         ones = (1,) * (weight.dim() - 2)
 
         def values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-            own = double(modules[path].get_parameter("weight").detach()).flatten(1)
-            made = own @ torch.linalg.pinv(right.to(own))
-            return {"0": right.to(own).view(*right.shape, *ones), "last": made.view(*made.shape, *ones)}
+            last, first = _fitted(double(modules[path].get_parameter("weight").detach()).flatten(1), left, right)
+            return {"0": first.view(*first.shape, *ones), "last": last.view(*last.shape, *ones)}
 
         return self._joined(path, module, [first, last], values, lambda v: composed(v["last"], v["0"], ones))
 
@@ -168,8 +167,9 @@ class Stretch(Operation):
     def _separable(self, path: str, module: _ConvNd, weight: Tensor, cut: Cut) -> Change:
         if weight.dim() != 4:
             raise SurgeryError(f"{path} is no convolution of images, so it has no vertical and horizontal filters")
-        vertical, _ = separable(weight, cut)
-        spec, number = spec_of(module), len(vertical)
+        outputs, inputs, height, width = weight.shape
+        left, right = pair(filters(weight), cut)
+        spec, number = spec_of(module), len(right)
 
         def part(axis: int, **channels: Any) -> dict[str, Any]:
             sizes: dict[str, Any] = dict(channels)
@@ -184,10 +184,9 @@ class Stretch(Operation):
 
         def values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
             own = double(modules[path].get_parameter("weight").detach())
-            rows = own.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
-            fitted = rows @ torch.linalg.pinv(vertical.to(own).flatten(1))
-            last = fitted.view(own.shape[0], own.shape[3], -1).permute(0, 2, 1).unsqueeze(2)
-            return {"0": vertical.to(own), "last": last}
+            last, first = _fitted(filters(own), left, right)
+            horizontal = last.view(outputs, width, number).permute(0, 2, 1).unsqueeze(2)
+            return {"0": first.view(number, inputs, height, 1), "last": horizontal}
 
         return self._joined(path, module, parts, values, lambda v: composed(v["last"], v["0"], (1, 1)))
 
@@ -251,6 +250,14 @@ def sized(plan: Plan) -> Plan:
     return Plan(
         plan.layer, plan.operation, plan.sources, **given, size=(parameters, flops, stored), notes=tuple(notes)
     )  # fmt: skip
+
+
+def _fitted(matrix: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of a matrix, one of them given: the smaller one, so that at full rank every matrix has a pair."""
+    left, right = left.to(matrix), right.to(matrix)
+    if len(left) < right.shape[1]:
+        return left, torch.linalg.pinv(left) @ matrix
+    return matrix @ torch.linalg.pinv(right), right
 
 
 def _effective(change: Change, path: str, anatomy: Anatomy) -> Tensor:

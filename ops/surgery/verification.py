@@ -71,7 +71,10 @@ def measure(plan: Plan, batch: Any = None) -> float:
             ) from error
         if not any(torch.isfinite(tensor).any() for tensor in wanted):
             raise SurgeryError("nothing can be verified on this batch: the network's output holds no finite number")
-        if not (new_basis or plan.fan_out):
+        if plan.modules and not new_basis:
+            with _rewritten(plan):
+                wanted = _answer(anatomy, example)
+        elif not (new_basis or plan.fan_out):
             wanted = received_as(plan, example)
         redrawn = Redrawn(anatomy.draws, {plan.layer.factor: torch.tensor(plan.sources, dtype=torch.int64)})
         with trial_surgery(plan), redrawn if anatomy.draws else contextlib.nullcontext():

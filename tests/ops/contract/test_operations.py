@@ -43,6 +43,8 @@ GENTLE = {
 ASK_FOR_LOGITS = ("grad_max", "remove_dead", "revive")
 #: Why an operation may refuse a layer of these networks.
 REFUSALS = {
+    "collapse": ("cannot become one",),
+    "stretch": ("is tied", "not a dense layer or a convolution of torch's own class", "in 6 groups"),
     "grad_max": (
         "would change what the others send", "both makes and reads its units", "is frozen", "no gradient reaches",
     )
@@ -182,7 +184,8 @@ def test_everything_alive_is_trained(operation, network):
         apply(plan, case.optimizer)
         plans.append(plan)
     held = {id(parameter) for group in case.optimizer.param_groups for parameter in group["params"]}
-    assert {(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()} == before
+    if not any(plan.modules for plan in plans):  # else some are others'
+        assert {(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()} == before
     assert held == {id(parameter) for parameter in case.model.parameters()}
     old = copy.deepcopy(dict(case.model.named_parameters()))
     train(case.model, case.inputs, case.optimizer, steps=1)
@@ -214,6 +217,9 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
     case = Case(operation, network, optimizer)
     for layer in case.layers:
         plan = case.plan(layer)
+        if plan.modules:
+            assert_others_keep_their_state(case, plan)
+            continue
         old = {
             (place, key): (value.movedim(place.axis, 0)[place.positions].clone())
             for place in plan.layer.places
@@ -245,6 +251,17 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
         for (name, key), (expression, value) in stored.items():
             wanted = expression.reduced(value, 2 if key.endswith("_sq") else 1)
             assert torch.equal(case.optimizer.state[case.anatomy.stored(name)][key], wanted)
+
+
+def assert_others_keep_their_state(case, plan):
+    """Where modules are replaced, new parameters have no state yet, and those that stay keep theirs."""
+    before = {parameter: copy.deepcopy(state) for parameter, state in case.optimizer.state.items()}
+    groups = len(case.optimizer.param_groups)
+    apply(plan, case.optimizer)
+    now = set(case.model.parameters())
+    assert set(case.optimizer.state) == set(before) & now and len(case.optimizer.param_groups) == groups
+    for parameter, state in case.optimizer.state.items():
+        assert_same(before[parameter], state)
 
 
 @every_operation
