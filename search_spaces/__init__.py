@@ -30,6 +30,7 @@ from network_surgery.search_spaces import (
     recovery,
     removal,
     shrink,
+    stretching,
     weak_expand,
 )
 
@@ -47,6 +48,7 @@ SPACES: dict[str, Suggest | str] = {
     "dead_units": dead_units.suggest,
     "pruning": pruning.suggest,
     "hashing": hashing.suggest,
+    "stretching": stretching.suggest,
     "thesis": "network_surgery.study.experiments.thesis.space:suggest",
     "thesis_published": "network_surgery.study.experiments.thesis.space:suggest_published",
 }

@@ -55,6 +55,7 @@ class Stretch(Operation):
     kernels: str = "tucker"
     between: str = "nothing"
     whole_network: ClassVar[bool] = True
+    makes_layers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         choice(self, "kernels", self.kernels, KERNELS)
@@ -68,7 +69,11 @@ class Stretch(Operation):
             )
         if self.threshold is None:
             fraction(self, given[0], getattr(self, given[0]))
-        elif not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold < math.inf:
+        elif (
+            isinstance(self.threshold, bool)
+            or not isinstance(self.threshold, (int, float))
+            or not 0 <= self.threshold < math.inf
+        ):
             raise SurgeryError(f"Stretch: threshold is {self.threshold!r}, but it must be a number from 0 on")
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
@@ -237,9 +242,12 @@ def sized(plan: Plan) -> Plan:
     """
     anatomy = plan.layer.anatomy
     before = tensor_bytes(anatomy.model)
-    failed = f"{plan.operation} on {plan.layer.name}: the network does not run with the new modules"
-    with explained(failed), trial_surgery(plan):
-        parameters, flops = count(anatomy.model, anatomy.example_input)
+    with trial_surgery(plan):
+        try:
+            parameters, flops = count(anatomy.model, anatomy.example_input)
+        except SurgeryError as error:
+            failed = "the network does not run with the new modules"
+            raise SurgeryError(f"{plan.operation} on {plan.layer.name}: {failed}: {error}") from error
         stored = plan.bytes_before + tensor_bytes(anatomy.model) - before
     notes = [
         f"it saves no {what}" for what, old, new in (

@@ -90,6 +90,8 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
     'pcns (1 % of the variance) of fc1 at 8ep'
     >>> short([{"when": "2ep", "layer": "*", "op": "hash_weights", "compression": 0.125}])
     'hash_weights all weights to ⅛ of the numbers at 2ep'
+    >>> short([{"when": "2ep", "layer": "fc1", "op": "stretch", "rank": 0.25}])
+    'stretch fc1 to ¼ of the rank at 2ep'
     >>> budget = {"budget": {"parameters": 0.2, "flops": 0.5}, "allocate": "saliency"}
     >>> short([{"when": "4ep", "layer": "*", "op": "min_weight", **budget}])
     'min_weight to ⅕ of the parameters and ½ of the FLOPs by saliency at 4ep'
@@ -134,7 +136,7 @@ def _limit(value: float) -> str:
 def _amount(step: Mapping[str, Any]) -> tuple[str, float | None]:
     """How much a step does: the kind of the amount (see ``_some``), and a fraction."""
     defaults = _defaults(step["op"])
-    kinds = ("keep", "grow", "compression", "variance_threshold", "fraction")
+    kinds = ("keep", "grow", "compression", "variance", "variance_threshold", "rank", "fraction")
     for kind in kinds[: -1 if step.get("threshold", step.get("quality")) is not None else None]:
         if (value := step.get(kind, defaults.get(kind))) is not None:
             return (kind, float(value)) if value else ("", None)
@@ -158,11 +160,13 @@ def _some(kind: str, amount: str, layers: str) -> str:
     of = f" of {where}" if where else ""
     if kind == "grow":
         return f"{where} by {amount}"
+    if kind == "rank":
+        return f"{where or 'all layers'} to {amount} of the rank"
     if kind == "compression":
         return f"{where or 'all weights'} to {amount} of the numbers"
     if kind == "keep":
         return f"to {amount}{of}"
-    if kind == "variance_threshold":
+    if kind in ("variance", "variance_threshold"):
         return f"({amount} of the variance){of}"
     return f"{amount} of {where or 'the weights'}" if amount else of.strip()
 

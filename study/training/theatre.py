@@ -21,7 +21,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, Size, inner, operate, size
 from network_surgery.ops.allocation import BY_LOSS, WITH_SIGNALS
-from network_surgery.ops.anatomy import WHOLE
 from network_surgery.ops.network.optimizer_state import forget, listed
 from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import Diverged
@@ -201,7 +200,7 @@ class Theatre(Callback):
         if not self._carry:
             for optimizer in listed(loop.optimizer):
                 forget(optimizer)
-        if self._renewed and step.layer != WHOLE:
+        if self._renewed and step.layer in self.anatomy(loop):  # which the whole network is not
             for network in (loop.model, *loop.averages):
                 renew_statistics(self.anatomy(loop)[step.layer], network)
         loop.operated(step)

@@ -88,10 +88,10 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         assert all(name.isidentifier() for name in trial.params)
         assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
         assert "first_epoch" in trial.params
-        whole = space == "shrink" or "amount" in trial.params  # of the whole network
+        whole = space in ("shrink", "stretching") or "amount" in trial.params  # of the whole network
         assert ("layers" in trial.params) != whole
         one_by_one = trial.params.get("order", "together") != "together"
-        if space == "hashing":  # once
+        if space in ("hashing", "stretching"):  # once
             assert not {"times", "every", "gain"} & set(trial.params)
             continue
         assert ("times" in trial.params) != one_by_one
@@ -110,6 +110,8 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
             }
             for name in ("budget", "allocate"):
                 hyperparameters.pop(name, None)
+            if step["op"] == "stretch":
+                hyperparameters.pop("rank" if "variance" in trial.params else "variance")
             if step["op"] == "eigen_remove" and trial.params["delta"] == "threshold":
                 assert hyperparameters.pop("rank") is None
             if "ramp" in trial.params or step["op"] == "compact":  # the fraction grows to the one that was chosen
@@ -131,14 +133,16 @@ def test_numbers_have_three_digits(space: str) -> None:
 CONTROLS = {"random_remove", "zero_expand"}
 #: Of a space of its own: they save bytes and no FLOPs.
 HASHING = {"hash_weights", "random_edges"}
+MODULES = {"stretch", "collapse"}
 REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
 
 
 @pytest.mark.parametrize(
     ("space", "operations"),
     [
-        ("mixed", set(OPERATIONS) - CONTROLS - HASHING),
+        ("mixed", set(OPERATIONS) - CONTROLS - HASHING - MODULES),
         ("hashing", {"hash_weights"}),
+        ("stretching", {"stretch"}),
         ("removal", REMOVALS),
         ("shrink", REMOVALS),
         ("expansion", set(expansion.NAMES)),
