@@ -57,7 +57,7 @@ def operate(
     if "batchnorm" in repair and signals is not None:
         try:
             for model in (layer.anatomy.model, *several(averages)):
-                reestimate(model, signals, layer, plan.masks)
+                reestimate(model, signals, layer, {*plan.masks, *plan.expressed})
         except BaseException:
             for step in reversed(undo):
                 step()

@@ -44,7 +44,8 @@ ASK_FOR_LOGITS = ("grad_max", "remove_dead", "revive")
 #: Why an operation may refuse a layer of these networks.
 REFUSALS = {
     "collapse": ("cannot become one",),
-    "stretch": ("is tied", "not a dense layer or a convolution of torch's own class", "in 6 groups"),
+    "hash_weights": ("no plain weights",), "random_edges": ("no plain weights",),
+    "stretch": ("is tied", "masked or hashed", "not a dense layer or a convolution of torch's own", "in 6 groups"),
     "grad_max": (
         "would change what the others send", "both makes and reads its units", "is frozen", "no gradient reaches",
     )
