@@ -5,6 +5,8 @@ Sources: see ``ops.operations.stretch``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from optuna.trial import BaseTrial
 
 from network_surgery.ops import Schedule, Stretch
@@ -17,10 +19,10 @@ from network_surgery.search_spaces.placement import EPOCHS, Layers, beginning, s
 def operation(trial: BaseTrial) -> Stretch:
     """``cut`` (``rank`` or ``variance``) with the amount of that name, and ``kernels``."""
     if trial.suggest_categorical("cut", ("rank", "variance")) == "rank":
-        amount = {"rank": sample(trial, "rank", 0.05, 0.7, log=True)}
+        chosen = Stretch(sample(trial, "rank", 0.05, 0.7, log=True))
     else:
-        amount = {"variance": sample(trial, "variance", 0.5, 0.99)}
-    return Stretch(**amount, kernels=trial.suggest_categorical("kernels", KERNELS))
+        chosen = Stretch(variance=sample(trial, "variance", 0.5, 0.99))
+    return replace(chosen, kernels=trial.suggest_categorical("kernels", KERNELS))
 
 
 def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS) -> Schedule:

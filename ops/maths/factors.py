@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,8 @@ def composed(second: Tensor, first: Tensor, spacing: tuple[int, ...]) -> Tensor:
     """
     sizes = [(n - 1) * space + 1 for n, space in zip(second.shape[2:], spacing, strict=True)]
     wide = second.new_zeros(*second.shape[:2], *sizes)
-    wide[(..., *(slice(None, None, space) for space in spacing))] = second
+    steps: tuple[Any, ...] = (..., *(slice(None, None, space) for space in spacing))
+    wide[steps] = second
     full = [n - 1 for n in first.shape[2:]]
     convolve = (torch.conv1d, torch.conv2d, torch.conv3d)[len(full) - 1]
     flipped = first.transpose(0, 1).flip(tuple(range(2, first.dim())))

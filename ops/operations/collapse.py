@@ -103,7 +103,8 @@ def _joined(one: nn.Module, two: nn.Module, spacing: tuple[int, ...]) -> dict[st
         dilation = one.dilation
         sizes = [(n - 1) * gap + 1 for n, gap in zip(first.shape[2:], dilation, strict=True)]  # type: ignore
         wide = first.new_zeros(*first.shape[:2], *sizes)
-        wide[(..., *(slice(None, None, gap) for gap in dilation))] = first  # type: ignore
+        steps: tuple[Any, ...] = (..., *(slice(None, None, gap) for gap in dilation))  # type: ignore
+        wide[steps] = first
         found = {"weight": composed(second, wide, spacing)}
         through = second.flatten(2).sum(dim=2)
     else:

@@ -97,14 +97,14 @@ class Stretch(Operation):
             missed, size = missed + float(energy(factored - weight).sum()), size + float(energy(weight).sum())
         if not changes:
             raise SurgeryError(f"{self!r} on {layer.name}: there is no layer that could be stretched, and be smaller")
-        error = math.sqrt(missed / size) if size else 0.0
+        lost = math.sqrt(missed / size) if size else 0.0
         exact = self.between == "nothing"
         if not exact:
             changes = {path: Change(c.spec, c.values, c.kept) for path, c in changes.items()}
         return sized(
             Plan(
-                layer, repr(self), tuple(range(layer.units)), modules=changes, error=error if exact else None,
-                evidence={"weight_error": error},
+                layer, repr(self), tuple(range(layer.units)), modules=changes, error=lost if exact else None,
+                evidence={"weight_error": lost},
             )
         )  # fmt: skip
 
@@ -229,6 +229,7 @@ def stretchable(anatomy: Anatomy, name: str) -> str:
     if not anatomy.tensor(name).is_floating_point():
         raise SurgeryError(f"{name} is not of real numbers")
     places = [p for p, each in anatomy.model.named_modules(remove_duplicate=False) if each is module]
+    assert module is not None
     holders = [m for m in anatomy.modules.values() if any(p is module.weight for p in m._parameters.values())]
     if len(places) > 1 or len(holders) > 1:
         raise SurgeryError(f"{name} is tied: other modules hold it as well")

@@ -356,8 +356,8 @@ def _check(plan: Plan) -> None:
         if name not in layer.anatomy.weights or layer.anatomy.mask(name) is not None:
             raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no plain weight of the network")
         fresh = plan.fresh.get(name)
-        values = layer.anatomy.live(name) if fresh is None else expression.weight(fresh)
-        _fits(plan, name, values, layer.anatomy.tensor(name).shape)
+        made = layer.anatomy.live(name) if fresh is None else expression.weight(fresh)
+        _fits(plan, name, made, layer.anatomy.tensor(name).shape)
     for places, added in ((layer.makers, plan.fan_in), (layer.readers, plan.fan_out)):
         for place in places:
             if place.tensor in added:
