@@ -19,7 +19,7 @@ from network_surgery.ops.anatomy import axes
 from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
 from network_surgery.ops.maths.double import double, numeric
 from network_surgery.ops.network.architecture import fit
-from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.expressed import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, p
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
 from network_surgery.ops.errors import first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
-from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.expressed import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
 
 if TYPE_CHECKING:
