@@ -87,7 +87,8 @@ def faults(
         stages.insert(0, Stage(anatomy, _two(example, samples), _two(output, samples), two, rebuilds=rebuilds))
     learning = None if training is None else Stage(anatomy, example, training, False, training=True, rebuilds=rebuilds)
     widths = trials.WIDTHS_MEASURED if measured else trials.WIDTHS
-    new_order, half, larger = map(functools.cache, (trials.reordered, trials.halved, trials.larger))  # the same edits
+    new_order, half = functools.cache(trials.reordered), functools.cache(trials.halved)  # the same edits
+    larger = functools.cache(trials.larger)
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
         sizes, edits = Counter[int](), []
