@@ -36,8 +36,8 @@ Discovery of an attention network takes more passes than that of others. Heads a
 cuts units into pieces is tried at a smaller size, too, and again with each number that may have to follow. Where code
 reads the mode, the network is followed in training mode, too; if it then runs other operators (dropout by a function,
 auxiliary classifiers), edits are tried in that mode as well. CPU seconds against the discovery of 2026-11-21, in turns,
-the least of three: GoogLeNet 1.81 on 2026-11-27 and 1.47 now (0.63, 1.14, 0.92 s), Swin-T 2.38 and 1.60 (0.97, 2.30,
-1.54 s).
+the least of two: GoogLeNet 1.99 before 2026-11-28 and 1.56 now (0.61, 1.21, 0.95 s), Swin-T 2.37 and 1.66 (0.99, 2.35,
+1.65 s).
 
 Written by `python -m tests.zoo`. {machines}
 
