@@ -233,6 +233,8 @@ def run_cells(
     handling = interruption.current()
     if handling is not None:
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+        if hasattr(signal, "SIGUSR1"):  # of a stage before, Tune's handler would hear nothing any more
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     with scratch() as place:
         tuner = tune.Tuner(
             tune.with_resources(function, lambda config: resources_of(whole if config["alone"] else share)),
@@ -248,7 +250,7 @@ def run_cells(
             tuner.fit()
     if source.finished:
         forget(out)
-    return source.finished
+    return source.finished and not over.is_set()
 
 
 def forget(out: Path) -> None:
