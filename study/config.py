@@ -63,8 +63,8 @@ def _limits(value: Any) -> Any:
 
 
 def _comparable(arms: tuple[Arm, ...]) -> bool:
-    rivals = {"restart", "restart_late", "operate_first"}
-    return "surgery" in arms and bool(rivals & {*arms} or {*arms} <= {"original", "surgery"}) and _different(arms)
+    rivals = {arm for arm in arms if arm.removesuffix("_flops") in ("restart", "restart_late", "operate_first")}
+    return "surgery" in arms and bool(rivals or {*arms} <= {"original", "surgery"}) and _different(arms)
 
 
 def _ungrouped(names: Any) -> Any:
@@ -103,7 +103,7 @@ Budget = Annotated[
 Arms = Annotated[
     tuple[Arm, ...], BeforeValidator(_ungrouped), COMMAS, such_that(_comparable),
     f"{', '.join(GROUPS)}, or a list of surgery and any of {OTHERS}, none twice; more than original and surgery only "
-    "together with restart, restart_late or operate_first",
+    "together with restart, restart_late or operate_first, or one of these at equal FLOPs",
 ]  # fmt: skip
 Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
@@ -257,7 +257,7 @@ class Settings(Declared):
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"
-    # Faults of published code, to repeat its numbers.
+    # Faults of published code, to repeat its numbers. They decide what is trained, so they are part of a result's key.
     batchnorm_statistics: Annotated[
         State, About("what an operation does with those of the layer that it is done on", option=False)
     ] = "carry"

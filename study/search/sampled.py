@@ -64,7 +64,7 @@ class Sampled:
         A trial that an interruption cut off, or that was lost, keeps its number and its parameters and is run (or
         resumed) first.
         ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's. ``storage``
-        is that database's file, unless the settings have another, where ``identity`` tells this study from others.
+        is that database's file, unless the settings have another, where ``identity`` is this study's name.
         ``budget`` gives what trials are held against when they end: Optuna learns by how much they exceed it.
         ``original``: the sizes that fractions of the budget are of.
         """
@@ -170,7 +170,7 @@ class Sampled:
         return Cell("search", self._settings.seed, schedule, trial=trial.number, params=dict(trial.params))
 
     def _record(self, number: int, result: Result) -> None:
-        """Tells Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
+        """Reports to Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
         about = {name: result[name] for name in SHOWN if name in result}
         if "validation_metric" in result:
             about[f"validation {self._metric.name}"] = result["validation_metric"]

@@ -115,7 +115,7 @@ def _init(address: str | None, place: Path | None) -> None:
 
     # It prints what befalls its processes to standard output, which is for the answer, whatever ``log_to_driver`` says.
     worker.print_to_stdstream = lambda *_, **__: None
-    more = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
+    more: dict[str, Any] = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
     try:
         with _without_stack():
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **more)
@@ -363,7 +363,7 @@ def _adaptors(
         def restore(self, checkpoint_path: str) -> None: ...
 
     class GoOn(Unsaved, FIFOScheduler):
-        """Hears every result, since Tune asks its scheduler before it tells its callbacks."""
+        """Hears every result, since Tune asks its scheduler before it calls its callbacks."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             cell, report = cells[trial.trial_id], json.loads(result["report"])

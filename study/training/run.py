@@ -45,8 +45,8 @@ from network_surgery.study.training.trainer import Callback, Trainer
 PROBED = ("original", "surgery")
 
 
-class Teller(Callback):
-    """Tells somebody of every epoch: its record, and the operations and looks at redundancy since the last one.
+class Reporter(Callback):
+    """Reports every epoch: its record, and the operations and looks at redundancy since the last one.
 
     ``so_far`` is what the training has reached (see ``reached``): all there is to know where it is stopped here.
     """
@@ -133,8 +133,8 @@ def run(
     taught = None if cell.teacher is None else _teacher(teacher, cell, task, settings, device, compute)
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
     keepers = [fork.Keeper(cell, settings, shared)] if shared is not None and cell.keep else []
-    teller = Teller(tell, theatre)
-    listeners = [energy, theatre, *rewinding, *probes, *keepers, teller]
+    reporter = Reporter(tell, theatre)
+    listeners = [energy, theatre, *rewinding, *probes, *keepers, reporter]
     trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners, cell.curve, taught)
     for callback in rewinding:
         callback.attach(trainer)
@@ -151,7 +151,7 @@ def run(
             saved.unlink(missing_ok=True)
         return run(cell, given, settings, device, tell, saved, network, start, shared, teacher, also)
     if begun:
-        fork.replay(trainer, [teller])
+        fork.replay(trainer, [reporter])
     trainer.callbacks.extend(also)
     trainer.fit()
     if network is not None:

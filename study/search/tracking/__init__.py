@@ -92,7 +92,7 @@ def _remote(uri: str) -> str:
 
 
 def page(folder: Folder) -> str:
-    """Where a study's runs are, behind the address of an MLflow server that shows its database."""
+    """Where a study's runs are, to append to the address of an MLflow server that shows its database."""
     import mlflow
 
     from network_surgery.study.search.tracking.views import first

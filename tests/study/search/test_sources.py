@@ -74,7 +74,7 @@ def test_a_resumed_search_samples_as_an_uninterrupted_one(tmp_path: Path, after:
 
 
 def test_a_result_that_optuna_never_heard_of_is_not_run_again(tmp_path: Path) -> None:
-    """The ledger is written first; the driver may die before Optuna is told."""
+    """The ledger is written first; the driver may die before Optuna knows."""
     dying = Sampled(settings(), LAYERS, tmp_path / "a.db")
     cell = dying.next()
     assert cell is not None and cell.trial is not None
@@ -101,9 +101,9 @@ def test_people_can_read_the_database(tmp_path: Path) -> None:
     assert source.study.study_name == f"{tmp_path.name}: small_cnn on digits"
     assert source.study.metric_names == ["validation loss"]
     assert source.study.user_attrs["space"] == "mixed"
-    told = source.study.trials[0].user_attrs
-    assert told["schedule"] == f"{len(first.schedule)} steps" and told["largest loss spike"] == 5.0
-    assert told["parameters"] == outcome(first)["parameters"]
+    attributes = source.study.trials[0].user_attrs
+    assert attributes["schedule"] == f"{len(first.schedule)} steps" and attributes["largest loss spike"] == 5.0
+    assert attributes["parameters"] == outcome(first)["parameters"]
     assert source.study.trials[1].user_attrs["failure"] == "the loss became nan"
 
 

@@ -147,8 +147,8 @@ def test_a_lost_worker_resumes_from_its_last_epoch(
     notes = Killer()
     tuner.run_cells(Listed([cell]), digits, settings, resources, tmp_path / "b", [notes])
     assert notes.killed
-    told = notes.epochs[cell.name]
-    assert told.count(1.0) == 1 and told[-1] == 40.0  # it did not start again
+    reports = notes.epochs[cell.name]
+    assert reports.count(1.0) == 1 and reports[-1] == 40.0  # it did not start again
     assert notes.results[cell.name]["test_loss"] == plain.results[cell.name]["test_loss"]
     assert (
         measured(tmp_path / "b", notes.results[cell.name], digits)["test_loss"] == notes.results[cell.name]["test_loss"]
