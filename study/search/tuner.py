@@ -219,7 +219,8 @@ def run_cells(
     """
     from ray import tune
 
-    from network_surgery.study.search.trial import shipped, trial
+    from network_surgery.study.search.shipped import shipped
+    from network_surgery.study.search.trial import trial
 
     share = trial_resources(settings, nodes)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # how many there are is up to _Room
