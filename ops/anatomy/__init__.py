@@ -28,6 +28,7 @@ from network_surgery.ops.anatomy.lively import lively
 from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
 from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
+from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.anatomy.trace import Trace
 from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
@@ -147,9 +148,10 @@ class Anatomy(Mapping[str, HiddenLayer]):
             calls, products = dict(trace.calls), list(trace.products)  # of one pass
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
-            training = bool(trace.missed) or trace.watch.asks_mode or bool(own_modes(self.modules.values()))
-            if training:  # some networks have branches that only training takes
-                training = self._trace_training(trace, shown) and trace.unsettled(trace.steps) != trace.unsettled(steps)
+            training: list[Tensor] | None = None
+            if trace.missed or trace.watch.asks_mode or own_modes(self.modules.values()):
+                training = self._trace_training(trace, shown)  # some networks have branches that only training takes
+                training = None if trace.unsettled(trace.steps) == trace.unsettled(steps) else training
             for name, reason in scripted(self.model).items():
                 trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls | calls
@@ -351,14 +353,15 @@ class Anatomy(Mapping[str, HiddenLayer]):
         with without_foreign_errors(), plainly(self.model):
             trace.run(opposite)
 
-    def _trace_training(self, trace: Trace, shown: Any) -> bool:
-        """Follows the network in training mode, too, and says whether it runs in it; weights that are still not met may
-        cost every layer."""
+    def _trace_training(self, trace: Trace, shown: Any) -> list[Tensor] | None:
+        """Follows the network in training mode, too, and returns its answer, None where it does not run in it; weights
+        that are still not met may cost every layer."""
+        output: list[Tensor] | None = None
         for trace.watch.pretending in (True, False):
             problem = ""
             try:
-                with plainly(self.model, training=True):
-                    trace.run(shown)
+                with plainly(self.model, training=True), Steady():
+                    output = trace.run(shown)
                 break
             except Exception as error:  # whatever the foreign forward pass raises
                 pass_on_memory(error)
@@ -371,7 +374,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             )
             for name in trace.axes:
                 trace.freeze_parameter(name, reason)
-        return not problem
+        return output
 
     def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
         """A layer's name: the module that makes its units, or the parameter where that name is taken."""
