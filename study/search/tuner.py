@@ -32,6 +32,7 @@ from network_surgery.study.errors import StudyError, near
 from network_surgery.study.scratch import scratch, sweep
 from network_surgery.study.search.nodes import Node, Nodes, Share, slots
 from network_surgery.study.search.once import Once, reports
+from network_surgery.study.search.shipping import shipped
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
 from network_surgery.study.search.travel import MARKER, Marker
@@ -219,7 +220,7 @@ def run_cells(
     """
     from ray import tune
 
-    from network_surgery.study.search.trial import shipped, trial
+    from network_surgery.study.search.trial import trial
 
     share = trial_resources(settings, nodes)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # how many there are is up to _Room
