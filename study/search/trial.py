@@ -24,6 +24,7 @@ from network_surgery.study.references import PYTHON
 from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, network_of
 from network_surgery.study.task import Samples, Sets, Task, build
 from network_surgery.study.task.start import Start
+from network_surgery.study.training import checkpoint
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import device_name, pick_device
 from network_surgery.study.training.run import run
@@ -59,7 +60,7 @@ def trial(
         outcome = {"failure": (str(error).splitlines() or [type(error).__name__])[0]}
     outcome["device"] = device_name(device)
     tune.report({"kind": "outcome", "report": json.dumps(outcome)})
-    saved.unlink(missing_ok=True)
+    checkpoint.remove(saved)
 
 
 def shipped(task: Task, settings: Settings) -> Task | Sets | None:

@@ -29,6 +29,7 @@ from network_surgery.study.store.folder import Record, checkpoint_of, checkpoint
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.checkpoint import discard, remove
 from network_surgery.study.training.device import check_device, pick_device
 from network_surgery.study.training.trainer import steps_per_epoch
 
@@ -137,7 +138,7 @@ def run_cells(
 def forget(out: Path) -> None:
     """Removes what a driver that was killed has left of the checkpoints that cells keep for each other."""
     for path in checkpoints_of(out).glob("*-epoch-*.pt"):
-        path.unlink(missing_ok=True)
+        discard(path)
 
 
 def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
@@ -230,7 +231,7 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
             if source.epoch(cell, report):
                 return TrialScheduler.CONTINUE
             end(trial, stopped(report))
-            checkpoint(cell).unlink(missing_ok=True)
+            remove(checkpoint(cell))
             return TrialScheduler.STOP
 
     class Hear(Unsaved, Callback):
