@@ -34,7 +34,8 @@ from network_surgery.study.search.sampled import Sampled, given
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
-from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
+from network_surgery.study.store.folder import Folder, checkpoint_of, write_whole
+from network_surgery.study.store.ledger import SEARCHING
 from network_surgery.study.store.words import describe, names, short
 from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting

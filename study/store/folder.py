@@ -12,7 +12,7 @@ import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,41 +23,16 @@ from numpy.typing import NDArray
 
 from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.store import about, ledger
+from network_surgery.study.store.ledger import Record
 from network_surgery.study.task.metric import ACCURACY, Metric
-from network_surgery.study.training import convergence, records, values
+from network_surgery.study.training import convergence, values
 from network_surgery.study.training.cell import Cell
 
-FORMAT = 1
-#: The arms of a search: its trials, and the best of them on other seeds.
-SEARCHING = ("search", "racing")
 #: Parts of a cell that ``results.json`` does without.
 LEFT_OUT = ("architecture", "test", "fork", "keep")
 #: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
 PATIENCE = 0.5
-
-
-@dataclass(frozen=True)
-class Record:
-    """A cell and how it ended: an outcome (see ``study.training.run``), ``{"failure": reason}``, or what a trial had
-    reached that was ``stopped`` early (see ``study.search.stopping``).
-    """
-
-    cell: Cell
-    result: dict[str, Any]
-
-    @property
-    def failed(self) -> bool:
-        return "failure" in self.result
-
-    @property
-    def finished(self) -> bool:
-        """Trained to its end."""
-        return records.finished(self.result)
-
-    @property
-    def compared(self) -> bool:
-        """Part of the comparison, not of the search, which trains originals, too, but reads no test samples."""
-        return self.cell.arm not in SEARCHING and (self.cell.arm != "original" or self.cell.test)
 
 
 class Folder:
@@ -122,28 +97,22 @@ class Folder:
             raise StudyError(f"{path} cannot be made: {error.strerror}") from None
         identity = uuid.uuid4().hex
         content = {
-            "format": FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
+            "format": about.FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
             "layers": layers, "metric": metric.to_data(), "unit": unit, "data": data, "machine": machine(),
             "original": dict(original or {}),
         }  # fmt: skip
-        _write(path / "study.json", content)
+        about.write(path, content, write_whole)
         return cls(path.resolve(), settings, layers, identity, preset, metric, unit, original)
 
     @classmethod
     def open(cls, path: Path) -> Folder:
-        """The study in this folder. Raises StudyError where there is none or it is of another version."""
-        try:
-            content = json.loads((path / "study.json").read_text())
-        except FileNotFoundError:
-            raise StudyError(f"there is no study in {path} (it has no study.json)") from None
-        except (OSError, ValueError) as error:
-            raise StudyError(f"{path / 'study.json'} cannot be read: {error}") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise StudyError(f"{path / 'study.json'} is not of the format {FORMAT} that this version reads")
-        try:
-            settings, layers, identity = content["settings"], content["layers"], content["identity"]
-        except KeyError as error:
-            raise StudyError(f"{path / 'study.json'} is damaged: it lacks {error}") from None
+        """The study in this folder.
+
+        Raises:
+            StudyError: there is none, it is damaged or of another version, or it was changed by hand.
+        """
+        content = about.read(path)
+        settings, layers, identity = content["settings"], content["layers"], content["identity"]
         known = Settings.from_data({**OLDER, **settings}, str(path / "study.json"))
         metric = Metric.from_data(content["metric"]) if "metric" in content else ACCURACY  # older studies had no other
         unit = content.get("unit", "images")
@@ -153,7 +122,7 @@ class Folder:
     @property
     def data(self) -> dict[str, Any] | None:
         """The fingerprint of what it is trained on; older studies, and those of some streams, have none."""
-        return json.loads((self.path / "study.json").read_text()).get("data")
+        return about.read(self.path).get("data")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -186,23 +155,23 @@ class Folder:
 
     def changed(self, **settings: Any) -> Folder:
         """The same study with other settings of its comparison, kept for when it is resumed or reported."""
-        content = json.loads((self.path / "study.json").read_text())
+        content = about.read(self.path)
         content["settings"] |= settings
-        _write(self.path / "study.json", content)
+        about.write(self.path, content, write_whole)
         known = replace(self.settings, **settings)
         return Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
 
     def looks(self, whole: bool = False) -> list[int]:
         """The numbers of seeds with which its comparison was complete, and looked at. ``whole``: it is complete now."""
-        known: list[int] = json.loads((self.path / "study.json").read_text()).get("looks", [])
+        known: list[int] = about.read(self.path).get("looks", [])
         again = whole and self.settings.seeds > max(known, default=0)
         return [*known, self.settings.seeds] if again else known
 
     def looked(self) -> None:
         """Keeps that its complete comparison is looked at: each look with more seeds spends some of the error rate."""
-        content = json.loads((self.path / "study.json").read_text())
+        content = about.read(self.path)
         if (looks := self.looks(whole=True)) != content.get("looks", []):
-            _write(self.path / "study.json", content | {"looks": looks})
+            about.write(self.path, content | {"looks": looks}, write_whole)
 
     def test_values(self, record: Record) -> NDArray[np.float64] | None:
         """The metric of each test sample ``[n]`` of a finished cell; None where they were not kept."""
@@ -219,18 +188,7 @@ class Folder:
             return []
         known = self._ledger.stat()
         if self._read[0] != (known.st_size, known.st_mtime_ns):
-            found: dict[str, Record] = {}
-            for line in self._ledger.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # a line cut off by a killed process
-                    continue
-                record = Record(Cell(**entry["cell"]), records.renamed(entry["result"]))
-                try:
-                    records.check(record.result)
-                except StudyError as error:
-                    raise StudyError(f"{self._ledger}, {record.cell.name}: {error}") from None
-                found[record.cell.name] = record
+            found = {record.cell.name: record for record in ledger.read(self._ledger)}
             ordered = sorted(
                 found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed)
             )
@@ -242,12 +200,14 @@ class Folder:
     def epoch(self, cell: Cell, record: dict[str, Any]) -> None: ...
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
-        line = json.dumps({"cell": asdict(cell), "result": result})
-        with self._ledger.open("ab") as ledger:
-            # A line that a killed process left unfinished must not swallow this one.
-            ledger.write(b"\n" * (ledger.tell() > 0) + line.encode())
-            ledger.flush()
-            os.fsync(ledger.fileno())
+        """Keeps how a cell ended. Raises StudyError where that cannot be written."""
+        try:
+            ledger.add(self._ledger, cell, result)
+        except OSError as error:
+            raise StudyError(
+                f"{self._ledger} cannot be written ({error.strerror}); what had ended before {cell.name} is kept, so "
+                f"make room and go on with surgery resume {self.path}"
+            ) from None
 
     def write(
         self,
@@ -260,9 +220,9 @@ class Folder:
 
         ``more`` may have its own ``trials``, which say more of them.
         """
-        study = json.loads((self.path / "study.json").read_text())
+        study = about.read(self.path)
         content = {
-            "format": FORMAT,
+            "format": about.FORMAT,
             "settings": self.settings.to_data(),
             "machine": study["machine"],
             "layers": self.layers,

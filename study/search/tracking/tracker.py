@@ -24,7 +24,8 @@ from network_surgery.study.search.tracking import EXPERIMENT, default_uri, input
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
 from network_surgery.study.store import trainings, words
-from network_surgery.study.store.folder import SEARCHING, Folder
+from network_surgery.study.store.folder import Folder
+from network_surgery.study.store.ledger import SEARCHING
 from network_surgery.study.store.words import short
 from network_surgery.study.task import Classification, Task
 from network_surgery.study.training.cell import Cell

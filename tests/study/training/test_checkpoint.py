@@ -102,9 +102,9 @@ def changed(**parts: Any) -> Callable[[Any], Any]:
 
 
 def with_weights(change: Callable[[torch.Tensor], Any]) -> Callable[[Any], Any]:
-    return lambda content: content | {
-        "weights": content["weights"] | {"fc1.weight": change(content["weights"]["fc1.weight"])}
-    }
+    return lambda content: (
+        content | {"weights": content["weights"] | {"fc1.weight": change(content["weights"]["fc1.weight"])}}
+    )
 
 
 def with_moments(content: Any) -> Any:
