@@ -19,7 +19,7 @@ from network_surgery.ops import Schedule, Step, SurgeryError
 from network_surgery.study import conduct
 from network_surgery.study.compose import PRESETS, compose
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, explain
 from network_surgery.study.references import PYTHON, lent, name_of
 from network_surgery.study.result import Result
 from network_surgery.study.search.space import check_importable
@@ -102,9 +102,11 @@ def resume(
     with _one_kind_of_error(), _opened(study, task=task, space=space, sampler=sampler, pruner=pruner) as folder:
         made = build(folder.settings)
         conduct.check_data(folder, made)
-        if trials is not None:
-            folder = _with_trials(folder, trials)
-        return carry_on(folder, made, console or _console(quiet))
+        with folder.locked():
+            if trials is not None:
+                folder = _with_trials(folder, trials)
+            whole = conduct.proceed(folder, made, console or _console(quiet))
+        return _whole(whole, folder, made)
 
 
 def compare(
@@ -139,6 +141,7 @@ def report(study: Path | str) -> Result:
     """
     with _one_kind_of_error():
         folder = Folder.open(Path(study))
+        folder.check_places()
         conduct.write_report(folder)
         return Result(folder)
 
@@ -157,7 +160,11 @@ def start(settings: Settings, out: Path | str | None, preset: str | None, consol
     """Runs a study of these settings, or goes on with the one in this folder. Raises as ``run``."""
     place = Path(out) if out is not None else new_place(preset or settings.task.rpartition(":")[2])
     if (place / "study.json").exists():
-        return carry_on(_continued(Folder.open(place), settings), build(settings), console)
+        folder = Folder.open(place)
+        with folder.locked():
+            folder, task = _continued(folder, settings), build(settings)
+            whole = conduct.proceed(folder, task, console)
+        return _whole(whole, folder, task)
     check_importable(step for schedule in settings.schedules for step in schedule)
     if settings.task.startswith(f"{PYTHON}:"):
         check_shipped(build(settings))
@@ -273,3 +280,5 @@ def _one_kind_of_error() -> Iterator[None]:
         yield
     except SurgeryError as error:
         raise StudyError(str(error)) from error
+    except OSError as error:  # of the system: a full disk, a folder that cannot be written
+        raise StudyError(explain(error)) from error

@@ -14,7 +14,7 @@ import typer
 from network_surgery.study.compose import PRESETS, compose, presets
 from network_surgery.study.config import Settings
 from network_surgery.study.declare import declaration, names
-from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.errors import Diverged, StudyError, explain
 from network_surgery.study.terminal import Terminal, prepare, say, say_path
 
 if TYPE_CHECKING:
@@ -324,6 +324,10 @@ def main() -> None:
         app(standalone_mode=True)
     except (StudyError, Diverged) as error:
         message = str(error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of the system: a full disk, a folder that cannot be written
+        message = explain(error)
     except ValueError as error:
         from network_surgery.ops.errors import SurgeryError  # a ValueError; its package brings torch along, so only now
 

@@ -124,12 +124,13 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
     Raises:
         StudyError: the search has no schedule that could be compared.
     """
-    wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
-    with _stage(wanted, task, console) as stage:
-        ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
-        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted), _trial):
-            return False
-        return _compare(stage)
+    with folder.locked():
+        wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
+        with _stage(wanted, task, console) as stage:
+            ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
+            if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted), _trial):
+                return False
+            return _compare(stage)
 
 
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
@@ -182,11 +183,11 @@ def _given(folder: Folder) -> list[Cell]:
     return given(folder.settings, folder.layers, folder.original)
 
 
-def _search(folder: Folder, per_epoch: int) -> Source:
+def _search(folder: Folder, per_epoch: int, tell: Callable[[str], None] = lambda words: None) -> Source:
     """What is still to run of the search: trials, and the race of the best of them.
 
     And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
-    it costs.
+    it costs. ``tell`` is given a line where Optuna's trials were made again from the ledger.
     """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
     settings = folder.settings
@@ -194,6 +195,8 @@ def _search(folder: Folder, per_epoch: int) -> Source:
         settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
         lambda: comparing.budget_of(folder), folder.original,
     )  # fmt: skip
+    if again := sampled.catch_up(folder.records("search")):
+        tell(f"Optuna's storage lacked {again} trials of the ledger; it has them again")
     before, original = comparing.first(folder), Cell("original", settings.seed)
     there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
     begun = checkpoint_of(original, settings, folder.path).exists()
@@ -279,7 +282,7 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
 
 def _searched(stage: _Stage) -> bool:
     spare = fork.evenly(stage.folder.settings.epochs)
-    return stage.run("search", _search(stage.folder, stage.per_epoch), _trial, spare=spare)
+    return stage.run("search", _search(stage.folder, stage.per_epoch, _narrate(stage.console)), _trial, spare=spare)
 
 
 def _compare(stage: _Stage) -> bool:

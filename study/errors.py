@@ -22,3 +22,13 @@ def near(name: str, known: Iterable[str]) -> str:
     """
     alike = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {alike[0]!r}?" if alike else ""
+
+
+def explain(error: OSError) -> str:
+    """What the operating system refused, as a sentence.
+
+    >>> explain(PermissionError(13, "Permission denied", "out/report.html"))
+    'out/report.html cannot be used: Permission denied'
+    """
+    where = next((str(name) for name in (error.filename, error.filename2) if name is not None), "the operating system")
+    return f"{where} cannot be used: {error.strerror or type(error).__name__}"

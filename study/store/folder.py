@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import uuid
@@ -33,6 +34,11 @@ from network_surgery.study.training.cell import Cell
 LEFT_OUT = ("architecture", "test", "fork", "keep")
 #: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
 PATIENCE = 0.5
+#: Bytes that there must be room for before anything is run.
+PROBE = 2**16
+#: What a study keeps, besides ``study.json``: in folders, and in files.
+FOLDERS = ("networks", "checkpoints", "figures", "mlflow-artifacts")
+FILES = ("cells.jsonl", "results.json", "report.html", "optuna.db", "mlflow.db", "lock")
 
 
 class Folder:
@@ -126,7 +132,15 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from running this study in a ``with`` block. Raises StudyError where one is."""
+        """Keeps other processes from running this study in a ``with`` block, which may hold another of its own.
+
+        Raises:
+            StudyError: another process runs it, or nothing can be written there.
+        """
+        if self._ours:
+            yield
+            return
+        self.check_places(writing=True)
         try:
             lock = self._lock.acquire(timeout=PATIENCE)
         except Timeout:
@@ -141,13 +155,42 @@ class Folder:
     @property
     def running(self) -> bool:
         """Whether another process runs this study now; one that was killed holds its lock no more."""
-        if self._ours or not (self.path / "lock").exists():
+        if self._ours or not (self.path / "lock").is_file():
             return False
         try:
             with self._lock.acquire(timeout=PATIENCE):
                 return False
         except Timeout:
             return True
+        except OSError:  # read-only: nobody can run it
+            return False
+
+    def check_places(self, writing: bool = False) -> None:
+        """Raises StudyError where a file lies in the place of a folder, or the other way round, or, for ``writing``,
+        where nothing can be written.
+        """
+        for path, right in self.misplaced():
+            raise StudyError(
+                f"{path} is a {'file' if right == 'folder' else 'folder'}, but it must be a {right}; surgery doctor "
+                f"{self.path} moves it away"
+            )
+        probe = self.path / f".probe.{os.getpid()}"
+        try:
+            if writing:
+                probe.write_bytes(bytes(PROBE))
+        except OSError as error:
+            raise StudyError(f"{self.path} cannot be written: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def misplaced(self) -> list[tuple[Path, str]]:
+        """What lies in the place of something else: a path, and what must be there (``file``, ``folder``)."""
+        folders = [self.path / name for name in FOLDERS if (self.path / name).exists()]
+        files = [self.path / name for name in FILES]
+        return [(path, "folder") for path in folders if not path.is_dir()] + [
+            (path, "file") for path in files if path.is_dir()
+        ]
 
     @property
     def _lock(self) -> FileLock:
@@ -159,7 +202,9 @@ class Folder:
         content["settings"] |= settings
         about.write(self.path, content, write_whole)
         known = replace(self.settings, **settings)
-        return Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
+        other = Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
+        other._ours = self._ours
+        return other
 
     def looks(self, whole: bool = False) -> list[int]:
         """The numbers of seeds with which its comparison was complete, and looked at. ``whole``: it is complete now."""
@@ -174,9 +219,20 @@ class Folder:
             about.write(self.path, content | {"looks": looks}, write_whole)
 
     def test_values(self, record: Record) -> NDArray[np.float64] | None:
-        """The metric of each test sample ``[n]`` of a finished cell; None where they were not kept."""
+        """The metric of each test sample ``[n]`` of a finished cell; None where they were not kept.
+
+        Raises:
+            StudyError: they are damaged, or others than those of the ledger.
+        """
         count, name = record.result.get("test_values"), record.result.get("same_as") or record.cell.name
-        return None if count is None else values.read(self.path / "networks" / f"{name}.pt", count)
+        network = network_of(name, self.path)
+        found = None if count is None else values.read(network, count)
+        if found is not None and not math.isclose(found.mean(), record.result["test_metric"], rel_tol=2e-3):
+            raise StudyError(
+                f"{values.place(network)} has the mean {found.mean():g}, but the ledger says "
+                f"{record.result['test_metric']:g}; surgery doctor {self.path} sets it aside"
+            )
+        return found
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""

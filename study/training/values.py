@@ -61,5 +61,7 @@ def read(network: Path, count: int) -> NDArray[np.float64] | None:
             raise ValueError(f"it does not hold {count} numbers")
     except Exception as error:  # a damaged file can fail in any way
         pass_on_memory(error)
-        raise StudyError(f"{path} is damaged: {reason_of(error)}") from error
+        raise StudyError(
+            f"{path} is damaged ({reason_of(error)}); surgery doctor {path.parent.parent} sets it aside"
+        ) from error
     return whole
