@@ -316,6 +316,33 @@ def ui(
     raise typer.Exit(max(status, 0))
 
 
+@app.command()
+def doctor(
+    study: Study,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is wrong, and mend nothing.")] = False,
+) -> None:
+    """Say what is damaged in a study's folder, and mend what can be; nothing that was trained is deleted."""
+    terminal = Terminal()
+    terminal.begin("doctor", study)
+    from network_surgery.study.doctor import examine
+
+    found, lost = 0, 0
+    for finding in examine(study):
+        found += 1
+        lost += finding.mend is None
+        say_path(terminal.answer, f"{finding.wrong}: {finding.remedy}")
+        if finding.mend is not None and dry_run:
+            break  # what comes after it cannot be known before
+        if finding.mend is not None:
+            finding.mend()
+    if lost:
+        raise StudyError(f"{lost} of {found} damages of {study} cannot be mended")
+    if dry_run and found:
+        raise StudyError(f"{study} is damaged; surgery doctor {study} mends it")
+    words = f"mended; go on with surgery resume {study}" if found else f"{study} is whole"
+    say_path(terminal.answer, words)
+
+
 def main() -> None:
     """The entry point: errors of input as one sentence with exit code 2, Ctrl-C as 130."""
     prepare()

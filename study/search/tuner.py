@@ -10,6 +10,7 @@ node, a killed driver and Ctrl-C all resume in the same way.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from network_surgery.ops.errors import first_line
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.once import Once, reports
@@ -71,7 +73,16 @@ def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: N
         _reach(settings.address)
         try:
             ray.init(settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
+        except OSError as error:
+            if isinstance(error, ConnectionError):
+                raise StudyError(f"there is no Ray cluster at {settings.address!r}: {first_line(error)}") from None
+            if "AF_UNIX" in str(error):
+                raise StudyError(
+                    f"the temporary directory {tempfile.gettempdir()} has a longer path than sockets may have; set "
+                    "TMPDIR or RAY_TMPDIR to a shorter one, such as /tmp"
+                ) from None
+            raise
+        except ValueError as error:
             reason = str(error).splitlines()[0]
             raise StudyError(f"there is no Ray cluster at {settings.address!r}: {reason}") from None
     try:
@@ -111,7 +122,8 @@ def run_cells(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     once = Once(source, settings, per_epoch, out, known, keep, spare)
-    adaptors = _adaptors(once, listeners, lambda cell: checkpoint_of(cell, settings, out))
+    broken = _Broken()
+    adaptors = _adaptors(once, listeners, lambda cell: checkpoint_of(cell, settings, out), broken)
     searcher, scheduler, callback = adaptors
     # No trial takes a GPU by itself that it did not ask Ray for.
     where = settings if "gpu" in share or settings.device != "auto" else replace(settings, device="cpu")
@@ -130,6 +142,7 @@ def run_cells(
             ),
         )  # fmt: skip
         tuner.fit()
+    broken.say()
     if source.finished:
         forget(out)
     return source.finished
@@ -156,7 +169,46 @@ def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str
     return {"cpu": settings.cpus_per_trial} | ({"gpu": gpus} if gpus else {})
 
 
-def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[[Cell], Path]) -> tuple[Any, Any, Any]:
+class _Broken:
+    """What went wrong on the driver, such as a full disk: the first error ends the stage.
+
+    Tune by itself would take it for the trial's, and go on.
+    """
+
+    error: Exception | None = None
+
+    def guard(self, otherwise: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Lets a method return ``otherwise`` from the first error on."""
+
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(method)
+            def guarded(*arguments: Any, **named: Any) -> Any:
+                if self.error is None:
+                    try:
+                        return method(*arguments, **named)
+                    except Exception as error:  # raised again when Tune has ended
+                        self.error = error
+                return otherwise
+
+            return guarded
+
+        return wrap
+
+    def say(self) -> None:
+        """Raises the first error; that of a database as a StudyError."""
+        if self.error is None:
+            return
+        if type(self.error).__module__.partition(".")[0] in ("optuna", "sqlalchemy", "sqlite3"):
+            reason = first_line(self.error.__cause__ or self.error)
+            raise StudyError(
+                f"Optuna's storage failed ({reason}); what has ended is kept, so go on with surgery resume"
+            ) from self.error
+        raise self.error
+
+
+def _adaptors(
+    source: Once, listeners: Sequence[Listener], checkpoint: Callable[[Cell], Path], broken: _Broken
+) -> tuple[Any, Any, Any]:
     """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
 
     ``checkpoint`` says where a cell keeps its checkpoint: a trial that is stopped cannot remove its own.
@@ -200,6 +252,7 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
             return (dict, ())
 
     class Ask(Unsaved, Searcher):
+        @broken.guard(Searcher.FINISHED)
         def suggest(self, trial_id: str) -> Any:
             if source.finished:
                 return Searcher.FINISHED
@@ -221,6 +274,7 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
     class GoOn(Unsaved, FIFOScheduler):
         """Hears every result, since Tune asks its scheduler before it tells its callbacks."""
 
+        @broken.guard(TrialScheduler.STOP)
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             cell, report = cells[trial.trial_id], json.loads(result["report"])
             if result["kind"] == "outcome":
@@ -235,10 +289,12 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
             return TrialScheduler.STOP
 
     class Hear(Unsaved, Callback):
+        @broken.guard(None)
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             for listener in listeners:
                 listener.started(cells[trial.trial_id])
 
+        @broken.guard(None)
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             error = trial.get_error()
             reason = str(getattr(error, "cause", None) or error or "the trial's process was lost")

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.store import about, ledger
+from network_surgery.study.store import about
+from network_surgery.study.store import ledger as lines
 from network_surgery.study.store.ledger import Record
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import convergence, values
@@ -68,7 +69,7 @@ class Folder:
     figures = property(lambda self: self.path / "figures")
     results = property(lambda self: self.path / "results.json")
     report = property(lambda self: self.path / "report.html")
-    _ledger = property(lambda self: self.path / "cells.jsonl")
+    ledger = property(lambda self: self.path / "cells.jsonl")
 
     @property
     def page(self) -> Path | None:
@@ -240,11 +241,11 @@ class Folder:
 
     def _ended(self) -> list[Record]:
         """The ledger, read again only where it has changed: it is asked for many times and may be long."""
-        if not self._ledger.exists():
+        if not self.ledger.exists():
             return []
-        known = self._ledger.stat()
+        known = self.ledger.stat()
         if self._read[0] != (known.st_size, known.st_mtime_ns):
-            found = {record.cell.name: record for record in ledger.read(self._ledger)}
+            found = {record.cell.name: record for record in lines.read(self.ledger)}
             ordered = sorted(
                 found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed)
             )
@@ -258,10 +259,10 @@ class Folder:
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         """Keeps how a cell ended. Raises StudyError where that cannot be written."""
         try:
-            ledger.add(self._ledger, cell, result)
+            lines.add(self.ledger, cell, result)
         except OSError as error:
             raise StudyError(
-                f"{self._ledger} cannot be written ({error.strerror}); what had ended before {cell.name} is kept, so "
+                f"{self.ledger} cannot be written ({error.strerror}); what had ended before {cell.name} is kept, so "
                 f"make room and go on with surgery resume {self.path}"
             ) from None
 

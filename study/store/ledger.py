@@ -16,6 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from network_surgery.ops.errors import first_line
 from network_surgery.study.config import ARMS
 from network_surgery.study.errors import StudyError
 from network_surgery.study.training import records
@@ -137,7 +138,14 @@ def _record(entry: Any) -> Record:
         raise StudyError(f"is no training run, but {json.dumps(entry):.40}")
     if not isinstance(entry.get("result"), dict):
         raise StudyError("is a training run without a result")
-    cell, result = _cell(entry["cell"]), records.renamed(entry["result"])
+    cell = _cell(entry["cell"])
+    try:
+        return _checked(cell, records.renamed(entry["result"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # parts of other kinds than they must be
+        raise StudyError(f"({cell.name}) is damaged: {first_line(error):.80}") from None
+
+
+def _checked(cell: Cell, result: dict[str, Any]) -> Record:
     for name in NUMBERS:
         value = result.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -145,12 +153,14 @@ def _record(entry: Any) -> Record:
         if value is not None and not math.isfinite(value):
             raise StudyError(f"({cell.name}) has the {name} {value}")
     if "failure" not in result:
+        if not all(isinstance(epoch, dict) for epoch in result.get("epochs", ())):
+            raise StudyError(f"({cell.name}) has epochs that are no mappings")
         lacks = [name for name in NEEDED if result.get(name) is None]
         if lacks:
             raise StudyError(f"({cell.name}) lacks {lacks[0]!r}")
     try:
         records.check(result)
-    except (StudyError, AttributeError, TypeError) as error:
+    except StudyError as error:
         raise StudyError(f"({cell.name}) is damaged: {error}") from None
     return Record(cell, result)
 
