@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from network_surgery.ops import Schedule
+from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
 from network_surgery.study.arms import FROM_THE_END
@@ -273,8 +273,11 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     ):
         try:
             yield _Stage(folder, task, resources, tracker, console)
-        finally:
-            write_report(folder, tracker)
+        except BaseException:
+            with contextlib.suppress(OSError, StudyError, SurgeryError):  # what went wrong first is told
+                write_report(folder, tracker)
+            raise
+        write_report(folder, tracker)
     if tracker.lost:
         words = f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete."
         say(console, words, style="yellow")

@@ -30,5 +30,6 @@ def explain(error: OSError) -> str:
     >>> explain(PermissionError(13, "Permission denied", "out/report.html"))
     'out/report.html cannot be used: Permission denied'
     """
-    where = next((str(name) for name in (error.filename, error.filename2) if name is not None), "the operating system")
-    return f"{where} cannot be used: {error.strerror or type(error).__name__}"
+    reason = error.strerror or str(error) or type(error).__name__
+    where = next((str(name) for name in (error.filename, error.filename2) if name is not None), None)
+    return f"the operating system refuses: {reason}" if where is None else f"{where} cannot be used: {reason}"

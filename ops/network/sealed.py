@@ -29,9 +29,16 @@ class Damaged(Exception):
 
 
 def write(content: Any, file: IO[bytes]) -> None:
-    """Writes tensors in plain containers (``torch.save``) with a checksum. It does not depend on the file's name."""
+    """Writes tensors in plain containers (``torch.save``) with a checksum. It does not depend on the file's name.
+
+    Raises:
+        OSError: the file cannot be written, such as on a full disk.
+    """
     sealing = _Sealing(file)
-    torch.save(content, sealing)
+    try:
+        torch.save(content, sealing)
+    except RuntimeError as error:
+        raise sealing.error or error from None  # of a full disk torch says where in its code it noticed
     sealing.close()
 
 
@@ -93,6 +100,7 @@ class _Sealing:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._words, self._last = file, hashlib.blake2b(digest_size=SIZE), b""
+        self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
         part = content
@@ -112,4 +120,8 @@ class _Sealing:
 
     def _pass(self, part: Any) -> None:
         self._words.update(part)
-        self._file.write(part)
+        try:
+            self._file.write(part)
+        except OSError as error:
+            self.error = self.error or error
+            raise

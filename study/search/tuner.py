@@ -65,7 +65,8 @@ def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: N
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     import ray
 
-    for name in ("ray.tune", "ray.air"):  # what goes wrong in a trial is reported by its result, not by a traceback
+    # What goes wrong in a trial, or on the way to MLflow, is reported in a sentence, not by a traceback.
+    for name in ("ray.tune", "ray.air", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     ours = not ray.is_initialized()
     if ours:

@@ -328,8 +328,13 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that is whole or not there; several processes may write it, and read it, at once."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except OSError as error:  # of a full disk Python does not say which file it is
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _laid_out(value: Any, levels: int, margin: str = "") -> str:

@@ -193,14 +193,14 @@ def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_run(
     assert warnings == ["the checkpoint after epoch 3 was not written: No space left on device"]
 
 
-def test_torch_itself_passes_on_that_a_disk_is_full(digits: ImageTask, tmp_path: Path) -> None:
+def test_torch_itself_passes_on_that_a_disk_is_full() -> None:
     class Full:
         def write(self, content: Any) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         def flush(self) -> None: ...
 
-    with pytest.raises((OSError, RuntimeError)):
+    with pytest.raises(OSError, match="No space left on device"):
         sealed.write({"a": torch.zeros(3)}, Full())  # type: ignore[arg-type]
 
 
