@@ -35,6 +35,8 @@ def parse(text: bytes | str, where: str) -> Any:
         raise StudyError(f"{where} is not valid YAML{_line(mark)}: {reason}") from None
     except StudyError:
         raise
+    except AttributeError:  # which PyYAML makes of text that is marked as a date
+        raise StudyError(f"{where} is not valid YAML: a !!timestamp is no date") from None
     except Exception as error:  # dates and numbers that are none, in the words of Python's types
         raise StudyError(f"{where} is not valid YAML: {str(error) or type(error).__name__:.120}") from None
 
