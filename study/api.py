@@ -24,6 +24,7 @@ from network_surgery.study.references import PYTHON, lent, name_of
 from network_surgery.study.result import Result
 from network_surgery.study.search.space import check_importable
 from network_surgery.study.search.trial import check_shipped
+from network_surgery.study.store.copies import at_hand
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Task, build
 from network_surgery.study.terminal import say, say_path
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from network_surgery.search_spaces import Suggest
 
-__all__ = ["Result", "compare", "open", "report", "resume", "run"]
+__all__ = ["Result", "compare", "open", "report", "resume", "run", "track"]
 
 Steps = Schedule | Sequence[Step] | Sequence[Mapping[str, Any]]
 
@@ -87,26 +88,34 @@ def resume(
     sampler: BaseSampler | None = None,
     pruner: BasePruner | None = None,
     trials: int | None = None,
+    failed: bool = False,
     quiet: bool = False,
     console: Console | None = None,
 ) -> Result:
-    """Goes on with the study in this folder; nothing that has ended is trained again.
+    """Goes on with the study in this folder; nothing that has ended is trained again. A URI names its copy
+    (``copy_to``): then a folder is made of that under ``runs``.
 
-    ``trials``: the search goes on to this number. ``task``, ``space``, ``sampler``, ``pruner``: what ``run`` was given,
-    where that was an object that no text can name. ``console``: where what goes on is shown.
+    What failed for a reason that may go otherwise (its process was lost, it hung, memory ran out) is run again, and
+    with ``failed`` whatever has failed. ``trials``: the search goes on to this number. ``task``, ``space``,
+    ``sampler``, ``pruner``: what ``run`` was given, where that was an object that no text can name. ``console``: where
+    what goes on is shown.
 
     Raises:
         StudyError: there is no such study, its data have changed, or what it was given from Python is missing.
         KeyboardInterrupt: it was interrupted again.
     """
-    with _one_kind_of_error(), _opened(study, task=task, space=space, sampler=sampler, pruner=pruner) as folder:
+    with (
+        _one_kind_of_error(),
+        _opened(at_hand(study), task=task, space=space, sampler=sampler, pruner=pruner) as folder,
+    ):
         made = build(folder.settings)
         conduct.check_data(folder, made)
         with folder.locked():
             if trials is not None:
                 folder = _with_trials(folder, trials)
-            whole = conduct.proceed(folder, made, console or _console(quiet))
-        return _whole(whole, folder, made)
+            if failed:
+                folder.run_again()
+            return carry_on(folder, made, console or _console(quiet))
 
 
 def compare(
@@ -131,6 +140,20 @@ def compare(
         made = build(folder.settings)
         conduct.check_data(folder, made)
         return _whole(conduct.compare(folder, made, console or _console(quiet), top, seeds), folder, made)
+
+
+def track(study: Path | str, *, task: Task | type[Task] | None = None) -> str:
+    """Sends to MLflow what a study has stored and has not arrived there; a sentence that says so.
+
+    A server was away, or the study was killed. Nothing is sent twice. ``task``: what ``run`` was given, where that was
+    an object that no text can name.
+
+    Raises:
+        StudyError: there is no such study, another process runs it, or the server does not answer.
+    """
+    with _one_kind_of_error(), _opened(study, task=task) as folder:
+        made = build(folder.settings)
+        return conduct.track(folder, made)
 
 
 def report(study: Path | str) -> Result:
@@ -162,9 +185,7 @@ def start(settings: Settings, out: Path | str | None, preset: str | None, consol
     if (place / "study.json").exists():
         folder = Folder.open(place)
         with folder.locked():
-            folder, task = _continued(folder, settings), build(settings)
-            whole = conduct.proceed(folder, task, console)
-        return _whole(whole, folder, task)
+            return carry_on(_continued(folder, settings), build(settings), console)
     check_importable(step for schedule in settings.schedules for step in schedule)
     if settings.task.startswith(f"{PYTHON}:"):
         check_shipped(build(settings))
@@ -227,6 +248,8 @@ def _continued(folder: Folder, settings: Settings) -> Folder:
     """
     there, wanted = folder.settings.to_data(), settings.to_data()
     wanted["start_digest"] = wanted["start_digest"] or there["start_digest"]  # a study writes it
+    if wanted["sampling"] == "auto":  # a study settles it where it begins
+        wanted["sampling"] = there["sampling"]
     if others := [name for name in there if name not in GROWING and there[name] != wanted[name]]:
         name, more = others[0], f" (and {', '.join(others[1:])})" if others[1:] else ""
         raise StudyError(

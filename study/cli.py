@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from network_surgery.study import interruption
 from network_surgery.study.compose import PRESETS, compose, presets
 from network_surgery.study.config import Settings
 from network_surgery.study.declare import declaration, names
@@ -152,6 +153,7 @@ def _size(settings: Settings) -> str:
 def resume(
     study: Study,
     trials: Annotated[int | None, typer.Option(help="The search goes on to this number of schedules.", min=1)] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Run again whatever has failed, too.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -160,7 +162,8 @@ def resume(
     terminal.begin("resume", study)
     from network_surgery.study import api
 
-    _show(terminal, study, lambda: api.resume(study, trials=trials, console=terminal.narration))
+    place = api.at_hand(study)
+    _show(terminal, place, lambda: api.resume(place, trials=trials, failed=failed, console=terminal.narration))
 
 
 @app.command()
@@ -180,6 +183,16 @@ def compare(
 
 
 @app.command()
+def track(study: Study, quiet: Quiet = False) -> None:
+    """Send to MLflow what has not arrived there: a server was away, or a study was killed. Nothing is sent twice."""
+    terminal = Terminal(quiet)
+    terminal.begin("track", study)
+    from network_surgery.study import api
+
+    say(terminal.narration, api.track(study))
+
+
+@app.command()
 def report(study: Study, quiet: Quiet = False, as_json: Json = False) -> None:
     """Write results.json, figures and report.html anew from what a study has stored so far."""
     terminal = Terminal(quiet, as_json)
@@ -187,6 +200,33 @@ def report(study: Study, quiet: Quiet = False, as_json: Json = False) -> None:
     from network_surgery.study import api
 
     _show(terminal, study, lambda: api.report(study))
+
+
+@app.command()
+def doctor(
+    study: Annotated[
+        Path | None, typer.Argument(help="The study's folder: what is damaged there is mended.", metavar="[STUDY]")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster, auto or HOST:PORT, whose nodes are checked; also for the study."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is damaged, and mend nothing.")] = False,
+) -> None:
+    """Mend what is damaged in a study's folder; check every node of a Ray cluster: versions, GPUs, model, data, folder.
+
+    Nothing that was trained is deleted. Without a study the nodes alone are checked.
+    """
+    terminal = Terminal()
+    terminal.begin("doctor", study or address or "")
+    if study is not None:
+        from network_surgery.study.doctor import mend
+
+        mend(study, dry_run, terminal.answer)
+    if study is None or address is not None:
+        from network_surgery.study.checkup import check_cluster
+
+        check_cluster(address, study, terminal.answer, terminal.narration)
 
 
 @app.command()
@@ -298,11 +338,11 @@ def ui(
         raise StudyError(f"this study was tracked at {elsewhere}; open that address in a browser")
     if not elsewhere and not folder.mlflow.exists():
         raise StudyError(f"{folder.path} has nothing tracked yet (no {folder.mlflow.name})")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     say_path(terminal.answer, f"MLflow shows {folder.path} until Ctrl-C at\nhttp://127.0.0.1:{port}{page(folder)}")
     # MLflow's seven processes for jobs of language models have nothing to do here.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = default_uri(folder)  # a process's arguments are anybody's to read
     server = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def stop(*_: Any) -> None:
@@ -316,39 +356,13 @@ def ui(
     raise typer.Exit(max(status, 0))
 
 
-@app.command()
-def doctor(
-    study: Study,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is wrong, and mend nothing.")] = False,
-) -> None:
-    """Say what is damaged in a study's folder, and mend what can be; nothing that was trained is deleted."""
-    terminal = Terminal()
-    terminal.begin("doctor", study)
-    from network_surgery.study.doctor import examine
-
-    found, lost = 0, 0
-    for finding in examine(study):
-        found += 1
-        lost += finding.mend is None
-        say_path(terminal.answer, f"{finding.wrong}: {finding.remedy}")
-        if finding.mend is not None and dry_run:
-            break  # what comes after it cannot be known before
-        if finding.mend is not None:
-            finding.mend()
-    if lost:
-        raise StudyError(f"{lost} of {found} damages of {study} cannot be mended")
-    if dry_run and found:
-        raise StudyError(f"{study} is damaged; surgery doctor {study} mends it")
-    words = f"mended; go on with surgery resume {study}" if found else f"{study} is whole"
-    say_path(terminal.answer, words)
-
-
 def main() -> None:
     """The entry point: errors of input as one sentence with exit code 2, Ctrl-C as 130."""
     prepare()
     sys.path.append(os.getcwd())  # so that --model MODULE:FACTORY finds what lies here, as it does for python -m
     try:
-        app(standalone_mode=True)
+        with interruption.Interruption():
+            app(standalone_mode=True)
     except (StudyError, Diverged) as error:
         message = str(error)
     except BrokenPipeError:
@@ -376,7 +390,8 @@ def _show(terminal: Terminal, place: Path, work: Callable[[], Result]) -> None:
             ended = len(Folder.open(place).records())
             words = f"\nInterrupted; {ended} trainings are kept. Go on with: surgery resume {place}"
             say_path(terminal.narration, words)
-        raise typer.Exit(130) from None
+        handling = interruption.current()
+        raise typer.Exit(130 if handling is None else handling.code) from None
     if terminal.as_json:
         terminal.document(result.document())
     elif terminal.quiet:

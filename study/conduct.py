@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,22 @@ from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
-from network_surgery.study.search import comparing, objectives, tracking, tuner
+from network_surgery.study.search import comparing, objectives, preflight, tracking, tuner
+from network_surgery.study.search.nodes import Node, Nodes, asynchronous
 from network_surgery.study.search.once import pays
 from network_surgery.study.search.sampled import Sampled, given
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
+from network_surgery.study.store import copies
+from network_surgery.study.store.copies import Copy
 from network_surgery.study.store.folder import Folder, checkpoint_of, write_whole
 from network_surgery.study.store.ledger import SEARCHING
 from network_surgery.study.store.words import describe, names, short
 from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.fingerprint import Fingerprint
-from network_surgery.study.terminal import say
+from network_surgery.study.terminal import say, say_path
 from network_surgery.study.training import fork
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.examine import examine
@@ -64,8 +67,10 @@ def begin(
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
-    with tuner.cluster(settings, _narrate(console)) as resources:
-        tuner.trial_resources(settings, resources)
+    if settings.copy_to is not None:
+        copies.check(settings.copy_to)
+    with tuner.cluster(settings, _narrate(console)) as nodes:
+        settings = settle_sampling(settings, nodes)
         data = task.fingerprint()
         known = None if data is None else data.to_data()
         yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
@@ -126,11 +131,38 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
     """
     with folder.locked():
         wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
-        with _stage(wanted, task, console) as stage:
-            ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
-            if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted), _trial):
-                return False
-            return _compare(stage)
+        return _compare_again(wanted, task, console)
+
+
+def _compare_again(wanted: Folder, task: Task, console: Console) -> bool:
+    with _stage(wanted, task, console) as stage:
+        trials = [record for record in wanted.records("search") if not record.lost]
+        ended = len(trials) >= wanted.settings.trials and not _given(wanted)
+        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted), _trial):
+            return False
+        return _compare(stage)
+
+
+#: Seconds that ``track`` waits for a server that does not answer.
+TRACKING_PATIENCE = 30.0
+
+
+def track(folder: Folder, task: Task) -> str:
+    """Sends to MLflow what has not arrived there; a sentence that says so.
+
+    Raises:
+        StudyError: another process runs the study, or the server does not answer.
+    """
+    uri = folder.settings.tracking_uri
+    place = uri or str(folder.mlflow)
+    with folder.locked():
+        tracking.check_server(uri, folder.path)
+        with Tracker(folder, task, TRACKING_PATIENCE, load=False) as tracker:
+            if write_report(folder, tracker)["state"]["now"] != "finished":
+                tracker.interrupted()
+    if tracker.lost:
+        raise StudyError(f"{tracker.lost} records did not reach {place} ({tracker.reason}); try again when it answers")
+    return f"{place} has all of {len(folder.records())} trainings"
 
 
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
@@ -183,17 +215,20 @@ def _given(folder: Folder) -> list[Cell]:
     return given(folder.settings, folder.layers, folder.original)
 
 
-def _search(folder: Folder, per_epoch: int, tell: Callable[[str], None] = lambda words: None) -> Source:
+def _search(
+    folder: Folder, per_epoch: int, room: Callable[[], int], tell: Callable[[str], None] = lambda words: None
+) -> Source:
     """What is still to run of the search: trials, and the race of the best of them.
 
     And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
-    it costs. ``tell`` is given a line where Optuna's trials were made again from the ledger.
+    it costs. ``room``: the number of trials that may be under way, as ``Sampled`` has it. ``tell`` is given a line
+    where Optuna's trials were made again from the ledger.
     """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
     settings = folder.settings
     sampled = Sampled(
         settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
-        lambda: comparing.budget_of(folder), folder.original,
+        lambda: comparing.budget_of(folder), folder.original, room,
     )  # fmt: skip
     if again := sampled.catch_up(folder.records("search")):
         tell(f"Optuna's storage lacked {again} trials of the ledger; it has them again")
@@ -221,8 +256,9 @@ class _Stage:
 
     folder: Folder
     task: Task
-    resources: dict[str, float]
+    nodes: Nodes
     tracker: Tracker
+    copy: Copy
     console: Console
 
     @property
@@ -239,7 +275,10 @@ class _Stage:
         people call a cell.
         """
         if source.total == 0:
-            say(self.console, f"{stage}: nothing is missing")
+            part = [record for record in self.folder.records() if record.compared == (stage == "comparison")]
+            failed = sum(record.failed for record in part)
+            words = f", {failed} failed" if failed else ""
+            say(self.console, f"{stage}: nothing is missing{words}")
             tuner.forget(self.folder.path)
             return True
         ranks = stage == "search"
@@ -251,11 +290,12 @@ class _Stage:
             self.console, stage, source, self.folder.metric, name=name, ranks=ranks, feasible=feasible
         ) as display:
             whole = tuner.run_cells(
-                source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display], self.folder.records(), keep, spare,
+                source, self.task, self.folder.settings, self.nodes, self.folder.path,
+                [self.folder, self.copy, self.tracker, display], self.folder.records(), keep, spare,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
+            tuner.leave()
             self.tracker.interrupted()
         return whole
 
@@ -268,24 +308,72 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
             say(console, note)
     with (
         folder.locked(),
-        tuner.cluster(folder.settings, _narrate(console)) as resources,
+        tuner.cluster(folder.settings, _narrate(console)) as nodes,
+        Copy(folder.path, folder.settings.copy_to) as copy,  # ends last: it also copies what the tracker writes
         Tracker(folder, task) as tracker,
     ):
         try:
-            yield _Stage(folder, task, resources, tracker, console)
+            share = tuner.trial_resources(folder.settings, nodes)
+            if len(nodes.alive()) > 1:
+                say(console, f"checking {len(nodes.alive())} nodes")
+                for report in preflight.preflight(nodes, folder.settings, task, folder.path, share):
+                    if report.notes:
+                        say(console, f"  {report.sentence}", style="dim")
+            else:  # this machine has just built the task
+                nodes.checked.update(node.id for node in nodes)
+            yield _Stage(folder, task, nodes, tracker, copy, console)
         except BaseException:
+            tuner.leave()  # its processes have nothing to do while the report is written
             with contextlib.suppress(OSError, StudyError, SurgeryError):  # what went wrong first is told
                 write_report(folder, tracker)
             raise
         write_report(folder, tracker)
+    _say_failures(folder, console)
+    if copy.reason:
+        words = f"The copy at {folder.settings.copy_to} is not complete ({copy.reason}); resume sends the rest."
+        say(console, words, style="yellow")
     if tracker.lost:
-        words = f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete."
+        words = f"{tracker.lost} records did not reach MLflow ({tracker.reason or 'it does not answer'}); the study's "
+        words += f"folder is complete, and surgery track {folder.path} sends them later"
         say(console, words, style="yellow")
 
 
+def _say_failures(folder: Folder, console: Console) -> None:
+    """How failed trainings are run again."""
+    failed = [record for record in folder.records() if record.failed]
+    lost, resume = sum(record.lost for record in failed), f"surgery resume {folder.path}"
+    if lost:
+        words = f"{lost} failed for a reason that may go otherwise; run again by: {resume}"
+        say_path(console, words, style="yellow")
+    if lost < len(failed):
+        words = f"{len(failed) - lost} failed; once the reason is mended, run again by: {resume} --failed"
+        say_path(console, words, style="yellow")
+
+
 def _searched(stage: _Stage) -> bool:
-    spare = fork.evenly(stage.folder.settings.epochs)
-    return stage.run("search", _search(stage.folder, stage.per_epoch, _narrate(stage.console)), _trial, spare=spare)
+    settings = stage.folder.settings
+    share = tuner.trial_resources(settings, stage.nodes)
+    if settings.sampling == "asynchronous":
+        say(
+            stage.console,
+            "search: trials are sampled whenever a slot is free, so another run may try others; "
+            "--sampling generations repeats",
+        )
+    room = lambda: stage.nodes.room(share, settings.generation)  # noqa: E731
+    source = _search(stage.folder, stage.per_epoch, room, _narrate(stage.console))
+    return stage.run("search", source, _trial, spare=fork.evenly(settings.epochs))
+
+
+def settle_sampling(settings: Settings, nodes: Iterable[Node]) -> Settings:
+    """The settings with the sampling that suits the cluster, where they leave that open.
+
+    Raises:
+        StudyError: no node can give what a trial takes.
+    """
+    share = tuner.trial_resources(settings, nodes)
+    if settings.sampling != "auto":
+        return settings
+    return replace(settings, sampling="asynchronous" if asynchronous(nodes, share) else "generations")
 
 
 def _compare(stage: _Stage) -> bool:

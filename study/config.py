@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
 from network_surgery.study.errors import StudyError
+from network_surgery.study.secrets import taken
 
 #: What a study may optimize on validation; ``accuracy`` is the metric of a task whose metric it is.
 Objective = Literal["metric", "accuracy", "loss", "parameters", "flops", "seconds"]
@@ -20,7 +21,7 @@ SIZES = ("parameters", "flops", "latency", "bytes")
 #: Seeds of the search's repeats (``racing``) begin so far from its own: those of the comparison follow that one.
 REPEATS_FROM = 1000
 #: What a study did that says nothing of a setting, since it is older than that.
-OLDER: dict[str, Any] = {"controls": True, "racing": 1}
+OLDER: dict[str, Any] = {"controls": True, "racing": 1, "sampling": "generations"}
 Arm = Literal[
     "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_fair", "restart_late",
     "restart_late_flops", "operate_first", "operate_first_flops", "uniform", "prune_end", "prune_end_rewind_lr",
@@ -62,8 +63,8 @@ def _limits(value: Any) -> Any:
 
 
 def _comparable(arms: tuple[Arm, ...]) -> bool:
-    rivals = {"restart", "restart_late", "operate_first"}
-    return "surgery" in arms and bool(rivals & {*arms} or {*arms} <= {"original", "surgery"}) and _different(arms)
+    rivals = {arm for arm in arms if arm.removesuffix("_flops") in ("restart", "restart_late", "operate_first")}
+    return "surgery" in arms and bool(rivals or {*arms} <= {"original", "surgery"}) and _different(arms)
 
 
 def _ungrouped(names: Any) -> Any:
@@ -102,7 +103,7 @@ Budget = Annotated[
 Arms = Annotated[
     tuple[Arm, ...], BeforeValidator(_ungrouped), COMMAS, such_that(_comparable),
     f"{', '.join(GROUPS)}, or a list of surgery and any of {OTHERS}, none twice; more than original and surgery only "
-    "together with restart, restart_late or operate_first",
+    "together with restart, restart_late or operate_first, or one of these at equal FLOPs",
 ]  # fmt: skip
 Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
@@ -256,7 +257,7 @@ class Settings(Declared):
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"
-    # Faults of published code, to repeat its numbers.
+    # Faults of published code, to repeat its numbers. They decide what is trained, so they are part of a result's key.
     batchnorm_statistics: Annotated[
         State, About("what an operation does with those of the layer that it is done on", option=False)
     ] = "carry"
@@ -270,6 +271,14 @@ class Settings(Declared):
     generation: Annotated[
         Count, About("Number of trials that are sampled together and can run at once", decides=False)
     ] = 4
+    sampling: Annotated[
+        Literal["auto", "generations", "asynchronous"],
+        About(
+            "when trials are sampled: generations of them together, so that a study repeats; asynchronous: one "
+            "whenever a slot is free, so that no slot waits; auto: asynchronous on several nodes or above 8 slots",
+            decides=False,
+        ),
+    ] = "auto"
     budget: Annotated[
         Budget,
         About(
@@ -408,7 +417,28 @@ class Settings(Declared):
     gpus_per_trial: Annotated[
         Gpus, About("GPUs of a training run; a fraction shares one, and energy is taken of whole ones", decides=False)
     ] = 0.25
+    accelerator: Annotated[
+        Text | None,
+        About(
+            "The type of GPU that training runs take, as Ray calls it: A100, H100, T4, …; by default any", decides=False
+        ),
+    ] = None
+    hang_factor: Annotated[
+        PositiveOr0,
+        About(
+            "Times the median epoch after which a training run that reports no epoch is ended (0: never)",
+            option=False, decides=False,
+        ),
+    ] = 20.0  # fmt: skip
     address: Annotated[Text | None, About("A running Ray cluster: auto, or HOST:PORT", decides=False)] = None
+    copy_to: Annotated[
+        Text | None,
+        About(
+            "A URI where the study's folder is copied to while it runs: s3://BUCKET/PATH, gs://, abfs://, hdfs:// or "
+            "file:///PATH",
+            decides=False,
+        ),
+    ] = None
     tracking_uri: Annotated[
         Text | None, About("An MLflow server; by default a database in the folder", decides=False)
     ] = None
@@ -426,10 +456,14 @@ class Settings(Declared):
         if self.enqueue and not self.searches:
             raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
         check_password(self.storage)
+        if self.tracking_uri is not None:
+            object.__setattr__(self, "tracking_uri", taken("tracking_uri", self.tracking_uri))
         if self.split == "seed" and self.train_on_validation:
             raise StudyError("split is 'seed', but train_on_validation is true, so there is no split; give one of them")
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
             raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
+        if self.device == "cpu" and self.accelerator is not None:
+            raise StudyError(f"accelerator is {self.accelerator!r}, but device is 'cpu'; leave out one of them")
         if self.device == "cpu" and self.precision in ("tf32", "fp16"):
             raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
 
@@ -504,7 +538,7 @@ class Settings(Declared):
             return
         elif self.first_rung >= self.epochs:
             right = f"its first rung, epoch {self.first_rung}, is not before the last of {self.epochs} epochs"
-        elif self.generation >= self.trials:
+        elif self.sampling != "asynchronous" and self.generation >= self.trials:
             right = f"it compares with earlier generations, and all {self.trials} trials are in one; lower generation"
         else:
             return

@@ -13,11 +13,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from network_surgery.ops.errors import reason_of
 from network_surgery.ops.network import sealed
 from network_surgery.study.errors import StudyError
 from network_surgery.study.store import about, ledger
 from network_surgery.study.store.folder import Folder, checkpoints_of, network_of, write_whole
+from network_surgery.study.terminal import say_path
 from network_surgery.study.training import checkpoint
 
 
@@ -45,6 +48,25 @@ def examine(study: Path) -> Iterator[Finding]:
         yield from _databases(folder)
         yield from _networks(folder)
         yield from _checkpoints(folder)
+
+
+def mend(study: Path, dry_run: bool, console: Console) -> None:
+    """Says what is wrong with a study and mends it, or, for a ``dry_run``, says the first thing alone.
+
+    Raises:
+        StudyError: something cannot be mended, or is not, for a dry run; or as ``examine``.
+    """
+    found, lost = 0, 0
+    for finding in examine(study):
+        found, lost = found + 1, lost + (finding.mend is None)
+        say_path(console, f"{finding.wrong}: {finding.remedy}")
+        if finding.mend is not None and dry_run:
+            raise StudyError(f"{study} is damaged; surgery doctor {study} mends it")
+        if finding.mend is not None:
+            finding.mend()
+    if lost:
+        raise StudyError(f"{lost} of {found} damages of {study} cannot be mended")
+    say_path(console, f"mended; go on with surgery resume {study}" if found else f"{study} is whole")
 
 
 def _about(study: Path) -> Iterator[Finding]:
@@ -127,7 +149,8 @@ def _compare(folder: Folder, known: dict[int, ledger.Record]) -> None:
     from network_surgery.study.search.storage import open_storage
 
     storage = open_storage(None, folder.optuna)
-    for name in optuna.get_all_study_names(storage):
+    names = optuna.get_all_study_names(storage)
+    for name in names[:1]:  # a process that was killed may leave another one, which does not count
         trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
         check_same(known, {trial.number: trial for trial in trials}, folder.optuna)
 

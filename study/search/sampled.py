@@ -10,7 +10,7 @@ import copy
 import json
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.search import objectives
 from network_surgery.study.search.budget import Budget
+from network_surgery.study.search.replay import reports
 from network_surgery.study.search.samplers import pruner_of, sampler_of
 from network_surgery.study.search.sources import Result
 from network_surgery.study.search.space import SamplerFailed, Space
@@ -47,6 +48,10 @@ class Sampled:
 
     Trials are drawn in generations: all of one generation are drawn before any of them starts and the next one waits
     for their results. What is sampled therefore depends on the seed alone, not on which trial happens to end first.
+
+    Where the setting ``sampling`` is ``asynchronous``, one is drawn whenever there is ``room`` for it, and the sampler
+    takes those that still run for bad ones (the *constant liar*: Ginsbourger et al. 2010), so that it does not draw
+    next to them. Then the seed still fixes the sampler, but what is sampled also depends on the order of results.
     """
 
     def __init__(
@@ -60,15 +65,19 @@ class Sampled:
         identity: str = "",
         budget: Callable[[], Budget] | None = None,
         original: Mapping[str, int] | None = None,
+        room: Callable[[], int] | None = None,
     ) -> None:
         """``known`` are the results of trials that ended in an earlier run of this study, by number.
 
-        A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
+        A trial that an interruption cut off, or that was lost, keeps its number and its parameters and is run (or
+        resumed) first.
         ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's. ``storage``
-        is that database's file, unless the settings have another, where ``identity`` tells this study from others.
+        is that database's file, unless the settings have another, where ``identity`` is this study's name.
         ``budget`` gives what trials are held against when they end: Optuna learns by how much they exceed it.
-        ``original``: the sizes that fractions of the budget are of.
+        ``original``: the sizes that fractions of the budget are of. ``room``: the number of trials that may be
+        drawn and not have ended, asked whenever one could be drawn; by default ``settings.generation``.
         """
+        self._room = room or (lambda: settings.generation)
         self._settings, self._metric = settings, metric
         self._budget = budget or (lambda: Budget((), metric))
         self._space = Space(settings, layers, original)
@@ -76,13 +85,17 @@ class Sampled:
         self._words = words
         self._where = storage
         self.study = open_study(settings, storage, metric, identity)
+        known = dict(known or {})
+        if again := [number for number, result in known.items() if result.get("lost")]:
+            self.study = reopened(self.study, again)
+            known = {number: result for number, result in known.items() if number not in again}
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
         self._trials: dict[int, optuna.Trial] = {}
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             # It keeps the parameters that it has; one cut off while it was drawn gets the others now.
             cell = self._cell(optuna.Trial(self.study, trial._trial_id))
-            if known and trial.number in known:  # it ended, but the driver died before Optuna heard of it
+            if trial.number in known:  # it ended, but the driver died before Optuna heard of it
                 self._record(trial.number, known[trial.number])
             else:
                 self._drawn.append(cell)
@@ -119,7 +132,7 @@ class Sampled:
     def catch_up(self, ended: Iterable[Record]) -> int:
         """Gives Optuna the trials of the ledger that its storage has not, as if it had drawn them; returns how many.
 
-        A number that neither has is drawn now.
+        A number that neither has is drawn now; one that was lost (``Record.lost``) is run again, as it was drawn.
 
         Raises:
             StudyError: the two disagree, or the search space does not make these trials any more.
@@ -127,6 +140,7 @@ class Sampled:
         known = {record.cell.trial: record for record in ended if record.cell.trial is not None}
         trials = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
         check_same(known, trials, self._settings.storage or self._where)
+        again = {number for number, record in known.items() if record.lost}
         there = {number for number, trial in trials.items() if trial.state != TrialState.WAITING}
         missing = [number for number in range(max(known, default=-1) + 1) if number not in there]
         for number in missing:
@@ -135,7 +149,7 @@ class Sampled:
             if number in known and number not in trials:
                 self.study.enqueue_trial(dict(known[number].cell.params))
             trial = _ask(self.study, self._settings)
-            if number in known:
+            if number in known and number not in again:
                 self._tell_again(trial, known[number])
             else:
                 self._drawn.append(self._cell(trial))
@@ -143,8 +157,6 @@ class Sampled:
         return sum(number in known for number in missing)
 
     def _tell_again(self, trial: optuna.Trial, record: Record) -> None:
-        from network_surgery.study.search.once import reports
-
         cell = None
         with contextlib.suppress(StudyError, SurgeryError):
             cell = self._cell(trial)
@@ -169,10 +181,10 @@ class Sampled:
         return self.missing == 0
 
     def next(self) -> Cell | None:
-        if not self._drawn and not self._running:
+        if not self._drawn and (count := self._due()):
             drawn = sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
             self.study.sampler = self._sampler(drawn)  # so a resumed search samples as an uninterrupted one
-            for _ in range(min(self._settings.generation, self.missing)):
+            for _ in range(count):
                 self._drawn.append(self._cell(_ask(self.study, self._settings)))
         if not self._drawn:
             return None
@@ -180,6 +192,12 @@ class Sampled:
         assert cell.trial is not None
         self._running.add(cell.trial)
         return cell
+
+    def _due(self) -> int:
+        """How many trials are drawn now, where none is waiting: a generation, or one that there is room for."""
+        if self._settings.sampling != "asynchronous":
+            return 0 if self._running else min(self._settings.generation, self.missing)
+        return int(len(self._running) < min(self._room(), self.missing))
 
     def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
         """Reports the objective to Optuna, where it is one that every epoch has, and asks whether the trial goes on."""
@@ -210,7 +228,7 @@ class Sampled:
         return Cell("search", self._settings.seed, schedule, trial=trial.number, params=dict(trial.params))
 
     def _record(self, number: int, result: Result) -> None:
-        """Tells Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
+        """Reports to Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
         about = {name: result[name] for name in SHOWN if name in result}
         if "validation_metric" in result:
             about[f"validation {self._metric.name}"] = result["validation_metric"]
@@ -257,6 +275,9 @@ def _plain(params: Mapping[str, Any]) -> Any:
 #: How a trial ended and what it has reached, as far as it is shown in Optuna's database.
 SHOWN = ("failure", "stopped", "parameters", "flops", "seconds")
 
+
+#: What begins the name of every other version of a study whose trials were run again.
+AGAIN = "again: "
 
 #: Points from which on a grid is taken for a mistake.
 MOST_POINTS = 1000
@@ -328,6 +349,35 @@ def open_study(settings: Settings, database: Path, metric: Metric, identity: str
     for params in settings.enqueue:
         study.enqueue_trial(params, skip_if_exists=True)
     return study
+
+
+def reopened(study: optuna.Study, numbers: Collection[int]) -> optuna.Study:
+    """The same study with the failed trials of these numbers running again, with the parameters that they have.
+
+    Optuna changes no trial that has ended, so the study is written anew beside the old one, which is then deleted. A
+    process that is killed meanwhile leaves both: the older one counts, and the other is removed here.
+    """
+    failed = {t.number for t in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))} & {*numbers}
+    if not failed:
+        return study
+    storage, name = study._storage, study.study_name
+    twin = name.removeprefix(AGAIN) if name.startswith(AGAIN) else AGAIN + name
+    with contextlib.suppress(KeyError):
+        optuna.delete_study(study_name=twin, storage=storage)
+    fresh = optuna.create_study(storage=storage, study_name=twin, directions=study.directions, pruner=study.pruner)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        fresh.set_metric_names(study.metric_names or [])
+    for key, value in study.user_attrs.items():
+        fresh.set_user_attr(key, value)
+    for trial in study.get_trials():
+        if trial.number in failed:
+            trial.state, trial.values, trial.datetime_complete = TrialState.RUNNING, None, None
+            trial.intermediate_values = {}
+            trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key not in SHOWN}
+        storage.create_new_trial(fresh._study_id, template_trial=trial)
+    optuna.delete_study(study_name=name, storage=storage)
+    return fresh
 
 
 def _directions(settings: Settings, metric: Metric) -> list[StudyDirection]:

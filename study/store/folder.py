@@ -22,10 +22,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from network_surgery.study import secrets
 from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.store import about
 from network_surgery.study.store import ledger as lines
+from network_surgery.study.store.copies import is_uri, spelled
 from network_surgery.study.store.ledger import Record
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import convergence, values
@@ -78,7 +80,12 @@ class Folder:
 
     @staticmethod
     def check(path: Path) -> None:
-        """Raises StudyError where something lies already, so that no study can be made there."""
+        """Raises StudyError where something lies already, so that no study can be made there, or it is no path."""
+        if is_uri(str(path)):
+            raise StudyError(
+                f"{spelled(str(path))} is a URI, but a study works in a folder of this machine; give --out runs/NAME "
+                f"--copy-to {spelled(str(path))}"
+            )
         if (path / "study.json").exists():
             raise StudyError(f"{path} holds a study already; continue it with 'surgery resume {path}' or choose --out")
         if path.exists() and not path.is_dir():
@@ -108,6 +115,7 @@ class Folder:
             "layers": layers, "metric": metric.to_data(), "unit": unit, "data": data, "machine": machine(),
             "original": dict(original or {}),
         }  # fmt: skip
+        secrets.keep(settings.tracking_uri, path)
         about.write(path, content, write_whole)
         return cls(path.resolve(), settings, layers, identity, preset, metric, unit, original)
 
@@ -252,6 +260,14 @@ class Folder:
             self._read = (known.st_size, known.st_mtime_ns), ordered
         return self._read[1]
 
+    def run_again(self) -> int:
+        """Marks every failed cell as one that is run again when the study goes on; returns their number."""
+        failed = [record for record in self.records() if record.failed]
+        for record in failed:
+            if not record.lost:
+                self.ended(record.cell, {**record.result, "lost": True})
+        return len(failed)
+
     def started(self, cell: Cell) -> None: ...
 
     def epoch(self, cell: Cell, record: dict[str, Any]) -> None: ...
@@ -319,6 +335,11 @@ def checkpoints_of(folder: Path) -> Path:
 def network_of(cell: Cell | str, folder: Path) -> Path:
     """Where the final network of a cell, or of the cell of this name, lies in the study's folder."""
     return folder / "networks" / f"{cell if isinstance(cell, str) else cell.name}.pt"
+
+
+def stack_of(cell: Cell, folder: Path) -> Path:
+    """Where the stack of a cell is written whose process hangs or crashes (see ``study.training.watch``)."""
+    return folder / "stacks" / f"{cell.name}.txt"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

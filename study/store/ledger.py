@@ -34,8 +34,8 @@ NEEDED = ("validation_metric", "parameters")
 
 @dataclass(frozen=True)
 class Record:
-    """A cell and how it ended: an outcome (see ``study.training.run``), ``{"failure": reason}``, or what a trial had
-    reached that was ``stopped`` early (see ``study.search.stopping``).
+    """A cell and how it ended: an outcome (see ``study.training.run``), a failure (``study.training.failure``), or what
+    a trial had reached that was ``stopped`` early (see ``study.search.stopping``).
     """
 
     cell: Cell
@@ -44,6 +44,11 @@ class Record:
     @property
     def failed(self) -> bool:
         return "failure" in self.result
+
+    @property
+    def lost(self) -> bool:
+        """Failed for a reason that may go otherwise, so that it is run again when its study goes on."""
+        return bool(self.result.get("lost"))
 
     @property
     def finished(self) -> bool:

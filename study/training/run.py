@@ -45,8 +45,8 @@ from network_surgery.study.training.trainer import Callback, Trainer
 PROBED = ("original", "surgery")
 
 
-class Teller(Callback):
-    """Tells somebody of every epoch: its record, and the operations and looks at redundancy since the last one.
+class Reporter(Callback):
+    """Reports every epoch: its record, and the operations and looks at redundancy since the last one.
 
     ``so_far`` is what the training has reached (see ``reached``): all there is to know where it is stopped here.
     """
@@ -81,6 +81,7 @@ def run(
     start: Start | None = None,
     shared: Path | None = None,
     teacher: Path | None = None,
+    also: Sequence[Callback] = (),
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
@@ -100,8 +101,8 @@ def run(
     checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went on
     from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
     ``teacher``: the file of the network that a cell with a ``teacher`` learns from; its answers count among
-    ``training_flops``. ``warnings``: what went wrong on the way and cost time alone, such as a damaged checkpoint; the
-    outcome has them, too.
+    ``training_flops``. ``also``: callbacks of the caller's, which no checkpoint knows of. ``warnings``: what went wrong
+    on the way and cost time alone, such as a damaged checkpoint; the outcome has them, too.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -134,8 +135,8 @@ def run(
     taught = None if cell.teacher is None else _teacher(teacher, cell, task, settings, device, compute)
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
     keepers = [fork.Keeper(cell, settings, shared)] if shared is not None and cell.keep else []
-    teller = Teller(tell, theatre)
-    listeners = [energy, theatre, *rewinding, *probes, *keepers, teller]
+    reporter = Reporter(tell, theatre)
+    listeners = [energy, theatre, *rewinding, *probes, *keepers, reporter]
     trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners, cell.curve, taught)
     for callback in rewinding:
         callback.attach(trainer)
@@ -153,12 +154,13 @@ def run(
         if found is not None:
             checkpoint.discard(found)
         warnings = (*warnings, str(error))
-        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher, warnings)
+        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher, also, warnings)
     if warnings:
         now = f"went on after epoch {trainer.epoch}" if trainer.epoch else "started over"
         warnings = (*warnings[:-1], f"{warnings[-1]}; the run {now}")
     if begun:
-        fork.replay(trainer, [teller])
+        fork.replay(trainer, [reporter])
+    trainer.callbacks.extend(also)
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
