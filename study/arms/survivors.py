@@ -12,8 +12,8 @@ from network_surgery.ops.operations import operation_class
 
 @dataclass(frozen=True)
 class Survivors(Operation):
-    """Removes the units (or masks the weights) that the operation ``of`` would remove, and leaves all other values as
-    they are: no constants, no refitted readers, no recombined weights.
+    """Removes the units (or masks or hashes the weights) that the operation ``of`` would remove, and leaves all other
+    values as they are: no constants, no refitted readers, no recombined weights.
 
     ``of``: the operation and its hyperparameters, as in a step of a schedule: ``{"op": "pcns", "keep": 0.5}``.
     """
@@ -38,4 +38,6 @@ class Survivors(Operation):
             raise SurgeryError(
                 f"{self!r} on {layer.name}: {self.of['op']} makes units anew, and leaves none as they were"
             )
-        return Plan(plan.layer, repr(self), plan.sources, masks=plan.masks, evidence=plan.evidence)
+        return Plan(
+            plan.layer, repr(self), plan.sources, masks=plan.masks, expressed=plan.expressed, evidence=plan.evidence
+        )

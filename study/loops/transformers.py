@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from network_surgery.ops import Schedule, carry_architecture
-from network_surgery.ops.network.masks import Mask, plain_name
+from network_surgery.ops.network.expressed import plain_name
+from network_surgery.ops.network.masks import Mask
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops.plain import SAMPLES, Operating, Surgeon, check_schedule, measured
 

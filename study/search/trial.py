@@ -7,10 +7,7 @@ goes on, and Ray tries nothing again that would fail again. Only a lost process 
 
 from __future__ import annotations
 
-import copy
-import importlib.util
 import json
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,11 @@ import ray
 import torch
 from ray import tune
 
-from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
-from network_surgery.study.references import PYTHON
 from network_surgery.study.search.preflight import examine
 from network_surgery.study.search.travel import Mirror, place
 from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, network_of, stack_of
-from network_surgery.study.task import Samples, Sets, Task, build
+from network_surgery.study.task import Sets, Task, build
 from network_surgery.study.task.start import Start
 from network_surgery.study.training import checkpoint, fork
 from network_surgery.study.training.cell import Cell
@@ -48,9 +42,9 @@ def trial(
     marker: str = "",
     checked: Collection[str] = (),
 ) -> None:
-    """Runs ``config["cell"]`` (JSON), within ``config["limits"]`` of a ``Watch`` (JSON). ``given``: see ``shipped``;
-    ``folder``: the study's; ``start``: what training starts from, read once for all of them; ``marker``: see
-    ``study.search.travel``.
+    """Runs ``config["cell"]`` (JSON), within ``config["limits"]`` of a ``Watch`` (JSON). ``given``: see
+    ``study.search.shipping``; ``folder``: the study's; ``start``: what training starts from, read once for all of them;
+    ``marker``: see ``study.search.travel``.
 
     In the folder it keeps a checkpoint while it runs, those that others begin from, and the final network of a
     comparison; the outcome's ``network`` says where there. On a node that has come after the preflight (``checked``
@@ -124,40 +118,3 @@ def _train(
         checkpoint.remove(saved)
     if mirror is not None:
         mirror.send()
-
-
-def shipped(task: Task, settings: Settings) -> Task | Sets | None:
-    """What a trial needs of a task that is loaded: ours, and one that Python gave, as it is; of anyone's the samples
-    where they are in memory.
-
-    Ray shares the arrays in it between processes without copying. Anyone's class is made again where the trial runs,
-    since it need not be in a module there that can be imported by the name that it has here.
-    """
-    if type(task).__module__.startswith("network_surgery.") or settings.task.startswith(f"{PYTHON}:"):
-        return task
-    sets = task.sets
-    return sets if all(isinstance(part, Samples) for part in (sets.train, sets.validation, sets.test)) else None
-
-
-def check_shipped(task: Task) -> None:
-    """Raises StudyError where a task that Python gave cannot be sent to other processes.
-
-    A class that those could not import is sent with its code, as are those of a notebook.
-    """
-    from ray import cloudpickle
-
-    module = type(task).__module__
-    if module != "__main__" and importlib.util.find_spec(module) is None:
-        cloudpickle.register_pickle_by_value(sys.modules[module])
-    try:
-        bare = copy.copy(task)
-        bare.__dict__.pop("sets", None)  # the samples may be large
-        cloudpickle.dumps(bare)
-    except StudyError:
-        raise
-    except Exception as error:  # whatever somebody's class makes of it
-        pass_on_memory(error)
-        raise StudyError(
-            f"the task {type(task).__name__} cannot be sent to the processes that train ({first_line(error)}); keep in "
-            "it what can be pickled, and make the rest in its methods"
-        ) from error

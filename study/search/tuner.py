@@ -35,6 +35,7 @@ from network_surgery.study.scratch import scratch, sweep
 from network_surgery.study.search.nodes import Node, Nodes, Share, slots
 from network_surgery.study.search.once import Once
 from network_surgery.study.search.replay import reports
+from network_surgery.study.search.shipping import shipped
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
 from network_surgery.study.search.travel import MARKER, Marker
@@ -224,7 +225,7 @@ def run_cells(
     """
     from ray import tune
 
-    from network_surgery.study.search.trial import shipped, trial
+    from network_surgery.study.search.trial import trial
 
     share = trial_resources(settings, nodes)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # how many there are is up to _Room

@@ -161,7 +161,7 @@ def _check_values(trainer: Trainer) -> None:
 
 def _bring(trainer: Trainer, content: Mapping[str, Any], fork: bool) -> None:
     """Gives a trainer what a checkpoint holds."""
-    adopt(trainer.model, content["architecture"])
+    adopt(trainer.model, content["architecture"], trainer.optimizer)
     fill(trainer.model, content["weights"], content["architecture"])
     if trainer.average is not None:
         adopt(trainer.average.module, content["architecture"])
