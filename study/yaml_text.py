@@ -72,5 +72,5 @@ def _count(node: yaml.Node, where: str, known: dict[int, int | None]) -> int:
     return count
 
 
-def _line(mark: yaml.Mark | None) -> str:
+def _line(mark: Any) -> str:
     return "" if mark is None else f" at line {mark.line + 1}"
