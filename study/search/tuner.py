@@ -246,6 +246,8 @@ def run_cells(
     handling = interruption.current()
     if handling is not None:
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+        if hasattr(signal, "SIGUSR1"):  # of a stage before, Tune's handler would hear nothing any more
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     one, alone = room.request(False), room.request(True)
     with marker, scratch() as place:
         tuner = tune.Tuner(
@@ -264,7 +266,7 @@ def run_cells(
     room.check()
     if source.finished:
         forget(out)
-    return source.finished
+    return source.finished and not over.is_set()
 
 
 def forget(out: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_run_resumes_bit_for_bit(last: int, surgery: dict[str, Any], digits: I
 def test_every_arm_ends_with_the_same_network(surgery: dict[str, Any], digits: ImageTask) -> None:
     outcome = json.loads(json.dumps(surgery))
     cells = {cell.arm: cell for cell in rivals(CELL, outcome, SETTINGS)}
-    for arm in ("restart", "operate_first"):
+    for arm in ("restart", "operate_first", "prune_end_rewind"):
         found = run(replace(cells[arm], test=False), digits, SETTINGS, CPU)
         assert found["architecture"]["modules"] == surgery["architecture"]["modules"]
         assert found["architecture"]["shapes"] == surgery["architecture"]["shapes"]
