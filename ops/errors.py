@@ -22,6 +22,15 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error says in one line: the operating system's words, where it is one of its errors.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "a")), reason_of(ValueError("no"))
+    ('No such file or directory', 'no')
+    """
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+
+
 def is_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
     allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

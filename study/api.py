@@ -19,7 +19,7 @@ from network_surgery.ops import Schedule, Step, SurgeryError
 from network_surgery.study import conduct
 from network_surgery.study.compose import PRESETS, compose
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, explain
 from network_surgery.study.references import PYTHON, lent, name_of
 from network_surgery.study.result import Result
 from network_surgery.study.search.shipping import check_shipped
@@ -164,6 +164,7 @@ def report(study: Path | str) -> Result:
     """
     with _one_kind_of_error():
         folder = Folder.open(Path(study))
+        folder.check_places()
         conduct.write_report(folder)
         return Result(folder)
 
@@ -302,3 +303,5 @@ def _one_kind_of_error() -> Iterator[None]:
         yield
     except SurgeryError as error:
         raise StudyError(str(error)) from error
+    except OSError as error:  # of the system: a full disk, a folder that cannot be written
+        raise StudyError(explain(error)) from error

@@ -15,7 +15,7 @@ from network_surgery.study import interruption
 from network_surgery.study.compose import PRESETS, compose, presets
 from network_surgery.study.config import Settings
 from network_surgery.study.declare import declaration, names
-from network_surgery.study.errors import Diverged, StudyError
+from network_surgery.study.errors import Diverged, StudyError, explain
 from network_surgery.study.terminal import Terminal, prepare, say, say_path
 
 if TYPE_CHECKING:
@@ -205,16 +205,28 @@ def report(study: Study, quiet: Quiet = False, as_json: Json = False) -> None:
 @app.command()
 def doctor(
     study: Annotated[
-        Path | None, typer.Argument(help="The study's folder: its model and data are tried, too.", metavar="[STUDY]")
+        Path | None, typer.Argument(help="The study's folder: what is damaged there is mended.", metavar="[STUDY]")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster, auto or HOST:PORT, whose nodes are checked; also for the study."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is damaged, and mend nothing.")] = False,
 ) -> None:
-    """Check every node of a Ray cluster: versions, GPUs and, with a study, its model, data and folder."""
+    """Mend what is damaged in a study's folder; check every node of a Ray cluster: versions, GPUs, model, data, folder.
+
+    Nothing that was trained is deleted. Without a study the nodes alone are checked.
+    """
     terminal = Terminal()
     terminal.begin("doctor", study or address or "")
-    from network_surgery.study.checkup import check_cluster
+    if study is not None:
+        from network_surgery.study.doctor import mend
 
-    check_cluster(address, study, terminal.answer, terminal.narration)
+        mend(study, dry_run, terminal.answer)
+    if study is None or address is not None:
+        from network_surgery.study.checkup import check_cluster
+
+        check_cluster(address, study, terminal.answer, terminal.narration)
 
 
 @app.command()
@@ -353,6 +365,10 @@ def main() -> None:
             app(standalone_mode=True)
     except (StudyError, Diverged) as error:
         message = str(error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of the system: a full disk, a folder that cannot be written
+        message = explain(error)
     except ValueError as error:
         from network_surgery.ops.errors import SurgeryError  # a ValueError; its package brings torch along, so only now
 

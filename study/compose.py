@@ -80,15 +80,9 @@ def _recipe(task: Any) -> dict[str, Any]:
 
 
 def _mapping(text: bytes, where: str) -> dict[str, Any]:
-    import yaml
+    from network_surgery.study.yaml_text import parse  # it takes a while, and --help must not
 
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise StudyError(f"{where} is not valid YAML{line}: {reason}") from None
+    data = parse(text, where)
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from network_surgery.ops import Schedule
+from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
 from network_surgery.study.arms import FROM_THE_END
@@ -37,7 +37,8 @@ from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store import copies
 from network_surgery.study.store.copies import Copy
-from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
+from network_surgery.study.store.folder import Folder, checkpoint_of, write_whole
+from network_surgery.study.store.ledger import SEARCHING
 from network_surgery.study.store.words import describe, names, short
 from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
@@ -214,11 +215,14 @@ def _given(folder: Folder) -> list[Cell]:
     return listed_cells(folder.settings, folder.layers, folder.original)
 
 
-def _search(folder: Folder, per_epoch: int, room: Callable[[], int]) -> Source:
+def _search(
+    folder: Folder, per_epoch: int, room: Callable[[], int], tell: Callable[[str], None] = lambda words: None
+) -> Source:
     """What is still to run of the search: trials, and the race of the best of them.
 
     And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
-    it costs. ``room``: the number of trials that may be under way, as ``Sampled`` has it.
+    it costs. ``room``: the number of trials that may be under way, as ``Sampled`` has it. ``tell`` is given a line
+    where Optuna's trials were made again from the ledger.
     """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
     settings = folder.settings
@@ -226,6 +230,8 @@ def _search(folder: Folder, per_epoch: int, room: Callable[[], int]) -> Source:
         settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
         lambda: comparing.budget_of(folder), folder.original, room,
     )  # fmt: skip
+    if again := sampled.catch_up(folder.records("search")):
+        tell(f"Optuna's storage lacked {again} trials of the ledger; it has them again")
     before, original = comparing.first(folder), Cell("original", settings.seed)
     there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
     begun = checkpoint_of(original, settings, folder.path).exists()
@@ -318,9 +324,10 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
             yield _Stage(folder, task, nodes, tracker, copy, console)
         except BaseException:
             tuner.leave()  # its processes have nothing to do while the report is written
+            with contextlib.suppress(OSError, StudyError, SurgeryError):  # what went wrong first is told
+                write_report(folder, tracker)
             raise
-        finally:
-            write_report(folder, tracker)
+        write_report(folder, tracker)
     _say_failures(folder, console)
     if copy.reason:
         words = f"The copy at {folder.settings.copy_to} is not complete ({copy.reason}); resume sends the rest."
@@ -352,7 +359,8 @@ def _searched(stage: _Stage) -> bool:
             "search: trials are sampled whenever a slot is free, so another run may try others; "
             "--sampling generations repeats",
         )
-    source = _search(stage.folder, stage.per_epoch, lambda: stage.nodes.room(share, settings.generation))
+    room = lambda: stage.nodes.room(share, settings.generation)  # noqa: E731
+    source = _search(stage.folder, stage.per_epoch, room, _narrate(stage.console))
     return stage.run("search", source, _trial, spare=fork.evenly(settings.epochs))
 
 

@@ -22,3 +22,14 @@ def near(name: str, known: Iterable[str]) -> str:
     """
     alike = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {alike[0]!r}?" if alike else ""
+
+
+def explain(error: OSError) -> str:
+    """What the operating system refused, as a sentence.
+
+    >>> explain(PermissionError(13, "Permission denied", "out/report.html"))
+    'out/report.html cannot be used: Permission denied'
+    """
+    reason = error.strerror or str(error) or type(error).__name__
+    where = next((str(name) for name in (error.filename, error.filename2) if name is not None), None)
+    return f"the operating system refuses: {reason}" if where is None else f"{where} cannot be used: {reason}"

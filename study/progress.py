@@ -89,6 +89,8 @@ class Display:
         self._ended += 1
         self._running.pop(cell.name, None)
         name = self._name(cell)
+        for warning in result.get("warnings", ()):
+            say(self._console, f"  {name}: {warning}", style="yellow")
         if "failure" in result:
             self._failed += 1
             say(self._console, f"  {name} failed: {result['failure']}", style="red")

@@ -21,7 +21,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
-from network_surgery.ops.errors import SurgeryError, explained, first_line
+from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, reason_of
+from network_surgery.ops.network import sealed
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
 from network_surgery.ops.network.expressed import (
@@ -136,6 +137,8 @@ def adopt(model: nn.Module, description: Description, optimizers: Optimizer | It
             axes, there is no such module or parameter to mask, or an attention was altered that is not free in this
             one. The network has not been changed.
     """
+    if not _is_description(description):
+        raise SurgeryError(f"an architecture is what ops.describe returns, not {description!r:.60}")
     model, undo = inner(model), list[Callable[[], object]]()
     try:
         _place_modules(model, description, listed(optimizers), undo)
@@ -150,7 +153,7 @@ def _place_modules(
     model: nn.Module, description: Description, optimizers: tuple[Optimizer, ...], undo: list[Callable[[], object]]
 ) -> None:
     """Puts modules in the place of others as a description says."""
-    wanted = description.get("modules", {}) if isinstance(description, Mapping) else {}
+    wanted = description.get("modules", {})
     here, modules = placed(model), dict(model.named_modules())
     if odd := sorted(set(here) - set(wanted)) or sorted(set(wanted) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {odd[0]} is on one side only")
@@ -163,9 +166,6 @@ def _place_modules(
 
 
 def _adopt(model: nn.Module, description: Description) -> None:
-    parts = [description.get(part) for part in ("shapes", "numbers")] if isinstance(description, Mapping) else [None]
-    if not all(isinstance(part, Mapping) for part in parts):
-        raise SurgeryError(f"an architecture is what ops.describe returns, not {description!r:.60}")
     modules, late = dict(model.named_modules()), description.get("buffers", {})
     tensors = dict(tensors_of(model))
     wanted = {
@@ -226,20 +226,42 @@ def _adopt(model: nn.Module, description: Description) -> None:
     fit(model.modules())
 
 
-def save(model: nn.Module, path: str | Path) -> None:
-    """Writes a network with its architecture and weights to a file that holds no code (see ``load``).
+def _is_description(value: Any) -> bool:
+    """Whether a value has the form of what ``describe`` returns."""
+    if not isinstance(value, Mapping):
+        return False
+    shapes, numbers, masks = (value.get(part, {}) for part in ("shapes", "numbers", "masks"))
+    return (
+        {"shapes", "numbers"} <= {*value}
+        and all(isinstance(part, Mapping) for part in value.values())
+        and all(_are_whole(shape) for shape in shapes.values())
+        and all(isinstance(entries, Mapping) for entries in numbers.values())
+        and all(_are_whole(e) or type(e) is int for entries in numbers.values() for e in entries.values())
+        and all(isinstance(mask, str) for mask in masks.values())
+    )
 
-    Its size does not depend on its name.
+
+def _are_whole(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(type(each) is int for each in values)
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Writes a network with its architecture and weights to a file with a checksum that holds no code (see ``load``).
+
+    Its size does not depend on its name. ``torch.load`` reads it, too.
+
+    Raises:
+        SurgeryError: it cannot be written.
     """
     model = inner(model)
     check_real(model)
     content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
     try:
-        if isinstance(path, (str, Path)):  # by itself torch would write the file's name into each of its parts
+        if isinstance(path, (str, Path)):
             with open(path, "wb") as file:
-                torch.save(content, file)
+                sealed.write(content, file)
         else:
-            torch.save(content, path)
+            sealed.write(content, path)
     except Exception as error:  # no path, no room, what a module adds to its state_dict, …
         raise SurgeryError(f"{path} cannot be written: {first_line(error)}") from error
 
@@ -280,16 +302,10 @@ def load(factory: Callable[[], Model], path: str | Path, device: torch.device | 
     ``factory`` makes the network as it was before any surgery; nothing in the file is executed.
 
     Raises:
-        SurgeryError: the file is not one that ``save`` wrote, or of another network than the factory's.
+        SurgeryError: the file is not one that ``save`` wrote, not as it was written, or of another network than the
+            factory's.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SurgeryError(f"{path} does not exist") from None
-    except Exception as error:  # a damaged file can fail in any way
-        raise SurgeryError(f"{path} is not a saved network: {first_line(error)}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SurgeryError(f"{path} is not a network that ops.save wrote in the format {FORMAT}")
+    content = read(path)
     if not callable(factory) or isinstance(factory, nn.Module):
         raise SurgeryError(f"the factory must be a function that makes the network, not a {type(factory).__name__}")
     with explained("the factory cannot make the network"):
@@ -302,9 +318,33 @@ def load(factory: Callable[[], Model], path: str | Path, device: torch.device | 
         adopt(model, content["architecture"])
         fill(model, content["weights"], content["architecture"])
     except (SurgeryError, RuntimeError) as error:
+        pass_on_memory(error)
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise SurgeryError(f"{path} is not of the network that the factory makes: {reason}") from error
     return model
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What ``save`` wrote: ``architecture`` and ``weights``, on the host.
+
+    Raises:
+        SurgeryError: the file is not one that ``save`` wrote, or not as it was written.
+    """
+    try:
+        content = sealed.read(path)
+    except FileNotFoundError:
+        raise SurgeryError(f"{path} does not exist") from None
+    except sealed.Damaged as error:
+        raise SurgeryError(f"{path} is not a saved network: {error}") from error
+    except (OSError, TypeError, AttributeError, ValueError) as error:  # a folder, no path, …
+        raise SurgeryError(f"{path} cannot be read: {reason_of(error)}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SurgeryError(f"{path} is not a network that ops.save wrote in the format {FORMAT}")
+    weights = content.get("weights")
+    whole = isinstance(weights, dict) and all(isinstance(tensor, Tensor) for tensor in weights.values())
+    if not whole or not isinstance(content.get("architecture"), dict):
+        raise SurgeryError(f"{path} is not a network that ops.save wrote: it lacks its architecture or its weights")
+    return content
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], description: Description | None = None) -> None:

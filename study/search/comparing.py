@@ -19,7 +19,8 @@ from network_surgery.study.config import REPEATS_FROM, Settings
 from network_surgery.study.search import front
 from network_surgery.study.search.budget import Budget, mean, needs_original, original_cell
 from network_surgery.study.search.sources import Listed
-from network_surgery.study.store.folder import SEARCHING, Folder, Record
+from network_surgery.study.store.folder import Folder, Record
+from network_surgery.study.store.ledger import SEARCHING
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of

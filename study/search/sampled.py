@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,20 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.search import objectives
 from network_surgery.study.search.budget import Budget
+from network_surgery.study.search.replay import reports
 from network_surgery.study.search.samplers import pruner_of, sampler_of
 from network_surgery.study.search.sources import Result
 from network_surgery.study.search.space import SamplerFailed, Space
 from network_surgery.study.search.stopping import SETTLED, settled
 from network_surgery.study.search.storage import open_storage
+from network_surgery.study.store.ledger import Record
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of, spikes_of
@@ -80,6 +83,7 @@ class Sampled:
         self._space = Space(settings, layers, original)
         self._sampler = sampler_of(settings)
         self._words = words
+        self._where = storage
         self.study = open_study(settings, storage, metric, identity)
         known = dict(known or {})
         if again := [number for number, result in known.items() if result.get("lost")]:
@@ -124,6 +128,47 @@ class Sampled:
         """Schedules that the space makes at random, of which the study knows nothing."""
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self._settings.seed))
         return [self._space.sample(study.ask()).to_data() for _ in range(count)]
+
+    def catch_up(self, ended: Iterable[Record]) -> int:
+        """Gives Optuna the trials of the ledger that its storage has not, as if it had drawn them; returns how many.
+
+        A number that neither has is drawn now; one that was lost (``Record.lost``) is run again, as it was drawn.
+
+        Raises:
+            StudyError: the two disagree, or the search space does not make these trials any more.
+        """
+        known = {record.cell.trial: record for record in ended if record.cell.trial is not None}
+        trials = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
+        check_same(known, trials, self._settings.storage or self._where)
+        again = {number for number, record in known.items() if record.lost}
+        there = {number for number, trial in trials.items() if trial.state != TrialState.WAITING}
+        missing = [number for number in range(max(known, default=-1) + 1) if number not in there]
+        for number in missing:
+            if number == missing[0] or number % self._settings.generation == 0:
+                self.study.sampler = self._sampler(number)
+            if number in known and number not in trials:
+                self.study.enqueue_trial(dict(known[number].cell.params))
+            trial = _ask(self.study, self._settings)
+            if number in known and number not in again:
+                self._tell_again(trial, known[number])
+            else:
+                self._drawn.append(self._cell(trial))
+        self.total = self.missing
+        return sum(number in known for number in missing)
+
+    def _tell_again(self, trial: optuna.Trial, record: Record) -> None:
+        cell = None
+        with contextlib.suppress(StudyError, SurgeryError):
+            cell = self._cell(trial)
+        if cell is None or cell.trial != record.cell.trial or _plain(cell.params) != _plain(record.cell.params):
+            raise StudyError(
+                f"Optuna's trials cannot be made again from the ledger: the search space {self._settings.space!r} has "
+                f"changed since {record.cell.name}"
+            )
+        if not record.failed:
+            for epoch in reports(record.result):
+                self.epoch(cell, epoch)
+        self._record(trial.number, record.result)
 
     @property
     def missing(self) -> int:
@@ -205,6 +250,26 @@ class Sampled:
             self.study.tell(number, state=TrialState.PRUNED)
         else:
             self.study.tell(number, [objectives.value(result, name) for name in self._settings.objective])
+
+
+def check_same(known: Mapping[int, Record], trials: Mapping[int, FrozenTrial], storage: Path | str) -> None:
+    """Raises StudyError where Optuna's trials are not those of the ledger, by number."""
+    remedy = ""
+    if isinstance(storage, Path):
+        remedy = f"; surgery doctor {storage.parent} makes it again from the ledger"
+    ended = {number: trial for number, trial in trials.items() if trial.state.is_finished()}
+    if strays := sorted(ended.keys() - known.keys()):
+        others = f" and {len(strays) - 1} more" if strays[1:] else ""
+        raise StudyError(f"{storage} has trial {strays[0]}{others}, which the ledger has not{remedy}")
+    for number in sorted(known.keys() & ended.keys()):
+        params = known[number].cell.params
+        if params and _plain(params) != _plain(ended[number].params):
+            raise StudyError(f"{storage} has other parameters for trial {number} than the ledger{remedy}")
+
+
+def _plain(params: Mapping[str, Any]) -> Any:
+    """Parameters as they are after a way through JSON."""
+    return json.loads(json.dumps(params, sort_keys=True, default=str))
 
 
 #: How a trial ended and what it has reached, as far as it is shown in Optuna's database.

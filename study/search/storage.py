@@ -28,7 +28,7 @@ def open_storage(uri: str | None, database: Path) -> BaseStorage:
         StudyError: it cannot be reached, or is of no kind that Optuna knows; no password is repeated.
     """
     if uri is None:
-        return RDBStorage(address(database))
+        return _own(database)
     if uri in ("sqlite:", "sqlite:/", "sqlite://", "sqlite:///"):  # SQLAlchemy's names of a database in memory
         raise StudyError(f"storage is {uri!r}, which would end with the process; give sqlite:////PATH/optuna.db")
     secret = os.environ.get(PASSWORD)
@@ -49,6 +49,25 @@ def open_storage(uri: str | None, database: Path) -> BaseStorage:
             f"Optuna's storage {uri} cannot be opened ({reason}); give a URL such as sqlite:////PATH/optuna.db or "
             f"postgresql://USER@HOST/DATABASE, its password in {PASSWORD}, or journal:PATH"
         ) from None
+    return storage
+
+
+def _own(database: Path) -> BaseStorage:
+    """The file of a study's folder, of which all is in the ledger, too."""
+    try:
+        storage = RDBStorage(address(database))
+        optuna.get_all_study_names(storage)
+    except StudyError:
+        raise
+    except Exception as error:  # whatever Optuna, SQLAlchemy and SQLite raise
+        pass_on_memory(error)
+        reason = first_line(error.__cause__ or error)
+        remedy = (
+            "end the program that holds it"
+            if "locked" in reason
+            else f"surgery doctor {database.parent} makes it again from the ledger"
+        )
+        raise StudyError(f"{database} cannot be opened ({reason}); {remedy}") from None
     return storage
 
 

@@ -22,7 +22,7 @@ from network_surgery.study.search.travel import Mirror, place
 from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, network_of, stack_of
 from network_surgery.study.task import Sets, Task, build
 from network_surgery.study.task.start import Start
-from network_surgery.study.training import fork
+from network_surgery.study.training import checkpoint, fork
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import device_name, pick_device
 from network_surgery.study.training.failure import failure, lost
@@ -115,6 +115,6 @@ def _train(
         mirror.send()
     tune.report({"kind": "outcome", "report": json.dumps(outcome)})
     if not outcome.get("lost"):  # then it goes on from there, when it is run again
-        saved.unlink(missing_ok=True)
+        checkpoint.remove(saved)
     if mirror is not None:
         mirror.send()

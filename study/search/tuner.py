@@ -10,6 +10,7 @@ node, a killed driver and Ctrl-C all resume in the same way.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -26,12 +27,14 @@ from typing import Any, Protocol
 
 import psutil
 
+from network_surgery.ops.errors import first_line
 from network_surgery.study import interruption
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.scratch import scratch, sweep
 from network_surgery.study.search.nodes import Node, Nodes, Share, slots
-from network_surgery.study.search.once import Once, reports
+from network_surgery.study.search.once import Once
+from network_surgery.study.search.replay import reports
 from network_surgery.study.search.shipping import shipped
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
@@ -41,6 +44,7 @@ from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
 from network_surgery.study.training import watch
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.checkpoint import discard, remove
 from network_surgery.study.training.device import check_device, pick_device
 from network_surgery.study.training.failure import lost
 from network_surgery.study.training.trainer import steps_per_epoch
@@ -83,7 +87,8 @@ def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: N
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     import ray
 
-    for name in ("ray.tune", "ray.air"):  # what goes wrong in a trial is reported by its result, not by a traceback
+    # What goes wrong in a trial, or on the way to MLflow, is reported in a sentence, not by a traceback.
+    for name in ("ray.tune", "ray.air", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     ours = not ray.is_initialized()
     if ours:
@@ -230,7 +235,8 @@ def run_cells(
     room = _Room(nodes, share, settings.generation, marker)
     over = threading.Event()
     pace = watch.Pace(settings.hang_factor, watch.LEAST)
-    searcher, scheduler, callback = _adaptors(once, listeners, settings, out, pace, over, room)
+    broken = _Broken()
+    searcher, scheduler, callback = _adaptors(once, listeners, settings, out, pace, over, room, broken)
     # No trial takes a GPU by itself that it did not ask Ray for.
     where = settings if "GPU" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
@@ -256,6 +262,7 @@ def run_cells(
         )  # fmt: skip
         with contextlib.nullcontext() if handling is None else handling.softly(lambda: _stop_softly(over)):
             tuner.fit()
+    broken.say()
     room.check()
     if source.finished:
         forget(out)
@@ -265,7 +272,7 @@ def run_cells(
 def forget(out: Path) -> None:
     """Removes what a driver that was killed has left of the checkpoints that cells keep for each other."""
     for path in (*checkpoints_of(out).glob("*-epoch-*.pt"), *out.glob(f"{MARKER}*")):
-        path.unlink(missing_ok=True)
+        discard(path)
     with contextlib.suppress(OSError):  # there are some of those that hung or crashed
         stack_of(Cell("original", 0), out).parent.rmdir()
 
@@ -298,6 +305,43 @@ def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, floa
             "cpus_per_trial or gpus_per_trial"
         )
     return share
+
+
+class _Broken:
+    """What went wrong on the driver, such as a full disk: the first error ends the stage.
+
+    Tune by itself would take it for the trial's, and go on.
+    """
+
+    error: Exception | None = None
+
+    def guard(self, otherwise: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Lets a method return ``otherwise`` from the first error on."""
+
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(method)
+            def guarded(*arguments: Any, **named: Any) -> Any:
+                if self.error is None:
+                    try:
+                        return method(*arguments, **named)
+                    except Exception as error:  # raised again when Tune has ended
+                        self.error = error
+                return otherwise
+
+            return guarded
+
+        return wrap
+
+    def say(self) -> None:
+        """Raises the first error; that of a database as a StudyError."""
+        if self.error is None:
+            return
+        if type(self.error).__module__.partition(".")[0] in ("optuna", "sqlalchemy", "sqlite3"):
+            reason = first_line(self.error.__cause__ or self.error)
+            raise StudyError(
+                f"Optuna's storage failed ({reason}); what has ended is kept, so go on with surgery resume"
+            ) from self.error
+        raise self.error
 
 
 def _most(nodes: Iterable[Node], kind: str) -> float:
@@ -345,7 +389,7 @@ class _Room:
 
 def _adaptors(
     source: Once, listeners: Sequence[Listener], settings: Settings, out: Path, pace: watch.Pace,
-    over: threading.Event, room: _Room,
+    over: threading.Event, room: _Room, broken: _Broken,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
 
@@ -399,6 +443,7 @@ def _adaptors(
             return (dict, ())
 
     class Ask(Unsaved, Searcher):
+        @broken.guard(Searcher.FINISHED)
         def suggest(self, trial_id: str) -> Any:
             if source.finished or room.none:
                 return Searcher.FINISHED
@@ -430,6 +475,7 @@ def _adaptors(
             if room.nodes.avoided:
                 trial.update_resources(room.request(trial.config["alone"]))
 
+        @broken.guard(TrialScheduler.STOP)
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             cell, report = cells[trial.trial_id], json.loads(result["report"])
             if result["kind"] == "refused":  # by a node that cannot train it: another one shall
@@ -449,15 +495,17 @@ def _adaptors(
             if source.epoch(cell, report):
                 return TrialScheduler.CONTINUE
             end(trial, stopped(report))
-            checkpoint_of(cell, settings, out).unlink(missing_ok=True)  # it cannot remove its own
+            remove(checkpoint_of(cell, settings, out))  # it cannot remove its own
             return TrialScheduler.STOP
 
     class Hear(Unsaved, Callback):
+        @broken.guard(None)
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             pace.started(cells[trial.trial_id].name)
             for listener in listeners:
                 listener.started(cells[trial.trial_id])
 
+        @broken.guard(None)
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             if over.is_set():
                 return

@@ -29,7 +29,7 @@ LEDGER = "cells.jsonl"
 #: What pyarrow calls storages that have neither folders nor files that are half written.
 OBJECTS = ("s3", "gcs", "abfs")
 #: What is of no use elsewhere, and the password that only this machine's owner may read.
-LEFT_OUT = re.compile(rf"(^|/)(\.|lock$|{secrets.FILE}$)|\.part$|-(journal|wal|shm)$")
+LEFT_OUT = re.compile(rf"(^|/)(\.(?!study\.json$)|lock$|{secrets.FILE}$)|\.part$|-(journal|wal|shm)$")
 
 
 def is_uri(text: str) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,47 +25,23 @@ from numpy.typing import NDArray
 from network_surgery.study import secrets
 from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.store import about
+from network_surgery.study.store import ledger as lines
 from network_surgery.study.store.copies import is_uri, spelled
+from network_surgery.study.store.ledger import Record
 from network_surgery.study.task.metric import ACCURACY, Metric
-from network_surgery.study.training import convergence, records, values
+from network_surgery.study.training import convergence, values
 from network_surgery.study.training.cell import Cell
 
-FORMAT = 1
-#: The arms of a search: its trials, and the best of them on other seeds.
-SEARCHING = ("search", "racing")
 #: Parts of a cell that ``results.json`` does without.
 LEFT_OUT = ("architecture", "test", "fork", "keep")
 #: Seconds to wait for the lock: one that only asks whether a study runs holds it for less.
 PATIENCE = 0.5
-
-
-@dataclass(frozen=True)
-class Record:
-    """A cell and how it ended: an outcome (see ``study.training.run``), a failure (``study.training.failure``), or what
-    a trial had reached that was ``stopped`` early (see ``study.search.stopping``).
-    """
-
-    cell: Cell
-    result: dict[str, Any]
-
-    @property
-    def failed(self) -> bool:
-        return "failure" in self.result
-
-    @property
-    def lost(self) -> bool:
-        """Failed for a reason that may go otherwise, so that it is run again when its study goes on."""
-        return bool(self.result.get("lost"))
-
-    @property
-    def finished(self) -> bool:
-        """Trained to its end."""
-        return records.finished(self.result)
-
-    @property
-    def compared(self) -> bool:
-        """Part of the comparison, not of the search, which trains originals, too, but reads no test samples."""
-        return self.cell.arm not in SEARCHING and (self.cell.arm != "original" or self.cell.test)
+#: Bytes that there must be room for before anything is run.
+PROBE = 2**16
+#: What a study keeps, besides ``study.json``: in folders, and in files.
+FOLDERS = ("networks", "checkpoints", "figures", "mlflow-artifacts")
+FILES = ("cells.jsonl", "results.json", "report.html", "optuna.db", "mlflow.db", "lock")
 
 
 class Folder:
@@ -94,7 +71,7 @@ class Folder:
     figures = property(lambda self: self.path / "figures")
     results = property(lambda self: self.path / "results.json")
     report = property(lambda self: self.path / "report.html")
-    _ledger = property(lambda self: self.path / "cells.jsonl")
+    ledger = property(lambda self: self.path / "cells.jsonl")
 
     @property
     def page(self) -> Path | None:
@@ -134,29 +111,23 @@ class Folder:
             raise StudyError(f"{path} cannot be made: {error.strerror}") from None
         identity = uuid.uuid4().hex
         content = {
-            "format": FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
+            "format": about.FORMAT, "identity": identity, "preset": preset, "settings": settings.to_data(),
             "layers": layers, "metric": metric.to_data(), "unit": unit, "data": data, "machine": machine(),
             "original": dict(original or {}),
         }  # fmt: skip
         secrets.keep(settings.tracking_uri, path)
-        _write(path / "study.json", content)
+        about.write(path, content, write_whole)
         return cls(path.resolve(), settings, layers, identity, preset, metric, unit, original)
 
     @classmethod
     def open(cls, path: Path) -> Folder:
-        """The study in this folder. Raises StudyError where there is none or it is of another version."""
-        try:
-            content = json.loads((path / "study.json").read_text())
-        except FileNotFoundError:
-            raise StudyError(f"there is no study in {path} (it has no study.json)") from None
-        except (OSError, ValueError) as error:
-            raise StudyError(f"{path / 'study.json'} cannot be read: {error}") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise StudyError(f"{path / 'study.json'} is not of the format {FORMAT} that this version reads")
-        try:
-            settings, layers, identity = content["settings"], content["layers"], content["identity"]
-        except KeyError as error:
-            raise StudyError(f"{path / 'study.json'} is damaged: it lacks {error}") from None
+        """The study in this folder.
+
+        Raises:
+            StudyError: there is none, it is damaged or of another version, or it was changed by hand.
+        """
+        content = about.read(path)
+        settings, layers, identity = content["settings"], content["layers"], content["identity"]
         known = Settings.from_data({**OLDER, **settings}, str(path / "study.json"))
         metric = Metric.from_data(content["metric"]) if "metric" in content else ACCURACY  # older studies had no other
         unit = content.get("unit", "images")
@@ -166,18 +137,19 @@ class Folder:
     @property
     def data(self) -> dict[str, Any] | None:
         """The fingerprint of what it is trained on; older studies, and those of some streams, have none."""
-        return json.loads((self.path / "study.json").read_text()).get("data")
+        return about.read(self.path).get("data")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from running this study in a ``with`` block, which may be inside another one.
+        """Keeps other processes from running this study in a ``with`` block, which may hold another of its own.
 
         Raises:
-            StudyError: another process runs it.
+            StudyError: another process runs it, or nothing can be written there.
         """
         if self._ours:
             yield
             return
+        self.check_places(writing=True)
         try:
             lock = self._lock.acquire(timeout=PATIENCE)
         except Timeout:
@@ -192,13 +164,42 @@ class Folder:
     @property
     def running(self) -> bool:
         """Whether another process runs this study now; one that was killed holds its lock no more."""
-        if self._ours or not (self.path / "lock").exists():
+        if self._ours or not (self.path / "lock").is_file():
             return False
         try:
             with self._lock.acquire(timeout=PATIENCE):
                 return False
         except Timeout:
             return True
+        except OSError:  # read-only: nobody can run it
+            return False
+
+    def check_places(self, writing: bool = False) -> None:
+        """Raises StudyError where a file lies in the place of a folder, or the other way round, or, for ``writing``,
+        where nothing can be written.
+        """
+        for path, right in self.misplaced():
+            raise StudyError(
+                f"{path} is a {'file' if right == 'folder' else 'folder'}, but it must be a {right}; surgery doctor "
+                f"{self.path} moves it away"
+            )
+        probe = self.path / f".probe.{os.getpid()}"
+        try:
+            if writing:
+                probe.write_bytes(bytes(PROBE))
+        except OSError as error:
+            raise StudyError(f"{self.path} cannot be written: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def misplaced(self) -> list[tuple[Path, str]]:
+        """What lies in the place of something else: a path, and what must be there (``file``, ``folder``)."""
+        folders = [self.path / name for name in FOLDERS if (self.path / name).exists()]
+        files = [self.path / name for name in FILES]
+        return [(path, "folder") for path in folders if not path.is_dir()] + [
+            (path, "file") for path in files if path.is_dir()
+        ]
 
     @property
     def _lock(self) -> FileLock:
@@ -206,30 +207,41 @@ class Folder:
 
     def changed(self, **settings: Any) -> Folder:
         """The same study with other settings of its comparison, kept for when it is resumed or reported."""
-        content = json.loads((self.path / "study.json").read_text())
+        content = about.read(self.path)
         content["settings"] |= settings
-        _write(self.path / "study.json", content)
+        about.write(self.path, content, write_whole)
         known = replace(self.settings, **settings)
-        same = Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
-        same._ours = self._ours
-        return same
+        other = Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
+        other._ours = self._ours
+        return other
 
     def looks(self, whole: bool = False) -> list[int]:
         """The numbers of seeds with which its comparison was complete, and looked at. ``whole``: it is complete now."""
-        known: list[int] = json.loads((self.path / "study.json").read_text()).get("looks", [])
+        known: list[int] = about.read(self.path).get("looks", [])
         again = whole and self.settings.seeds > max(known, default=0)
         return [*known, self.settings.seeds] if again else known
 
     def looked(self) -> None:
         """Keeps that its complete comparison is looked at: each look with more seeds spends some of the error rate."""
-        content = json.loads((self.path / "study.json").read_text())
+        content = about.read(self.path)
         if (looks := self.looks(whole=True)) != content.get("looks", []):
-            _write(self.path / "study.json", content | {"looks": looks})
+            about.write(self.path, content | {"looks": looks}, write_whole)
 
     def test_values(self, record: Record) -> NDArray[np.float64] | None:
-        """The metric of each test sample ``[n]`` of a finished cell; None where they were not kept."""
+        """The metric of each test sample ``[n]`` of a finished cell; None where they were not kept.
+
+        Raises:
+            StudyError: they are damaged, or others than those of the ledger.
+        """
         count, name = record.result.get("test_values"), record.result.get("same_as") or record.cell.name
-        return None if count is None else values.read(self.path / "networks" / f"{name}.pt", count)
+        network = network_of(name, self.path)
+        found = None if count is None else values.read(network, count)
+        if found is not None and not math.isclose(found.mean(), record.result["test_metric"], rel_tol=2e-3):
+            raise StudyError(
+                f"{values.place(network)} has the mean {found.mean():g}, but the ledger says "
+                f"{record.result['test_metric']:g}; surgery doctor {self.path} sets it aside"
+            )
+        return found
 
     def records(self, *arms: str) -> list[Record]:
         """The cells that ended, of these arms or of all, in the order of search trials, arms and seeds."""
@@ -237,22 +249,11 @@ class Folder:
 
     def _ended(self) -> list[Record]:
         """The ledger, read again only where it has changed: it is asked for many times and may be long."""
-        if not self._ledger.exists():
+        if not self.ledger.exists():
             return []
-        known = self._ledger.stat()
+        known = self.ledger.stat()
         if self._read[0] != (known.st_size, known.st_mtime_ns):
-            found: dict[str, Record] = {}
-            for line in self._ledger.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # a line cut off by a killed process
-                    continue
-                record = Record(Cell(**entry["cell"]), records.renamed(entry["result"]))
-                try:
-                    records.check(record.result)
-                except StudyError as error:
-                    raise StudyError(f"{self._ledger}, {record.cell.name}: {error}") from None
-                found[record.cell.name] = record
+            found = {record.cell.name: record for record in lines.read(self.ledger)}
             ordered = sorted(
                 found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed)
             )
@@ -272,12 +273,14 @@ class Folder:
     def epoch(self, cell: Cell, record: dict[str, Any]) -> None: ...
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
-        line = json.dumps({"cell": asdict(cell), "result": result})
-        with self._ledger.open("ab") as ledger:
-            # A line that a killed process left unfinished must not swallow this one.
-            ledger.write(b"\n" * (ledger.tell() > 0) + line.encode())
-            ledger.flush()
-            os.fsync(ledger.fileno())
+        """Keeps how a cell ended. Raises StudyError where that cannot be written."""
+        try:
+            lines.add(self.ledger, cell, result)
+        except OSError as error:
+            raise StudyError(
+                f"{self.ledger} cannot be written ({error.strerror}); what had ended before {cell.name} is kept, so "
+                f"make room and go on with surgery resume {self.path}"
+            ) from None
 
     def write(
         self,
@@ -290,9 +293,9 @@ class Folder:
 
         ``more`` may have its own ``trials``, which say more of them.
         """
-        study = json.loads((self.path / "study.json").read_text())
+        study = about.read(self.path)
         content = {
-            "format": FORMAT,
+            "format": about.FORMAT,
             "settings": self.settings.to_data(),
             "machine": study["machine"],
             "layers": self.layers,
@@ -346,8 +349,13 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that is whole or not there; several processes may write it, and read it, at once."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except OSError as error:  # of a full disk Python does not say which file it is
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _laid_out(value: Any, levels: int, margin: str = "") -> str:

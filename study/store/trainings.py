@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from network_surgery.study.config import ARMS
-from network_surgery.study.store.folder import SEARCHING, Record
+from network_surgery.study.store.folder import Record
+from network_surgery.study.store.ledger import SEARCHING
 from network_surgery.study.store.words import describe
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import convergence

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+#: What is read, whatever a file is called: data sets have PNG files that are called .jpg.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
+#: Images with more are not decoded: a small file may hold a picture that fills the memory.
+MOST_PIXELS = 89_000_000
+#: The tag of EXIF that says how a camera was held.
+ORIENTATION = 0x0112
 #: What makes a square image with sides of this many pixels of a decoded one of any size.
 Fit = Callable[["Picture", int], "Picture"]
 Shape = tuple[int, int, int]
@@ -78,7 +84,7 @@ class ImageFiles(MapDataset[tuple[Tensor, int]]):
         path = self.path(number)
 
         def decode(picture: Picture) -> NDArray[np.uint8]:
-            made = picture.convert("L" if self.shape[0] == 1 else "RGB")
+            made = _as_shown(picture).convert("L" if self.shape[0] == 1 else "RGB")
             made = made if self.image_size is None else self.fit(made, self.image_size)
             return np.array(made, dtype=np.uint8)
 
@@ -120,7 +126,8 @@ def read(root: Path, image_size: int | None = None) -> Listing:
 
     Raises:
         StudyError: a missing folder, an empty class, classes that do not agree, images that differ in size though there
-            is no ``image_size``, a file that is no image or has more than 8 bits a channel (which Pillow would clip).
+            is no ``image_size``, a file that is no image, is animated, too large, or has more than 8 bits a channel
+            (which Pillow would clip).
     """
     try:
         return _read(root, image_size)
@@ -189,9 +196,7 @@ def _headers(files: ImageFiles) -> NDArray[np.int64]:
     def look(numbers: NDArray[np.int64]) -> None:
         for number in numbers.tolist():
             path = files.path(number)
-            width, height, mode = _opened(path, lambda picture: (*picture.size, picture.mode))
-            if mode.startswith(("I", "F")):
-                raise StudyError(f"{path} has more than 8 bits a channel; convert it to 8")
+            width, height, mode = _opened(path, lambda picture: (*_size_shown(picture), picture.mode))
             found[number] = os.stat(path).st_size, height, width, mode not in ("1", "L")
 
     with ThreadPoolExecutor() as pool:  # a disk answers several at once, above all one in a network
@@ -200,18 +205,56 @@ def _headers(files: ImageFiles) -> NDArray[np.int64]:
     return found
 
 
+def _as_shown(picture: Picture) -> Picture:
+    """An image as a viewer shows it: turned as its camera says (EXIF), and on white where it is transparent."""
+    from PIL import Image, ImageOps
+
+    picture.load()  # some PNG files say at their end that they are turned
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture
+
+
+def _size_shown(picture: Picture) -> tuple[int, int]:
+    """Width and height of an image that is turned as its camera says, by its header."""
+    width, height = picture.size
+    turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+
+def _check(path: Path, picture: Picture) -> None:
+    """Raises StudyError where an image, by its header, is none that can be trained on as a viewer shows it."""
+    width, height = picture.size
+    if width * height > MOST_PIXELS:
+        raise StudyError(
+            f"{path} has {width * height / 1e6:,.0f} megapixels, more than the {MOST_PIXELS / 1e6:,.0f} that are "
+            "decoded; make it smaller"
+        )
+    raw = [str(getattr(tile, "args", "")) for tile in getattr(picture, "tile", ())]
+    if picture.mode.startswith(("I", "F")) or any(";16" in each for each in raw):
+        raise StudyError(f"{path} has more than 8 bits a channel; convert it to 8")
+    # Some cameras write several pictures into a JPEG file (MPO), of which viewers show the first.
+    if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:
+        raise StudyError(f"{path} is animated ({frames} frames); keep one of them as a still image")
+
+
 def _opened(path: Path, look: Callable[[Picture], Any]) -> Any:
     """What ``look`` makes of an image. Only regular files are opened: a pipe would be waited for.
 
     Raises:
-        StudyError: it cannot be read as an image.
+        StudyError: it cannot be read as an image, or is none that can be trained on as a viewer shows it.
     """
     from PIL import Image
 
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise StudyError(f"{path} cannot be read as an image (it is not a file)")
-        with Image.open(path) as picture:
+        Image.init()  # so that it knows all of them
+        with Image.open(path, formats=FORMATS) as picture:
+            _check(path, picture)
             return look(picture)
     except StudyError:
         raise

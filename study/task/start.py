@@ -20,6 +20,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from network_surgery.ops import SurgeryError, adopt
 from network_surgery.ops.errors import first_line
+from network_surgery.ops.network import sealed
 from network_surgery.ops.network.architecture import Description, fill
 from network_surgery.ops.network.expressed import tensors_of
 from network_surgery.ops.network.wrappers import inner
@@ -35,6 +36,8 @@ KEYS = ("state_dict", "model_state_dict", "model", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 #: Tensors that an error or a note names at most.
 FEW = 4
+#: What the files begin with that torch writes since 1.6.
+ZIP = b"PK\x03\x04"
 INDEX = "model.safetensors.index.json"
 #: Layers of a weight matrix.
 DENSE = (nn.Linear, nn.modules.conv._ConvNd)
@@ -253,6 +256,9 @@ def _read(path: Path, stamp: object) -> Start:
 
 def _torch(path: Path) -> Start:
     try:
+        with path.open("rb") as file:
+            if file.read(len(ZIP)) == ZIP:  # torch does not look at checksums, and older files have none
+                sealed.check(file)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise

@@ -1,20 +1,27 @@
-"""Checkpoints that describe their own architecture and load without pickle (``weights_only=True``).
+"""Checkpoints that describe their own architecture, carry a checksum and load without pickle (``ops.network.sealed``).
 
 A checkpoint holds the architecture, the weights and their average, the optimizer's state, what operations did to the
 learning rate, the random state, the position in training and the callbacks' states (the theatre's: how far the schedule
 is, and its records) by their names. A run that resumes from one equals an uninterrupted run bit for bit on a CPU; so
 does one that another run's checkpoint is loaded into, with callbacks of its own (``study.training.fork``).
+
+The checkpoint before the last one is kept beside it, for when the last one is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from network_surgery.ops import SurgeryError, adopt, describe
+from network_surgery.ops.errors import first_line, pass_on_memory, reason_of
+from network_surgery.ops.network import sealed
 from network_surgery.ops.network.architecture import fill, passing
 from network_surgery.study.errors import StudyError
 from network_surgery.study.training.records import renamed
@@ -23,6 +30,10 @@ from network_surgery.study.training.trainer import Callback, Trainer
 FORMAT = 5
 #: One in which callbacks' states are a list, in the order of the callbacks.
 LISTED = 4
+#: States of optimizers that have the shape of their parameter.
+SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+#: What the record of an epoch has in every version.
+EPOCH = ("train_seconds", "validation_loss", "validation_metric")
 
 
 def save(trainer: Trainer, path: Path) -> None:
@@ -49,11 +60,45 @@ def save(trainer: Trainer, path: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with part.open("wb") as file:
+            sealed.write(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    if path.is_file():
+        os.replace(path, before(path))
+    elif path.is_dir():
+        discard(path)
     os.replace(part, path)
+
+
+def before(path: Path) -> Path:
+    """Where the checkpoint lies that was written before the one at ``path``."""
+    return path.with_suffix(".before.pt")
+
+
+def there(path: Path) -> list[Path]:
+    """The checkpoints of a run, the last one first."""
+    return [each for each in (path, before(path)) if os.path.lexists(each)]
+
+
+def remove(path: Path) -> None:
+    """Removes the checkpoints of a run that has ended."""
+    for each in there(path):
+        discard(each)
+
+
+def discard(path: Path) -> None:
+    """Removes a checkpoint. A folder in its place is somebody's: it gets the ending ``.moved`` and a number."""
+    with contextlib.suppress(OSError):
+        if not path.is_dir() or path.is_symlink():
+            return path.unlink(missing_ok=True)
+        places = (path.with_name(f"{path.name}.moved{number or ''}") for number in range(1000))
+        path.rename(next(place for place in places if not place.exists()))
 
 
 def load(trainer: Trainer, path: Path, fork: bool = False) -> None:
@@ -63,24 +108,65 @@ def load(trainer: Trainer, path: Path, fork: bool = False) -> None:
     that the other run did not have begins anew; what one that this run does not have has added to history is left out.
 
     Raises:
-        StudyError: the file is no checkpoint of this network.
+        StudyError: the file is no checkpoint of this network, or damaged; the trainer may be touched.
     """
-    try:
-        # On the host: a step counter that comes back on a GPU makes each step of Adam wait for it.
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way
-        raise StudyError(f"{path} is not a checkpoint: {(str(error).splitlines() or ['it is empty'])[0]}") from error
-    try:
+    with _explained(path):
+        content = sealed.read(path)  # on the host: a step counter on a GPU makes each step of Adam wait for it
+        if not isinstance(content, dict) or "format" not in content:
+            raise StudyError("it is a file of something else")
         if content["format"] not in (FORMAT, LISTED):
-            raise StudyError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
-        adopt(trainer.model, content["architecture"], trainer.optimizer)
-        fill(trainer.model, content["weights"], content["architecture"])
-        if trainer.average is not None:
-            adopt(trainer.average.module, content["architecture"])
-            fill(trainer.average.module, content["average"]["weights"], content["architecture"])
-            trainer.average.n_averaged.fill_(content["average"]["steps"])
-    except (SurgeryError, KeyError, RuntimeError) as error:
-        raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
+            raise StudyError(f"it has the format {content['format']}, this version reads {FORMAT}")
+        _check_position(trainer, content)
+        _bring(trainer, content, fork)
+        _check_values(trainer)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a checkpoint becomes a StudyError that names the file."""
+    try:
+        yield
+    except (StudyError, sealed.Damaged, OSError) as error:
+        raise StudyError(f"{path} is not a checkpoint: {reason_of(error)}") from error
+    except SurgeryError as error:
+        raise StudyError(f"{path} is not a checkpoint of this network: {first_line(error)}") from error
+    except Exception as error:  # what another program has written can fail in any way
+        pass_on_memory(error)
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise StudyError(f"{path} is not a checkpoint of this network: {lacks}") from error
+
+
+def _check_position(trainer: Trainer, content: Mapping[str, Any]) -> None:
+    """Raises StudyError where a checkpoint is of no epoch of this run."""
+    epoch, iteration, history = content["epoch"], content["iteration"], content["history"]
+    if type(epoch) is not int or not 0 <= epoch <= trainer.epochs or iteration != epoch * trainer.per_epoch:
+        raise StudyError(f"it is of epoch {epoch} and step {iteration}, which this run of {trainer.epochs} has not")
+    records = [renamed(record) for record in history]  # of an older version it has other names
+    if len(records) != epoch or any(name not in record for record in records for name in EPOCH):
+        raise StudyError(f"its history is not that of {epoch} epochs")
+
+
+def _check_values(trainer: Trainer) -> None:
+    """Raises StudyError where something that was loaded is no number, or not of its parameter's shape."""
+    for network in {trainer.model, trainer.final}:
+        for name, tensor in network.named_parameters():
+            if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+                raise StudyError(f"{name} is not a number somewhere")
+    for parameter, state in trainer.optimizer.state.items():
+        for name in SHAPED:
+            value = state.get(name)
+            if isinstance(value, Tensor) and value.shape != parameter.shape:
+                raise StudyError(f"the optimizer's {name} has another shape than its parameter")
+
+
+def _bring(trainer: Trainer, content: Mapping[str, Any], fork: bool) -> None:
+    """Gives a trainer what a checkpoint holds."""
+    adopt(trainer.model, content["architecture"], trainer.optimizer)
+    fill(trainer.model, content["weights"], content["architecture"])
+    if trainer.average is not None:
+        adopt(trainer.average.module, content["architecture"])
+        fill(trainer.average.module, content["average"]["weights"], content["architecture"])
+        trainer.average.n_averaged.fill_(content["average"]["steps"])
     for network in {trainer.model, trainer.final}:
         trainer.compute.place(network, trainer.device)
     trainer.resized()
@@ -89,7 +175,7 @@ def load(trainer: Trainer, path: Path, fork: bool = False) -> None:
         trainer.scaler.load_state_dict(content["scaler"])
     trainer.rate.restore(content.get("rate", []))  # an older one knows of none
     trainer.epoch, trainer.iteration = content["epoch"], content["iteration"]
-    trainer.history = [renamed(record) for record in content["history"]]  # of an older version it has other names
+    trainer.history = [renamed(record) for record in content["history"]]
     trainer.forked, trainer.peak_memory = content.get("forked"), content.get("peak_memory")
     callbacks, states = _named(trainer), content["callbacks"]
     states = states if content["format"] == FORMAT else dict(zip(callbacks, states, strict=True))
@@ -130,11 +216,18 @@ def _average(trainer: Trainer) -> dict[str, Any] | None:
 
 
 class Checkpointer(Callback):
-    """Saves after every ``every``-th epoch."""
+    """Saves after every ``every``-th epoch. One that cannot be written costs time after an interruption, not the run:
+    ``failed`` says why.
+    """
 
     def __init__(self, path: Path, every: int = 1) -> None:
         self.path, self.every = path, every
+        self.failed: str | None = None
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         if trainer.epoch % self.every == 0:
-            save(trainer, self.path)
+            try:
+                save(trainer, self.path)
+            except (OSError, RuntimeError) as error:  # torch's, where the disk is full
+                pass_on_memory(error)
+                self.failed = f"the checkpoint after epoch {trainer.epoch} was not written: {reason_of(error)}"

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from network_surgery.ops.network import sealed
 from network_surgery.ops.schedule import parse_when
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
@@ -133,7 +133,7 @@ def begin(trainer: Trainer, cell: Cell, settings: Settings, folder: Path) -> boo
         try:
             checkpoint.load(trainer, path, fork=True)
         except StudyError:
-            path.unlink(missing_ok=True)
+            checkpoint.discard(path)
             raise
         for callback in trainer.callbacks:
             if isinstance(callback, Rewinding) and rewinds:
@@ -160,7 +160,7 @@ def weights(cell: Cell, settings: Settings, folder: Path, epoch: int) -> dict[st
         return None
     path = kept(folder, str(cell.fork["from"]), beginning(cell, settings), epoch)
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True)["weights"])
+        return dict(sealed.read(path)["weights"])
     except Exception:  # missing or damaged, in any way
         return None
 

@@ -32,10 +32,7 @@ class Plain:
         known: Any = fields(cls)  # type: ignore[arg-type]
         for each in known:
             if each.name not in data and each.default is MISSING and each.default_factory is MISSING:
-                raise StudyError(
-                    f"a kept {cls.__name__} lacks {each.name!r}, so its file is damaged or of another program; "
-                    "remove that line and go on with surgery resume"
-                )
+                raise StudyError(f"a kept {cls.__name__} lacks {each.name!r}")
         return cls(**{each.name: data[each.name] for each in known if each.name in data})
 
 

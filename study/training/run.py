@@ -82,6 +82,7 @@ def run(
     shared: Path | None = None,
     teacher: Path | None = None,
     also: Sequence[Callback] = (),
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -100,7 +101,8 @@ def run(
     checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went on
     from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
     ``teacher``: the file of the network that a cell with a ``teacher`` learns from; its answers count among
-    ``training_flops``. ``also``: callbacks of the caller's, which no checkpoint knows of.
+    ``training_flops``. ``also``: callbacks of the caller's, which no checkpoint knows of. ``warnings``: what went wrong
+    on the way and cost time alone, such as a damaged checkpoint; the outcome has them, too.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -138,24 +140,32 @@ def run(
     trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners, cell.curve, taught)
     for callback in rewinding:
         callback.attach(trainer)
-    if saved is not None:
-        trainer.callbacks.append(checkpoint.Checkpointer(saved))
+    keeper = None if saved is None else checkpoint.Checkpointer(saved)
+    if keeper is not None:
+        trainer.callbacks.append(keeper)
     begun = False
+    found = next(iter(checkpoint.there(saved)), None) if saved is not None else None
     try:
-        if saved is not None and saved.exists():
-            checkpoint.load(trainer, saved)
+        if found is not None:
+            checkpoint.load(trainer, found)
         elif shared is not None:
             begun = fork.begin(trainer, cell, settings, shared)
-    except StudyError:  # damaged: the run starts over, with a network that loading has not touched
-        if saved is not None:
-            saved.unlink(missing_ok=True)
-        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher, also)
+    except StudyError as error:  # damaged: with the one before, or from the start, and a network that is not touched
+        if found is not None:
+            checkpoint.discard(found)
+        warnings = (*warnings, str(error))
+        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher, also, warnings)
+    if warnings:
+        now = f"went on after epoch {trainer.epoch}" if trainer.epoch else "started over"
+        warnings = (*warnings[:-1], f"{warnings[-1]}; the run {now}")
     if begun:
         fork.replay(trainer, [reporter])
     trainer.callbacks.extend(also)
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)
+    if keeper is not None and keeper.failed is not None:
+        warnings = (*warnings, keeper.failed)
     example = Batches(held_out, device).take(slice(0, 2))[0]
     parameters, flops = count(trainer.final, example)
     outcome = reached(trainer, theatre, cell.sunk) | {
@@ -168,6 +178,7 @@ def run(
         ),
         "architecture": describe(model),
         **({"kept": keepers[0].state()} if keepers else {}),
+        **({"warnings": list(warnings)} if warnings else {}),
     }
     if cell.test:
         tested, trained = trainer.evaluate(Batches(task.test, device)), trainer.evaluate(trainer.train)

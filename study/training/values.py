@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from network_surgery.ops.errors import pass_on_memory, reason_of
+from network_surgery.study.errors import StudyError
+
 if TYPE_CHECKING:
     from network_surgery.study.training.evaluation import Scores
 
@@ -43,8 +46,22 @@ def keep(scores: Scores, metric: str, network: Path) -> int | None:
 
 
 def read(network: Path, count: int) -> NDArray[np.float64] | None:
-    """The values ``[count]`` beside this network; None where there are none."""
-    if not place(network).exists():
+    """The values ``[count]`` beside this network; None where there are none.
+
+    Raises:
+        StudyError: the file is damaged.
+    """
+    path = place(network)
+    if not path.exists():
         return None
-    values = np.load(place(network))
-    return (np.unpackbits(values, count=count) if values.dtype == np.uint8 else values).astype(np.float64)
+    try:
+        values = np.load(path, allow_pickle=False)
+        whole = (np.unpackbits(values, count=count) if values.dtype == np.uint8 else values).astype(np.float64)
+        if whole.shape != (count,) or not np.isfinite(whole).all() or len(values) < count / 8:
+            raise ValueError(f"it does not hold {count} numbers")
+    except Exception as error:  # a damaged file can fail in any way
+        pass_on_memory(error)
+        raise StudyError(
+            f"{path} is damaged ({reason_of(error)}); surgery doctor {path.parent.parent} sets it aside"
+        ) from error
+    return whole

@@ -22,12 +22,13 @@ from network_surgery.study import secrets
 from network_surgery.study.errors import StudyError
 from network_surgery.study.scratch import scratch
 from network_surgery.study.search import comparing
-from network_surgery.study.search.once import reports
+from network_surgery.study.search.replay import reports
 from network_surgery.study.search.tracking import EXPERIMENT, HTTP, default_uri, inputs, measures, model, names
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
 from network_surgery.study.store import trainings, words
-from network_surgery.study.store.folder import SEARCHING, Folder, Record
+from network_surgery.study.store.folder import Folder, Record
+from network_surgery.study.store.ledger import SEARCHING
 from network_surgery.study.store.words import short
 from network_surgery.study.task import Classification, Task
 from network_surgery.study.training.cell import Cell

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from network_surgery.study.search.tracking.measures import group
-from network_surgery.study.store.folder import SEARCHING
+from network_surgery.study.store.ledger import SEARCHING
 from network_surgery.study.task.metric import ACCURACY, Metric
 
 _TAG, _RUN_NAME = "mlflow.sharedViewState.", "attributes.`Run Name`"

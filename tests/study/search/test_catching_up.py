@@ -88,7 +88,7 @@ def tracked(study: Folder) -> list[Any]:
 
 def live(study: Folder, tracked: Tracker, number: int) -> None:
     """As the driver reports a training."""
-    from network_surgery.study.search.once import reports
+    from network_surgery.study.search.replay import reports
 
     tracked.started(CELLS[number])
     if "failure" not in ENDED[number]:

@@ -13,7 +13,8 @@ import torch
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence.state import state
 from network_surgery.study.search import comparing
-from network_surgery.study.search.once import Once, pays, reports
+from network_surgery.study.search.once import Once, pays
+from network_surgery.study.search.replay import reports
 from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.sources import Listed, Together
 from network_surgery.study.store.folder import Folder, Record, checkpoints_of

@@ -91,7 +91,7 @@ def test_only_what_has_changed_is_sent(tmp_path: Path, monkeypatch: pytest.Monke
     )
     copy = copies.Copy(here.path, f"file://{tmp_path}/there")
     here.ended(Cell("original", 1), {})
-    for expected in (["a.pt", "study.json", "cells.jsonl"], [], ["cells.jsonl"]):
+    for expected in ([".study.json", "a.pt", "study.json", "cells.jsonl"], [], ["cells.jsonl"]):
         sent.clear()
         copy.send()
         assert [path.rpartition("/")[2] for path in sent] == expected

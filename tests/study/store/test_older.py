@@ -20,7 +20,7 @@ OLDER = Path(__file__).with_name("older_cells.jsonl")
 def older(place: Path) -> Folder:
     folder = Folder.make(place, Settings(objective=("accuracy",)), {"fc1": 128})
     about = json.loads((place / "study.json").read_text())
-    del about["metric"], about["unit"]
+    del about["metric"], about["unit"], about["checksum"]
     (place / "study.json").write_text(json.dumps(about))
     (place / "cells.jsonl").write_text(OLDER.read_text())
     return Folder.open(folder.path)
@@ -60,6 +60,7 @@ def test_a_study_keeps_the_metric_of_its_task(tmp_path: Path) -> None:
     assert results["metric"] == metric.to_data() and results["unit"] == "windows"
     about = json.loads((tmp_path / "s" / "study.json").read_text())
     about["metric"]["size"] = 3
+    del about["checksum"]
     (tmp_path / "s" / "study.json").write_text(json.dumps(about))
     with pytest.raises(StudyError, match="a kept metric is damaged"):
         Folder.open(tmp_path / "s")

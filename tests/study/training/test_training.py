@@ -253,14 +253,6 @@ def test_a_restart_is_initialized_as_its_factory_does() -> None:
     assert float(fresh.layer1[0].bn1.running_var.min()) == 1 and not fresh.layer1[0].bn1.bias.any()
 
 
-def test_a_damaged_checkpoint_of_ones_own_starts_the_run_over(digits: ImageTask, tmp_path: Path) -> None:
-    cell = Cell("surgery", 0, SHRINK)
-    whole = run(cell, digits, SETTINGS, CPU)
-    for content in (b"", b"not a checkpoint"):
-        (tmp_path / "cell.pt").write_bytes(content)
-        assert without_times(run(cell, digits, SETTINGS, CPU, saved=tmp_path / "cell.pt")) == without_times(whole)
-
-
 def test_a_diverging_training_says_when(digits: ImageTask) -> None:
     settings = Settings(epochs=2, optimizer="sgd", learning_rate=1e6)
     with pytest.raises(Diverged, match=r"became (nan|inf) in epoch \d"):
