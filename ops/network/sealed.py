@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -36,7 +36,7 @@ def write(content: Any, file: IO[bytes]) -> None:
     """
     sealing = _Sealing(file)
     try:
-        torch.save(content, sealing)
+        torch.save(content, cast(IO[bytes], sealing))
     except RuntimeError as error:
         raise sealing.error or error from None  # of a full disk torch says where in its code it noticed
     sealing.close()
