@@ -253,6 +253,9 @@ class Settings(Declared):
     compile: Annotated[
         Truth, About("Training steps run through torch.compile; its seconds are booked apart", later=True)
     ] = False
+    cuda_graph: Annotated[
+        Truth, About("Training steps are replayed as a CUDA graph, where the device and the network allow", later=True)
+    ] = False
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"

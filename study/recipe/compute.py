@@ -28,17 +28,19 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Compute:
     """``precision``: of products and convolutions (torch.autocast where it is ``bf16`` or ``fp16``; ``float32`` leaves
     torch's switches as they are, which allow TF32 in convolutions). ``channels_last``: images and convolutions lie in
-    memory with their channels last. ``compile``: training steps run through torch.compile.
+    memory with their channels last. ``compile``: training steps run through torch.compile. ``graph``: those that can
+    be are replayed as a CUDA graph (``study.training.graph``).
     """
 
     precision: Precision = "float32"
     channels_last: bool = False
     compile: bool = False
+    graph: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> Compute:
         """What the settings ask for."""
-        return cls(settings.precision, settings.channels_last, settings.compile)
+        return cls(settings.precision, settings.channels_last, settings.compile, settings.cuda_graph)
 
     def check(self, device: torch.device) -> None:
         """Raises StudyError where the device cannot compute so."""

@@ -89,7 +89,8 @@ def run(
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
     ``peak_memory``: the most bytes that the GPU held for it; None on a CPU.
-    With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
+    With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count. With ``cuda_graph`` there is
+    ``cuda_graph``: batches ``replayed``, ``capture_seconds`` (``seconds`` count them), and the ``reason`` if it is off.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
     ``bytes`` are those of the network's file, where one is written or the budget limits them.
@@ -260,6 +261,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         **({"forked": trainer.forked} if trainer.forked else {}),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         **({"compile_seconds": sum(compiling)} if compiling else {}),
+        **({} if trainer.graph is None else {"cuda_graph": _graphed(trainer, trainer.graph.reason)}),
         "spikes": [spike.to_data() for spike in spikes(theatre.records)],
         "steps": trainer.iteration,
         "batches": trainer.batches_done(trainer.iteration),
@@ -267,6 +269,12 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "operations": [record.to_data() for record in theatre.records],
         "checks": [check.to_data() for check in theatre.checks],
     }
+
+
+def _graphed(trainer: Trainer, reason: str | None) -> dict[str, Any]:
+    """What became of CUDA graphs: the batches replayed, the seconds of capturing, and why not, where it is not."""
+    replayed, seconds = (sum(each.get(key, 0) for each in trainer.history) for key in ("replayed", "capture_seconds"))
+    return {"replayed": replayed, "capture_seconds": seconds, "reason": reason}
 
 
 def _keep(model: nn.Module, path: Path) -> None:

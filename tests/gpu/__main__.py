@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu import baseline, clock, compare, training
+from tests.gpu import baseline, clock, compare, graph, training
 from tests.gpu.card import Card, Late, Row
 
 Step = Callable[[Card], Iterator[Row]]
@@ -60,6 +60,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "anatomies": (compare.anatomies, 90),
     "operations": (compare.operations, 120),
     "determinism": (training.determinism, 90),
+    "graph": (graph.graphs, 150),
     "trainer": (training.speed, 160),
     "clock": (clock.operations, 100),
     "optimizers": (compare.optimizers, 90),

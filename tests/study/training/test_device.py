@@ -56,6 +56,6 @@ def test_tf32_is_for_cuda_alone() -> None:
 
 
 def test_nothing_else_asks_for_cuda_by_name() -> None:
-    """But energy and memory, which are read of it alone, and precisions that it alone has."""
+    """But energy and memory, which are read of it alone, and precisions and graphs that it alone has."""
     named = {p.name for p in ROOT.rglob("*.py") if re.search(r'torch\.cuda|== "cuda"', p.read_text(encoding="utf-8"))}
-    assert named == {"energy.py", "checkpoint.py", "run.py", "compute.py"}
+    assert named == {"energy.py", "checkpoint.py", "run.py", "compute.py", "graph.py"}
