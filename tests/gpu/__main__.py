@@ -69,6 +69,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "out_of_memory": (clock.out_of_memory, 45),
     "single": (compare.operations_single, 120),
     "baseline": (baseline.baseline, 560),
+    "strong": (baseline.strong, 300),
 }
 
 
