@@ -88,7 +88,7 @@ Steps = Annotated[
 ]  # fmt: skip
 Share = Annotated[Number, Field(gt=0, le=1), "a number above 0 and at most 1"]
 Gpus = Annotated[
-    Number, Field(ge=0), such_that(lambda gpus: gpus <= 1 or gpus.is_integer()), "from 0 to 1, or a whole number"
+    Number, Field(ge=0), such_that(lambda gpus: gpus <= 1), "from 0 to 1, since a training run uses one GPU at most"
 ]
 Targets = Annotated[tuple[Number, ...], COMMAS, "a list of numbers, values of the task's metric"]
 Objectives = Annotated[

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
@@ -39,7 +40,7 @@ def trial(
     outcome's ``network`` says where in the folder.
     """
     cell = Cell(**json.loads(config["cell"]))
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, granted=bool(ray.get_gpu_ids()))
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()

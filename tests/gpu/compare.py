@@ -188,7 +188,10 @@ def forms(card: Card) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]
     from tests.ops.network.test_optimizer_state import FORMS
 
     found: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
-    for name, form in FORMS.items():  # on a device other than the CPU, torch's take all parameters at once; one does not
+    for (
+        name,
+        form,
+    ) in FORMS.items():  # on a device other than the CPU, torch's take all parameters at once; one does not
         alike = card.cuda or card.device.type == "cpu" or {"foreach", "fused"} & form.keywords.keys()
         alike = alike or name == "Adafactor"
         found[name] = (form if alike else partial(form, foreach=True), form)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from network_surgery import ops
 from network_surgery.study import models
 from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.augmentation import Augmentation
 from network_surgery.study.task.images import ImageTask, load
 from network_surgery.study.training import checkpoint
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.device import pick_device
 from network_surgery.study.training.run import run, trainer_of
 from network_surgery.study.training.trainer import Trainer
 from tests.gpu.compare import GENTLE
@@ -193,24 +194,16 @@ def test_tf32_costs_no_layer(name: str) -> None:
     assert list(found) == list(wanted) and dict(found.pinned) == dict(wanted.pinned)
 
 
-def evaluates(device: torch.device, digits: ImageTask) -> None:
-    settings = Settings(epochs=1, batch_size=32, probe=0)
-    trainer_of(models.build("mlp", digits.shape, 10), digits, settings, 0, device).fit()
-
-
-def operates(name: str) -> Callable[[torch.device, ImageTask], None]:
-    def act(device: torch.device, digits: ImageTask) -> None:
-        model, x = build("cnn", torch.float32, 32)
-        model, x, y = model.to(device), x.to(device), (torch.arange(32) % 3).to(device)
-        anatomy, operation = ops.Anatomy(model, x), GENTLE.get(name, ops.OPERATIONS[name])()
-        layer = anatomy["*" if operation.whole_network else next(iter(anatomy))]
-        ops.operate(layer, operation, torch.optim.Adam(model.parameters()), ops.Signals(model, x, y))
-
-    return act
-
-
-@pytest.mark.parametrize("act", [evaluates, *map(operates, ops.OPERATIONS)])
-def test_a_device_without_float64(device: torch.device, digits: ImageTask, act: Callable[..., None]) -> None:
-    """Whatever needs double precision is computed elsewhere, or in single."""
+def test_a_device_without_float64_is_refused_in_one_sentence(device: torch.device) -> None:
+    """Operations calculate in it; what is left of a study goes to the CPU."""
+    model, x = build("cnn", torch.float32, 8)
+    model, x = model.to(device), x.to(device)
     with standin.without_double():
-        act(device, digits)
+        with pytest.raises(
+            ops.SurgeryError, match="on standin:0, which has no float64, and operations calculate in it"
+        ):
+            ops.Anatomy(model, x)
+        with pytest.raises(StudyError, match="device is 'standin', which has no float64"):
+            pick_device("standin")
+        assert pick_device("auto") == torch.device("cpu")
+    assert list(ops.Anatomy(model, x)) and pick_device("auto").type == "standin"
