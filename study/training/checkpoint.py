@@ -9,6 +9,7 @@ does one that another run's checkpoint is loaded into, with callbacks of its own
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def save(trainer: Trainer, path: Path) -> None:
         "history": trainer.history,
         "forked": trainer.forked,
         "peak_memory": peak_memory(trainer),
+        "channels_last": trainer.compute.channels_last,  # where that was measured, another run may measure otherwise
         "callbacks": {name: callback.state() for name, callback in _named(trainer).items()},
         "adds": {name: sorted(callback.adds) for name, callback in _named(trainer).items()},
     }
@@ -81,6 +83,9 @@ def load(trainer: Trainer, path: Path, fork: bool = False) -> None:
             trainer.average.n_averaged.fill_(content["average"]["steps"])
     except (SurgeryError, KeyError, RuntimeError) as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {str(error).splitlines()[0]}") from error
+    if "channels_last" in content:  # an older one does not know
+        trainer.compute = replace(trainer.compute, channels_last=content["channels_last"])
+        trainer.layout = {**trainer.layout, "channels_last": content["channels_last"]} if trainer.layout else {}
     for network in {trainer.model, trainer.final}:
         trainer.compute.place(network, trainer.device)
     trainer.resized()

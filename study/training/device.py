@@ -30,8 +30,8 @@ def pick_device(name: str, granted: bool = False) -> torch.device:
     if granted and found is None and name == "auto":
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise StudyError(
-            f"Ray has a GPU here, but torch {torch.__version__} ({built}) cannot use it: nvidia-smi says which CUDA its "
-            "driver can run; install a torch for that, or set device: cpu"
+            f"Ray has a GPU here, but torch {torch.__version__} ({built}) cannot use it: nvidia-smi says which CUDA "
+            "its driver can run; install a torch for that, or set device: cpu"
         )
     if found is not None and name in ("auto", here) and not has_double(found):
         if name == "auto":

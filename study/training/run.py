@@ -33,6 +33,7 @@ from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import clock
 from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import file_size, speed
+from network_surgery.study.training.pace import slowdown, with_layout
 from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
@@ -93,6 +94,9 @@ def run(
     ``cuda_graph``: batches ``replayed``, ``capture_seconds`` (``seconds`` count them), and the ``reason`` if it is off.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
+    With ``channels_last: auto`` there is ``memory_format``: what was chosen, and the seconds of a step either way. With
+    ``deterministic`` there is ``deterministic``: the ``device``, and the time of a step of the final network as a
+    multiple of what it is without (``step_time``; 1 on a CPU, where nothing changes).
     ``bytes`` are those of the network's file, where one is written or the budget limits them.
     ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
     where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
@@ -106,9 +110,18 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
-    given, task = task, of_seed(task, settings, cell.seed)
     compute = Compute.of(settings)
     compute.check(device)
+    with compute.repeatable(device):
+        return _run(cell, task, settings, device, compute, tell, saved, network, start, shared, teacher)
+
+
+def _run(
+    cell: Cell, task: Task, settings: Settings, device: torch.device, compute: Compute,
+    tell: Callable[[dict[str, Any]], None], saved: Path | None, network: Path | None, start: Start | None,
+    shared: Path | None, teacher: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    given, task = task, of_seed(task, settings, cell.seed)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
@@ -149,7 +162,7 @@ def run(
     except StudyError:  # damaged: the run starts over, with a network that loading has not touched
         if saved is not None:
             saved.unlink(missing_ok=True)
-        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher)
+        return _run(cell, given, settings, device, compute, tell, saved, network, start, shared, teacher)
     if begun:
         fork.replay(trainer, [teller])
     trainer.fit()
@@ -181,6 +194,10 @@ def run(
         outcome |= speed(trainer.final, Batches(held_out, device), device, trainer.compute)
     if cell.test:
         outcome["peak_memory"] = checkpoint.peak_memory(trainer)
+    if settings.deterministic:
+        on_gpu = device.type != "cpu"
+        cost = slowdown(trainer.compute, model, task, settings.batch_size, device) if on_gpu else 1.0
+        outcome["deterministic"] = {"device": device.type, "step_time": cost}
     if network is not None or "bytes" in limited:
         outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size
     return outcome
@@ -208,12 +225,15 @@ def trainer_of(
     compute = Compute.of(settings)
     compute.check(device)
     model.to(device)
-    return Trainer(
+    compute, layout = with_layout(compute, model, task, settings.batch_size, device)
+    trainer = Trainer(
         model, make_optimizer(settings, model), task, epochs=epochs or settings.epochs,
         batch_size=settings.batch_size, seed=seed, device=device, callbacks=callbacks,
         optimization=Optimization.of(settings), accuracy_mode=settings.accuracy_mode, compute=compute,
         curve_epochs=curve, teacher=teacher,
     )  # fmt: skip
+    trainer.layout = layout
+    return trainer
 
 
 def of_seed(task: Task, settings: Settings, seed: int) -> Task:
@@ -261,6 +281,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         **({"forked": trainer.forked} if trainer.forked else {}),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         **({"compile_seconds": sum(compiling)} if compiling else {}),
+        **({"memory_format": trainer.layout} if trainer.layout else {}),
         **({} if trainer.graph is None else {"cuda_graph": _graphed(trainer, trainer.graph.reason)}),
         "spikes": [spike.to_data() for spike in spikes(theatre.records)],
         "steps": trainer.iteration,

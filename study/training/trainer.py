@@ -141,6 +141,7 @@ class Trainer:
         self.accuracy_mode = accuracy_mode
         self._paused = 0.0
         self.scaler = compute.scaler(device)
+        self.layout: dict[str, Any] = {}  # what ``channels_last: auto`` became, and why
         self._network: nn.Module = torch.compile(model, dynamic=False) if compute.compile else model  # type: ignore[assignment]
         self._compiled: set[Any] = set()
         self._compile_seconds = 0.0
