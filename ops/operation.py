@@ -17,7 +17,7 @@ class Operation:
     """Something that can be done to a hidden layer.
 
     Every operation is a frozen dataclass; its fields are its hyperparameters and hold their only defaults. It proposes
-    and changes nothing. ``needs_signals`` tells whether ``propose`` must be given ``Signals``; ``whole_network``,
+    and changes nothing. ``needs_signals``: whether ``propose`` must be given ``Signals``; ``whole_network``,
     whether it can be done on the whole network at once (``anatomy["*"]``) as well as on one layer.
     """
 
@@ -68,7 +68,7 @@ ROUNDINGS = ("nearest", "down")
 def units_to_keep(layer: HiddenLayer, keep: float, rounding: str = "nearest") -> int:
     """How many units a fraction of the layer is: the nearest whole number (or the one below), at least two.
 
-    Two, because a layer of a single unit cannot be told from a broadcast dimension, so no anatomy would find it again.
+    Two, because a layer of a single unit looks like a broadcast dimension, so no anatomy would find it again.
     """
     count = int(keep * layer.units) if rounding == "down" else round(keep * layer.units)
     return min(layer.units, max(2, count))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from network_surgery.search_spaces import Suggest
 
-__all__ = ["Result", "compare", "open", "report", "resume", "run"]
+__all__ = ["Result", "compare", "open", "report", "resume", "run", "track"]
 
 Steps = Schedule | Sequence[Step] | Sequence[Mapping[str, Any]]
 
@@ -87,13 +87,16 @@ def resume(
     sampler: BaseSampler | None = None,
     pruner: BasePruner | None = None,
     trials: int | None = None,
+    failed: bool = False,
     quiet: bool = False,
     console: Console | None = None,
 ) -> Result:
     """Goes on with the study in this folder; nothing that has ended is trained again.
 
-    ``trials``: the search goes on to this number. ``task``, ``space``, ``sampler``, ``pruner``: what ``run`` was given,
-    where that was an object that no text can name. ``console``: where what goes on is shown.
+    What failed for a reason that may go otherwise (its process was lost, it hung, memory ran out) is run again, and
+    with ``failed`` whatever has failed. ``trials``: the search goes on to this number. ``task``, ``space``,
+    ``sampler``, ``pruner``: what ``run`` was given, where that was an object that no text can name. ``console``: where
+    what goes on is shown.
 
     Raises:
         StudyError: there is no such study, its data have changed, or what it was given from Python is missing.
@@ -102,9 +105,12 @@ def resume(
     with _one_kind_of_error(), _opened(study, task=task, space=space, sampler=sampler, pruner=pruner) as folder:
         made = build(folder.settings)
         conduct.check_data(folder, made)
-        if trials is not None:
-            folder = _with_trials(folder, trials)
-        return carry_on(folder, made, console or _console(quiet))
+        with folder.locked():
+            if trials is not None:
+                folder = _with_trials(folder, trials)
+            if failed:
+                folder.run_again()
+            return carry_on(folder, made, console or _console(quiet))
 
 
 def compare(
@@ -129,6 +135,20 @@ def compare(
         made = build(folder.settings)
         conduct.check_data(folder, made)
         return _whole(conduct.compare(folder, made, console or _console(quiet), top, seeds), folder, made)
+
+
+def track(study: Path | str, *, task: Task | type[Task] | None = None) -> str:
+    """Sends to MLflow what a study has stored and has not arrived there; a sentence that says so.
+
+    A server was away, or the study was killed. Nothing is sent twice. ``task``: what ``run`` was given, where that was
+    an object that no text can name.
+
+    Raises:
+        StudyError: there is no such study, another process runs it, or the server does not answer.
+    """
+    with _one_kind_of_error(), _opened(study, task=task) as folder:
+        made = build(folder.settings)
+        return conduct.track(folder, made)
 
 
 def report(study: Path | str) -> Result:
@@ -157,7 +177,9 @@ def start(settings: Settings, out: Path | str | None, preset: str | None, consol
     """Runs a study of these settings, or goes on with the one in this folder. Raises as ``run``."""
     place = Path(out) if out is not None else new_place(preset or settings.task.rpartition(":")[2])
     if (place / "study.json").exists():
-        return carry_on(_continued(Folder.open(place), settings), build(settings), console)
+        folder = Folder.open(place)
+        with folder.locked():
+            return carry_on(_continued(folder, settings), build(settings), console)
     check_importable(step for schedule in settings.schedules for step in schedule)
     if settings.task.startswith(f"{PYTHON}:"):
         check_shipped(build(settings))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from network_surgery.study import interruption
 from network_surgery.study.compose import PRESETS, compose, presets
 from network_surgery.study.config import Settings
 from network_surgery.study.declare import declaration, names
@@ -152,6 +153,7 @@ def _size(settings: Settings) -> str:
 def resume(
     study: Study,
     trials: Annotated[int | None, typer.Option(help="The search goes on to this number of schedules.", min=1)] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Run again whatever has failed, too.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -160,7 +162,7 @@ def resume(
     terminal.begin("resume", study)
     from network_surgery.study import api
 
-    _show(terminal, study, lambda: api.resume(study, trials=trials, console=terminal.narration))
+    _show(terminal, study, lambda: api.resume(study, trials=trials, failed=failed, console=terminal.narration))
 
 
 @app.command()
@@ -177,6 +179,16 @@ def compare(
     from network_surgery.study import api
 
     _show(terminal, study, lambda: api.compare(study, top=top, seeds=seeds, console=terminal.narration))
+
+
+@app.command()
+def track(study: Study, quiet: Quiet = False) -> None:
+    """Send to MLflow what has not arrived there: a server was away, or a study was killed. Nothing is sent twice."""
+    terminal = Terminal(quiet)
+    terminal.begin("track", study)
+    from network_surgery.study import api
+
+    say(terminal.narration, api.track(study))
 
 
 @app.command()
@@ -298,11 +310,11 @@ def ui(
         raise StudyError(f"this study was tracked at {elsewhere}; open that address in a browser")
     if not elsewhere and not folder.mlflow.exists():
         raise StudyError(f"{folder.path} has nothing tracked yet (no {folder.mlflow.name})")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     say_path(terminal.answer, f"MLflow shows {folder.path} until Ctrl-C at\nhttp://127.0.0.1:{port}{page(folder)}")
     # MLflow's seven processes for jobs of language models have nothing to do here.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = default_uri(folder)  # a process's arguments are anybody's to read
     server = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def stop(*_: Any) -> None:
@@ -321,7 +333,8 @@ def main() -> None:
     prepare()
     sys.path.append(os.getcwd())  # so that --model MODULE:FACTORY finds what lies here, as it does for python -m
     try:
-        app(standalone_mode=True)
+        with interruption.Interruption():
+            app(standalone_mode=True)
     except (StudyError, Diverged) as error:
         message = str(error)
     except ValueError as error:
@@ -345,7 +358,8 @@ def _show(terminal: Terminal, place: Path, work: Callable[[], Result]) -> None:
             ended = len(Folder.open(place).records())
             words = f"\nInterrupted; {ended} trainings are kept. Go on with: surgery resume {place}"
             say_path(terminal.narration, words)
-        raise typer.Exit(130) from None
+        handling = interruption.current()
+        raise typer.Exit(130 if handling is None else handling.code) from None
     if terminal.as_json:
         terminal.document(result.document())
     elif terminal.quiet:

@@ -39,7 +39,7 @@ from network_surgery.study.store.words import describe, names, short
 from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.fingerprint import Fingerprint
-from network_surgery.study.terminal import say
+from network_surgery.study.terminal import say, say_path
 from network_surgery.study.training import fork
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.examine import examine
@@ -123,12 +123,40 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
     Raises:
         StudyError: the search has no schedule that could be compared.
     """
-    wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
+    with folder.locked():
+        wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
+        return _compare_again(wanted, task, console)
+
+
+def _compare_again(wanted: Folder, task: Task, console: Console) -> bool:
     with _stage(wanted, task, console) as stage:
-        ended = len(wanted.records("search")) >= wanted.settings.trials and not _given(wanted)
+        trials = [record for record in wanted.records("search") if not record.lost]
+        ended = len(trials) >= wanted.settings.trials and not _given(wanted)
         if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted), _trial):
             return False
         return _compare(stage)
+
+
+#: Seconds that ``track`` waits for a server that does not answer.
+TRACKING_PATIENCE = 30.0
+
+
+def track(folder: Folder, task: Task) -> str:
+    """Sends to MLflow what has not arrived there; a sentence that says so.
+
+    Raises:
+        StudyError: another process runs the study, or the server does not answer.
+    """
+    uri = folder.settings.tracking_uri
+    place = uri or str(folder.mlflow)
+    with folder.locked():
+        tracking.check_server(uri, folder.path)
+        with Tracker(folder, task, TRACKING_PATIENCE, load=False) as tracker:
+            if write_report(folder, tracker)["state"]["now"] != "finished":
+                tracker.interrupted()
+    if tracker.lost:
+        raise StudyError(f"{tracker.lost} records did not reach {place} ({tracker.reason}); try again when it answers")
+    return f"{place} has all of {len(folder.records())} trainings"
 
 
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
@@ -235,7 +263,10 @@ class _Stage:
         people call a cell.
         """
         if source.total == 0:
-            say(self.console, f"{stage}: nothing is missing")
+            part = [record for record in self.folder.records() if record.compared == (stage == "comparison")]
+            failed = sum(record.failed for record in part)
+            words = f", {failed} failed" if failed else ""
+            say(self.console, f"{stage}: nothing is missing{words}")
             tuner.forget(self.folder.path)
             return True
         ranks = stage == "search"
@@ -252,6 +283,7 @@ class _Stage:
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
+            tuner.leave()
             self.tracker.interrupted()
         return whole
 
@@ -269,11 +301,28 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
     ):
         try:
             yield _Stage(folder, task, resources, tracker, console)
+        except BaseException:
+            tuner.leave()  # its processes have nothing to do while the report is written
+            raise
         finally:
             write_report(folder, tracker)
+    _say_failures(folder, console)
     if tracker.lost:
-        words = f"{tracker.lost} records did not reach MLflow ({tracker.reason}); the study's folder is complete."
+        words = f"{tracker.lost} records did not reach MLflow ({tracker.reason or 'it does not answer'}); the study's "
+        words += f"folder is complete, and surgery track {folder.path} sends them later"
         say(console, words, style="yellow")
+
+
+def _say_failures(folder: Folder, console: Console) -> None:
+    """How failed trainings are run again."""
+    failed = [record for record in folder.records() if record.failed]
+    lost, resume = sum(record.lost for record in failed), f"surgery resume {folder.path}"
+    if lost:
+        words = f"{lost} failed for a reason that may go otherwise; run again by: {resume}"
+        say_path(console, words, style="yellow")
+    if lost < len(failed):
+        words = f"{len(failed) - lost} failed; once the reason is mended, run again by: {resume} --failed"
+        say_path(console, words, style="yellow")
 
 
 def _searched(stage: _Stage) -> bool:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
 from network_surgery.study.errors import StudyError
+from network_surgery.study.secrets import taken
 
 #: What a study may optimize on validation; ``accuracy`` is the metric of a task whose metric it is.
 Objective = Literal["metric", "accuracy", "loss", "parameters", "flops", "seconds"]
@@ -62,8 +63,8 @@ def _limits(value: Any) -> Any:
 
 
 def _comparable(arms: tuple[Arm, ...]) -> bool:
-    rivals = {"restart", "restart_late", "operate_first"}
-    return "surgery" in arms and bool(rivals & {*arms} or {*arms} <= {"original", "surgery"}) and _different(arms)
+    rivals = {arm for arm in arms if arm.removesuffix("_flops") in ("restart", "restart_late", "operate_first")}
+    return "surgery" in arms and bool(rivals or {*arms} <= {"original", "surgery"}) and _different(arms)
 
 
 def _ungrouped(names: Any) -> Any:
@@ -102,7 +103,7 @@ Budget = Annotated[
 Arms = Annotated[
     tuple[Arm, ...], BeforeValidator(_ungrouped), COMMAS, such_that(_comparable),
     f"{', '.join(GROUPS)}, or a list of surgery and any of {OTHERS}, none twice; more than original and surgery only "
-    "together with restart, restart_late or operate_first",
+    "together with restart, restart_late or operate_first, or one of these at equal FLOPs",
 ]  # fmt: skip
 Schedules = Annotated[  # the steps themselves are checked by ops.Schedule
     tuple[Annotated[list[dict[Any, Any]], Field(min_length=1)], ...],
@@ -272,7 +273,7 @@ class Settings(Declared):
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")
     ] = "carry"
-    # Faults of published code, to repeat its numbers.
+    # Faults of published code, to repeat its numbers. They decide what is trained, so they are part of a result's key.
     batchnorm_statistics: Annotated[
         State, About("what an operation does with those of the layer that it is done on", option=False)
     ] = "carry"
@@ -424,6 +425,13 @@ class Settings(Declared):
     gpus_per_trial: Annotated[
         Gpus, About("GPUs of a training run; a fraction shares one, and energy is taken of whole ones", decides=False)
     ] = 0.25
+    hang_factor: Annotated[
+        PositiveOr0,
+        About(
+            "Times the median epoch after which a training run that reports no epoch is ended (0: never)",
+            option=False, decides=False,
+        ),
+    ] = 20.0  # fmt: skip
     address: Annotated[Text | None, About("A running Ray cluster: auto, or HOST:PORT", decides=False)] = None
     tracking_uri: Annotated[
         Text | None, About("An MLflow server; by default a database in the folder", decides=False)
@@ -442,6 +450,8 @@ class Settings(Declared):
         if self.enqueue and not self.searches:
             raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
         check_password(self.storage)
+        if self.tracking_uri is not None:
+            object.__setattr__(self, "tracking_uri", taken("tracking_uri", self.tracking_uri))
         if self.split == "seed" and self.train_on_validation:
             raise StudyError("split is 'seed', but train_on_validation is true, so there is no split; give one of them")
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:

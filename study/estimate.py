@@ -23,7 +23,7 @@ from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import pick_device
 from network_surgery.study.training.run import run
 
-#: Epochs of the original that are measured; after a first one that takes longer than so many seconds it stays at one.
+#: Epochs of the original that are measured; after a first one that takes more seconds than ``LONG`` it stays at one.
 MEASURED, LONG = 2, 60.0
 
 

@@ -50,13 +50,12 @@ def mlp(shape: Shape, classes: int) -> nn.Module:
     )
 
 
-def vgg16(shape: Shape, classes: int, width: float = 1.0, norms: bool = True) -> nn.Module:
+def vgg16(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """The thesis's network (Graham 2019, 4.1.2, and its published code): 11 convolutions, 4 dense layers.
 
     3 × 3 convolutions of 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512 channels with BatchNorm and ReLU, pooling
     after the 1st, 3rd, 5th and 8th; dense 2048, 2048, 1000 with ReLU, then BatchNorm. Images of 32 × 32; 16 × 16 at
-    least. ``width`` multiplies the units of every layer. Without ``norms`` there is no BatchNorm on the convolutions:
-    the published code makes it and passes it by.
+    least. ``width`` multiplies the units of every layer.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     before, rows, columns = shape
@@ -66,8 +65,7 @@ def vgg16(shape: Shape, classes: int, width: float = 1.0, norms: bool = True) ->
     for number, published in enumerate((64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512), 1):
         channels = round(width * published)
         layers[f"conv{number}"] = nn.Conv2d(before, channels, 3, padding=1)
-        if norms:
-            layers[f"conv{number}_norm"] = nn.BatchNorm2d(channels)
+        layers[f"conv{number}_norm"] = nn.BatchNorm2d(channels)
         layers[f"conv{number}_relu"] = nn.ReLU(inplace=True)
         if number in (1, 3, 5, 8):
             layers[f"pool{number}"] = nn.MaxPool2d(2)
@@ -129,8 +127,6 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "resnet18_quarter": partial(resnet18, width=1 / 4),
     "vgg16": vgg16,
     "vgg16_quarter": partial(vgg16, width=1 / 4),
-    "vgg16_published": partial(vgg16, norms=False),
-    "vgg16_published_quarter": partial(vgg16, width=1 / 4, norms=False),
 }
 
 

@@ -25,7 +25,7 @@ from network_surgery.study.references import PYTHON
 
 
 class Network:
-    """A network behind the two methods that ``mlflow.pyfunc`` looks for."""
+    """A network with the two methods that ``mlflow.pyfunc`` looks for."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network

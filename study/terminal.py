@@ -6,6 +6,7 @@ It imports nothing heavy, since the first line must come at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -30,18 +31,22 @@ class Lasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
-        """Sends what is still written there, also at the interpreter's end, nowhere."""
+    def _drop(self, error: OSError) -> None:
+        """Sends what is still written there, also at the interpreter's end, nowhere, if the reader or the terminal has
+        gone.
+        """
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

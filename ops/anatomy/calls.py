@@ -23,7 +23,7 @@ COMPUTED = "a weight that is computed meets it; keep it as one parameter (merge 
 class Twin:
     """What is known of a tensor: its axes, and where it comes from.
 
-    ``source`` is the parameter or buffer that it is, or shows unchanged; ``origins`` then tells for each dimension
+    ``source`` is the parameter or buffer that it is, or shows unchanged; ``origins`` then says for each dimension
     which axis of the source it runs along. ``live``: it depends on the network's input. ``maker`` and ``chain``: the
     weight that made these units and the operators since. ``blurs``: an axis and the reason why editing its units is not
     exact, if anything comes of this tensor. ``making``: the product that it is, as long as nothing has been done to it.

@@ -254,7 +254,7 @@ def edited(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
 
 
 def resize(edits: Iterable[Edit]) -> Undo:
-    """Tells the layers how many units they have now."""
+    """Sets the layers' number of units to what it is now."""
     undo: Undo = []
     for edit in edits:
         undo.append(partial(setattr, edit.layer.factor, "size", edit.layer.factor.size))

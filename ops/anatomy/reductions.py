@@ -66,7 +66,7 @@ def window(facts: Facts, call: Call) -> Axes | None:
 
 
 def _freeze_positions(call: Call) -> None:
-    """What tells an operator where to look in its first input."""
+    """The arguments that say where an operator looks in its first input."""
     for twin in call.twins[1:]:
         for axis in twin.axes:
             freeze(axis, f"{call.name} takes positions from it")

@@ -1,4 +1,4 @@
-"""Running a network as it is: its tensors, its outputs and how far two of them differ, and nothing left behind."""
+"""Running a network as it is: its tensors, its outputs and how far two of them differ, without leaving a trace."""
 
 from __future__ import annotations
 

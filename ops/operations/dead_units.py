@@ -30,7 +30,7 @@ from network_surgery.ops.surgery.repair import bias
 #: Below this fraction of the mean over the layer's units a unit is dead, or frozen.
 THRESHOLD = 0.01
 KINDS = ("dead", "frozen", "either")
-#: What tells whether a unit is dead: its saliency in the mean over samples, or its penalty for every sample.
+#: What decides whether a unit is dead: its saliency in the mean over samples, or its penalty for every sample.
 BY = ("mrs", "mrp")
 #: Roundings of a unit's whole part in the loss below which its saliency is none.
 ROUNDING = 16

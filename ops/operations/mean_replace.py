@@ -30,7 +30,7 @@ class MeanReplace(Operation):
     (``ops.signals.replacement``). Without ``bias_propagation`` nothing is left behind, whatever the score assumed.
 
     A reader without a bias has nowhere to put a constant: there the units are removed plainly, and the plan's
-    ``error``, the relative error of what the readers receive on the signals' batch, counts all of their output. Behind
+    ``error``, the relative error of what the readers receive on the signals' batch, counts all of their output. After
     a convolution that pads, the constant is inexact at the borders, where the padding was and the unit was not.
     """
 

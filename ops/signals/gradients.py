@@ -134,7 +134,7 @@ class Gradients:
     def _of_the_first(self) -> tuple[_Backward, int]:
         """The gradients of the first sample's loss alone, in a batch of two samples, and how many these were.
 
-        The whole batch is taken where the network does not run on two: what tells is how rows are laid out, which does
+        The whole batch is taken where the network does not run on two: it depends on how rows are laid out, which does
         not depend on how many samples there are, and two take a hundredth of the time.
         """
 
@@ -232,7 +232,7 @@ class _Backward(TorchDispatchMode):
 
     def looked_up(self, asked: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> None:
         """Notes the gradients at what tables of embeddings made. Their backward pass knows no weight; what it returns
-        tells which: the gradient of a table that is met once, as it is.
+        shows which: the gradient of a table that is met once, as it is.
         """
         for parameter, slope in zip(asked, slopes, strict=True):
             for out, made in self._lookups:

@@ -191,6 +191,6 @@ def loss_changes(loss: Loss, name: str, weight: Tensor, most: int = 1) -> Tensor
         return loss({name: weight * kept.view(weight.shape)})
 
     losses = Together(without, able=most > 1)
-    for chunk in entries.split(most):
+    for chunk in entries.split(most) if len(entries) else ():
         found[chunk] = losses(chunk) - plain
     return found.view(weight.shape).to(weight.real.dtype)

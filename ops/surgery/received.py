@@ -1,6 +1,6 @@
 """What the readers of a layer receive once a plan is applied, against what they received before.
 
-Where a norm stands over the units, those that stay change as well, and nothing but trying tells by how much.
+Where a norm stands over the units, those that stay change as well, and only a trial shows by how much.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The arms of a comparison: what surgery is held against, as cells made from how a surgery ended.
 
 ``ARMS`` is the list; one file has each kind. Restarts have *fresh* weights, whatever the others start from. The
-``question`` of a study is surgery against ``restart``; where training starts from given weights, against
-``operate_first``.
+``question`` of a study is surgery against ``restart_flops``; where training starts from given weights, against
+``operate_first_flops``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from network_surgery.study.arms.allocated import random_init, snip, uniform
@@ -69,16 +69,31 @@ RIVALS = tuple(name for name, arm in ARMS.items() if arm.cell)
 #: Arms that begin as the original ends.
 FROM_THE_END = ("prune_end", "prune_end_rewind_lr", "prune_end_rewind")
 
+#: Starting over from nothing, when surgery began, and operating first: each at equal FLOPs before equal epochs.
+FRESH, LATE, FIRST = (
+    ("restart_flops", "restart"),
+    ("restart_late_flops", "restart_late"),
+    ("operate_first_flops", "operate_first"),
+)
+
 
 def question(settings: Settings) -> str:
-    """The arm that the verdict is about: ``restart``, or ``operate_first`` where training starts from given weights.
+    """The arm that the verdict is about: ``restart_flops``, or ``operate_first_flops`` with given weights.
 
-    Another one where only that is asked for: first the other of the two, but ``restart_late`` before an
-    ``operate_first`` of fresh weights.
+    The rival at equal FLOPs comes before the one at equal epochs: surgery trained the larger network for a while, and
+    the smaller one may spend that, too. For surgery after K₁ epochs these are K₁·F₁ / F₂ + K₂ epochs, the rule of Wang
+    et al. 2023 (*Why is the state of neural network pruning so confusing?*); a restart at equal epochs may be
+    under-trained (Liu et al. 2019, *Rethinking the value of network pruning*, call the two Scratch-B and Scratch-E).
+
+    Of the arms that are asked for; ``restart_late`` comes before an ``operate_first`` of fresh weights.
     """
     given = settings.start != "none"
-    order = ("operate_first", "restart", "restart_late") if given else ("restart", "restart_late", "operate_first")
-    return next((arm for arm in order if arm in settings.arms), order[0])
+    return first((*FIRST, *FRESH, *LATE) if given else (*FRESH, *LATE, *FIRST), settings)
+
+
+def first(arms: Sequence[str], settings: Settings) -> str:
+    """The first of these arms that the settings ask for, else the first."""
+    return next((arm for arm in arms if arm in settings.arms), arms[0])
 
 
 def arm_name(arm: str, trial: int | None = None, mark: str = " ") -> str:
@@ -114,7 +129,7 @@ def _rivals(ended: Ended) -> dict[str, Cell | str]:
         make = ARMS[name].cell
         assert make is not None
         try:
-            if not ended.operations and name != question(ended.settings):
+            if not ended.operations and (name in LATE or name != question(ended.settings)):
                 raise LeftOut("surgery never operated")
             found[name] = make(ended)
         except LeftOut as reason:

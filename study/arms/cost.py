@@ -45,7 +45,7 @@ class Cost:
 
 def began(surgery: Mapping[str, Any]) -> float:
     """The epoch of the first operation of a surgery's outcome, a number with its fraction; 0 where it never operated,
-    since nothing can be told apart then.
+    since nothing can be separated then.
     """
     operations = operations_of(surgery)
     return operations[0].epoch if operations else 0.0

@@ -28,6 +28,7 @@ EXPERIMENTS = {
     "pcns_claims": "network_surgery.study.experiments.pcns_claims",
     "redundancy": "network_surgery.study.experiments.redundancy",
     "repairs": "network_surgery.study.experiments.repairs",
+    "thesis": "network_surgery.study.experiments.thesis",
     "timing": "network_surgery.study.experiments.timing",
     "units": "network_surgery.study.experiments.units",
     "weights": "network_surgery.study.experiments.weights",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,10 +53,19 @@ class Panels:
         self._say(row, column, f"{label} {middle[0]:.3g} to {middle[-1]:.3g}")
 
     def intervals(self, row: str, column: str, places: Any, values: Sequence[Values], label: str, look: Look) -> None:
-        """A mean with its 95 % interval at each place, of values ``[seeds]``."""
-        middles, halves = [each.mean() for each in values], [float(half_interval(each)) for each in values]
+        """A mean with its 95 % interval at each place, of values ``[seeds]``; seeds that are NaN are left out there.
+
+        One seed has no interval, and none has no point.
+        """
+        known = [each[np.isfinite(each)] for each in values]
+        middles = [each.mean() if len(each) else math.nan for each in known]
+        halves = [float(half_interval(each)) if len(each) > 1 else math.nan for each in known]
         self[row, column].errorbar(places, middles, halves, label=label, capsize=2, **look)
-        self._say(row, column, f"{label} {', '.join(f'{middle:.3g}' for middle in middles)}")
+        words = [
+            (f"{middle:.3g}" if len(some) else "none") + f" (n = {len(some)})" * (len(some) < len(each))
+            for middle, some, each in zip(middles, known, values, strict=True)
+        ]
+        self._say(row, column, f"{label} {', '.join(words)}")
 
     def dots(self, row: str, column: str, values: Mapping[str, Values], looks: Mapping[str, Look]) -> None:
         """Every seed of each group ``[seeds]`` as a point, and a line for the mean."""

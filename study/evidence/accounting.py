@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from network_surgery.study.arms import ARMS, question
+from network_surgery.study.arms import ARMS, FRESH, LATE, first, question
 from network_surgery.study.arms.cost import began, cost
 from network_surgery.study.config import Settings
 
 #: Accounting → its words in a sentence.
 WORDS = {"zero": "counting all compute from nothing", "given": "the large network being there"}
-#: Accounting → the arm that answers its question first.
-MAIN = {"zero": "restart", "given": "restart_late"}
+#: Accounting → the arms that answer its question, the fairest first.
+MAIN = {"zero": FRESH, "given": LATE}
 #: A cost as outcomes call it → as ``Cost`` does.
 COSTS = {"training_flops": "flops", "seconds": "seconds"}
 
@@ -39,7 +39,7 @@ def of(arm: str, settings: Settings) -> str:
 
 def main(settings: Settings, accounting: str) -> str:
     """The arm that answers the question of this accounting."""
-    return question(settings) if accounting == asked(settings) else MAIN[accounting]
+    return question(settings) if accounting == asked(settings) else first(MAIN[accounting], settings)
 
 
 def sunk(surgery: Mapping[str, Any], arm: str, outcome: Mapping[str, Any], given: bool) -> dict[str, float]:

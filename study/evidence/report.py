@@ -29,7 +29,7 @@ from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.records import spikes_of
 
 MISSING = "–"
-#: So many trials stand in the open; all of them are folded away below. So are failures and layers, where they are more.
+#: How many trials stand in the open; all of them are folded away below. So are failures and layers, if they are more.
 BEST, FEW = 20, 5
 #: A column: its title, what of a row it shows (None: nothing), and how that is worded.
 Column = tuple[str, Callable[[Mapping[str, Any]], Any], Callable[[Any], str]]
@@ -49,7 +49,7 @@ DECISIONS = {
 ABOUT = {
     "original": "the network as it is made, trained without operations",
     "surgery": "the same network, operated on while it trains",
-    "restart": "the architecture that surgery ended with, trained from fresh weights for as many epochs",
+    "restart": "the architecture that surgery ended with, trained from fresh weights for the same epochs",
     "restart_flops": "the same for as many epochs as cost the training FLOPs of surgery",
     "restart_seconds": "the same for as many epochs as fit into the seconds of surgery",
     "restart_late": "the same for the epochs that were left when surgery began",

@@ -34,11 +34,11 @@ def state(folder: Folder) -> dict[str, Any]:
     A stage that a study does not have is 0 of 0. Until the search has ended, and until surgeries have, the numbers of
     the later stages are what is expected of them: at most.
     """
-    settings, trials = folder.settings, folder.records("search")
-    done = [record for record in folder.records() if record.compared and not record.result.get("lost")]
+    settings, trials = folder.settings, [record for record in folder.records("search") if not record.lost]
+    done = [record for record in folder.records() if record.compared and not record.lost]
     listed = _listed(folder)
     search = {"ended": len(trials), "of": 0 if listed else settings.trials}
-    repeated = [record for record in folder.records(comparing.RACING) if not record.result.get("lost")]
+    repeated = [record for record in folder.records(comparing.RACING) if not record.lost]
     whole = bool(listed) or len(trials) >= settings.trials
     left = 0 if listed else comparing.race_of(folder).left if whole else comparing.expected(settings)
     racing = {"ended": len(repeated), "of": len(repeated) + left if whole else max(left, len(repeated))}

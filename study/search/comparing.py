@@ -82,7 +82,7 @@ def race(
     able = [r for r in trials if r.finished and any(each.changed for each in operations_of(r.result))]
     if len(settings.objective) > 1:
         return Race(field.front(able))
-    again = {(record.cell.trial, record.cell.seed): record for record in repeats if not record.result.get("lost")}
+    again = {(record.cell.trial, record.cell.seed): record for record in repeats if not record.lost}
     order = field.order([[record] for record in able])
     racing, left_behind = order[: settings.finalists], order[settings.finalists :]
     sizes = _sizes(len(racing), settings)
@@ -210,7 +210,7 @@ def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) ->
     Rivals follow when the surgery of their seed has ended; those that learn from the original, when it has, too.
     """
     seeds = range(settings.seed + 1, settings.seed + 1 + settings.seeds)
-    ended = {record.cell.name: record for record in done if not record.result.get("lost")}  # those are tried again
+    ended = {record.cell.name: record for record in done if not record.lost}  # those are tried again
     wanted = []
     for seed in seeds:
         if "original" in settings.arms:

@@ -191,7 +191,7 @@ class Once:
 
 
 def reports(outcome: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The epochs of an outcome as its training had reported them, one by one (see ``study.training.run.Teller``)."""
+    """The epochs of an outcome as its training had reported them, one by one (see ``study.training.run.Reporter``)."""
     operations = operations_of(outcome)
     parameters = operations[0].parameters_before if operations else outcome["parameters"]
     for number, record in enumerate(outcome["epochs"], 1):

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,10 @@ class Sampled:
     ) -> None:
         """``known`` are the results of trials that ended in an earlier run of this study, by number.
 
-        A trial that an interruption cut off keeps its number and its parameters and is run (or resumed) first.
+        A trial that an interruption cut off, or that was lost, keeps its number and its parameters and is run (or
+        resumed) first.
         ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's. ``storage``
-        is that database's file, unless the settings have another, where ``identity`` tells this study from others.
+        is that database's file, unless the settings have another, where ``identity`` is this study's name.
         ``budget`` gives what trials are held against when they end: Optuna learns by how much they exceed it.
         ``original``: the sizes that fractions of the budget are of.
         """
@@ -73,13 +74,17 @@ class Sampled:
         self._sampler = sampler_of(settings)
         self._words = words
         self.study = open_study(settings, storage, metric, identity)
+        known = dict(known or {})
+        if again := [number for number, result in known.items() if result.get("lost")]:
+            self.study = reopened(self.study, again)
+            known = {number: result for number, result in known.items() if number not in again}
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
         self._trials: dict[int, optuna.Trial] = {}
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             # It keeps the parameters that it has; one cut off while it was drawn gets the others now.
             cell = self._cell(optuna.Trial(self.study, trial._trial_id))
-            if known and trial.number in known:  # it ended, but the driver died before Optuna heard of it
+            if trial.number in known:  # it ended, but the driver died before Optuna heard of it
                 self._record(trial.number, known[trial.number])
             else:
                 self._drawn.append(cell)
@@ -165,7 +170,7 @@ class Sampled:
         return Cell("search", self._settings.seed, schedule, trial=trial.number, params=dict(trial.params))
 
     def _record(self, number: int, result: Result) -> None:
-        """Tells Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
+        """Reports to Optuna how a trial ended, with what ``optuna-dashboard`` shows beside its values."""
         about = {name: result[name] for name in SHOWN if name in result}
         if "validation_metric" in result:
             about[f"validation {self._metric.name}"] = result["validation_metric"]
@@ -192,6 +197,9 @@ class Sampled:
 #: How a trial ended and what it has reached, as far as it is shown in Optuna's database.
 SHOWN = ("failure", "stopped", "parameters", "flops", "seconds")
 
+
+#: What begins the name of every other version of a study whose trials were run again.
+AGAIN = "again: "
 
 #: Points from which on a grid is taken for a mistake.
 MOST_POINTS = 1000
@@ -263,6 +271,35 @@ def open_study(settings: Settings, database: Path, metric: Metric, identity: str
     for params in settings.enqueue:
         study.enqueue_trial(params, skip_if_exists=True)
     return study
+
+
+def reopened(study: optuna.Study, numbers: Collection[int]) -> optuna.Study:
+    """The same study with the failed trials of these numbers running again, with the parameters that they have.
+
+    Optuna changes no trial that has ended, so the study is written anew beside the old one, which is then deleted. A
+    process that is killed meanwhile leaves both: the older one counts, and the other is removed here.
+    """
+    failed = {t.number for t in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))} & {*numbers}
+    if not failed:
+        return study
+    storage, name = study._storage, study.study_name
+    twin = name.removeprefix(AGAIN) if name.startswith(AGAIN) else AGAIN + name
+    with contextlib.suppress(KeyError):
+        optuna.delete_study(study_name=twin, storage=storage)
+    fresh = optuna.create_study(storage=storage, study_name=twin, directions=study.directions, pruner=study.pruner)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        fresh.set_metric_names(study.metric_names or [])
+    for key, value in study.user_attrs.items():
+        fresh.set_user_attr(key, value)
+    for trial in study.get_trials():
+        if trial.number in failed:
+            trial.state, trial.values, trial.datetime_complete = TrialState.RUNNING, None, None
+            trial.intermediate_values = {}
+            trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key not in SHOWN}
+        storage.create_new_trial(fresh._study_id, template_trial=trial)
+    optuna.delete_study(study_name=name, storage=storage)
+    return fresh
 
 
 def _directions(settings: Settings, metric: Metric) -> list[StudyDirection]:

@@ -18,8 +18,8 @@ Result = dict[str, Any]
 class Source(Protocol):
     """Hands out ``total`` cells. ``next`` returns None while it waits for results; ``finished``: no more will come.
 
-    ``epoch`` hears what a cell's training tells of an epoch (see ``study.training.run.Teller``) and returns whether it
-    goes on.
+    ``epoch`` receives what a training run reports of an epoch (see ``study.training.run.Reporter``) and returns
+    whether it goes on.
     """
 
     @property

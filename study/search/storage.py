@@ -12,6 +12,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
+from sqlalchemy.engine import URL, make_url
 
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.study.config import PASSWORD
@@ -27,7 +28,7 @@ def open_storage(uri: str | None, database: Path) -> BaseStorage:
         StudyError: it cannot be reached, or is of no kind that Optuna knows; no password is repeated.
     """
     if uri is None:
-        return RDBStorage(f"sqlite:///{database}")
+        return RDBStorage(address(database))
     if uri in ("sqlite:", "sqlite:/", "sqlite://", "sqlite:///"):  # SQLAlchemy's names of a database in memory
         raise StudyError(f"storage is {uri!r}, which would end with the process; give sqlite:////PATH/optuna.db")
     secret = os.environ.get(PASSWORD)
@@ -51,9 +52,22 @@ def open_storage(uri: str | None, database: Path) -> BaseStorage:
     return storage
 
 
-def _with_password(uri: str, secret: str | None) -> str:
-    from sqlalchemy.engine import make_url
+def address(database: Path, driver: str = "sqlite") -> str:
+    """The URL of a database file, whatever its path is made of.
 
+    >>> address(Path("/a?b/c d.db"))
+    'sqlite:////a%3Fb/c d.db'
+
+    Raises:
+        StudyError: an old SQLAlchemy cannot name it.
+    """
+    url = URL.create(driver, database=str(database)).render_as_string(hide_password=False)
+    if make_url(url).database != str(database):
+        raise StudyError(f"SQLAlchemy before 2.1 cannot name {database}; install a later one, or choose another --out")
+    return url
+
+
+def _with_password(uri: str, secret: str | None) -> str:
     url = make_url(uri)
     if secret is None or url.get_backend_name() == "sqlite":
         return uri

@@ -12,24 +12,34 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
+import signal
 import socket
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
+from network_surgery.study import interruption
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.scratch import scratch, sweep
 from network_surgery.study.search.once import Once, reports
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
-from network_surgery.study.store.folder import Record, checkpoint_of, checkpoints_of
+from network_surgery.study.store.folder import Record, checkpoint_of, checkpoints_of, stack_of
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
+from network_surgery.study.training import watch
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import check_device, pick_device
+from network_surgery.study.training.failure import lost
 from network_surgery.study.training.trainer import steps_per_epoch
 
 _QUIET = {
@@ -40,6 +50,12 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+#: Seconds that processes have to end by themselves.
+GRACE = 2.0
+#: How often a cell is tried again whose process is lost.
+RETRIES = 2
 
 
 class Listener(Protocol):
@@ -68,16 +84,111 @@ def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: N
     if ours:
         narrate(f"joining Ray at {settings.address}" if settings.address else "starting Ray")
         _reach(settings.address)
-        try:
-            ray.init(settings.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise StudyError(f"there is no Ray cluster at {settings.address!r}: {reason}") from None
-    try:
-        yield ray.cluster_resources()
-    finally:
+        sweep()
+    with scratch(LONGEST_PLACE) if ours and _alone(settings.address) else contextlib.nullcontext() as place:
         if ours:
-            ray.shutdown()
+            _before.append({*psutil.Process().children(recursive=True)})
+        try:
+            if ours:
+                _init(settings.address, place)
+            yield ray.cluster_resources()
+        finally:
+            if ours:
+                leave()
+                _before.clear()
+
+
+#: The most characters of Ray's folder: it adds up to 66 to the names of its sockets, of which Linux allows 107.
+LONGEST_PLACE = 40
+
+
+def _alone(address: str | None) -> bool:
+    """Whether Ray will be started by us, not joined, and nobody else says where its files go."""
+    current = os.path.join(tempfile.gettempdir(), "ray", "ray_current_cluster")  # what ``ray start`` writes
+    return address is None and not {"RAY_ADDRESS", "RAY_TMPDIR"} & os.environ.keys() and not os.path.exists(current)
+
+
+def _init(address: str | None, place: Path | None) -> None:
+    """Starts or joins Ray, which writes its files to ``place``; signals stay with those who handle them."""
+    import ray
+    from ray._private import worker
+
+    # It prints what befalls its processes to standard output, which is for the answer, whatever ``log_to_driver`` says.
+    worker.print_to_stdstream = lambda *_, **__: None
+    more = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
+    try:
+        with _without_stack():
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **more)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(f"there is no Ray cluster at {address!r}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _without_stack() -> Iterator[None]:
+    """Gives signals back that Ray takes in a ``with`` block: its handler of SIGTERM prints a stack and aborts."""
+    handling = interruption.current()
+    if handling is None:
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        handling.again()
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)  # by which that handler aborts
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+#: The processes that this one had started before it started or joined Ray; empty where somebody else has.
+_before: list[set[psutil.Process]] = []
+
+
+def leave() -> None:
+    """Leaves or ends the Ray that ``cluster`` joined or started, if it did: none of its processes is left."""
+    if not _before:
+        return
+    import ray
+
+    started = [each for each in psutil.Process().children(recursive=True) if each not in _before[-1]]
+    try:
+        ray.shutdown()
+    finally:
+        for each in psutil.wait_procs([each for each in started if _is_rays(each)], timeout=GRACE)[1]:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+
+
+def _is_rays(process: psutil.Process) -> bool:
+    try:
+        words = " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return False
+    return "ray::" in words or f"{os.sep}ray{os.sep}" in words
+
+
+def _stop_softly(over: threading.Event) -> bool:
+    """Lets Tune end after its current step, as it does when it is sent SIGUSR1; whether it listens."""
+    tunes = signal.getsignal(signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else None
+    if not callable(tunes):
+        return False
+    over.set()
+
+    def kill() -> None:
+        for each in psutil.Process().children(recursive=True):  # Tune would wait for what they are at
+            with contextlib.suppress(psutil.Error):
+                if "ray::ImplicitFunc" in " ".join(each.cmdline()):
+                    each.kill()
+
+    timer = threading.Timer(GRACE, kill)
+    timer.daemon = True
+    timer.start()
+    tunes(signal.SIGUSR1, None)
+    return True
 
 
 def _reach(address: str | None) -> None:
@@ -103,32 +214,38 @@ def run_cells(
     Returns False where Ctrl-C ended it early; raises StudyError where nothing fits.
     """
     from ray import tune
+    from ray.tune.execution.placement_groups import resource_dict_to_pg_factory as resources_of
 
     from network_surgery.study.search.trial import shipped, trial
 
-    share = trial_resources(settings, resources)
+    share, whole = trial_resources(settings, resources), _whole(settings, resources)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     once = Once(source, settings, per_epoch, out, known, keep, spare)
-    adaptors = _adaptors(once, listeners, lambda cell: checkpoint_of(cell, settings, out))
-    searcher, scheduler, callback = adaptors
+    over = threading.Event()
+    pace = watch.Pace(settings.hang_factor, watch.LEAST)
+    searcher, scheduler, callback = _adaptors(once, listeners, settings, out, pace, over, whole != share)
     # No trial takes a GPU by itself that it did not ask Ray for.
     where = settings if "gpu" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
         trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task)
     )
-    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
+    handling = interruption.current()
+    if handling is not None:
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    with scratch() as place:
         tuner = tune.Tuner(
-            tune.with_resources(function, share),
+            tune.with_resources(function, lambda config: resources_of(whole if config["alone"] else share)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric="report", mode="max"
             ),
             run_config=tune.RunConfig(
-                name="cells", storage_path=scratch, callbacks=[callback], verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
+                name="cells", storage_path=str(place), callbacks=[callback], verbose=0,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         )  # fmt: skip
-        tuner.fit()
+        with contextlib.nullcontext() if handling is None else handling.softly(lambda: _stop_softly(over)):
+            tuner.fit()
     if source.finished:
         forget(out)
     return source.finished
@@ -138,6 +255,8 @@ def forget(out: Path) -> None:
     """Removes what a driver that was killed has left of the checkpoints that cells keep for each other."""
     for path in checkpoints_of(out).glob("*-epoch-*.pt"):
         path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there are some of those that hung or crashed
+        stack_of(Cell("original", 0), out).parent.rmdir()
 
 
 def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
@@ -155,10 +274,25 @@ def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str
     return {"cpu": settings.cpus_per_trial} | ({"gpu": gpus} if gpus else {})
 
 
-def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[[Cell], Path]) -> tuple[Any, Any, Any]:
+def _whole(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
+    """What a trial asks of the cluster that is to have its device for itself: a whole GPU, else all CPUs of a node."""
+    import ray
+
+    share = trial_resources(settings, resources)
+    if "gpu" in share:
+        return share | {"gpu": float(math.ceil(share["gpu"]))}
+    cores = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return share | {"cpu": max([share["cpu"], *cores])}
+
+
+def _adaptors(
+    source: Once, listeners: Sequence[Listener], settings: Settings, out: Path, pace: watch.Pace,
+    over: threading.Event, roomy: bool,
+) -> tuple[Any, Any, Any]:  # fmt: skip
     """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
 
-    ``checkpoint`` says where a cell keeps its checkpoint: a trial that is stopped cannot remove its own.
+    ``pace`` learns how long a training may take. ``over``: from when on processes are lost because we end them.
+    ``roomy``: whether one whose memory ran out has more of it alone.
     """
     from ray.tune import Callback
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -166,12 +300,19 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
 
     cells: dict[str, Cell] = {}
     ended: set[str] = set()
+    crowded: deque[Cell] = deque()  # their memory ran out, and they are tried again alone
+    alone: set[str] = set()
 
     def end(trial: Any, outcome: dict[str, Any]) -> None:
         if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has reported its outcome
             return
         ended.add(trial.trial_id)
         cell = cells[trial.trial_id]
+        pace.ended(cell.name)
+        if outcome.get("memory") and roomy and cell.name not in alone:
+            alone.add(cell.name)
+            crowded.append(cell)
+            return
         for listener in listeners:  # the ledger first: what it holds is never run again
             listener.ended(cell, outcome)
         source.tell(cell, outcome)
@@ -202,13 +343,15 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
         def suggest(self, trial_id: str) -> Any:
             if source.finished:
                 return Searcher.FINISHED
-            cell = source.next()
+            cell = crowded.popleft() if crowded else source.next()
             while copy() and cell is None:
                 cell = source.next()
             if cell is None:
                 return Searcher.FINISHED if source.finished else None
             cells[trial_id] = cell
-            return {"cell": json.dumps(asdict(cell))}
+            stack_of(cell, out).unlink(missing_ok=True)
+            limits = json.dumps(asdict(pace.limits))
+            return {"cell": json.dumps(asdict(cell)), "limits": limits, "alone": cell.name in alone}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             """Everything is reported by the others, which also hear of trials that end by an error."""
@@ -218,29 +361,36 @@ def _adaptors(source: Once, listeners: Sequence[Listener], checkpoint: Callable[
         def restore(self, checkpoint_path: str) -> None: ...
 
     class GoOn(Unsaved, FIFOScheduler):
-        """Hears every result, since Tune asks its scheduler before it tells its callbacks."""
+        """Hears every result, since Tune asks its scheduler before it calls its callbacks."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             cell, report = cells[trial.trial_id], json.loads(result["report"])
             if result["kind"] == "outcome":
                 end(trial, report)  # and the trial ends by itself
                 return TrialScheduler.CONTINUE
+            if report["epoch"] > (cell.fork or {}).get("epoch", 0):  # the others were trained by another cell
+                pace.epoch(cell.name)
             for listener in listeners:
                 listener.epoch(cell, report)
             if source.epoch(cell, report):
                 return TrialScheduler.CONTINUE
             end(trial, stopped(report))
-            checkpoint(cell).unlink(missing_ok=True)
+            checkpoint_of(cell, settings, out).unlink(missing_ok=True)  # it cannot remove its own
             return TrialScheduler.STOP
 
     class Hear(Unsaved, Callback):
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            pace.started(cells[trial.trial_id].name)
             for listener in listeners:
                 listener.started(cells[trial.trial_id])
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            if over.is_set():
+                return
             error = trial.get_error()
-            reason = str(getattr(error, "cause", None) or error or "the trial's process was lost")
-            end(trial, {"failure": reason.strip().splitlines()[-1], "lost": True})
+            reason = str(getattr(error, "cause", None) or error or "")
+            stack = stack_of(cells[trial.trial_id], out)
+            written = stack.read_text(errors="replace") if stack.is_file() else None
+            end(trial, lost(reason, written))
 
     return Ask(metric="report", mode="max"), GoOn(), Hear()

@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from network_surgery.study import secrets
 from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.metric import ACCURACY, Metric
@@ -38,8 +39,8 @@ PATIENCE = 0.5
 
 @dataclass(frozen=True)
 class Record:
-    """A cell and how it ended: an outcome (see ``study.training.run``), ``{"failure": reason}``, or what a trial had
-    reached that was ``stopped`` early (see ``study.search.stopping``).
+    """A cell and how it ended: an outcome (see ``study.training.run``), a failure (``study.training.failure``), or what
+    a trial had reached that was ``stopped`` early (see ``study.search.stopping``).
     """
 
     cell: Cell
@@ -48,6 +49,11 @@ class Record:
     @property
     def failed(self) -> bool:
         return "failure" in self.result
+
+    @property
+    def lost(self) -> bool:
+        """Failed for a reason that may go otherwise, so that it is run again when its study goes on."""
+        return bool(self.result.get("lost"))
 
     @property
     def finished(self) -> bool:
@@ -126,6 +132,7 @@ class Folder:
             "layers": layers, "metric": metric.to_data(), "unit": unit, "data": data, "machine": machine(),
             "original": dict(original or {}),
         }  # fmt: skip
+        secrets.keep(settings.tracking_uri, path)
         _write(path / "study.json", content)
         return cls(path.resolve(), settings, layers, identity, preset, metric, unit, original)
 
@@ -157,7 +164,14 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from running this study in a ``with`` block. Raises StudyError where one is."""
+        """Keeps other processes from running this study in a ``with`` block, which may be inside another one.
+
+        Raises:
+            StudyError: another process runs it.
+        """
+        if self._ours:
+            yield
+            return
         try:
             lock = self._lock.acquire(timeout=PATIENCE)
         except Timeout:
@@ -190,7 +204,9 @@ class Folder:
         content["settings"] |= settings
         _write(self.path / "study.json", content)
         known = replace(self.settings, **settings)
-        return Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
+        same = Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
+        same._ours = self._ours
+        return same
 
     def looks(self, whole: bool = False) -> list[int]:
         """The numbers of seeds with which its comparison was complete, and looked at. ``whole``: it is complete now."""
@@ -236,6 +252,14 @@ class Folder:
             )
             self._read = (known.st_size, known.st_mtime_ns), ordered
         return self._read[1]
+
+    def run_again(self) -> int:
+        """Marks every failed cell as one that is run again when the study goes on; returns their number."""
+        failed = [record for record in self.records() if record.failed]
+        for record in failed:
+            if not record.lost:
+                self.ended(record.cell, {**record.result, "lost": True})
+        return len(failed)
 
     def started(self, cell: Cell) -> None: ...
 
@@ -302,6 +326,11 @@ def checkpoints_of(folder: Path) -> Path:
 def network_of(cell: Cell | str, folder: Path) -> Path:
     """Where the final network of a cell, or of the cell of this name, lies in the study's folder."""
     return folder / "networks" / f"{cell if isinstance(cell, str) else cell.name}.pt"
+
+
+def stack_of(cell: Cell, folder: Path) -> Path:
+    """Where the stack of a cell is written whose process hangs or crashes (see ``study.training.watch``)."""
+    return folder / "stacks" / f"{cell.name}.txt"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

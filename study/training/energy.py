@@ -1,4 +1,4 @@
-"""The energy of a training, where NVML tells: what the GPU took while epochs and their operations ran.
+"""The energy of a training, where NVML reports it: what the GPU took while epochs and their operations ran.
 
 NVML counts the joules of a whole device, idle power and other processes' work included, so they are a training's own
 only where it has the device for itself. Where trials share a GPU (``gpus_per_trial`` below 1) they would be an upper

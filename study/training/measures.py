@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 from network_surgery.ops import save
 from network_surgery.ops.anatomy import evaluating
 from network_surgery.study.recipe.compute import PLAIN, Compute
+from network_surgery.study.scratch import scratch
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.device import clock
 
@@ -41,6 +40,6 @@ def speed(model: nn.Module, batches: Batches, device: torch.device, compute: Com
 
 def file_size(model: nn.Module) -> int:
     """The bytes of the file that ``ops.save`` writes of a network."""
-    with tempfile.TemporaryDirectory(prefix="network-surgery-") as scratch:
-        save(model, path := Path(scratch) / "network.pt")
+    with scratch() as place:
+        save(model, path := place / "network.pt")
         return path.stat().st_size

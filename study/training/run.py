@@ -46,8 +46,8 @@ from network_surgery.study.training.trainer import Callback, Trainer
 PROBED = ("original", "surgery")
 
 
-class Teller(Callback):
-    """Tells somebody of every epoch: its record, and the operations and looks at redundancy since the last one.
+class Reporter(Callback):
+    """Reports every epoch: its record, and the operations and looks at redundancy since the last one.
 
     ``so_far`` is what the training has reached (see ``reached``): all there is to know where it is stopped here.
     """
@@ -82,6 +82,7 @@ def run(
     start: Start | None = None,
     shared: Path | None = None,
     teacher: Path | None = None,
+    also: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -98,13 +99,13 @@ def run(
     ``deterministic`` there is ``deterministic``: the ``device``, and the time of a step of the final network as a
     multiple of what it is without (``step_time``; 1 on a CPU, where nothing changes).
     ``bytes`` are those of the network's file, where one is written or the budget limits them.
-    ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
-    where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
-    already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of the
-    checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went on
-    from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
+    ``saved`` is where the run keeps a checkpoint (see ``Checkpointer``), and resumes from if there is one. ``network``
+    is where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been
+    loaded already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of
+    the checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went
+    on from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
     ``teacher``: the file of the network that a cell with a ``teacher`` learns from; its answers count among
-    ``training_flops``.
+    ``training_flops``. ``also``: callbacks of the caller's, which no checkpoint knows of.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -113,13 +114,13 @@ def run(
     compute = Compute.of(settings)
     compute.check(device)
     with compute.repeatable(device):
-        return _run(cell, task, settings, device, compute, tell, saved, network, start, shared, teacher)
+        return _run(cell, task, settings, device, compute, tell, saved, network, start, shared, teacher, also)
 
 
 def _run(
     cell: Cell, task: Task, settings: Settings, device: torch.device, compute: Compute,
     tell: Callable[[dict[str, Any]], None], saved: Path | None, network: Path | None, start: Start | None,
-    shared: Path | None, teacher: Path | None,
+    shared: Path | None, teacher: Path | None, also: Sequence[Callback],
 ) -> dict[str, Any]:  # fmt: skip
     given, task = task, of_seed(task, settings, cell.seed)
     if device.type == "cuda":
@@ -146,8 +147,8 @@ def _run(
     taught = None if cell.teacher is None else _teacher(teacher, cell, task, settings, device, compute)
     energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
     keepers = [fork.Keeper(cell, settings, shared)] if shared is not None and cell.keep else []
-    teller = Teller(tell, theatre)
-    listeners = [energy, theatre, *rewinding, *probes, *keepers, teller]
+    reporter = Reporter(tell, theatre)
+    listeners = [energy, theatre, *rewinding, *probes, *keepers, reporter]
     trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners, cell.curve, taught)
     for callback in rewinding:
         callback.attach(trainer)
@@ -162,9 +163,10 @@ def _run(
     except StudyError:  # damaged: the run starts over, with a network that loading has not touched
         if saved is not None:
             saved.unlink(missing_ok=True)
-        return _run(cell, given, settings, device, compute, tell, saved, network, start, shared, teacher)
+        return _run(cell, given, settings, device, compute, tell, saved, network, start, shared, teacher, also)
     if begun:
-        fork.replay(trainer, [teller])
+        fork.replay(trainer, [reporter])
+    trainer.callbacks.extend(also)
     trainer.fit()
     if network is not None:
         _keep(trainer.final, network)

@@ -1,6 +1,6 @@
 """What a report costs: ``python -m tests.benchmarks.report [--trials 1000] [--layers 3] [--space mixed]``.
 
-A study of so many trials and three compared schedules is made up (``tests/study/evidence/made.py``) and its report
+A study of these trials and three compared schedules is made up (``tests/study/evidence/made.py``) and its report
 written twice: the first time everything is computed, the second time the importances of the parameters are there. Times
 are processor seconds, and multiples of parsing the ledger in the same process; nothing is asserted about them.
 """

@@ -105,7 +105,7 @@ def page(address: str) -> Iterator[Any]:
 
 
 def parent(study: Folder) -> str:
-    """Where MLflow shows the study's own run, behind the server's address."""
+    """Where MLflow shows the study's own run, after the server's address."""
     import mlflow
 
     client = mlflow.MlflowClient(default_uri(study))
@@ -126,7 +126,7 @@ def test_the_table_of_runs(page: Any, address: str) -> None:
 
 
 def test_a_chart(page: Any, address: str) -> None:
-    page.goto("about:blank")  # another address behind the # alone would not load the page
+    page.goto("about:blank")  # another address after the # alone would not load the page
     page.goto(f"{address}&compareRunsMode=CHART")
     charts = "experiment-view-compare-runs"
     page.get_by_test_id(f"{charts}-section-header").first.wait_for()

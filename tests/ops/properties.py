@@ -227,13 +227,13 @@ def _removed_on_the_way(
         found = followed(model, inputs)
         with shaken(model):
             moved = followed(model, inputs)
-    error, rounding, told = math.inf, 0.0, False
+    error, rounding, visible = math.inf, 0.0, False
     for one, other, third in zip(wanted, found, moved, strict=True):
         if [t.shape for t in one] != [t.shape for t in other]:
-            told = True  # from here on it can be seen whether the right units are gone
+            visible = True  # from here on it can be seen whether the right units are gone
         elif 10 * difference(other, third) > AMPLIFIED:
             break
-        elif told:
+        elif visible:
             rounding = max(rounding, difference(other, third))
             error = max(0.0 if math.isinf(error) else error, difference(one, other))
     return error, rounding

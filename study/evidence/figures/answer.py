@@ -75,6 +75,9 @@ def answer(results: Results) -> Drawing | None:
     if trial is None or not all(positive(size(cell)) for cell in cells):
         return None
     points = _points([c for c in cells if c["trial"] in (None, trial)], size, letters(results).get(trial, ""))
+    ours = next((point for point in points if point.arm == "surgery"), None)
+    if ours is None:  # it failed in every seed
+        return None
     originals = [point for point in points if point.arm == "original"]
     whole = originals[0].size if originals else None
     figure, axes = new_axes(height=4.4)
@@ -97,7 +100,6 @@ def answer(results: Results) -> Drawing | None:
         )  # fmt: skip
     of = ", of the original's" if whole else ""
     axes.set(xlabel=f"{words}{of} (log scale)", ylabel=metric_label("test", metric))
-    ours = next(point for point in points if point.arm == "surgery")
     listed = "; ".join(
         f"{point.name} {around(metric, point.value, point.half)} at {text(point.size / (whole or 1))}"
         for point in points

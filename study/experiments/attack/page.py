@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,10 +35,10 @@ Cell = Callable[[str, list[str]], str]
 
 def parts(measured: Measured) -> dict[str, Part]:
     """What ``page.md`` names."""
-    units, shorter = Attacked(measured.rows), measured.facts["per_epoch"] / PER_EPOCH
+    units = Attacked(measured.rows)
     return {
         "trained_on": trained_on(measured, units),
-        "sooner": f" (of epochs of {PER_EPOCH}; here sooner, × {shorter:.2g})" if shorter < 1 else "",
+        "attacked_at": attacked_at(measured),
         "fall_claims": fall_claims(units),
         "fallen": cross("network", NETWORKS, {each: [each] for each in LAYERS} | {"all layers": LAYERS},
                         lambda name, layers: count(units, name, [], layers)),
@@ -125,6 +125,31 @@ def rank_claims(units: Attacked) -> list[Claim]:
         *(claim(f"MRS ranks units more like MRP than {words} does", "3.7", {each: ahead(each, at) for each in NETWORKS})
           for at, words in SCORES.items() if at != "mrs"),
     ]  # fmt: skip
+
+
+def attacked_at(measured: Measured) -> str:
+    """When the multiplied iterations were, by the rows; and by the attacks' names, where that is something else."""
+    begun, apart = dict[str, int](), 0.0
+    named = {each.name: each for network in NETWORKS.values() for each in network.attacks}
+    for row in measured.rows.where(kind="unit"):
+        if row["before"]:
+            begun[row["attack"]] = row["iteration"]
+        elif row["after"]:
+            attack = named[row["attack"]]
+            apart = max(apart, (row["iteration"] - begun[row["attack"]]) / attack.times)
+    order = sorted(begun, key=lambda name: named[name].start)
+    here = listed(f"{begun[name]:,}" for name in order)
+    there = listed(f"{named[name].start:,}" for name in order)
+    names = f" (named {there}, after epochs of {PER_EPOCH} iterations)" if here != there else ""
+    return (
+        f"{apart:.0f} from one to the next (for plain SGD this is the learning rate), from iteration {here} on{names}"
+    )
+
+
+def listed(words: Iterable[str]) -> str:
+    """The different ones, such as "1, 2 or 3"."""
+    *first, last = dict.fromkeys(words)
+    return " or ".join(filter(None, (", ".join(first), last)))
 
 
 def trained_on(measured: Measured, units: Attacked) -> str:

@@ -10,13 +10,15 @@ from string import Template
 import numpy as np
 from scipy import stats
 
-from network_surgery.study.bench.claims import Claim, to_table
-from network_surgery.study.bench.rows import Values
+from network_surgery.study.bench.claims import Claim, to_summary, to_table
+from network_surgery.study.bench.page import Part
+from network_surgery.study.bench.rows import Measured, Values
 from network_surgery.study.bench.tables import table
 from network_surgery.study.evidence.drawing import Drawing, percent
 from network_surgery.study.evidence.significance import family
 from network_surgery.study.experiments.thesis import chapter, figures
 from network_surgery.study.experiments.thesis.chapter import NAMES, PAIRS, PRINTED, RATIOS, Results, Trainings
+from network_surgery.study.experiments.thesis.measure import results_of
 
 MEASURES = {"accuracy": "final test accuracy", "factor": "median loss factor"}
 TABLES = {"4.1": ("removal", "accuracy"), "4.2": ("removal", "factor"), "4.3": ("expansion", "accuracy"),
@@ -44,20 +46,37 @@ def thesis(results: Results) -> tuple[str, dict[str, Drawing]]:
 
 
 def write(results: Results, drawings: Mapping[str, Drawing]) -> str:
-    """``page.md``, filled with tables, tests and claims made of the results."""
+    """``page.md``, filled with tables, tests and claims made of the results; pictures lie in ``figures``."""
+    words: dict[str, str] = {}
+    for name, part in parts(results, drawings).items():
+        if isinstance(part, str):
+            words[name] = part
+        elif isinstance(part, Drawing):
+            words[name] = f"![{part.title}](figures/{name}.png)"
+        else:
+            words |= {name: to_table(part), "holds": to_summary(part)}
+    return Template((Path(__file__).parent / "page.md").read_text(encoding="utf-8")).substitute(words)
+
+
+def of_rows(measured: Measured) -> dict[str, Part]:
+    """What ``page.md`` names, of the experiment's rows."""
+    results = results_of(measured)
+    return parts(results, figures.draw(results))
+
+
+def parts(results: Results, drawings: Mapping[str, Drawing]) -> dict[str, Part]:
+    """What ``page.md`` names, of the content of ``results.json``; empty for a figure that there is not."""
     found, cells = Trainings(results), results["comparison"]["cells"]
     original = [cell["test_metric"] for cell in cells if cell["arm"] == "original" and "failure" not in cell]
-    parts = {
+    return {
         "trained": trained(results, found),
         "tables": "\n\n".join(part for number in TABLES for part in beside_the_thesis(results, found, number)),
-        "original": original and f"The original network without any operation: {spread(original, 'accuracy')}.",
+        "original": f"The original network without any operation: {spread(original, 'accuracy')}." if original else "",
         "gaps": gaps(found),
         "tests": tests(found) + (REPEATED.format(found.repeated) if found.repeated else ""),
-        "claims": to_table(claims(found)),
-        "figures": "\n".join(f"![{drawing.title}](figures/{name}.png)" for name, drawing in drawings.items()),
+        "claims": claims(found),
+        **{f"thesis_{name}": drawings.get(f"thesis_{name}", "") for name in PAIRS},
     }
-    template = Template((Path(__file__).parent / "page.md").read_text(encoding="utf-8"))
-    return template.substitute({name: text or "" for name, text in parts.items()})
 
 
 def trained(results: Results, found: Trainings) -> str:

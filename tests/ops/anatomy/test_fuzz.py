@@ -12,7 +12,7 @@ from tests.ops.properties import FAINT, examine, lively, slips
 
 CHUNK = 50
 
-#: Seeds beyond the chunks whose networks were once offered wrongly: a size that a branch asks for, heads behind tokens
+#: Seeds beyond the chunks whose networks were once offered wrongly: a size that a branch asks for, heads after tokens
 #: that are all the same, three equal numbers in one attribute.
 ONCE_WRONG = (631, 1175, 1773, 1893, 2357, 2923, 2973, 2993, 3342, 3381, 3975, 4359, 4701, 4918)
 

@@ -33,12 +33,12 @@ def to_tokens(chance: Random, shape: Shape) -> nn.Module:
 
 
 def repeated(chance: Random, shape: Shape) -> nn.Module:
-    """One vector at every place of a sequence, then told apart by a position."""
+    """One vector at every place of a sequence, then distinguished by a position."""
     return Net(lambda m, h: h.unsqueeze(1).expand(-1, 3, -1) + m.position, position=parameter(3, shape[1]))
 
 
 def class_token(chance: Random, shape: Shape) -> nn.Module:
-    """Patches in a row behind a learnt token, and learnt positions."""
+    """Patches in a row after a learnt token, and learnt positions."""
     length = math.prod(shape[2:])
 
     def forward(m: Any, h: Tensor) -> Tensor:

@@ -399,7 +399,7 @@ def test_masks_that_know_the_heads_pin_them():
 
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_evaluation_after_surgery_is_right(norm_first):
-    """Without gradients, where torch would take its fused layer and nested tensors: as with gradients, and as told."""
+    """Without gradients, where torch would take its fused layer and nested tensors: as with gradients and as set."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 4, 12, batch_first=True, norm_first=norm_first, dtype=torch.float64)
     x = torch.randn(2, 4, 16, dtype=torch.float64)

@@ -544,7 +544,7 @@ def test_a_saved_optimizer_goes_on_in_a_fresh_network(form):
 
 
 class Theirs(optim.Optimizer):
-    """An optimizer of another library: keeps what it is told to keep."""
+    """An optimizer of another library: keeps what it is configured to keep."""
 
     def __init__(self, parameters, **kept):
         super().__init__(parameters, {})

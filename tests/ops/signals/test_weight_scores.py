@@ -230,3 +230,13 @@ def test_inputs_are_what_the_model_takes() -> None:
         train(model, inputs, torch.optim.SGD(model.parameters(), lr=0.1), steps=1)
         found = weight_scores(model, anatomy.weights, "taylor2_abs", inputs, torch.arange(6) % 3)
         assert all(each.any() and (each >= 0).all() for each in found.values() if each.numel() > 12)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_parameters_that_are_all_zero_have_scores_too(score: str) -> None:
+    """As biases have in many networks before training: setting to zero what is zero changes nothing."""
+    model, inputs, targets = dense()
+    nn.init.zeros_(model[0].bias)
+    found = weight_scores(model, ["0.bias", "0.weight"], score, inputs, targets)
+    assert (found["0.bias"] == 0).all() or score == "random"
+    assert (found["0.weight"] != 0).any()

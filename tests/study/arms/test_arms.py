@@ -28,6 +28,7 @@ from tests.study.operated import operated
 
 CPU = torch.device("cpu")
 GROWS = ("gradmax", "net2net")
+THREE = ("original", "surgery", "restart")
 SETTINGS = Settings(model="mlp", epochs=6, batch_size=64, held_out=64, signal_images=64, probe=0, arms=ARMS)
 SHRINK = Schedule((
     Step(Moment(2), "fc1", MinWeight(0.3), ("bias",)), Step(Moment(3), "fc2", MinWeight(0.5)),
@@ -68,7 +69,7 @@ def test_groups_of_arms_are_those_that_answer_a_question() -> None:
         assert set(GROUPS[accounting]) == {name for name, arm in DECLARED.items() if accounting in arm.answers}
     assert Settings(arms="all").arms == ARMS and Settings().arms == GROUPS["default"]  # type: ignore[arg-type]
     assert Settings(arms="default,distill").arms == tuple(a for a in ARMS if a in (*GROUPS["default"], "distill"))  # type: ignore[arg-type]
-    assert question(Settings(arms="given")) == "restart_late"  # type: ignore[arg-type]
+    assert question(Settings(arms="given")) == "restart_late_flops"  # type: ignore[arg-type]
     with pytest.raises(StudyError, match=r"arms is 'al', but it must be default, all, given, zero, or a list"):
         Settings(arms="al")  # type: ignore[arg-type]
 
@@ -149,11 +150,12 @@ def test_where_nothing_was_removed_there_is_no_random_arm(digits: ImageTask) -> 
         randomly([gone, pruned], 0)
 
 
-def test_a_schedule_that_never_operated_is_held_against_a_restart_only(surgery: dict[str, Any]) -> None:
-    never = {**surgery, "operations": []}
-    assert set(followers(never)) == {"restart"}
+def test_a_schedule_that_never_operated_is_held_against_a_restart_only(original: dict[str, Any]) -> None:
+    never = {**original, "operations": []}
+    assert {arm: cell.epochs for arm, cell in followers(never).items()} == {"restart_flops": SETTINGS.epochs}
     reasons = left_out(Cell("surgery", 3, SHRINK, trial=5), never, SETTINGS)
-    assert set(reasons) == set(RIVALS) - {"restart"} and set(reasons.values()) == {"surgery never operated"}
+    assert set(reasons) == set(RIVALS) - {"restart_flops"} and set(reasons.values()) == {"surgery never operated"}
+    assert not followers(never, replace(SETTINGS, arms=GROUPS["given"]))  # late for nothing
 
 
 def first(schedule: list[dict[str, Any]], digits: ImageTask, settings: Settings) -> tuple[Any, dict[str, Any], Cell]:
@@ -203,9 +205,13 @@ def test_operating_first_begins_with_the_cut_pretrained_network(digits: ImageTas
 @pytest.mark.parametrize(
     ("start", "arms", "arm"),
     [
-        ("none", ARMS, "restart"), ("w.pt", ARMS, "operate_first"), ("w.pt", ("surgery", "restart"), "restart"),
-        ("none", ("surgery", "operate_first"), "operate_first"), ("w.pt", ("original", "surgery"), "operate_first"),
+        ("none", ARMS, "restart_flops"), ("w.pt", ARMS, "operate_first_flops"), ("none", THREE, "restart"),
+        ("w.pt", THREE, "restart"), ("none", ("surgery", "restart_flops"), "restart_flops"),
+        ("none", ("surgery", "operate_first"), "operate_first"),
+        ("w.pt", ("surgery", "operate_first"), "operate_first"),
+        ("none", ("surgery", "restart_late", "operate_first"), "restart_late"),
+        ("none", ("original", "surgery"), "restart_flops"), ("w.pt", ("original", "surgery"), "operate_first_flops"),
     ],
 )  # fmt: skip
-def test_the_question_is_restarting_or_with_given_weights_operating_first(start: str, arms: Any, arm: str) -> None:
+def test_the_question_is_about_the_rival_at_equal_flops_where_that_is_run(start: str, arms: Any, arm: str) -> None:
     assert question(Settings(start=start, arms=arms)) == arm

@@ -36,3 +36,16 @@ def test_a_band_is_the_interval_of_the_mean(band):
         (path,) = axes.collections[0].get_paths()
         low, high = values.mean(axis=0) - half_interval(values), values.mean(axis=0) + half_interval(values)
         np.testing.assert_allclose([path.vertices[:, 1].min(), path.vertices[:, 1].max()], [low.min(), high.max()])
+
+
+def test_seeds_that_are_nan_are_left_out_of_an_interval():
+    each = [np.array([1.0, 2.0, 4.0]), np.array([1.0, np.nan, 4.0]), np.array([np.nan, 3.0]), np.full(2, np.nan)]
+    panels = Panels(["MRP"], ["a"], (3, 2))
+    panels.intervals("MRP", "a", range(4), each, "one", {"color": "black"})
+    assert panels.words == ["MRP, a, one 2.33, 2.5 (n = 2), 3 (n = 1), none (n = 0)"]
+    ((line, _, (bars,)),) = panels["MRP", "a"].containers
+    np.testing.assert_allclose(line.get_ydata(orig=False), [7 / 3, 2.5, 3.0, np.nan])
+    halves = [
+        np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments() if np.isfinite(segment).all() and len(segment)
+    ]
+    assert halves == pytest.approx([half_interval(each[0]), half_interval(np.array([1.0, 4.0]))])

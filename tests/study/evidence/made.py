@@ -80,7 +80,7 @@ def trainings(folder: Folder) -> list[tuple[Cell, dict[str, Any]]]:
 
 
 def outcome(cell: Cell, folder: Folder) -> dict[str, Any]:
-    """What a training of this cell would have told (see ``study.training.run``)."""
+    """What a training of this cell would have reported (see ``study.training.run``)."""
     random = np.random.default_rng([cell.seed, cell.trial or 0, len(cell.arm)])
     epochs = cell.epochs or folder.settings.epochs
     units = dict(folder.layers if cell.architecture is None else cell.architecture["shapes"])

@@ -24,6 +24,7 @@ from tests.study.operated import operated, spiked
 THREE = ("original", "surgery", "restart")
 BETTER = r" is better than {} by (\S+) points for these test images \(95 % interval (\S+) to (\S+), n = 5\)\."
 ZERO, GIVEN = "Counting all compute from nothing, ", "The large network being there, "
+FIRST = "operating first, at equal compute"
 STEP = {"when": "1ep", "layer": "fc1"}
 
 
@@ -285,7 +286,7 @@ def test_the_verdict_says_what_the_interval_says(
 
 
 @pytest.mark.parametrize(("gain", "sentence"), [
-    (0.02, "surgery" + BETTER.format("operating first")), (-0.02, "operating first" + BETTER.format("surgery")),
+    (0.02, "surgery" + BETTER.format(FIRST)), (-0.02, FIRST + BETTER.format("surgery")),
 ])  # fmt: skip
 def test_with_given_weights_the_verdict_is_about_operating_first(tmp_path: Path, gain: float, sentence: str) -> None:
     arms = ("surgery", "restart", "operate_first", "operate_first_flops")
@@ -302,11 +303,11 @@ def test_with_given_weights_the_verdict_is_about_operating_first(tmp_path: Path,
     for record in run_all(comparing.cells([chosen.cell], settings, []), accuracy):
         folder.ended(record.cell, record.result)
     _, (verdict,) = comparison.summarize(folder)
-    assert verdict["arm"] == "operate_first" and verdict["difference"] == pytest.approx(gain, abs=0.005)
-    assert re.fullmatch(GIVEN + sentence, verdict["sentence"]) and ", operating first " in verdict["details"]
-    restart, flops = verdict["others"]
-    assert (restart["arm"], flops["arm"]) == ("restart", "operate_first_flops")
-    assert restart["finding"] == "surgery is better" and flops["decision"] == verdict["decision"]
+    assert verdict["arm"] == "operate_first_flops" and verdict["difference"] == pytest.approx(gain, abs=0.005)
+    assert re.fullmatch(GIVEN + sentence, verdict["sentence"]) and f", {FIRST} " in verdict["details"]
+    restart, epochs = verdict["others"]
+    assert (restart["arm"], epochs["arm"]) == ("restart", "operate_first")
+    assert restart["finding"] == "surgery is better" and epochs["decision"] == verdict["decision"]
     assert restart["accounting"] == "given" and verdict["also"] is None  # nobody knows what the weights had cost
 
 

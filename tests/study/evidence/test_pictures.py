@@ -1,4 +1,4 @@
-"""What arms cost, how losses recover, what becomes of layers: the numbers behind the figures, and how they are told."""
+"""What arms cost, how losses recover, what becomes of layers: the numbers of the figures, and their words."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def study(folder: Path, surgery: Any, restart: Any, seeds: int = 10, schedules: 
 
 
 def arm(epochs: int, test: float = 0.9, spread: float = 0.001, cut: float | None = None, seconds: float = 1.0) -> Any:
-    """Trainings that arrive after so many epochs, each so many seconds long within a tenth."""
+    """Trainings that arrive after a number of epochs, each a number of seconds long within a tenth."""
     curve = [0.5] * (epochs - 1) + [0.9] * (5 - epochs)
     return lambda rng: training(curve, seconds * rng.uniform(0.9, 1.1), cut, test=test + rng.normal(0, spread))
 

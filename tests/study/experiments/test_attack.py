@@ -406,7 +406,7 @@ def test_the_page_follows_its_rows(killing, tmp_path):
         file = bench.write(EXPERIMENT.folder / "page.md", parts, measured, tmp_path)
         texts.append(file.read_text(encoding="utf-8"))
         assert "nan" not in texts[-1] and "$" not in texts[-1] and measured.rows.digest in texts[-1]
-        assert "160 images of noise" in texts[-1] and "here sooner, × 0.02" in texts[-1]
+        assert "160 images of noise" in texts[-1] and "(named 50, 1,500 or 2,000, after" in texts[-1]
     for name in ("attacked", "ends"):
         picture = (tmp_path / f"{name}.png").read_bytes()
         assert f"({name}.png)" in texts[0] and picture.startswith(b"\x89PNG") and len(picture) < 350_000

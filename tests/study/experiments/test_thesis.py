@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +28,11 @@ from network_surgery.ops import (
     operate,
 )
 from network_surgery.search_spaces import find_space
-from network_surgery.study import conduct
+from network_surgery.study import conduct, models
+from network_surgery.study.bench import page as bench
 from network_surgery.study.bench.claims import judge
 from network_surgery.study.compose import compose
-from network_surgery.study.experiments.thesis import chapter, figures, page
+from network_surgery.study.experiments.thesis import EXPERIMENT, chapter, figures, measure, page, space
 from network_surgery.study.experiments.thesis.operations import PublishedWeakExpand, PublishedZeroExpand
 from network_surgery.study.experiments.thesis.space import METHODS, ORDER
 from network_surgery.study.models import vgg16
@@ -39,6 +41,7 @@ from network_surgery.study.store.words import describe
 from network_surgery.study.training.cell import Cell
 from tests.ops.contract import test_operations as contract
 from tests.ops.networks import build, train
+from tests.study.experiments.made_up import measured_of
 from tests.study.operated import operated, spiked
 
 SETTINGS = compose("thesis", None, {})
@@ -378,3 +381,41 @@ def test_schedules_and_reports_name_them(kind: type) -> None:
     assert data[0]["op"] == f"network_surgery.study.experiments.thesis.operations:{kind.__name__}"
     assert Schedule.from_data(data).steps[0].operation == kind(0.25)
     assert describe(data) == f"{kind.__name__} grow 0.25 on fc1 at 1ep"
+
+
+def test_the_experiment_measures_what_its_page_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(space, "METHODS", ("min_weight", "zero_expand"))
+    monkeypatch.setattr(space, "RATIOS", (1 / 2,))
+    options = measure.Options(data="digits", train_images=40, seeds=2, epochs=12, image_size=16)
+    facts, tasks = measure.measure(options)
+    assert [name for name, _ in tasks] == [
+        f"{name}-{seed}" for seed in (1, 2) for name in ("original", "min_weight-0.50", "zero_expand-0.50")
+    ]
+    rows = [row for _, task in tasks[:2] for row in task()]
+    assert [row["arm"] for row in rows] == ["original", "surgery"]
+    assert [each["layer"] for each in rows[1]["operations"]] == list(ORDER)
+    measured = measured_of("thesis", options, facts, [*rows, *(row | {"seed": 2} for row in rows)])
+    text = bench.write(EXPERIMENT.folder / "page.md", EXPERIMENT.parts(measured), measured, tmp_path).read_text()
+    assert "2 trainings with 2 seeds" in text and "40 training images" in text and "$" not in text
+    assert "on which nobody operates" in text and "| Minimum Weight Selection |" in text
+
+
+def test_rows_make_the_page_that_the_study_makes(tmp_path: Path) -> None:
+    found = results(lambda op, ratio, seed: 0.7 + noise(op, ratio, seed), seeds=2)
+    facts = {"settings": found["settings"]}
+    measured = measured_of("thesis", measure.Options(), facts, found["comparison"]["cells"])
+    file = bench.write(EXPERIMENT.folder / "page.md", EXPERIMENT.parts(measured), measured, tmp_path)
+    ours, theirs = (re.sub(r"torch .*", "", text) for text in (file.read_text(), page.thesis(found)[0]))
+    assert theirs.strip().replace("](figures/", "](") in ours
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["thesis_expansion.png", "thesis_removal.png"]
+
+
+def test_the_published_network_is_vgg16_without_norms_on_convolutions() -> None:
+    made = []
+    for preset in ("thesis", "thesis-published"):
+        torch.manual_seed(1)
+        made.append(models.build(compose(preset, None, {}).model, (1, 16, 16), 10))
+    whole, published = (dict(model.named_parameters()) for model in made)
+    gone = whole.keys() - published.keys()
+    assert gone == {f"conv{n}_norm.{name}" for n in range(1, 12) for name in ("weight", "bias")}
+    assert all(torch.equal(parameter, whole[name]) for name, parameter in published.items())

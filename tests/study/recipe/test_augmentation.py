@@ -160,11 +160,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, after: int) -
         accumulate=2, clip=0.5, ema=0.9,
     )  # fmt: skip
     task, cell = build(settings), Cell("surgery", 0, SHRINK, test=True)
-    whole, told = run(cell, task, settings, CPU), []
+    whole, reports = run(cell, task, settings, CPU), []
 
     def die(epoch: dict[str, Any]) -> None:
-        told.append(epoch["epoch"])
-        if len(told) == after + 1:
+        reports.append(epoch["epoch"])
+        if len(reports) == after + 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -41,7 +41,7 @@ def original(seed: int = 1) -> Cell:
 
 
 def outcome(cell: Cell, seconds: float = 6.0) -> dict[str, Any]:
-    """What a training of 6 epochs might have told; surgery ends with one architecture, whatever it did."""
+    """What a training of 6 epochs might have reported; surgery ends with one architecture, whatever it did."""
     operations = [operated(iteration=20, epoch=2.0)] if cell.arm == "surgery" else []
     sunk = dict(cell.sunk)
     return {
@@ -287,11 +287,11 @@ def test_reports_are_what_the_training_had_told(tmp_path: Path) -> None:
         model="mlp", train_images=200, epochs=5, batch_size=32, held_out=32, signal_images=64, probe=0, device="cpu"
     )
     task: Task = build(settings)
-    told: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     waits = {**step("redundancy(0.05) >= 0.4 from 1ep every 3it at most 2", "pcns"), "variance_threshold": 0.05}
     cell = Cell("surgery", 3, [{k: v for k, v in waits.items() if k != "keep"}, step("2ep", "random_remove", 0.1)])
-    outcome = run(cell, task, settings, torch.device("cpu"), lambda record: told.append(without_times(record)))
-    for record, again in zip(told, map(without_times, reports(outcome)), strict=True):
+    outcome = run(cell, task, settings, torch.device("cpu"), lambda record: records.append(without_times(record)))
+    for record, again in zip(records, map(without_times, reports(outcome)), strict=True):
         so_far, first = again.pop("so_far"), record.pop("so_far")
         assert so_far["operations"] == first["operations"]
         assert again == record

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import pytest
@@ -15,8 +16,9 @@ from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.search.sampled import Sampled, given
+from network_surgery.study.search.sampled import Sampled, given, open_study
 from network_surgery.study.search.sources import Listed
+from network_surgery.study.task import ACCURACY
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import spiked
 
@@ -72,7 +74,7 @@ def test_a_resumed_search_samples_as_an_uninterrupted_one(tmp_path: Path, after:
 
 
 def test_a_result_that_optuna_never_heard_of_is_not_run_again(tmp_path: Path) -> None:
-    """The ledger is written first; the driver may die before Optuna is told."""
+    """The ledger is written first; the driver may die before Optuna knows."""
     dying = Sampled(settings(), LAYERS, tmp_path / "a.db")
     cell = dying.next()
     assert cell is not None and cell.trial is not None
@@ -99,9 +101,9 @@ def test_people_can_read_the_database(tmp_path: Path) -> None:
     assert source.study.study_name == f"{tmp_path.name}: small_cnn on digits"
     assert source.study.metric_names == ["validation loss"]
     assert source.study.user_attrs["space"] == "mixed"
-    told = source.study.trials[0].user_attrs
-    assert told["schedule"] == f"{len(first.schedule)} steps" and told["largest loss spike"] == 5.0
-    assert told["parameters"] == outcome(first)["parameters"]
+    attributes = source.study.trials[0].user_attrs
+    assert attributes["schedule"] == f"{len(first.schedule)} steps" and attributes["largest loss spike"] == 5.0
+    assert attributes["parameters"] == outcome(first)["parameters"]
     assert source.study.trials[1].user_attrs["failure"] == "the loss became nan"
 
 
@@ -208,3 +210,47 @@ def test_own_schedules_are_all_compared() -> None:
     cells = given(settings(schedules=(steps, steps), top=1), LAYERS)
     assert [(cell.trial, list(cell.schedule)) for cell in cells] == [(0, steps), (1, steps)]
     assert given(settings(), LAYERS) == []
+
+
+ODD = (
+    "a?b", "a#b", "a%20b", "a%3Fb", "a b", "it's", 'a"b', "a{b}", "a&b=c", "a;b", "a+b", "ü", "a:b", "a@b", "a\\b",
+    "~",
+)  # fmt: skip
+
+
+def test_a_database_is_the_file_of_its_name_and_two_studies_never_share_one(tmp_path: Path) -> None:
+    """Also where one name is another's with a part cut off, quoted, or taken for something of an address."""
+    for name in (*ODD, *(quote(each) for each in ODD), "a", "".join(ODD)):
+        place = tmp_path / name
+        if place.exists():  # quoting has changed nothing
+            continue
+        place.mkdir()
+        study = open_study(settings(), place / "optuna.db", ACCURACY)
+        assert len(optuna.get_all_study_names(study._storage)) == 1, name
+        assert [path.name for path in place.iterdir()] == ["optuna.db"]
+    assert all(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_a_lost_trial_runs_again_with_its_number_and_its_parameters(tmp_path: Path) -> None:
+    database, lost = tmp_path / "optuna.db", {"failure": "the process was lost", "lost": True}
+    source, known = Sampled(settings(trials=5), LAYERS, database), {}
+    cells = [cell for cell in iter(source.next, None) if cell is not None]
+    for number, cell in enumerate(cells):
+        known[number] = lost if number in (1, 2) else outcome(cell)
+        source.tell(cell, known[number])
+    assert source.missing == 1 and not source.finished
+    values = source.study.trials[3].values
+    for _ in range(2):  # the name of Optuna's study changes to and fro
+        again = Sampled(settings(trials=5), LAYERS, database, known)
+        assert again.missing == 3 and len(optuna.get_all_study_names(again.study._storage)) == 1
+        retried = [again.next(), again.next()]
+        assert [(each.trial, each.params, each.schedule) for each in retried if each] == [
+            (each.trial, each.params, each.schedule) for each in cells[1:3]
+        ]
+        for each in retried:
+            assert each is not None
+            again.tell(each, lost)
+    assert [trial.state.name for trial in again.study.trials] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+    assert again.study.trials[3].values == values
+    known |= {1: outcome(cells[1]), 2: {"failure": "the loss became nan"}}
+    assert Sampled(settings(trials=5), LAYERS, database, known).missing == 1

@@ -144,8 +144,8 @@ def asha(**changes: Any) -> Settings:
     )
 
 
-def told(cell: Cell, epoch: int) -> dict[str, Any]:
-    """What is told of an epoch: a trial's number decides how accurate it is, and its schedule when it settles."""
+def reported(cell: Cell, epoch: int) -> dict[str, Any]:
+    """What is reported of an epoch: a trial's number decides how accurate it is, and its schedule when it settles."""
     assert cell.trial is not None
     quality = cell.trial * 37 % 17 / 17
     first = int(str(cell.schedule[0]["when"]).split("ep")[0]) if str(cell.schedule[0]["when"])[0].isdigit() else 1
@@ -158,7 +158,7 @@ def told(cell: Cell, epoch: int) -> dict[str, Any]:
 def search(source: Sampled, together: bool, most: int = 10**6) -> dict[int, dict[str, Any]]:
     """Trains what a source hands out, all that may run at once epoch by epoch, or one to its end after the other.
 
-    Ends as if killed after so many trials. Returns results by trial.
+    Ends as if killed after this number of trials. Returns results by trial.
     """
     ended: dict[int, dict[str, Any]] = {}
     while not source.finished and len(ended) < most:
@@ -169,7 +169,7 @@ def search(source: Sampled, together: bool, most: int = 10**6) -> dict[int, dict
             assert cell.trial is not None
             if cell.trial in ended or len(ended) == most:
                 continue
-            record = told(cell, epoch)
+            record = reported(cell, epoch)
             if not source.epoch(cell, record):
                 ended[cell.trial] = stopped(record)
             elif epoch == 8:
@@ -192,7 +192,7 @@ def test_of_a_metric_of_which_less_is_better_the_same_are_stopped(
     tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = search(Sampled(asha(trials=8), LAYERS, tmp_path / "a.db"), together=True)
-    plain = told
+    plain = reported
 
     def mirrored(cell: Cell, epoch: int) -> dict[str, Any]:
         record = plain(cell, epoch)
@@ -200,7 +200,7 @@ def test_of_a_metric_of_which_less_is_better_the_same_are_stopped(
         worse["validation_loss"] = worse["validation_metric"]
         return record | worse | {"so_far": record["so_far"] | worse}
 
-    monkeypatch.setitem(globals(), "told", mirrored)
+    monkeypatch.setitem(globals(), "reported", mirrored)
     error = Metric("error", "lower", percent=True)
     source = Sampled(asha(trials=8, objective=(objective,)), LAYERS, tmp_path / "b.db", metric=error)
     ends = [{n: result.get("stopped") for n, result in each.items()} for each in (first, search(source, together=True))]
@@ -240,7 +240,7 @@ def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:
     cell = source.next()
     assert cell is not None
     for epoch in (1, 2, 2, 3):
-        assert source.epoch(cell, told(cell, epoch))
+        assert source.epoch(cell, reported(cell, epoch))
     assert list(source.study.trials[0].intermediate_values) == [1, 2, 3]
 
 

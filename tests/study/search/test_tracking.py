@@ -333,7 +333,7 @@ def test_a_model_that_cannot_be_made_costs_no_other_record(known: bool, tmp_path
     with lent({"python:Given": Given} if known else {}), Tracker(study, task) as tracked:
         tracked.started(cell)
         tracked.ended(cell, OUTCOME | {"test_metric": 0.75, "network": "networks/it.pt"})
-    assert tracked.lost == (not known) and time.monotonic() - began < tracker.PATIENCE_SECONDS
+    assert tracked.lost == (not known) and time.monotonic() - began < tracker.DATABASE_SECONDS
     assert known or tracked.reason.startswith(
         "the network of surgery-003-seed-1 cannot be made a model: the task Given"
     )
@@ -527,6 +527,7 @@ def test_what_waits_is_caught_up_with(tmp_path: Path, monkeypatch: pytest.Monkey
         return write
 
     monkeypatch.setattr(tracked, "_open", job("open"))
+    monkeypatch.setattr(tracked, "_catch_up", lambda records: None)
     monkeypatch.setattr(tracked, "_client", type("C", (), {"set_terminated": lambda *_: heard.append("closed")})())
     with tracked:
         for name in "abc":

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +25,7 @@ from network_surgery.ops import load as load_network
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.scratch import PREFIX
 from network_surgery.study.search import tuner
 from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.sources import Listed
@@ -143,12 +147,93 @@ def test_a_lost_worker_resumes_from_its_last_epoch(
     notes = Killer()
     tuner.run_cells(Listed([cell]), digits, settings, resources, tmp_path / "b", [notes])
     assert notes.killed
-    told = notes.epochs[cell.name]
-    assert told.count(1.0) == 1 and told[-1] == 40.0  # it did not start again
+    reports = notes.epochs[cell.name]
+    assert reports.count(1.0) == 1 and reports[-1] == 40.0  # it did not start again
     assert notes.results[cell.name]["test_loss"] == plain.results[cell.name]["test_loss"]
     assert (
         measured(tmp_path / "b", notes.results[cell.name], digits)["test_loss"] == notes.results[cell.name]["test_loss"]
     )
+
+
+FAILING = """
+import ctypes, os, sys, time
+import torch
+from torch import nn
+
+
+class Failing(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(64, 16), nn.Linear(16, classes)
+        self.seed, self.calls = torch.initial_seed(), 0
+
+    def forward(self, images):
+        self.calls += self.training
+        if self.calls == 36:  # in the second epoch that a process trains
+            with open(f"{os.path.dirname(__file__)}/{self.seed}", "a+") as tries:
+                tries.write(".")
+                tries.flush()
+                self.fail(tries.tell())
+        return self.fc2(torch.relu(self.fc1(images.flatten(1))))
+
+    def fail(self, tries):
+        if self.seed == 1:
+            raise KeyError("no such thing")
+        if self.seed == 2:
+            sys.exit(3)
+        if self.seed == 3 or (self.seed == 4 and tries == 1):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        if self.seed == 5:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        if self.seed == 6:
+            time.sleep(120)
+        if self.seed == 7:
+            ctypes.string_at(0)
+        if self.seed == 8:
+            os._exit(3)
+
+
+build = Failing
+"""
+#: Seed → the reason that is kept, and how often it was tried.
+REASONS = {
+    1: (
+        r"ImageTask fails on a training .*: 'no such thing' \(KeyError at failing.py, line 24, in fail\)",
+        1,
+    ),
+    2: (r"SystemExit: 3 \(failing.py, line 26, in fail\)", 1),
+    3: (r"out of memory: CUDA out of memory\. .* \(failing.py, line 28, in fail\)", 2),
+    4: (None, 2),
+    5: (r".*reset by peer \(ConnectionResetError at failing.py, line 30, in fail\)", 1),
+    6: (r"it hung: no epoch ended within 5 s \(failing.py, line 32, in fail\)", 1),
+    7: (r"its process crashed: Segmentation fault \(failing.py, line 34, in fail\)", 2),
+    8: ("the process was lost: .*", 2),
+}
+
+
+def test_a_failure_keeps_its_reason_and_only_what_may_go_otherwise_is_tried_again(
+    resources: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    settings = replace(SETTINGS, model=f"{tmp_path / 'failing.py'}:build", epochs=3)
+    monkeypatch.setattr(tuner.watch.Pace, "limits", tuner.watch.Limits(1, least=5.0))
+    monkeypatch.setattr(tuner, "RETRIES", 1)
+    notes = Notes()
+    cells = {seed: Cell("surgery", seed, trial=0) for seed in REASONS}
+    data, study = ImageTask.of(settings), tmp_path / "study"
+    assert tuner.run_cells(Listed(cells.values()), data, settings, resources, study, [notes])
+    for seed, (reason, tries) in REASONS.items():
+        result = notes.results[cells[seed].name]
+        assert (tmp_path / str(seed)).read_text() == "." * tries
+        if reason is None:  # alone it has memory enough
+            assert "failure" not in result and result["epochs"]
+            continue
+        assert re.fullmatch(reason, result["failure"]), result
+        assert bool(result.get("lost")) == (seed > 2) and result.get("memory", False) == (seed == 3)
+        assert set(result["error"]) == {"type", "message", "where"}
+    assert {path.name for path in (study / "stacks").iterdir()} == {
+        f"surgery-000-seed-{seed}.txt" for seed in (6, 7, 8)
+    }
 
 
 def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
@@ -239,10 +324,10 @@ def surgery() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the command line; what is still running when the test ends is ended with all of its processes."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
         started.append(subprocess.Popen(
             [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment,
         ))  # fmt: skip
         return started[-1]
 
@@ -253,6 +338,29 @@ def surgery() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             for each in every:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """What it has started; its own children may end meanwhile."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [each for each in psutil.Process(process.pid).children(recursive=True) if each.is_running()]
+    return []
+
+
+def words(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def ended_by(end: signal.Signals, process: subprocess.Popen[str]) -> str:
+    """What it wrote until this signal ended it; of its processes none is left then."""
+    started = descendants(process)
+    process.send_signal(end)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + end, text
+    assert not psutil.wait_procs(started, timeout=10)[1]
+    return text
 
 
 def comparable(folder: Path) -> list[Any]:
@@ -277,14 +385,21 @@ def test_the_main_job_interrupted_resumed_and_repeated(
     for name in ("report.html", "results.json", "mlflow.db", "figures/arms.png"):
         assert (tmp_path / "whole" / name).exists()
 
-    broken = surgery("study", *small, "--out", "broken", cwd=tmp_path)
     ledger = tmp_path / "broken" / "cells.jsonl"
-    while broken.poll() is None and not ledger.exists():
-        time.sleep(0.05)
-    broken.send_signal(signal.SIGINT)
-    text, _ = broken.communicate(timeout=120)
-    assert broken.returncode == 130, text
-    assert "Go on with: surgery resume broken" in text and "Traceback" not in text
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as place:  # its path is short enough for Ray's sockets
+        broken = surgery("study", *small, "--out", "broken", cwd=tmp_path, TMPDIR=place)
+        while broken.poll() is None and not ledger.exists():
+            time.sleep(0.05)
+        text = ended_by(signal.SIGINT, broken)
+        assert "Go on with: surgery resume broken" in text and "Traceback" not in text
+        for end, moment in ((signal.SIGHUP, "raylet"), (signal.SIGTERM, "ray::ImplicitFunc")):
+            stopped = surgery("resume", "broken", cwd=tmp_path, TMPDIR=place)
+            while stopped.poll() is None and not any(moment in words(each) for each in descendants(stopped)):
+                time.sleep(0.05)
+            text = ended_by(end, stopped)
+            assert "Go on with: surgery resume broken" in text
+            assert not [word for word in ("Traceback", "received at time", "raylet") if word in text], text
+        assert not [path.name for path in Path(place).iterdir() if path.name.startswith(("ray", PREFIX))]
 
     resumed = surgery("resume", "broken", cwd=tmp_path)
     text, _ = resumed.communicate(timeout=280)

@@ -117,20 +117,20 @@ def test_a_resumed_run_looks_and_operates_as_an_uninterrupted_one(
     )
     whole = run(cell, digits, SETTINGS, CPU)
     assert {check["operated"] for check in whole["checks"]} == {True, False}
-    told: list[int] = []
+    reports: list[int] = []
 
     def die(epoch: dict[str, Any]) -> None:
-        told.append(len(epoch["checks"]))
-        if len(told) == after + 1:
+        reports.append(len(epoch["checks"]))
+        if len(reports) == after + 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(cell, digits, SETTINGS, CPU, tell=die, saved=tmp_path / "cell.pt")
-    told.pop()
+    reports.pop()
     again: list[int] = []
     resumed = run(cell, digits, SETTINGS, CPU, lambda e: again.append(len(e["checks"])), saved=tmp_path / "cell.pt")
     assert without_times(resumed) == without_times(whole)
-    assert sum(told + again) == len(whole["checks"])  # everyone was told of every look once
+    assert sum(reports + again) == len(whole["checks"])  # every look was reported once
 
 
 def test_a_first_look_after_the_end_is_refused(digits: ImageTask) -> None:

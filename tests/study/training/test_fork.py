@@ -52,14 +52,14 @@ def same(
     """Runs a cell whole and forked; both outcomes are equal, and so are the final networks. Returns the forked one."""
     run(original, task, settings, CPU, shared=folder)
     whole = run(cell, task, settings, CPU, network=folder / "whole" / "net.pt")
-    told: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     begins = forked(cell, fork.shared(cell, settings, per_epoch))
-    outcome = run(begins, task, settings, CPU, told.append, network=folder / "forked" / "net.pt", shared=folder)
+    outcome = run(begins, task, settings, CPU, reports.append, network=folder / "forked" / "net.pt", shared=folder)
     assert outcome["forked"] == {"from": "original-seed-3", "epoch": epoch}
     assert outcome["operations"] or outcome["checks"]
     assert without_times({k: v for k, v in outcome.items() if k != "forked"}) == without_times(whole)
-    assert [record["epoch"] for record in told] == [each["epoch"] for each in whole["epochs"]]
+    assert [record["epoch"] for record in reports] == [each["epoch"] for each in whole["epochs"]]
     one, other = (torch.load(folder / name / "net.pt", weights_only=True) for name in ("whole", "forked"))
     assert one["architecture"] == other["architecture"]
     torch.testing.assert_close(one["weights"], other["weights"], rtol=0, atol=0)
@@ -159,10 +159,10 @@ def test_a_forked_run_that_is_killed_goes_on_from_its_own_checkpoint(digits: Ima
         run(cell, digits, SETTINGS, CPU, die, saved=tmp_path / "own.pt", shared=tmp_path)
     for path in tmp_path.glob("*-epoch-*.pt"):
         path.unlink()
-    told: list[float] = []
-    outcome = run(cell, digits, SETTINGS, CPU, lambda each: told.append(each["epoch"]), tmp_path / "own.pt",
+    reports: list[float] = []
+    outcome = run(cell, digits, SETTINGS, CPU, lambda each: reports.append(each["epoch"]), tmp_path / "own.pt",
                   shared=tmp_path)  # fmt: skip
-    assert told == [3.0, 4.0]
+    assert reports == [3.0, 4.0]
     assert outcome.pop("forked")["epoch"] == 1
     assert without_times(outcome) == without_times(run(replace(cell, fork=None), digits, SETTINGS, CPU))
 

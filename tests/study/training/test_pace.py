@@ -101,3 +101,22 @@ def test_repeatable_kernels_are_of_gpus_and_of_the_run_alone(digits: ImageTask) 
     assert [*seen, torch.are_deterministic_algorithms_enabled()] == [True, False, False]
     outcome = run(Cell("search", 0), digits, replace(SETTINGS, model="mlp", deterministic=True), CPU)
     assert outcome["deterministic"] == {"device": "cpu", "step_time": 1.0}
+
+
+def test_a_checkpoint_that_is_slow_to_write_is_written_seldom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So that all of them take a twentieth of the time; one that is written in no time follows every epoch."""
+    now, seconds, saved = [0.0], [0.0], list[float]()
+
+    def save(trainer: Any, path: Path) -> None:
+        saved.append(now[0])
+        now[0] += seconds[0]
+
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "save", save)
+    for cost, wanted in ((0.1, 50), (3.0, 7)):  # seconds to write one, and how many follow epochs of 8 seconds
+        now[0], seconds[0], keeper = 0.0, cost, checkpoint.Checkpointer(tmp_path / "saved.pt")
+        saved.clear()
+        for _ in range(50):
+            now[0] += 8.0
+            keeper.after_epoch(None, {})  # type: ignore[arg-type]
+        assert len(saved) == wanted and saved[0] == 8.0

@@ -56,19 +56,19 @@ def test_training_does_not_notice_it(digits: ImageTask, cell: Cell) -> None:
 
 
 def test_the_records_say_what_is_needed_of_every_layer(digits: ImageTask) -> None:
-    told: list[dict[str, Any]] = []
-    outcome = run(Cell("surgery", 1, SHRINK), digits, SETTINGS, CPU, told.append)
+    reports: list[dict[str, Any]] = []
+    outcome = run(Cell("surgery", 1, SHRINK), digits, SETTINGS, CPU, reports.append)
     json.dumps(outcome)  # plain data
-    assert [epoch["redundancy"] for epoch in told] == [epoch["redundancy"] for epoch in outcome["epochs"]]
-    sizes = [[found[layer]["units"] for layer in found] for found in (epoch["redundancy"] for epoch in told)]
+    assert [epoch["redundancy"] for epoch in reports] == [epoch["redundancy"] for epoch in outcome["epochs"]]
+    sizes = [[found[layer]["units"] for layer in found] for found in (epoch["redundancy"] for epoch in reports)]
     assert sizes == [[32, 64, 96], [32, 32, 96], [32, 32, 144]]
     images = math.ceil(SHARE * len(digits.train))
-    for epoch in told:
+    for epoch in reports:
         for found in epoch["redundancy"].values():
             counts = [found[name] for name in COUNTS]
             assert counts[0] >= 1 and counts == sorted(counts) and counts[-1] <= min(found["units"], found["samples"])
         assert epoch["redundancy"]["fc1"]["samples"] == images
-    before, after = (told[epoch]["redundancy"]["fc1"]["units_99"] for epoch in (1, 2))
+    before, after = (reports[epoch]["redundancy"]["fc1"]["units_99"] for epoch in (1, 2))
     assert after <= before + 5  # half as many units again, all of them copies
 
 

@@ -68,11 +68,11 @@ def test_a_schedule_of_pruning_from_end_to_end(digits: ImageTask) -> None:
 def test_a_masked_network_resumes_bit_for_bit(digits: ImageTask, tmp_path: Path, optimizer: str, after: int) -> None:
     settings = Settings(**{**SETTINGS.to_data(), "optimizer": optimizer, "weight_decay": 0.01})
     cell = Cell("surgery", 0, EVCI, test=True)
-    whole, told = run(cell, digits, settings, CPU), []
+    whole, reports = run(cell, digits, settings, CPU), []
 
     def die(epoch: dict[str, Any]) -> None:
-        told.append(epoch["parameters"])
-        if len(told) == after + 1:  # in the epoch after the last checkpoint
+        reports.append(epoch["parameters"])
+        if len(reports) == after + 1:  # in the epoch after the last checkpoint
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -134,7 +134,7 @@ def test_a_layer_wide_operation_on_the_whole_network_is_refused(digits: ImageTas
 
 
 def test_the_parameters_that_are_told_are_those_that_live(digits: ImageTask) -> None:
-    told: list[int] = []
-    run(Cell("surgery", 0, EVCI[:1]), digits, SETTINGS, CPU, tell=lambda epoch: told.append(epoch["parameters"]))
+    reports: list[int] = []
+    run(Cell("surgery", 0, EVCI[:1]), digits, SETTINGS, CPU, tell=lambda epoch: reports.append(epoch["parameters"]))
     whole = sum(p.numel() for p in models.build("evci_cnn", digits.shape, 10).parameters())
-    assert told[0] == whole and told[1] == told[2] and told[1] == pytest.approx(0.5 * whole, rel=0.03)
+    assert reports[0] == whole and reports[1] == reports[2] and reports[1] == pytest.approx(0.5 * whole, rel=0.03)

@@ -57,7 +57,7 @@ SHRINK = schedule(("1ep", "conv2", MinWeight(0.5)), ("2ep", "fc1", WeakExpand(0.
 
 
 class Stop(Callback):
-    """Ends training as a killed process would, after so many epochs."""
+    """Ends training as a killed process would, after this number of epochs."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -84,11 +84,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     cell = Cell("surgery", 0, SHRINK, test=True)
     whole = run(cell, digits, settings, CPU)
 
-    told: list[float] = []
+    reports: list[float] = []
 
     def die(epoch: dict[str, Any]) -> None:
-        told.append(epoch["epoch"])
-        if len(told) == after + 1:  # in the epoch after the last checkpoint
+        reports.append(epoch["epoch"])
+        if len(reports) == after + 1:  # in the epoch after the last checkpoint
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -102,11 +102,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_every_epoch_tells_what_has_been_reached(digits: ImageTask) -> None:
     """All that a shorter training ends with, so that nothing is missing where one is stopped."""
-    told: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
     cell = Cell("search", 3, SHRINK, trial=0)
-    whole = run(cell, digits, SETTINGS, CPU, tell=lambda record: told.append(copy.deepcopy(record)))
+    whole = run(cell, digits, SETTINGS, CPU, tell=lambda record: reports.append(copy.deepcopy(record)))
     shorter = run(replace(cell, schedule=SHRINK[:1]), digits, replace(SETTINGS, epochs=2), CPU)
-    for outcome, record in ((shorter, told[1]), (whole, told[2])):
+    for outcome, record in ((shorter, reports[1]), (whole, reports[2])):
         reached = without_times(record["so_far"])
         assert {"validation_metric", "spikes", "epochs", "operations", "checks", "steps"} <= reached.keys()
         assert reached == {key: value for key, value in without_times(outcome).items() if key in reached}
@@ -207,8 +207,8 @@ def test_an_empty_schedule_trains_like_a_plain_loop(digits: ImageTask) -> None:
             optimizer.step()
             losses.append(loss.item())
         record = outcome["epochs"][epoch]
-        told = [record["first_loss"], record["last_loss"], record["train_loss"]]
-        assert told == pytest.approx([losses[0], losses[-1], sum(losses) / len(losses)], rel=1e-4)
+        reports = [record["first_loss"], record["last_loss"], record["train_loss"]]
+        assert reports == pytest.approx([losses[0], losses[-1], sum(losses) / len(losses)], rel=1e-4)
     model.eval()
     scores = model(torch.tensor(digits.validation.pixels).float() / 127.5 - 1)
     truth = torch.tensor(digits.validation.labels)
@@ -351,7 +351,7 @@ def test_the_optimizer_forgets_if_it_is_told_to(digits: ImageTask, state: str) -
     assert len(keys) == 1 + (state == "reset")
 
 
-def test_batchnorm_statistics_begin_anew_if_they_are_told_to(digits: ImageTask) -> None:
+def test_batchnorm_statistics_begin_anew_if_the_settings_say_so(digits: ImageTask) -> None:
     """Those of the layer that was operated on, and no others; weights and scales stay."""
     settings = replace(SETTINGS, epochs=2)
     found = {}

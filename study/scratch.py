@@ -1,0 +1,42 @@
+"""Temporary folders of a study's processes: removed at their end, and of those that were killed at the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+PREFIX, LOCK = "network-surgery-", "in-use"
+#: Where a folder lies whose path must be short, if the temporary directory of the environment is not.
+SHORT = "/tmp"
+
+
+@contextlib.contextmanager
+def scratch(most: int | None = None) -> Iterator[Path]:
+    """A temporary folder for the time of a ``with`` block. Its lock says that its process lives.
+
+    ``most``: the number of characters that its path should have at most (a socket's name has few).
+    """
+    place = tempfile.gettempdir()
+    if most is not None and len(place) + len(PREFIX) + 9 > most and Path(SHORT).is_dir():
+        place = SHORT
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    lock = FileLock(path / LOCK)
+    lock.acquire()
+    try:
+        yield path
+    finally:
+        lock.release()
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Removes the folders of processes that are gone: their locks are free. One without a lock is left alone."""
+    for place in {Path(tempfile.gettempdir()), Path(SHORT)}:
+        for lock in place.glob(f"{PREFIX}*/{LOCK}"):
+            with contextlib.suppress(OSError, Timeout), FileLock(lock).acquire(timeout=0):
+                shutil.rmtree(lock.parent, ignore_errors=True)

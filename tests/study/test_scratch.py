@@ -1,0 +1,50 @@
+"""Temporary folders go with their processes, or at the next start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from network_surgery.study.scratch import LOCK, PREFIX, scratch, sweep
+
+CODE = """
+import tests, time
+from network_surgery.study.scratch import scratch
+with scratch() as place:
+    print(place, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_leaves_is_swept_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / f"{PREFIX}of-somebody-else").mkdir()
+    with scratch() as mine:
+        other = subprocess.Popen([sys.executable, "-c", CODE], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
+        assert other.stdout is not None
+        place = Path(other.stdout.readline().decode().strip())
+        assert place.parent == tmp_path and (place / LOCK).exists()
+        sweep()
+        assert mine.exists() and place.exists()
+        other.kill()
+        other.wait()
+        (place / "ray").mkdir()
+        sweep()
+        assert mine.exists() and not place.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{PREFIX}of-somebody-else"]
+
+
+def test_a_long_temporary_directory_is_too_long_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with scratch() as anywhere, scratch(40) as short:
+        assert anywhere.parent == long and len(str(short)) <= 40
+    assert not anywhere.exists() and not short.exists()

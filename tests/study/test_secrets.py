@@ -1,0 +1,60 @@
+"""A password in an address is in no file but its own, and in nothing that is shown."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from network_surgery.study import secrets
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.search.tracking import default_uri
+from network_surgery.study.store.folder import Folder
+
+PASSWORDS = ("hunter2", "a b", "p%40ss", "100%", "ü:/?#[]@!", "'\"\\")
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_known", {})
+    monkeypatch.delenv(secrets.TRACKING, raising=False)
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize("kind", ["https://ada:{}@host:5000/mlflow", "postgresql+psycopg2://ada:{}@[::1]/runs?a=b"])
+def test_a_password_is_kept_apart(kind: str, password: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from urllib.parse import quote
+
+    uri, bare = kind.format(quote(password, safe="")), kind.replace(":{}", "")
+    study = Folder.make(tmp_path / "study", Settings(tracking_uri=uri), {"fc1": 8})
+    assert study.settings.tracking_uri == bare and Settings(tracking_uri=bare).tracking_uri == bare
+    kept = study.path / secrets.FILE
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600 and kept.read_text() == password
+    Console().print(study.settings, study.settings.to_data())
+    shown = capsys.readouterr().out + (study.path / "study.json").read_text()
+    assert password not in shown and quote(password, safe="") not in shown
+    assert secrets.hide(f"{uri}: {password} is wrong").count(password) == 0
+    secrets._known.clear()  # another process goes on with it
+    assert default_uri(Folder.open(study.path)) == uri
+
+
+def test_the_environment_s_password_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(secrets.TRACKING, "of the environment")
+    study = Folder.make(tmp_path / "study", Settings(tracking_uri="http://ada:given@host"), {"fc1": 8})
+    assert default_uri(study) == "http://ada:of%20the%20environment@host"
+    assert [path.name for path in study.path.iterdir()] == ["study.json"]
+    assert secrets.hide("of the environment") == "***"
+
+
+@pytest.mark.parametrize("uri", ["http://host:5000", "sqlite:////a/b@c:d.db", "http://ada@host", "databricks", "::"])
+def test_an_address_without_a_password_stays(uri: str, tmp_path: Path) -> None:
+    assert secrets.taken("tracking_uri", uri) == uri == secrets.whole(uri, tmp_path)
+
+
+def test_a_password_among_the_parameters_is_refused_and_not_repeated() -> None:
+    with pytest.raises(StudyError, match="tracking_uri has a password behind its question mark") as refused:
+        Settings(tracking_uri="postgresql://ada@host/runs?password=hunter2")
+    assert "hunter2" not in str(refused.value)
