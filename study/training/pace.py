@@ -17,8 +17,10 @@ from network_surgery.study.task.task import Task
 from network_surgery.study.training.device import clock
 from network_surgery.study.training.evaluation import of_batch
 
-#: Steps of each way after one that warms up; the ways take turns, and the fastest step of each counts.
-REPEATS = 4
+#: Steps of each way after one that warms up: at least, and at most. The ways take turns, and the fastest step counts.
+REPEATS = (3, 10)
+#: Seconds after which no more than the least are made.
+ENOUGH = 2.0
 #: Channels last is chosen where a step takes at most this fraction of the time.
 GAIN = 0.95
 
@@ -54,7 +56,8 @@ def slowdown(compute: Compute, model: nn.Module, task: Task, batch_size: int, de
 def step_seconds(
     ways: Sequence[Compute], model: nn.Module, task: Task, batch_size: int, device: torch.device
 ) -> list[float]:
-    """The least seconds of a forward and backward pass, computed in each of these ways.
+    """The least seconds of a forward and backward pass, computed in each of these ways; on a CPU those of its cores,
+    since other programs may use them meanwhile.
 
     Weights, statistics and random numbers are as before; the memory format is that of the last way.
     """
@@ -63,7 +66,10 @@ def step_seconds(
     mode, seconds = model.training, [float("inf") for _ in ways]
     model.train()
     with apart(0, device):
-        for turn in range(REPEATS + 1):
+        begun = time.monotonic()
+        for turn in range(REPEATS[1] + 1):
+            if turn > REPEATS[0] and time.monotonic() - begun > ENOUGH:
+                break
             for place, compute in enumerate(ways):
                 if compute.channels_last in (True, False):
                     last = torch.channels_last if compute.channels_last else torch.contiguous_format
@@ -80,10 +86,10 @@ def step_seconds(
 
 
 def _timed(function: Callable[[], object], device: torch.device) -> float:
-    clock(device)
-    start = time.perf_counter()
+    read = time.process_time if device.type == "cpu" else lambda: clock(device)
+    start = read()
     function()
-    return clock(device) - start
+    return read() - start
 
 
 def _step(compute: Compute, model: nn.Module, task: Task, batch: Any, device: torch.device) -> None:
