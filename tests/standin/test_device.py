@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -39,12 +40,14 @@ def test_it_computes_what_the_cpu_does(device: torch.device) -> None:
 
 
 def test_it_counts_what_costs_on_a_gpu(device: torch.device) -> None:
+    gc.collect()
+    standin.reset()
+    before = standin.counts()["bytes"]
     x = torch.ones(256).to(device)
     assert standin.counts()["to_device"] == 1 and standin.counts()["syncs"] == 0
-    held = standin.counts()["bytes"]
     x.add(1).mul(2)
-    assert standin.counts()["kernels"] >= 2 and standin.counts()["bytes"] == held == 1024
-    assert standin.counts()["peak_bytes"] == 3 * 1024
+    found = standin.counts()
+    assert found["kernels"] >= 2 and found["bytes"] - before == 1024 and found["peak_bytes"] - before == 3 * 1024
     for waits in (
         lambda: float(x[0]),
         lambda: x.cpu(),
