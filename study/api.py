@@ -22,8 +22,9 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import PYTHON, lent, name_of
 from network_surgery.study.result import Result
+from network_surgery.study.search.shipped import check_shipped
 from network_surgery.study.search.space import check_importable
-from network_surgery.study.search.trial import check_shipped
+from network_surgery.study.store.copies import at_hand
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Task, build
 from network_surgery.study.terminal import say, say_path
@@ -91,7 +92,8 @@ def resume(
     quiet: bool = False,
     console: Console | None = None,
 ) -> Result:
-    """Goes on with the study in this folder; nothing that has ended is trained again.
+    """Goes on with the study in this folder; nothing that has ended is trained again. A URI names its copy
+    (``copy_to``): then a folder is made of that under ``runs``.
 
     What failed for a reason that may go otherwise (its process was lost, it hung, memory ran out) is run again, and
     with ``failed`` whatever has failed. ``trials``: the search goes on to this number. ``task``, ``space``,
@@ -102,7 +104,10 @@ def resume(
         StudyError: there is no such study, its data have changed, or what it was given from Python is missing.
         KeyboardInterrupt: it was interrupted again.
     """
-    with _one_kind_of_error(), _opened(study, task=task, space=space, sampler=sampler, pruner=pruner) as folder:
+    with (
+        _one_kind_of_error(),
+        _opened(at_hand(study), task=task, space=space, sampler=sampler, pruner=pruner) as folder,
+    ):
         made = build(folder.settings)
         conduct.check_data(folder, made)
         with folder.locked():
@@ -242,6 +247,8 @@ def _continued(folder: Folder, settings: Settings) -> Folder:
     """
     there, wanted = folder.settings.to_data(), settings.to_data()
     wanted["start_digest"] = wanted["start_digest"] or there["start_digest"]  # a study writes it
+    if wanted["sampling"] == "auto":  # a study settles it where it begins
+        wanted["sampling"] = there["sampling"]
     if others := [name for name in there if name not in GROWING and there[name] != wanted[name]]:
         name, more = others[0], f" (and {', '.join(others[1:])})" if others[1:] else ""
         raise StudyError(

@@ -162,7 +162,8 @@ def resume(
     terminal.begin("resume", study)
     from network_surgery.study import api
 
-    _show(terminal, study, lambda: api.resume(study, trials=trials, failed=failed, console=terminal.narration))
+    place = api.at_hand(study)
+    _show(terminal, place, lambda: api.resume(place, trials=trials, failed=failed, console=terminal.narration))
 
 
 @app.command()
@@ -199,6 +200,21 @@ def report(study: Study, quiet: Quiet = False, as_json: Json = False) -> None:
     from network_surgery.study import api
 
     _show(terminal, study, lambda: api.report(study))
+
+
+@app.command()
+def doctor(
+    study: Annotated[
+        Path | None, typer.Argument(help="The study's folder: its model and data are tried, too.", metavar="[STUDY]")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or HOST:PORT.")] = None,
+) -> None:
+    """Check every node of a Ray cluster: versions, GPUs and, with a study, its model, data and folder."""
+    terminal = Terminal()
+    terminal.begin("doctor", study or address or "")
+    from network_surgery.study.checkup import check_cluster
+
+    check_cluster(address, study, terminal.answer, terminal.narration)
 
 
 @app.command()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
-from network_surgery.study.search import comparing, objectives, tracking, tuner
+from network_surgery.study.search import comparing, objectives, preflight, tracking, tuner
+from network_surgery.study.search.nodes import Node, Nodes, asynchronous
 from network_surgery.study.search.once import pays
 from network_surgery.study.search.sampled import Sampled, given
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
+from network_surgery.study.store import copies
+from network_surgery.study.store.copies import Copy
 from network_surgery.study.store.folder import SEARCHING, Folder, checkpoint_of, write_whole
 from network_surgery.study.store.words import describe, names, short
 from network_surgery.study.task import Task, build
@@ -63,8 +66,10 @@ def begin(
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
-    with tuner.cluster(settings, _narrate(console)) as resources:
-        tuner.trial_resources(settings, resources)
+    if settings.copy_to is not None:
+        copies.check(settings.copy_to)
+    with tuner.cluster(settings, _narrate(console)) as nodes:
+        settings = settle_sampling(settings, nodes)
         data = task.fingerprint()
         known = None if data is None else data.to_data()
         yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
@@ -209,17 +214,17 @@ def _given(folder: Folder) -> list[Cell]:
     return given(folder.settings, folder.layers, folder.original)
 
 
-def _search(folder: Folder, per_epoch: int) -> Source:
+def _search(folder: Folder, per_epoch: int, room: Callable[[], int]) -> Source:
     """What is still to run of the search: trials, and the race of the best of them.
 
     And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
-    it costs.
+    it costs. ``room``: the number of trials that may be under way, as ``Sampled`` has it.
     """
     known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
     settings = folder.settings
     sampled = Sampled(
         settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
-        lambda: comparing.budget_of(folder), folder.original,
+        lambda: comparing.budget_of(folder), folder.original, room,
     )  # fmt: skip
     before, original = comparing.first(folder), Cell("original", settings.seed)
     there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
@@ -245,8 +250,9 @@ class _Stage:
 
     folder: Folder
     task: Task
-    resources: dict[str, float]
+    nodes: Nodes
     tracker: Tracker
+    copy: Copy
     console: Console
 
     @property
@@ -278,8 +284,8 @@ class _Stage:
             self.console, stage, source, self.folder.metric, name=name, ranks=ranks, feasible=feasible
         ) as display:
             whole = tuner.run_cells(
-                source, self.task, self.folder.settings, self.resources, self.folder.path,
-                [self.folder, self.tracker, display], self.folder.records(), keep, spare,
+                source, self.task, self.folder.settings, self.nodes, self.folder.path,
+                [self.folder, self.copy, self.tracker, display], self.folder.records(), keep, spare,
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
@@ -296,17 +302,29 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
             say(console, note)
     with (
         folder.locked(),
-        tuner.cluster(folder.settings, _narrate(console)) as resources,
+        tuner.cluster(folder.settings, _narrate(console)) as nodes,
+        Copy(folder.path, folder.settings.copy_to) as copy,  # ends last: it also copies what the tracker writes
         Tracker(folder, task) as tracker,
     ):
         try:
-            yield _Stage(folder, task, resources, tracker, console)
+            share = tuner.trial_resources(folder.settings, nodes)
+            if len(nodes.alive()) > 1:
+                say(console, f"checking {len(nodes.alive())} nodes")
+                for report in preflight.preflight(nodes, folder.settings, task, folder.path, share):
+                    if report.notes:
+                        say(console, f"  {report.sentence}", style="dim")
+            else:  # this machine has just built the task
+                nodes.checked.update(node.id for node in nodes)
+            yield _Stage(folder, task, nodes, tracker, copy, console)
         except BaseException:
             tuner.leave()  # its processes have nothing to do while the report is written
             raise
         finally:
             write_report(folder, tracker)
     _say_failures(folder, console)
+    if copy.reason:
+        words = f"The copy at {folder.settings.copy_to} is not complete ({copy.reason}); resume sends the rest."
+        say(console, words, style="yellow")
     if tracker.lost:
         words = f"{tracker.lost} records did not reach MLflow ({tracker.reason or 'it does not answer'}); the study's "
         words += f"folder is complete, and surgery track {folder.path} sends them later"
@@ -326,8 +344,28 @@ def _say_failures(folder: Folder, console: Console) -> None:
 
 
 def _searched(stage: _Stage) -> bool:
-    spare = fork.evenly(stage.folder.settings.epochs)
-    return stage.run("search", _search(stage.folder, stage.per_epoch), _trial, spare=spare)
+    settings = stage.folder.settings
+    share = tuner.trial_resources(settings, stage.nodes)
+    if settings.sampling == "asynchronous":
+        say(
+            stage.console,
+            "search: trials are sampled whenever a slot is free, so another run may try others; "
+            "--sampling generations repeats",
+        )
+    source = _search(stage.folder, stage.per_epoch, lambda: stage.nodes.room(share, settings.generation))
+    return stage.run("search", source, _trial, spare=fork.evenly(settings.epochs))
+
+
+def settle_sampling(settings: Settings, nodes: Iterable[Node]) -> Settings:
+    """The settings with the sampling that suits the cluster, where they leave that open.
+
+    Raises:
+        StudyError: no node can give what a trial takes.
+    """
+    share = tuner.trial_resources(settings, nodes)
+    if settings.sampling != "auto":
+        return settings
+    return replace(settings, sampling="asynchronous" if asynchronous(nodes, share) else "generations")
 
 
 def _compare(stage: _Stage) -> bool:

@@ -21,7 +21,7 @@ SIZES = ("parameters", "flops", "latency", "bytes")
 #: Seeds of the search's repeats (``racing``) begin so far from its own: those of the comparison follow that one.
 REPEATS_FROM = 1000
 #: What a study did that says nothing of a setting, since it is older than that.
-OLDER: dict[str, Any] = {"controls": True, "racing": 1}
+OLDER: dict[str, Any] = {"controls": True, "racing": 1, "sampling": "generations"}
 Arm = Literal[
     "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_fair", "restart_late",
     "restart_late_flops", "operate_first", "operate_first_flops", "uniform", "prune_end", "prune_end_rewind_lr",
@@ -287,6 +287,14 @@ class Settings(Declared):
     generation: Annotated[
         Count, About("Number of trials that are sampled together and can run at once", decides=False)
     ] = 4
+    sampling: Annotated[
+        Literal["auto", "generations", "asynchronous"],
+        About(
+            "when trials are sampled: generations of them together, so that a study repeats; asynchronous: one "
+            "whenever a slot is free, so that no slot waits; auto: asynchronous on several nodes or above 8 slots",
+            decides=False,
+        ),
+    ] = "auto"
     budget: Annotated[
         Budget,
         About(
@@ -425,6 +433,12 @@ class Settings(Declared):
     gpus_per_trial: Annotated[
         Gpus, About("GPUs of a training run; a fraction shares one, and energy is taken of whole ones", decides=False)
     ] = 0.25
+    accelerator: Annotated[
+        Text | None,
+        About(
+            "The type of GPU that training runs take, as Ray calls it: A100, H100, T4, …; by default any", decides=False
+        ),
+    ] = None
     hang_factor: Annotated[
         PositiveOr0,
         About(
@@ -433,6 +447,14 @@ class Settings(Declared):
         ),
     ] = 20.0  # fmt: skip
     address: Annotated[Text | None, About("A running Ray cluster: auto, or HOST:PORT", decides=False)] = None
+    copy_to: Annotated[
+        Text | None,
+        About(
+            "A URI where the study's folder is copied to while it runs: s3://BUCKET/PATH, gs://, abfs://, hdfs:// or "
+            "file:///PATH",
+            decides=False,
+        ),
+    ] = None
     tracking_uri: Annotated[
         Text | None, About("An MLflow server; by default a database in the folder", decides=False)
     ] = None
@@ -456,6 +478,8 @@ class Settings(Declared):
             raise StudyError("split is 'seed', but train_on_validation is true, so there is no split; give one of them")
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
             raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
+        if self.device == "cpu" and self.accelerator is not None:
+            raise StudyError(f"accelerator is {self.accelerator!r}, but device is 'cpu'; leave out one of them")
         if self.device == "cpu" and self.precision in ("tf32", "fp16"):
             raise StudyError(f"precision is {self.precision!r}, which needs a GPU; on a CPU give 'float32' or 'bf16'")
 
@@ -530,7 +554,7 @@ class Settings(Declared):
             return
         elif self.first_rung >= self.epochs:
             right = f"its first rung, epoch {self.first_rung}, is not before the last of {self.epochs} epochs"
-        elif self.generation >= self.trials:
+        elif self.sampling != "asynchronous" and self.generation >= self.trials:
             right = f"it compares with earlier generations, and all {self.trials} trials are in one; lower generation"
         else:
             return

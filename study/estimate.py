@@ -14,7 +14,7 @@ from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence.state import expected
 from network_surgery.study.progress import clock
-from network_surgery.study.search import comparing, tuner
+from network_surgery.study.search import comparing, nodes, tuner
 from network_surgery.study.search.sampled import given
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Task
@@ -90,11 +90,11 @@ def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
     """
     settings, task, layers, original = conduct.check(settings)
     Folder.check(place)
-    with tuner.cluster(settings, lambda words: say(console, words)) as resources:
-        share = tuner.trial_resources(settings, resources)
-        slots = min(int(resources.get(kind.upper(), 0) / number) for kind, number in share.items() if number)
+    with tuner.cluster(settings, lambda words: say(console, words)) as cluster:
+        share = tuner.trial_resources(settings, cluster)
+        slots = nodes.slots(cluster, share)
     say(console, f"measuring {MEASURED} epochs of the original")
-    device = pick_device(settings.device if "gpu" in share else "cpu")
+    device = pick_device(settings.device if "GPU" in share else "cpu")
     measured, epoch, start = _measure(task, settings, device)
     listed = given(settings, layers, original)
     search = 0 if listed else settings.trials + comparing.expected(settings)

@@ -45,6 +45,10 @@ class Sampled:
 
     Trials are drawn in generations: all of one generation are drawn before any of them starts and the next one waits
     for their results. What is sampled therefore depends on the seed alone, not on which trial happens to end first.
+
+    Where the setting ``sampling`` is ``asynchronous``, one is drawn whenever there is ``room`` for it, and the sampler
+    takes those that still run for bad ones (the *constant liar*: Ginsbourger et al. 2010), so that it does not draw
+    next to them. Then the seed still fixes the sampler, but what is sampled also depends on the order of results.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Sampled:
         identity: str = "",
         budget: Callable[[], Budget] | None = None,
         original: Mapping[str, int] | None = None,
+        room: Callable[[], int] | None = None,
     ) -> None:
         """``known`` are the results of trials that ended in an earlier run of this study, by number.
 
@@ -66,8 +71,10 @@ class Sampled:
         ``words`` makes of a schedule what people read of it in Optuna's database; ``metric`` is the task's. ``storage``
         is that database's file, unless the settings have another, where ``identity`` is this study's name.
         ``budget`` gives what trials are held against when they end: Optuna learns by how much they exceed it.
-        ``original``: the sizes that fractions of the budget are of.
+        ``original``: the sizes that fractions of the budget are of. ``room``: the number of trials that may be
+        drawn and not have ended, asked whenever one could be drawn; by default ``settings.generation``.
         """
+        self._room = room or (lambda: settings.generation)
         self._settings, self._metric = settings, metric
         self._budget = budget or (lambda: Budget((), metric))
         self._space = Space(settings, layers, original)
@@ -129,10 +136,10 @@ class Sampled:
         return self.missing == 0
 
     def next(self) -> Cell | None:
-        if not self._drawn and not self._running:
+        if not self._drawn and (count := self._due()):
             drawn = sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
             self.study.sampler = self._sampler(drawn)  # so a resumed search samples as an uninterrupted one
-            for _ in range(min(self._settings.generation, self.missing)):
+            for _ in range(count):
                 self._drawn.append(self._cell(_ask(self.study, self._settings)))
         if not self._drawn:
             return None
@@ -140,6 +147,12 @@ class Sampled:
         assert cell.trial is not None
         self._running.add(cell.trial)
         return cell
+
+    def _due(self) -> int:
+        """How many trials are drawn now, where none is waiting: a generation, or one that there is room for."""
+        if self._settings.sampling != "asynchronous":
+            return 0 if self._running else min(self._settings.generation, self.missing)
+        return int(len(self._running) < min(self._room(), self.missing))
 
     def epoch(self, cell: Cell, record: Mapping[str, Any]) -> bool:
         """Reports the objective to Optuna, where it is one that every epoch has, and asks whether the trial goes on."""

@@ -70,7 +70,8 @@ def pruner_of(settings: Settings) -> BasePruner:
     """
     name = settings.pruner
     if settings.early_stopping == "asha":
-        return ForgivingHalving(settings.first_rung, settings.reduction, settings.generation)
+        generation = None if settings.sampling == "asynchronous" else settings.generation
+        return ForgivingHalving(settings.first_rung, settings.reduction, generation)
     if name is None:
         return NopPruner()
     if _of_optuna(name):

@@ -18,6 +18,8 @@ against what each of them had at that very epoch or, where they did not come so 
 *Repeatability.* Trials are compared with those of earlier generations, which have all ended. Decisions depend on the
 seed alone: not on how many trials run at once, which of them is faster, or what was interrupted and resumed. The price
 is that the first generation is never judged. Epochs and their values lie in the study's database; nothing else decides.
+Where trials are sampled asynchronously there are no generations: as in the paper, a trial is compared with all others
+that have come to the rung by now, whoever they are.
 """
 
 from __future__ import annotations
@@ -39,35 +41,38 @@ SETTLED = "settled epochs"
 class ForgivingHalving(BasePruner):
     """Says of a trial at the epoch that it reported last whether it is to be stopped, in the study's direction.
 
-    Trials are sampled in generations of ``generation``; ``first_rung`` is an epoch from 1.
+    Trials are sampled in generations of ``generation`` (None: asynchronously); ``first_rung`` is an epoch from 1.
     """
 
-    def __init__(self, first_rung: int, reduction: int, generation: int) -> None:
+    def __init__(self, first_rung: int, reduction: int, generation: int | None) -> None:
         self._first_rung, self._reduction, self._generation = first_rung, reduction, generation
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         now, settled = trial.last_step, trial.user_attrs.get(SETTLED, ())
         if now is None or now not in settled:
             return False
-        earlier = [
-            other
-            for other in study.get_trials(deepcopy=False)
-            if other.number < trial.number // self._generation * self._generation
-        ]
+        rivals = self._rivals(study, trial)
         rung = self._first_rung
         while rung <= now:
             first = not any(rung <= epoch < now for epoch in settled)
-            if first and not self._promoted(trial, earlier, rung, now, study.direction):
+            if first and not self._promoted(trial, rivals, rung, now, study.direction):
                 return True
             rung *= self._reduction
         return False
 
+    def _rivals(self, study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
+        """The trials that one is compared with: those of earlier generations or, without any, all others."""
+        trials = study.get_trials(deepcopy=False)
+        if self._generation is None:
+            return [other for other in trials if other.number != trial.number]
+        return [other for other in trials if other.number < trial.number // self._generation * self._generation]
+
     def _promoted(
-        self, trial: FrozenTrial, earlier: Iterable[FrozenTrial], rung: int, now: int, direction: StudyDirection
+        self, trial: FrozenTrial, rivals: Iterable[FrozenTrial], rung: int, now: int, direction: StudyDirection
     ) -> bool:
         """Whether the trial is among the best; of fewer than ``reduction`` trials all are."""
         values = [trial.intermediate_values[now]]
-        for other in earlier:
+        for other in rivals:
             there = [epoch for epoch in other.user_attrs.get(SETTLED, ()) if rung <= epoch <= now]
             if there:
                 values.append(other.intermediate_values[max(there)])

@@ -7,10 +7,8 @@ goes on, and Ray tries nothing again that would fail again. Only a lost process 
 
 from __future__ import annotations
 
-import copy
-import importlib.util
 import json
-import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +16,75 @@ import ray
 import torch
 from ray import tune
 
-from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
-from network_surgery.study.references import PYTHON
+from network_surgery.study.search.preflight import examine
+from network_surgery.study.search.travel import Mirror, place
 from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, network_of, stack_of
-from network_surgery.study.task import Samples, Sets, Task, build
+from network_surgery.study.task import Sets, Task, build
 from network_surgery.study.task.start import Start
+from network_surgery.study.training import fork
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import device_name, pick_device
 from network_surgery.study.training.failure import failure, lost
 from network_surgery.study.training.run import run
 from network_surgery.study.training.watch import Limits, Watch
 
+#: Reasons why this process cannot train, by what it was sent; it is asked once.
+_EXAMINED: dict[str, str | None] = {}
+
 
 def trial(
-    config: dict[str, Any], given: Task | Sets | None, settings: Settings, folder: str, start: Start | None = None
+    config: dict[str, Any],
+    given: Task | Sets | None,
+    settings: Settings,
+    folder: str,
+    start: Start | None = None,
+    marker: str = "",
+    checked: Collection[str] = (),
 ) -> None:
-    """Runs ``config["cell"]`` (JSON), within ``config["limits"]`` of a ``Watch`` (JSON). ``given``: see ``shipped``;
-    ``folder``: the study's, for all nodes; ``start``: what training starts from, read once for all of them.
+    """Runs ``config["cell"]`` (JSON), within ``config["limits"]`` of a ``Watch`` (JSON). ``given``: see
+    ``study.search.shipped``; ``folder``: the study's; ``start``: what training starts from, read once for all of them;
+    ``marker``: see ``study.search.travel``.
 
-    There it keeps a checkpoint while it runs, those that others begin from, and the final network of a comparison; the
-    outcome's ``network`` says where in the folder.
+    In the folder it keeps a checkpoint while it runs, those that others begin from, and the final network of a
+    comparison; the outcome's ``network`` says where there. On a node that has come after the preflight (``checked``
+    are those that passed it) and cannot train, it says so instead: then the cell runs elsewhere.
     """
-    cell = Cell(**json.loads(config["cell"]))
+    node = ray.get_runtime_context().get_node_id()
+    if node not in checked and marker not in _EXAMINED:
+        _EXAMINED[marker] = examine(given, settings, start)
+    if reason := _EXAMINED.get(marker):
+        tune.report({"kind": "refused", "report": json.dumps({"node": node, "reason": reason})})
+        return
+    with place(Path(folder), marker) as (here, mirror):
+        cell, limits = Cell(**json.loads(config["cell"])), Limits(**json.loads(config["limits"]))
+        _train(cell, limits, given, settings, here, start, mirror)
+
+
+def _train(
+    cell: Cell,
+    limits: Limits,
+    given: Task | Sets | None,
+    settings: Settings,
+    folder: Path,
+    start: Start | None,
+    mirror: Mirror | None,
+) -> None:
+    """Trains a cell; ``folder``: the study's, or a ``mirror`` of it."""
     device = torch.device("cpu")
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
-    saved = checkpoint_of(cell, settings, Path(folder))
-    network = network_of(cell, Path(folder)) if cell.test else None
-    teacher = network_of(cell.teacher, Path(folder)) if cell.teacher else None
-    over, stack = False, stack_of(cell, Path(folder))
+    saved = checkpoint_of(cell, settings, folder)
+    network = network_of(cell, folder) if cell.test else None
+    teacher = network_of(cell.teacher, folder) if cell.teacher else None
+    over, stack = False, stack_of(cell, folder)
+    if mirror is not None:
+        needed = [saved, *fork.needed(cell, settings, checkpoints_of(folder)), *([teacher] if teacher else [])]
+        mirror.bring(f"{path.relative_to(folder).with_suffix('').as_posix()}.*" for path in needed)
 
     def tell(epoch: dict[str, Any]) -> None:
         nonlocal over
+        if mirror is not None:  # first, since others may begin from it as soon as this epoch is reported
+            mirror.send()
         try:
             tune.report({"kind": "epoch", "report": json.dumps(epoch)})
         except SystemExit:  # so Tune ends a trial that is stopped early
@@ -61,15 +95,14 @@ def trial(
         outcome = lost("", written)  # the try before hung; another one would keep the place from others
     else:
         try:
-            with Watch(stack, Limits(**json.loads(config["limits"]))) as watch:
+            with Watch(stack, limits) as watch:
                 device = pick_device(settings.device, granted=bool(ray.get_gpu_ids()))
                 if device.type != "cpu":
                     torch.get_device_module(device).empty_cache()
                 task = given if isinstance(given, Task) else build(settings, given)
                 outcome = run(
-                    cell, task, settings, device, tell, saved, network, start, checkpoints_of(Path(folder)), teacher,
-                    [watch],
-                )  # fmt: skip
+                    cell, task, settings, device, tell, saved, network, start, checkpoints_of(folder), teacher, [watch]
+                )
                 if network is not None:
                     outcome["network"] = network.relative_to(folder).as_posix()
         except torch.AcceleratorError:  # the device refuses whatever this process asks of it from now on
@@ -79,43 +112,10 @@ def trial(
                 raise
             outcome = failure(error)
     outcome["device"] = device_name(device)
+    if mirror is not None:
+        mirror.send()
     tune.report({"kind": "outcome", "report": json.dumps(outcome)})
     if not outcome.get("lost"):  # then it goes on from there, when it is run again
         saved.unlink(missing_ok=True)
-
-
-def shipped(task: Task, settings: Settings) -> Task | Sets | None:
-    """What a trial needs of a task that is loaded: ours, and one that Python gave, as it is; of anyone's the samples
-    where they are in memory.
-
-    Ray shares the arrays in it between processes without copying. Anyone's class is made again where the trial runs,
-    since it need not be in a module there that can be imported by the name that it has here.
-    """
-    if type(task).__module__.startswith("network_surgery.") or settings.task.startswith(f"{PYTHON}:"):
-        return task
-    sets = task.sets
-    return sets if all(isinstance(part, Samples) for part in (sets.train, sets.validation, sets.test)) else None
-
-
-def check_shipped(task: Task) -> None:
-    """Raises StudyError where a task that Python gave cannot be sent to other processes.
-
-    A class that those could not import is sent with its code, as are those of a notebook.
-    """
-    from ray import cloudpickle
-
-    module = type(task).__module__
-    if module != "__main__" and importlib.util.find_spec(module) is None:
-        cloudpickle.register_pickle_by_value(sys.modules[module])
-    try:
-        bare = copy.copy(task)
-        bare.__dict__.pop("sets", None)  # the samples may be large
-        cloudpickle.dumps(bare)
-    except StudyError:
-        raise
-    except Exception as error:  # whatever somebody's class makes of it
-        pass_on_memory(error)
-        raise StudyError(
-            f"the task {type(task).__name__} cannot be sent to the processes that train ({first_line(error)}); keep in "
-            "it what can be pickled, and make the rest in its methods"
-        ) from error
+    if mirror is not None:
+        mirror.send()

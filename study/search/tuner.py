@@ -19,8 +19,8 @@ import socket
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,11 +28,13 @@ import psutil
 
 from network_surgery.study import interruption
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, near
 from network_surgery.study.scratch import scratch, sweep
+from network_surgery.study.search.nodes import Node, Nodes, Share, slots
 from network_surgery.study.search.once import Once, reports
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
+from network_surgery.study.search.travel import MARKER, Marker
 from network_surgery.study.store.folder import Record, checkpoint_of, checkpoints_of, stack_of
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
@@ -50,6 +52,8 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+#: How the resource of Ray begins that says which type of GPU a node has.
+ACCELERATOR = "accelerator_type:"
 
 
 #: Seconds that processes have to end by themselves.
@@ -69,11 +73,11 @@ class Listener(Protocol):
 
 
 @contextlib.contextmanager
-def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: None) -> Iterator[dict[str, float]]:
+def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: None) -> Iterator[Nodes]:
     """Ray for the time of a ``with`` block: the cluster at ``settings.address`` or, as Ray does, at ``RAY_ADDRESS`` or
-    started on this machine by ``ray start``; else one of our own, which is stopped at the end. Yields its resources.
+    started on this machine by ``ray start``; else one of our own, which is stopped at the end. Yields its nodes.
 
-    ``narrate`` is given a line about it.
+    ``narrate`` is given a line about it, and one about each node that is avoided.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     import ray
@@ -91,7 +95,7 @@ def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: N
         try:
             if ours:
                 _init(settings.address, place)
-            yield ray.cluster_resources()
+            yield Nodes(narrate)
         finally:
             if ours:
                 leave()
@@ -115,7 +119,7 @@ def _init(address: str | None, place: Path | None) -> None:
 
     # It prints what befalls its processes to standard output, which is for the answer, whatever ``log_to_driver`` says.
     worker.print_to_stdstream = lambda *_, **__: None
-    more = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
+    more: dict[str, Any] = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
     try:
         with _without_stack():
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **more)
@@ -205,37 +209,41 @@ def _reach(address: str | None) -> None:
 
 
 def run_cells(
-    source: Source, task: Task, settings: Settings, resources: dict[str, float], out: Path,
+    source: Source, task: Task, settings: Settings, nodes: Nodes, out: Path,
     listeners: Sequence[Listener], known: Sequence[Record] = (), keep: Sequence[int] = (),
     spare: Sequence[int] = (),
 ) -> bool:  # fmt: skip
     """Runs every cell of a source, none of them twice: ``known``, ``keep`` and ``spare`` as in ``study.search.once``.
 
-    Returns False where Ctrl-C ended it early; raises StudyError where nothing fits.
+    Returns False where Ctrl-C ended it early; raises StudyError where nothing fits, or no node can train.
     """
     from ray import tune
-    from ray.tune.execution.placement_groups import resource_dict_to_pg_factory as resources_of
 
-    from network_surgery.study.search.trial import shipped, trial
+    from network_surgery.study.search.shipped import shipped
+    from network_surgery.study.search.trial import trial
 
-    share, whole = trial_resources(settings, resources), _whole(settings, resources)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.generation)  # else one waits for a process at a time
+    share = trial_resources(settings, nodes)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # how many there are is up to _Room
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     once = Once(source, settings, per_epoch, out, known, keep, spare)
+    marker = Marker(out, nodes)
+    room = _Room(nodes, share, settings.generation, marker)
     over = threading.Event()
     pace = watch.Pace(settings.hang_factor, watch.LEAST)
-    searcher, scheduler, callback = _adaptors(once, listeners, settings, out, pace, over, whole != share)
+    searcher, scheduler, callback = _adaptors(once, listeners, settings, out, pace, over, room)
     # No trial takes a GPU by itself that it did not ask Ray for.
-    where = settings if "gpu" in share or settings.device != "auto" else replace(settings, device="cpu")
+    where = settings if "GPU" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
-        trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task)
-    )
+        trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task),
+        marker=marker.name, checked=frozenset(nodes.checked),
+    )  # fmt: skip
     handling = interruption.current()
     if handling is not None:
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    with scratch() as place:
+    one, alone = room.request(False), room.request(True)
+    with marker, scratch() as place:
         tuner = tune.Tuner(
-            tune.with_resources(function, lambda config: resources_of(whole if config["alone"] else share)),
+            tune.with_resources(function, lambda config: alone if config["alone"] else one),
             tune_config=tune.TuneConfig(
                 search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric="report", mode="max"
             ),
@@ -246,6 +254,7 @@ def run_cells(
         )  # fmt: skip
         with contextlib.nullcontext() if handling is None else handling.softly(lambda: _stop_softly(over)):
             tuner.fit()
+    room.check()
     if source.finished:
         forget(out)
     return source.finished
@@ -253,46 +262,93 @@ def run_cells(
 
 def forget(out: Path) -> None:
     """Removes what a driver that was killed has left of the checkpoints that cells keep for each other."""
-    for path in checkpoints_of(out).glob("*-epoch-*.pt"):
+    for path in (*checkpoints_of(out).glob("*-epoch-*.pt"), *out.glob(f"{MARKER}*")):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there are some of those that hung or crashed
         stack_of(Cell("original", 0), out).parent.rmdir()
 
 
-def trial_resources(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
-    """What one trial asks of the cluster. Raises StudyError where no trial could ever start."""
-    gpus = 0.0 if settings.device == "cpu" or not resources.get("GPU") else settings.gpus_per_trial
+def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, float]:
+    """What one training run asks of its node, by Ray's names. Raises StudyError where no node could ever give that."""
+    nodes = list(nodes)
+    gpus = settings.gpus_per_trial if settings.device != "cpu" and _most(nodes, "GPU") else 0.0
     check_device(settings.device)
-    if not resources.get("GPU"):
+    if not _most(nodes, "GPU"):
         pick_device(settings.device)  # one that Ray does not count, such as mps
-    if settings.cpus_per_trial > resources.get("CPU", 0):
+    share = {"CPU": settings.cpus_per_trial} | ({"GPU": gpus} if gpus else {})
+    for kind, setting in (("CPU", "cpus_per_trial"), ("GPU", "gpus_per_trial")):
+        if share.get(kind, 0.0) > (most := _most(nodes, kind)):
+            where = "this Ray cluster has" if len(nodes) == 1 else "no node of this Ray cluster has more than"
+            raise StudyError(f"{setting} is {share[kind]:g}, but {where} {most:g} {kind}s")
+    if settings.accelerator is not None:
+        known = [kind.removeprefix(ACCELERATOR) for node in nodes for kind in node.resources if ACCELERATOR in kind]
+        if settings.accelerator not in known:
+            types = f"only {', '.join(sorted({*known}))}" if known else "no type of GPU that Ray knows"
+            raise StudyError(
+                f"accelerator is {settings.accelerator!r}, but this Ray cluster has {types}"
+                f"{near(settings.accelerator, known)}"
+            )
+        share[f"{ACCELERATOR}{settings.accelerator}"] = 0.001  # so little that the GPUs alone decide
+    if not slots(nodes, share):
+        parts = " and ".join(f"{amount:g} {kind}s" for kind, amount in share.items() if amount >= 0.01)
         raise StudyError(
-            f"cpus_per_trial is {settings.cpus_per_trial:g}, but this Ray cluster has {resources.get('CPU', 0):g} CPUs"
+            f"a training run takes {parts}, but no node of this Ray cluster has all of that together; lower "
+            "cpus_per_trial or gpus_per_trial"
         )
-    if gpus > resources.get("GPU", 0):
-        raise StudyError(f"gpus_per_trial is {gpus:g}, but this Ray cluster has {resources['GPU']:g} GPUs")
-    return {"cpu": settings.cpus_per_trial} | ({"gpu": gpus} if gpus else {})
+    return share
 
 
-def _whole(settings: Settings, resources: dict[str, float]) -> dict[str, float]:
-    """What a trial asks of the cluster that is to have its device for itself: a whole GPU, else all CPUs of a node."""
-    import ray
+def _most(nodes: Iterable[Node], kind: str) -> float:
+    """How much of a resource the node has that has most of it."""
+    return max((node.resources.get(kind, 0.0) for node in nodes), default=0.0)
 
-    share = trial_resources(settings, resources)
-    if "gpu" in share:
-        return share | {"gpu": float(math.ceil(share["gpu"]))}
-    cores = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    return share | {"cpu": max([share["cpu"], *cores])}
+
+@dataclass
+class _Room:
+    """How many cells Tune may have at once, and where: on the nodes as they are at the time."""
+
+    nodes: Nodes
+    share: Share
+    ahead: int
+    marker: Marker
+    none: bool = False
+
+    def __call__(self) -> int:
+        """The number of cells that may be under way now."""
+        self.none = not list(self.nodes)
+        self.marker.serve()
+        return self.nodes.room(self.share, self.ahead)
+
+    @property
+    def whole(self) -> dict[str, float]:
+        """What a trial takes that is to have its device for itself: a whole GPU, else all CPUs of a node."""
+        if "GPU" in self.share:
+            return {**self.share, "GPU": float(math.ceil(self.share["GPU"]))}
+        return {**self.share, "CPU": max(self.share["CPU"], _most(self.nodes, "CPU"))}
+
+    def request(self, alone: bool) -> Any:
+        """What Tune asks of Ray for one trial that starts now."""
+        from ray import tune
+
+        selector = self.nodes.selector
+        labels: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
+        return tune.PlacementGroupFactory([self.whole if alone else dict(self.share)], **labels)
+
+    def check(self) -> None:
+        """Raises StudyError where every node is avoided."""
+        if self.none:
+            reasons = "; ".join(dict.fromkeys(self.nodes.avoided.values()))
+            raise StudyError(f"no node of this Ray cluster can train: {reasons}")
 
 
 def _adaptors(
     source: Once, listeners: Sequence[Listener], settings: Settings, out: Path, pace: watch.Pace,
-    over: threading.Event, roomy: bool,
+    over: threading.Event, room: _Room,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
 
     ``pace`` learns how long a training may take. ``over``: from when on processes are lost because we end them.
-    ``roomy``: whether one whose memory ran out has more of it alone.
+    One whose memory ran out is tried again alone, where it has more of it then.
     """
     from ray.tune import Callback
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -300,6 +356,7 @@ def _adaptors(
 
     cells: dict[str, Cell] = {}
     ended: set[str] = set()
+    refused: deque[Cell] = deque()
     crowded: deque[Cell] = deque()  # their memory ran out, and they are tried again alone
     alone: set[str] = set()
 
@@ -309,7 +366,7 @@ def _adaptors(
         ended.add(trial.trial_id)
         cell = cells[trial.trial_id]
         pace.ended(cell.name)
-        if outcome.get("memory") and roomy and cell.name not in alone:
+        if outcome.get("memory") and room.whole != room.share and cell.name not in alone:
             alone.add(cell.name)
             crowded.append(cell)
             return
@@ -341,9 +398,12 @@ def _adaptors(
 
     class Ask(Unsaved, Searcher):
         def suggest(self, trial_id: str) -> Any:
-            if source.finished:
+            if source.finished or room.none:
                 return Searcher.FINISHED
-            cell = crowded.popleft() if crowded else source.next()
+            if len(cells) - len(ended) >= room():
+                return None
+            again = refused or crowded
+            cell = again.popleft() if again else source.next()
             while copy() and cell is None:
                 cell = source.next()
             if cell is None:
@@ -363,8 +423,20 @@ def _adaptors(
     class GoOn(Unsaved, FIFOScheduler):
         """Hears every result, since Tune asks its scheduler before it calls its callbacks."""
 
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            super().on_trial_add(tune_controller, trial)
+            if room.nodes.avoided:
+                trial.update_resources(room.request(trial.config["alone"]))
+
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             cell, report = cells[trial.trial_id], json.loads(result["report"])
+            if result["kind"] == "refused":  # by a node that cannot train it: another one shall
+                if trial.trial_id not in ended:
+                    ended.add(trial.trial_id)
+                    pace.ended(cell.name)
+                    refused.append(cell)
+                    room.nodes.avoid(report["node"], report["reason"])
+                return TrialScheduler.STOP
             if result["kind"] == "outcome":
                 end(trial, report)  # and the trial ends by itself
                 return TrialScheduler.CONTINUE

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from network_surgery.study import secrets
 from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.store.copies import is_uri, spelled
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import convergence, records, values
 from network_surgery.study.training.cell import Cell
@@ -102,7 +103,12 @@ class Folder:
 
     @staticmethod
     def check(path: Path) -> None:
-        """Raises StudyError where something lies already, so that no study can be made there."""
+        """Raises StudyError where something lies already, so that no study can be made there, or it is no path."""
+        if is_uri(str(path)):
+            raise StudyError(
+                f"{spelled(str(path))} is a URI, but a study works in a folder of this machine; give --out runs/NAME "
+                f"--copy-to {spelled(str(path))}"
+            )
         if (path / "study.json").exists():
             raise StudyError(f"{path} holds a study already; continue it with 'surgery resume {path}' or choose --out")
         if path.exists() and not path.is_dir():

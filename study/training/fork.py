@@ -143,6 +143,14 @@ def begin(trainer: Trainer, cell: Cell, settings: Settings, folder: Path) -> boo
     return False
 
 
+def needed(cell: Cell, settings: Settings, folder: Path) -> list[Path]:
+    """The checkpoints of others that a cell begins from."""
+    if cell.fork is None:
+        return []
+    begun, epochs = beginning(cell, settings), {int(cell.fork["epoch"]), cell.rewind or 0} - {0}
+    return [kept(folder, str(cell.fork["from"]), begun, epoch) for epoch in sorted(epochs)]
+
+
 def weights(cell: Cell, settings: Settings, folder: Path, epoch: int) -> dict[str, Tensor] | None:
     """The weights (not their average) that the run which this cell forks from had after an epoch, by name, on the host.
 

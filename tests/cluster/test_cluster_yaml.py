@@ -115,14 +115,38 @@ def test_the_dashboard_is_not_open_to_the_world(config: dict[str, Any]) -> None:
     assert "--dashboard-host=127.0.0.1" in start and "0.0.0.0" not in FILE.read_text()
 
 
-def test_the_command_that_the_file_recommends_exists() -> None:
+def test_the_commands_that_the_file_recommends_exist() -> None:
+    lines = [line for line in FILE.read_text().splitlines() if "ray submit" in line]
+    assert len(lines) == 2
+    for line in lines:
+        script, *words = shlex.split(line.split("cluster.yaml", 1)[1])
+        assert (FILE.parent / script).is_file()
+        assert_known(words)
+
+
+def assert_known(words: list[str]) -> None:
+    """A command of ours and its options exist."""
     from typer.main import get_command
 
     from network_surgery.study.cli import app
 
-    (line,) = [line for line in FILE.read_text().splitlines() if "ray submit" in line]
-    script, name, *arguments = shlex.split(line.split("cluster.yaml", 1)[1])
-    assert (FILE.parent / script).is_file()
-    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    command = get_command(app).commands[words[0]]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}
-    assert {argument for argument in arguments if argument.startswith("--")} <= known
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_image_is_of_this_ray_and_has_no_cuda_of_its_own(config: dict[str, Any]) -> None:
+    """PyTorch's wheel brings its own, and CUDA's compatibility library of an older image would hide the driver."""
+    image = config["docker"]["image"]
+    assert re.fullmatch(r"rayproject/ray:\d+\.\d+\.\d+-py311-cpu", image)
+    assert image in (FILE.parent / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("cloud", ["gcp", "azure"])
+def test_other_clouds_are_clusters_too(config: dict[str, Any], cloud: str) -> None:
+    """Their blocks stand in comments; put in place of those of AWS, Ray takes them."""
+    lines = [line for line in FILE.read_text().splitlines() if line.startswith(f"#{cloud} ")]
+    other = yaml.safe_load("\n".join(line.removeprefix(f"#{cloud} ") for line in lines))
+    assert {"provider", "auth", "available_node_types"} == other.keys() and other["provider"]["type"] == cloud
+    assert other["available_node_types"].keys() == config["available_node_types"].keys()
+    validate_config(prepare_config(config | other))

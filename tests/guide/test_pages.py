@@ -19,6 +19,7 @@ from network_surgery.study.cli import app, main
 from network_surgery.study.config import Settings
 from network_surgery.study.search import tuner
 from tests.guide.blocks import GUIDE, PAGES, ROOT, Block, blocks
+from tests.study.nodes import node
 
 #: Pages whose code needs a finished study, and is run with one.
 FOLLOWED = ("python.md", "own-network.md", "report.md", "mlflow.md")
@@ -47,7 +48,7 @@ def surgery(command: str, small: bool = True) -> None:
 
 def only_checked(patch: pytest.MonkeyPatch) -> None:
     """From here on ``surgery study`` checks and writes everything that it does before the first training run."""
-    patch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext({"CPU": 2.0}))
+    patch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext([node(CPU=2)]))
     patch.setattr("network_surgery.study.conduct.proceed", lambda *_: sys.exit(0))
 
 

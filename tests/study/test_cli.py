@@ -15,6 +15,7 @@ from PIL import Image
 from network_surgery.study.cli import app, main
 from network_surgery.study.config import Settings
 from network_surgery.study.declare import declaration, names
+from tests.study.nodes import node
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +215,7 @@ def test_a_folder_that_cannot_be_made(surgery: Surgery) -> None:
 
 
 def test_a_gpu_that_is_not_there(surgery: Surgery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext({"CPU": 2.0}))
+    monkeypatch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext([node(CPU=2)]))
     code, _, err = surgery("study", "--preset", "smoke", "--device", "cuda", "--out", "out")
     assert code == 2 and err.splitlines()[-1].startswith("surgery: device is 'cuda', but ")
     assert not Path("out").exists()

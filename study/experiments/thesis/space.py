@@ -7,6 +7,8 @@ units, an expansion adds it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from optuna.trial import BaseTrial
 
 from network_surgery.ops import EigenRemove, MinWeight, Operation, Schedule, SurgeryError, WeakExpand, ZeroExpand
@@ -37,7 +39,7 @@ def operation(method: str, ratio: float, published: bool = False) -> Operation:
     return PublishedZeroExpand(ratio) if published else ZeroExpand(ratio)
 
 
-def place(layers: Layers, chosen: Operation, epochs: int) -> Schedule:
+def place(layers: Collection[str], chosen: Operation, epochs: int) -> Schedule:
     """The operation on each of the eleven layers: after epochs 1, 3, 5, …, or 1, 2, 3, … where there are fewer epochs.
 
     Raises:

@@ -22,6 +22,7 @@ from network_surgery.study.search.sampled import given
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.task import Classification
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.watch import Limits
 
 
 class Corners(Classification):
@@ -58,7 +59,8 @@ def compare(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
     while (cell := once.next()) is not None:
         reported: list[dict[str, Any]] = []
         monkeypatch.setattr(trial.tune, "report", reported.append)
-        trial.trial({"cell": json.dumps(asdict(cell))}, task, SETTINGS, str(folder.path))
+        config = {"cell": json.dumps(asdict(cell)), "limits": json.dumps(asdict(Limits(0.0)))}
+        trial.trial(config, task, SETTINGS, str(folder.path))
         found = [json.loads(each["report"]) for each in reported]
         for record in found[:-1]:
             once.epoch(cell, record)

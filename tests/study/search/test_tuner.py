@@ -27,6 +27,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.scratch import PREFIX
 from network_surgery.study.search import tuner
+from network_surgery.study.search.nodes import Nodes
 from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.sources import Listed
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
@@ -35,6 +36,7 @@ from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.evaluation import evaluate
+from tests.study.nodes import node
 
 pytestmark = pytest.mark.slow
 SETTINGS = Settings(model="mlp", epochs=3, device="cpu", held_out=64, signal_images=64)
@@ -47,7 +49,7 @@ def digits() -> ImageTask:
 
 
 @pytest.fixture(scope="module")
-def resources() -> Iterator[dict[str, float]]:
+def resources() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
         with tuner.cluster(SETTINGS) as found:
@@ -78,9 +80,7 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children(recursive=True) if "ray::ImplicitFunc" in " ".join(p.cmdline())]
 
 
-def test_cells_run_and_a_failure_does_not_end_the_study(
-    digits: ImageTask, resources: dict[str, float], tmp_path: Path
-) -> None:
+def test_cells_run_and_a_failure_does_not_end_the_study(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
     bad = [{"when": "1ep", "layer": "fc9", "op": "min_weight", "keep": 0.5}]
     cells = [Cell("original", 1, test=True), Cell("surgery", 1, bad, trial=0), Cell("surgery", 2, SHRINK, trial=1)]
 
@@ -101,9 +101,7 @@ def test_cells_run_and_a_failure_does_not_end_the_study(
     assert kept == {"original-seed-1.pt", "original-seed-1.npy"} and "network" not in surgery
 
 
-def test_ray_computes_what_a_plain_call_computes(
-    digits: ImageTask, resources: dict[str, float], tmp_path: Path
-) -> None:
+def test_ray_computes_what_a_plain_call_computes(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
     from network_surgery.study.training.run import run
 
     notes = Notes()
@@ -126,9 +124,7 @@ def measured(folder: Path, outcome: dict[str, Any], data: ImageTask) -> dict[str
     return evaluate(network, data, Batches(data.test, torch.device("cpu"))).named("test")
 
 
-def test_a_lost_worker_resumes_from_its_last_epoch(
-    digits: ImageTask, resources: dict[str, float], tmp_path: Path
-) -> None:
+def test_a_lost_worker_resumes_from_its_last_epoch(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
     settings = Settings(model="mlp", epochs=40, device="cpu", held_out=64, signal_images=64)
     cell = Cell("surgery", 1, SHRINK, trial=0, test=True)
     plain = Notes()
@@ -237,7 +233,7 @@ def test_a_failure_keeps_its_reason_and_only_what_may_go_otherwise_is_tried_agai
 
 
 def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
-    digits: ImageTask, resources: dict[str, float], tmp_path: Path
+    digits: ImageTask, resources: Nodes, tmp_path: Path
 ) -> None:
     """Surgery begins from the original's checkpoint, its twin is not trained, and both report their whole curves."""
     cells = [Cell("original", 1, test=True), *(Cell("surgery", 1, SHRINK, trial=n, test=True) for n in range(2))]
@@ -262,7 +258,7 @@ def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
 
 
 def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
-    digits: ImageTask, resources: dict[str, float], tmp_path: Path
+    digits: ImageTask, resources: Nodes, tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, epochs=8, trials=12, early_stopping="asha", first_rung=2, recovery=1)
     layers = {"fc1": 128, "fc2": 64}
@@ -309,14 +305,14 @@ def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
 )
 def test_what_no_node_can_give_is_said_at_once(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(StudyError, match=sentence):
-        tuner.trial_resources(Settings(**changes), {"CPU": 2.0})
+        tuner.trial_resources(Settings(**changes), [node(CPU=2)])
 
 
 def test_a_fraction_of_a_gpu_shares_it() -> None:
     settings = Settings(gpus_per_trial=0.25)
-    assert tuner.trial_resources(settings, {"CPU": 16, "GPU": 1}) == {"cpu": 1, "gpu": 0.25}
-    assert tuner.trial_resources(settings, {"CPU": 16}) == {"cpu": 1}
-    assert tuner.trial_resources(Settings(device="cpu"), {"CPU": 16, "GPU": 1}) == {"cpu": 1}
+    assert tuner.trial_resources(settings, [node(CPU=16, GPU=1)]) == {"CPU": 1, "GPU": 0.25}
+    assert tuner.trial_resources(settings, [node(CPU=16)]) == {"CPU": 1}
+    assert tuner.trial_resources(Settings(device="cpu"), [node(CPU=16, GPU=1)]) == {"CPU": 1}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from network_surgery.study.search.tracking.names import study_tags
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Samples, Sets, Stream, build
 from network_surgery.study.task.images import load
+from tests.study.nodes import node
 from tests.study.task.pictures import folder
 from tests.study.task.test_task import Line, line
 
@@ -34,7 +35,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext({"CPU": 2.0}))
+    monkeypatch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext([node(CPU=2)]))
 
 
 def text(corpus: Path, **changes: Any) -> Settings:

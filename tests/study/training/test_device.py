@@ -13,6 +13,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.compute import Compute
 from network_surgery.study.search import tuner
 from network_surgery.study.training.device import device_name, pick_device
+from tests.study.nodes import node
 
 ROOT = Path(__file__).parents[3] / "study"
 
@@ -52,9 +53,9 @@ def test_a_gpu_that_torch_cannot_use_is_no_cpu(nothing: None) -> None:
 
 
 def test_a_trial_takes_what_ray_does_not_count_where_it_is_asked_for(accelerator: str) -> None:
-    assert tuner.trial_resources(Settings(device=accelerator), {"CPU": 4.0}) == {"cpu": 1.0}
+    assert tuner.trial_resources(Settings(device=accelerator), [node(CPU=4)]) == {"CPU": 1.0}
     with pytest.raises(StudyError, match=f"but torch sees only {accelerator} here"):
-        tuner.trial_resources(Settings(device="hpu"), {"CPU": 4.0})
+        tuner.trial_resources(Settings(device="hpu"), [node(CPU=4)])
 
 
 def test_tf32_is_for_cuda_alone() -> None:

@@ -1,0 +1,98 @@
+"""The nodes of a Ray cluster, read whenever they are needed: autoscaling adds some, others are lost or avoided.
+
+A *share* is what one training run asks of its node, by Ray's names of resources; a *slot* is room for one share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+#: Seconds for which an answer of the cluster is used again.
+FRESH = 2.0
+#: What Ray calls the label of a node that holds its id.
+LABEL = "ray.io/node-id"
+#: More slots than this, or more than one node, and trials are sampled asynchronously by default.
+FEW_SLOTS = 8
+ROUNDING = 1e-9
+
+Share = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: Ray's ``id`` of it, what people call it, and its ``resources`` whether they are in use or not."""
+
+    id: str
+    name: str
+    resources: Mapping[str, float]
+
+    def slots(self, share: Share) -> int:
+        """How many shares fit on the node."""
+        counts = [self.resources.get(kind, 0.0) / amount for kind, amount in share.items() if amount]
+        return int(min(counts, default=0.0) + ROUNDING)
+
+
+@dataclass
+class Nodes:
+    """The nodes of the cluster that this process is connected to, without the ``avoided`` ones (id → reason).
+
+    ``narrate`` is given a line about each that is avoided. ``checked``: the ids of those that passed the preflight
+    (``study.search.preflight``).
+    """
+
+    narrate: Callable[[str], None] = lambda words: None
+    avoided: dict[str, str] = field(default_factory=dict)
+    checked: set[str] = field(default_factory=set)
+    _known: tuple[float, list[Node]] = (-FRESH, [])
+
+    def __iter__(self) -> Iterator[Node]:
+        return (node for node in self.alive() if node.id not in self.avoided)
+
+    def alive(self) -> list[Node]:
+        """All nodes, at most ``FRESH`` seconds old."""
+        if time.monotonic() - self._known[0] > FRESH:
+            import ray
+
+            found = [
+                Node(each["NodeID"], each["NodeManagerHostname"], each["Resources"])
+                for each in ray.nodes()
+                if each["Alive"]
+            ]
+            self._known = time.monotonic(), found
+        return self._known[1]
+
+    def avoid(self, node: str, reason: str) -> None:
+        """Keeps further trials from the node of this id."""
+        if node not in self.avoided:
+            self.avoided[node] = reason
+            self.narrate(f"{self.title(node)} is avoided: {reason}")
+
+    def title(self, node: str) -> str:
+        """What people call the node of this id: its name, and where its id begins."""
+        names = {each.id: each.name for each in self.alive()}
+        return f"node {names.get(node, '')} ({node[:8]})"
+
+    def room(self, share: Share, ahead: int) -> int:
+        """How many training runs may be under way: one for each slot, and ``ahead`` that wait.
+
+        Those have the next process start early, and an autoscaling cluster grow.
+        """
+        return slots(self, share) + ahead
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """Ray's label selector of the nodes that are not avoided; empty where none is."""
+        return {LABEL: f"!in({', '.join(sorted(self.avoided))})"} if self.avoided else {}
+
+
+def slots(nodes: Iterable[Node], share: Share) -> int:
+    """How many shares fit on these nodes together."""
+    return sum(node.slots(share) for node in nodes)
+
+
+def asynchronous(nodes: Iterable[Node], share: Share) -> bool:
+    """Whether so many trials run at once that waiting for a generation's slowest one would waste the cluster."""
+    useful = [node for node in nodes if node.slots(share)]
+    return len(useful) > 1 or slots(useful, share) > FEW_SLOTS
