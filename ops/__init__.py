@@ -12,7 +12,7 @@
 from network_surgery.ops.allocation import Allocation, Size, allocate, size
 from network_surgery.ops.anatomy import Anatomy, HiddenLayer
 from network_surgery.ops.errors import SurgeryError
-from network_surgery.ops.network.architecture import adopt, describe, load, save
+from network_surgery.ops.network.architecture import adopt, describe, load, save, saved_bytes
 from network_surgery.ops.network.attention import free_attention
 from network_surgery.ops.network.carried import carry_architecture
 from network_surgery.ops.network.leaving import constructor_arguments, without_surgery
@@ -21,15 +21,19 @@ from network_surgery.ops.network.optimizer_keys import register_state
 from network_surgery.ops.network.wrappers import inner, rewrap
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.operations import OPERATIONS
+from network_surgery.ops.operations.collapse import Collapse
 from network_surgery.ops.operations.compact import Compact, compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from network_surgery.ops.operations.eigen_remove import EigenRemove
 from network_surgery.ops.operations.grad_max import GradMax
+from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
 from network_surgery.ops.operations.prune_weights import PruneWeights
+from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
+from network_surgery.ops.operations.stretch import Stretch
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
 from network_surgery.ops.plan import Plan
@@ -39,7 +43,7 @@ from network_surgery.ops.signals.unit_scores import unit_scores
 from network_surgery.ops.signals.weight_scores import weight_scores
 from network_surgery.ops.surgery.operate import operate
 from network_surgery.ops.surgery.prediction import Prediction, predicted_loss_change
-from network_surgery.ops.surgery.surgery import apply, trial_surgery
+from network_surgery.ops.surgery.surgery import apply, materialize, trial_surgery
 from network_surgery.ops.surgery.verification import measure
 
 __all__ = [
@@ -47,10 +51,12 @@ __all__ = [
     "PCNS",
     "Allocation",
     "Anatomy",
+    "Collapse",
     "Compact",
     "Condition",
     "EigenRemove",
     "GradMax",
+    "HashWeights",
     "HiddenLayer",
     "MeanReplace",
     "MinWeight",
@@ -59,6 +65,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "PruneWeights",
+    "RandomEdges",
     "RandomRemove",
     "RemoveDead",
     "Revive",
@@ -66,6 +73,7 @@ __all__ = [
     "Signals",
     "Size",
     "Step",
+    "Stretch",
     "SurgeryError",
     "WeakExpand",
     "ZeroExpand",
@@ -81,12 +89,14 @@ __all__ = [
     "frozen_units",
     "inner",
     "load",
+    "materialize",
     "measure",
     "operate",
     "predicted_loss_change",
     "register_state",
     "rewrap",
     "save",
+    "saved_bytes",
     "size",
     "take_over_masks",
     "trial_surgery",

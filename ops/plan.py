@@ -13,12 +13,17 @@ from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.anatomy.rebuild import Edit, moves, remasked
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.checks import usable
+from network_surgery.ops.network.expressed import Expressed
 from network_surgery.ops.network.masks import hidden
+from network_surgery.ops.network.modules import Change
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The new units of a layer, unit by unit, and how the weights around it follow.
+
+    Before and after are the numbers of ``units``, ``parameters``, ``flops`` of one sample, and the ``bytes`` of the
+    tensors that ``ops.save`` writes.
 
     Attributes:
         layer: the layer to change.
@@ -34,6 +39,11 @@ class Plan:
         mixing: for readers, the matrix ``[old, new]`` by which old outputs are made of new ones; the reader's weight is
             multiplied by it (instead of gathered and shared).
         masks: by parameter, where it keeps its values (1) and where it becomes zero for good (0), at its old shape.
+        expressed: by parameter, how it is computed from what is stored of it from now on (``ops.network.expressed``).
+        fresh: what is stored of such a parameter, where that is not made of its values; optimizer state begins anew.
+        modules: by module, what takes its place; the anatomy is taken anew then. ``size``: parameters, FLOPs and bytes
+            of the network afterwards.
+        notes: sentences that the plan's table ends with.
         constants: for readers, the constant part ``[old]`` of each old unit's output that goes into the next bias.
         error: predicted relative error of what the readers receive (0 exact), None where nothing is predicted.
         evidence: further numbers that speak for the plan or against it, by name, from the operation that proposed it.
@@ -52,6 +62,11 @@ class Plan:
     mixing: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    expressed: Mapping[str, Expressed] = field(default_factory=dict, repr=False)
+    fresh: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    modules: Mapping[str, Change] = field(default_factory=dict, repr=False)
+    size: tuple[int, int, int] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
     error: float | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict, repr=False)
     measured: float | None = field(default=None, init=False)
@@ -60,6 +75,8 @@ class Plan:
     parameters_after: int = field(init=False)
     flops_before: int = field(init=False)
     flops_after: int = field(init=False)
+    bytes_before: int = field(init=False)
+    bytes_after: int = field(init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, HiddenLayer):
@@ -68,15 +85,21 @@ class Plan:
             raise SurgeryError(
                 f"sources name an old unit for each new one, so they are a tuple, not {self.sources!r:.60}"
             )
-        for name in ("shares", "replaced", "newborn", "fan_in", "fan_out", "mixing", "constants", "masks"):
+        for name in ("shares", "replaced", "newborn", "fan_in", "fan_out", "mixing", "constants", "masks", "fresh"):
             object.__setattr__(self, name, usable(getattr(self, name)))
         before, after = self.layer.cost(self.layer.units), self.layer.cost(len(self.sources))
         object.__setattr__(self, "units_before", self.layer.units)
         object.__setattr__(self, "parameters_before", before[0])
         uncovered = hidden(self.layer.anatomy.masks().values()) - self._hidden()
-        object.__setattr__(self, "parameters_after", after[0] + uncovered)
+        object.__setattr__(self, "parameters_after", after[0] + uncovered + self._stored() - self._whole())
         object.__setattr__(self, "flops_before", before[1])
         object.__setattr__(self, "flops_after", after[1])
+        object.__setattr__(self, "bytes_before", self.layer.bytes(self.layer.units))
+        object.__setattr__(self, "bytes_after", self.layer.bytes(len(self.sources)) + self._more_bytes())
+        self._check_writes()
+        if self.size is not None:
+            for name, value in zip(("parameters_after", "flops_after", "bytes_after"), self.size, strict=True):
+                object.__setattr__(self, name, value)
 
     def _hidden(self) -> int:
         """How many parameters masks will hide; what is rewritten is hidden no more."""
@@ -88,6 +111,38 @@ class Plan:
                 if name in masks and masks[name].shape == self.layer.anatomy.tensor(name).shape:
                     masks[name] = remasked(masks[name], steps)
         return hidden(masks.values())
+
+    def _stored(self) -> int:
+        """How many numbers are stored of what will be expressed."""
+        return sum(len(self._reduced(name)) for name in self.expressed)
+
+    def _whole(self) -> int:
+        return sum(self.layer.anatomy.stored(name).numel() for name in self.expressed)
+
+    def _reduced(self, name: str) -> Tensor:
+        """What is stored of a parameter that will be expressed."""
+        weight = self.layer.anatomy.live(name)
+        return self.fresh[name].to(weight) if name in self.fresh else self.expressed[name].reduced(weight)
+
+    def _more_bytes(self) -> int:
+        """What expressions and new masks add."""
+        anatomy = self.layer.anatomy
+        masks = sum(mask.numel() for name, mask in self.masks.items() if anatomy.mask(name) is None)
+        stored = {name: len(self._reduced(name)) - anatomy.stored(name).numel() for name in self.expressed}
+        return masks + sum(n * anatomy.stored(name).element_size() for name, n in stored.items())
+
+    def _check_writes(self) -> None:
+        """Raises SurgeryError where the plan writes a weight anew that is expressed otherwise."""
+        anatomy, grown = self.layer.anatomy, -1 in self.sources
+        written = {*self.replaced, *self.newborn, *self.fan_in, *self.fan_out, *self.mixing, *self.masks}
+        written |= {*self.expressed} | {place.tensor for place in self.layer.places if grown}
+        written |= {place.tensor for place in self.layer.readers if self.shares is not None}
+        for name in sorted(written & set(anatomy.expressions)):
+            if (expression := anatomy.expression(name)) is not None:
+                raise SurgeryError(
+                    f"{self.operation} on {self.layer.name} writes {name} anew, which is {expression.kind}: make it "
+                    "plain first, ops.materialize(model, optimizers), or take an operation that only removes units"
+                )
 
     @property
     def units_after(self) -> int:
@@ -110,6 +165,7 @@ class Plan:
             ("units", self.units_before, self.units_after),
             ("parameters", self.parameters_before, self.parameters_after),
             ("FLOPs a sample", self.flops_before, self.flops_after),
+            ("bytes stored", self.bytes_before, self.bytes_after),
         ]
         lines = [f"{self.operation} on {self.layer.name}", f"{'':16}{'before':>14}{'after':>14}{'change':>9}"]
         for title, before, after in rows:
@@ -123,6 +179,7 @@ class Plan:
         ]
         if evidence:
             lines.append(", ".join(evidence))
+        lines.extend(self.notes)
         if not self.layer.exact:
             size = "" if self.measured is None else f", which changes the output by {self.measured:.2g} of its size"
             lines.append(f"inexact: {self.layer.reason}{size}")

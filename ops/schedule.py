@@ -247,19 +247,22 @@ class Schedule:
     steps: tuple[Step, ...] = ()
 
     def check(self, layers: Iterable[str], epochs: float, per_epoch: int) -> None:
-        """Raises SurgeryError unless every layer exists and every moment or first look is before training ends.
+        """Raises SurgeryError unless every layer exists, or a step before makes it, and every moment or first look is
+        before training ends.
 
         ``epochs``: ``math.inf`` where nobody knows when it ends.
         """
-        known = list(layers)
+        known, parts = list(layers), tuple[str, ...]()
         for step in self.steps:
             if step.allocation is not None:
                 step.allocation.check_layers(dict.fromkeys(known))
             elif step.layer == WHOLE:
                 if not step.operation.whole_network or isinstance(step.when, Condition):
                     raise SurgeryError(f"the step '{step}' can be done on a layer, not on the whole network, '{WHOLE}'")
-            elif step.layer not in known:
+            elif step.layer not in known and not step.layer.startswith(parts):
                 raise SurgeryError(f"the schedule names the layer {step.layer!r}; this network has {', '.join(known)}")
+            if step.operation.makes_layers:
+                parts += tuple(f"{name}." for name in (known if step.layer == WHOLE else [step.layer]))
             if step.when.iteration(per_epoch) >= epochs * per_epoch:
                 raise SurgeryError(
                     f"the schedule has a step at {step.when}, but training ends after {epochs} epochs "

@@ -23,12 +23,14 @@ from network_surgery.search_spaces import (
     dead_units,
     eigen_remove,
     expansion,
+    hashing,
     mixed,
     pcns,
     pruning,
     recovery,
     removal,
     shrink,
+    stretching,
     weak_expand,
 )
 
@@ -45,6 +47,8 @@ SPACES: dict[str, Suggest | str] = {
     "pcns": pcns.suggest,
     "dead_units": dead_units.suggest,
     "pruning": pruning.suggest,
+    "hashing": hashing.suggest,
+    "stretching": stretching.suggest,
     "thesis": "network_surgery.study.experiments.thesis.space:suggest",
     "thesis_published": "network_surgery.study.experiments.thesis.space:suggest_published",
 }

@@ -22,7 +22,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import PYTHON, lent, name_of
 from network_surgery.study.result import Result
-from network_surgery.study.search.shipped import check_shipped
+from network_surgery.study.search.shipping import check_shipped
 from network_surgery.study.search.space import check_importable
 from network_surgery.study.store.copies import at_hand
 from network_surgery.study.store.folder import Folder

@@ -263,7 +263,7 @@ def isolate(
 
 
 @app.command()
-@with_settings("data", "model", "epochs", "device")
+@with_settings("data", "model", "epochs", "image_size", "device")
 def experiment(
     name: Annotated[str | None, typer.Argument(help="The experiment; without it they are listed.")] = None,
     label: Annotated[str | None, typer.Option(help="What the page calls the images.")] = None,

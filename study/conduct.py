@@ -31,7 +31,7 @@ from network_surgery.study.search import budget as limits
 from network_surgery.study.search import comparing, objectives, preflight, tracking, tuner
 from network_surgery.study.search.nodes import Node, Nodes, asynchronous
 from network_surgery.study.search.once import pays
-from network_surgery.study.search.sampled import Sampled, given
+from network_surgery.study.search.sampled import Sampled, listed_cells
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
@@ -90,7 +90,7 @@ def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
     objectives.check(settings, task.metric)
     limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    listed = given(settings, layers, original)
+    listed = listed_cells(settings, layers, original)
     for cell in listed:
         schedule = Schedule.from_data(cell.schedule)
         schedule.check(layers, settings.epochs, per_epoch)
@@ -211,7 +211,7 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
 
 def _given(folder: Folder) -> list[Cell]:
     """The schedules that are all compared, with no search before; empty where Optuna is to search."""
-    return given(folder.settings, folder.layers, folder.original)
+    return listed_cells(folder.settings, folder.layers, folder.original)
 
 
 def _search(folder: Folder, per_epoch: int, room: Callable[[], int]) -> Source:

@@ -15,7 +15,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.evidence.state import expected
 from network_surgery.study.progress import clock
 from network_surgery.study.search import comparing, nodes, tuner
-from network_surgery.study.search.sampled import given
+from network_surgery.study.search.sampled import listed_cells
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Task
 from network_surgery.study.terminal import say
@@ -96,7 +96,7 @@ def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
     say(console, f"measuring {MEASURED} epochs of the original")
     device = pick_device(settings.device if "GPU" in share else "cpu")
     measured, epoch, start = _measure(task, settings, device)
-    listed = given(settings, layers, original)
+    listed = listed_cells(settings, layers, original)
     search = 0 if listed else settings.trials + comparing.expected(settings)
     schedules = len(listed) or settings.top
     return Estimate(

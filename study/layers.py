@@ -21,7 +21,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
-from network_surgery.study.task.check import tried
+from network_surgery.study.task.check import try_task
 from network_surgery.study.task.samples import Batches, first
 from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
@@ -73,7 +73,7 @@ def of_data(settings: Settings, epochs: int) -> list[str | Layers | Table]:
     Redundancy and dead units are seen on ``settings.signal_images`` training images.
     """
     task = build(settings)
-    tried(task)
+    try_task(task)
     start = starting.load(settings, task)
     model = network(settings, task, start, epochs)
     shown, targets = Batches(task.train.thinned(settings.signal_images), CPU).take(slice(None))

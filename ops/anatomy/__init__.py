@@ -28,12 +28,23 @@ from network_surgery.ops.anatomy.lively import lively
 from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
 from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
+from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.anatomy.trace import Trace
 from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_real, scripted, usable
-from network_surgery.ops.network.masks import hidden, holder, mask_of, parameters_of, raw, tensors_of
+from network_surgery.ops.network.expressed import (
+    Expressed,
+    expanded,
+    expression_of,
+    holder,
+    raw,
+    stored,
+    tensors_of,
+)
+from network_surgery.ops.network.masks import hidden, mask_of, parameters_of
+from network_surgery.ops.network.modules import whole_name
 from network_surgery.ops.network.wrappers import inner
 
 __all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
@@ -102,11 +113,27 @@ class Anatomy(Mapping[str, HiddenLayer]):
         self._owners = _owners(self.modules, tensors)
         self._batch = _batch(example_input)
         self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
-        try:
-            self._discover(tensors)
-        except Chaotic:
-            self._discover(tensors, calm=True)
+        with expanded(model):
+            try:
+                self._discover(dict(tensors_of(model)))
+            except Chaotic:
+                self._discover(dict(tensors_of(model)), calm=True)
         self._explain()
+
+    def retake(self) -> Undo:
+        """Takes the anatomy anew, in place, where modules have been replaced; returns what undoes it."""
+        before = dict(vars(self))
+
+        def restore() -> None:
+            vars(self).clear()
+            vars(self).update(before)
+
+        try:
+            self.__init__(self.model, self.example_input)  # type: ignore[misc]
+        except BaseException:
+            restore()
+            raise
+        return [restore]
 
     def _discover(self, tensors: Mapping[str, Tensor], calm: bool = False) -> None:
         """Finds the layers. Raises Chaotic where rounding hides what edits do, unless the network is ``calm``."""
@@ -121,9 +148,10 @@ class Anatomy(Mapping[str, HiddenLayer]):
             calls, products = dict(trace.calls), list(trace.products)  # of one pass
             if trace.steered:  # the network chooses its path by its data: see another one
                 self._trace_otherwise(trace, shown)
-            training = bool(trace.missed) or trace.watch.asks_mode or bool(own_modes(self.modules.values()))
-            if training:  # some networks have branches that only training takes
-                training = self._trace_training(trace, shown) and trace.unsettled(trace.steps) != trace.unsettled(steps)
+            training: list[Tensor] | None = None
+            if trace.missed or trace.watch.asks_mode or own_modes(self.modules.values()):
+                training = self._trace_training(trace, shown)  # some networks have branches that only training takes
+                training = None if trace.unsettled(trace.steps) == trace.unsettled(steps) else training
             for name, reason in scripted(self.model).items():
                 trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls | calls
@@ -175,8 +203,23 @@ class Anatomy(Mapping[str, HiddenLayer]):
         return f"Anatomy({', '.join(f'{name}: {layer.units} units' for name, layer in self.items())})"
 
     def tensor(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
-        """A parameter or buffer by its name, as it is now: of the model, or of another network's ``modules``."""
+        """A parameter or buffer by its name, as it is now: of the model, or of another network's ``modules``.
+
+        Of a weight that is expressed otherwise (hashed, say) it is the weight, computed; see ``stored``.
+        """
         return raw((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
+
+    def stored(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
+        """As ``tensor``, but the parameter that is stored where a weight is expressed otherwise."""
+        return stored((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
+
+    def expression(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Expressed | None:
+        """How a weight is expressed that has another shape than what is stored of it; None for plain and masked ones.
+
+        While the network is expanded there are none.
+        """
+        found = expression_of((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
+        return None if found is None or found.entrywise or found.standing is not None else found
 
     def live(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
         """What the network takes a tensor for: its values, detached, and zero where they are masked."""
@@ -196,7 +239,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def weights(self) -> list[str]:
         """The parameters by which something is multiplied and summed over: of dense layers, convolutions and such."""
         known = [(name, self.tensor(name)) for name in self.calls if name in self._parameters]
-        return [name for name, tensor in known if tensor.dim() > 1 and numeric(tensor)]
+        plain = [(name, tensor) for name, tensor in known if self.expression(name) is None]
+        return [name for name, tensor in plain if tensor.dim() > 1 and numeric(tensor)]
 
     def cost(self, widths: Mapping[str, int] = MappingProxyType({})) -> tuple[int, int]:
         """Parameters and FLOPs (two per multiply-add of convolutions and products) of one sample.
@@ -219,12 +263,22 @@ class Anatomy(Mapping[str, HiddenLayer]):
         """Parameters, and FLOPs of one sample, of some tensors."""
         numbers = {name: self._numel(name) for name in tensors if name in self._parameters}
         masks = (self.mask(name) for name in numbers)
-        parameters = sum(numbers.values()) - hidden(mask for mask in masks if mask is not None)
+        kept = {name: n if self.expression(name) is None else self.stored(name).numel() for name, n in numbers.items()}
+        parameters = sum(kept.values()) - hidden(mask for mask in masks if mask is not None)
         return parameters, round(2 * sum(n * self.calls.get(name, 0) for name, n in numbers.items()))
+
+    def bytes(self) -> int:
+        """How many bytes the tensors take that ``ops.save`` writes, at the numbers of units that the layers have."""
+        total = 0
+        for name in self._owners:
+            tensor, mask = self.stored(name), self.mask(name)
+            number = self._numel(name) if self.expression(name) is None else tensor.numel()
+            total += number * tensor.element_size() + (0 if mask is None else self._numel(name) * mask.element_size())
+        return total
 
     def _numel(self, name: str) -> int:
         known = self.expressions.get(name)
-        return self.tensor(name).numel() if known is None else math.prod(map(axes.size, known))
+        return self.stored(name).numel() if known is None else math.prod(map(axes.size, known))
 
     def owner(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> nn.Module:
         """The module that holds a tensor (the first one, where it is tied), among ``modules`` where it is a copy."""
@@ -299,14 +353,15 @@ class Anatomy(Mapping[str, HiddenLayer]):
         with without_foreign_errors(), plainly(self.model):
             trace.run(opposite)
 
-    def _trace_training(self, trace: Trace, shown: Any) -> bool:
-        """Follows the network in training mode, too, and says whether it runs in it; weights that are still not met may
-        cost every layer."""
+    def _trace_training(self, trace: Trace, shown: Any) -> list[Tensor] | None:
+        """Follows the network in training mode, too, and returns its answer, None where it does not run in it; weights
+        that are still not met may cost every layer."""
+        output: list[Tensor] | None = None
         for trace.watch.pretending in (True, False):
             problem = ""
             try:
-                with plainly(self.model, training=True):
-                    trace.run(shown)
+                with plainly(self.model, training=True), Steady():
+                    output = trace.run(shown)
                 break
             except Exception as error:  # whatever the foreign forward pass raises
                 pass_on_memory(error)
@@ -319,12 +374,12 @@ class Anatomy(Mapping[str, HiddenLayer]):
             )
             for name in trace.axes:
                 trace.freeze_parameter(name, reason)
-        return not problem
+        return output
 
     def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
         """A layer's name: the module that makes its units, or the parameter where that name is taken."""
         suffix = f":{kind}" if kind else ""
-        module = maker.rpartition(".")[0] or maker
+        module = whole_name(maker.rpartition(".")[0] or maker, self.modules)
         names = itertools.chain((module, maker), (f"{module}[{number}]" for number in itertools.count(1)))
         return next(name + suffix for name in names if name + suffix not in taken)
 
@@ -371,10 +426,10 @@ def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
     """
     model = inner(model)
     check_real(model, example_input)
-    trace = Trace(model, _batch(example_input))
     with explained("the network does not run on the example input"), plainly(model):
+        trace = Trace(model, _batch(example_input))
         trace.run(example_input)
-    sizes = {name: tensor.numel() for name, tensor in tensors_of(model) if isinstance(tensor, nn.Parameter)}
+        sizes = {name: tensor.numel() for name, tensor in tensors_of(model) if isinstance(tensor, nn.Parameter)}
     terms = sum(sizes.get(name, 0) * times for name, times in trace.calls.items())
     terms += sum(axes.size(axes.product(*each)) for each in trace.products) / trace.batch
     return parameters_of(model), round(2 * terms)

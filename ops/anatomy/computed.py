@@ -8,13 +8,13 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from network_surgery.ops.network.masks import Mask
+from network_surgery.ops.network.expressed import Expressed
 
 
 def reason(module: nn.Module) -> str | None:
     """Why a module's own weights cannot be operated on, and the remedy; None where it uses them as they are."""
     for name, each in (getattr(module, "parametrizations", None) or {}).items():
-        if isinstance(each, ParametrizationList) and not all(isinstance(step, Mask) for step in each):
+        if isinstance(each, ParametrizationList) and not all(isinstance(step, Expressed) for step in each):
             kinds = ", ".join(type(step).__name__.strip("_") for step in each)
             return (
                 f"its {name} is parametrized ({kinds}); torch.nn.utils.parametrize.remove_parametrizations(module, "

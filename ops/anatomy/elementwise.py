@@ -43,6 +43,8 @@ def batch_norm(facts: Facts, call: Call) -> Axes | None:
     x, weight, bias, mean, variance = (*call.args[:3], *(call.args[3:5] if len(call.args) > 4 else (None, None)))
     mean, variance = (t if isinstance(t, Tensor) else None for t in (mean, variance))
     twin = facts.twin(x)
+    for axis in (*twin.axes[:1], *twin.axes[2:]):
+        blur(axis, "BatchNorm averages over its units in training mode")
     for tensor, fill in ((weight, 1.0), (bias, 0.0), (mean, 0.0), (variance, 1.0)):
         if tensor is not None:
             unite(twin.axes[1], facts.twin(tensor).axes[0])

@@ -14,7 +14,8 @@ from network_surgery.ops.anatomy.calls import COMPUTED, VECTOR, Axes, Call, Twin
 from network_surgery.ops.anatomy.computed import reason
 from network_surgery.ops.anatomy.sinks import Making, Sinks
 from network_surgery.ops.network.attention import FreeAttention
-from network_surgery.ops.network.masks import masks_of, tensors_of
+from network_surgery.ops.network.expressed import tensors_of
+from network_surgery.ops.network.masks import masks_of
 
 
 class Facts:

@@ -168,6 +168,14 @@ class HiddenLayer:
         finally:
             self.factor.size = now
 
+    def bytes(self, units: int) -> int:
+        """The bytes of the whole network (``Anatomy.bytes``) if this layer had this number of units."""
+        now, self.factor.size = self.factor.size, units
+        try:
+            return self.anatomy.bytes()
+        finally:
+            self.factor.size = now
+
     def held(self) -> tuple[int, int]:
         """Parameters, and FLOPs per sample, of the tensors that hold its units (other layers may share them)."""
         return self.anatomy.held(dict.fromkeys(place.tensor for place in self.places))

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from network_surgery.ops.anatomy import axes
 from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT, VECTOR
 from network_surgery.ops.maths.double import double, numeric
 from network_surgery.ops.network.architecture import fit
-from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.expressed import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Undo = list[Callable[[], object]]
 #: Entries from which on copying in blocks pays, and how many blocks at most.
 LARGE, MOST_BLOCKS = 1 << 18, 256
+#: No more bytes than these are kept of tensors as edits have made them.
+MOST_KEPT = 1 << 28
 
 
 @contextlib.contextmanager
@@ -57,7 +59,7 @@ def doubled(value: Any) -> Any:
     return double(value) if isinstance(value, Tensor) and numeric(value) else value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edit:
     """New units of a layer: the old one that each continues (−1: none), shape ``[new]``, and its fan-out's factor.
 
@@ -197,12 +199,13 @@ def _strange_numbers() -> Tensor:
     return numbers.uniform_(0.3, 3.3, generator=torch.Generator().manual_seed(0))
 
 
-def moves(edits: Sequence[Edit]) -> dict[str, list[Move]]:
-    """By tensor, what happens to each of its axes."""
+def moves(edits: Sequence[Edit], known: Collection[str] = ()) -> dict[str, list[Move]]:
+    """By tensor, what happens to each of its axes; but for those that are ``known``."""
     places: dict[tuple[str, int], list[Place]] = {}
     for edit in edits:
         for place in edit.layer.places:
-            places.setdefault((place.tensor, place.axis), []).append(place)
+            if place.tensor not in known:
+                places.setdefault((place.tensor, place.axis), []).append(place)
     sources = {edit.layer.factor: edit.sources for edit in edits}
     shares = {edit.layer.factor: edit.shares for edit in edits if edit.shares is not None}
     strange = _strange_numbers() if any(edit.stranger for edit in edits) else None
@@ -229,25 +232,56 @@ def moves(edits: Sequence[Edit]) -> dict[str, list[Move]]:
     return found
 
 
+class Rebuilt:
+    """Tensors as edits have made them, for the next time that these very edits are made."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, tuple[Edit, ...]], tuple[Tensor, Tensor]] = {}
+        self._bytes = 0
+
+    def look_up(self, tensors: Mapping[str, Tensor], edits: Mapping[str, tuple[Edit, ...]]) -> dict[str, Tensor]:
+        """What is known of these tensors with their edits, if they are still what they were."""
+        found = ((name, self._known.get((name, edits[name]))) for name in edits)
+        return {
+            name: known[1]
+            for name, known in found
+            if known is not None and known[0].data_ptr() == tensors[name].data_ptr()
+        }
+
+    def keep(self, name: str, edits: tuple[Edit, ...], old: Tensor, new: Tensor) -> None:
+        self._bytes += new.numel() * new.element_size()
+        if self._bytes <= MOST_KEPT:
+            self._known[name, edits] = old, new
+
+
 @contextlib.contextmanager
-def edited(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[None]:
+def edited(anatomy: Anatomy, edits: Sequence[Edit], rebuilds: Rebuilt | None = None) -> Iterator[None]:
     """The network with several layers changed at once, for the time of a ``with`` block."""
+    of_tensor: dict[str, tuple[Edit, ...]] = {}
+    for edit in edits:
+        for name in dict.fromkeys(place.tensor for place in edit.layer.places):
+            of_tensor[name] = (*of_tensor.get(name, ()), edit)
+    tensors = {name: anatomy.tensor(name) for name in of_tensor}
     with undoing() as undo:
-        alike: dict[object, list[tuple[Tensor, Move]]] = {}
-        for name, steps in moves(edits).items():
-            tensor = anatomy.tensor(name)
+        known = rebuilds.look_up(tensors, of_tensor) if rebuilds is not None and not anatomy.masks() else {}
+        changed = dict(known)
+        alike: dict[object, list[tuple[str, Move]]] = {}
+        for name, steps in moves(edits, known).items():
+            tensor = tensors[name]
             if len(steps) == 1 and steps[0].joins(tensor):
-                alike.setdefault((steps[0].origin, tensor.dtype, tensor.device), []).append((tensor, steps[0]))
+                alike.setdefault((steps[0].origin, tensor.dtype, tensor.device), []).append((name, steps[0]))
             else:
-                undo.append(exchange(tensor, rebuilt(tensor.data, steps, passing=True), None))
+                changed[name] = rebuilt(tensor.data, steps, passing=True)
             mask = anatomy.mask(name)
             if mask is not None and mask.dim():  # else it is lifted
                 undo.append(exchange(mask, remasked(mask, steps)))
         for group in alike.values():
-            for (tensor, _), new in zip(
-                group, _together([tensor.data for tensor, _ in group], group[0][1]), strict=True
-            ):
-                undo.append(exchange(tensor, new, None))
+            news = _together([tensors[name].data for name, _ in group], group[0][1])
+            changed.update(zip((name for name, _ in group), news, strict=True))
+        for name, new in changed.items():
+            if rebuilds is not None and name not in known:
+                rebuilds.keep(name, of_tensor[name], tensors[name].data, new)
+            undo.append(exchange(tensors[name], new, None))
         undo.extend(resize(edits))
         undo.extend(write_down(anatomy, anatomy.modules, [edit.layer for edit in edits]))
         yield

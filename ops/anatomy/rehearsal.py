@@ -27,7 +27,7 @@ and that only happen to be the size of an axis, are left alone as long as the ne
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ from torch.utils import _pytree
 
 from network_surgery.ops.anatomy import axes, trials
 from network_surgery.ops.anatomy.culprits import Trial, isolate
-from network_surgery.ops.anatomy.rebuild import Edit
+from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt
 from network_surgery.ops.anatomy.stage import MOST_ROUNDING, Problem, Stage
 from network_surgery.ops.errors import pass_on_memory
 
@@ -63,7 +63,7 @@ def faults(
     entered: list[nn.Module],
     samples: int | None = None,
     *,
-    training: bool = False,
+    training: list[Tensor] | None = None,
     comparisons: Sequence[Comparison] = (),
     measured: bool = False,
     calm: bool = False,
@@ -73,29 +73,30 @@ def faults(
 
     ``samples``: how many there are, if the trace saw no value decide what is run or how large a tensor is. Whether the
     network runs does then not depend on what the samples hold, and two that pass the same modules stand for all.
-    ``training``: the same is tried in training mode. ``comparisons`` of sizes are what the network's code may decide
-    by; ``measured``: it reads sizes. Raises Chaotic where nothing can be compared, unless the network is ``calm``.
+    ``training``: what the network answers in training mode, if the same is to be tried in it. ``comparisons`` of sizes
+    are what the network's code may decide by; ``measured``: it reads sizes. Raises Chaotic where nothing can be
+    compared, unless the network is ``calm``.
     """
-    numbered = any((t.is_floating_point() or t.is_complex()) and torch.isfinite(t).any() for t in output)
-    if not numbered:
-        return [(layer, "the network's output holds no finite number to compare") for layer in anatomy.values()]
-
     two = samples is not None and samples > 2
-    stage = Stage(anatomy, example, output, two or bool(comparisons), entered)
+    rebuilds = Rebuilt()
+    stage = Stage(anatomy, example, output, two or bool(comparisons), entered, rebuilds=rebuilds)
+    if not stage.numbered:
+        return [(layer, "the network's output holds no finite number to compare") for layer in anatomy.values()]
     stages = [stage]
     if samples is not None and two:
-        stages.insert(0, Stage(anatomy, _two(example, samples), _two(output, samples), two))
-    modes = [stage, *_training_stage(anatomy, example)] if training else [stage]
-
+        stages.insert(0, Stage(anatomy, _two(example, samples), _two(output, samples), two, rebuilds=rebuilds))
+    learning = None if training is None else Stage(anatomy, example, training, False, training=True, rebuilds=rebuilds)
     widths = trials.WIDTHS_MEASURED if measured else trials.WIDTHS
+    new_order, half = functools.cache(trials.reordered), functools.cache(trials.halved)  # the same edits
+    larger = functools.cache(trials.larger)
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
         sizes, edits = Counter[int](), []
         for layer in layers:
-            edits.append(trials.reordered(layer, sizes[layer.units], widths))
+            edits.append(new_order(layer, sizes[layer.units], widths))
             sizes[layer.units] += 1
-        for each, some in itertools.product(modes, trials.parted(edits)):
-            problem = each.problem(some, equal=True)
+        for some in trials.parted(edits):
+            problem = stage.problem(some, equal=True) or in_training(some, equal=True)
             if problem is not None:
                 if not calm and problem.moved and stage.rounding > MOST_ROUNDING:
                     raise Chaotic
@@ -103,8 +104,8 @@ def faults(
         return None
 
     def halved(layers: Sequence[HiddenLayer]) -> Problem | None:
-        return resized([trials.halved(layer) for layer in layers]) or resized(
-            [trials.larger(x) for x in layers if not x.exact and (measured or x.factor.cut)]
+        return resized([half(layer) for layer in layers]) or resized(
+            [larger(x) for x in layers if not x.exact and (measured or x.factor.cut)]
         )
 
     def resized(edits: list[Edit]) -> Problem | None:
@@ -113,12 +114,35 @@ def faults(
             problem = each.problem(edits, equal=False)
             if problem is None and each.entered == stage.entered:
                 break
-        return problem or next(filter(None, (each.problem(edits, equal=False) for each in modes[1:])), None)
+        return problem or in_training(edits, equal=False)
 
-    found = _regular(anatomy, reordered, halved)
+    def in_training(edits: list[Edit], *, equal: bool) -> Problem | None:
+        """What goes wrong in training mode, where the network answers in numbers."""
+        if learning is None or not learning.numbered:
+            return None
+        problem = learning.problem(edits, equal=equal)
+        return in_training(edits, equal=equal) if problem is not None and learning.renew() else problem
+
+    found = _regular(anatomy, _remembering(anatomy, reordered), _remembering(anatomy, halved))
     failed = {layer for layer, _ in found}
     rest = [layer for layer in anatomy.values() if layer not in failed]
     return found + (_deciding(rest, comparisons, stage, entered) if comparisons else [])
+
+
+def _remembering(anatomy: Anatomy, trial: Trial) -> Trial:
+    """The trial, which is made once for the same layers and the same numbers that follow them: it would say the same
+    again."""
+    known: dict[object, Problem | None] = {}
+
+    def remembered(layers: Sequence[HiddenLayer]) -> Problem | None:
+        changed = {layer.factor for layer in layers}
+        following = tuple(number for number in anatomy.written if changed & set(axes.units_on(number.axis)))
+        key = tuple(layers), following
+        if key not in known:
+            known[key] = trial(layers)
+        return known[key]
+
+    return remembered
 
 
 def _regular(anatomy: Anatomy, reordered: Trial, halved: Trial) -> list[tuple[HiddenLayer, str]]:
@@ -145,17 +169,6 @@ def _regular(anatomy: Anatomy, reordered: Trial, halved: Trial) -> list[tuple[Hi
             break
     anatomy.written = numbers
     return best or []
-
-
-def _training_stage(anatomy: Anatomy, example: Any) -> list[Stage]:
-    """The network in training mode, if it runs so and answers in numbers."""
-    stage = Stage(anatomy, example, [], False, training=True)
-    try:
-        stage.output = stage.answer()
-    except Exception as error:  # such as a detector's, which asks for targets
-        pass_on_memory(error)
-        return []
-    return [stage] if any(torch.isfinite(t).any() for t in stage.output if t.is_floating_point()) else []
 
 
 def _deciding(

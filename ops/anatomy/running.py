@@ -15,6 +15,7 @@ from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.snapshot import Snapshot
 from network_surgery.ops.errors import without_foreign_errors
+from network_surgery.ops.network.expressed import expanded
 
 PLAIN = (int, float, str, NoneType)
 
@@ -139,12 +140,18 @@ def _without_data(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Evaluation (or training) mode, no gradients, no compiled code and no fused kernels, for a while.
+    """Evaluation (or training) mode, whole weights, no gradients, no compiled code, no fused kernels, for a while.
 
     Random numbers are the same each time, so that two passes can be compared, and go on afterwards as if nothing had
     been; what a forward pass leaves behind in the network (hooks, counters, caches, running statistics; see
     ``Snapshot``) is taken back.
     """
+    with expanded(model), _plainly(model, training):
+        yield
+
+
+@contextlib.contextmanager
+def _plainly(model: nn.Module, training: bool) -> Iterator[None]:
     modules = list(model.modules())
     recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from network_surgery.ops.anatomy.rebuild import Edit, doubled, edited, in_double, undoing
+from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt, doubled, edited, in_double, undoing
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
-from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.ops.errors import first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
-from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.expressed import tensors_of
 from network_surgery.ops.network.optimizer_state import exchange
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ MOST_DOUBLED = 1 << 32
 MOST_ROUNDING = 0.03
 
 
-@dataclass
+@dataclass(eq=False)
 class Stage:
     """Where edits are tried: the network, what it is shown and answers unchanged, and the modules that were entered
-    last time (kept true if ``watching``). In ``training`` mode, noise is the same for networks of all sizes."""
+    last time (kept true if ``watching``). In ``training`` mode, noise is the same for networks of all sizes.
+    ``rebuilds``: what edits have made of tensors before."""
 
     anatomy: Anatomy
     example: Any
@@ -58,6 +59,8 @@ class Stage:
     watching: bool
     entered: list[nn.Module] = field(default_factory=list)
     training: bool = False
+    rebuilds: Rebuilt | None = None
+    renewed: bool = False
 
     def problem(self, edits: list[Edit], *, equal: bool) -> Problem | None:
         """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else."""
@@ -66,7 +69,7 @@ class Stage:
         mode = " in training mode" if self.training else ""
         try:
             redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
-            with edited(self.anatomy, edits), self._watched():
+            with edited(self.anatomy, edits, self.rebuilds), self._watched():
                 found = self.answer(redrawn)
         except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
             pass_on_memory(error)
@@ -114,6 +117,11 @@ class Stage:
         return difference <= MOST_ROUNDING and difference <= 10 * self.rounding
 
     @property
+    def _clear(self) -> float:
+        """What needs no second look."""
+        return max((CLEAR.get(tensor.dtype, 0.0) for tensor in self.output), default=0.0)
+
+    @property
     def _is_double(self) -> bool:
         return all(tensor.dtype in (torch.float64, torch.complex128) for tensor in self.output)
 
@@ -121,7 +129,7 @@ class Stage:
         """Whether rounding explains a relative difference. If in doubt, that in double precision decides; where there
         is none, what rounding does in this network is tried."""
         kinds = [tensor.dtype for tensor in self.output]
-        if difference <= max((CLEAR.get(kind, 0.0) for kind in kinds), default=0.0):
+        if difference <= self._clear:
             return True
         if not self._is_double:
             exactly = self._in_double(edits)
@@ -158,6 +166,22 @@ class Stage:
             pass_on_memory(error)
             return None
         return None if precisions.coarse or not stage.output else stage
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the output holds a number to compare."""
+        numbers = (t for t in self.output if t.is_floating_point() or t.is_complex())
+        return any(bool(torch.isfinite(tensor).any()) for tensor in numbers)
+
+    def renew(self) -> bool:
+        """Whether the network as it is answers something else than it is held to, as it did so without gradients; what
+        it is held to is then its answer with them, or nothing where it does not run."""
+        if self.renewed:
+            return False
+        self.renewed, before, self.output = True, self.output, []
+        with without_foreign_errors():  # such as a detector's, which asks for targets
+            self.output = self.answer()
+        return deviation(before, self.output) > self._clear
 
     @functools.cached_property
     def rounding(self) -> float:

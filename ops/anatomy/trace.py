@@ -21,7 +21,7 @@ from network_surgery.ops.anatomy.running import call, flat_tensors
 from network_surgery.ops.anatomy.steady import draws
 from network_surgery.ops.anatomy.watch import Watch
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
-from network_surgery.ops.network.masks import raw
+from network_surgery.ops.network.expressed import raw
 
 
 class Trace(Facts, TorchDispatchMode):

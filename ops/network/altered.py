@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from network_surgery.ops.errors import SurgeryError, pass_on_memory
-from network_surgery.ops.network.masks import torch_names
+from network_surgery.ops.network.expressed import torch_names
 
 
 class Altered:

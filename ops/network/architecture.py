@@ -7,6 +7,7 @@ pickle: its description and its weights (``save``, ``load``).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,18 +19,32 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim import Optimizer
 
 from network_surgery.ops.errors import SurgeryError, explained, first_line
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
-from network_surgery.ops.network.masks import masks_of, packed, put, take_off, tensors_of, unpacked
-from network_surgery.ops.network.optimizer_state import exchange
+from network_surgery.ops.network.expressed import (
+    Expressed,
+    at,
+    express,
+    expressions_of,
+    raw,
+    take_off,
+    tensors_of,
+)
+from network_surgery.ops.network.hashed import Edges, Hashed
+from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
+from network_surgery.ops.network.modules import build, placed, put_module
+from network_surgery.ops.network.optimizer_state import exchange, listed, replace
 from network_surgery.ops.network.wrappers import inner
 
 FORMAT = 1
 #: The entry of a state_dict that carries an architecture (see ``ops.network.carried``).
 CARRIED = "surgery_architecture"
 Description = Mapping[str, Mapping[str, Any]]
+#: Ways in which a weight is expressed, by the name that an architecture calls them; masks have a part of their own.
+EXPRESSIONS: dict[str, type[Expressed]] = {"hash": Hashed, "edges": Edges}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -84,7 +99,9 @@ def describe(model: nn.Module) -> Description:
     those that do not follow from the shapes (the groups of a convolution, an attention's number of heads). Where
     there are buffers, ``"buffers": {buffer: whether a state_dict holds it}`` names them (None: not made as yet), since
     a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
-    {parameter: text}``, too: which of them live is part of the architecture.
+    {parameter: text}``, too: which of them live is part of the architecture. So is how a weight is computed from what
+    is stored of it: ``"expressed": {parameter: {"kind": …, …}}``; its shape is that of what is stored.
+    Modules that have been put in the place of others are ``"modules": {module: {"kind": …, …}}``.
 
     Raises:
         SurgeryError: a parameter or buffer has no size yet.
@@ -99,22 +116,53 @@ def describe(model: nn.Module) -> Description:
     buffers: dict[str, bool | None] = dict.fromkeys(_empty(model))
     buffers |= {name: name not in passes for name, tensor in tensors_of(model) if not isinstance(tensor, nn.Parameter)}
     described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
-    return described | ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
+    others = {name: each for name, each in expressions_of(model).items() if not each.entrywise}
+    expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in others.items()}
+    described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
+    modules = placed(model)
+    return described | ({"expressed": expressed} if expressed else {}) | ({"modules": modules} if modules else {})
 
 
-def adopt(model: nn.Module, description: Description) -> None:
+def adopt(model: nn.Module, description: Description, optimizers: Optimizer | Iterable[Optimizer] = ()) -> None:
     """Gives a freshly made network the architecture that surgery gave another one; changed tensors become zeros.
 
     Masks are put on (or taken off) as they are there, and what they hide becomes zero. Buffers that only the
     description has are left to the forward pass that registers them (or to ``load``, which has their values), and those
-    that it does not have are taken away.
+    that it does not have are taken away. ``optimizers``: freshly made ones of this network, whose parameters follow
+    where modules are put in the place of others (in the order that they have in the other network's optimizers).
 
     Raises:
         SurgeryError: the description is of another network: a tensor is missing on one side or has another number of
             axes, there is no such module or parameter to mask, or an attention was altered that is not free in this
             one. The network has not been changed.
     """
-    model = inner(model)
+    model, undo = inner(model), list[Callable[[], object]]()
+    try:
+        _place_modules(model, description, listed(optimizers), undo)
+        _adopt(model, description)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+
+
+def _place_modules(
+    model: nn.Module, description: Description, optimizers: tuple[Optimizer, ...], undo: list[Callable[[], object]]
+) -> None:
+    """Puts modules in the place of others as a description says."""
+    wanted = description.get("modules", {}) if isinstance(description, Mapping) else {}
+    here, modules = placed(model), dict(model.named_modules())
+    if odd := sorted(set(here) - set(wanted)) or sorted(set(wanted) - set(modules)):
+        raise SurgeryError(f"the architecture is of another network: {odd[0]} is on one side only")
+    for path, spec in wanted.items():
+        if here.get(path) == spec:
+            continue
+        new = build(spec, modules[path])
+        undo.append(put_module(model, path, new))
+        undo.extend(replace(optimizers, list(modules[path].parameters()), list(new.parameters())))
+
+
+def _adopt(model: nn.Module, description: Description) -> None:
     parts = [description.get(part) for part in ("shapes", "numbers")] if isinstance(description, Mapping) else [None]
     if not all(isinstance(part, Mapping) for part in parts):
         raise SurgeryError(f"an architecture is what ops.describe returns, not {description!r:.60}")
@@ -129,15 +177,19 @@ def adopt(model: nn.Module, description: Description) -> None:
     tensors = {name: tensor for name, tensor in tensors.items() if name not in early}
     found = {name: torch.Size(wanted[name]) for name in description.get("masks", {}) if name in wanted}
     masks = {name: unpacked(description["masks"][name], shape) for name, shape in found.items()}
-    for name in description.get("masks", {}):
-        if not isinstance(tensors.get(name), nn.Parameter):
-            raise SurgeryError(f"the architecture is of another network: it masks {name}")
+    expressed = {name: _expression(name, data) for name, data in description.get("expressed", {}).items()}
+    before = {name: raw(*at(modules, name)) for name, each in expressions_of(model).items() if not each.entrywise}
+    for verb, names in (("masks", description.get("masks", {})), ("expresses", expressed)):
+        if odd := [name for name in names if not isinstance(tensors.get(name), nn.Parameter)]:
+            raise SurgeryError(f"the architecture is of another network: it {verb} {odd[0]}")
     if odd := sorted(set(tensors) ^ set(wanted)) or sorted(set(description["numbers"]) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {', '.join(odd[:3])} is on one side only")
     if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
         raise SurgeryError(f"{lazy[0]} has no size yet: let the factory run its network once")
     for name, shape in wanted.items():
-        if tensors[name].dim() != len(shape) and name not in late:
+        if name in expressed:
+            shape = description["expressed"][name]["shape"]
+        if before.get(name, tensors[name]).dim() != len(shape) and name not in late:
             raise SurgeryError(
                 f"{name} has the shape {tuple(tensors[name].shape)}, the architecture says {tuple(shape)}"
             )
@@ -147,10 +199,13 @@ def adopt(model: nn.Module, description: Description) -> None:
             modules[path]._buffers[attribute] = None
         else:
             delattr(modules[path], attribute)
-    names = {id(tensor): name for name, tensor in tensors.items()}
+    known = {id(tensor): name for name, tensor in tensors.items()}
     for name, module in modules.items():
-        if can_be_freed(module) and any(list(p.shape) != list(wanted[names[id(p)]]) for p in module.parameters()):
+        held = [(known[id(p)], p) for p in module.parameters()] if can_be_freed(module) else []
+        if any(list(p.shape) != list(wanted[name]) for name, p in held if name not in (*expressed, *before)):
             raise SurgeryError(f"{name} has other heads there: let the factory return ops.free_attention(model)")
+    for name in before:
+        take_off(modules, name)
     for name, shape in wanted.items():
         tensor = tensors[name]
         if list(tensor.shape) != list(shape):
@@ -160,6 +215,8 @@ def adopt(model: nn.Module, description: Description) -> None:
     for name, mask in masks.items():
         tensors[name].data.mul_(mask.to(tensors[name].device))
         put(modules, name, mask)
+    for name, expression in expressed.items():
+        express(modules, name, expression.to(tensors[name].device))
     for name, numbers in description["numbers"].items():
         mine = _numbers(modules[name])
         for attribute, value in numbers.items():
@@ -185,6 +242,22 @@ def save(model: nn.Module, path: str | Path) -> None:
             torch.save(content, path)
     except Exception as error:  # no path, no room, what a module adds to its state_dict, …
         raise SurgeryError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """How many bytes the file has that ``save`` writes of a network; it is written to memory to see.
+
+    Beside the tensors (a plan's ``bytes_after``) there are their names and the architecture: a few hundred bytes each.
+    """
+    file = io.BytesIO()
+    save(model, file)  # type: ignore[arg-type]
+    return file.getbuffer().nbytes
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """How many bytes the tensors take that ``save`` writes."""
+    masks = sum(mask.numel() * mask.element_size() for mask in masks_of(model).values())
+    return masks + sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(model))
 
 
 def passing(model: nn.Module) -> dict[str, Tensor]:
@@ -259,10 +332,22 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], description: Descripti
             buffer.data.copy_(weights[name])
 
 
+def _kind(expression: Expressed) -> str:
+    return next(kind for kind, each in EXPRESSIONS.items() if type(expression) is each)
+
+
+def _expression(name: str, data: Mapping[str, Any]) -> Expressed:
+    """An expression from plain data. Raises SurgeryError where it is none that is known."""
+    try:
+        return EXPRESSIONS[data["kind"]].from_data(data)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SurgeryError(f"how the architecture expresses {name} is not known: {data!r:.80}") from error
+
+
 def _numbers(module: nn.Module) -> dict[str, int | list[int]]:
     """The whole numbers, and lists of them, that a module keeps as attributes and its tensors do not imply."""
     found: dict[str, int | list[int]] = {}
-    if isinstance(module, ParametrizationList):  # comes and goes with a mask
+    if isinstance(module, (ParametrizationList, Expressed)):  # comes and goes with an expression
         return found
     for name, value in vars(module).items():
         if name.startswith("_") or name in sizes(module) or isinstance(value, bool):

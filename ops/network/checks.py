@@ -12,7 +12,7 @@ from torch.utils import _pytree
 from network_surgery.ops.anatomy.running import flat_tensors
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import has_double
-from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.expressed import tensors_of
 
 if TYPE_CHECKING:
     from network_surgery.ops.anatomy import HiddenLayer

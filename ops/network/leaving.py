@@ -1,7 +1,8 @@
 """Leaving: a network that needs nothing of this package any more.
 
 Most of what surgery does to a network is in its tensors and in the sizes that torch's modules keep, so the network is
-one of plain modules. Three things are not: masks, freed attention, and a state_dict that carries the architecture.
+one of plain modules. Three things are not: masks (and hashes) on weights, freed attention, and a state_dict that
+carries the architecture.
 ``without_surgery`` makes a copy without them. ``torch.export``, ONNX and ``torch.jit.trace`` take the network as it is.
 """
 
@@ -53,7 +54,8 @@ def constructor_arguments(model: nn.Module, before: nn.Module | None = None) -> 
 def without_surgery(model: Model) -> Model:
     """A copy of a network that computes the same with classes of torch and of one's own alone.
 
-    Its masked weights are plain ones, zero where the mask was, which further training would change. Freed attention
+    Its masked weights are plain ones, zero where the mask was, which further training would change; so are hashed ones,
+    with an entry for each position. Freed attention
     is ``nn.MultiheadAttention`` again. The copy can be pickled, scripted and loaded where this package is not
     installed, and its ``state_dict`` fits a factory that is given the sizes (``constructor_arguments``).
 

@@ -165,6 +165,60 @@ def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Un
     return lambda: set_to(old, old_gradient)
 
 
+def replace(optimizers: tuple[Optimizer, ...], old: list[Tensor], new: list[Tensor]) -> list[Undo]:
+    """Lets optimizers train other parameters in place of some; returns what undoes it.
+
+    The new ones come into the group and to the place of the old ones: weights where a weight was, vectors where a
+    vector was, if there was one. What is among both keeps its state; that of the others begins anew. So a freshly made
+    optimizer whose network is then changed in the same way has the same order.
+    """
+    undo: list[Undo] = []
+    done: set[int] = set()
+    kept, gone = {id(each) for each in new}, {id(each) for each in old}
+
+    def sets(params: list[Any], values: list[Any]) -> None:
+        params[:] = values
+
+    for optimizer in optimizers:
+        groups = [g for g in optimizer.param_groups if any(id(each) in gone for each in g["params"])]
+        if not groups or id(groups[0]["params"]) in done:
+            continue
+        for group in groups:
+            values = [x for key, x in group.items() if key != "params" and isinstance(x, list)]
+            if any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(values)):
+                raise SurgeryError(
+                    f"{type(optimizer).__name__} keeps tensors beside its parameters, which cannot follow where "
+                    "modules are replaced: make a new one after surgery and pass none to it"
+                )
+        weights = next((g for g in groups if any(p.dim() > 1 for p in g["params"] if id(p) in gone)), groups[0])
+        vectors = next((g for g in groups if any(p.dim() < 2 for p in g["params"] if id(p) in gone)), weights)
+        for group in groups:
+            params = group["params"]
+            done.add(id(params))
+            first = next(place for place, each in enumerate(params) if id(each) in gone)
+            added = [each for each in new if (weights if each.dim() > 1 else vectors) is group]
+            rest = [each for each in params[first:] if id(each) not in gone]
+            undo.append(partial(sets, params, list(params)))
+            sets(params, [*params[:first], *added, *rest])
+        for parameter in (each for each in old if id(each) not in kept and each in optimizer.state):
+            undo.append(_restoring(optimizer, parameter, optimizer.state.pop(parameter)))
+        if isinstance(optimizer, LBFGS):
+            undo.extend(_restoring(optimizer, parameter, state) for parameter, state in optimizer.state.items())
+            optimizer.state.clear()
+            optimizer._numel_cache = None
+            undo.append(partial(setattr, optimizer, "_numel_cache", None))
+    return undo
+
+
+def begin_anew(optimizers: tuple[Optimizer, ...], parameter: Tensor, kind: str) -> list[Undo]:
+    """Drops what optimizers of a kind (part of the class's name) keep for a parameter; returns what undoes it."""
+    undo: list[Undo] = []
+    for optimizer in optimizers:
+        if any(kind in each.__name__ for each in type(optimizer).__mro__) and parameter in optimizer.state:
+            undo.append(_restoring(optimizer, parameter, optimizer.state.pop(parameter)))
+    return undo
+
+
 def forget(optimizer: Optimizer) -> None:
     """Drops the state of every parameter; the settings stay, as in a new optimizer of the same kind."""
     optimizer.state.clear()

@@ -9,30 +9,38 @@ from typing import Any
 
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.operation import Operation
+from network_surgery.ops.operations.collapse import Collapse
 from network_surgery.ops.operations.compact import Compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive
 from network_surgery.ops.operations.eigen_remove import EigenRemove
 from network_surgery.ops.operations.grad_max import GradMax
+from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
 from network_surgery.ops.operations.prune_weights import PruneWeights
+from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
+from network_surgery.ops.operations.stretch import Stretch
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
 from network_surgery.ops.references import reference_to, resolve
 
 OPERATIONS: dict[str, type[Operation]] = {
+    "collapse": Collapse,
     "compact": Compact,
     "eigen_remove": EigenRemove,
     "grad_max": GradMax,
+    "hash_weights": HashWeights,
     "mean_replace": MeanReplace,
     "min_weight": MinWeight,
     "pcns": PCNS,
     "prune_weights": PruneWeights,
+    "random_edges": RandomEdges,
     "random_remove": RandomRemove,
     "remove_dead": RemoveDead,
     "revive": Revive,
+    "stretch": Stretch,
     "weak_expand": WeakExpand,
     "zero_expand": ZeroExpand,
 }

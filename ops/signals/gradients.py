@@ -24,7 +24,7 @@ from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.anatomy.products import FACTORS
 from network_surgery.ops.anatomy.running import call, plainly
 from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
-from network_surgery.ops.network.masks import met
+from network_surgery.ops.network.expressed import met
 from network_surgery.ops.signals.losses import Loss, batch_of, is_batch_first, sample_losses, suited, total
 
 NO_GRADIENT = (

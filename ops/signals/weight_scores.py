@@ -31,7 +31,7 @@ from network_surgery.ops.anatomy.running import flat_tensors, plainly
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.network.altered import Altered, Together
 from network_surgery.ops.network.checks import check_real, usable
-from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.expressed import expanded, tensors_of
 from network_surgery.ops.network.wrappers import inner
 from network_surgery.ops.signals.gradients import NO_GRADIENT, without_checkpoints
 from network_surgery.ops.signals.losses import Loss as LossFunction
@@ -77,12 +77,13 @@ def weight_scores(
     if score not in SCORES:
         raise SurgeryError(f"there is no weight score {score!r}; there are {', '.join(SCORES)}")
     model = inner(model)
-    known = dict(tensors_of(model))
+    with expanded(model):
+        known = dict(tensors_of(model))
     if odd := [name for name in names if not isinstance(known.get(name), nn.Parameter)]:
         raise SurgeryError(f"the network has no parameter {odd[0]!r} to score")
     weights = {name: known[name].detach() for name in names}
-    expanded = score.removesuffix("_abs") in ("taylor1", "taylor2", "hessian")
-    if expanded and (odd := [name for name, weight in weights.items() if weight.is_complex()]):
+    by_terms = score.removesuffix("_abs") in ("taylor1", "taylor2", "hessian")
+    if by_terms and (odd := [name for name, weight in weights.items() if weight.is_complex()]):
         raise SurgeryError(f"the weight score {score} is one of real weights, but {odd[0]} is complex: take magnitude")
     if score == "magnitude":
         return {name: weight.abs() for name, weight in weights.items()}

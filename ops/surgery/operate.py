@@ -47,14 +47,17 @@ def operate(
         raise SurgeryError(f"signals must be Signals(model, inputs), not {type(signals).__name__}")
     if layer.name == WHOLE and not operation.whole_network:
         raise SurgeryError(f"{operation!r} works on one layer at a time, not on the whole network ('{WHOLE}')")
-    plan = repaired(operation.propose(layer, signals), signals, repair)
+    proposed = operation.propose(layer, signals)
+    if proposed.modules and repair:
+        raise SurgeryError(f"{operation!r} on {layer.name} replaces modules, and repairs are for units that go")
+    plan = repaired(proposed, signals, repair)
     if verify is not False:
         measure(plan, None if verify is True else verify)
     undo = apply(plan, optimizers, averages)
     if "batchnorm" in repair and signals is not None:
         try:
             for model in (layer.anatomy.model, *several(averages)):
-                reestimate(model, signals, layer, plan.masks)
+                reestimate(model, signals, layer, {*plan.masks, *plan.expressed})
         except BaseException:
             for step in reversed(undo):
                 step()

@@ -27,6 +27,7 @@ from network_surgery.ops.anatomy.rebuild import doubled, in_double, undoing
 from network_surgery.ops.anatomy.running import call, plainly
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.network.checks import check_real, usable
+from network_surgery.ops.network.expressed import expanded
 from network_surgery.ops.network.masks import lift
 from network_surgery.ops.network.optimizer_state import exchange
 from network_surgery.ops.plan import Plan
@@ -68,7 +69,7 @@ def predicted_loss_change(plan: Plan, inputs: Any, targets: Any = None, loss: Lo
     model = plan.layer.anatomy.model
     check_real(model, inputs)
     inputs, targets = usable((inputs, targets))
-    with torch.inference_mode(False), in_double(plan.layer.anatomy), plainly(model):
+    with torch.inference_mode(False), expanded(model), in_double(plan.layer.anatomy), plainly(model):
         inputs = _pytree.tree_map(doubled, inputs)
         with explained("the loss cannot be predicted, as the network does not run on this batch in double precision"):
             line = _line(plan)
@@ -108,7 +109,13 @@ def _along(value: Tensor, at: list[Tensor], speeds: list[Tensor]) -> Tensor:
 def _line(plan: Plan) -> dict[str, Tensor]:
     """By tensor: how the plan, written at the old size, changes it."""
     anatomy, readers = plan.layer.anatomy, [place.tensor for place in plan.layer.readers]
-    names = {*plan.masks, *plan.replaced, *readers, *(anatomy.sinks[name].tensor for name in plan.constants)}
+    names = {
+        *plan.masks,
+        *plan.expressed,
+        *plan.replaced,
+        *readers,
+        *(anatomy.sinks[name].tensor for name in plan.constants),
+    }
     before = {name: anatomy.tensor(name).detach().clone() for name in names}
     with emulated(plan):
         return {name: anatomy.tensor(name).detach() - values for name, values in before.items()}

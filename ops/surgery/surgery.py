@@ -8,6 +8,8 @@ averages of the weights.
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
@@ -23,9 +25,11 @@ from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_current
+from network_surgery.ops.network.expressed import Expressed, at, express, expressions_of, stored, take_off
 from network_surgery.ops.network.layout import channels_last, laid_out
 from network_surgery.ops.network.masks import put
-from network_surgery.ops.network.optimizer_state import check, exchange, follow, listed, shift
+from network_surgery.ops.network.modules import put_module
+from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, replace, shift
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.plan import Plan
 
@@ -33,8 +37,10 @@ Optimizers = Optimizer | Iterable[Optimizer]
 Averages = nn.Module | Iterable[nn.Module]
 
 
-def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> Undo:
-    """Applies a plan in place. Returns the steps that undo it, to be run in reverse (see ``trial_surgery``).
+def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = (), *, trial: bool = False) -> Undo:
+    """Applies a plan in place. Where it replaces modules the anatomy is taken anew (but for a ``trial``, soon undone).
+
+    Returns the steps that undo it, to be run in reverse (see ``trial_surgery``).
 
     Raises:
         SurgeryError: the plan is not one of this network as it is now, or an optimizer or average cannot follow;
@@ -48,7 +54,12 @@ def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = ()) -> U
     undo: Undo = [torch.clear_autocast_cache]
     try:
         with torch.inference_mode(False), torch.no_grad():
-            _apply(plan, bodies, undo)
+            if plan.modules:
+                _replace(plan, bodies, undo)
+            else:
+                _apply(plan, bodies, undo)
+        if plan.modules and not trial:
+            undo.extend(plan.layer.anatomy.retake())
     except BaseException:
         for step in reversed(undo):
             step()
@@ -67,6 +78,8 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     for body in bodies:
         for name, mask in plan.masks.items():
             undo.extend(_mask(body, name, mask))
+        for name, expression in plan.expressed.items():
+            undo.extend(_express(body, name, expression, plan.fresh.get(name)))
         for name in (*plan.replaced, *plan.mixing):  # every entry is written
             undo.extend(_unmask(body, name))
     changes = {name: value.to(anatomy.tensor(name)) - anatomy.tensor(name) for name, value in plan.replaced.items()}
@@ -82,9 +95,22 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     for body in bodies:
         for name, steps in moves.items():
             for step in steps:
+                if (known := body.expression(name)) is not None:  # what is stored of it stays
+                    undo.extend(known.gathered(step.axis, step.origin.old))
+                    continue
                 _rebuild(body, name, step, plan, old_columns, undo)
         undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
     invalidate_guards(holders)
+
+
+def _replace(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
+    """Puts modules in the place of others, in the network and its averages, and their parameters into optimizers."""
+    for body in bodies:
+        made = {path: change.made(path, body.modules) for path, change in plan.modules.items()}
+        for path, new in made.items():
+            old = list(body.modules[path].parameters())
+            undo.append(put_module(body.model, path, new))
+            undo.extend(replace(body.optimizers, old, list(new.parameters())))
 
 
 @contextlib.contextmanager
@@ -92,8 +118,45 @@ def trial_surgery(*plans: Plan, optimizers: Optimizers = (), averages: Averages 
     """Applies plans for the time of a ``with`` block and undoes them, exactly."""
     with undoing() as undo:
         for plan in plans:
-            undo.extend(apply(plan, optimizers, averages))
+            undo.extend(apply(plan, optimizers, averages, trial=True))
         yield
+
+
+def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Averages = ()) -> list[str]:
+    """Makes weights plain, in place, that are hashed or cut to random edges; returns their names. Masks stay.
+
+    The network computes the same from then on, but every entry of a weight is stored and trained for itself. Parameters
+    stay the objects that they are. Optimizer state is divided equally among the entries that shared a number. Layers of
+    an anatomy that was taken before stay true.
+
+    >>> from network_surgery.ops import HashWeights, operate
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> plan = operate(Anatomy(net, torch.zeros(2, 4))["0"], HashWeights(0.25))
+    >>> sum(each.numel() for each in net[0].parameters())
+    16
+    >>> materialize(net), net[0]
+    (['0.weight'], Linear(in_features=4, out_features=8, bias=True))
+    """
+    found: list[str] = []
+    known = listed(optimizers)
+    for place, network in enumerate((inner(model), *map(inner, several(averages)))):
+        modules = dict(network.named_modules())
+        for name, expression in expressions_of(network).items():
+            if not expression.entrywise:
+                tensor = stored(*at(modules, name))
+                _make_plain(expression, tensor, known if place == 0 else ())
+                take_off(modules, name)
+                found += [name] if place == 0 else []
+        invalidate_guards(modules.values())
+    return found
+
+
+def _make_plain(expression: Expressed, tensor: Tensor, optimizers: tuple[Optimizer, ...]) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        begin_anew(optimizers, tensor, "Adafactor")
+        gradient = None if tensor.grad is None else expression.spread(tensor.grad, 1)
+        follow(optimizers, tensor, expression.spread)
+        exchange(tensor, expression.weight(tensor.data), gradient)
 
 
 class _Body:
@@ -104,11 +167,18 @@ class _Body:
     ) -> None:
         self.anatomy = anatomy
         self.averaged = average is not None
-        self.modules = anatomy.modules if average is None else dict(inner(average).named_modules())
+        self.model = anatomy.model if average is None else inner(average)
+        self.modules = anatomy.modules if average is None else dict(self.model.named_modules())
         self.optimizers = optimizers
 
     def tensor(self, name: str) -> Tensor:
         return self.anatomy.tensor(name, self.modules)
+
+    def stored(self, name: str) -> Tensor:
+        return self.anatomy.stored(name, self.modules)
+
+    def expression(self, name: str) -> Expressed | None:
+        return self.anatomy.expression(name, self.modules)
 
     @cached_property
     def last(self) -> bool:
@@ -126,13 +196,15 @@ class _Body:
         """Raises SurgeryError where this network cannot follow."""
         layer = plan.layer
         here = {place.tensor: layer.tensor(place) for place in layer.places}
-        here |= {name: self.anatomy.tensor(name) for name in plan.masks}
+        here |= {name: self.anatomy.tensor(name) for name in (*plan.masks, *plan.expressed)}
+        for path in plan.modules:
+            here |= {f"{path}.{n}": tensor for n, tensor in self.anatomy.modules[path].named_parameters(recurse=False)}
         for name, tensor in here.items():
             try:
                 shape = tuple(self.tensor(name).shape)
             except (AttributeError, KeyError):
                 shape = None
-            if self.averaged and shape and self.tensor(name) is self.anatomy.tensor(name):
+            if self.averaged and shape and self.stored(name) is self.anatomy.stored(name):
                 raise SurgeryError(f"an average must be a copy of the network, but {name} is the network's own")
             if shape != tuple(tensor.shape):
                 raise SurgeryError(
@@ -144,6 +216,11 @@ class _Body:
                     f"{name} is masked in the network or in an average of it, but not in both; give every average to "
                     "every operation"
                 )
+            if type(self.expression(name)) is not type(self.anatomy.expression(name)):
+                raise SurgeryError(
+                    f"{name} is stored in one way in the network and in another in an average of it; give every "
+                    "average to every operation"
+                )
         for name in self.anatomy.holders(layer):
             free = isinstance(self.modules.get(name), FreeAttention)
             if isinstance(self.anatomy.modules[name], FreeAttention) and not free:
@@ -151,7 +228,15 @@ class _Body:
                     f"{name or 'the attention'} has been freed in the network, but not in an average of it: free the "
                     "average as well, ops.free_attention(average)"
                 )
-        check(self.optimizers, {name: self.tensor(name) for name in here})
+        if not plan.modules:
+            check(self.optimizers, {name: self.tensor(name) for name in here if self.expression(name) is None})
+        for name, optimizer in itertools.product(plan.expressed, self.optimizers):
+            held = (each for group in optimizer.param_groups for each in group["params"])
+            if "Muon" in type(optimizer).__name__ and any(each is self.stored(name) for each in held):
+                raise SurgeryError(
+                    f"{plan.operation}: what is stored of {name} is a vector, and {type(optimizer).__name__} trains "
+                    "matrices only: train this weight with another optimizer"
+                )
 
     def set(self, name: str, data: Tensor) -> Callable[[], object]:
         tensor = self.tensor(name)
@@ -194,6 +279,27 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
         undo.append(exchange(mask, laid_out(step.masked(mask), mask, body.last)))
 
 
+def _express(body: _Body, name: str, expression: Expressed, fresh: Tensor | None) -> Undo:
+    """Lets a parameter be what is stored of it; its gradient and its optimizers' state follow, or begin anew."""
+    tensor, own = body.stored(name), copy.deepcopy(expression).to(body.stored(name).device)
+    values = own.reduced(body.live(name)) if fresh is None else fresh.to(tensor)
+
+    def remap(old: Tensor, degree: int | None) -> Tensor:
+        if fresh is None:
+            return own.reduced(old, degree)
+        return values.to(old) if degree is None else old.new_zeros(values.shape)
+
+    gradient = None if tensor.grad is None else remap(tensor.grad, 1)
+    undo: Undo = [*begin_anew(body.optimizers, tensor, "Adafactor")]  # which keeps other things for vectors
+    undo += [*follow(body.optimizers, tensor, remap), exchange(tensor, values, gradient)]
+    try:
+        return undo + express(body.modules, name, own)
+    except SurgeryError:
+        for step in reversed(undo):
+            step()
+        raise
+
+
 def _mask(body: _Body, name: str, mask: Tensor) -> Undo:
     """Masks a parameter: its values, its gradient and its optimizers' state are zero there from now on."""
     tensor = body.tensor(name)
@@ -220,7 +326,7 @@ def _check(plan: Plan) -> None:
             f"{plan.operation} on {layer.name}: the plan was made for {plan.units_before} units, the layer has "
             f"{layer.units}; propose again"
         )
-    if not plan.sources and layer.units:
+    if not plan.sources and layer.units and not plan.modules:
         raise SurgeryError(f"{plan.operation} on {layer.name}: no unit would be left")
     if not all(isinstance(source, int) for source in plan.sources):
         raise SurgeryError(f"{plan.operation} on {layer.name}: sources must be whole numbers")
@@ -246,6 +352,12 @@ def _check(plan: Plan) -> None:
         if name not in layer.anatomy.weights:
             raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no weight of the network")
         _fits(plan, name, mask, layer.anatomy.tensor(name).shape)
+    for name, expression in plan.expressed.items():
+        if name not in layer.anatomy.weights or layer.anatomy.mask(name) is not None:
+            raise SurgeryError(f"{plan.operation} on {layer.name}: {name} is no plain weight of the network")
+        fresh = plan.fresh.get(name)
+        made = layer.anatomy.live(name) if fresh is None else expression.weight(fresh)
+        _fits(plan, name, made, layer.anatomy.tensor(name).shape)
     for places, added in ((layer.makers, plan.fan_in), (layer.readers, plan.fan_out)):
         for place in places:
             if place.tensor in added:

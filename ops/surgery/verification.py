@@ -59,6 +59,7 @@ def measure(plan: Plan, batch: Any = None) -> float:
     example = anatomy.example_input if batch is None else usable(batch)
     check_real(anatomy.model, example)
     new_basis = (-1 in plan.sources and bool(plan.mixing)) or bool(plan.fan_in)
+    new_basis |= any(change.effective is None for change in plan.modules.values())
     with in_double(anatomy):
         example = _pytree.tree_map(doubled, example)
         try:
@@ -70,9 +71,12 @@ def measure(plan: Plan, batch: Any = None) -> float:
             ) from error
         if not any(torch.isfinite(tensor).any() for tensor in wanted):
             raise SurgeryError("nothing can be verified on this batch: the network's output holds no finite number")
-        if not (new_basis or plan.fan_out):
+        if plan.modules and not new_basis:
+            with _rewritten(plan):
+                wanted = _answer(anatomy, example)
+        elif not (new_basis or plan.fan_out):
             wanted = received_as(plan, example)
-        redrawn = Redrawn(anatomy.draws, {plan.layer.factor: torch.tensor(plan.sources)})
+        redrawn = Redrawn(anatomy.draws, {plan.layer.factor: torch.tensor(plan.sources, dtype=torch.int64)})
         with trial_surgery(plan), redrawn if anatomy.draws else contextlib.nullcontext():
             found = _answer(anatomy, example)
     difference = deviation(wanted, found)
@@ -169,6 +173,14 @@ def _rewritten(plan: Plan) -> Iterator[None]:
         for name, mask in plan.masks.items():
             tensor = anatomy.tensor(name)
             undo.append(exchange(tensor, anatomy.live(name) * mask.to(tensor.device), tensor.grad))
+        for name, expression in plan.expressed.items():
+            tensor = anatomy.tensor(name)
+            stored = plan.fresh[name].to(tensor) if name in plan.fresh else expression.reduced(anatomy.live(name))
+            undo.append(exchange(tensor, expression.weight(stored), tensor.grad))
+        for path, change in plan.modules.items():
+            for name, value in change.effective(anatomy.modules).items() if change.effective else ():
+                tensor = anatomy.modules[path].get_parameter(name)
+                undo.append(exchange(tensor, value.to(tensor), tensor.grad))
         undo.extend(lift(anatomy.modules, plan.replaced))
         for name, value in plan.replaced.items():
             tensor = anatomy.tensor(name)

@@ -26,8 +26,8 @@ def randomly(operations: Sequence[OperationRecord], seed: int) -> list[dict[str,
     for each in removals:
         if each.units_after > each.units_before:
             raise LeftOut(f"surgery adds units to {each.layer}, and the random arm only removes some")
-        if each.units_after == each.units_before:
-            raise LeftOut(f"surgery masks weights of {each.layer}, and the random arm removes units")
+        if each.units_after in (0, each.units_before):  # none: two modules became one
+            raise LeftOut(f"surgery changes weights of {each.layer} and no units, and the random arm removes units")
     if not removals:
         raise LeftOut("surgery removed no unit")
     return [

@@ -12,8 +12,8 @@ from network_surgery.ops.operations import operation_class
 
 @dataclass(frozen=True)
 class Survivors(Operation):
-    """Removes the units (or masks the weights) that the operation ``of`` would remove, and leaves all other values as
-    they are: no constants, no refitted readers, no recombined weights.
+    """Removes the units (or masks, hashes or factorizes the weights) that the operation ``of`` would remove, and leaves
+    all other values as they are: no constants, no refitted readers, no recombined weights.
 
     ``of``: the operation and its hyperparameters, as in a step of a schedule: ``{"op": "pcns", "keep": 0.5}``.
     """
@@ -32,10 +32,17 @@ class Survivors(Operation):
     def whole_network(self) -> bool:  # type: ignore[override]
         return self._operation.whole_network
 
+    @property
+    def makes_layers(self) -> bool:  # type: ignore[override]
+        return self._operation.makes_layers
+
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         plan = self._operation.propose(layer, signals)
         if -1 in plan.sources or len(set(plan.sources)) < len(plan.sources):
             raise SurgeryError(
                 f"{self!r} on {layer.name}: {self.of['op']} makes units anew, and leaves none as they were"
             )
-        return Plan(plan.layer, repr(self), plan.sources, masks=plan.masks, evidence=plan.evidence)
+        return Plan(
+            plan.layer, repr(self), plan.sources, masks=plan.masks, expressed=plan.expressed, modules=plan.modules,
+            size=plan.size, evidence=plan.evidence,
+        )  # fmt: skip

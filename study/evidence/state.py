@@ -15,7 +15,7 @@ from network_surgery.study.arms import RIVALS
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search import comparing
-from network_surgery.study.search.sampled import given
+from network_surgery.study.search.sampled import listed_cells
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
 
@@ -93,6 +93,6 @@ def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
 def _listed(folder: Folder) -> list[Cell]:
     """The schedules that are all compared; those that were, where this version cannot list an older study's grid."""
     try:
-        return given(folder.settings, folder.layers, folder.original)
+        return listed_cells(folder.settings, folder.layers, folder.original)
     except (StudyError, SurgeryError):
         return list({record.cell.trial: record.cell for record in folder.records("surgery")}.values())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from network_surgery.ops import Schedule, carry_architecture
-from network_surgery.ops.network.masks import Mask, plain_name
+from network_surgery.ops.network.expressed import Expressed, plain_name
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops.plain import SAMPLES, Operating, Surgeon, check_schedule, measured
 
@@ -117,7 +117,7 @@ class SurgeryCallback(Operating, TrainerCallback):  # type: ignore[misc, unused-
         self._losses = []  # of what was looked at
         if len(self.records) > before and args.save_strategy != "no" and (names := _tied_masks(self._surgeon.model)):
             raise StudyError(
-                f"transformers saves no masks on tied weights ({' and '.join(names)}): make the network with "
+                f"transformers saves no masks or hashes on tied weights ({' and '.join(names)}): make the network with "
                 "tie_word_embeddings=False, prune other layers, or train with save_strategy='no'"
             )
         for record in self.records[before:]:
@@ -166,10 +166,10 @@ def own_loss(outputs: Any, targets: Any) -> Tensor:
 
 
 def _tied_masks(model: nn.Module) -> list[str]:
-    """The names of two places in a network that hold one mask; none where there are no such."""
+    """The names of two places in a network that hold one mask (or hash); none where there are no such."""
     names: dict[int, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Mask):
+        if isinstance(module, Expressed):
             if id(module) in names:
                 return [plain_name(name.removesuffix(".0") + ".original"), names[id(module)]]
             names[id(module)] = plain_name(name.removesuffix(".0") + ".original")

@@ -22,7 +22,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import theirs
 from network_surgery.study.search.nodes import Node, Nodes
-from network_surgery.study.search.shipped import shipped
+from network_surgery.study.search.shipping import shipped
 from network_surgery.study.search.travel import Marker, shares
 from network_surgery.study.task import Sets, Task, build
 from network_surgery.study.task import start as starting
@@ -99,7 +99,7 @@ def preflight(
 
 
 def examine(given: Task | Sets | None, settings: Settings, start: Start | None) -> str | None:
-    """Why this process cannot train what it was sent, or None. ``given``: as ``shipped`` makes it."""
+    """Why this process cannot train what it was sent, or None. ``given``: as ``shipping.shipped`` makes it."""
     try:
         task = given if isinstance(given, Task) else build(settings, given)
         made(Cell("original", settings.seed), task, settings, start)

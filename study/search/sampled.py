@@ -250,7 +250,9 @@ def grid(settings: Settings, layers: Mapping[str, int], original: Mapping[str, i
     return [replace(cell, trial=number) for number, (_, cell) in enumerate(ordered)]
 
 
-def given(settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None) -> list[Cell]:
+def listed_cells(
+    settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None
+) -> list[Cell]:
     """The schedules that are all compared, with no search before; empty where Optuna is to search."""
     if settings.schedules:
         return [Cell("surgery", settings.seed, steps, trial=i) for i, steps in enumerate(settings.schedules)]

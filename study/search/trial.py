@@ -43,7 +43,7 @@ def trial(
     checked: Collection[str] = (),
 ) -> None:
     """Runs ``config["cell"]`` (JSON), within ``config["limits"]`` of a ``Watch`` (JSON). ``given``: see
-    ``study.search.shipped``; ``folder``: the study's; ``start``: what training starts from, read once for all of them;
+    ``study.search.shipping``; ``folder``: the study's; ``start``: what training starts from, read once for all of them;
     ``marker``: see ``study.search.travel``.
 
     In the folder it keeps a checkpoint while it runs, those that others begin from, and the final network of a

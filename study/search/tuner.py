@@ -32,6 +32,7 @@ from network_surgery.study.errors import StudyError, near
 from network_surgery.study.scratch import scratch, sweep
 from network_surgery.study.search.nodes import Node, Nodes, Share, slots
 from network_surgery.study.search.once import Once, reports
+from network_surgery.study.search.shipping import shipped
 from network_surgery.study.search.sources import Source
 from network_surgery.study.search.stopping import stopped
 from network_surgery.study.search.travel import MARKER, Marker
@@ -219,7 +220,6 @@ def run_cells(
     """
     from ray import tune
 
-    from network_surgery.study.search.shipped import shipped
     from network_surgery.study.search.trial import trial
 
     share = trial_resources(settings, nodes)
@@ -240,6 +240,8 @@ def run_cells(
     handling = interruption.current()
     if handling is not None:
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+        if hasattr(signal, "SIGUSR1"):  # of a stage before, Tune's handler would hear nothing any more
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     one, alone = room.request(False), room.request(True)
     with marker, scratch() as place:
         tuner = tune.Tuner(
@@ -257,7 +259,7 @@ def run_cells(
     room.check()
     if source.finished:
         forget(out)
-    return source.finished
+    return source.finished and not over.is_set()
 
 
 def forget(out: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from network_surgery.ops.errors import first_line
+from network_surgery.study import secrets
 from network_surgery.study.errors import StudyError
 from network_surgery.study.training.cell import Cell
 
@@ -27,8 +28,8 @@ PAUSE, REST = 15.0, 9.0
 LEDGER = "cells.jsonl"
 #: What pyarrow calls storages that have neither folders nor files that are half written.
 OBJECTS = ("s3", "gcs", "abfs")
-#: What is of no use elsewhere.
-LEFT_OUT = re.compile(r"(^|/)(\.|lock$)|\.part$|-(journal|wal|shm)$")
+#: What is of no use elsewhere, and the password that only this machine's owner may read.
+LEFT_OUT = re.compile(rf"(^|/)(\.|lock$|{secrets.FILE}$)|\.part$|-(journal|wal|shm)$")
 
 
 def is_uri(text: str) -> bool:

@@ -18,7 +18,7 @@ from network_surgery.ops.schedule import parse_when
 #: What a step has besides the hyperparameters of its operation.
 PLACE = ("when", "layer", "op", "repair", "after", "after_length", "budget", "allocate", "layers")
 #: The hyperparameters that are written even where they have their default: how much an operation does.
-AMOUNTS = ("keep", "grow", "fraction", "variance_threshold", "threshold")
+AMOUNTS = ("keep", "grow", "fraction", "compression", "variance_threshold", "threshold")
 
 #: Fractions that have a sign of their own.
 SIGNS = {"½": 1 / 2, "⅓": 1 / 3, "⅔": 2 / 3, "¼": 1 / 4, "¾": 3 / 4, "⅛": 1 / 8, "⅜": 3 / 8, "⅝": 5 / 8, "⅞": 7 / 8,
@@ -88,6 +88,10 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
     'weak_expand fc1 by 44 % at 1ep–5ep (5 times)'
     >>> short([{"when": "8ep", "layer": "fc1", "op": "pcns", "variance_threshold": 0.01}])
     'pcns (1 % of the variance) of fc1 at 8ep'
+    >>> short([{"when": "2ep", "layer": "*", "op": "hash_weights", "compression": 0.125}])
+    'hash_weights all weights to ⅛ of the numbers at 2ep'
+    >>> short([{"when": "2ep", "layer": "fc1", "op": "stretch", "rank": 0.25}])
+    'stretch fc1 to ¼ of the rank at 2ep'
     >>> budget = {"budget": {"parameters": 0.2, "flops": 0.5}, "allocate": "saliency"}
     >>> short([{"when": "4ep", "layer": "*", "op": "min_weight", **budget}])
     'min_weight to ⅕ of the parameters and ½ of the FLOPs by saliency at 4ep'
@@ -132,7 +136,7 @@ def _limit(value: float) -> str:
 def _amount(step: Mapping[str, Any]) -> tuple[str, float | None]:
     """How much a step does: the kind of the amount (see ``_some``), and a fraction."""
     defaults = _defaults(step["op"])
-    kinds = ("keep", "grow", "variance_threshold", "fraction")
+    kinds = ("keep", "grow", "compression", "variance", "variance_threshold", "rank", "fraction")
     for kind in kinds[: -1 if step.get("threshold", step.get("quality")) is not None else None]:
         if (value := step.get(kind, defaults.get(kind))) is not None:
             return (kind, float(value)) if value else ("", None)
@@ -156,9 +160,13 @@ def _some(kind: str, amount: str, layers: str) -> str:
     of = f" of {where}" if where else ""
     if kind == "grow":
         return f"{where} by {amount}"
+    if kind == "rank":
+        return f"{where or 'all layers'} to {amount} of the rank"
+    if kind == "compression":
+        return f"{where or 'all weights'} to {amount} of the numbers"
     if kind == "keep":
         return f"to {amount}{of}"
-    if kind == "variance_threshold":
+    if kind in ("variance", "variance_threshold"):
         return f"({amount} of the variance){of}"
     return f"{amount} of {where or 'the weights'}" if amount else of.strip()
 

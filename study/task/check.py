@@ -42,7 +42,7 @@ def fresh(task: Task) -> nn.Module:
     return free_attention(model)
 
 
-def tried(task: Task) -> nn.Module:
+def try_task(task: Task) -> nn.Module:
     """A fresh network of a task, after it has answered a few samples, in training and in evaluation.
 
     Random numbers and the network's buffers are left as they were.

@@ -76,7 +76,7 @@ def load(trainer: Trainer, path: Path, fork: bool = False) -> None:
     try:
         if content["format"] not in (FORMAT, LISTED):
             raise StudyError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
-        adopt(trainer.model, content["architecture"])
+        adopt(trainer.model, content["architecture"], trainer.optimizer)
         fill(trainer.model, content["weights"], content["architecture"])
         if trainer.average is not None:
             adopt(trainer.average.module, content["architecture"])

@@ -20,7 +20,7 @@ from network_surgery.study.recipe.distillation import comparable
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.recipe.optimizer import in_words, make_optimizer
 from network_surgery.study.task import start as starting
-from network_surgery.study.task.check import tried
+from network_surgery.study.task.check import try_task
 from network_surgery.study.task.samples import Batches, size_of
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task, call
@@ -58,7 +58,7 @@ def examine(settings: Settings, task: Task) -> Examined:
             this network cannot meet.
     """
     of_seed(task, settings, settings.seed)
-    model = tried(task)
+    model = try_task(task)
     _check_steps(settings, task)
     example = Batches(task.train.thinned(2), torch.device("cpu")).take(slice(0, 2))[0]
     if (start := starting.load(settings, task)) is not None:

@@ -50,7 +50,8 @@ class OperationRecord(Plain):
     the last whole epoch before the operation; without one, of the epoch that it opened or interrupted.
     ``epochs_to_recover``: until the held-out loss was back where it was before the first operation of that moment; None
     if that was not seen. ``evidence``: what the operation says of its choice. ``after``: what becomes of the learning
-    rate, as in the schedule (``ops.schedule.after_data``).
+    rate, as in the schedule (``ops.schedule.after_data``). ``bytes``: of the tensors that ``ops.save`` writes; None in
+    records of an older version.
     """
 
     when: str
@@ -80,6 +81,8 @@ class OperationRecord(Plain):
     held_out: int | None = None
     loss_error: float | None = None
     metric_error: float | None = None
+    bytes_before: int | None = None
+    bytes_after: int | None = None
 
     @property
     def spike_factor(self) -> float:

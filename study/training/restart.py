@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from network_surgery.ops import adopt
 from network_surgery.ops.network.architecture import Description
-from network_surgery.ops.network.masks import masks_of, tensors_of
+from network_surgery.ops.network.expressed import expressions_of, tensors_of
+from network_surgery.ops.network.hashed import Read
+from network_surgery.ops.network.masks import masks_of
+from network_surgery.ops.network.modules import placed
 
 #: What a normalization has in buffers before it has seen anything; a frozen one has all of it there.
 FROZEN = {"running_mean": 0.0, "running_var": 1.0, "weight": 1.0, "bias": 0.0}
@@ -68,15 +71,23 @@ def redraw(
 def renew(model: nn.Module, wanted: Description, seed: int) -> None:
     """Gives a freshly made network other sizes, with fresh values at those sizes. ``seed`` fixes the draw.
 
+    Modules that surgery put in the place of others get those of torch's classes.
+
     Raises:
         SurgeryError: the architecture is of another network.
     """
     fresh = {name: tensor.detach().clone() for name, tensor in tensors_of(model)}
     adopt(model, wanted)
-    masks = masks_of(model)
+    masks, expressed = masks_of(model), expressions_of(model)
     power = fan_power([tensor for tensor in fresh.values() if tensor.dim() > 1])
     generator = torch.Generator().manual_seed(seed)
+    _reset_placed(model, seed)
     for name, tensor in tensors_of(model):
+        if name not in fresh:
+            fresh[name] = tensor.detach().clone()
+            if isinstance(expression := expressed.get(name), Read):  # which no module can reset
+                bound = expression.weight(tensor.detach())[0].numel() ** -0.5
+                fresh[name].uniform_(-bound, bound, generator=generator)
         old = values = fresh[name]
         if tensor.shape == old.shape and name not in masks:
             continue
@@ -87,7 +98,19 @@ def renew(model: nn.Module, wanted: Description, seed: int) -> None:
         if tensor.dim() > 1 and power is not None:
             share = float(lives.count_nonzero()) / lives.numel()
             values = values * (fan(old, power) / max(fan(tensor, power) * share, 1.0)) ** 0.5
+        if isinstance(expression := expressed.get(name), Read):  # units begin with inputs of the same size
+            values = values * expression.density**-0.5
         tensor.data.copy_(values * lives)
+
+
+def _reset_placed(model: nn.Module, seed: int) -> None:
+    """Fresh values in the modules that surgery has put in the place of others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for path in placed(model):
+            for module in model.get_submodule(path).modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
 
 
 def fan(weight: Tensor, axis: int) -> int:

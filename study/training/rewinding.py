@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from network_surgery.ops.network.architecture import describe, fill, passing
-from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.expressed import tensors_of
 from network_surgery.ops.network.optimizer_state import forget
 from network_surgery.study.training.trainer import Callback, Trainer
 

@@ -4,10 +4,10 @@ Around each operation: loss and metric on a few fixed held-out samples before an
 after / before), how sure those samples are of the change, the thesis's loss factor (training loss of the first batch
 after / of the last batch before), the seconds of the operation and of the last whole epoch before it (interruptibility
 = epoch / operation), epochs until the held-out loss is back where it was before the first operation of that moment,
-units, parameters and FLOPs before and after. The anatomy is taken once, before the first step, and its seconds are
-booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation or not.
-A step with a budget is resolved when it is due: into one operation for each layer, each with a record of its own; a
-budget's fractions are of the network as training began.
+units, parameters, FLOPs and stored bytes before and after. The anatomy is taken once, before the first step, and its
+seconds are booked apart. Where a step waits for a condition, every look is written down, whether it led to an operation
+or not. A step with a budget is resolved when it is due: into one operation for each layer, each with a record of its
+own; a budget's fractions are of the network as training began.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, Size, inner, operate, size
 from network_surgery.ops.allocation import BY_LOSS, WITH_SIGNALS
-from network_surgery.ops.anatomy import WHOLE
 from network_surgery.ops.network.optimizer_state import forget, listed
 from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import Diverged
@@ -201,7 +200,7 @@ class Theatre(Callback):
         if not self._carry:
             for optimizer in listed(loop.optimizer):
                 forget(optimizer)
-        if self._renewed and step.layer != WHOLE:
+        if self._renewed and step.layer in self.anatomy(loop):  # which the whole network is not
             for network in (loop.model, *loop.averages):
                 renew_statistics(self.anatomy(loop)[step.layer], network)
         loop.operated(step)
@@ -224,6 +223,8 @@ class Theatre(Callback):
             parameters_after=plan.parameters_after,
             flops_before=plan.flops_before,
             flops_after=plan.flops_after,
+            bytes_before=plan.bytes_before,
+            bytes_after=plan.bytes_after,
             predicted_error=plan.error,
             evidence={k: v for k, v in plan.evidence.items() if isinstance(v, (int, float)) and math.isfinite(v)},
             loss_before=before.loss,

@@ -201,9 +201,9 @@ def test_the_readme_lists_every_operation_with_its_facts() -> None:
 def facts(name: str) -> str:
     """The generated part of a row of the README's table."""
     kind = OPERATIONS[name]
-    field, value = next(iter(kind().hyperparameters().items()))
+    shown = ", ".join(f"{field}={value!r}" for field, value in [*kind().hyperparameters().items()][:1])
     data = {True: "yes", False: "no"}.get(kind.needs_signals, "some")  # type: ignore[call-overload]
-    return f"| `{name}` | `{kind.__name__}({field}={value!r})` | {data} |"
+    return f"| `{name}` | `{kind.__name__}({shown})` | {data} |"
 
 
 def test_the_api_page_is_current() -> None:

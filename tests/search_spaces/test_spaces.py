@@ -88,9 +88,12 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         assert all(name.isidentifier() for name in trial.params)
         assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
         assert "first_epoch" in trial.params
-        whole = space == "shrink" or "amount" in trial.params  # of the whole network
+        whole = space in ("shrink", "stretching") or "amount" in trial.params  # of the whole network
         assert ("layers" in trial.params) != whole
         one_by_one = trial.params.get("order", "together") != "together"
+        if space in ("hashing", "stretching"):  # once
+            assert not {"times", "every", "gain"} & set(trial.params)
+            continue
         assert ("times" in trial.params) != one_by_one
         waiting = trial.params.get("when", "moment") != "moment"
         assert ("every" in trial.params) == (one_by_one or waiting or trial.params["times"] > 1)
@@ -107,6 +110,8 @@ def test_what_a_space_does_not_choose_is_the_operation_s_default(space: str) -> 
             }
             for name in ("budget", "allocate"):
                 hyperparameters.pop(name, None)
+            if step["op"] == "stretch":
+                hyperparameters.pop("rank" if "variance" in trial.params else "variance")
             if step["op"] == "eigen_remove" and trial.params["delta"] == "threshold":
                 assert hyperparameters.pop("rank") is None
             if "ramp" in trial.params or step["op"] == "compact":  # the fraction grows to the one that was chosen
@@ -126,13 +131,18 @@ def test_numbers_have_three_digits(space: str) -> None:
 
 
 CONTROLS = {"random_remove", "zero_expand"}
+#: Of a space of its own: they save bytes and no FLOPs.
+HASHING = {"hash_weights", "random_edges"}
+MODULES = {"stretch", "collapse"}
 REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
 
 
 @pytest.mark.parametrize(
     ("space", "operations"),
     [
-        ("mixed", set(OPERATIONS) - CONTROLS),
+        ("mixed", set(OPERATIONS) - CONTROLS - HASHING - MODULES),
+        ("hashing", {"hash_weights"}),
+        ("stretching", {"stretch"}),
         ("removal", REMOVALS),
         ("shrink", REMOVALS),
         ("expansion", set(expansion.NAMES)),
@@ -157,12 +167,13 @@ def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: se
         ("removal", {"random_remove"}),
         ("shrink", {"random_remove"}),
         ("expansion", {"zero_expand"}),
+        ("hashing", {"random_edges"}),
     ],
 )
 def test_controls_are_offered_to_who_asks_for_them(space: str, controls: set[str]) -> None:
     trials = drawn(space, LAYERS["one layer"], 5, 120, controls=True)
     assert controls <= {step["op"] for trial in trials for step in trial.user_attrs["schedule"]}
-    if space != "expansion":
+    if space not in ("expansion", "hashing"):
         offered = [trial.distributions["score"] for trial in trials if "score" in trial.distributions]
         assert offered and all("random" in each.choices for each in offered)  # type: ignore[attr-defined]
 

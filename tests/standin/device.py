@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
+#: The environment variable of a process that runs the tests on this device, and nothing else.
+ALONE = "NETWORK_SURGERY_STANDIN"
 SOURCE = Path(__file__).with_name("device.cpp")
 
 

@@ -78,7 +78,8 @@ MEASURING = {"label", "train_images", "seeds", "iterations", "looks", "width", "
 #: The options that are no settings, by command.
 OTHERS = {
     "study": {"preset", "config", "out", "dry_run", "quiet", "as_json"},
-    "resume": {"trials", "quiet", "as_json"},
+    "resume": {"trials", "failed", "quiet", "as_json"},
+    "track": {"quiet"},
     "report": {"quiet", "as_json"},
     "compare": {"top", "seeds", "quiet", "as_json"},  # of a study that has its settings already
     "layers": {"preset", "config", "epochs", "image"},

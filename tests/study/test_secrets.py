@@ -12,6 +12,7 @@ from network_surgery.study import secrets
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.tracking import default_uri
+from network_surgery.study.store import copies
 from network_surgery.study.store.folder import Folder
 
 PASSWORDS = ("hunter2", "a b", "p%40ss", "100%", "ü:/?#[]@!", "'\"\\")
@@ -37,6 +38,7 @@ def test_a_password_is_kept_apart(kind: str, password: str, tmp_path: Path, caps
     shown = capsys.readouterr().out + (study.path / "study.json").read_text()
     assert password not in shown and quote(password, safe="") not in shown
     assert secrets.hide(f"{uri}: {password} is wrong").count(password) == 0
+    assert copies.LEFT_OUT.search(kept.name) and not copies.LEFT_OUT.search("study.json")
     secrets._known.clear()  # another process goes on with it
     assert default_uri(Folder.open(study.path)) == uri
 

@@ -88,7 +88,7 @@ def _remembering() -> Iterator[None]:
 
 
 def clocked(animal: Animal) -> dict[str, Any]:
-    """Seconds of a forward pass and of discovery, medians of five, in single precision at the published size.
+    """CPU seconds of a forward pass and of discovery, medians of five, in single precision at the published size.
 
     They are taken in turns, so that both see the same machine.
     """
@@ -109,9 +109,9 @@ def clocked(animal: Animal) -> dict[str, Any]:
 
 
 def _seconds(action: Any) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _general(reason: str, anatomy: Anatomy) -> str:

@@ -24,12 +24,12 @@ from network_surgery.study.evidence.drawing import (
 from network_surgery.study.evidence.figures.marks import MOMENT, mark_moments
 from network_surgery.study.evidence.figures.reading import (
     Results,
-    asked,
     compared,
     comparison,
     elapsed,
     metric_of,
     moments_of,
+    rival_arm,
 )
 from network_surgery.study.evidence.naming import arm_title, in_short, letters
 from network_surgery.study.evidence.significance import half_interval
@@ -44,7 +44,7 @@ def curves(results: Results) -> Drawing | None:
     """
     cells, trial = compared(results)
     metric = metric_of(results)
-    lines = ("original", "surgery", asked(results))
+    lines = ("original", "surgery", rival_arm(results))
     arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in lines}
     if not arms["surgery"]:
         return None
@@ -94,7 +94,7 @@ def curves(results: Results) -> Drawing | None:
 def arms(results: Results) -> Drawing | None:
     """The test metric of every seed; surgery and the arm of the verdict of one seed are joined."""
     cells, _ = compared(results)
-    metric, rival = metric_of(results), asked(results)
+    metric, rival = metric_of(results), rival_arm(results)
     names = letters(results)
     trials = sorted({c["trial"] for c in cells} - {None}, key=[*names].index)
     shown = trials[:SCHEDULES]

@@ -64,7 +64,7 @@ def costs(results: Results) -> Drawing | None:
     handles = [Line2D([], [], label=arm_title(a), **look_of(a) | {"linestyle": "none"}) for a in arms]
     handles.append(Line2D([], [], label="Pareto front of the means", **FRONT))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
-    said = {cost: ", ".join(_title(key, names) for key in keys) for cost, keys in fronts.items()}
+    listed = {cost: ", ".join(_title(key, names) for key in keys) for cost, keys in fronts.items()}
     ours = {
         cost: [names[trial] for arm, trial in keys if arm == "surgery" and trial is not None]
         for cost, keys in fronts.items()
@@ -82,7 +82,7 @@ def costs(results: Results) -> Drawing | None:
         "letter) and its rivals. On the dark line lie the means that no other mean beats at the same cost or less. "
         f"{scale}",
         f"{len(known)} scatter charts of mean test {metric.name}. {points}. On the fronts: "
-        + "; ".join(f"{COSTS[cost]}: {names}" for cost, names in said.items()) + ".",
+        + "; ".join(f"{COSTS[cost]}: {names}" for cost, names in listed.items()) + ".",
     )  # fmt: skip
 
 

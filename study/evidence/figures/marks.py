@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.markers import MarkerStyle
@@ -23,6 +24,8 @@ from network_surgery.study.evidence.figures.reading import (
 MANY = 600
 #: Of more moments only those are named that differ from the one before.
 SEVERAL = 5
+#: How a marker is filled the first, second and third time that its colour is used.
+FILLS: tuple[Literal["full", "none", "left"], ...] = ("full", "none", "left")
 #: The line of a moment at which something was operated on.
 MOMENT: Look = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 1}
 
@@ -30,14 +33,14 @@ MOMENT: Look = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder
 def marks_of(results: Results) -> dict[str, Look]:
     """Colour and marker of each operation, and of each combination of operations, in this study.
 
-    There are fewer colours than operations: each has another shape the second time, and is hollow.
+    There are fewer colours than operations: each has another shape the second time, and is hollow, the third time half.
     """
     cells = [*results["trials"], *comparison(results, "cells")]
     names = {name_of(cell) for cell in cells} | {name for cell in finished(cells) for name in names_of(cell)}
     marks: dict[str, Look] = {NOTHING: {"color": GREY, "marker": "x"}}
     for index, name in enumerate(sorted(names - {NOTHING})):
         turn, colour = divmod(index, len(COLOURS))
-        marker = MarkerStyle(MARKERS[index % len(MARKERS)], fillstyle="none" if turn % 2 else "full")
+        marker = MarkerStyle(MARKERS[index % len(MARKERS)], fillstyle=FILLS[turn % len(FILLS)])
         marks[name] = {"color": COLOURS[colour], "marker": marker}
     return marks
 

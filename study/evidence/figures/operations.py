@@ -203,8 +203,8 @@ def timeline(results: Results) -> Drawing | None:
     firsts = [moments[0].epoch for _, moments in rows if moments]
     most = "most accurate" if metric.name == "accuracy" else "best"
     which = f"{len(rows)} {most} trials" if len(rows) > 1 else "only finished trial"
-    said = [", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or NOTHING for _, moments in rows]
-    lines = [f"{label} ({words})" for label, words in zip(labels, said, strict=True)]
+    words = [", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or NOTHING for _, moments in rows]
+    lines = [f"{label} ({each})" for label, each in zip(labels, words, strict=True)]
     return titled(
         figure, f"First operation of the {which}: epoch {statistics.median(firsts):g} of {epochs} (median)",
         f"One row a trial with its validation {metric.name}, the best on top. The number is the operated layers' units "

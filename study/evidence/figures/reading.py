@@ -60,7 +60,7 @@ def compared(results: Results) -> tuple[list[Mapping[str, Any]], int | None]:
     return cells, trials[0] if trials else None
 
 
-def asked(results: Results) -> str:
+def rival_arm(results: Results) -> str:
     """The arm that the verdicts are about (see ``study.arms.question``)."""
     return next((verdict["arm"] for verdict in comparison(results, "verdicts") if "arm" in verdict), "restart")
 

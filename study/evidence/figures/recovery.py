@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, log_scale, new_axes, times, titled
 from network_surgery.study.evidence.figures.marks import mark_moments
-from network_surgery.study.evidence.figures.reading import Results, asked, compared, moments_of, positive, unit_of
+from network_surgery.study.evidence.figures.reading import Results, compared, moments_of, positive, rival_arm, unit_of
 from network_surgery.study.evidence.naming import letters
 from network_surgery.study.training.records import operations_of, spikes
 
@@ -23,7 +23,7 @@ def recovery(results: Results) -> Drawing | None:
     cells, trial = compared(results)
     arms = {
         arm: [path for c in cells if c["arm"] == arm and c["trial"] in (None, trial) and len(path := loss_path(c)) > 1]
-        for arm in ("original", "surgery", asked(results))
+        for arm in ("original", "surgery", rival_arm(results))
     }
     surgeries = [c for c in cells if c["arm"] == "surgery" and c["trial"] == trial]
     jumps = [jump for cell in surgeries for jump in spikes(operations_of(cell)) if positive(jump.factor)]

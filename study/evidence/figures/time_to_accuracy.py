@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, as_percent, look_of, titled
 from network_surgery.study.evidence.figures.arms import schedule_of
-from network_surgery.study.evidence.figures.reading import Results, asked, compared, metric_of, unit_of
+from network_surgery.study.evidence.figures.reading import Results, compared, metric_of, rival_arm, unit_of
 from network_surgery.study.evidence.naming import arm_title
 from network_surgery.study.evidence.time_to_accuracy import Times, targets, times
 
@@ -36,7 +36,7 @@ def time_to_accuracy(results: Results) -> Drawing | None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     halves = {
         arm: times(groups[arm], wanted[-1], metric=metric).median()
-        for arm in ("surgery", asked(results))
+        for arm in ("surgery", rival_arm(results))
         if arm in groups
     }
     words = ", ".join(f"{arm} {'never' if half is None else f'{half:.3g} s'}" for arm, half in halves.items())

@@ -87,6 +87,9 @@ def _remote(uri: str) -> str:
     try:
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:  # whatever MLflow and its stores make of a URI
+        away = error.__cause__ or error.__context__
+        if isinstance(away, OSError):  # what requests raises; MLflow repeats all that it says
+            return type(away).__name__
         return secrets.hide((str(error).splitlines() or [type(error).__name__])[0])
     return ""
 

@@ -101,6 +101,8 @@ def of_operation(operation: OperationRecord) -> dict[str, float | None]:
         "operation size/parameters_after": operation.parameters_after,
         "operation size/flops_before": operation.flops_before,
         "operation size/flops_after": operation.flops_after,
+        "operation size/bytes_before": operation.bytes_before,
+        "operation size/bytes_after": operation.bytes_after,
         "operation seconds/seconds": operation.seconds,
         "operation seconds/epoch_seconds": operation.epoch_seconds,
         "operation seconds/interruptibility": operation.interruptibility,

@@ -87,6 +87,7 @@ class Tracker:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is not None:
             self._status = "KILLED" if kind is KeyboardInterrupt else "FAILED"
+            self._jobs.put(self._kill)
         self._closing.set()
         if self._machine:
             self._machine.join()

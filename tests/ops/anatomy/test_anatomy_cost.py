@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from network_surgery.ops import Anatomy, MinWeight, operate
-from network_surgery.ops.network.masks import tensors_of
+from network_surgery.ops.network.expressed import tensors_of
 from tests.ops.networks import build
 from tests.ops.properties import examine, lively
 

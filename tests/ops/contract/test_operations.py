@@ -43,6 +43,9 @@ GENTLE = {
 ASK_FOR_LOGITS = ("grad_max", "remove_dead", "revive")
 #: Why an operation may refuse a layer of these networks.
 REFUSALS = {
+    "collapse": ("cannot become one",),
+    "hash_weights": ("no plain weights",), "random_edges": ("no plain weights",),
+    "stretch": ("is tied", "masked or hashed", "not a dense layer or a convolution of torch's own", "in 6 groups"),
     "grad_max": (
         "would change what the others send", "both makes and reads its units", "is frozen", "no gradient reaches",
     )
@@ -182,7 +185,8 @@ def test_everything_alive_is_trained(operation, network):
         apply(plan, case.optimizer)
         plans.append(plan)
     held = {id(parameter) for group in case.optimizer.param_groups for parameter in group["params"]}
-    assert {(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()} == before
+    if not any(plan.modules for plan in plans):  # else some are others'
+        assert {(id(parameter), parameter.requires_grad) for parameter in case.model.parameters()} == before
     assert held == {id(parameter) for parameter in case.model.parameters()}
     old = copy.deepcopy(dict(case.model.named_parameters()))
     train(case.model, case.inputs, case.optimizer, steps=1)
@@ -214,10 +218,19 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
     case = Case(operation, network, optimizer)
     for layer in case.layers:
         plan = case.plan(layer)
+        if plan.modules:
+            assert_others_keep_their_state(case, plan)
+            continue
         old = {
             (place, key): (value.movedim(place.axis, 0)[place.positions].clone())
             for place in plan.layer.places
             for key, value in case.optimizer.state.get(case.anatomy.tensor(place.tensor), {}).items()
+            if value.dim()
+        }
+        stored = {
+            (name, key): (expression, value.clone())
+            for name, expression in plan.expressed.items()
+            for key, value in case.optimizer.state[case.anatomy.stored(name)].items()
             if value.dim()
         }
         counts = [state["step"].clone() for state in case.optimizer.state.values() if "step" in state]
@@ -226,6 +239,8 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
         shares = torch.ones(plan.units_after) if plan.shares is None else plan.shares.float()
         for (place, key), value in old.items():
             after = next(p for p in plan.layer.places if (p.tensor, p.axis) == (place.tensor, place.axis))
+            if place.tensor in plan.expressed:
+                continue
             state = case.optimizer.state[case.anatomy.tensor(place.tensor)][key]
             found = state.movedim(after.axis, 0)[after.positions]
             degree = 0 if place.role == "fan_out" else 2 if key.endswith("_sq") else 1
@@ -234,6 +249,20 @@ def test_optimizer_state_follows_the_units(operation, network, optimizer):
             wanted = torch.stack([value[unit] if unit >= 0 else torch.zeros_like(value[0]) for unit in plan.sources])
             scale = (shares**degree).view(-1, *(1,) * (wanted.dim() - 1))
             torch.testing.assert_close(found, wanted * scale, msg=f"{place} {key}")
+        for (name, key), (expression, value) in stored.items():
+            wanted = expression.reduced(value, 2 if key.endswith("_sq") else 1)
+            assert torch.equal(case.optimizer.state[case.anatomy.stored(name)][key], wanted)
+
+
+def assert_others_keep_their_state(case, plan):
+    """Where modules are replaced, new parameters have no state yet, and those that stay keep theirs."""
+    before = {parameter: copy.deepcopy(state) for parameter, state in case.optimizer.state.items()}
+    groups = len(case.optimizer.param_groups)
+    apply(plan, case.optimizer)
+    now = set(case.model.parameters())
+    assert set(case.optimizer.state) == set(before) & now and len(case.optimizer.param_groups) == groups
+    for parameter, state in case.optimizer.state.items():
+        assert_same(before[parameter], state)
 
 
 @every_operation

@@ -35,7 +35,8 @@ from network_surgery.ops import (
     unit_scores,
     without_masks,
 )  # fmt: skip
-from network_surgery.ops.network.masks import masks_of, met, packed, parameters_of, put, take_off, tensors_of, unpacked
+from network_surgery.ops.network.expressed import met, take_off, tensors_of
+from network_surgery.ops.network.masks import masks_of, packed, parameters_of, put, unpacked
 from network_surgery.ops.signals.unit_scores import SCORES as UNIT_SCORES
 from tests.ops.contract.test_operations import Case, assert_same
 from tests.ops.networks import ADVERSARIAL, NETWORKS, build, difference, outputs, train

@@ -18,7 +18,7 @@ from network_surgery.study.conduct import write_report
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.search import comparing, trial
 from network_surgery.study.search.once import Once
-from network_surgery.study.search.sampled import given
+from network_surgery.study.search.sampled import listed_cells
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.task import Classification
 from network_surgery.study.training.cell import Cell
@@ -54,7 +54,7 @@ SETTINGS = Settings(
 def compare(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
     """Runs what is missing of a comparison as ``search.tuner`` does, one cell after the other, in this process."""
     task, known = Corners(), folder.records()
-    source = comparing.cells(given(SETTINGS, folder.layers), SETTINGS, known)
+    source = comparing.cells(listed_cells(SETTINGS, folder.layers), SETTINGS, known)
     once = Once(source, SETTINGS, 5, folder.path, known, (SETTINGS.epochs,))
     while (cell := once.next()) is not None:
         reported: list[dict[str, Any]] = []

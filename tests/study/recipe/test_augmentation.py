@@ -16,7 +16,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.augmentation import Augmentation, apart, crop_flip, cut_out
 from network_surgery.study.references import lent
 from network_surgery.study.task import build
-from network_surgery.study.task.check import tried
+from network_surgery.study.task.check import try_task
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.task import CLASSIFICATION, Classification, Task
 from network_surgery.study.training.cell import Cell
@@ -214,4 +214,4 @@ def test_what_is_refused(tmp_path: Path) -> None:
     task = Failing()
     task.__dict__["sets"] = build(Settings()).sets
     with pytest.raises(StudyError, match=r"^Failing\.augment fails on a training batch: no such$"):
-        tried(task)
+        try_task(task)

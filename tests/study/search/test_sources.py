@@ -16,7 +16,7 @@ from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.search.sampled import Sampled, given, open_study
+from network_surgery.study.search.sampled import Sampled, listed_cells, open_study
 from network_surgery.study.search.sources import Listed
 from network_surgery.study.task import ACCURACY
 from network_surgery.study.training.cell import Cell
@@ -170,7 +170,7 @@ def choices(trial: Any, layers: Any, epochs: int) -> Schedule:
 def test_a_grid_is_every_combination_in_the_order_of_its_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SPACES, "choices", choices)
     wanted = settings(space="choices", sampler="grid", trials=1)
-    points = [cell.params for cell in given(wanted, LAYERS)]
+    points = [cell.params for cell in listed_cells(wanted, LAYERS)]
     assert points == [
         {"op": "random_remove", "first_epoch": 1},
         {"op": "random_remove", "first_epoch": 2},
@@ -180,8 +180,8 @@ def test_a_grid_is_every_combination_in_the_order_of_its_choices(monkeypatch: py
         {"op": "min_weight", "keep": 0.5, "first_epoch": 1},
         {"op": "min_weight", "keep": 0.5, "first_epoch": 2},
     ]
-    cells = given(wanted, LAYERS)
-    assert [cell.trial for cell in cells] == list(range(7)) and cells == given(wanted, LAYERS)
+    cells = listed_cells(wanted, LAYERS)
+    assert [cell.trial for cell in cells] == list(range(7)) and cells == listed_cells(wanted, LAYERS)
     for cell in cells:
         assert choices(FixedTrial(dict(cell.params)), LAYERS, 6).to_data() == cell.schedule
 
@@ -190,7 +190,7 @@ def test_a_space_of_ones_own_is_called_by_its_module(monkeypatch: pytest.MonkeyP
     mine = ModuleType("mine")
     mine.choices, mine.nothing, mine.broken = choices, lambda *_: None, lambda *_: {}["fc9"]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mine", mine)
-    assert len(given(settings(space="mine:choices", sampler="grid"), LAYERS)) == 7
+    assert len(listed_cells(settings(space="mine:choices", sampler="grid"), LAYERS)) == 7
     for name, words in (
         ("nothing", "mine:nothing returned a NoneType, but it must return an ops.Schedule"),
         ("broken", f"the search space 'mine:broken' failed at {__file__}, line [0-9]+: KeyError: 'fc9'"),
@@ -202,14 +202,14 @@ def test_a_space_of_ones_own_is_called_by_its_module(monkeypatch: pytest.MonkeyP
 
 def test_what_is_no_grid_is_refused() -> None:
     with pytest.raises(StudyError, match="the search space 'pcns' is no grid"):
-        given(settings(space="pcns", sampler="grid"), LAYERS)
+        listed_cells(settings(space="pcns", sampler="grid"), LAYERS)
 
 
 def test_own_schedules_are_all_compared() -> None:
     steps = [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}]
-    cells = given(settings(schedules=(steps, steps), top=1), LAYERS)
+    cells = listed_cells(settings(schedules=(steps, steps), top=1), LAYERS)
     assert [(cell.trial, list(cell.schedule)) for cell in cells] == [(0, steps), (1, steps)]
-    assert given(settings(), LAYERS) == []
+    assert listed_cells(settings(), LAYERS) == []
 
 
 ODD = (

@@ -20,7 +20,7 @@ from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.layers import Layers, of_data
-from network_surgery.study.search.shipped import shipped
+from network_surgery.study.search.shipping import shipped
 from network_surgery.study.task import build
 from network_surgery.study.task.images import Images, ImageStream, ImageTask, load
 from network_surgery.study.task.samples import Batches

@@ -15,7 +15,7 @@ from torch import nn
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.task import Metric, Samples, Sets, Stream, Task, build
-from network_surgery.study.task.check import fresh, tried
+from network_surgery.study.task.check import fresh, try_task
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 from tests.study.operated import without_times
@@ -66,14 +66,14 @@ def test_a_task_that_is_right_is_tried_and_nothing_is_left_of_that() -> None:
     task, state = Line(), torch.get_rng_state()
     untouched = fresh(task)
     torch.manual_seed(5)
-    model = tried(task)
+    model = try_task(task)
     assert model.training and str(model) == str(untouched)
     torch.testing.assert_close(model.state_dict(), untouched.state_dict(), rtol=0, atol=0)
     torch.manual_seed(5)
     fresh(task)
     after = torch.get_rng_state()
     torch.manual_seed(5)
-    tried(task)
+    try_task(task)
     assert torch.equal(after, torch.get_rng_state()) and not torch.equal(after, state)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -132,7 +132,7 @@ def test_a_task_that_is_right_is_tried_and_nothing_is_left_of_that() -> None:
 )  # fmt: skip
 def test_a_task_that_is_wrong_is_one_sentence(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError) as error:
-        tried(line(**parts))
+        try_task(line(**parts))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -162,7 +162,7 @@ def test_what_goes_wrong_in_larger_batches_alone_is_one_sentence(
     parts: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     task = line(**parts)
-    tried(task)
+    try_task(task)
     with pytest.raises(kind) as error:
         run(Cell("search", 0), task, Settings(epochs=1, batch_size=10, device="cpu"), torch.device("cpu"))
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -214,7 +214,7 @@ def test_sets_may_be_pairs_samples_streams_and_datasets() -> None:
         (dataset, whole, (whole.inputs, whole.targets)),
         [(torch.tensor(whole.inputs), torch.tensor(whole.targets))] * 3,
     ):
-        tried(line(load=lambda self, sets=sets: sets))
+        try_task(line(load=lambda self, sets=sets: sets))
 
 
 def test_without_a_metric_of_its_own_a_task_is_judged_by_its_loss() -> None:
@@ -222,7 +222,7 @@ def test_without_a_metric_of_its_own_a_task_is_judged_by_its_loss() -> None:
         metric = Task.metric
         measure = Task.measure  # type: ignore[assignment]
 
-    tried(Plain())
+    try_task(Plain())
     assert Plain().metric.name == "loss" and Plain().metric.better == "lower"
 
 

@@ -23,7 +23,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.layers import Layers, of_data
 from network_surgery.study.task import build
-from network_surgery.study.task.check import tried
+from network_surgery.study.task.check import try_task
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.text import LEFT_OUT, Corpus, TextTask, cut, load
 from network_surgery.study.task.text import build as build_network
@@ -352,7 +352,7 @@ def test_a_model_of_transformers_is_trained_and_operated_on(kind: str, tmp_path:
     assert outcome["operations"][0]["units_after"] == layers[mlp] // 2
     if kind == "llama":
         assert "model.layers.0.self_attn.q_proj:heads" in layers
-    assert not any(parameter.isnan().any() for parameter in tried(task).parameters())
+    assert not any(parameter.isnan().any() for parameter in try_task(task).parameters())
 
 
 def test_models_of_transformers_that_will_not_do(tmp_path: Path) -> None:

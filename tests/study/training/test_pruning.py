@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from network_surgery.ops import Anatomy, Compact, EigenRemove, PruneWeights, SurgeryError, describe, operate
-from network_surgery.ops.network.masks import masks_of, parameters_of, tensors_of
+from network_surgery.ops.network.expressed import tensors_of
+from network_surgery.ops.network.masks import masks_of, parameters_of
 from network_surgery.ops.schedule import Moment, Schedule, Step
 from network_surgery.study import models
 from network_surgery.study.config import Settings

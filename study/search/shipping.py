@@ -1,4 +1,4 @@
-"""What a trial is sent of a task, and whether it can be."""
+"""What a trial in another process needs of a task that is loaded, and whether it can be sent there."""
 
 from __future__ import annotations
 

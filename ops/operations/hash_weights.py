@@ -1,0 +1,101 @@
+"""HashWeights: a weight's entries read fewer stored numbers, the hash of its position saying which.
+
+Source: Chen et al. 2015, *Compressing neural networks with the hashing trick* (HashedNets). There networks are hashed
+from the start, dense ones; here it can strike at any epoch (at 0 it is the same), and convolutions as well. The maths
+is in ``ops.network.hashed``.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from network_surgery.ops.anatomy import WHOLE, HiddenLayer
+from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.maths.double import energy
+from network_surgery.ops.network.hashed import Hashed, Read
+from network_surgery.ops.operation import Operation, choice, fraction, whole
+from network_surgery.ops.plan import Plan
+from network_surgery.ops.signals.signals import Signals
+
+#: What is stored first: means of the weights that there are, or fresh random numbers.
+VALUES = ("means", "fresh")
+
+
+@dataclass(frozen=True)
+class HashWeights(Operation):
+    """Hashes the weights that make one layer, or all weights of the network (layer ``*``), the output's included.
+
+    ``compression``: stored numbers for each entry of a weight, above 0 and at most 1 (1/8 by default). ``sign``: each
+    entry has a sign of its own, from another hash. ``values``: what is stored is the ``means`` of the entries that read
+    the same number (the least squares), or ``fresh`` normal numbers of the weight's deviation: the means of random
+    weights nearly vanish, so a network that trains with it from epoch 0 begins with ``fresh``. ``seed``: of the hashes
+    and of the fresh numbers; each weight has a hash of its own.
+
+    Biases and norms stay, and so do weights under a mask or hashed before. Bytes go down, FLOPs do not. The plan's
+    ``error`` is the relative error of the weights, which is that of what they make of inputs that are uncorrelated and
+    of one size. An optimizer's first moments become exactly those of the stored numbers, second ones as if the
+    gradients of entries that share a number were uncorrelated; with ``fresh`` numbers it begins anew.
+    """
+
+    compression: float = 0.125
+    sign: bool = True
+    values: str = "means"
+    seed: int = 0
+    whole_network: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        fraction(self, "compression", self.compression)
+        choice(self, "sign", self.sign, (True, False))
+        choice(self, "values", self.values, VALUES)
+        whole(self, "seed", self.seed)
+
+    def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
+        def read(shape: torch.Size, numbers: int, seed: int) -> Read:
+            return Hashed(shape, numbers, seed, self.sign)
+
+        return expressing(self, layer, self.compression, self.values, self.seed, read)
+
+
+def expressing(
+    operation: Operation,
+    layer: HiddenLayer,
+    compression: float,
+    values: str,
+    seed: int,
+    read: Callable[[torch.Size, int, int], Read],
+) -> Plan:
+    """The plan in which the weights of a layer, or of the network, become ``read(shape, numbers, seed)``.
+
+    Raises:
+        SurgeryError: there are no plain weights.
+    """
+    anatomy = layer.anatomy
+    names = anatomy.weights if layer.name == WHOLE else [place.tensor for place in layer.makers]
+    names = [n for n in dict.fromkeys(names) if n in anatomy.weights and anatomy.mask(n) is None]
+    if not names:
+        raise SurgeryError(
+            f"{operation!r} on {layer.name}: there are no plain weights; what is masked or hashed stays as it is"
+        )
+    expressed: dict[str, Read] = {}
+    fresh: dict[str, Tensor] = {}
+    missed = size = 0.0
+    for name in names:
+        weight, own = anatomy.live(name), zlib.crc32(f"{seed} {name}".encode())
+        each = read(weight.shape, max(1, round(compression * weight.numel())), own).to(weight.device)
+        if values == "fresh":
+            drawn = torch.randn(each.numbers, generator=torch.Generator().manual_seed(own)).to(weight)
+            fresh[name] = drawn * weight.std(correction=0) / math.sqrt(each.density)
+        made = each.weight(fresh.get(name, each.reduced(weight)))
+        missed, size = missed + float(energy(made - weight).sum()), size + float(energy(weight).sum())
+        expressed[name] = each
+    error = math.sqrt(missed / size) if size else 0.0
+    return Plan(
+        layer, repr(operation), tuple(range(layer.units)), expressed=expressed, fresh=fresh, error=error
+    )  # fmt: skip

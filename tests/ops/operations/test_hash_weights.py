@@ -1,0 +1,283 @@
+"""HashWeights and RandomEdges: the equations of the source both ways, exact removal, files, averages, optimizers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from network_surgery.ops import (
+    PCNS,
+    Anatomy,
+    HashWeights,
+    MinWeight,
+    PruneWeights,
+    RandomEdges,
+    Signals,
+    SurgeryError,
+    WeakExpand,
+    ZeroExpand,
+    carry_architecture,
+    load,
+    materialize,
+    operate,
+    predicted_loss_change,
+    save,
+    saved_bytes,
+    trial_surgery,
+    unit_scores,
+    without_surgery,
+)  # fmt: skip
+from network_surgery.ops.anatomy import count
+from network_surgery.ops.network.hashed import Edges, Hashed, mixed
+from network_surgery.ops.surgery.verification import measure
+from tests.ops.contract.test_operations import assert_same
+from tests.ops.networks import NETWORKS, build, difference, outputs, train
+
+BOTH = {"hash": HashWeights(0.25), "edges": RandomEdges(0.25)}
+both = pytest.mark.parametrize("operation", BOTH.values(), ids=BOTH)
+
+
+def made(shape, numbers, seed=3, sign=True, kind="hash"):
+    return Hashed(shape, numbers, seed, sign) if kind == "hash" else Edges(shape, numbers, seed)
+
+
+@pytest.mark.parametrize("sign", [True, False])
+def test_equation_5_and_equation_6_are_equal(sign):
+    """V a, of the virtual weights, and wᵀ φ(a), of the inputs summed by the number that they are multiplied with."""
+    hashed, w, a = made((7, 9), 12, sign=sign), torch.randn(12).double(), torch.randn(4, 9).double()
+    index, factor = hashed.read(torch.arange(63).view(7, 9))
+    factor = torch.ones(7, 9) if factor is None else factor
+    features = torch.zeros(4, 7, 12).double()
+    for i in range(7):
+        for j in range(9):
+            features[:, i, index[i, j]] += factor[i, j] * a[:, j]
+    torch.testing.assert_close(a @ hashed(w).T, features @ w)
+
+
+@pytest.mark.parametrize("kind", ["hash", "edges"])
+@pytest.mark.parametrize("shape", [(7, 9), (4, 3, 3, 3)])
+def test_gradient_is_that_of_the_expanded_matrix(kind, shape):
+    """∂L/∂w_k = Σ over the entries that read w_k; and what is stored is the least squares of the weight."""
+    expression, w = made(shape, 12, kind=kind), torch.randn(12, requires_grad=True)
+    expanded = expression(w).detach().requires_grad_()
+    for weight in (expression(w), expanded):
+        (weight.sin() * torch.arange(weight.numel()).view(shape)).sum().backward()
+    torch.testing.assert_close(w.grad, expression.reduced(expanded.grad, 1))
+    weight = torch.randn(shape)
+    basis = torch.stack([expression(each).flatten() for each in torch.eye(12)], dim=1)
+    wanted = torch.linalg.lstsq(basis, weight.flatten().unsqueeze(1)).solution.squeeze(1)
+    read = basis.abs().sum(dim=0) > 0
+    torch.testing.assert_close(expression.reduced(weight)[read], wanted[read], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(expression.reduced(expression(w)).detach()[read], w.detach()[read])
+
+
+def test_hashes_are_a_bijection_and_spread_evenly():
+    hashes = mixed(torch.arange(1 << 16), seed=5)
+    assert len(hashes.unique()) == 1 << 16 and not torch.equal(hashes, mixed(torch.arange(1 << 16), seed=6))
+    counts = torch.bincount(hashes % 64, minlength=64).double()
+    assert ((counts - 1024) ** 2 / 1024).sum() < 100  # χ² with 63 degrees of freedom: 1 in 500 is above
+    signs = 1 - 2 * (hashes & 1)
+    assert abs(int(signs.sum())) < 4 * 256
+    assert int((Edges((64, 64), 100, 1)(torch.ones(100)) != 0).sum()) == 100
+
+
+@both
+@pytest.mark.parametrize("network", NETWORKS)
+def test_units_go_exactly_from_hashed_weights(operation, network):
+    """The anatomy stays what it was, plans count what there is, and removal beside hashed weights is verified."""
+    model, inputs = build(network, batch=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, inputs, optimizer)
+    anatomy = Anatomy(model, inputs)
+    layers, pinned = list(anatomy), dict(anatomy.pinned)
+    plan = operate(anatomy["*"], operation, optimizer, verify=True)
+    assert (plan.parameters_after, plan.flops_after) == count(model, inputs)
+    fresh = Anatomy(model, inputs)
+    assert list(fresh) == layers and fresh.pinned == pinned
+    for layer in layers:
+        plan = operate(anatomy[layer], MinWeight(0.5), optimizer, verify=True)
+        assert (plan.parameters_after, plan.flops_after) == count(model, inputs)
+    assert list(Anatomy(model, inputs)) == layers
+    before = outputs(model.eval(), inputs)
+    plain = without_surgery(model)
+    materialize(model, optimizer)
+    for network in (plain, model):
+        assert difference(before, outputs(network.eval(), inputs)) < 1e-5
+    train(model, inputs, optimizer)
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 3)
+    )
+
+
+INPUTS = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+@both
+def test_a_mixed_schedule_is_saved_loaded_and_goes_on(operation, tmp_path):
+    """Hashed, units removed, another weight pruned, an average, a state_dict: the same network comes back."""
+    model = small()
+    average, optimizer = AveragedModel(model), torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, INPUTS, optimizer)
+    average.update_parameters(model)
+    anatomy, others = Anatomy(model, INPUTS), {"averages": average}
+    operate(anatomy["4"], operation, optimizer, **others)
+    operate(anatomy["0"], MinWeight(0.5), optimizer, verify=True, **others)
+    operate(anatomy["4"], MinWeight(0.5), optimizer, verify=True, **others)
+    operate(anatomy["0"], PruneWeights(0.5), optimizer, **others)
+    train(model, INPUTS, optimizer)
+    average.update_parameters(model)
+    save(model, tmp_path / "network.pt")
+    twin = load(small, tmp_path / "network.pt")
+    assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
+    assert saved_bytes(twin) == (tmp_path / "network.pt").stat().st_size
+    twin = carry_architecture(small(2))
+    again = torch.optim.Adam(twin.parameters(), lr=0.01)
+    twin.load_state_dict(carry_architecture(model).state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for network, trained in ((model, optimizer), (twin, again)):
+        train(network, INPUTS, trained)
+    assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
+    carried = carry_architecture(small(1))
+    carried.load_state_dict(carry_architecture(average.module).state_dict())
+    assert_same(outputs(average.module.eval(), INPUTS), outputs(carried.eval(), INPUTS))
+
+
+@both
+def test_bytes_are_those_of_the_file(operation, tmp_path):
+    model = small()
+    anatomy, empty = Anatomy(model, INPUTS), saved_bytes(model)
+    for layer, each in (("4", operation), ("4", MinWeight(0.5)), ("0", PruneWeights(0.5))):
+        plan = operate(anatomy[layer], each)
+        now = saved_bytes(model)
+        assert plan.bytes_before - plan.bytes_after == pytest.approx(empty - now, abs=700)
+        empty = now
+    save(model, tmp_path / "network.pt")
+    assert (tmp_path / "network.pt").stat().st_size == saved_bytes(model)
+    tensors = {id(t): t.numel() * t.element_size() for t in model.state_dict().values()}
+    assert plan.bytes_after == sum(tensors.values())
+
+
+def test_all_stored_numbers_train_and_a_hashed_weight_stays_hashed():
+    model = small()
+    operate(Anatomy(model, INPUTS)["*"], HashWeights(1 / 16, values="fresh"))
+    expression = model[4].parametrizations.weight[0]
+    assert model[4].parametrizations.weight.original.shape == (240,)
+    before = model[4].parametrizations.weight.original.detach().clone()
+    train(model, INPUTS, torch.optim.Adam(model.parameters(), lr=0.01))
+    stored = model[4].parametrizations.weight.original
+    assert (stored != before).all()
+    torch.testing.assert_close(expression.reduced(model[4].weight), stored)
+
+
+def test_fresh_numbers_have_the_deviation_of_the_weight():
+    for operation, density in ((HashWeights(1 / 4, values="fresh"), 1), (RandomEdges(1 / 4, values="fresh"), 4)):
+        model = nn.Sequential(nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 3))
+        deviation = float(model[0].weight.detach().std())
+        operate(Anatomy(model, torch.randn(2, 200))["0"], operation)
+        stored = model[0].parametrizations.weight.original
+        assert float(stored.detach().std()) == pytest.approx(density**0.5 * deviation, rel=0.05)
+        assert float(model[0].weight.detach().std()) == pytest.approx(deviation, rel=0.05)
+
+
+def test_the_error_is_that_of_the_weights_and_undo_is_exact():
+    model = small().double()
+    anatomy = Anatomy(model, INPUTS.double())
+    before, old = copy.deepcopy(model.state_dict()), model[4].weight.detach().clone()
+    plan = HashWeights(0.25).propose(anatomy["4"])
+    with trial_surgery(plan):
+        assert float((model[4].weight - old).norm() / old.norm()) == pytest.approx(plan.error)
+    assert_same(dict(before), dict(model.state_dict()))
+    assert type(model[4]) is nn.Linear and 0.5 < plan.error < 1
+    assert HashWeights(1.0).propose(anatomy["4"]).error > 0 == RandomEdges(1.0).propose(anatomy["4"]).error
+
+
+@pytest.mark.parametrize("score", ["l2", "l2_in", "variance", "mrs", "mrp", "taylor", "snip"])
+def test_units_of_hashed_weights_are_scored_as_those_of_plain_ones(score):
+    model = small()
+    operate(Anatomy(model, INPUTS)["*"], HashWeights(0.25))
+    found = []
+    for network in (model, without_surgery(model)):
+        anatomy = Anatomy(network, INPUTS)
+        signals = Signals(network, INPUTS, torch.arange(16) % 3)
+        found.append(unit_scores(anatomy["0"], signals, score))
+    torch.testing.assert_close(*found)
+
+
+def test_the_change_of_the_loss_is_predicted_with_hashed_weights():
+    model, targets = small(), torch.arange(16) % 3
+    anatomy = Anatomy(model, INPUTS)
+    operate(anatomy["4"], HashWeights(0.5))
+    plan = MinWeight(0.9).propose(anatomy["4"])
+    other = Anatomy(without_surgery(model), INPUTS)
+    twin = MinWeight(0.9).propose(other["4"])
+    assert predicted_loss_change(plan, INPUTS, targets).change == pytest.approx(
+        predicted_loss_change(twin, INPUTS, targets).change, rel=1e-4
+    )
+
+
+def test_what_writes_hashed_weights_is_refused_and_materialized_first():
+    model = small()
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, INPUTS, optimizer)
+    anatomy = Anatomy(model, INPUTS)
+    operate(anatomy["4"], HashWeights(0.25), optimizer)
+    for layer, operation in (("0", PCNS(variance_threshold=0.3)), ("4", ZeroExpand()), ("0", WeakExpand())):
+        with pytest.raises(SurgeryError, match=r"writes 4\.weight anew, which is hashed.*materialize"):
+            operate(anatomy[layer], operation, optimizer, Signals(model, INPUTS))
+    with pytest.raises(SurgeryError, match="no plain weights"):
+        operate(anatomy["4"], HashWeights(0.25), optimizer)
+    operate(anatomy["4"], WeakExpand(), optimizer, verify=True)  # only copies units of it
+    before = outputs(model.eval(), INPUTS)
+    assert materialize(model, optimizer) == ["4.weight"]
+    assert difference(before, outputs(model, INPUTS)) < 1e-6
+    operate(anatomy["0"], PCNS(variance_threshold=0.3), optimizer, Signals(model, INPUTS), verify=True)
+    train(model, INPUTS, optimizer)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop", "Adagrad", "Adamax", "Adafactor", "LBFGS", "NAdam"])
+@both
+def test_optimizers_go_on(operation, name):
+    model = small()
+    settings = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.001, **settings)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(INPUTS), torch.arange(16) % 3)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    state = copy.deepcopy(optimizer.state_dict())
+    with trial_surgery(operation.propose(Anatomy(model, INPUTS)["*"]), optimizers=optimizer):
+        loss_inside = closure()
+    assert torch.isfinite(loss_inside)
+    assert_same(state, optimizer.state_dict())
+    operate(Anatomy(model, INPUTS)["*"], operation, optimizer)
+    optimizer.step(closure)
+    materialize(model, optimizer)
+    assert torch.isfinite(optimizer.step(closure))
+
+
+def test_plans_measure_as_they_say_in_attention():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    inputs = torch.randn(3, 5, 8)
+    anatomy = Anatomy(model, inputs)
+    assert "self_attn.in_proj_weight" in anatomy.weights
+    plan = HashWeights(0.5).propose(anatomy["*"])
+    assert set(plan.expressed) == set(anatomy.weights) and measure(plan) < 1e-8
+
+
+@pytest.mark.parametrize("wrong", [{"compression": 0}, {"compression": 2}, {"sign": 2}, {"values": "x"}, {"seed": -1}])
+def test_settings(wrong):
+    with pytest.raises(SurgeryError, match=next(iter(wrong))):
+        HashWeights(**wrong)

@@ -1,0 +1,309 @@
+"""Stretch and collapse: the maths against slow references, the round trip, files, averages, optimizers, schedules."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from network_surgery.ops import (
+    Anatomy,
+    Collapse,
+    HashWeights,
+    MinWeight,
+    PruneWeights,
+    Signals,
+    Stretch,
+    SurgeryError,
+    adopt,
+    carry_architecture,
+    describe,
+    load,
+    measure,
+    operate,
+    save,
+    saved_bytes,
+    trial_surgery,
+    without_surgery,
+)  # fmt: skip
+from network_surgery.ops.anatomy import count
+from network_surgery.ops.maths.factors import Cut, composed, filters, pair, tucker
+from network_surgery.ops.network.architecture import fill
+from tests.ops.contract.test_operations import assert_same
+from tests.ops.networks import NETWORKS, Net, build, difference, outputs, train
+
+SEED = torch.Generator().manual_seed(0)
+
+
+def drawn(*shape):
+    return torch.randn(shape, generator=SEED, dtype=torch.float64)
+
+
+def test_a_pair_is_the_best_of_its_rank():
+    matrix = drawn(9, 6)
+    values = torch.linalg.svdvals(matrix)
+    for rank in range(1, 7):
+        left, right = pair(matrix, Cut(rank=rank / 6))
+        assert left.shape == (9, rank) and right.shape == (rank, 6)
+        torch.testing.assert_close((left @ right - matrix).norm(), values[rank:].norm())
+    torch.testing.assert_close(left.T @ left, right @ right.T)  # the singular values, half on each side
+
+
+@pytest.mark.parametrize(
+    ("cut", "wanted"),
+    [
+        (Cut(rank=0.5), 2), (Cut(rank=0.01), 1), (Cut(rank=1.0), 4), (Cut(threshold=2.0), 3), (Cut(threshold=9.0), 1),
+        (Cut(threshold=0.0), 4), (Cut(variance=0.6), 1), (Cut(variance=0.61), 2), (Cut(variance=1.0), 4),
+    ],
+)  # fmt: skip
+def test_how_many_directions_stay(cut, wanted):
+    assert cut.size(torch.tensor([4.0, 2.5, 2.0, 0.5])) == wanted
+
+
+def test_kernels_are_factorized_as_their_unfoldings():
+    kernel = drawn(6, 5, 3, 2)
+    outer, inner = tucker(kernel, Cut(rank=0.6))
+    assert outer.shape == (6, 3) and inner.shape == (5, 3)
+    wanted = torch.linalg.svd(kernel.flatten(1)).U[:, :3]
+    torch.testing.assert_close(outer @ outer.T, wanted @ wanted.T)
+    errors = []
+    for rank in (0.1, 0.3, 0.5, 0.8, 1.0):
+        left, right = pair(filters(kernel), Cut(rank=rank))
+        horizontal, vertical = left.view(6, 2, -1).permute(0, 2, 1).unsqueeze(2), right.view(-1, 5, 3, 1)
+        errors.append(float((composed(horizontal, vertical, (1, 1)) - kernel).norm()))
+    assert errors == sorted(errors, reverse=True) and errors[0] > 1 > 1e-9 > errors[-1]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_two_convolutions_are_the_composed_one(stride, dilation):
+    """Against the convolutions themselves; and its gradient is the chain rule's."""
+    first, second, x = drawn(3, 2, 3, 2).requires_grad_(), drawn(4, 3, 2, 3), drawn(2, 2, 14, 15)
+    wanted = F.conv2d(F.conv2d(x, first, stride=stride), second, dilation=dilation)
+    kernel = composed(second, first, (stride * dilation,) * 2)
+    found = F.conv2d(x, kernel, stride=stride)
+    torch.testing.assert_close(found[..., : wanted.shape[2], : wanted.shape[3]], wanted)
+    slopes = [torch.autograd.grad(y.square().sum(), first)[0] for y in (found, wanted)]
+    torch.testing.assert_close(*slopes)
+
+
+@pytest.mark.parametrize("kernels", ["tucker", "separable"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_stretched_and_collapsed_again_it_is_the_same_network(network, kernels):
+    """At full rank, to rounding; plans say what is counted; names stay; every parameter is trained."""
+    model, inputs = build(network, batch=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, inputs, optimizer)
+    before, anatomy = outputs(model.eval(), inputs), Anatomy(model, inputs)
+    try:
+        plan = operate(anatomy["*"], Stretch(threshold=0.0, kernels=kernels), optimizer, verify=True)
+    except SurgeryError as error:
+        assert "no layer that could be stretched" in str(error)
+    names = list(anatomy)
+    for name in names:
+        try:
+            plan = operate(anatomy[name], Stretch(1.0, kernels=kernels), optimizer, verify=True)
+        except SurgeryError as error:
+            assert "tied" in str(error) or "torch's own class" in str(error) or "groups" in str(error)
+            continue
+        assert (plan.parameters_after, plan.flops_after) == count(model, inputs) and plan.error < 1e-6
+        assert plan.bytes_after == anatomy.bytes() and name in anatomy
+        assert len(plan.notes) == 2 or kernels == "separable"
+    assert difference(before, outputs(model.eval(), inputs)) < 1e-4
+    train(model, inputs, optimizer)
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in model.parameters()}
+    before = outputs(model.eval(), inputs)
+    while new := [name for name in anatomy if name not in names]:
+        operate(anatomy[new[0]], Collapse(), optimizer, verify=True)
+    assert set(anatomy) <= set(names) and difference(before, outputs(model.eval(), inputs)) < 1e-4
+    train(model, inputs, optimizer)
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 40), nn.ReLU(), nn.Linear(40, 3),
+    )  # fmt: skip
+
+
+INPUTS = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def adam(model):
+    """Decay for weights only: two groups."""
+    by = [[p for p in model.parameters() if (p.dim() > 1) is weights] for weights in (True, False)]
+    return torch.optim.AdamW([{"params": by[0], "weight_decay": 0.1}, {"params": by[1], "weight_decay": 0.0}], lr=0.01)
+
+
+def test_a_mixed_schedule_is_saved_loaded_and_goes_on(tmp_path):
+    """Stretched, units removed of the new layer and of others, hashed, pruned; the twin trains on alike."""
+    model = small()
+    average, optimizer = AveragedModel(model), adam(model)
+    train(model, INPUTS, optimizer)
+    average.update_parameters(model)
+    anatomy, others = Anatomy(model, INPUTS), {"averages": average}
+    operate(anatomy["6"], Stretch(0.5), optimizer, **others)
+    assert list(anatomy) == ["0", "3", "6.0", "6"] and type(model[6]) is nn.Sequential
+    operate(anatomy["3"], Stretch(0.5), optimizer, **others)
+    operate(anatomy["6.0"], MinWeight(0.5), optimizer, verify=True, **others)
+    operate(anatomy["6"], MinWeight(0.5), optimizer, verify=True, **others)
+    operate(anatomy["3.1"], Stretch(0.5, kernels="separable"), optimizer, **others)
+    operate(anatomy["0"], HashWeights(0.25), optimizer, **others)
+    operate(anatomy["6"], PruneWeights(0.5), optimizer, **others)
+    train(model, INPUTS, optimizer)
+    average.update_parameters(model)
+    save(model, tmp_path / "network.pt")
+    twin = load(small, tmp_path / "network.pt")
+    assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
+    assert saved_bytes(twin) == (tmp_path / "network.pt").stat().st_size and describe(twin) == describe(model)
+    assert list(Anatomy(twin, INPUTS)) == list(anatomy)
+    twin = small(2)
+    again = adam(twin)
+    adopt(twin, describe(model), again)
+    fill(twin, model.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for network, trained in ((model, optimizer), (twin, again)):
+        train(network, INPUTS, trained)
+    assert_same(dict(model.state_dict()), dict(twin.state_dict()))
+    carried = carry_architecture(small(1))
+    carried.load_state_dict(carry_architecture(average.module).state_dict())
+    assert_same(outputs(average.module.eval(), INPUTS), outputs(carried.eval(), INPUTS))
+    plain = without_surgery(model)
+    assert difference(outputs(model.eval(), INPUTS), outputs(plain.eval(), INPUTS)) < 1e-6
+    with pytest.raises(SurgeryError, match="on one side only"):
+        adopt(twin, describe(small()))
+
+
+def test_an_average_is_factorized_as_itself():
+    """With the network's own directions, so that the average goes on being one; at full rank it stays what it was."""
+    model = small()
+    average, optimizer = AveragedModel(model), adam(model)
+    average.update_parameters(model)
+    train(model, INPUTS, optimizer)
+    average.update_parameters(model)
+    before = outputs(average.eval(), INPUTS)
+    anatomy = Anatomy(model, INPUTS)
+    for layer, kernels in (("3", "tucker"), ("0", "separable"), ("6", "tucker")):
+        operate(anatomy[layer], Stretch(1.0, kernels=kernels), optimizer, averages=average)
+    assert difference(before, outputs(average.eval(), INPUTS)) < 1e-4
+    torch.testing.assert_close(average.module[6][1].weight, model[6][1].weight)
+    average.update_parameters(model)
+    assert [name for name, _ in average.module.named_parameters()] == [name for name, _ in model.named_parameters()]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lbfgs"])
+@pytest.mark.parametrize("operation", [Stretch(0.5), Stretch(0.5, between="relu"), Collapse()])
+def test_undo_is_exact(optimizer, operation):
+    model = small().eval()
+    operate(Anatomy(model, INPUTS)["6"], Stretch(0.5))
+    kinds = {
+        "adam": adam, "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9),
+        "lbfgs": lambda m: torch.optim.LBFGS(m.parameters(), lr=0.01),
+    }  # fmt: skip
+    trained = kinds[optimizer](model)
+
+    def closure():
+        trained.zero_grad()
+        loss = F.cross_entropy(model(INPUTS), torch.arange(16) % 3)
+        loss.backward()
+        return loss
+
+    trained.step(closure)
+    anatomy = Anatomy(model, INPUTS)
+    layer = "6.0" if isinstance(operation, Collapse) else "3"
+    before = copy.deepcopy((dict(model.state_dict()), trained.state_dict(), list(anatomy), repr(model)))
+    parameters = list(model.parameters())
+    with trial_surgery(operation.propose(anatomy[layer]), optimizers=trained):
+        assert repr(model) != before[3]
+        model(INPUTS)
+    assert_same(before, (dict(model.state_dict()), trained.state_dict(), list(anatomy), repr(model)))
+    assert all(one is other for one, other in zip(parameters, model.parameters(), strict=True))
+    operate(anatomy[layer], operation, trained)
+    trained.step(closure)
+    trained.step(closure)
+    assert torch.isfinite(closure())
+
+
+def test_hooks_and_frozen_weights_stay():
+    model, called = small(), []
+    model[6].register_forward_hook(lambda module, args, out: called.append(out.shape))
+    model[6].requires_grad_(False)
+    bias = model[6].bias
+    operate(Anatomy(model, INPUTS)["6"], Stretch(0.5))
+    called.clear()
+    model(INPUTS)
+    assert called == [(16, 40)] and model[6][1].bias is bias
+    assert not any(parameter.requires_grad for parameter in model[6].parameters())
+
+
+@pytest.mark.parametrize("between", ["relu", "tanh", "batch_norm"])
+def test_something_nonlinear_between_makes_another_network(between):
+    model = small()
+    anatomy = Anatomy(model, INPUTS)
+    plan = operate(anatomy["3"], Stretch(0.5, between=between), verify=True)
+    assert plan.error is None and 0 < plan.evidence["weight_error"] < 1 and plan.measured > 1e-3
+    assert len(model[3]) == 5 and {"3.0", "3.2", "3"} <= set(anatomy)
+    train(model, INPUTS, adam(model))
+    with pytest.raises(SurgeryError, match="stands between the two"):
+        operate(anatomy["3.0"], Collapse())
+
+
+def test_a_plan_that_saves_nothing_says_so():
+    anatomy = Anatomy(small(), INPUTS)
+    plan = Stretch(1.0).propose(anatomy["6"])
+    assert plan.notes == ("it saves no parameters", "it saves no FLOPs") and "it saves no FLOPs" in str(plan)
+    assert Stretch(0.25).propose(anatomy["6"]).notes == ()
+    with pytest.raises(SurgeryError, match="no layer that could be stretched, and be smaller"):
+        Stretch(1.0, kernels="separable").propose(Anatomy(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)),
+                                                          torch.zeros(2, 3))["*"])  # fmt: skip
+
+
+def test_what_cannot_be_done_is_refused_with_the_reason():
+    model = small()
+    anatomy = Anatomy(model, INPUTS)
+    operate(anatomy["6"], PruneWeights(0.5))
+    before = copy.deepcopy(model.state_dict())
+    for layer, operation, reason in (
+        ("6", Stretch(0.5), "6.weight is masked or hashed"),
+        ("6", Collapse(), "masked or hashed.*cannot become one"),
+        ("0", Collapse(), "native_batch_norm.*stands between|masked"),
+    ):
+        with pytest.raises(SurgeryError, match=reason):
+            operate(anatomy[layer], operation)
+    with pytest.raises(SurgeryError, match="repairs are for units that go"):
+        operate(anatomy["3"], Stretch(0.5), signals=Signals(model, INPUTS), repair=["bias"])
+    assert_same(dict(before), dict(model.state_dict()))
+    reads = Net(lambda m, x: F.linear(x, m.first.weight).relu() @ m.out.weight.T, first=nn.Linear(4, 6, bias=False),
+                out=nn.Linear(6, 3, bias=False))  # fmt: skip
+    anatomy = Anatomy(reads, torch.randn(3, 4))
+    with pytest.raises(SurgeryError, match="does not run with the new modules"):
+        operate(anatomy["first"], Stretch(0.5))
+    assert type(reads.first) is nn.Linear
+
+
+def test_a_convolution_that_pads_in_between_is_not_collapsed():
+    pads = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3, padding=1), nn.Flatten(), nn.Linear(48, 3))
+    anatomy = Anatomy(pads, INPUTS)
+    with pytest.raises(SurgeryError, match="the second convolution pads"):
+        operate(anatomy["0"], Collapse())
+    strided = nn.Sequential(nn.Conv2d(2, 4, 2, stride=2, padding=1), nn.Conv2d(4, 3, 2), nn.ReLU(), nn.Flatten(),
+                            nn.Linear(27, 3))  # fmt: skip
+    before, anatomy = strided(INPUTS), Anatomy(strided, INPUTS)
+    assert measure(Collapse().propose(anatomy["0"])) < 1e-8
+    operate(anatomy["0"], Collapse())
+    torch.testing.assert_close(strided(INPUTS), before)
+    assert strided[0].kernel_size == (4, 4) and type(strided[1]) is nn.Identity and "0" in anatomy
+
+
+@pytest.mark.parametrize("wrong", [
+    {"rank": 0}, {"rank": 2}, {"rank": None}, {"rank": 0.5, "variance": 0.5}, {"variance": 1.5}, {"threshold": -1.0},
+    {"between": "x"}, {"kernels": "x"},
+])  # fmt: skip
+def test_settings(wrong):
+    with pytest.raises(SurgeryError, match="Stretch"):
+        Stretch(**wrong)
