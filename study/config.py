@@ -89,7 +89,7 @@ Steps = Annotated[
 ]  # fmt: skip
 Share = Annotated[Number, Field(gt=0, le=1), "a number above 0 and at most 1"]
 Gpus = Annotated[
-    Number, Field(ge=0), such_that(lambda gpus: gpus <= 1 or gpus.is_integer()), "from 0 to 1, or a whole number"
+    Number, Field(ge=0), such_that(lambda gpus: gpus <= 1), "from 0 to 1, since a training run uses one GPU at most"
 ]
 Targets = Annotated[tuple[Number, ...], COMMAS, "a list of numbers, values of the task's metric"]
 Objectives = Annotated[
@@ -118,6 +118,11 @@ Device = Annotated[Text, Field(pattern=r"^[a-z]+$"), "a device type of torch suc
 State = Literal["carry", "reset"]
 #: The environment variable that holds the password of ``storage``.
 PASSWORD = "NETWORK_SURGERY_STORAGE_PASSWORD"
+Layout = Annotated[
+    Annotated[bool, Field(strict=True)] | Literal["auto"],
+    BeforeValidator(lambda value: value == "true" if value in ("true", "false") else value),
+    "true, false or auto",
+]
 #: YAML reads true and false as such, the command line as text.
 Stream = Annotated[
     Literal["auto", "true", "false"],
@@ -250,9 +255,20 @@ class Settings(Declared):
         Literal["float32", "tf32", "bf16", "fp16"],
         About("of products and convolutions; tf32 and fp16 need a GPU", later=True),
     ] = "float32"
-    channels_last: Annotated[Truth, About("Images lie in memory with their channels last", later=True)] = False
+    channels_last: Annotated[
+        Layout,
+        About(
+            "Images lie in memory with their channels last; auto: if a quick measurement finds it faster", later=True
+        ),
+    ] = False
     compile: Annotated[
         Truth, About("Training steps run through torch.compile; its seconds are booked apart", later=True)
+    ] = False
+    cuda_graph: Annotated[
+        Truth, About("Training steps are replayed as a CUDA graph, where the device and the network allow", later=True)
+    ] = False
+    deterministic: Annotated[
+        Truth, About("On a GPU, only kernels that repeat to the bit; its cost is in the results", later=True)
     ] = False
     optimizer_state: Annotated[
         State, About("what an operation does with the optimizer's state; reset as if the optimizer were made anew")

@@ -15,6 +15,19 @@ def double(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
+def has_double(device: torch.device) -> bool:
+    """Whether a device has float64; Apple's GPUs have not."""
+    if device.type in ("cpu", "cuda", "meta"):
+        return True
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except TypeError:
+        return False
+    except Exception:  # there is no such device here, which others say better
+        return True
+    return True
+
+
 def numeric(tensor: Tensor) -> bool:
     """Whether these are numbers to calculate with, real or complex, and no counts or marks."""
     return tensor.is_floating_point() or tensor.is_complex()

@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.running import flat_tensors
 from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.maths.double import has_double
 from network_surgery.ops.network.expressed import tensors_of
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def check_real(model: nn.Module, inputs: Any = ()) -> None:
-    """Raises SurgeryError unless every parameter, buffer and input has a size and holds values."""
+    """Raises SurgeryError unless every parameter, buffer and input has a size and holds values, where float64 is."""
+    for device in {tensor.device for _, tensor in tensors_of(model)}:
+        if not has_double(device):
+            raise SurgeryError(
+                f"the network is on {device}, which has no float64, and operations calculate in it: move network, "
+                "optimizer state and inputs to the CPU to operate, and back to train"
+            )
     for name, tensor in tensors_of(model):
         _check(tensor, name)
         if isinstance(tensor, nn.Parameter) and tensor.is_inference():

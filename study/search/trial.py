@@ -71,10 +71,8 @@ def _train(
     mirror: Mirror | None,
 ) -> None:
     """Trains a cell; ``folder``: the study's, or a ``mirror`` of it."""
-    device = pick_device(settings.device)
+    device = torch.device("cpu")
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
-    if device.type != "cpu":
-        torch.get_device_module(device).empty_cache()
     saved = checkpoint_of(cell, settings, folder)
     network = network_of(cell, folder) if cell.test else None
     teacher = network_of(cell.teacher, folder) if cell.teacher else None
@@ -98,6 +96,9 @@ def _train(
     else:
         try:
             with Watch(stack, limits) as watch:
+                device = pick_device(settings.device, granted=bool(ray.get_gpu_ids()))
+                if device.type != "cpu":
+                    torch.get_device_module(device).empty_cache()
                 task = given if isinstance(given, Task) else build(settings, given)
                 outcome = run(
                     cell, task, settings, device, tell, saved, network, start, checkpoints_of(folder), teacher, [watch]

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ def save(trainer: Trainer, path: Path) -> None:
         "history": trainer.history,
         "forked": trainer.forked,
         "peak_memory": peak_memory(trainer),
+        "channels_last": trainer.compute.channels_last,  # where that was measured, another run may measure otherwise
         "callbacks": {name: callback.state() for name, callback in _named(trainer).items()},
         "adds": {name: sorted(callback.adds) for name, callback in _named(trainer).items()},
     }
@@ -167,6 +170,9 @@ def _bring(trainer: Trainer, content: Mapping[str, Any], fork: bool) -> None:
         adopt(trainer.average.module, content["architecture"])
         fill(trainer.average.module, content["average"]["weights"], content["architecture"])
         trainer.average.n_averaged.fill_(content["average"]["steps"])
+    if "channels_last" in content:  # an older one does not know
+        trainer.compute = replace(trainer.compute, channels_last=content["channels_last"])
+        trainer.layout = {**trainer.layout, "channels_last": content["channels_last"]} if trainer.layout else {}
     for network in {trainer.model, trainer.final}:
         trainer.compute.place(network, trainer.device)
     trainer.resized()
@@ -216,18 +222,29 @@ def _average(trainer: Trainer) -> dict[str, Any] | None:
 
 
 class Checkpointer(Callback):
-    """Saves after every ``every``-th epoch. One that cannot be written costs time after an interruption, not the run:
-    ``failed`` says why.
+    """Saves after an epoch, but a checkpoint that is large for its disk takes at most a twentieth of the time.
+
+    One whose writing took longer than ``SLOW`` seconds is written again when ``SHARE`` times as long has passed. It is
+    written between epochs, off their clock: written beside training, it would take the time that arms are compared by.
+    One that cannot be written costs time after an interruption, not the run: ``failed`` says why.
     """
 
-    def __init__(self, path: Path, every: int = 1) -> None:
-        self.path, self.every = path, every
+    SLOW = 0.2
+    SHARE = 20.0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.failed: str | None = None
+        self._next = 0.0
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        if trainer.epoch % self.every == 0:
-            try:
-                save(trainer, self.path)
-            except (OSError, RuntimeError) as error:  # torch's, where the disk is full
-                pass_on_memory(error)
-                self.failed = f"the checkpoint after epoch {trainer.epoch} was not written: {reason_of(error)}"
+        start = time.monotonic()
+        if start < self._next:
+            return
+        try:
+            save(trainer, self.path)
+        except (OSError, RuntimeError) as error:  # torch's, where the disk is full
+            pass_on_memory(error)
+            self.failed = f"the checkpoint after epoch {trainer.epoch} was not written: {reason_of(error)}"
+        end = time.monotonic()
+        self._next = end + self.SHARE * (end - start) if end - start > self.SLOW else 0.0

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from network_surgery.ops.maths.double import has_double
 from network_surgery.study.errors import StudyError
 
 
@@ -16,15 +17,26 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of this type (``cpu``, ``cuda``, ``mps``, ``xpu``, …); ``auto``: a GPU if there is one.
+def pick_device(name: str, granted: bool = False) -> torch.device:
+    """The device of this type (``cpu``, ``cuda``, ``mps``, ``xpu``, …); ``auto``: a GPU if there is one that has
+    float64, in which operations calculate. ``granted``: Ray has set a GPU aside for this run.
 
     Raises:
-        StudyError: torch knows no such type, or sees no such device here.
+        StudyError: torch knows no such type, or sees no such device here, or it has no float64.
     """
     check_device(name)
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     here = "cpu" if found is None else found.type
+    if granted and found is None and name == "auto":
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise StudyError(
+            f"Ray has a GPU here, but torch {torch.__version__} ({built}) cannot use it: nvidia-smi says which CUDA "
+            "its driver can run; install a torch for that, or set device: cpu"
+        )
+    if found is not None and name in ("auto", here) and not has_double(found):
+        if name == "auto":
+            return torch.device("cpu")
+        raise StudyError(f"device is {name!r}, which has no float64, and operations calculate in it; use 'cpu'")
     if name not in ("auto", "cpu", here):
         seen = "no GPU" if found is None else f"only {here}"
         raise StudyError(f"device is {name!r}, but torch sees {seen} here; use 'auto' or 'cpu'")

@@ -33,6 +33,7 @@ from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import clock
 from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import file_size, speed
+from network_surgery.study.training.pace import slowdown, with_layout
 from network_surgery.study.training.probe import Probe
 from network_surgery.study.training.records import spikes
 from network_surgery.study.training.restart import redraw, renew
@@ -91,15 +92,19 @@ def run(
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
     ``peak_memory``: the most bytes that the GPU held for it; None on a CPU.
-    With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count.
+    With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count. With ``cuda_graph`` there is
+    ``cuda_graph``: batches ``replayed``, ``capture_seconds`` (``seconds`` count them), and the ``reason`` if it is off.
     Where the test samples are read, ``train_metric`` is that of the final network on all samples that it was trained
     on, and ``train_test_gap`` how much better that is than ``test_metric`` (how badly it generalizes).
+    With ``channels_last: auto`` there is ``memory_format``: what was chosen, and the seconds of a step either way. With
+    ``deterministic`` there is ``deterministic``: the ``device``, and the time of a step of the final network as a
+    multiple of what it is without (``step_time``; 1 on a CPU, where nothing changes).
     ``bytes`` are those of the network's file, where one is written or the budget limits them.
-    ``saved`` is where the run keeps a checkpoint after every epoch, and resumes from if there is one. ``network`` is
-    where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been loaded
-    already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of the
-    checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went on
-    from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
+    ``saved`` is where the run keeps a checkpoint (see ``Checkpointer``), and resumes from if there is one. ``network``
+    is where the final network is written, by ``ops.save``. ``start``: what training starts from, where it has been
+    loaded already. A cell with an ``architecture`` starts from fresh weights nevertheless. ``shared`` is the folder of
+    the checkpoints that cells keep for each other (``study.training.fork``); ``forked`` says which of them the run went
+    on from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
     ``teacher``: the file of the network that a cell with a ``teacher`` learns from; its answers count among
     ``training_flops``. ``also``: callbacks of the caller's, which no checkpoint knows of. ``warnings``: what went wrong
     on the way and cost time alone, such as a damaged checkpoint; the outcome has them, too.
@@ -108,9 +113,18 @@ def run(
         Diverged: the loss is no longer finite.
         StudyError, SurgeryError: the cell cannot be run.
     """
-    given, task = task, of_seed(task, settings, cell.seed)
     compute = Compute.of(settings)
     compute.check(device)
+    with compute.repeatable(device):
+        return _run(cell, task, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings)
+
+
+def _run(
+    cell: Cell, task: Task, settings: Settings, device: torch.device, compute: Compute,
+    tell: Callable[[dict[str, Any]], None], saved: Path | None, network: Path | None, start: Start | None,
+    shared: Path | None, teacher: Path | None, also: Sequence[Callback], warnings: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    given, task = task, of_seed(task, settings, cell.seed)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
@@ -154,7 +168,9 @@ def run(
         if found is not None:
             checkpoint.discard(found)
         warnings = (*warnings, str(error))
-        return run(cell, given, settings, device, tell, saved, network, start, shared, teacher, also, warnings)
+        return _run(
+            cell, given, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings
+        )
     if warnings:
         now = f"went on after epoch {trainer.epoch}" if trainer.epoch else "started over"
         warnings = (*warnings[:-1], f"{warnings[-1]}; the run {now}")
@@ -193,6 +209,10 @@ def run(
         outcome |= speed(trainer.final, Batches(held_out, device), device, trainer.compute)
     if cell.test:
         outcome["peak_memory"] = checkpoint.peak_memory(trainer)
+    if settings.deterministic:
+        on_gpu = device.type != "cpu"
+        cost = slowdown(trainer.compute, model, task, settings.batch_size, device) if on_gpu else 1.0
+        outcome["deterministic"] = {"device": device.type, "step_time": cost}
     if network is not None or "bytes" in limited:
         outcome["bytes"] = file_size(trainer.final) if network is None else network.stat().st_size
     return outcome
@@ -220,12 +240,15 @@ def trainer_of(
     compute = Compute.of(settings)
     compute.check(device)
     model.to(device)
-    return Trainer(
+    compute, layout = with_layout(compute, model, task, settings.batch_size, device)
+    trainer = Trainer(
         model, make_optimizer(settings, model), task, epochs=epochs or settings.epochs,
         batch_size=settings.batch_size, seed=seed, device=device, callbacks=callbacks,
         optimization=Optimization.of(settings), accuracy_mode=settings.accuracy_mode, compute=compute,
         curve_epochs=curve, teacher=teacher,
     )  # fmt: skip
+    trainer.layout = layout
+    return trainer
 
 
 def of_seed(task: Task, settings: Settings, seed: int) -> Task:
@@ -273,6 +296,8 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         **({"forked": trainer.forked} if trainer.forked else {}),
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         **({"compile_seconds": sum(compiling)} if compiling else {}),
+        **({"memory_format": trainer.layout} if trainer.layout else {}),
+        **({} if trainer.graph is None else {"cuda_graph": _graphed(trainer, trainer.graph.reason)}),
         "spikes": [spike.to_data() for spike in spikes(theatre.records)],
         "steps": trainer.iteration,
         "batches": trainer.batches_done(trainer.iteration),
@@ -280,6 +305,12 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "operations": [record.to_data() for record in theatre.records],
         "checks": [check.to_data() for check in theatre.checks],
     }
+
+
+def _graphed(trainer: Trainer, reason: str | None) -> dict[str, Any]:
+    """What became of CUDA graphs: the batches replayed, the seconds of capturing, and why not, where it is not."""
+    replayed, seconds = (sum(each.get(key, 0) for each in trainer.history) for key in ("replayed", "capture_seconds"))
+    return {"replayed": replayed, "capture_seconds": seconds, "reason": reason}
 
 
 def _keep(model: nn.Module, path: Path) -> None:

@@ -29,6 +29,7 @@ from network_surgery.study.task.samples import Batch, Batches, evenly, size_of
 from network_surgery.study.task.task import Task
 from network_surgery.study.training.device import clock
 from network_surgery.study.training.evaluation import Scores, evaluate, of_batch
+from network_surgery.study.training.graph import Graph
 
 
 class Callback:
@@ -96,9 +97,10 @@ class Trainer:
     steps are made of gradients. ``forked``: the run whose first epochs these are, and their number (see
     ``study.training.fork``). ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
     ``compute``: how training steps and evaluation are computed; where they are compiled, the records have
-    ``compile_seconds``, which no other seconds count. ``curve_epochs``: the epochs over which the learning rate is
-    stretched, where they are not all. ``teacher``: what the network is trained to answer like, too. ``followers``:
-    networks of the same shapes that follow every operation.
+    ``compile_seconds``, which no other seconds count; where they are replayed as a graph, ``capture_seconds``, a part
+    of ``train_seconds``, and ``replayed``, the number of batches. ``curve_epochs``: the epochs over which the learning
+    rate is stretched, where they are not all. ``teacher``: what the network is trained to answer like, too.
+    ``followers``: networks of the same shapes that follow every operation.
     """
 
     def __init__(
@@ -139,9 +141,11 @@ class Trainer:
         self.accuracy_mode = accuracy_mode
         self._paused = 0.0
         self.scaler = compute.scaler(device)
+        self.layout: dict[str, Any] = {}  # what ``channels_last: auto`` became, and why
         self._network: nn.Module = torch.compile(model, dynamic=False) if compute.compile else model  # type: ignore[assignment]
         self._compiled: set[Any] = set()
         self._compile_seconds = 0.0
+        self.graph = Graph(model, self._ordinary, device, traced=not compute.compile) if compute.graph else None
 
     @property
     def per_epoch(self) -> int:
@@ -193,6 +197,8 @@ class Trainer:
         """Whoever changes the sizes of the network calls this: what was compiled for the old ones is forgotten."""
         self._network = rewrap(self._network)
         self._compiled.clear()
+        if self.graph is not None:
+            self.graph.forget()
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -200,6 +206,8 @@ class Trainer:
         start = clock(self.device)
         yield
         self._paused += clock(self.device) - start
+        if self.graph is not None:
+            self.graph.doubt()
 
     def _train_epoch(self) -> dict[str, Any]:
         seed = self.seed * 100_003 + self.epoch
@@ -213,6 +221,8 @@ class Trainer:
         self.model.train()
         total = first = loss = torch.zeros((), device=self.device)
         finite: Tensor | int = 0
+        if self.graph is not None:
+            self.graph.begin()
         self._paused, self._compile_seconds, start = 0.0, 0.0, clock(self.device)
         for step in range(self.per_epoch):
             for callback in self.callbacks:
@@ -238,7 +248,9 @@ class Trainer:
         mean = float(total / finite) if self.scaler.is_enabled() else float(total) / len(parts)
         if not math.isfinite(mean):
             raise Diverged(f"the training loss became {mean} in epoch {self.epoch + 1}")
-        compiling = {"compile_seconds": self._compile_seconds} if self.compute.compile else {}
+        compiling: dict[str, Any] = {"compile_seconds": self._compile_seconds} if self.compute.compile else {}
+        if self.graph is not None:
+            compiling |= {"replayed": self.graph.replayed, "capture_seconds": self.graph.seconds}
         return {
             "epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": seconds,
             "first_loss": float(first), "last_loss": float(loss),
@@ -257,6 +269,10 @@ class Trainer:
         """The loss of a batch, whose gradient is added with its share in the step."""
         if self.compute.compile:
             self._compile(inputs, targets)
+        return (self._ordinary if self.graph is None else self.graph.backward)(inputs, targets, share)
+
+    def _ordinary(self, inputs: Any, targets: Any, share: float) -> Tensor:
+        """The same, operator by operator."""
         with of_batch(self.task, "a training batch", self.epoch):
             loss = self._loss(inputs, targets)
         with self.compute.switched():

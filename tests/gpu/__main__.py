@@ -4,7 +4,8 @@ Each step holds the card against the CPU or against the clock (``STEPS``, by wor
 ``DIR/gpu.md`` as they come, so a run that is killed keeps what it has seen. A step that fails leaves its error and the
 next one starts. Needs torch, torchvision, numpy and scipy; pydantic for the trainer, tensorly for EigenRemove.
 The step ``baseline`` also needs PyYAML and real images: ``--data folder:PATH``.
-``--device cpu`` compares the CPU with itself, to try this program.
+``--device cpu`` compares the CPU with itself, ``--device standin`` with the stand-in of ``tests.standin``, to try this
+program.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # takes seconds; a step that ends in the midst of it would leave it half imported
 
-from tests.gpu import baseline, clock, compare, training
+from tests.gpu import baseline, clock, compare, graph, training
 from tests.gpu.card import Card, Late, Row
+from tests.standin import device as standin
 
 Step = Callable[[Card], Iterator[Row]]
 
@@ -60,6 +63,7 @@ STEPS: dict[str, tuple[Step, int]] = {
     "anatomies": (compare.anatomies, 90),
     "operations": (compare.operations, 120),
     "determinism": (training.determinism, 90),
+    "graph": (graph.graphs, 150),
     "trainer": (training.speed, 160),
     "clock": (clock.operations, 100),
     "optimizers": (compare.optimizers, 90),
@@ -87,9 +91,17 @@ def main() -> None:
         sys.exit(f"there is no step {unknown[0]!r}; there are {', '.join(STEPS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no card here; --device cpu tries this program on the CPU")
+    if options.device == "standin":
+        with standin.present() as device:
+            return check(options, names, device)
+    check(options, names, torch.device(options.device))
+
+
+def check(options: argparse.Namespace, names: list[str], device: torch.device) -> None:
+    """Runs these steps on a device."""
     torch.set_num_threads(2 if options.device == "cuda" else 1)
     options.out.mkdir(parents=True, exist_ok=True)
-    card = Card(torch.device(options.device), options.out, options.commit, options.small, options.data)
+    card = Card(device, options.out, options.commit, options.small, options.data)
     end = time.monotonic() + 60 * options.minutes
     for name in names:
         left = end - time.monotonic()

@@ -53,7 +53,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def determinism(card: Card) -> Iterator[Row]:
-    """A run with four operations (small_cnn, 3 epochs): bit-equal twice, and stopped after 2 epochs and resumed?"""
+    """A run with four operations (small_cnn, 3 epochs): with deterministic bit-equal twice, and resumed after 2?"""
     try:
         from network_surgery.study.config import Settings
         from network_surgery.study.recipe.augmentation import Augmentation
@@ -78,11 +78,11 @@ def determinism(card: Card) -> Iterator[Row]:
         weights = torch.load(kept, map_location="cpu", weights_only=True)["weights"]
         losses = [(each["train_loss"], each["validation_loss"]) for each in outcome["epochs"]]
         units = [(each["units_before"], each["units_after"]) for each in outcome["operations"]]
-        return [losses, units, weights]
+        return [losses, units, weights, outcome.get("deterministic")]
 
     for recipe in ("default, kernels as torch has them", "default", *RECIPES):
-        torch.backends.cudnn.deterministic = "as torch has them" not in recipe
-        settings = Settings(epochs=3, model="small_cnn", probe=0, **RECIPES.get(recipe, {}))
+        repeatable = "as torch has them" not in recipe
+        settings = Settings(epochs=3, model="small_cnn", probe=0, deterministic=repeatable, **RECIPES.get(recipe, {}))
         if not card.cuda and settings.precision in ("tf32", "fp16"):
             yield {"recipe": recipe, "note": "skipped: it needs a card"}
             continue
@@ -93,7 +93,7 @@ def determinism(card: Card) -> Iterator[Row]:
             first = again(Path(folder), "first")
             seconds = time.perf_counter() - start
             second, resumed = again(Path(folder), "second"), again(Path(folder), "resumed", stop=3)
-        row: Row = {"recipe": recipe, "seconds": round(seconds, 2), "operations": first[1]}
+        row: Row = {"recipe": recipe, "seconds": round(seconds, 2), "operations": first[1], "cost": first[3]}
         for name, other in (("twice", second), ("resumed", resumed)):
             row[f"same losses, {name}"] = first[0] == other[0]
             shapes = [v.shape for v in first[2].values()] == [v.shape for v in other[2].values()]
@@ -102,7 +102,6 @@ def determinism(card: Card) -> Iterator[Row]:
             if first[0] != other[0]:
                 row[f"last losses, {name}"] = [first[0][-1], other[0][-1]]
         yield row
-    torch.backends.cudnn.deterministic = False
 
 
 class Loop:

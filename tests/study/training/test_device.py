@@ -45,6 +45,13 @@ def test_without_one_it_is_the_cpu(nothing: None) -> None:
         pick_device("gpu")
 
 
+def test_a_gpu_that_torch_cannot_use_is_no_cpu(nothing: None) -> None:
+    """Ray has set one aside: training on the CPU without a word would take days."""
+    with pytest.raises(StudyError, match=r"^Ray has a GPU here, but torch .* cannot use it: .* or set device: cpu$"):
+        pick_device("auto", granted=True)
+    assert pick_device("cpu", granted=True) == torch.device("cpu")
+
+
 def test_a_trial_takes_what_ray_does_not_count_where_it_is_asked_for(accelerator: str) -> None:
     assert tuner.trial_resources(Settings(device=accelerator), [node(CPU=4)]) == {"CPU": 1.0}
     with pytest.raises(StudyError, match=f"but torch sees only {accelerator} here"):
@@ -57,6 +64,6 @@ def test_tf32_is_for_cuda_alone() -> None:
 
 
 def test_nothing_else_asks_for_cuda_by_name() -> None:
-    """But energy and memory, which are read of it alone, and precisions that it alone has."""
+    """But energy and memory, which are read of it alone, and precisions and graphs that it alone has."""
     named = {p.name for p in ROOT.rglob("*.py") if re.search(r'torch\.cuda|== "cuda"', p.read_text(encoding="utf-8"))}
-    assert named == {"energy.py", "checkpoint.py", "run.py", "compute.py"}
+    assert named == {"energy.py", "checkpoint.py", "run.py", "compute.py", "graph.py"}
