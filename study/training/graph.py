@@ -157,7 +157,7 @@ class _Tape:
     def __init__(self, graph: Graph, inputs: Any, targets: Any, share: float) -> None:
         model, step, device, record = graph._model, graph._step, graph._device, graph._record
         assert record is not None
-        self._batch = _pytree.tree_map_only(Tensor, torch.clone, (inputs, targets))
+        self._batch: tuple[Any, Any] = _pytree.tree_map_only(Tensor, torch.clone, (inputs, targets))
         model.zero_grad(set_to_none=True)
         with apart(0, device):
             self._replay, self._loss = record(lambda: step(*self._batch, share), device)

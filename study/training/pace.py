@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def step_seconds(
                     last = torch.channels_last if compute.channels_last else torch.contiguous_format
                     model.to(memory_format=last)
                 with compute.repeatable(device):
-                    taken = _timed(lambda compute=compute: _step(compute, model, task, batch, device), device)
+                    taken = _timed(partial(_step, compute, model, task, batch, device), device)
                 seconds[place] = min(seconds[place], taken) if turn else seconds[place]
     with torch.no_grad():
         for buffer, before in buffers:
