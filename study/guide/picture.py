@@ -1,7 +1,9 @@
 """The README's picture: one schedule against its rivals, in studies that differ in the number of epochs.
 
-surgery study --config short.yaml --seeds 10 --out short     12 epochs, lr_schedule: one_cycle
-surgery study --config long.yaml --seeds 10 --out long       36 epochs, likewise
+Both have ``lr_schedule: one_cycle`` and ``arms: [default, restart_fair, prune_end_rewind_lr]``.
+
+surgery study --config short.yaml --seeds 10 --out short     the first schedule of my.yaml (schedules.md), 12 epochs
+surgery study --config long.yaml --seeds 10 --out long       the same in 36 epochs: at 12ep and 24ep
 python -m network_surgery.study.guide.picture short long
 """
 
@@ -21,14 +23,15 @@ from network_surgery.study.evidence.drawing import COLOURS, GREY, MARKERS, STYLE
 RIVALS = {
     "restart": "the same architecture,\nfrom scratch, same epochs",
     "restart_flops": "the same architecture,\nfrom scratch, same compute",
-    "random": "random units removed,\nsame layers and moments",
+    "restart_fair": "the same architecture,\nfrom scratch, compute of the next",
+    "prune_end_rewind_lr": "pruned at the end, trained on\nwith the rate rewound",
     "original": "no surgery,\nthe large network",
 }
 
 
 def draw(studies: Sequence[dict[str, Any]]) -> Drawing:
     """Surgery − rival in points of test accuracy with 95 % intervals, for each study (the content of results.json)."""
-    figure, axes = new_axes(width=8.0, height=3.6)
+    figure, axes = new_axes(width=8.0, height=4.0)
     words = []
     for number, study in enumerate(studies):
         verdict = study["comparison"]["verdicts"][0]
@@ -47,9 +50,9 @@ def draw(studies: Sequence[dict[str, Any]]) -> Drawing:
     axes.set_xlabel("surgery − rival, points of test accuracy")
     axes.grid(False, axis="y")
     axes.legend(title="surgery trained for", loc="lower right")
-    against = ", ".join(word.removeprefix("restart at ") for word in words if word.startswith("restart at"))
+    against = ", ".join(word.removeprefix("restart_flops at ") for word in words if word.startswith("restart_flops"))
     return titled(
-        figure, f"Surgery − restart, in points: {against}",
+        figure, f"Surgery − restart at equal compute, in points: {against}",
         "Right of zero surgery is better. Points are means over seeds, paired; bars are 95 % intervals (Student's t).",
         f"Dot chart of surgery minus each rival: {'; '.join(words)}.",
     )  # fmt: skip
