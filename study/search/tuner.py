@@ -285,10 +285,9 @@ def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, floa
     if not _most(nodes, "GPU"):
         pick_device(settings.device)  # one that Ray does not count, such as mps
     share = {"CPU": settings.cpus_per_trial} | ({"GPU": gpus} if gpus else {})
-    for kind, setting in (("CPU", "cpus_per_trial"), ("GPU", "gpus_per_trial")):
-        if share.get(kind, 0.0) > (most := _most(nodes, kind)):
-            where = "this Ray cluster has" if len(nodes) == 1 else "no node of this Ray cluster has more than"
-            raise StudyError(f"{setting} is {share[kind]:g}, but {where} {most:g} {kind}s")
+    if settings.cpus_per_trial > (most := _most(nodes, "CPU")):
+        where = "this Ray cluster has" if len(nodes) == 1 else "no node of this Ray cluster has more than"
+        raise StudyError(f"cpus_per_trial is {settings.cpus_per_trial:g}, but {where} {most:g} CPUs")
     if settings.accelerator is not None:
         known = [kind.removeprefix(ACCELERATOR) for node in nodes for kind in node.resources if ACCELERATOR in kind]
         if settings.accelerator not in known:
