@@ -47,7 +47,10 @@ def taken(name: str, uri: str) -> str:
 
 def whole(uri: str, folder: Path) -> str:
     """The address with its password, if there is one: of the environment, else of this process, else of the file."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # no address at all, which the one who opens it says
+        return uri
     if not (parts.hostname and parts.username) or parts.password is not None:
         return uri
     password = os.environ.get(TRACKING) or _known.get(uri) or _kept(folder)

@@ -406,7 +406,7 @@ def _adaptors(
     alone: set[str] = set()
 
     def end(trial: Any, outcome: dict[str, Any]) -> None:
-        if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has reported its outcome
+        if trial.trial_id in ended:  # its process was lost after it had reported its outcome
             return
         ended.add(trial.trial_id)
         cell = cells[trial.trial_id]
@@ -476,13 +476,14 @@ def _adaptors(
 
         @broken.guard(TrialScheduler.STOP)
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has reported its outcome
+                return TrialScheduler.STOP
             cell, report = cells[trial.trial_id], json.loads(result["report"])
             if result["kind"] == "refused":  # by a node that cannot train it: another one shall
-                if trial.trial_id not in ended:
-                    ended.add(trial.trial_id)
-                    pace.ended(cell.name)
-                    refused.append(cell)
-                    room.nodes.avoid(report["node"], report["reason"])
+                ended.add(trial.trial_id)
+                pace.ended(cell.name)
+                refused.append(cell)
+                room.nodes.avoid(report["node"], report["reason"])
                 return TrialScheduler.STOP
             if result["kind"] == "outcome":
                 end(trial, report)  # and the trial ends by itself
@@ -500,6 +501,8 @@ def _adaptors(
     class Hear(Unsaved, Callback):
         @broken.guard(None)
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            if trial.trial_id in ended:
+                return
             pace.started(cells[trial.trial_id].name)
             for listener in listeners:
                 listener.started(cells[trial.trial_id])

@@ -133,7 +133,7 @@ def _line(number: int, content: bytes) -> Line:
 def _cut_off(content: bytes) -> bool:
     """Whether a line is the beginning of one: more is opened in it than is closed."""
     begin = b'{"cell": '
-    bare = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", content)
+    bare = re.sub(rb'"(?:[^"\\]|\\.)*(?:"|\\?$)', b"", content)  # without texts, also one that is cut off
     return content[: len(begin)] == begin[: len(content)] and bare.count(b"{") > bare.count(b"}")
 
 

@@ -51,7 +51,7 @@ def test_the_environment_s_password_is_in_no_file(tmp_path: Path, monkeypatch: p
     assert secrets.hide("of the environment") == "***"
 
 
-@pytest.mark.parametrize("uri", ["http://host:5000", "sqlite:////a/b@c:d.db", "http://ada@host", "databricks", "::"])
+@pytest.mark.parametrize("uri", ["http://host:5000", "sqlite:////a/b@c:d.db", "http://ada@host", "databricks", "::", "http://[bad"])
 def test_an_address_without_a_password_stays(uri: str, tmp_path: Path) -> None:
     assert secrets.taken("tracking_uri", uri) == uri == secrets.whole(uri, tmp_path)
 
