@@ -25,7 +25,7 @@ def taken(name: str, uri: str) -> str:
     ('https://ada@host/x', '*** is wrong')
 
     Raises:
-        StudyError: the password is among the parameters behind the question mark.
+        StudyError: the password is among the parameters after the question mark.
     """
     try:
         parts = urlsplit(uri)
@@ -34,7 +34,7 @@ def taken(name: str, uri: str) -> str:
         return uri
     if among:
         raise StudyError(
-            f"{name} has a {min(among)} behind its question mark; write it as USER:PASSWORD@HOST, or put it into the "
+            f"{name} has a {min(among)} after its question mark; write it as USER:PASSWORD@HOST, or put it into the "
             f"environment variable {TRACKING}"
         )
     if password is None:

@@ -476,7 +476,7 @@ def _adaptors(
 
         @broken.guard(TrialScheduler.STOP)
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has reported its outcome
+            if trial.trial_id in ended:  # Ray runs it again: its process was lost after it had reported its outcome
                 return TrialScheduler.STOP
             cell, report = cells[trial.trial_id], json.loads(result["report"])
             if result["kind"] == "refused":  # by a node that cannot train it: another one shall

@@ -1,7 +1,7 @@
 """The ledger of a study: a line of JSON for each cell that has ended, with a checksum.
 
 A line that a killed process left unfinished is no damage: its cell is run again. Any other line that is not one of the
-ledger's is told, and ``surgery doctor`` sets it aside.
+ledger's is an error, and ``surgery doctor`` sets it aside.
 """
 
 from __future__ import annotations
