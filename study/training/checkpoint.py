@@ -39,7 +39,7 @@ EPOCH = ("train_seconds", "validation_loss", "validation_metric")
 
 
 def save(trainer: Trainer, path: Path, keep: bool = True) -> None:
-    """Writes the trainer's state at the end of an epoch; the file is whole or not there. ``keep``: the one before, too."""
+    """Writes the trainer's state after an epoch; the file is whole or not there. ``keep``: the one before, too."""
     device = trainer.device
     random = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
     content = {
@@ -129,8 +129,10 @@ def _explained(path: Path) -> Iterator[None]:
     """Whatever goes wrong with a checkpoint becomes a StudyError that names the file."""
     try:
         yield
-    except (StudyError, sealed.Damaged, OSError) as error:
+    except (StudyError, sealed.Damaged, FileNotFoundError, IsADirectoryError) as error:
         raise StudyError(f"{path} is not a checkpoint: {reason_of(error)}") from error
+    except OSError:  # of a disk or a network that may come back: the checkpoint is needed then
+        raise
     except SurgeryError as error:
         raise StudyError(f"{path} is not a checkpoint of this network: {first_line(error)}") from error
     except Exception as error:  # what another program has written can fail in any way

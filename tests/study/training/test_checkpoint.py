@@ -238,3 +238,15 @@ def test_a_checkpoint_of_another_recipe_is_refused(digits: ImageTask, kept: Any,
     trainer: Trainer = trainer_of(digits.model(), digits, replace(SETTINGS, optimizer="sgd", batch_size=32), 0, CPU)
     with pytest.raises(StudyError, match=r"is of epoch 2 and step"):
         checkpoint.load(trainer, tmp_path / "cell.pt")
+
+
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(
+    digits: ImageTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "cell.pt"
+    interrupted(digits, saved, 1)
+    stale = OSError(116, "Stale file handle")
+    monkeypatch.setattr(checkpoint.sealed, "read", lambda path: (_ for _ in ()).throw(stale))
+    with pytest.raises(OSError, match="Stale file handle"):
+        run(CELL, digits, SETTINGS, CPU, saved=saved)
+    assert saved.exists()
