@@ -36,7 +36,7 @@ from network_surgery.ops.network.expressed import (
 )
 from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
-from network_surgery.ops.network.modules import build, placed, put_module
+from network_surgery.ops.network.modules import build, parameter_names, placed, put_module
 from network_surgery.ops.network.optimizer_state import exchange, listed, replace
 from network_surgery.ops.network.wrappers import inner
 
@@ -162,7 +162,8 @@ def _place_modules(
             continue
         new = build(spec, modules[path])
         undo.append(put_module(model, path, new))
-        undo.extend(replace(optimizers, list(modules[path].parameters()), list(new.parameters())))
+        known = list(modules[path].parameters())
+        undo.extend(replace(optimizers, known, list(new.parameters()), parameter_names(path, new)))
 
 
 def _adopt(model: nn.Module, description: Description) -> None:

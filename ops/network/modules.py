@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.layout import laid_out
 
 Spec = Mapping[str, Any]
 CONVOLUTIONS: tuple[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -43,16 +44,24 @@ class Change:
     shapes (the one that is trained, or an average of it). ``kept``: parameters of the new module that the old one's
     parameters go on as, with their optimizer state. ``effective``: of the old module, the weight that the new ones
     together stand for, by name, from the network's modules; None where nothing in the old module computes the same.
+    ``before``: what the old module is (``spec_of``), if that is to be checked.
     """
 
     spec: Spec
     values: Callable[[Mapping[str, nn.Module]], Mapping[str, Tensor]] = lambda modules: {}
     kept: Mapping[str, str] = field(default_factory=dict)
     effective: Callable[[Mapping[str, nn.Module]], Mapping[str, Tensor]] | None = None
+    before: Spec | None = None
 
     def made(self, path: str, modules: Mapping[str, nn.Module]) -> nn.Module:
-        """The new module, in the precision, mode and place in memory of the one that has been there."""
+        """The new module, in the precision, mode and place in memory of the one that has been there.
+
+        Raises:
+            SurgeryError: that one is not ``before`` any more.
+        """
         old = modules[path]
+        if self.before is not None and (hasattr(old, "parametrizations") or spec_of(old) != self.before):
+            raise SurgeryError(f"{path} has changed since the plan was made: propose again")
         new = build(self.spec, old)
         with torch.no_grad():
             for name, value in self.values(modules).items():
@@ -75,9 +84,13 @@ def build(spec: Spec, like: nn.Module) -> nn.Module:
         module = _made(spec)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise SurgeryError(f"a module of the architecture is not known: {spec!r:.80}") from error
-    known = next(like.parameters(), None)
-    if known is not None:
-        module.to(known.device, known.dtype).requires_grad_(any(each.requires_grad for each in like.parameters()))
+    known = list(like.parameters())
+    if known:
+        module.to(known[0].device, known[0].dtype)
+    for each in module.parameters() if known else ():
+        before = [old for old in known if (old.dim() > 1) == (each.dim() > 1)] or known  # weights like weights
+        each.requires_grad_(any(old.requires_grad for old in before))
+        each.data = laid_out(each.data, before[0])
     setattr(module, MARK, True)
     return module.train(like.training)
 
@@ -124,6 +137,11 @@ def placed(model: nn.Module) -> dict[str, dict[str, Any]]:
         if path and not inside and getattr(module, MARK, False):
             found[path] = spec_of(module)
     return found
+
+
+def parameter_names(path: str, module: nn.Module) -> dict[int, str]:
+    """The names of a module's parameters in the network, by their id; ``path`` is its own name."""
+    return {id(each): f"{path}.{name}" for name, each in module.named_parameters()}
 
 
 def put_module(model: nn.Module, path: str, new: nn.Module) -> Callable[[], object]:
