@@ -55,11 +55,22 @@ def measure(plan: Plan, batch: Any = None) -> float:
     """
     if not isinstance(plan, Plan):
         raise SurgeryError(f"a plan is what an operation proposes, not a {type(plan).__name__}")
+    measured = difference(plan, batch)
+    object.__setattr__(plan, "measured", measured)
+    slight = BORDER * (plan.error or 0.0) if plan.fan_out else 0.0  # what padding does not meet
+    if plan.layer.exact and not _new_basis(plan) and not measured <= TOLERANCE + slight:
+        raise SurgeryError(
+            f"{plan.operation} on {plan.layer.name} should be exact, but the output would differ by {measured:.2g} "
+            "of its size from what the plan says: nothing has been changed; please report this network"
+        )
+    return measured
+
+
+def difference(plan: Plan, batch: Any = None) -> float:
+    """What ``measure`` measures, without a verdict."""
     anatomy = plan.layer.anatomy
     example = anatomy.example_input if batch is None else usable(batch)
     check_real(anatomy.model, example)
-    new_basis = (-1 in plan.sources and bool(plan.mixing)) or bool(plan.fan_in)
-    new_basis |= any(change.effective is None for change in plan.modules.values())
     with in_double(anatomy):
         example = _pytree.tree_map(doubled, example)
         try:
@@ -71,23 +82,21 @@ def measure(plan: Plan, batch: Any = None) -> float:
             ) from error
         if not any(torch.isfinite(tensor).any() for tensor in wanted):
             raise SurgeryError("nothing can be verified on this batch: the network's output holds no finite number")
-        if plan.modules and not new_basis:
+        if plan.modules and not _new_basis(plan):
             with _rewritten(plan):
                 wanted = _answer(anatomy, example)
-        elif not (new_basis or plan.fan_out):
+        elif not (_new_basis(plan) or plan.fan_out):
             wanted = received_as(plan, example)
         redrawn = Redrawn(anatomy.draws, {plan.layer.factor: torch.tensor(plan.sources, dtype=torch.int64)})
         with trial_surgery(plan), redrawn if anatomy.draws else contextlib.nullcontext():
             found = _answer(anatomy, example)
-    difference = deviation(wanted, found)
-    object.__setattr__(plan, "measured", difference)
-    slight = BORDER * (plan.error or 0.0) if plan.fan_out else 0.0  # what padding does not meet
-    if plan.layer.exact and not new_basis and not difference <= TOLERANCE + slight:
-        raise SurgeryError(
-            f"{plan.operation} on {plan.layer.name} should be exact, but the output would differ by {difference:.2g} "
-            "of its size from what the plan says: nothing has been changed; please report this network"
-        )
-    return difference
+    return deviation(wanted, found)
+
+
+def _new_basis(plan: Plan) -> bool:
+    """Whether no old unit or weight can stand for what the plan makes."""
+    made = (-1 in plan.sources and bool(plan.mixing)) or bool(plan.fan_in)
+    return made or any(change.effective is None for change in plan.modules.values())
 
 
 def received_as(plan: Plan, example: Any) -> list[Tensor]:
