@@ -139,9 +139,23 @@ def placed(model: nn.Module) -> dict[str, dict[str, Any]]:
     return found
 
 
-def parameter_names(path: str, module: nn.Module) -> dict[int, str]:
-    """The names of a module's parameters in the network, by their id; ``path`` is its own name."""
-    return {id(each): f"{path}.{name}" for name, each in module.named_parameters()}
+def exchanged(
+    made: Mapping[str, nn.Module], modules: Mapping[str, nn.Module]
+) -> list[tuple[list[Tensor], list[Tensor], dict[int, str]]]:
+    """The parameters that go, those that come, and the names of these by id, for ``optimizer_state.replace``.
+
+    ``made``: by name, what takes a module's place. The parameters of what becomes an identity went into the module
+    before it (``collapse``), so they go together with those that were there.
+    """
+    found: list[tuple[list[Tensor], list[Tensor], dict[int, str]]] = []
+    for path, new in made.items():
+        old = list(modules[path].parameters())
+        if isinstance(new, nn.Identity) and found:
+            found[-1][0].extend(old)
+            continue
+        names = {id(each): f"{path}.{name}" for name, each in new.named_parameters()}
+        found.append((old, list(new.parameters()), names))
+    return found
 
 
 def put_module(model: nn.Module, path: str, new: nn.Module) -> Callable[[], object]:

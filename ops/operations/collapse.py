@@ -7,6 +7,7 @@ The inverse of ``stretch``: at full rank the network that comes back is the same
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ VIEWS = ("view", "_unsafe_view")
 class Collapse(Operation):
     """Joins the module that makes a layer's units with the one that reads them; an identity is left in its place.
 
-    It is exact, and refused where it would not be: something stands between the two (an activation, a norm), several
+    It is exact, and refused where it would not be: something stands between the two (an activation, dropout), several
     modules make or read the units, a convolution pads between them, or the network's output on the example input would
     be another one. It is also refused where only one of the two is frozen. The network computes what it did, often with
     more parameters: that is the point after training, as one layer is faster than two. Optimizer state begins anew.
@@ -79,6 +80,8 @@ class Collapse(Operation):
             exact = difference(plan) <= TOLERANCE  # the chain is of the last time that the reader was met
         except SurgeryError as error:
             raise self._refusal(layer, str(error)) from error
+        with contextlib.suppress(SurgeryError):  # not every network runs in training mode on inputs alone
+            exact = exact and difference(plan, training=True) <= TOLERANCE  # dropout
         if not exact:
             raise self._refusal(layer, "something stands between the two")
         return plan

@@ -28,7 +28,7 @@ from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.network.expressed import Expressed, at, express, expressions_of, stored, take_off
 from network_surgery.ops.network.layout import channels_last, laid_out
 from network_surgery.ops.network.masks import put
-from network_surgery.ops.network.modules import parameter_names, put_module
+from network_surgery.ops.network.modules import exchanged, put_module
 from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, replace, shift
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.plan import Plan
@@ -108,9 +108,9 @@ def _replace(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     for body in bodies:
         made = {path: change.made(path, body.modules) for path, change in plan.modules.items()}
         for path, new in made.items():
-            old = list(body.modules[path].parameters())
             undo.append(put_module(body.model, path, new))
-            undo.extend(replace(body.optimizers, old, list(new.parameters()), parameter_names(path, new)))
+        for old, new, names in exchanged(made, body.modules):
+            undo.extend(replace(body.optimizers, old, new, names))
 
 
 @contextlib.contextmanager

@@ -66,15 +66,15 @@ def measure(plan: Plan, batch: Any = None) -> float:
     return measured
 
 
-def difference(plan: Plan, batch: Any = None) -> float:
-    """What ``measure`` measures, without a verdict."""
+def difference(plan: Plan, batch: Any = None, training: bool = False) -> float:
+    """What ``measure`` measures, without a verdict; also in training mode, with the same random numbers."""
     anatomy = plan.layer.anatomy
     example = anatomy.example_input if batch is None else usable(batch)
     check_real(anatomy.model, example)
     with in_double(anatomy):
         example = _pytree.tree_map(doubled, example)
         try:
-            wanted = _answer(anatomy, example)
+            wanted = _answer(anatomy, example, training)
         except Exception as error:  # whatever the foreign forward pass raises
             pass_on_memory(error)
             raise SurgeryError(
@@ -84,12 +84,12 @@ def difference(plan: Plan, batch: Any = None) -> float:
             raise SurgeryError("nothing can be verified on this batch: the network's output holds no finite number")
         if plan.modules and not _new_basis(plan):
             with _rewritten(plan):
-                wanted = _answer(anatomy, example)
+                wanted = _answer(anatomy, example, training)
         elif not (_new_basis(plan) or plan.fan_out):
             wanted = received_as(plan, example)
         redrawn = Redrawn(anatomy.draws, {plan.layer.factor: torch.tensor(plan.sources, dtype=torch.int64)})
         with trial_surgery(plan), redrawn if anatomy.draws else contextlib.nullcontext():
-            found = _answer(anatomy, example)
+            found = _answer(anatomy, example, training)
     return deviation(wanted, found)
 
 
@@ -168,9 +168,9 @@ class _Altered(Trace):
         return x.movedim(0, dim)
 
 
-def _answer(anatomy: Anatomy, example: Any) -> list[Tensor]:
+def _answer(anatomy: Anatomy, example: Any, training: bool = False) -> list[Tensor]:
     """What the network answers; each pass begins in the state that the network is in."""
-    with plainly(anatomy.model):
+    with plainly(anatomy.model, training):
         return flat_tensors(call(anatomy.model, example))
 
 

@@ -305,11 +305,13 @@ def test_a_convolution_that_pads_in_between_is_not_collapsed():
 @pytest.mark.parametrize("between", {
     "add": lambda m, x: m.a(x) + m.a(x.flip(1)), "gate": lambda m, x: m.a(x) * x.mean(-1, keepdim=True),
     "masked": lambda m, x: m.a(x).masked_fill(x[..., :1] > 0, 0.0), "scaled": lambda m, x: m.a(x) / x.square().sum(),
+    "dropout": lambda m, x: m.drop(m.a(x)),
 }.values())  # fmt: skip
 def test_what_joins_tensors_stands_between(between):
     """No chain of operators says so; each of these changed the network before."""
     torch.manual_seed(0)
-    model = Net(lambda m, x: m.o(m.b(between(m, x)).relu()), a=nn.Linear(6, 8), b=nn.Linear(8, 7), o=nn.Linear(7, 3))
+    model = Net(lambda m, x: m.o(m.b(between(m, x)).relu()), a=nn.Linear(6, 8), b=nn.Linear(8, 7), o=nn.Linear(7, 3),
+                drop=nn.Dropout(0.2))  # fmt: skip
     twice = Net(lambda m, x: m.o(m.b(m.a(x).relu()) + m.b(m.a(x))), a=model.a, b=model.b, o=model.o)
     for network in (model, twice):
         with pytest.raises(SurgeryError, match="stands between the two"):
@@ -354,6 +356,27 @@ def test_optimizers_of_named_parameters_and_the_order_in_memory_follow():
     again = torch.optim.Adam(twin.named_parameters(), lr=0.01)
     adopt(twin, describe(model), again)
     assert again.param_groups[0]["param_names"] == optimizer.param_groups[0]["param_names"]
+
+
+def test_the_bias_of_collapsed_layers_is_trained_as_biases_are():
+    """The first of the two had none; it comes to the place of the second one's, also where a network adopts this."""
+    model = small()
+    trained = adam(model)
+    anatomy = Anatomy(model, INPUTS)
+    with trial_surgery(Stretch(0.5).propose(anatomy["6"]), optimizers=trained):
+        pass
+    operate(anatomy["6"], Stretch(0.5), trained)
+    operate(anatomy["6.0"], Collapse(), trained)
+    weights, vectors = (group["params"] for group in trained.param_groups)
+    assert {p.dim() > 1 for p in weights} == {True} and {p.dim() > 1 for p in vectors} == {False}
+    assert {id(p) for p in (*weights, *vectors)} == {id(p) for p in model.parameters()}
+    twin = small(1)
+    again = adam(twin)
+    adopt(twin, describe(model), again)
+    fill(twin, model.state_dict())
+    named = [{id(p): name for name, p in network.named_parameters()} for network in (model, twin)]
+    for one, other in zip(trained.param_groups, again.param_groups, strict=True):
+        assert [named[0][id(p)] for p in one["params"]] == [named[1][id(p)] for p in other["params"]]
 
 
 def test_a_batch_norm_between_would_take_positions_of_sequences_for_units():
