@@ -24,6 +24,7 @@ from network_surgery.search_spaces.recovery import choosing_after
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import theirs
+from network_surgery.study.training.failure import is_own
 
 #: Frames in here are none of a space's.
 OPTUNA = str(Path(optuna.__file__).parent)
@@ -134,6 +135,6 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _place(error: BaseException) -> str:
-    """The last line outside of Optuna that an error came through."""
-    frames = [frame for frame in _frames(error) if not frame.filename.startswith(OPTUNA)]
+    """The last line of the user's own that an error came through."""
+    frames = [frame for frame in _frames(error) if is_own(frame.filename)]
     return f" at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

@@ -80,7 +80,7 @@ def where_in(stack: str) -> str | None:
     that of the first which has one.
     """
     for line in stack.splitlines():
-        if (found := _FRAME.match(line)) and _own(found["file"]):
+        if (found := _FRAME.match(line)) and is_own(found["file"]):
             return _in_words(found["file"], int(found["line"]), found["name"])
     return None
 
@@ -89,7 +89,7 @@ def _where(error: BaseException) -> str | None:
     """The last line of the user's own code that an exception, or what caused it, has passed."""
     for each in _causes(error):
         for frame in reversed(traceback.extract_tb(each.__traceback__)):
-            if _own(frame.filename):
+            if is_own(frame.filename):
                 return _in_words(frame.filename, frame.lineno or 0, frame.name)
     return None
 
@@ -104,7 +104,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     return reversed(chain)
 
 
-def _own(file: str) -> bool:
+def is_own(file: str) -> bool:
+    """Whether a file of Python is the user's own: no installed package's and none of ours."""
     return not any(part in file for part in OTHERS) and file not in ("<string>", "")
 
 

@@ -47,7 +47,7 @@ def test_the_environment_s_password_is_in_no_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv(secrets.TRACKING, "of the environment")
     study = Folder.make(tmp_path / "study", Settings(tracking_uri="http://ada:given@host"), {"fc1": 8})
     assert default_uri(study) == "http://ada:of%20the%20environment@host"
-    assert [path.name for path in study.path.iterdir()] == ["study.json"]
+    assert [path.name for path in study.path.iterdir()] == ["study.json", ".study.json"]
     assert secrets.hide("of the environment") == "***"
 
 
