@@ -22,7 +22,7 @@ from network_surgery.ops.network.layout import laid_out
 Spec = Mapping[str, Any]
 CONVOLUTIONS: tuple[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-PLAIN = (nn.Identity, nn.ReLU, nn.GELU, nn.Tanh)
+PLAIN = (nn.Identity, nn.ReLU, nn.Tanh)
 #: The classes that can be put somewhere, by name.
 KINDS: dict[str, Callable[..., nn.Module]] = {
     each.__name__: each for each in (nn.Linear, nn.Sequential, *CONVOLUTIONS, *NORMS, *PLAIN)
