@@ -31,7 +31,7 @@ Modules = Mapping[str, nn.Module]
 class Expressed(nn.Module):
     """How a weight is computed from what is stored of it.
 
-    A subclass defines what it computes (``weight``), what is stored of a weight and of its optimizer state (``reduced``),
+    A subclass defines what it computes (``weight``), what is stored of a weight and its optimizer state (``reduced``),
     how units go (``gathered``), and the plain data that it is made of (``to_data``, ``from_data``).
     ``entrywise``: what is stored has the weight's shape, entry by entry, so units are operated on in it directly.
     """

@@ -149,7 +149,7 @@ def exchanged(
     """
     found: list[tuple[list[Tensor], list[Tensor], dict[int, str]]] = []
     for path, new in made.items():
-        old = list(modules[path].parameters())
+        old: list[Tensor] = list(modules[path].parameters())
         if isinstance(new, nn.Identity) and found:
             found[-1][0].extend(old)
             continue

@@ -109,8 +109,8 @@ def _replace(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
         made = {path: change.made(path, body.modules) for path, change in plan.modules.items()}
         for path, new in made.items():
             undo.append(put_module(body.model, path, new))
-        for old, new, names in exchanged(made, body.modules):
-            undo.extend(replace(body.optimizers, old, new, names))
+        for gone, come, names in exchanged(made, body.modules):
+            undo.extend(replace(body.optimizers, gone, come, names))
 
 
 @contextlib.contextmanager
