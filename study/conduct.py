@@ -324,7 +324,7 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
             yield _Stage(folder, task, nodes, tracker, copy, console)
         except BaseException:
             tuner.leave()  # its processes have nothing to do while the report is written
-            with contextlib.suppress(OSError, StudyError, SurgeryError):  # what went wrong first is told
+            with contextlib.suppress(OSError, StudyError, SurgeryError):  # the first error is shown
                 write_report(folder, tracker)
             raise
         write_report(folder, tracker)

@@ -21,7 +21,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.store import about, ledger
 from network_surgery.study.store.folder import Folder, checkpoints_of, network_of, write_whole
 from network_surgery.study.terminal import say_path
-from network_surgery.study.training import checkpoint
+from network_surgery.study.training import checkpoint, values
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,6 @@ def _broken(database: Path) -> str:
 
 def _networks(folder: Folder) -> Iterator[Finding]:
     for record in folder.records():
-        path = network_of(record.cell, folder.path)
         if record.finished and "network" in record.result:
             if wrong := _unsealed(folder.path / record.result["network"]):
                 yield Finding(
@@ -179,10 +178,10 @@ def _networks(folder: Folder) -> Iterator[Finding]:
             try:
                 folder.test_values(record)
             except StudyError as error:
-                values = path.with_suffix(".npy")
-                wrong = str(error).partition("; surgery doctor")[0]
+                path = values.place(network_of(record.result.get("same_as") or record.cell, folder.path))
                 yield Finding(
-                    wrong, "it is set aside, and comparisons go without it", lambda values=values: _aside(values)  # type: ignore[misc]
+                    str(error).partition("; surgery doctor")[0], "it is set aside, and comparisons go without it",
+                    lambda path=path: _aside(path),  # type: ignore[misc]
                 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def taken(name: str, uri: str) -> str:
     ('https://ada@host/x', '*** is wrong')
 
     Raises:
-        StudyError: the password is among the parameters behind the question mark.
+        StudyError: the password is among the parameters after the question mark.
     """
     try:
         parts = urlsplit(uri)
@@ -34,7 +34,7 @@ def taken(name: str, uri: str) -> str:
         return uri
     if among:
         raise StudyError(
-            f"{name} has a {min(among)} behind its question mark; write it as USER:PASSWORD@HOST, or put it into the "
+            f"{name} has a {min(among)} after its question mark; write it as USER:PASSWORD@HOST, or put it into the "
             f"environment variable {TRACKING}"
         )
     if password is None:
@@ -47,7 +47,10 @@ def taken(name: str, uri: str) -> str:
 
 def whole(uri: str, folder: Path) -> str:
     """The address with its password, if there is one: of the environment, else of this process, else of the file."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # no address at all, which the one who opens it says
+        return uri
     if not (parts.hostname and parts.username) or parts.password is not None:
         return uri
     password = os.environ.get(TRACKING) or _known.get(uri) or _kept(folder)

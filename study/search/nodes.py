@@ -93,6 +93,6 @@ def slots(nodes: Iterable[Node], share: Share) -> int:
 
 
 def asynchronous(nodes: Iterable[Node], share: Share) -> bool:
-    """Whether so many trials run at once that waiting for a generation's slowest one would waste the cluster."""
+    """Whether waiting for a generation's slowest trial would waste the cluster, by the number of its slots."""
     useful = [node for node in nodes if node.slots(share)]
     return len(useful) > 1 or slots(useful, share) > FEW_SLOTS

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from network_surgery.ops.errors import first_line
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import theirs
@@ -29,6 +28,7 @@ from network_surgery.study.task import start as starting
 from network_surgery.study.task.samples import Stream
 from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
+from network_surgery.study.training.failure import failure
 from network_surgery.study.training.run import made
 
 #: Seconds until a node must have answered; where a job brings packages, Ray installs them first.
@@ -108,7 +108,7 @@ def examine(given: Task | Sets | None, settings: Settings, start: Start | None) 
         if isinstance(task.train, Stream):
             task.train.read(torch.arange(1))
     except Exception as error:  # anyone's model or data may fail in any way
-        return first_line(error)
+        return str(failure(error)["failure"])
     return None
 
 

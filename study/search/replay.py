@@ -1,4 +1,4 @@
-"""What a run that has ended told on its way, told again."""
+"""The reports of a run that has ended, made again from its outcome."""
 
 from __future__ import annotations
 

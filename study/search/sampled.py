@@ -92,9 +92,11 @@ class Sampled:
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
         self._trials: dict[int, optuna.Trial] = {}
+        self._reached: dict[int, int] = {}  # trial → the last epoch that Optuna has of it
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             # It keeps the parameters that it has; one cut off while it was drawn gets the others now.
             cell = self._cell(optuna.Trial(self.study, trial._trial_id))
+            self._reached[trial.number] = trial.last_step or 0
             if trial.number in known:  # it ended, but the driver died before Optuna heard of it
                 self._record(trial.number, known[trial.number])
             else:
@@ -205,12 +207,13 @@ class Sampled:
         name, *more = self._settings.objective
         if more or objectives.VALUES[name] not in record:  # Optuna takes no intermediate values of several
             return True
-        trial, epoch = self._trials[cell.trial], int(record["epoch"])
+        trial, epoch, reached = self._trials[cell.trial], int(record["epoch"]), self._reached.get(cell.trial, 0)
+        self._reached[cell.trial] = max(reached, epoch)
         with warnings.catch_warnings():  # an epoch that a lost process had reported is reported again
             warnings.simplefilter("ignore")
             trial.report(objectives.value(record, name), epoch)
         stops = self._settings.early_stopping != "none" or self._settings.pruner is not None
-        if not stops or epoch >= self._settings.epochs:
+        if not stops or epoch >= self._settings.epochs or epoch < reached:  # it has been judged there
             return True
         if settled(epoch, operations_of(record["so_far"]), self._settings.recovery):
             trial.set_user_attr(SETTLED, sorted({*trial.user_attrs.get(SETTLED, ()), epoch}))
@@ -354,7 +357,8 @@ def open_study(settings: Settings, database: Path, metric: Metric, identity: str
 
 
 def reopened(study: optuna.Study, numbers: Collection[int]) -> optuna.Study:
-    """The same study with the failed trials of these numbers running again, with the parameters that they have.
+    """The same study with the failed trials of these numbers running again, with their parameters and their curves: a
+    run that goes on from a checkpoint does not report the epochs before it again.
 
     Optuna changes no trial that has ended, so the study is written anew beside the old one, which is then deleted. A
     process that is killed meanwhile leaves both: the older one counts, and the other is removed here.
@@ -375,7 +379,6 @@ def reopened(study: optuna.Study, numbers: Collection[int]) -> optuna.Study:
     for trial in study.get_trials():
         if trial.number in failed:
             trial.state, trial.values, trial.datetime_complete = TrialState.RUNNING, None, None
-            trial.intermediate_values = {}
             trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key not in SHOWN}
         storage.create_new_trial(fresh._study_id, template_trial=trial)
     optuna.delete_study(study_name=name, storage=storage)

@@ -285,10 +285,9 @@ def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, floa
     if not _most(nodes, "GPU"):
         pick_device(settings.device)  # one that Ray does not count, such as mps
     share = {"CPU": settings.cpus_per_trial} | ({"GPU": gpus} if gpus else {})
-    for kind, setting in (("CPU", "cpus_per_trial"), ("GPU", "gpus_per_trial")):
-        if share.get(kind, 0.0) > (most := _most(nodes, kind)):
-            where = "this Ray cluster has" if len(nodes) == 1 else "no node of this Ray cluster has more than"
-            raise StudyError(f"{setting} is {share[kind]:g}, but {where} {most:g} {kind}s")
+    if settings.cpus_per_trial > (most := _most(nodes, "CPU")):
+        where = "this Ray cluster has" if len(nodes) == 1 else "no node of this Ray cluster has more than"
+        raise StudyError(f"cpus_per_trial is {settings.cpus_per_trial:g}, but {where} {most:g} CPUs")
     if settings.accelerator is not None:
         known = [kind.removeprefix(ACCELERATOR) for node in nodes for kind in node.resources if ACCELERATOR in kind]
         if settings.accelerator not in known:
@@ -407,7 +406,7 @@ def _adaptors(
     alone: set[str] = set()
 
     def end(trial: Any, outcome: dict[str, Any]) -> None:
-        if trial.trial_id in ended:  # Ray runs a trial again whose process is lost after it has reported its outcome
+        if trial.trial_id in ended:  # its process was lost after it had reported its outcome
             return
         ended.add(trial.trial_id)
         cell = cells[trial.trial_id]
@@ -477,13 +476,14 @@ def _adaptors(
 
         @broken.guard(TrialScheduler.STOP)
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if trial.trial_id in ended:  # Ray runs it again: its process was lost after it had reported its outcome
+                return TrialScheduler.STOP
             cell, report = cells[trial.trial_id], json.loads(result["report"])
             if result["kind"] == "refused":  # by a node that cannot train it: another one shall
-                if trial.trial_id not in ended:
-                    ended.add(trial.trial_id)
-                    pace.ended(cell.name)
-                    refused.append(cell)
-                    room.nodes.avoid(report["node"], report["reason"])
+                ended.add(trial.trial_id)
+                pace.ended(cell.name)
+                refused.append(cell)
+                room.nodes.avoid(report["node"], report["reason"])
                 return TrialScheduler.STOP
             if result["kind"] == "outcome":
                 end(trial, report)  # and the trial ends by itself
@@ -501,6 +501,8 @@ def _adaptors(
     class Hear(Unsaved, Callback):
         @broken.guard(None)
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            if trial.trial_id in ended:
+                return
             pace.started(cells[trial.trial_id].name)
             for listener in listeners:
                 listener.started(cells[trial.trial_id])

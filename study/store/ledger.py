@@ -1,7 +1,7 @@
 """The ledger of a study: a line of JSON for each cell that has ended, with a checksum.
 
 A line that a killed process left unfinished is no damage: its cell is run again. Any other line that is not one of the
-ledger's is told, and ``surgery doctor`` sets it aside.
+ledger's is an error, and ``surgery doctor`` sets it aside.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _line(number: int, content: bytes) -> Line:
 def _cut_off(content: bytes) -> bool:
     """Whether a line is the beginning of one: more is opened in it than is closed."""
     begin = b'{"cell": '
-    bare = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", content)
+    bare = re.sub(rb'"(?:[^"\\]|\\.)*(?:"|\\?$)', b"", content)  # without texts, also one that is cut off
     return content[: len(begin)] == begin[: len(content)] and bare.count(b"{") > bare.count(b"}")
 
 

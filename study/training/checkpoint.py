@@ -38,8 +38,8 @@ SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 EPOCH = ("train_seconds", "validation_loss", "validation_metric")
 
 
-def save(trainer: Trainer, path: Path) -> None:
-    """Writes the trainer's state at the end of an epoch; the file is whole or not there."""
+def save(trainer: Trainer, path: Path, keep: bool = True) -> None:
+    """Writes the trainer's state at the end of an epoch; the file is whole or not there. ``keep``: the one before, too."""
     device = trainer.device
     random = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
     content = {
@@ -72,7 +72,7 @@ def save(trainer: Trainer, path: Path) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-    if path.is_file():
+    if keep and path.is_file():
         os.replace(path, before(path))
     elif path.is_dir():
         discard(path)

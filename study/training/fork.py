@@ -97,7 +97,7 @@ class Keeper(Callback):
             return
         path = kept(self._folder, self._cell.name, self._begun, trainer.epoch)
         with contextlib.suppress(OSError, RuntimeError):  # a full disk, as torch says it: then others start over
-            checkpoint.save(trainer, path)
+            checkpoint.save(trainer, path, keep=False)
             if sum(each.stat().st_size for each in self._folder.glob("*-epoch-*.pt")) > MOST_BYTES:
                 return path.unlink()
             self.epochs.append(trainer.epoch)

@@ -83,6 +83,7 @@ OTHERS = {
     "report": {"quiet", "as_json"},
     "compare": {"top", "seeds", "quiet", "as_json"},  # of a study that has its settings already
     "layers": {"preset", "config", "epochs", "image"},
+    "doctor": {"address", "dry_run"},
     "isolate": {"width", "step", "iterations", "trainings", "seed", "workers", "out"},
     "experiment": MEASURING | {"networks", "workers", "rows", "out"},
     "ui": {"port"},
@@ -154,7 +155,7 @@ def test_wrong_settings_are_refused_before_anything_is_made(surgery: Surgery, fl
     ("step", "sentence"),
     [
         ("{when: 1ep, layer: fc1, op: min_weight, keep: 1.5}", "MinWeight: keep is 1.5, but it must lie above 0"),
-        ("{when: 1ep, layer: fc1, op: cut}", "there is no operation 'cut'; there are compact, eigen_remove"),
+        ("{when: 1ep, layer: fc1, op: cut}", "there is no operation 'cut'; there are collapse, compact, eigen_remove"),
         ("{when: 1ep, layer: fc9, op: min_weight}", "names the layer 'fc9'; this network has fc1, fc2"),
         ("{when: 1ep, layer: fc1, op: min_weight, share: 1}", "min_weight has no share; it has keep"),
         ("{when: 3 epochs, layer: fc1, op: min_weight}", "'3 epochs' is not a moment of training; write it like '3ep'"),

@@ -156,6 +156,9 @@ def test_a_line_that_was_cut_off_is_no_damage(study: Path) -> None:
     for length in (1, 5, 20, len(last) // 2, len(last) - 1):
         path.write_bytes(path.read_bytes().rpartition(b"\n")[0] + b"\n" + last[:length])
         assert len(names(study)) == len(before) - 1 and list(doctor.examine(study)) == []
+    for end in (b"KeyError: '}}}", b'a quoted \\"}}}', b"a backslash \\"):  # in the midst of a text
+        path.write_bytes(path.read_bytes().rpartition(b"\n")[0] + b'\n{"cell": {"arm": "' + end)
+        assert len(names(study)) == len(before) - 1
 
 
 ABOUT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

@@ -231,7 +231,7 @@ class Tracker:
                 self._advance()
 
     def _send(self, record: Record) -> None:
-        """All that a run would have been told of a cell that has ended."""
+        """All that the run of a cell has received when the cell has ended."""
         cell, result, now = record.cell, record.result, _now()
         self._start(cell)
         for epoch in reports(result) if "epochs" in result and "failure" not in result else ():

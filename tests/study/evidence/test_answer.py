@@ -113,7 +113,7 @@ CASES = {
 def test_every_case_has_its_sentence(case: str, tmp_path: Path) -> None:
     about, lost, sentence = CASES[case]
     folder = Folder.make(tmp_path / "s", Settings(seeds=1, schedules=([STEP],), model="mlp"), {"fc1": 8})
-    folder.ended(Cell("surgery", 1, [STEP], trial=0), {"validation_metric": 0.9})
+    folder.ended(Cell("surgery", 1, [STEP], trial=0), {"validation_metric": 0.9, "parameters": 200})
     original = contrast("undecided", 1.0, "original", difference=-0.002, interval=[-0.004, 0.0]) | lost
     original["accounting"] = about.get("accounting", "zero")
     verdict = contrast("better", 1.5) | about | {"trial": 0, "others": [original]}
@@ -130,7 +130,9 @@ def test_of_several_schedules_the_first_that_can_be_used_is_the_answer(tmp_path:
     folder = Folder.make(tmp_path / "s", settings, {"fc1": 8})
     verdicts, rows = [], [row("original", 1000)]
     for trial, decision in enumerate(("undecided", "better")):
-        folder.ended(Cell("surgery", 1, settings.schedules[trial], trial=trial), {"validation_metric": 0.9})
+        folder.ended(
+            Cell("surgery", 1, settings.schedules[trial], trial=trial), {"validation_metric": 0.9, "parameters": 200}
+        )
         verdicts.append(contrast(decision, 1.0) | {"trial": trial, "others": []})
         rows.append(row("surgery", 200) | {"trial": trial})
     found = answer(folder, rows, verdicts)
@@ -178,7 +180,7 @@ def first_layer(task: Any) -> str:
 def test_a_perplexity_is_lost_where_it_rises(tmp_path: Path) -> None:
     perplexity = Metric("perplexity", "lower", margin=0.05)
     folder = Folder.make(tmp_path / "s", Settings(seeds=1, schedules=([STEP],)), {"fc1": 8}, metric=perplexity)
-    folder.ended(Cell("surgery", 1, [STEP], trial=0), {"validation_metric": 9.0})
+    folder.ended(Cell("surgery", 1, [STEP], trial=0), {"validation_metric": 9.0, "parameters": 200})
     original = contrast("worse", 1.0, "original", difference=0.3, interval=[0.2, 0.4])
     verdict = contrast("better", 1.5, difference=-1.25) | {"trial": 0, "others": [original]}
     found = answer(folder, [row("original", 1000), row("surgery", 200)], [verdict])

@@ -98,7 +98,6 @@ def test_a_study_settles_it_once(given: str, cpus: int, becomes: str) -> None:
     ("changes", "sentence"),
     [
         ({"cpus_per_trial": 6}, "cpus_per_trial is 6, but no node of this Ray cluster has more than 4 CPUs"),
-        ({"gpus_per_trial": 2}, "gpus_per_trial is 2, but no node of this Ray cluster has more than 1 GPUs"),
         ({"cpus_per_trial": 3}, "takes 3 CPUs and 0.25 GPUs, but no node of this Ray cluster has all of that together"),
         ({"accelerator": "A10"}, "accelerator is 'A10', but this Ray cluster has only A100; did you mean 'A100'"),
     ],

@@ -264,7 +264,7 @@ def test_the_original_is_trained_first_where_the_budget_compares_with_it(tmp_pat
     folder = Folder.make(tmp_path / "s", settings, LAYERS, original=ORIGINAL)
     assert needs_original(settings) and not needs_original(Settings(budget={"parameters": 0.5, "latency": 9}))
     assert comparing.first(folder) == [original_cell(settings)] == [Cell("original", 7)]
-    source, seen = conduct._search(folder, 10), list[str]()
+    source, seen = conduct._search(folder, 10, lambda: 2), list[str]()
     assert source.total == 1 + 2 + (2 + 1)
     while not source.finished:
         running = []
@@ -278,7 +278,7 @@ def test_the_original_is_trained_first_where_the_budget_compares_with_it(tmp_pat
             source.tell(cell, found)
     assert seen == ["original-7", "search-7 search-7", ""] or seen[:2] == ["original-7", "search-7 search-7"]
     assert [r.cell.trial for r in comparing.chosen(folder)] == [0]
-    assert comparing.first(folder) == [] and conduct._search(folder, 10).total == 0
+    assert comparing.first(folder) == [] and conduct._search(folder, 10, lambda: 2).total == 0
     assert all(not record.compared for record in folder.records())
     summary = conduct.write_report(folder)["comparison"]
     assert summary["summary"] == [] and summary["cells"] == []

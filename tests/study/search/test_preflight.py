@@ -81,6 +81,15 @@ def test_what_cannot_be_loaded_is_the_reason(changes: dict[str, Any], reason: st
     assert reason in str(examine(task, settings, None))
 
 
+def test_a_model_that_fails_is_named_with_its_own_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("def network(shape, classes):\n    return {}['mask']\n")
+    monkeypatch.chdir(tmp_path)
+    task = ImageTask.of(SETTINGS)
+    task.network = "mine.py:network"
+    reason = str(examine(task, SETTINGS, None))
+    assert "mask" in reason and "KeyError at mine.py, line 2, in network" in reason
+
+
 def test_images_that_are_not_there_are_the_reason(tmp_path: Path) -> None:
     settings = replace(SETTINGS, data=f"folder:{folder(tmp_path / 'images')}", stream="true", train_images=None)
     task = ImageTask.of(settings)

@@ -244,6 +244,26 @@ def test_an_epoch_that_is_told_twice_counts_once(tmp_path: Path) -> None:
     assert list(source.study.trials[0].intermediate_values) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("from_epoch", [1, 6])
+def test_a_lost_trial_keeps_its_curve_and_others_are_held_against_it(tmp_path: Path, from_epoch: int) -> None:
+    """It goes on from its checkpoint after epoch 5, or starts over where that is gone; nothing is judged twice."""
+    changes = {"sampling": "asynchronous", "trials": 4, "reduction": 2}
+    whole = Sampled(asha(**changes), LAYERS, tmp_path / "a.db")
+    first, second = whole.next(), whole.next()
+    assert first is not None and second is not None
+    for epoch in range(1, 6):
+        whole.epoch(first, reported(first, epoch))
+    lost = {"failure": "the process was lost", "lost": True}
+    whole.tell(first, lost)
+    again = Sampled(asha(**changes), LAYERS, tmp_path / "a.db", {0: lost})
+    cells = {cell.trial: cell for cell in (again.next(), again.next()) if cell is not None}
+    for epoch in range(1, 9):
+        again.epoch(cells[1], reported(cells[1], epoch))
+    assert all(again.epoch(cells[0], reported(cells[0], epoch)) for epoch in range(from_epoch, 5))
+    again.epoch(cells[0], reported(cells[0], 6))
+    assert list(again.study.trials[0].intermediate_values) == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -28,12 +30,14 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.scratch import PREFIX
 from network_surgery.study.search import tuner
 from network_surgery.study.search.nodes import Nodes
+from network_surgery.study.search.once import Once
 from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.sources import Listed
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
+from network_surgery.study.training import watch
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.evaluation import evaluate
 from tests.study.nodes import node
@@ -306,6 +310,34 @@ def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
 def test_what_no_node_can_give_is_said_at_once(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(StudyError, match=sentence):
         tuner.trial_resources(Settings(**changes), [node(CPU=2)])
+
+
+class Alone:
+    """Room for one cell at a time, which nothing shares."""
+
+    none, whole, share = False, {"CPU": 1.0}, {"CPU": 1.0}
+
+    def __call__(self) -> int:
+        return 1
+
+
+def test_a_trial_that_ray_runs_again_after_its_outcome_counts_once(tmp_path: Path) -> None:
+    """Its process was lost when all had been reported: whatever the next one reports is of no use."""
+    notes, broken, pace = Notes(), tuner._Broken(), watch.Pace(0.0)
+    source = Once(Listed([Cell("original", 1)]), SETTINGS, 10, tmp_path)
+    ask, go_on, hear = tuner._adaptors(
+        source, [notes], SETTINGS, tmp_path, pace, threading.Event(), cast(Any, Alone()), broken
+    )
+    trial, outcome = SimpleNamespace(trial_id="a"), {"validation_metric": 0.9, "failure": "it failed"}
+    assert ask.suggest("a") is not None
+    for kind, report, decision in (("epoch", {"epoch": 1.0}, "CONTINUE"), ("outcome", outcome, "CONTINUE"),
+                                   ("epoch", {"epoch": 1.0}, "STOP"), ("outcome", outcome, "STOP")):  # fmt: skip
+        if report == {"epoch": 1.0}:
+            hear.on_trial_start(0, [], trial)
+        assert go_on.on_trial_result(None, trial, {"kind": kind, "report": json.dumps(report)}) == decision
+    assert broken.error is None and source.finished
+    assert notes.heard == [("started", "original-seed-1"), ("ended", "original-seed-1")]
+    assert list(notes.epochs.values()) == [[1.0]]
 
 
 def test_a_fraction_of_a_gpu_shares_it() -> None:

@@ -177,6 +177,7 @@ def test_a_missing_or_damaged_checkpoint_costs_time_alone(digits: ImageTask, tmp
     second.unlink()
     outcome = run(cell, digits, SETTINGS, CPU, shared=tmp_path)
     assert outcome.pop("forked") == {"from": "original-seed-3", "epoch": 1}  # the latest that is whole
+    assert "epoch-3.pt is not a checkpoint" in outcome.pop("warnings")[0]
     assert without_times(outcome) == without_times(whole) and not third.exists()
     first.unlink()
     assert without_times(run(cell, digits, SETTINGS, CPU, shared=tmp_path)) == without_times(whole)
@@ -237,7 +238,7 @@ def test_what_is_kept_is_bounded(digits: ImageTask, tmp_path: Path, monkeypatch:
         path.unlink()
     monkeypatch.setattr(fork, "MOST_BYTES", outcome["kept"]["bytes"] - 1)
     assert run(ORIGINAL, digits, SETTINGS, CPU, shared=tmp_path)["kept"]["epochs"] == [1, 2]
-    monkeypatch.setattr(checkpoint, "save", lambda *given: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr(checkpoint, "save", lambda *given, **more: (_ for _ in ()).throw(OSError("no space left")))
     assert run(replace(ORIGINAL, seed=9), digits, SETTINGS, CPU, shared=tmp_path)["kept"]["epochs"] == []
 
 
