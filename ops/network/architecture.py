@@ -36,7 +36,7 @@ from network_surgery.ops.network.expressed import (
 )
 from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
-from network_surgery.ops.network.modules import build, placed, put_module
+from network_surgery.ops.network.modules import build, exchanged, placed, put_module
 from network_surgery.ops.network.optimizer_state import exchange, listed, replace
 from network_surgery.ops.network.wrappers import inner
 
@@ -157,12 +157,11 @@ def _place_modules(
     here, modules = placed(model), dict(model.named_modules())
     if odd := sorted(set(here) - set(wanted)) or sorted(set(wanted) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {odd[0]} is on one side only")
-    for path, spec in wanted.items():
-        if here.get(path) == spec:
-            continue
-        new = build(spec, modules[path])
+    made = {path: build(spec, modules[path]) for path, spec in wanted.items() if here.get(path) != spec}
+    for path, new in made.items():
         undo.append(put_module(model, path, new))
-        undo.extend(replace(optimizers, list(modules[path].parameters()), list(new.parameters())))
+    for old, params, names in exchanged(made, modules):
+        undo.extend(replace(optimizers, old, params, names))
 
 
 def _adopt(model: nn.Module, description: Description) -> None:

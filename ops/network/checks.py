@@ -40,6 +40,10 @@ def check_real(model: nn.Module, inputs: Any = ()) -> None:
 def check_current(layer: HiddenLayer) -> None:
     """Raises SurgeryError where the network has changed by other hands since the layer's anatomy was taken."""
     anatomy = layer.anatomy
+    if layer.places and all(each is not layer for each in anatomy.values()):
+        raise SurgeryError(
+            f"layer {layer.name} is of before modules were replaced: take it from the anatomy again, and propose again"
+        )
     modules = dict(anatomy.model.named_modules())
     for name in anatomy.holders(layer) if layer.places else list(anatomy.modules):
         if modules.get(name) is not anatomy.modules[name] and not name.partition("parametrizations")[1]:

@@ -6,8 +6,8 @@ object that the weight was, so optimizers, hooks and ties hold on to it, though 
 surgery it goes on under the weight's own name (``conv1.weight``, as ``tensors_of`` has it), though torch now keeps it
 as ``conv1.parametrizations.weight.original``.
 
-What an expression must tell is ``Expressed``. Whoever examines a network (the anatomy, signals, scores) looks at it
-``expanded``, with whole weights for a while, so that nobody else need know how a weight is stored.
+``Expressed`` is what an expression has to define. The anatomy, signals and scores look at a network ``expanded``, with
+whole weights for a while, so that no other code need know how a weight is stored.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Modules = Mapping[str, nn.Module]
 
 
 class Expressed(nn.Module):
-    """How a weight comes of what is stored of it.
+    """How a weight is computed from what is stored of it.
 
-    A subclass says what it computes (``weight``), what is stored of a weight (``reduced``) and of its optimizer state,
+    A subclass defines what it computes (``weight``), what is stored of a weight and its optimizer state (``reduced``),
     how units go (``gathered``), and the plain data that it is made of (``to_data``, ``from_data``).
     ``entrywise``: what is stored has the weight's shape, entry by entry, so units are operated on in it directly.
     """
@@ -228,7 +228,7 @@ def at(modules: Modules, name: str) -> tuple[nn.Module, str]:
 
 
 def _expression(module: nn.Module) -> Expressed | None:
-    """How a weight is expressed, if this is what torch keeps such a one in."""
+    """The expression in a module of torch's that holds exactly one; None for any other module."""
     if not isinstance(module, ParametrizationList) or len(module) != 1:
         return None
     return module[0] if isinstance(module[0], Expressed) else None
@@ -267,7 +267,7 @@ def _copying(plainly: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 def _refuse_script(module: nn.Module) -> nn.Module:
     raise SurgeryError(
-        "TorchScript knows no masked weights (parametrizations): script a copy without masks, "
+        "TorchScript knows no masked or hashed weights (parametrizations): script a copy with plain ones, "
         "torch.jit.script(ops.without_masks(model))"
     )
 

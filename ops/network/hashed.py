@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.expressed import Expressed, Undo
 
 #: Hashes are whole numbers of 32 bits, in tensors of 64.
@@ -65,20 +66,22 @@ class Read(Expressed):
         as the gradient of a number is the sum of theirs: exact in the first degree; in the second, where their
         gradients are uncorrelated. Of what has no degree, the mean.
         """
-        index, factor = self._now(weight)
-        factor = torch.ones_like(weight) if factor is None else factor
-        values = weight * factor ** (1 if degree is None else degree or 2)
-        found = weight.new_zeros(self._stored).index_add(0, index.flatten(), values.flatten())
-        return found if degree else found / self._counts(index, factor)
+        wide = double(weight)  # in half precision a sum of hundreds stops growing
+        index, factor = self._now(wide)
+        factor = torch.ones_like(wide.real) if factor is None else factor
+        values = wide * factor ** (1 if degree is None else degree or 2)
+        found = wide.new_zeros(self._stored).index_add(0, index.flatten(), values.flatten())
+        return (found if degree else found / self._counts(index, factor)).to(weight.dtype)
 
     def spread(self, stored: Tensor, degree: int | None = None) -> Tensor:
         """Of optimizer state an equal part for each entry that reads a number."""
         if degree is None:
             return self.weight(stored)
-        index, factor = self._now(stored)
-        factor = torch.ones(index.shape, dtype=stored.dtype, device=stored.device) if factor is None else factor
-        parts = stored if not degree else stored / self._counts(index, factor)
-        return parts.index_select(0, index.flatten()).view(index.shape) * factor ** (degree or 2)
+        wide = double(stored)
+        index, factor = self._now(wide)
+        factor = wide.real.new_ones(index.shape) if factor is None else factor
+        parts = wide if not degree else wide / self._counts(index, factor)
+        return (parts.index_select(0, index.flatten()).view(index.shape) * factor ** (degree or 2)).to(stored.dtype)
 
     def gathered(self, axis: int, index: Tensor) -> Undo:
         before = self._names
@@ -107,7 +110,7 @@ class Read(Expressed):
             stride = math.prod(self._shape[axis + 1 :])
             positions = positions + (here * stride).view(-1, *[1] * (len(self._shape) - axis - 1))
         index, factor = self.read(positions)
-        return index, None if factor is None else factor.to(like.dtype)
+        return index, None if factor is None else factor.to(like.real.dtype)
 
     def _counts(self, index: Tensor, factor: Tensor) -> Tensor:
         """How many entries read each number; 1 where none does."""

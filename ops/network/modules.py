@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.layout import laid_out
 
 Spec = Mapping[str, Any]
 CONVOLUTIONS: tuple[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-PLAIN = (nn.Identity, nn.ReLU, nn.GELU, nn.Tanh)
+PLAIN = (nn.Identity, nn.ReLU, nn.Tanh)
 #: The classes that can be put somewhere, by name.
 KINDS: dict[str, Callable[..., nn.Module]] = {
     each.__name__: each for each in (nn.Linear, nn.Sequential, *CONVOLUTIONS, *NORMS, *PLAIN)
@@ -43,16 +44,24 @@ class Change:
     shapes (the one that is trained, or an average of it). ``kept``: parameters of the new module that the old one's
     parameters go on as, with their optimizer state. ``effective``: of the old module, the weight that the new ones
     together stand for, by name, from the network's modules; None where nothing in the old module computes the same.
+    ``before``: what the old module is (``spec_of``), if that is to be checked.
     """
 
     spec: Spec
     values: Callable[[Mapping[str, nn.Module]], Mapping[str, Tensor]] = lambda modules: {}
     kept: Mapping[str, str] = field(default_factory=dict)
     effective: Callable[[Mapping[str, nn.Module]], Mapping[str, Tensor]] | None = None
+    before: Spec | None = None
 
     def made(self, path: str, modules: Mapping[str, nn.Module]) -> nn.Module:
-        """The new module, in the precision, mode and place in memory of the one that has been there."""
+        """The new module, in the precision, mode and place in memory of the one that has been there.
+
+        Raises:
+            SurgeryError: that one is not ``before`` any more.
+        """
         old = modules[path]
+        if self.before is not None and (hasattr(old, "parametrizations") or spec_of(old) != self.before):
+            raise SurgeryError(f"{path} has changed since the plan was made: propose again")
         new = build(self.spec, old)
         with torch.no_grad():
             for name, value in self.values(modules).items():
@@ -75,9 +84,13 @@ def build(spec: Spec, like: nn.Module) -> nn.Module:
         module = _made(spec)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise SurgeryError(f"a module of the architecture is not known: {spec!r:.80}") from error
-    known = next(like.parameters(), None)
-    if known is not None:
-        module.to(known.device, known.dtype).requires_grad_(any(each.requires_grad for each in like.parameters()))
+    known = list(like.parameters())
+    if known:
+        module.to(known[0].device, known[0].dtype)
+    for each in module.parameters() if known else ():
+        before = [old for old in known if (old.dim() > 1) == (each.dim() > 1)] or known  # weights like weights
+        each.requires_grad_(any(old.requires_grad for old in before))
+        each.data = laid_out(each.data, before[0])
     setattr(module, MARK, True)
     return module.train(like.training)
 
@@ -123,6 +136,25 @@ def placed(model: nn.Module) -> dict[str, dict[str, Any]]:
         inside = any(path.startswith(f"{known}.") for known in found)
         if path and not inside and getattr(module, MARK, False):
             found[path] = spec_of(module)
+    return found
+
+
+def exchanged(
+    made: Mapping[str, nn.Module], modules: Mapping[str, nn.Module]
+) -> list[tuple[list[Tensor], list[Tensor], dict[int, str]]]:
+    """The parameters that go, those that come, and the names of these by id, for ``optimizer_state.replace``.
+
+    ``made``: by name, what takes a module's place. The parameters of what becomes an identity went into the module
+    before it (``collapse``), so they go together with those that were there.
+    """
+    found: list[tuple[list[Tensor], list[Tensor], dict[int, str]]] = []
+    for path, new in made.items():
+        old: list[Tensor] = list(modules[path].parameters())
+        if isinstance(new, nn.Identity) and found:
+            found[-1][0].extend(old)
+            continue
+        names = {id(each): f"{path}.{name}" for name, each in new.named_parameters()}
+        found.append((old, list(new.parameters()), names))
     return found
 
 

@@ -165,8 +165,11 @@ def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Un
     return lambda: set_to(old, old_gradient)
 
 
-def replace(optimizers: tuple[Optimizer, ...], old: list[Tensor], new: list[Tensor]) -> list[Undo]:
-    """Lets optimizers train other parameters in place of some; returns what undoes it.
+def replace(
+    optimizers: tuple[Optimizer, ...], old: list[Tensor], new: list[Tensor], names: Mapping[int, str] | None = None
+) -> list[Undo]:
+    """Lets optimizers train other parameters in place of some; returns what undoes it. ``names``: of the new ones, by
+    id, for optimizers that know names.
 
     The new ones come into the group and to the place of the old ones: weights where a weight was, vectors where a
     vector was, if there was one. What is among both keeps its state; that of the others begins anew. So a freshly made
@@ -175,9 +178,10 @@ def replace(optimizers: tuple[Optimizer, ...], old: list[Tensor], new: list[Tens
     undo: list[Undo] = []
     done: set[int] = set()
     kept, gone = {id(each) for each in new}, {id(each) for each in old}
+    names = names or {}
 
-    def sets(params: list[Any], values: list[Any]) -> None:
-        params[:] = values
+    def sets(values: list[Any], others: list[Any]) -> None:
+        values[:] = others
 
     for optimizer in optimizers:
         groups = [g for g in optimizer.param_groups if any(id(each) in gone for each in g["params"])]
@@ -198,6 +202,11 @@ def replace(optimizers: tuple[Optimizer, ...], old: list[Tensor], new: list[Tens
             first = next(place for place, each in enumerate(params) if id(each) in gone)
             added = [each for each in new if (weights if each.dim() > 1 else vectors) is group]
             rest = [each for each in params[first:] if id(each) not in gone]
+            if "param_names" in group:  # of an optimizer that was given named_parameters
+                called = {id(each): name for each, name in zip(params, group["param_names"], strict=True)}
+                called |= {id(each): names.get(id(each), called.get(id(each), "")) for each in added}
+                undo.append(partial(sets, group["param_names"], list(group["param_names"])))
+                sets(group["param_names"], [called[id(each)] for each in (*params[:first], *added, *rest)])
             undo.append(partial(sets, params, list(params)))
             sets(params, [*params[:first], *added, *rest])
         for parameter in (each for each in old if id(each) not in kept and each in optimizer.state):

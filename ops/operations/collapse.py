@@ -7,6 +7,7 @@ The inverse of ``stretch``: at full rank the network that comes back is the same
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +25,19 @@ from network_surgery.ops.operation import Operation
 from network_surgery.ops.operations.stretch import sized, stretchable
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
+from network_surgery.ops.surgery.verification import TOLERANCE, difference
+
+#: What reshapes a batch of sequences for a dense layer, which works on each vector alone.
+VIEWS = ("view", "_unsafe_view")
 
 
 @dataclass(frozen=True)
 class Collapse(Operation):
     """Joins the module that makes a layer's units with the one that reads them; an identity is left in its place.
 
-    It is exact, and refused where it would not be: something stands between the two (an activation, a norm), several
-    modules make or read the units, or a convolution pads between them. The network computes what it did, often with
+    It is exact, and refused where it would not be: something stands between the two (an activation, dropout), several
+    modules make or read the units, a convolution pads between them, or the network's output on the example input would
+    be another one. It is also refused where only one of the two is frozen. The network computes what it did, often with
     more parameters: that is the point after training, as one layer is faster than two. Optimizer state begins anew.
     """
 
@@ -46,9 +52,13 @@ class Collapse(Operation):
             raise self._refusal(layer, str(error)) from error
         one, two = anatomy.modules[first], anatomy.modules[second]
         vectors = {place.tensor for place in layer.vectors} - {f"{first}.bias"}
-        if layer.between not in ((), ("?",)) or vectors or not layer.exact:
-            between = ", ".join(layer.between) or ", ".join(sorted(vectors)) or layer.reason
+        dense = isinstance(one, nn.Linear) and isinstance(two, nn.Linear)
+        met = [name for name in layer.between if not (dense and name in VIEWS)]
+        if met or vectors or not layer.exact:
+            between = ", ".join(met).replace("?", "something") or ", ".join(sorted(vectors)) or layer.reason
             raise self._refusal(layer, f"{between} stands between the two")
+        if one.weight.requires_grad is not two.weight.requires_grad:
+            raise self._refusal(layer, "one of the two is frozen and the other is not")
         if isinstance(one, nn.Linear) and isinstance(two, nn.Linear) and one.out_features == two.in_features:
             spec: dict[str, Any] = spec_of(one) | {"out_features": two.out_features}
             spacing: tuple[int, ...] = ()
@@ -62,10 +72,19 @@ class Collapse(Operation):
             return _joined(modules[first], modules[second], spacing)
 
         changes = {
-            first: Change(spec, values, effective=lambda modules: {}),
-            second: Change({"kind": "Identity"}, effective=lambda modules: {}),
+            first: Change(spec, values, effective=lambda modules: {}, before=spec_of(one)),
+            second: Change({"kind": "Identity"}, effective=lambda modules: {}, before=spec_of(two)),
         }
-        return sized(Plan(layer, repr(self), (), modules=changes, error=0.0))
+        plan = sized(Plan(layer, repr(self), (), modules=changes, error=0.0))
+        try:
+            exact = difference(plan) <= TOLERANCE  # the chain is of the last time that the reader was met
+        except SurgeryError as error:
+            raise self._refusal(layer, str(error)) from error
+        with contextlib.suppress(SurgeryError):  # not every network runs in training mode on inputs alone
+            exact = exact and difference(plan, training=True) <= TOLERANCE  # dropout
+        if not exact:
+            raise self._refusal(layer, "something stands between the two")
+        return plan
 
     def _convolution(self, layer: HiddenLayer, one: _ConvNd, two: _ConvNd) -> tuple[dict[str, Any], tuple[int, ...]]:
         """The convolution that both are together, and how far apart the second one's kernel reads the input."""

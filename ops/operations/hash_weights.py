@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer
 from network_surgery.ops.errors import SurgeryError
@@ -24,6 +24,8 @@ from network_surgery.ops.operation import Operation, choice, fraction, whole
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 
+#: Modules that look rows of their weight up.
+TABLES = (nn.Embedding, nn.EmbeddingBag)
 #: What is stored first: means of the weights that there are, or fresh random numbers.
 VALUES = ("means", "fresh")
 
@@ -87,10 +89,17 @@ def expressing(
     fresh: dict[str, Tensor] = {}
     missed = size = 0.0
     for name in names:
+        tables = [m for m in anatomy.modules.values() if isinstance(m, TABLES) and m.weight is anatomy.tensor(name)]
+        if any(each.sparse or each.max_norm is not None for each in tables):
+            raise SurgeryError(
+                f"{operation!r} on {layer.name}: {name} is a table of embeddings with sparse=True or max_norm, which "
+                "works on a parameter only"
+            )
         weight, own = anatomy.live(name), zlib.crc32(f"{seed} {name}".encode())
         each = read(weight.shape, max(1, round(compression * weight.numel())), own).to(weight.device)
         if values == "fresh":
-            drawn = torch.randn(each.numbers, generator=torch.Generator().manual_seed(own)).to(weight)
+            kind = torch.complex64 if weight.is_complex() else torch.float32
+            drawn = torch.randn(each.numbers, generator=torch.Generator().manual_seed(own), dtype=kind).to(weight)
             fresh[name] = drawn * weight.std(correction=0) / math.sqrt(each.density)
         made = each.weight(fresh.get(name, each.reduced(weight)))
         missed, size = missed + float(energy(made - weight).sum()), size + float(energy(weight).sum())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,7 @@ from network_surgery.ops.surgery.surgery import trial_surgery
 #: What comes between the new layers.
 BETWEEN = ("nothing", "relu", "tanh", "batch_norm")
 KERNELS = ("tucker", "separable")
+SEQUENCES = "reads several vectors of each sample, and a batch_norm would take their positions for units"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Stretch(Operation):
         for name in names:
             try:
                 path = stretchable(anatomy, name)
+                if self.between == "batch_norm" and anatomy.tensor(name).dim() == 2 and anatomy.calls[name] != 1:
+                    raise SurgeryError(f"{path} {SEQUENCES}")
             except SurgeryError as error:
                 if not whole:
                     raise SurgeryError(f"{self!r} on {layer.name}: {error}") from error
@@ -100,7 +103,7 @@ class Stretch(Operation):
         lost = math.sqrt(missed / size) if size else 0.0
         exact = self.between == "nothing"
         if not exact:
-            changes = {path: Change(c.spec, c.values, c.kept) for path, c in changes.items()}
+            changes = {path: replace(change, effective=None) for path, change in changes.items()}
         return sized(
             Plan(
                 layer, repr(self), tuple(range(layer.units)), modules=changes, error=lost if exact else None,
@@ -212,7 +215,7 @@ class Stretch(Operation):
             return {"weight": product(values(modules))}
 
         kept = {} if module.bias is None else {f"{at[-1]}.bias": "bias"}
-        return Change({"kind": "Sequential", "parts": parts}, by_name, kept, effective)
+        return Change({"kind": "Sequential", "parts": parts}, by_name, kept, effective, spec_of(module))
 
 
 def stretchable(anatomy: Anatomy, name: str) -> str:

@@ -59,12 +59,14 @@ def predicted_loss_change(plan: Plan, inputs: Any, targets: Any = None, loss: Lo
     targets) that can be differentiated twice (``ops.signals.losses``). Nothing is changed.
 
     Raises:
-        SurgeryError: the plan makes units of its own (PCNS's eigenvectors, copies with noise), which no old weights
-            can stand for; the network does not run on the inputs, or the loss cannot be had of them.
+        SurgeryError: the plan makes units of its own (PCNS's eigenvectors, copies with noise, a stretch with something
+            between), which no old weights can stand for; the network does not run on the inputs, or the loss cannot be
+            had of them.
     """
     if not isinstance(plan, Plan):
         raise SurgeryError(f"a plan is what an operation proposes, not a {type(plan).__name__}")
-    if (-1 in plan.sources and plan.mixing) or plan.fan_in:
+    other = any(change.effective is None for change in plan.modules.values())
+    if (-1 in plan.sources and plan.mixing) or plan.fan_in or other:
         raise SurgeryError(f"{plan.operation} on {plan.layer.name} makes units anew: there is no line to follow")
     model = plan.layer.anatomy.model
     check_real(model, inputs)
@@ -115,6 +117,7 @@ def _line(plan: Plan) -> dict[str, Tensor]:
         *plan.replaced,
         *readers,
         *(anatomy.sinks[name].tensor for name in plan.constants),
+        *(f"{path}.{n}" for path, c in plan.modules.items() if c.effective for n in c.effective(anatomy.modules)),
     }
     before = {name: anatomy.tensor(name).detach().clone() for name in names}
     with emulated(plan):

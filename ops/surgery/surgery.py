@@ -28,7 +28,7 @@ from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.network.expressed import Expressed, at, express, expressions_of, stored, take_off
 from network_surgery.ops.network.layout import channels_last, laid_out
 from network_surgery.ops.network.masks import put
-from network_surgery.ops.network.modules import put_module
+from network_surgery.ops.network.modules import exchanged, put_module
 from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, replace, shift
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.plan import Plan
@@ -108,9 +108,9 @@ def _replace(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     for body in bodies:
         made = {path: change.made(path, body.modules) for path, change in plan.modules.items()}
         for path, new in made.items():
-            old = list(body.modules[path].parameters())
             undo.append(put_module(body.model, path, new))
-            undo.extend(replace(body.optimizers, old, list(new.parameters())))
+        for gone, come, names in exchanged(made, body.modules):
+            undo.extend(replace(body.optimizers, gone, come, names))
 
 
 @contextlib.contextmanager
@@ -136,9 +136,13 @@ def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Average
     16
     >>> materialize(net), net[0]
     (['0.weight'], Linear(in_features=4, out_features=8, bias=True))
+
+    Raises:
+        SurgeryError: an optimizer cannot follow; nothing has changed.
     """
     found: list[str] = []
     known = listed(optimizers)
+    check(known, {n: stored(*at(dict(inner(model).named_modules()), n)) for n in expressions_of(inner(model))})
     for place, network in enumerate((inner(model), *map(inner, several(averages)))):
         modules = dict(network.named_modules())
         for name, expression in expressions_of(network).items():

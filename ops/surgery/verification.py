@@ -55,15 +55,26 @@ def measure(plan: Plan, batch: Any = None) -> float:
     """
     if not isinstance(plan, Plan):
         raise SurgeryError(f"a plan is what an operation proposes, not a {type(plan).__name__}")
+    measured = difference(plan, batch)
+    object.__setattr__(plan, "measured", measured)
+    slight = BORDER * (plan.error or 0.0) if plan.fan_out else 0.0  # what padding does not meet
+    if plan.layer.exact and not _new_basis(plan) and not measured <= TOLERANCE + slight:
+        raise SurgeryError(
+            f"{plan.operation} on {plan.layer.name} should be exact, but the output would differ by {measured:.2g} "
+            "of its size from what the plan says: nothing has been changed; please report this network"
+        )
+    return measured
+
+
+def difference(plan: Plan, batch: Any = None, training: bool = False) -> float:
+    """What ``measure`` measures, without a verdict; also in training mode, with the same random numbers."""
     anatomy = plan.layer.anatomy
     example = anatomy.example_input if batch is None else usable(batch)
     check_real(anatomy.model, example)
-    new_basis = (-1 in plan.sources and bool(plan.mixing)) or bool(plan.fan_in)
-    new_basis |= any(change.effective is None for change in plan.modules.values())
     with in_double(anatomy):
         example = _pytree.tree_map(doubled, example)
         try:
-            wanted = _answer(anatomy, example)
+            wanted = _answer(anatomy, example, training)
         except Exception as error:  # whatever the foreign forward pass raises
             pass_on_memory(error)
             raise SurgeryError(
@@ -71,23 +82,21 @@ def measure(plan: Plan, batch: Any = None) -> float:
             ) from error
         if not any(torch.isfinite(tensor).any() for tensor in wanted):
             raise SurgeryError("nothing can be verified on this batch: the network's output holds no finite number")
-        if plan.modules and not new_basis:
+        if plan.modules and not _new_basis(plan):
             with _rewritten(plan):
-                wanted = _answer(anatomy, example)
-        elif not (new_basis or plan.fan_out):
+                wanted = _answer(anatomy, example, training)
+        elif not (_new_basis(plan) or plan.fan_out):
             wanted = received_as(plan, example)
         redrawn = Redrawn(anatomy.draws, {plan.layer.factor: torch.tensor(plan.sources, dtype=torch.int64)})
         with trial_surgery(plan), redrawn if anatomy.draws else contextlib.nullcontext():
-            found = _answer(anatomy, example)
-    difference = deviation(wanted, found)
-    object.__setattr__(plan, "measured", difference)
-    slight = BORDER * (plan.error or 0.0) if plan.fan_out else 0.0  # what padding does not meet
-    if plan.layer.exact and not new_basis and not difference <= TOLERANCE + slight:
-        raise SurgeryError(
-            f"{plan.operation} on {plan.layer.name} should be exact, but the output would differ by {difference:.2g} "
-            "of its size from what the plan says: nothing has been changed; please report this network"
-        )
-    return difference
+            found = _answer(anatomy, example, training)
+    return deviation(wanted, found)
+
+
+def _new_basis(plan: Plan) -> bool:
+    """Whether no old unit or weight can stand for what the plan makes."""
+    made = (-1 in plan.sources and bool(plan.mixing)) or bool(plan.fan_in)
+    return made or any(change.effective is None for change in plan.modules.values())
 
 
 def received_as(plan: Plan, example: Any) -> list[Tensor]:
@@ -159,9 +168,9 @@ class _Altered(Trace):
         return x.movedim(0, dim)
 
 
-def _answer(anatomy: Anatomy, example: Any) -> list[Tensor]:
+def _answer(anatomy: Anatomy, example: Any, training: bool = False) -> list[Tensor]:
     """What the network answers; each pass begins in the state that the network is in."""
-    with plainly(anatomy.model):
+    with plainly(anatomy.model, training):
         return flat_tensors(call(anatomy.model, example))
 
 

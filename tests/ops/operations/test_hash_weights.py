@@ -277,6 +277,43 @@ def test_plans_measure_as_they_say_in_attention():
     assert set(plan.expressed) == set(anatomy.weights) and measure(plan) < 1e-8
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
+def test_means_of_many_entries_are_exact_in_any_precision(dtype):
+    """In bfloat16 a sum of ones stops at 256."""
+    weight = (torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) + 1).to(dtype)
+    for sign in (False, True):
+        expression = Hashed(weight.shape, 8, 3, sign)
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        torch.testing.assert_close(expression.reduced(weight), expression.reduced(weight.to(wide)).to(dtype))
+        ones = torch.ones(8, dtype=dtype)
+        sums = expression.spread(expression.reduced(expression.weight(ones), 1).to(wide), 1)
+        torch.testing.assert_close(sums, expression.weight(ones.to(wide)), atol=0.01, rtol=0.01)
+
+
+def test_a_network_of_complex_numbers_is_hashed():
+    model = nn.Sequential(nn.Linear(6, 10, dtype=torch.complex64), nn.Tanh(), nn.Linear(10, 3, dtype=torch.complex64))
+    anatomy = Anatomy(model, torch.randn(4, 6, dtype=torch.complex64))
+    operate(anatomy["0"], HashWeights(0.5), verify=True)
+    operate(anatomy["*"], RandomEdges(0.5, values="fresh"), verify=True)
+    assert model[2].weight.imag.count_nonzero() == 15
+
+
+def test_what_cannot_follow_is_refused_before_anything_changes():
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    operate(Anatomy(model, INPUTS)["4"], HashWeights(0.25), optimizer)
+    stored = model[4].parametrizations.weight.original
+    optimizer.state[stored]["strange"] = torch.zeros_like(stored)
+    with pytest.raises(SurgeryError, match="keeps strange"):
+        materialize(model, optimizer)
+    assert model[4].parametrizations.weight.original is stored
+    tied = nn.Embedding(20, 8, sparse=True)
+    out = nn.Linear(8, 20, bias=False)
+    out.weight = tied.weight
+    with pytest.raises(SurgeryError, match="sparse=True"):
+        operate(Anatomy(nn.Sequential(tied, nn.ReLU(), out), torch.arange(6).view(2, 3))["*"], HashWeights(0.25))
+
+
 @pytest.mark.parametrize("wrong", [{"compression": 0}, {"compression": 2}, {"sign": 2}, {"values": "x"}, {"seed": -1}])
 def test_settings(wrong):
     with pytest.raises(SurgeryError, match=next(iter(wrong))):

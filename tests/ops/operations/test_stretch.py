@@ -20,11 +20,13 @@ from network_surgery.ops import (
     Stretch,
     SurgeryError,
     adopt,
+    apply,
     carry_architecture,
     describe,
     load,
     measure,
     operate,
+    predicted_loss_change,
     save,
     saved_bytes,
     trial_surgery,
@@ -298,6 +300,115 @@ def test_a_convolution_that_pads_in_between_is_not_collapsed():
     operate(anatomy["0"], Collapse())
     torch.testing.assert_close(strided(INPUTS), before)
     assert strided[0].kernel_size == (4, 4) and type(strided[1]) is nn.Identity and "0" in anatomy
+
+
+@pytest.mark.parametrize("between", {
+    "add": lambda m, x: m.a(x) + m.a(x.flip(1)), "gate": lambda m, x: m.a(x) * x.mean(-1, keepdim=True),
+    "masked": lambda m, x: m.a(x).masked_fill(x[..., :1] > 0, 0.0), "scaled": lambda m, x: m.a(x) / x.square().sum(),
+    "dropout": lambda m, x: m.drop(m.a(x)),
+}.values())  # fmt: skip
+def test_what_joins_tensors_stands_between(between):
+    """No chain of operators says so; each of these changed the network before."""
+    torch.manual_seed(0)
+    model = Net(lambda m, x: m.o(m.b(between(m, x)).relu()), a=nn.Linear(6, 8), b=nn.Linear(8, 7), o=nn.Linear(7, 3),
+                drop=nn.Dropout(0.2))  # fmt: skip
+    twice = Net(lambda m, x: m.o(m.b(m.a(x).relu()) + m.b(m.a(x))), a=model.a, b=model.b, o=model.o)
+    for network in (model, twice):
+        with pytest.raises(SurgeryError, match="stands between the two"):
+            operate(Anatomy(network, torch.randn(4, 5, 6))["a"], Collapse())
+
+
+def test_dense_layers_of_sequences_are_collapsed():
+    model, x = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3)), torch.randn(2, 5, 6)
+    anatomy, before = Anatomy(model, x), model(x)
+    operate(anatomy["0"], Stretch(1.0))
+    operate(anatomy["0.0"], Collapse())
+    torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_frozen_stays_frozen():
+    model = small()
+    model[6].weight.requires_grad_(False)
+    operate(Anatomy(model, INPUTS)["6"], Stretch(0.5))
+    wanted = {"0.weight": False, "1.weight": False, "1.bias": True}
+    assert {name: p.requires_grad for name, p in model[6].named_parameters()} == wanted
+    twin = small()
+    twin[6].weight.requires_grad_(False)
+    adopt(twin, describe(model))
+    assert {name: p.requires_grad for name, p in twin[6].named_parameters()} == wanted
+    model[6][0].requires_grad_(True)
+    with pytest.raises(SurgeryError, match="one of the two is frozen"):
+        operate(Anatomy(model, INPUTS)["6.0"], Collapse())
+
+
+def test_optimizers_of_named_parameters_and_the_order_in_memory_follow():
+    model = small().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.named_parameters(), lr=0.01)
+    anatomy = Anatomy(model, INPUTS)
+    with trial_surgery(Stretch(0.5).propose(anatomy["3"]), optimizers=optimizer):
+        pass
+    for layer, operation in (("3", Stretch(0.5)), ("6", Stretch(0.5)), ("6.0", Collapse())):
+        operate(anatomy[layer], operation, optimizer)
+        group, named = optimizer.param_groups[0], dict(model.named_parameters())
+        assert [named[name] for name in group["param_names"]] == group["params"] and len(named) == len(group["params"])
+    assert model[3][1].weight.is_contiguous(memory_format=torch.channels_last)
+    twin = small(1)
+    again = torch.optim.Adam(twin.named_parameters(), lr=0.01)
+    adopt(twin, describe(model), again)
+    assert again.param_groups[0]["param_names"] == optimizer.param_groups[0]["param_names"]
+
+
+def test_the_bias_of_collapsed_layers_is_trained_as_biases_are():
+    """The first of the two had none; it comes to the place of the second one's, also where a network adopts this."""
+    model = small()
+    trained = adam(model)
+    anatomy = Anatomy(model, INPUTS)
+    with trial_surgery(Stretch(0.5).propose(anatomy["6"]), optimizers=trained):
+        pass
+    operate(anatomy["6"], Stretch(0.5), trained)
+    operate(anatomy["6.0"], Collapse(), trained)
+    weights, vectors = (group["params"] for group in trained.param_groups)
+    assert {p.dim() > 1 for p in weights} == {True} and {p.dim() > 1 for p in vectors} == {False}
+    assert {id(p) for p in (*weights, *vectors)} == {id(p) for p in model.parameters()}
+    twin = small(1)
+    again = adam(twin)
+    adopt(twin, describe(model), again)
+    fill(twin, model.state_dict())
+    named = [{id(p): name for name, p in network.named_parameters()} for network in (model, twin)]
+    for one, other in zip(trained.param_groups, again.param_groups, strict=True):
+        assert [named[0][id(p)] for p in one["params"]] == [named[1][id(p)] for p in other["params"]]
+
+
+def test_a_batch_norm_between_would_take_positions_of_sequences_for_units():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(SurgeryError, match="positions for units"):  # 3 positions, 3 directions: it would run
+        operate(Anatomy(model, torch.randn(4, 3, 6))["0"], Stretch(0.5, between="batch_norm"))
+
+
+def test_plans_and_layers_of_before_are_refused():
+    model = small()
+    anatomy = Anatomy(model, INPUTS)
+    stretch, cut, layer = Stretch(0.5).propose(anatomy["6"]), MinWeight(0.5).propose(anatomy["3"]), anatomy["6"]
+    for other in (HashWeights(0.5).propose(anatomy["6"]), cut):
+        with pytest.raises(SurgeryError, match="6 has changed since the plan was made"), trial_surgery(other, stretch):
+            pass
+    apply(stretch)
+    with pytest.raises(SurgeryError, match="before modules were replaced"):
+        apply(cut)
+    with pytest.raises(SurgeryError, match="before modules were replaced"):
+        operate(layer, MinWeight(0.5))
+
+
+def test_the_change_of_the_loss_is_predicted():
+    model, targets = small().double(), torch.arange(16) % 3
+    inputs = INPUTS.double()
+    plan = Stretch(0.9).propose(Anatomy(model, inputs)["6"])
+    before = F.cross_entropy(model.eval()(inputs), targets)
+    with trial_surgery(plan):
+        change = float((F.cross_entropy(model(inputs), targets) - before).detach())
+    assert predicted_loss_change(plan, inputs, targets).change == pytest.approx(change, rel=0.2)
+    with pytest.raises(SurgeryError, match="no line to follow"):
+        predicted_loss_change(Stretch(0.9, between="relu").propose(Anatomy(model, inputs)["6"]), inputs, targets)
 
 
 @pytest.mark.parametrize("wrong", [
