@@ -96,16 +96,14 @@ def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: N
         _reach(settings.address)
         sweep()
     with scratch(LONGEST_PLACE) if ours and _alone(settings.address) else contextlib.nullcontext() as place:
-        if ours:
-            _before.append({*psutil.Process().children(recursive=True)})
+        _before.append({*psutil.Process().children(recursive=True)} if ours else None)
         try:
             if ours:
                 _init(settings.address, place)
             yield Nodes(narrate)
         finally:
-            if ours:
-                leave()
-                _before.clear()
+            leave()
+            _before.pop()
 
 
 #: The most characters of Ray's folder: it adds up to 66 to the names of its sockets, of which Linux allows 107.
@@ -154,17 +152,18 @@ def _without_stack() -> Iterator[None]:
         os.close(nowhere)
 
 
-#: The processes that this one had started before it started or joined Ray; empty where somebody else has.
-_before: list[set[psutil.Process]] = []
+#: For each open ``cluster``: the processes that this one had before it started or joined Ray; None: Ray was there.
+_before: list[set[psutil.Process] | None] = []
 
 
 def leave() -> None:
     """Leaves or ends the Ray that ``cluster`` joined or started, if it did: none of its processes is left."""
-    if not _before:
+    before = _before[-1] if _before else None
+    if before is None:
         return
     import ray
 
-    started = [each for each in psutil.Process().children(recursive=True) if each not in _before[-1]]
+    started = [each for each in psutil.Process().children(recursive=True) if each not in before]
     try:
         ray.shutdown()
     finally:

@@ -62,7 +62,7 @@ def test_known_operations_keep_their_short_name() -> None:
         ({"op": "json:dumps"}, "the operation json:dumps must be a dataclass and a subclass of ops.Operation"),
         ({"op": "mine:Plain"}, "the operation mine:Plain must be a dataclass"),
         ({"op": ":"}, "the operation ':' cannot be loaded"),
-        ({"op": "sharp"}, "there is no operation 'sharp'; there are compact, .*, or MODULE:CLASS"),
+        ({"op": "sharp"}, "there is no operation 'sharp'; there are collapse, compact, .*, or MODULE:CLASS"),
         ({"bluntness": 1}, "mine:Sharp has no bluntness; it has keep, rounding, sharpness, strength"),
         ({"keep": 2}, "Sharp: keep is 2, but it must lie above 0"),
     ],

@@ -55,7 +55,7 @@ def test_an_epoch_waits_for_the_device_three_times(
 
     fresh, resumed = made(), made()
     fresh._train_epoch()
-    fresh.epoch = 1
+    fresh.epoch, fresh.history = 1, [dict.fromkeys(checkpoint.EPOCH, 1.0)]
     checkpoint.save(fresh, tmp_path / "saved.pt")
     checkpoint.load(resumed, tmp_path / "saved.pt")
     for trainer in (fresh, resumed):

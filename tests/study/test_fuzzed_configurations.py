@@ -19,7 +19,9 @@ from network_surgery.study.config import ARMS, GROUPS, Settings
 from network_surgery.study.declare import declaration, names
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search import tuner
+from network_surgery.study.search.nodes import Node
 from network_surgery.study.yaml_text import parse
+from tests.study.nodes import node
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
@@ -138,8 +140,8 @@ def test_no_study_is_half_started(data: dict[str, Any], tmp_path_factory: Any) -
     place: Path = tmp_path_factory.getbasetemp() / "begun"
 
     @contextlib.contextmanager
-    def nothing(*_: Any) -> Iterator[dict[str, float]]:
-        yield {"CPU": 2.0}
+    def nothing(*_: Any) -> Iterator[list[Node]]:
+        yield [node(CPU=2.0)]
 
     with pytest.MonkeyPatch.context() as patch, refusals():
         patch.setattr(tuner, "cluster", nothing)

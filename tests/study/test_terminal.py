@@ -26,6 +26,7 @@ from network_surgery.study.store.folder import Folder
 from network_surgery.study.terminal import Lasting, prepare
 from network_surgery.study.training.cell import Cell
 from tests.study.evidence import made
+from tests.study.nodes import node
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = (60, 80, 120)
@@ -187,7 +188,7 @@ def test_a_dry_run_counts_and_writes_nothing(
     from network_surgery.study.search import tuner
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tuner, "cluster", lambda *_: contextlib.nullcontext({"CPU": 4.0}))
+    monkeypatch.setattr(tuner, "cluster", lambda *_: contextlib.nullcontext([node(CPU=4.0)]))
     settings = compose("smoke", None, {"trials": 5, "racing": 1, "cpus_per_trial": 2.0, "seeds": 3})
     found = estimate(settings, tmp_path / "out", Console(file=io.StringIO()))
     assert [*tmp_path.iterdir()] == []

@@ -261,7 +261,13 @@ def test_the_database_of_an_odd_folder_is_in_it(tmp_path: Path, monkeypatch: pyt
         live(study, tracked, 0)
         tracked.stage_ended()
     assert tracked.lost == 0, tracked.reason
-    assert {path.name for path in place.iterdir()} == {"study.json", "cells.jsonl", "mlflow.db", "mlflow-artifacts"}
+    assert {path.name for path in place.iterdir()} == {
+        "study.json",
+        ".study.json",
+        "cells.jsonl",
+        "mlflow.db",
+        "mlflow-artifacts",
+    }
     assert {path.name for path in tmp_path.iterdir()} == {place.name}
     mlflow.set_tracking_uri(default_uri(study))
     (run,) = mlflow.search_runs(search_all_experiments=True, filter_string="tags.arm = 'search'", output_format="list")

@@ -356,6 +356,7 @@ def surgery() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         started.append(subprocess.Popen(
             [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup ignores, also here
         ))  # fmt: skip
         return started[-1]
 
