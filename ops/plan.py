@@ -13,7 +13,7 @@ from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.anatomy.rebuild import Edit, moves, remasked
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.checks import usable
-from network_surgery.ops.network.expressed import Expressed
+from network_surgery.ops.network.expressed import Compressed
 from network_surgery.ops.network.masks import hidden
 from network_surgery.ops.network.modules import Change
 
@@ -62,7 +62,7 @@ class Plan:
     mixing: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    expressed: Mapping[str, Expressed] = field(default_factory=dict, repr=False)
+    expressed: Mapping[str, Compressed] = field(default_factory=dict, repr=False)
     fresh: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     modules: Mapping[str, Change] = field(default_factory=dict, repr=False)
     size: tuple[int, int, int] | None = field(default=None, repr=False)

@@ -35,7 +35,7 @@ from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_real, scripted, usable
 from network_surgery.ops.network.expressed import (
-    Expressed,
+    Compressed,
     expanded,
     expression_of,
     holder,
@@ -213,13 +213,13 @@ class Anatomy(Mapping[str, HiddenLayer]):
         """As ``tensor``, but the parameter that is stored where a weight is expressed otherwise."""
         return stored((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
 
-    def expression(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Expressed | None:
+    def expression(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Compressed | None:
         """How a weight is expressed that has another shape than what is stored of it; None for plain and masked ones.
 
         While the network is expanded there are none.
         """
         found = expression_of((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
-        return None if found is None or found.entrywise or found.standing is not None else found
+        return found if isinstance(found, Compressed) and found.standing is None else None
 
     def live(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
         """What the network takes a tensor for: its values, detached, and zero where they are masked."""

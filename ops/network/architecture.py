@@ -26,10 +26,11 @@ from network_surgery.ops.network import sealed
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
 from network_surgery.ops.network.expressed import (
+    Compressed,
     Expressed,
     at,
+    compressed,
     express,
-    expressions_of,
     raw,
     take_off,
     tensors_of,
@@ -45,7 +46,7 @@ FORMAT = 1
 CARRIED = "surgery_architecture"
 Description = Mapping[str, Mapping[str, Any]]
 #: Ways in which a weight is expressed, by the name that an architecture calls them; masks have a part of their own.
-EXPRESSIONS: dict[str, type[Expressed]] = {"hash": Hashed, "edges": Edges}
+EXPRESSIONS: dict[str, type[Compressed]] = {"hash": Hashed, "edges": Edges}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -117,8 +118,7 @@ def describe(model: nn.Module) -> Description:
     buffers: dict[str, bool | None] = dict.fromkeys(_empty(model))
     buffers |= {name: name not in passes for name, tensor in tensors_of(model) if not isinstance(tensor, nn.Parameter)}
     described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
-    others = {name: each for name, each in expressions_of(model).items() if not each.entrywise}
-    expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in others.items()}
+    expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in compressed(model).items()}
     described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
     modules = placed(model)
     return described | ({"expressed": expressed} if expressed else {}) | ({"modules": modules} if modules else {})
@@ -177,7 +177,7 @@ def _adopt(model: nn.Module, description: Description) -> None:
     found = {name: torch.Size(wanted[name]) for name in description.get("masks", {}) if name in wanted}
     masks = {name: unpacked(description["masks"][name], shape) for name, shape in found.items()}
     expressed = {name: _expression(name, data) for name, data in description.get("expressed", {}).items()}
-    before = {name: raw(*at(modules, name)) for name, each in expressions_of(model).items() if not each.entrywise}
+    before = {name: raw(*at(modules, name)) for name in compressed(model)}
     for verb, names in (("masks", description.get("masks", {})), ("expresses", expressed)):
         if odd := [name for name in names if not isinstance(tensors.get(name), nn.Parameter)]:
             raise SurgeryError(f"the architecture is of another network: it {verb} {odd[0]}")
@@ -371,11 +371,11 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], description: Descripti
             buffer.data.copy_(weights[name])
 
 
-def _kind(expression: Expressed) -> str:
+def _kind(expression: Compressed) -> str:
     return next(kind for kind, each in EXPRESSIONS.items() if type(expression) is each)
 
 
-def _expression(name: str, data: Mapping[str, Any]) -> Expressed:
+def _expression(name: str, data: Mapping[str, Any]) -> Compressed:
     """An expression from plain data. Raises SurgeryError where it is none that is known."""
     try:
         return EXPRESSIONS[data["kind"]].from_data(data)

@@ -6,13 +6,14 @@ object that the weight was, so optimizers, hooks and ties hold on to it, though 
 surgery it goes on under the weight's own name (``conv1.weight``, as ``tensors_of`` has it), though torch now keeps it
 as ``conv1.parametrizations.weight.original``.
 
-``Expressed`` is what an expression has to define. The anatomy, signals and scores look at a network ``expanded``, with
-whole weights for a while, so that no other code need know how a weight is stored.
+``Expressed`` and ``Compressed`` are what an expression has to define. The anatomy, signals and scores look at a network
+``expanded``, with whole weights for a while, so that no other code need know how a weight is stored.
 """
 
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -28,16 +29,22 @@ Undo = list[Callable[[], object]]
 Modules = Mapping[str, nn.Module]
 
 
-class Expressed(nn.Module):
-    """How a weight is computed from what is stored of it.
-
-    A subclass defines what it computes (``weight``), what is stored of a weight and its optimizer state (``reduced``),
-    how units go (``gathered``), and the plain data that it is made of (``to_data``, ``from_data``).
-    ``entrywise``: what is stored has the weight's shape, entry by entry, so units are operated on in it directly.
-    """
+class Expressed(nn.Module, ABC):
+    """How a weight is computed from what is stored of it, which has the weight's shape unless it is ``Compressed``."""
 
     kind: ClassVar[str] = ""
-    entrywise: ClassVar[bool] = False
+
+    def forward(self, stored: Tensor) -> Tensor:
+        return self.weight(stored)
+
+    @abstractmethod
+    def weight(self, stored: Tensor) -> Tensor:
+        """The weight, differentiable by what is stored."""
+
+
+class Compressed(Expressed):
+    """What is stored has another shape than the weight, so units are operated on in the weight, not in it."""
+
     standing: Tensor | None
 
     def __init__(self) -> None:
@@ -47,29 +54,26 @@ class Expressed(nn.Module):
     def forward(self, stored: Tensor) -> Tensor:
         return self.weight(stored) if self.standing is None else self.standing
 
-    def weight(self, stored: Tensor) -> Tensor:
-        """The weight, differentiable by what is stored."""
-        raise NotImplementedError
-
+    @abstractmethod
     def reduced(self, weight: Tensor, degree: int | None = None) -> Tensor:
         """What is stored of a weight; or of something of its shape that is of this degree in its gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def spread(self, stored: Tensor, degree: int | None = None) -> Tensor:
         """The opposite, in the weight's shape: the weight, or what each entry has of something of this degree."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gathered(self, axis: int, index: Tensor) -> Undo:
         """Lets an axis of the weight hold these of its positions, ``[new]``, from now on; returns what undoes it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_data(self) -> dict[str, Any]:
         """Numbers, lists and texts that ``from_data`` makes it of."""
-        raise NotImplementedError
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Expressed:
-        raise NotImplementedError
+    @abstractmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Compressed:
+        """What ``to_data`` describes."""
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -82,7 +86,7 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             plain |= {f"{path}.original": plain_name(f"{path}.original")} | dict.fromkeys(
                 (f"{path}.0.{name}" for name in held), ""
             )
-            if expression.standing is not None:
+            if isinstance(expression, Compressed) and expression.standing is not None:
                 plain |= {f"{path}.original": "", f"{path}.0.standing": plain_name(f"{path}.original")}
     for kind in ("_parameters", "_buffers"):  # as named_parameters and named_buffers do, which walk the modules anew
         seen: set[int] = set()
@@ -143,7 +147,7 @@ def raw(module: nn.Module, attribute: str) -> Tensor:
     """A parameter or buffer of a module in its own shape: the parameter itself, unless it is hashed or the like."""
     listed = _list(module, attribute)
     expression = None if listed is None else _expression(listed)
-    if listed is None or expression is None or expression.entrywise:
+    if listed is None or not isinstance(expression, Compressed):
         return stored(module, attribute)
     if expression.standing is not None:
         return expression.standing
@@ -166,16 +170,21 @@ def expressions_of(model: nn.Module) -> dict[str, Expressed]:
     return {name: expression for name, expression in found.items() if expression is not None}
 
 
+def compressed(model: nn.Module) -> dict[str, Compressed]:
+    """Parameter → how it is compressed, for every one that is."""
+    return {name: each for name, each in expressions_of(model).items() if isinstance(each, Compressed)}
+
+
 @contextlib.contextmanager
 def expanded(model: nn.Module) -> Iterator[None]:
     """The network with whole weights in place of what is stored of them, for the time of a ``with`` block.
 
-    ``tensors_of`` and ``raw`` have these then; what is done to them is gone afterwards. Entrywise expressions stay.
+    ``tensors_of`` and ``raw`` have these then; what is done to them is gone afterwards. Masks stay.
     """
-    begun: list[Expressed] = []
+    begun: list[Compressed] = []
     for module in model.modules():
         expression = _expression(module)
-        if expression is not None and not expression.entrywise and expression.standing is None:
+        if isinstance(expression, Compressed) and expression.standing is None:
             kept: Tensor = module.original  # type: ignore[assignment]
             with torch.inference_mode(False), torch.no_grad():
                 whole = expression.weight(kept).clone()

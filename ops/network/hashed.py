@@ -14,6 +14,7 @@ see ``materialize``.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,13 +23,13 @@ import torch
 from torch import Tensor
 
 from network_surgery.ops.maths.double import double
-from network_surgery.ops.network.expressed import Expressed, Undo
+from network_surgery.ops.network.expressed import Compressed, Undo
 
 #: Hashes are whole numbers of 32 bits, in tensors of 64.
 WORD = 0xFFFFFFFF
 
 
-class Read(Expressed):
+class Read(Compressed):
     """A weight of ``shape`` whose entries read one of ``numbers`` stored ones each; a subclass says which (``read``).
 
     ``names``: by axis, the positions that it has now, where they are not those that it was made with.
@@ -52,9 +53,9 @@ class Read(Expressed):
         """The fraction of the weight's entries that can be other than zero."""
         return 1.0
 
+    @abstractmethod
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """For entries at these positions: the number that each reads, and its factor, of the same shape (None: 1)."""
-        raise NotImplementedError
 
     def weight(self, stored: Tensor) -> Tensor:
         index, factor = self._now(stored)

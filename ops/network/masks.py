@@ -42,7 +42,6 @@ class Mask(Expressed):
     """
 
     kind = "masked"
-    entrywise = True
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:

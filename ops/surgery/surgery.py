@@ -25,7 +25,7 @@ from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_current
-from network_surgery.ops.network.expressed import Expressed, at, express, expressions_of, stored, take_off
+from network_surgery.ops.network.expressed import Compressed, at, compressed, express, stored, take_off
 from network_surgery.ops.network.layout import channels_last, laid_out
 from network_surgery.ops.network.masks import put
 from network_surgery.ops.network.modules import exchanged, put_module
@@ -142,20 +142,18 @@ def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Average
     """
     found: list[str] = []
     known = listed(optimizers)
-    check(known, {n: stored(*at(dict(inner(model).named_modules()), n)) for n in expressions_of(inner(model))})
+    check(known, {n: stored(*at(dict(inner(model).named_modules()), n)) for n in compressed(inner(model))})
     for place, network in enumerate((inner(model), *map(inner, several(averages)))):
         modules = dict(network.named_modules())
-        for name, expression in expressions_of(network).items():
-            if not expression.entrywise:
-                tensor = stored(*at(modules, name))
-                _make_plain(expression, tensor, known if place == 0 else ())
-                take_off(modules, name)
-                found += [name] if place == 0 else []
+        for name, expression in compressed(network).items():
+            _make_plain(expression, stored(*at(modules, name)), known if place == 0 else ())
+            take_off(modules, name)
+            found += [name] if place == 0 else []
         invalidate_guards(modules.values())
     return found
 
 
-def _make_plain(expression: Expressed, tensor: Tensor, optimizers: tuple[Optimizer, ...]) -> None:
+def _make_plain(expression: Compressed, tensor: Tensor, optimizers: tuple[Optimizer, ...]) -> None:
     with torch.inference_mode(False), torch.no_grad():
         begin_anew(optimizers, tensor, "Adafactor")
         gradient = None if tensor.grad is None else expression.spread(tensor.grad, 1)
@@ -181,7 +179,7 @@ class _Body:
     def stored(self, name: str) -> Tensor:
         return self.anatomy.stored(name, self.modules)
 
-    def expression(self, name: str) -> Expressed | None:
+    def expression(self, name: str) -> Compressed | None:
         return self.anatomy.expression(name, self.modules)
 
     @cached_property
@@ -283,7 +281,7 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
         undo.append(exchange(mask, laid_out(step.masked(mask), mask, body.last)))
 
 
-def _express(body: _Body, name: str, expression: Expressed, fresh: Tensor | None) -> Undo:
+def _express(body: _Body, name: str, expression: Compressed, fresh: Tensor | None) -> Undo:
     """Lets a parameter be what is stored of it; its gradient and its optimizers' state follow, or begin anew."""
     tensor, own = body.stored(name), copy.deepcopy(expression).to(body.stored(name).device)
     values = own.reduced(body.live(name)) if fresh is None else fresh.to(tensor)

@@ -7,11 +7,13 @@ those who cannot see it. A figure for which there is no data yet is left out.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from matplotlib import style
 
+from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.study.evidence.drawing import STYLE, Drawing
 from network_surgery.study.evidence.figures import (
     answer,
@@ -52,11 +54,22 @@ FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
 def draw(results: Results) -> dict[str, Drawing]:
     """All figures for which ``results`` (see ``study.store.folder``) holds data, by name, in reading order.
 
-    Those of ``accuracy`` are called after the metric of the study's task: ``time_to_perplexity``.
+    Those of ``accuracy`` are called after the metric of the study's task: ``time_to_perplexity``. One that fails is left
+    out with a warning: nobody's answer shall hang on a picture.
     """
+    drawings: dict[str, Drawing] = {}
     with style.context(["default", STYLE]):
-        drawings = {_name(name, metric_of(results)): figure(results) for name, figure in FIGURES.items()}
-    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+        for name, figure in FIGURES.items():
+            try:
+                drawing = figure(results)
+            except Exception as error:  # a fault of ours
+                pass_on_memory(error)
+                said = f"{type(error).__name__}: {first_line(error)}"
+                warnings.warn(f"the figure {name} could not be drawn ({said})", stacklevel=2)
+                continue
+            if drawing is not None:
+                drawings[_name(name, metric_of(results))] = drawing
+    return drawings
 
 
 def _name(name: str, metric: Metric) -> str:

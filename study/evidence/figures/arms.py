@@ -53,12 +53,13 @@ def curves(results: Results) -> Drawing | None:
     ends, bounds = {}, []
     for arm, members in arms.items():
         if members:
-            values = np.array([[epoch["validation_metric"] for epoch in cell["epochs"]] for cell in members])
-            epochs = [epoch["epoch"] for epoch in members[0]["epochs"]]
-            seconds = np.mean([elapsed(cell) for cell in members], 0)
+            shared = min(len(cell["epochs"]) for cell in members)  # at equal FLOPs seeds may have different numbers
+            values = np.array([[epoch["validation_metric"] for epoch in cell["epochs"][:shared]] for cell in members])
+            epochs = [epoch["epoch"] for epoch in members[0]["epochs"][:shared]]
+            seconds = np.mean([elapsed(cell)[:shared] for cell in members], 0)
             mean, deviation = values.mean(0), _deviation(values)
             low, high = mean - deviation, np.minimum(mean + deviation, 1.0 if metric.percent else np.inf)
-            ends[arm] = metric.label(mean[-1])
+            ends[arm] = metric.label(float(np.mean([cell["epochs"][-1]["validation_metric"] for cell in members])))
             look = look_of(arm) | {"markersize": 5, "markevery": math.ceil(len(epochs) / 12)}
             axes.plot(epochs, mean, label=f"{arm}: {ends[arm]} (n = {len(members)})", **look)
             clock.plot(seconds, mean, **look)
@@ -83,9 +84,9 @@ def curves(results: Results) -> Drawing | None:
     when = ", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or "none"
     return titled(
         figure, f"Validation {metric.name} at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
-        f"Mean over seeds, band: ± one standard deviation; {schedule_of(results, trial)}. Left by epoch, right by "
-        "the mean seconds spent until then. A dashed line is an operation, with the units of its layers after ÷ "
-        f"before. {scale}{late}",
+        f"Mean over seeds, as far as all of them go, band: ± one standard deviation; {schedule_of(results, trial)}. "
+        "Left by epoch, right by the mean seconds spent until then. A dashed line is an operation, with the units of "
+        f"its layers after ÷ before. {scale}{late}",
         f"Line chart of validation {metric.name} per epoch. At the last epoch: "
         f"{', '.join(f'{arm} {end} (n = {len(arms[arm])})' for arm, end in ends.items())}. Operations: {when}.{late}",
     )  # fmt: skip

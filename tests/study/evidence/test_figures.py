@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from network_surgery.study.arms import RIVALS
 from network_surgery.study.evidence import figures
 from network_surgery.study.evidence.figures import reading
 from network_surgery.study.evidence.figures.trials import pareto_front
@@ -274,3 +275,29 @@ def test_equal_figures_are_equal_files() -> None:
     one, other = (figures.draw(sample())["search"] for _ in range(2))
     assert one.image("svg") == other.image("svg")
     assert one.image("png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_seeds_of_an_arm_may_train_for_different_numbers_of_epochs(rival: str) -> None:
+    """As at equal FLOPs, where each seed has an architecture of its own."""
+    results = sample()
+    results["settings"]["arms"] = ["original", "surgery", rival]
+    results["comparison"]["verdicts"] = [verdict(0) | {"arm": rival}]
+    results["comparison"]["summary"] = [row("original"), row("surgery", 0), row(rival, 0)]
+    cells = [each for each in results["comparison"]["cells"] if each["arm"] != "restart"]
+    results["comparison"]["cells"] = cells + [
+        cell(rival, seed, 0.91 + 0.01 * seed, 0, epochs=number) for seed, number in enumerate((2, 6, 3))
+    ]
+    drawings = figures.draw(results)
+    assert drawings.keys() == DRAWN
+    assert f"{rival} {0.92:.2%} (n = 3)" in drawings["accuracy"].alt  # of each seed's own last epoch
+
+
+@pytest.mark.filterwarnings("default:the figure .* could not be drawn")
+def test_a_figure_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(results: dict[str, Any]) -> None:
+        raise ValueError("an array of nothing")
+
+    monkeypatch.setitem(figures.FIGURES, "timing", broken)
+    with pytest.warns(UserWarning, match=r"the figure timing could not be drawn \(ValueError: an array of nothing\)"):
+        assert figures.draw(sample()).keys() == DRAWN - {"timing"}
