@@ -1,10 +1,18 @@
-"""Records of operations and spikes that never happened, as plain data: whole, and only what matters is said."""
+"""Records of operations and spikes that never happened, as plain data; and runs that were interrupted and went on."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from network_surgery.study.config import Settings
+from network_surgery.study.task import Task
+from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import ConditionCheck, OperationRecord, Spike
+from network_surgery.study.training.run import run
 
 
 def operated(**changes: Any) -> dict[str, Any]:
@@ -34,3 +42,16 @@ def without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if "seconds" not in k and k != "interruptibility"}
     return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def resumed(cell: Cell, task: Task, settings: Settings, last: int, saved: Path) -> dict[str, Any]:
+    """The outcome of a run that was interrupted when its epoch ``last`` had ended, and went on from its checkpoint."""
+
+    def die(epoch: dict[str, Any]) -> None:
+        if epoch["epoch"] == last:
+            raise KeyboardInterrupt
+
+    device = torch.device("cpu")
+    with pytest.raises(KeyboardInterrupt):
+        run(cell, task, settings, device, tell=die, saved=saved)
+    return run(cell, task, settings, device, saved=saved)

@@ -54,8 +54,8 @@ FIGURES: dict[str, Callable[[Results], Drawing | None]] = {
 def draw(results: Results) -> dict[str, Drawing]:
     """All figures for which ``results`` (see ``study.store.folder``) holds data, by name, in reading order.
 
-    Those of ``accuracy`` are called after the metric of the study's task: ``time_to_perplexity``. One that fails is left
-    out with a warning: nobody's answer shall hang on a picture.
+    Those of ``accuracy`` are called after the metric of the study's task: ``time_to_perplexity``. One that fails is
+    left out with a warning: nobody's answer shall hang on a picture.
     """
     drawings: dict[str, Drawing] = {}
     with style.context(["default", STYLE]):

@@ -21,9 +21,10 @@ LOST = {"failure": "the trial's process was lost", "lost": True}
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return made.study(
-        tmp_path_factory.mktemp("failures") / "whole", {"conv1": 16, "fc1": 32}, trials=3, seeds=2, top=1, arms=ARMS
-    )
+    layers, place = {"conv1": 16, "fc1": 32}, tmp_path_factory.mktemp("failures") / "whole"
+    folder = made.study(place, layers, trials=4, seeds=2, top=1, arms=ARMS, space="removal")
+    assert {record.cell.arm for record in folder.records()} == {"search", *ARMS}
+    return folder
 
 
 @pytest.mark.parametrize("seeds", ["every seed", "one seed"])
@@ -43,10 +44,11 @@ def test_arms_that_failed_are_reported(
         folder.ended(record.cell, LOST if lost else record.result)
     results = conduct.write_report(folder)
     json.dumps(results, allow_nan=False)
-    Page(folder.report.read_text())
+    page = Page(folder.report.read_text())
     console = Console(file=io.StringIO(), width=80)
     conduct.show(results, folder, console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "the trial's process was lost" in " ".join(page.text.split())
     assert "nan" not in said.split() and "Report" in said
     if "surgery" in failed and seeds == "every seed":
         answer = results["answer"]

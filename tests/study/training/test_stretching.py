@@ -18,7 +18,7 @@ from network_surgery.study.task.check import fresh
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
-from tests.study.operated import without_times
+from tests.study.operated import resumed, without_times
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(
@@ -60,13 +60,8 @@ def test_records_and_the_final_network(digits: ImageTask, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("last", [2, 3])
 def test_a_run_resumes_bit_for_bit(last: int, surgery: dict[str, Any], digits: ImageTask, tmp_path: Path) -> None:
-    def die(epoch: dict[str, Any]) -> None:
-        if epoch["epoch"] == last:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(CELL, digits, SETTINGS, CPU, tell=die, saved=tmp_path / "cell.pt")
-    assert without_times(run(CELL, digits, SETTINGS, CPU, saved=tmp_path / "cell.pt")) == without_times(surgery)
+    again = resumed(CELL, digits, SETTINGS, last, tmp_path / "cell.pt")
+    assert without_times(again) == without_times(surgery)
 
 
 def test_every_arm_ends_with_the_same_network(surgery: dict[str, Any], digits: ImageTask) -> None:
