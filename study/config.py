@@ -23,8 +23,8 @@ REPEATS_FROM = 1000
 #: What a study did that says nothing of a setting, since it is older than that.
 OLDER: dict[str, Any] = {"controls": True, "racing": 1, "sampling": "generations"}
 Arm = Literal[
-    "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_fair", "restart_late",
-    "restart_late_flops", "operate_first", "operate_first_flops", "uniform", "prune_end", "prune_end_rewind_lr",
+    "original", "surgery", "restart_flops", "restart", "restart_seconds", "restart_fair", "restart_late_flops",
+    "restart_late", "operate_first_flops", "operate_first", "uniform", "prune_end", "prune_end_rewind_lr",
     "prune_end_rewind", "random", "distill", "snip", "random_init", "gradmax", "net2net",
 ]  # fmt: skip
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -34,12 +34,12 @@ _BOTH: tuple[Arm, ...] = (
 #: Arms that have a name together: few and cheap ones, all, and those of a question's two accountings
 #: (``study.arms.cost``).
 GROUPS: dict[str, tuple[Arm, ...]] = {
-    "default": ("original", "surgery", "restart", "restart_flops", "uniform", "prune_end", "random"),
+    "default": ("original", "surgery", "restart_flops", "restart", "uniform", "prune_end", "random"),
     "all": ARMS,
-    "given": ("original", "surgery", "restart_late", "restart_late_flops", *_BOTH),
+    "given": ("original", "surgery", "restart_late_flops", "restart_late", *_BOTH),
     "zero": (
-        "original", "surgery", "restart", "restart_flops", "restart_seconds", "restart_fair", "operate_first",
-        "operate_first_flops", "uniform", "snip", "random_init", *_BOTH,
+        "original", "surgery", "restart_flops", "restart", "restart_seconds", "restart_fair", "operate_first_flops",
+        "operate_first", "uniform", "snip", "random_init", *_BOTH,
     ),
 }  # fmt: skip
 #: What training may start from besides files and folders.

@@ -31,7 +31,7 @@ MEASURED, LONG = 2, 60.0
 class Estimate:
     """``epoch_seconds``: of the original, validation included; ``start_seconds``: until its first epoch begins.
 
-    Arms at equal compute or equal time have epochs of their own, which nobody knows before surgery: they count as
+    Arms at equal FLOPs or equal time have epochs of their own, which nobody knows before surgery: they count as
     ``settings.epochs`` here. ``slots``: trainings that run at once.
     """
 
@@ -72,7 +72,7 @@ class Estimate:
             else "none: the schedules are listed",
             "arms": ", ".join(self.arms),
             "trainings": f"{search}{self.comparison} of the comparison ({schedules}, {self.seeds} seeds)",
-            "epochs": f"{self.epochs:,} ({self.epochs_each} each; arms at equal compute or time may need more)",
+            "epochs": f"{self.epochs:,} ({self.epochs_each} each; arms at equal FLOPs or time may need more)",
             "at once": f"{self.slots} training{'s' * (self.slots > 1)}",
             "measured": f"{self.epoch_seconds:.3g} s an epoch ({measured})",
             "estimate": f"{self.hours:.2g} hours ({clock(3600 * self.hours)}), and some seconds to start processes",

@@ -32,18 +32,16 @@ ZERO, GIVEN = ("zero",), ("given",)
 ARMS: dict[str, Arm] = {
     "original": Arm("original, uninterrupted", inherits=True),
     "surgery": Arm("surgery", inherits=True),
+    "restart_flops": Arm("restart at equal FLOPs", "equal FLOPs", restart_flops, ZERO),
     "restart": Arm("restart of the final architecture", "", restart, ZERO),
-    "restart_flops": Arm("restart at equal compute", "equal FLOPs", restart_flops, ZERO),
     "restart_seconds": Arm("restart at equal seconds", "equal time", restart_seconds, ZERO),
     "restart_fair": Arm("restart with the budget of pruning at the end", "fair budget", restart_fair, ZERO),
-    "restart_late": Arm("restart when surgery began", "late restart", restart_late, GIVEN),
     "restart_late_flops": Arm(
-        "restart when surgery began, at equal compute from then on", "late, equal FLOPs", restart_late_flops, GIVEN
+        "restart when surgery began, at equal FLOPs from then on", "late, equal FLOPs", restart_late_flops, GIVEN
     ),
+    "restart_late": Arm("restart when surgery began", "late restart", restart_late, GIVEN),
+    "operate_first_flops": Arm("all operations first, at equal FLOPs", "first, equal FLOPs", operate_first_flops, ZERO),
     "operate_first": Arm("all operations first, then training", "operate first", operate_first, ZERO),
-    "operate_first_flops": Arm(
-        "all operations first, at equal compute", "first, equal FLOPs", operate_first_flops, ZERO
-    ),
     "uniform": Arm("uniformly thinner network of that size", "", uniform, ZERO),
     "prune_end": Arm("pruning at the end and fine-tuning", "prune at end", prune_end, inherits=True),
     "prune_end_rewind_lr": Arm(

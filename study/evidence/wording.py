@@ -34,7 +34,7 @@ def rival_of(contrast: Contrast) -> str:
     """What surgery is held against, as a sentence calls it.
 
     >>> rival_of({"arm": "restart_flops"}), rival_of({"arm": "original"})
-    ('restarting at equal compute', 'the original')
+    ('restarting at equal FLOPs', 'the original')
     """
     return NAMES[str(contrast.get("arm", "restart"))]
 

@@ -52,7 +52,7 @@ def draw(studies: Sequence[dict[str, Any]]) -> Drawing:
     axes.legend(title="surgery trained for", loc="lower right")
     against = ", ".join(word.removeprefix("restart_flops at ") for word in words if word.startswith("restart_flops"))
     return titled(
-        figure, f"Surgery − restart at equal compute, in points: {against}",
+        figure, f"Surgery − restart at equal FLOPs, in points: {against}",
         "Right of zero surgery is better. Points are means over seeds, paired; bars are 95 % intervals (Student's t).",
         f"Dot chart of surgery minus each rival: {'; '.join(words)}.",
     )  # fmt: skip

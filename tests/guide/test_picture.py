@@ -19,7 +19,7 @@ def test_every_rival_of_every_study_is_drawn(tmp_path: Path) -> None:
     drawing = draw([study(12, 0.02), study(36, -0.005)])
     (axes,) = drawing.figure.axes
     assert len(axes.containers) == 2 * len(RIVALS)
-    assert drawing.title.startswith("Surgery − restart at equal compute, in points: 12 epochs +2.00 [+1.00, +3.00], ")
+    assert drawing.title.startswith("Surgery − restart at equal FLOPs, in points: 12 epochs +2.00 [+1.00, +3.00], ")
     assert drawing.title.endswith("36 epochs -0.50 [-1.50, +0.50]")
     assert "original at 36 epochs +0.00" in drawing.alt
     drawing.save_small(tmp_path / "picture.png")

@@ -51,6 +51,7 @@ def curves(results: Results) -> Drawing | None:
     figure = Figure(figsize=(9.0, 4.8), layout="constrained")
     axes, clock = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     ends, bounds = {}, []
+    counts = {arm_title(arm): len(members) for arm, members in arms.items()}
     for arm, members in arms.items():
         if members:
             shared = min(len(cell["epochs"]) for cell in members)  # at equal FLOPs seeds may have different numbers
@@ -59,9 +60,10 @@ def curves(results: Results) -> Drawing | None:
             seconds = np.mean([elapsed(cell)[:shared] for cell in members], 0)
             mean, deviation = values.mean(0), _deviation(values)
             low, high = mean - deviation, np.minimum(mean + deviation, 1.0 if metric.percent else np.inf)
-            ends[arm] = metric.label(float(np.mean([cell["epochs"][-1]["validation_metric"] for cell in members])))
+            last = [cell["epochs"][-1]["validation_metric"] for cell in members]
+            ends[arm_title(arm)] = end = metric.label(float(np.mean(last)))
             look = look_of(arm) | {"markersize": 5, "markevery": math.ceil(len(epochs) / 12)}
-            axes.plot(epochs, mean, label=f"{arm}: {ends[arm]} (n = {len(members)})", **look)
+            axes.plot(epochs, mean, label=f"{arm_title(arm)}: {end} (n = {len(members)})", **look)
             clock.plot(seconds, mean, **look)
             for panel, across in ((axes, epochs), (clock, seconds)):
                 panel.fill_between(across, low, high, color=look_of(arm)["color"], alpha=0.13, linewidth=0)
@@ -83,12 +85,12 @@ def curves(results: Results) -> Drawing | None:
     late = f" At the end {late}." if late else ""
     when = ", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or "none"
     return titled(
-        figure, f"Validation {metric.name} at the end: " + ", ".join(f"{arm} {end}" for arm, end in ends.items()),
+        figure, f"Validation {metric.name} at the end: " + ", ".join(map(" ".join, ends.items())),
         f"Mean over seeds, as far as all of them go, band: ± one standard deviation; {schedule_of(results, trial)}. "
         "Left by epoch, right by the mean seconds spent until then. A dashed line is an operation, with the units of "
         f"its layers after ÷ before. {scale}{late}",
         f"Line chart of validation {metric.name} per epoch. At the last epoch: "
-        f"{', '.join(f'{arm} {end} (n = {len(arms[arm])})' for arm, end in ends.items())}. Operations: {when}.{late}",
+        f"{', '.join(f'{each} {end} (n = {counts[each]})' for each, end in ends.items())}. Operations: {when}.{late}",
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def time_to_accuracy(results: Results) -> Drawing | None:
     panels[0].set(ylabel="seeds that are there", xlim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     halves = {
-        arm: times(groups[arm], wanted[-1], metric=metric).median()
+        arm_title(arm): times(groups[arm], wanted[-1], metric=metric).median()
         for arm in ("surgery", rival_arm(results))
         if arm in groups
     }

@@ -24,7 +24,7 @@ from tests.study.operated import operated, spiked
 THREE = ("original", "surgery", "restart")
 BETTER = r" is better than {} by (\S+) points for these test images \(95 % interval (\S+) to (\S+), n = 5\)\."
 ZERO, GIVEN = "Counting all compute from nothing, ", "The large network being there, "
-FIRST = "operating first, at equal compute"
+FIRST = "operating first, at equal FLOPs"
 STEP = {"when": "1ep", "layer": "fc1"}
 
 
@@ -119,7 +119,7 @@ def test_every_arm_has_the_same_seeds_and_restarts_follow_their_surgery() -> Non
     assert len(restarts) == 6 * 3 * 2
     assert all(cell.architecture == {"w": [2]} and not cell.schedule for cell in restarts)
     order = [record.cell.name for record in done]
-    assert order.index("restart-001-seed-8") == order.index("surgery-001-seed-8") + 1
+    assert order.index("restart_flops-001-seed-8") == order.index("surgery-001-seed-8") + 1
 
 
 @pytest.mark.parametrize("first", ["original", "surgery"])

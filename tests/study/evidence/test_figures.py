@@ -17,6 +17,7 @@ from network_surgery.study.evidence import figures
 from network_surgery.study.evidence.figures import reading
 from network_surgery.study.evidence.figures.trials import pareto_front
 from network_surgery.study.evidence.front import front
+from network_surgery.study.evidence.naming import arm_title
 from tests.study.operated import operated, spiked
 
 #: The figures of the samples below: the importance of parameters wants more trials, a front several objectives.
@@ -290,7 +291,7 @@ def test_seeds_of_an_arm_may_train_for_different_numbers_of_epochs(rival: str) -
     ]
     drawings = figures.draw(results)
     assert drawings.keys() == DRAWN
-    assert f"{rival} {0.92:.2%} (n = 3)" in drawings["accuracy"].alt  # of each seed's own last epoch
+    assert f"{arm_title(rival)} {0.92:.2%} (n = 3)" in drawings["accuracy"].alt  # of each seed's own last epoch
 
 
 @pytest.mark.filterwarnings("default:the figure .* could not be drawn")
