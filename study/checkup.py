@@ -9,8 +9,8 @@ from rich.console import Console
 
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.search import tuner
-from network_surgery.study.search.nodes import slots
+from network_surgery.study.search import cluster
+from network_surgery.study.search.nodes import slots, trial_resources
 from network_surgery.study.search.preflight import Report, preflight
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import build
@@ -29,8 +29,8 @@ def check_cluster(address: str | None, study: Path | None, answer: Console, narr
     known = Settings() if folder is None else folder.settings
     settings = replace(known, address=address or known.address)
     task = None if folder is None else build(settings)
-    with tuner.cluster(settings, lambda words: say(narration, words)) as nodes:
-        share = tuner.trial_resources(settings, nodes)
+    with cluster.joined(settings, lambda words: say(narration, words)) as nodes:
+        share = trial_resources(settings, nodes)
         say(narration, f"checking {len(nodes.alive())} nodes")
         reports = preflight(nodes, settings, task, None if folder is None else folder.path, share)
         for report in reports:

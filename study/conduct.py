@@ -28,8 +28,8 @@ from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
-from network_surgery.study.search import comparing, objectives, preflight, tracking, tuner
-from network_surgery.study.search.nodes import Node, Nodes, asynchronous
+from network_surgery.study.search import cluster, comparing, objectives, preflight, tracking, tuner
+from network_surgery.study.search.nodes import Node, Nodes, asynchronous, trial_resources
 from network_surgery.study.search.once import pays
 from network_surgery.study.search.sampled import Sampled, listed_cells
 from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
@@ -69,7 +69,7 @@ def begin(
         open_storage(settings.storage, out)
     if settings.copy_to is not None:
         copies.check(settings.copy_to)
-    with tuner.cluster(settings, _narrate(console)) as nodes:
+    with cluster.joined(settings, _narrate(console)) as nodes:
         settings = settle_sampling(settings, nodes)
         data = task.fingerprint()
         known = None if data is None else data.to_data()
@@ -295,7 +295,7 @@ class _Stage:
             )  # fmt: skip
         self.tracker.stage_ended()
         if not whole:
-            tuner.leave()
+            cluster.leave()
             self.tracker.interrupted()
         return whole
 
@@ -308,12 +308,12 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
             say(console, note)
     with (
         folder.locked(),
-        tuner.cluster(folder.settings, _narrate(console)) as nodes,
+        cluster.joined(folder.settings, _narrate(console)) as nodes,
         Copy(folder.path, folder.settings.copy_to) as copy,  # ends last: it also copies what the tracker writes
         Tracker(folder, task) as tracker,
     ):
         try:
-            share = tuner.trial_resources(folder.settings, nodes)
+            share = trial_resources(folder.settings, nodes)
             if len(nodes.alive()) > 1:
                 say(console, f"checking {len(nodes.alive())} nodes")
                 for report in preflight.preflight(nodes, folder.settings, task, folder.path, share):
@@ -323,7 +323,7 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
                 nodes.checked.update(node.id for node in nodes)
             yield _Stage(folder, task, nodes, tracker, copy, console)
         except BaseException:
-            tuner.leave()  # its processes have nothing to do while the report is written
+            cluster.leave()  # its processes have nothing to do while the report is written
             with contextlib.suppress(OSError, StudyError, SurgeryError):  # the first error is shown
                 write_report(folder, tracker)
             raise
@@ -352,7 +352,7 @@ def _say_failures(folder: Folder, console: Console) -> None:
 
 def _searched(stage: _Stage) -> bool:
     settings = stage.folder.settings
-    share = tuner.trial_resources(settings, stage.nodes)
+    share = trial_resources(settings, stage.nodes)
     if settings.sampling == "asynchronous":
         say(
             stage.console,
@@ -370,7 +370,7 @@ def settle_sampling(settings: Settings, nodes: Iterable[Node]) -> Settings:
     Raises:
         StudyError: no node can give what a trial takes.
     """
-    share = tuner.trial_resources(settings, nodes)
+    share = trial_resources(settings, nodes)
     if settings.sampling != "auto":
         return settings
     return replace(settings, sampling="asynchronous" if asynchronous(nodes, share) else "generations")

@@ -14,7 +14,7 @@ from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence.state import expected
 from network_surgery.study.progress import clock
-from network_surgery.study.search import comparing, nodes, tuner
+from network_surgery.study.search import cluster, comparing, nodes
 from network_surgery.study.search.sampled import listed_cells
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task import Task
@@ -90,9 +90,9 @@ def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
     """
     settings, task, layers, original = conduct.check(settings)
     Folder.check(place)
-    with tuner.cluster(settings, lambda words: say(console, words)) as cluster:
-        share = tuner.trial_resources(settings, cluster)
-        slots = nodes.slots(cluster, share)
+    with cluster.joined(settings, lambda words: say(console, words)) as found:
+        share = nodes.trial_resources(settings, found)
+        slots = nodes.slots(found, share)
     say(console, f"measuring {MEASURED} epochs of the original")
     device = pick_device(settings.device if "GPU" in share else "cpu")
     measured, epoch, start = _measure(task, settings, device)

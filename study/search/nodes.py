@@ -9,12 +9,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError, near
+from network_surgery.study.training.device import check_device, pick_device
+
 #: Seconds for which an answer of the cluster is used again.
 FRESH = 2.0
 #: What Ray calls the label of a node that holds its id.
 LABEL = "ray.io/node-id"
 #: More slots than this, or more than one node, and trials are sampled asynchronously by default.
 FEW_SLOTS = 8
+#: How the resource of Ray begins that says which type of GPU a node has.
+ACCELERATOR = "accelerator_type:"
 ROUNDING = 1e-9
 
 Share = Mapping[str, float]
@@ -96,3 +102,37 @@ def asynchronous(nodes: Iterable[Node], share: Share) -> bool:
     """Whether waiting for a generation's slowest trial would waste the cluster, by the number of its slots."""
     useful = [node for node in nodes if node.slots(share)]
     return len(useful) > 1 or slots(useful, share) > FEW_SLOTS
+
+
+def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, float]:
+    """What one training run asks of its node, by Ray's names. Raises StudyError where no node could ever give that."""
+    nodes = list(nodes)
+    gpus = settings.gpus_per_trial if settings.device != "cpu" and most(nodes, "GPU") else 0.0
+    check_device(settings.device)
+    if not most(nodes, "GPU"):
+        pick_device(settings.device)  # one that Ray does not count, such as mps
+    share = {"CPU": settings.cpus_per_trial} | ({"GPU": gpus} if gpus else {})
+    if settings.cpus_per_trial > (cores := most(nodes, "CPU")):
+        where = "this Ray cluster has" if len(nodes) == 1 else "no node of this Ray cluster has more than"
+        raise StudyError(f"cpus_per_trial is {settings.cpus_per_trial:g}, but {where} {cores:g} CPUs")
+    if settings.accelerator is not None:
+        known = [kind.removeprefix(ACCELERATOR) for node in nodes for kind in node.resources if ACCELERATOR in kind]
+        if settings.accelerator not in known:
+            types = f"only {', '.join(sorted({*known}))}" if known else "no type of GPU that Ray knows"
+            raise StudyError(
+                f"accelerator is {settings.accelerator!r}, but this Ray cluster has {types}"
+                f"{near(settings.accelerator, known)}"
+            )
+        share[f"{ACCELERATOR}{settings.accelerator}"] = 0.001  # so little that the GPUs alone decide
+    if not slots(nodes, share):
+        parts = " and ".join(f"{amount:g} {kind}s" for kind, amount in share.items() if amount >= 0.01)
+        raise StudyError(
+            f"a training run takes {parts}, but no node of this Ray cluster has all of that together; lower "
+            "cpus_per_trial or gpus_per_trial"
+        )
+    return share
+
+
+def most(nodes: Iterable[Node], kind: str) -> float:
+    """How much of a resource the node has that has most of it."""
+    return max((node.resources.get(kind, 0.0) for node in nodes), default=0.0)

@@ -1,6 +1,6 @@
-"""The one place that talks to Ray (with ``trial``, which runs in its workers).
+"""Runs the cells of a source as Ray Tune trials (``trial`` is what its workers run, ``cluster`` what they run on).
 
-It starts or joins a cluster and runs the cells of a source as Tune trials. Tune asks the source for cells through a
+Tune asks the source for cells through a
 searcher, which ones go on through a scheduler, and the listeners hear of every start, epoch and end on the driver. A
 trial that is stopped ends in its process's next report, and the process is used again. Ray's own checkpoints and
 restores are not used: a cell keeps its checkpoint under the study's folder, by what it computes, so that a lost
@@ -12,15 +12,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
 import math
 import os
 import signal
-import socket
-import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,9 +27,10 @@ import psutil
 from network_surgery.ops.errors import first_line
 from network_surgery.study import interruption
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError, near
-from network_surgery.study.scratch import scratch, sweep
-from network_surgery.study.search.nodes import Node, Nodes, Share, slots
+from network_surgery.study.errors import StudyError
+from network_surgery.study.scratch import scratch
+from network_surgery.study.search.cluster import GRACE
+from network_surgery.study.search.nodes import Nodes, Share, most, trial_resources
 from network_surgery.study.search.once import Once
 from network_surgery.study.search.replay import reports
 from network_surgery.study.search.shipping import shipped
@@ -45,24 +43,9 @@ from network_surgery.study.task import start as starting
 from network_surgery.study.training import watch
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.checkpoint import discard, remove
-from network_surgery.study.training.device import check_device, pick_device
 from network_surgery.study.training.failure import lost
 from network_surgery.study.training.trainer import steps_per_epoch
 
-_QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_RESULT_BUFFER_LENGTH": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "100000000",  # nothing of Tune's is restored, so nothing needs to be saved
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-#: How the resource of Ray begins that says which type of GPU a node has.
-ACCELERATOR = "accelerator_type:"
-
-
-#: Seconds that processes have to end by themselves.
-GRACE = 2.0
 #: How often a cell is tried again whose process is lost.
 RETRIES = 2
 
@@ -75,109 +58,6 @@ class Listener(Protocol):
     def epoch(self, cell: Cell, record: dict[str, Any]) -> None: ...
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None: ...
-
-
-@contextlib.contextmanager
-def cluster(settings: Settings, narrate: Callable[[str], None] = lambda words: None) -> Iterator[Nodes]:
-    """Ray for the time of a ``with`` block: the cluster at ``settings.address`` or, as Ray does, at ``RAY_ADDRESS`` or
-    started on this machine by ``ray start``; else one of our own, which is stopped at the end. Yields its nodes.
-
-    ``narrate`` is given a line about it, and one about each node that is avoided.
-    """
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-    import ray
-
-    # What goes wrong in a trial, or on the way to MLflow, is reported in a sentence, not by a traceback.
-    for name in ("ray.tune", "ray.air", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    ours = not ray.is_initialized()
-    if ours:
-        narrate(f"joining Ray at {settings.address}" if settings.address else "starting Ray")
-        _reach(settings.address)
-        sweep()
-    with scratch(LONGEST_PLACE) if ours and _alone(settings.address) else contextlib.nullcontext() as place:
-        _before.append({*psutil.Process().children(recursive=True)} if ours else None)
-        try:
-            if ours:
-                _init(settings.address, place)
-            yield Nodes(narrate)
-        finally:
-            leave()
-            _before.pop()
-
-
-#: The most characters of Ray's folder: it adds up to 66 to the names of its sockets, of which Linux allows 107.
-LONGEST_PLACE = 40
-
-
-def _alone(address: str | None) -> bool:
-    """Whether Ray will be started by us, not joined, and nobody else says where its files go."""
-    current = os.path.join(tempfile.gettempdir(), "ray", "ray_current_cluster")  # what ``ray start`` writes
-    return address is None and not {"RAY_ADDRESS", "RAY_TMPDIR"} & os.environ.keys() and not os.path.exists(current)
-
-
-def _init(address: str | None, place: Path | None) -> None:
-    """Starts or joins Ray, which writes its files to ``place``; signals stay with those who handle them."""
-    import ray
-    from ray._private import worker
-
-    # It prints what befalls its processes to standard output, which is for the answer, whatever ``log_to_driver`` says.
-    worker.print_to_stdstream = lambda *_, **__: None
-    more: dict[str, Any] = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
-    try:
-        with _without_stack():
-            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **more)
-    except (ConnectionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise StudyError(f"there is no Ray cluster at {address!r}: {reason}") from None
-
-
-@contextlib.contextmanager
-def _without_stack() -> Iterator[None]:
-    """Gives signals back that Ray takes in a ``with`` block: its handler of SIGTERM prints a stack and aborts."""
-    handling = interruption.current()
-    if handling is None:
-        yield
-        return
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        handling.again()
-        if hasattr(signal, "alarm"):
-            signal.alarm(0)  # by which that handler aborts
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-#: For each open ``cluster``: the processes that this one had before it started or joined Ray; None: Ray was there.
-_before: list[set[psutil.Process] | None] = []
-
-
-def leave() -> None:
-    """Leaves or ends the Ray that ``cluster`` joined or started, if it did: none of its processes is left."""
-    before = _before[-1] if _before else None
-    if before is None:
-        return
-    import ray
-
-    started = [each for each in psutil.Process().children(recursive=True) if each not in before]
-    try:
-        ray.shutdown()
-    finally:
-        for each in psutil.wait_procs([each for each in started if _is_rays(each)], timeout=GRACE)[1]:
-            with contextlib.suppress(psutil.Error):
-                each.kill()
-
-
-def _is_rays(process: psutil.Process) -> bool:
-    try:
-        words = " ".join(process.cmdline())
-    except psutil.Error:  # it has ended
-        return False
-    return "ray::" in words or f"{os.sep}ray{os.sep}" in words
 
 
 def _stop_softly(over: threading.Event) -> bool:
@@ -198,19 +78,6 @@ def _stop_softly(over: threading.Event) -> bool:
     timer.start()
     tunes(signal.SIGUSR1, None)
     return True
-
-
-def _reach(address: str | None) -> None:
-    """Raises StudyError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if not host or address is None or "://" in address:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError) as error:
-        raise StudyError(
-            f"there is no Ray cluster at {address} ({error}); give HOST:PORT of its head, or auto"
-        ) from None
 
 
 def run_cells(
@@ -276,35 +143,6 @@ def forget(out: Path) -> None:
         stack_of(Cell("original", 0), out).parent.rmdir()
 
 
-def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, float]:
-    """What one training run asks of its node, by Ray's names. Raises StudyError where no node could ever give that."""
-    nodes = list(nodes)
-    gpus = settings.gpus_per_trial if settings.device != "cpu" and _most(nodes, "GPU") else 0.0
-    check_device(settings.device)
-    if not _most(nodes, "GPU"):
-        pick_device(settings.device)  # one that Ray does not count, such as mps
-    share = {"CPU": settings.cpus_per_trial} | ({"GPU": gpus} if gpus else {})
-    if settings.cpus_per_trial > (most := _most(nodes, "CPU")):
-        where = "this Ray cluster has" if len(nodes) == 1 else "no node of this Ray cluster has more than"
-        raise StudyError(f"cpus_per_trial is {settings.cpus_per_trial:g}, but {where} {most:g} CPUs")
-    if settings.accelerator is not None:
-        known = [kind.removeprefix(ACCELERATOR) for node in nodes for kind in node.resources if ACCELERATOR in kind]
-        if settings.accelerator not in known:
-            types = f"only {', '.join(sorted({*known}))}" if known else "no type of GPU that Ray knows"
-            raise StudyError(
-                f"accelerator is {settings.accelerator!r}, but this Ray cluster has {types}"
-                f"{near(settings.accelerator, known)}"
-            )
-        share[f"{ACCELERATOR}{settings.accelerator}"] = 0.001  # so little that the GPUs alone decide
-    if not slots(nodes, share):
-        parts = " and ".join(f"{amount:g} {kind}s" for kind, amount in share.items() if amount >= 0.01)
-        raise StudyError(
-            f"a training run takes {parts}, but no node of this Ray cluster has all of that together; lower "
-            "cpus_per_trial or gpus_per_trial"
-        )
-    return share
-
-
 class _Broken:
     """What went wrong on the driver, such as a full disk: the first error ends the stage.
 
@@ -342,11 +180,6 @@ class _Broken:
         raise self.error
 
 
-def _most(nodes: Iterable[Node], kind: str) -> float:
-    """How much of a resource the node has that has most of it."""
-    return max((node.resources.get(kind, 0.0) for node in nodes), default=0.0)
-
-
 @dataclass
 class _Room:
     """How many cells Tune may have at once, and where: on the nodes as they are at the time."""
@@ -368,7 +201,7 @@ class _Room:
         """What a trial takes that is to have its device for itself: a whole GPU, else all CPUs of a node."""
         if "GPU" in self.share:
             return {**self.share, "GPU": float(math.ceil(self.share["GPU"]))}
-        return {**self.share, "CPU": max(self.share["CPU"], _most(self.nodes, "CPU"))}
+        return {**self.share, "CPU": max(self.share["CPU"], most(self.nodes, "CPU"))}
 
     def request(self, alone: bool) -> Any:
         """What Tune asks of Ray for one trial that starts now."""

@@ -19,6 +19,7 @@ import pytest
 
 from network_surgery.study.config import Settings
 from network_surgery.study.search import tuner
+from network_surgery.study.search.cluster import joined
 from network_surgery.study.search.nodes import Nodes
 from network_surgery.study.search.preflight import preflight
 from network_surgery.study.search.sources import Listed
@@ -97,7 +98,7 @@ def cluster(apart: Path) -> Iterator[subprocess.Popen[bytes]]:
         start = [sys.executable, "-c", NODE, head.address, json.dumps(few)]
         second = subprocess.Popen(hidden(apart, start), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            with tuner.cluster(Settings(device="cpu", address=head.address)):
+            with joined(Settings(device="cpu", address=head.address)):
                 end = time.monotonic() + 60
                 while len([each for each in ray.nodes() if each["Alive"]]) < 2:
                     assert time.monotonic() < end and second.poll() is None, "the second node does not come"

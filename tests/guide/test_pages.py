@@ -17,7 +17,7 @@ from network_surgery.ops import OPERATIONS
 from network_surgery.study import guide
 from network_surgery.study.cli import app, main
 from network_surgery.study.config import Settings
-from network_surgery.study.search import tuner
+from network_surgery.study.search import cluster
 from tests.guide.blocks import GUIDE, PAGES, ROOT, Block, blocks
 from tests.study.nodes import node
 
@@ -48,7 +48,7 @@ def surgery(command: str, small: bool = True) -> None:
 
 def only_checked(patch: pytest.MonkeyPatch) -> None:
     """From here on ``surgery study`` checks and writes everything that it does before the first training run."""
-    patch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext([node(CPU=2)]))
+    patch.setattr("network_surgery.study.search.cluster.joined", lambda *_: contextlib.nullcontext([node(CPU=2)]))
     patch.setattr("network_surgery.study.conduct.proceed", lambda *_: sys.exit(0))
 
 
@@ -88,7 +88,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(place)
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
         patch.setenv("PYTHONPATH", str(ROOT))  # Ray's workers start in this folder, too
-        with tuner.cluster(Settings(device="cpu")):  # one for all commands of the page
+        with cluster.joined(Settings(device="cpu")):  # one for all commands of the page
             Walk(GUIDE / "own-network.md", surgery)()
         yield place
 
@@ -104,7 +104,7 @@ def test_an_own_network_goes_from_images_to_a_report(walked: Path) -> None:
 def test_studies_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
-    with tuner.cluster(Settings(device="cpu")):
+    with cluster.joined(Settings(device="cpu")):
         walk = Walk(GUIDE / "python.md", surgery)
         walk()
     assert (tmp_path / "arms.png").exists() and len(walk._names["result"].trials) == 3  # type: ignore[attr-defined]

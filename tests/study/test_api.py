@@ -18,7 +18,7 @@ from network_surgery import study
 from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.search import tuner
+from network_surgery.study.search.cluster import joined
 from network_surgery.study.search.once import GUESSES
 from network_surgery.study.task.task import Classification
 
@@ -91,7 +91,7 @@ def test_a_task_that_cannot_be_sent_is_refused(tmp_path: Path) -> None:
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
-        with tuner.cluster(Settings(device="cpu")):
+        with joined(Settings(device="cpu")):
             yield
 
 

@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_made(surgery: Surgery) -> None:
 
 
 def test_a_gpu_that_is_not_there(surgery: Surgery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext([node(CPU=2)]))
+    monkeypatch.setattr("network_surgery.study.search.cluster.joined", lambda *_: contextlib.nullcontext([node(CPU=2)]))
     code, _, err = surgery("study", "--preset", "smoke", "--device", "cuda", "--out", "out")
     assert code == 2 and err.splitlines()[-1].startswith("surgery: device is 'cuda', but ")
     assert not Path("out").exists()

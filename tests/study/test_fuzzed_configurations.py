@@ -18,7 +18,7 @@ from network_surgery.study.compose import compose
 from network_surgery.study.config import ARMS, GROUPS, Settings
 from network_surgery.study.declare import declaration, names
 from network_surgery.study.errors import StudyError
-from network_surgery.study.search import tuner
+from network_surgery.study.search import cluster
 from network_surgery.study.search.nodes import Node
 from network_surgery.study.yaml_text import parse
 from tests.study.nodes import node
@@ -144,7 +144,7 @@ def test_no_study_is_half_started(data: dict[str, Any], tmp_path_factory: Any) -
         yield [node(CPU=2.0)]
 
     with pytest.MonkeyPatch.context() as patch, refusals():
-        patch.setattr(tuner, "cluster", nothing)
+        patch.setattr(cluster, "joined", nothing)
         patch.chdir(tmp_path_factory.getbasetemp())
         small = {"model": "mlp", "epochs": 4, "train_images": 200, "probe": 0, "device": "cpu"}
         made = Settings.from_data(small | data, "mine.yaml")

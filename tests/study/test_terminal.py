@@ -185,10 +185,10 @@ def test_a_dry_run_counts_and_writes_nothing(
 
     from network_surgery.study.compose import compose
     from network_surgery.study.estimate import estimate
-    from network_surgery.study.search import tuner
+    from network_surgery.study.search import cluster
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tuner, "cluster", lambda *_: contextlib.nullcontext([node(CPU=4.0)]))
+    monkeypatch.setattr(cluster, "joined", lambda *_: contextlib.nullcontext([node(CPU=4.0)]))
     settings = compose("smoke", None, {"trials": 5, "racing": 1, "cpus_per_trial": 2.0, "seeds": 3})
     found = estimate(settings, tmp_path / "out", Console(file=io.StringIO()))
     assert [*tmp_path.iterdir()] == []

@@ -28,8 +28,8 @@ from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.scratch import PREFIX
-from network_surgery.study.search import tuner
-from network_surgery.study.search.nodes import Nodes
+from network_surgery.study.search import cluster, tuner
+from network_surgery.study.search.nodes import Nodes, trial_resources
 from network_surgery.study.search.once import Once
 from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.sources import Listed
@@ -56,7 +56,7 @@ def digits() -> ImageTask:
 def resources() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
-        with tuner.cluster(SETTINGS) as found:
+        with cluster.joined(SETTINGS) as found:
             yield found
 
 
@@ -309,7 +309,7 @@ def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
 )
 def test_what_no_node_can_give_is_said_at_once(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(StudyError, match=sentence):
-        tuner.trial_resources(Settings(**changes), [node(CPU=2)])
+        trial_resources(Settings(**changes), [node(CPU=2)])
 
 
 class Alone:
@@ -342,9 +342,9 @@ def test_a_trial_that_ray_runs_again_after_its_outcome_counts_once(tmp_path: Pat
 
 def test_a_fraction_of_a_gpu_shares_it() -> None:
     settings = Settings(gpus_per_trial=0.25)
-    assert tuner.trial_resources(settings, [node(CPU=16, GPU=1)]) == {"CPU": 1, "GPU": 0.25}
-    assert tuner.trial_resources(settings, [node(CPU=16)]) == {"CPU": 1}
-    assert tuner.trial_resources(Settings(device="cpu"), [node(CPU=16, GPU=1)]) == {"CPU": 1}
+    assert trial_resources(settings, [node(CPU=16, GPU=1)]) == {"CPU": 1, "GPU": 0.25}
+    assert trial_resources(settings, [node(CPU=16)]) == {"CPU": 1}
+    assert trial_resources(Settings(device="cpu"), [node(CPU=16, GPU=1)]) == {"CPU": 1}
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("network_surgery.study.search.tuner.cluster", lambda *_: contextlib.nullcontext([node(CPU=2)]))
+    monkeypatch.setattr("network_surgery.study.search.cluster.joined", lambda *_: contextlib.nullcontext([node(CPU=2)]))
 
 
 def text(corpus: Path, **changes: Any) -> Settings:

@@ -1,0 +1,144 @@
+"""Starts or joins Ray, and leaves none of its processes behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from network_surgery.study import interruption
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.scratch import scratch, sweep
+from network_surgery.study.search.nodes import Nodes
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000000",  # nothing of Tune's is restored, so nothing needs to be saved
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+#: Seconds that processes have to end by themselves.
+GRACE = 2.0
+#: The most characters of Ray's folder: it adds up to 66 to the names of its sockets, of which Linux allows 107.
+LONGEST_PLACE = 40
+#: For each open ``joined``: the processes that this one had before it started or joined Ray; None: Ray was there.
+_before: list[set[psutil.Process] | None] = []
+
+
+@contextlib.contextmanager
+def joined(settings: Settings, narrate: Callable[[str], None] = lambda words: None) -> Iterator[Nodes]:
+    """Ray for the time of a ``with`` block: the cluster at ``settings.address`` or, as Ray does, at ``RAY_ADDRESS`` or
+    started on this machine by ``ray start``; else one of our own, which is stopped at the end. Yields its nodes.
+
+    ``narrate`` is given a line about it, and one about each node that is avoided.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    import ray
+
+    # What goes wrong in a trial, or on the way to MLflow, is reported in a sentence, not by a traceback.
+    for name in ("ray.tune", "ray.air", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    ours = not ray.is_initialized()
+    if ours:
+        narrate(f"joining Ray at {settings.address}" if settings.address else "starting Ray")
+        _reach(settings.address)
+        sweep()
+    with scratch(LONGEST_PLACE) if ours and _alone(settings.address) else contextlib.nullcontext() as place:
+        _before.append({*psutil.Process().children(recursive=True)} if ours else None)
+        try:
+            if ours:
+                _init(settings.address, place)
+            yield Nodes(narrate)
+        finally:
+            leave()
+            _before.pop()
+
+
+def _alone(address: str | None) -> bool:
+    """Whether Ray will be started by us, not joined, and nobody else says where its files go."""
+    current = os.path.join(tempfile.gettempdir(), "ray", "ray_current_cluster")  # what ``ray start`` writes
+    return address is None and not {"RAY_ADDRESS", "RAY_TMPDIR"} & os.environ.keys() and not os.path.exists(current)
+
+
+def _init(address: str | None, place: Path | None) -> None:
+    """Starts or joins Ray, which writes its files to ``place``; signals stay with those who handle them."""
+    import ray
+    from ray._private import worker
+
+    # It prints what befalls its processes to standard output, which is for the answer, whatever ``log_to_driver`` says.
+    worker.print_to_stdstream = lambda *_, **__: None
+    more: dict[str, Any] = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
+    try:
+        with _without_stack():
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **more)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(f"there is no Ray cluster at {address!r}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _without_stack() -> Iterator[None]:
+    """Gives signals back that Ray takes in a ``with`` block: its handler of SIGTERM prints a stack and aborts."""
+    handling = interruption.current()
+    if handling is None:
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        handling.again()
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)  # by which that handler aborts
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def leave() -> None:
+    """Leaves or ends the Ray that ``joined`` joined or started, if it did: none of its processes is left."""
+    before = _before[-1] if _before else None
+    if before is None:
+        return
+    import ray
+
+    started = [each for each in psutil.Process().children(recursive=True) if each not in before]
+    try:
+        ray.shutdown()
+    finally:
+        for each in psutil.wait_procs([each for each in started if _is_rays(each)], timeout=GRACE)[1]:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+
+
+def _is_rays(process: psutil.Process) -> bool:
+    try:
+        words = " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return False
+    return "ray::" in words or f"{os.sep}ray{os.sep}" in words
+
+
+def _reach(address: str | None) -> None:
+    """Raises StudyError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or address is None or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"there is no Ray cluster at {address} ({error}); give HOST:PORT of its head, or auto"
+        ) from None
