@@ -1,5 +1,8 @@
 """Every test starts from the same random state, on one thread: these networks are too small for two."""
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -11,3 +14,13 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stopped() -> Iterator[None]:
+    """Ray, which starts by itself when it is asked for anything, is stopped by those who started it."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and hasattr(ray, "is_initialized") and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("Ray was left running")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,18 @@ def resources() -> Iterator[Nodes]:
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
         with cluster.joined(SETTINGS) as found:
             yield found
+
+
+def test_a_process_is_in_one_cluster(resources: Nodes) -> None:
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    with cluster.joined(replace(SETTINGS, address=here)), socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        said = f"this process is in the Ray cluster at {here}, not at {address}; call ray.shutdown() first, or "
+        with pytest.raises(StudyError, match=re.escape(said)), cluster.joined(replace(SETTINGS, address=address)):
+            pass
+    assert ray.is_initialized()
 
 
 class Notes:
