@@ -30,7 +30,8 @@ class Plan:
         operation: the operation that proposed this, e.g. ``MinWeight(keep=0.5)``.
         sources: for each new unit the old one that it continues, −1 where there is none.
         shares: for each new unit the factor on its fan-out, shape ``[new]``; None means 1 everywhere.
-        replaced: new values of old shape that some tensors take first (rank-reduced weights).
+        replaced: new values of old shape that some tensors take first (rank-reduced weights). They lift a mask that was
+            there before, and not one of the plan's own.
         newborn: for makers and vectors, the values of the units whose source is −1, units first; otherwise the fan-in
             is zero and vectors are neutral.
         fan_in: for makers, what is added to the incoming weights of all new units in the end, ``[new, inputs,
@@ -104,7 +105,7 @@ class Plan:
     def _hidden(self) -> int:
         """How many parameters masks will hide; what is rewritten is hidden no more."""
         masks = self.layer.anatomy.masks() | dict(self.masks)
-        for name in (*self.replaced, *self.mixing):
+        for name in {*self.replaced, *self.mixing} - {*self.masks}:
             masks.pop(name, None)
         if masks and all(-1 <= source < self.layer.units for source in self.sources):
             for name, steps in moves([Edit(self.layer, torch.tensor(self.sources))]).items():

@@ -81,7 +81,8 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
         for name, expression in plan.expressed.items():
             undo.extend(_express(body, name, expression, plan.fresh.get(name)))
         for name in (*plan.replaced, *plan.mixing):  # every entry is written
-            undo.extend(_unmask(body, name))
+            if name not in plan.masks:
+                undo.extend(_unmask(body, name))
     changes = {name: value.to(anatomy.tensor(name)) - anatomy.tensor(name) for name, value in plan.replaced.items()}
     for body in bodies:
         for name, change in changes.items():
