@@ -41,6 +41,7 @@ class Plan:
             multiplied by it (instead of gathered and shared).
         masks: by parameter, where it keeps its values (1) and where it becomes zero for good (0), at its old shape.
         expressed: by parameter, how it is computed from what is stored of it from now on (``ops.network.expressed``).
+        ratios: by dropout module, the ratio that it has from now on.
         fresh: what is stored of such a parameter, where that is not made of its values; optimizer state begins anew.
         modules: by module, what takes its place; the anatomy is taken anew then. ``size``: parameters, FLOPs and bytes
             of the network afterwards.
@@ -65,6 +66,7 @@ class Plan:
     masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     expressed: Mapping[str, Compressed] = field(default_factory=dict, repr=False)
     fresh: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    ratios: Mapping[str, float] = field(default_factory=dict, repr=False)
     modules: Mapping[str, Change] = field(default_factory=dict, repr=False)
     size: tuple[int, int, int] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)

@@ -25,6 +25,7 @@ from network_surgery.ops.errors import SurgeryError, explained, first_line, pass
 from network_surgery.ops.network import sealed
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
+from network_surgery.ops.network.dropout import scaled_ratios, set_ratio
 from network_surgery.ops.network.expressed import (
     Compressed,
     Expressed,
@@ -103,7 +104,8 @@ def describe(model: nn.Module) -> Description:
     a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
     {parameter: text}``, too: which of them live is part of the architecture. So is how a weight is computed from what
     is stored of it: ``"expressed": {parameter: {"kind": …, …}}``; its shape is that of what is stored.
-    Modules that have been put in the place of others are ``"modules": {module: {"kind": …, …}}``.
+    Modules that have been put in the place of others are ``"modules": {module: {"kind": …, …}}``, and dropout that
+    pruning made weaker is ``"dropout": {module: ratio}``.
 
     Raises:
         SurgeryError: a parameter or buffer has no size yet.
@@ -120,8 +122,8 @@ def describe(model: nn.Module) -> Description:
     described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
     expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in compressed(model).items()}
     described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
-    modules = placed(model)
-    return described | ({"expressed": expressed} if expressed else {}) | ({"modules": modules} if modules else {})
+    others = {"expressed": expressed, "modules": placed(model), "dropout": scaled_ratios(model)}
+    return described | {part: entries for part, entries in others.items() if entries}
 
 
 def adopt(model: nn.Module, description: Description, optimizers: Optimizer | Iterable[Optimizer] = ()) -> None:
@@ -181,7 +183,8 @@ def _adopt(model: nn.Module, description: Description) -> None:
     for verb, names in (("masks", description.get("masks", {})), ("expresses", expressed)):
         if odd := [name for name in names if not isinstance(tensors.get(name), nn.Parameter)]:
             raise SurgeryError(f"the architecture is of another network: it {verb} {odd[0]}")
-    if odd := sorted(set(tensors) ^ set(wanted)) or sorted(set(description["numbers"]) - set(modules)):
+    ratios = description.get("dropout", {})
+    if odd := sorted(set(tensors) ^ set(wanted)) or sorted({*description["numbers"], *ratios} - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {', '.join(odd[:3])} is on one side only")
     if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
         raise SurgeryError(f"{lazy[0]} has no size yet: let the factory run its network once")
@@ -222,6 +225,8 @@ def _adopt(model: nn.Module, description: Description) -> None:
             if attribute in mine and mine[attribute] != value:
                 old = getattr(modules[name], attribute)
                 setattr(modules[name], attribute, type(old)(value))
+    for name, ratio in ratios.items():
+        set_ratio(modules[name], ratio)
     fit(model.modules())
 
 

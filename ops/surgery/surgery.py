@@ -25,6 +25,7 @@ from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_current
+from network_surgery.ops.network.dropout import set_ratio
 from network_surgery.ops.network.expressed import Compressed, at, compressed, express, stored, take_off
 from network_surgery.ops.network.layout import channels_last, laid_out
 from network_surgery.ops.network.masks import put
@@ -101,6 +102,8 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
                     continue
                 _rebuild(body, name, step, plan, old_columns, undo)
         undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
+        for name, ratio in plan.ratios.items():
+            undo.append(set_ratio(body.modules[name], ratio))
     invalidate_guards(holders)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,10 +20,13 @@ from network_surgery.ops import (
     Step,
     SurgeryError,
     apply,
+    describe,
     free_attention,
+    load,
     measure,
     operate,
     predicted_loss_change,
+    save,
     trial_surgery,
     weight_scores,
 )  # fmt: skip
@@ -161,6 +165,8 @@ def test_batchnorm_is_estimated_anew_behind_the_first_weight_that_was_pruned() -
     ({"quality": -1.0}, "a quality is above 0"),
     ({"quality": 1.0, "score": "taylor1"}, "of the score magnitude"),
     ({"quality": 1.0, "threshold": 0.1}, "without a threshold"),
+    ({"survivors": "none"}, "survivors is 'none', but it must be one of"),
+    ({"dropout": 0.5}, "dropout is 0.5, but it must be one of"),
     ({"block": 0}, "at least one weight"),
     ({"damping": 0.0}, "damping is 0.0, but it must lie above 0"),
 ])  # fmt: skip
@@ -325,3 +331,55 @@ def test_obs_of_a_trial_is_undone_to_the_bit() -> None:
     with trial_surgery(PruneWeights(0.6, score="obs").propose(anatomy["*"], Signals(model, inputs, targets))):
         assert not torch.equal(anatomy.live("fc1.weight"), before["fc1.parametrizations.weight.original"])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def dropping() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(
+        nn.Dropout(0.1), nn.Linear(6, 12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 8), nn.ReLU(), nn.Dropout(0.4),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def test_dropout_becomes_weaker_by_the_root_of_the_connections_that_are_left(tmp_path: Path) -> None:
+    model, inputs = dropping(), torch.randn(5, 6)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    anatomy = Anatomy(model, inputs)
+    before = describe(model)
+    plan = PruneWeights(0.5, dropout=True).propose(anatomy["*"])
+    with trial_surgery(plan, averages=average):
+        assert model[3].p < 0.5
+    assert (model[0].p, model[3].p, model[6].p) == (0.1, 0.5, 0.4) and describe(model) == before
+    for fraction in (0.5, 0.8):
+        operate(anatomy["*"], PruneWeights(fraction, dropout=True), averages=average)
+    for place, (weight, ratio) in {3: ("1.weight", 0.5), 6: ("4.weight", 0.4)}.items():
+        left = float(anatomy.mask(weight).float().mean())
+        assert model[place].p == average.module[place].p == pytest.approx(ratio * left**0.5)
+    assert model[0].p == 0.1  # no weight made what it drops
+    save(model, tmp_path / "net.pt")
+    again = load(dropping, tmp_path / "net.pt")
+    assert [again[place].p for place in (0, 3, 6)] == [model[place].p for place in (0, 3, 6)]
+    assert describe(again) == describe(model)
+
+
+def test_a_layer_s_pruning_leaves_the_dropout_of_others() -> None:
+    model = dropping()
+    operate(Anatomy(model, torch.randn(5, 6))["4"], PruneWeights(0.75, dropout=True))
+    assert (model[3].p, model[6].p) == (0.5, 0.2)
+
+
+def test_survivors_can_begin_anew() -> None:
+    model, inputs, _ = evci()
+    kept, fresh, again = (copy.deepcopy(model) for _ in range(3))
+    operate(Anatomy(kept, inputs)["*"], PruneWeights(0.6))
+    for each in (fresh, again):
+        operate(Anatomy(each, inputs)["*"], PruneWeights(0.6, survivors="fresh"))
+    for name, mask in masks_of(kept).items():
+        assert torch.equal(mask, masks_of(fresh)[name])
+    values = fresh.fc1.weight[masks_of(fresh)["fc1.weight"].bool()].detach()
+    inputs_left = float(masks_of(fresh)["fc1.weight"].sum(dim=1).float().mean())
+    assert (
+        float(values.std()) == pytest.approx(inputs_left**-0.5, rel=0.1)
+        and not torch.isin(values, model.fc1.weight).any()
+    )
+    assert torch.equal(fresh.fc1.weight, again.fc1.weight) and torch.equal(fresh.fc1.bias, model.fc1.bias)
