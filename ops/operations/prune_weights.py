@@ -44,9 +44,9 @@ class PruneWeights(Operation):
     of the mean curvature of a tensor is added to that of each weight, so that there is an inverse.
 
     ``survivors``: the weights that stay keep their values (``kept``), or begin anew (``fresh``, by the ``seed``):
-    normal numbers of the deviation 1/√(inputs that a unit has left), under the optimizer state that was there. ``dropout``:
-    the ratio of each ``nn.Dropout`` is multiplied by √(connections left / before) of the last weight before it, as
-    less is left to overfit with (Han et al., section 3.2). Files, checkpoints and restarts have that ratio.
+    normal numbers of the deviation 1/√(inputs that a unit has left), under the optimizer state that was there.
+    ``dropout``: the ratio of each ``nn.Dropout`` is multiplied by √(connections left / before) of the last weight
+    before it, as less is left to overfit with (Han et al., section 3.2). Files, checkpoints and restarts have it.
 
     Weights are the factors of products, such as those of dense layers and convolutions, the output's included; biases
     and norms are none. The plan's evidence: ``pruned`` weights (new ones), ``sparsity`` (the fraction of zeros
