@@ -122,7 +122,11 @@ def describe(model: nn.Module) -> Description:
     described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
     expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in compressed(model).items()}
     described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
-    others = {"expressed": expressed, "modules": placed(model), "dropout": scaled_ratios(model)}
+    others: dict[str, Mapping[str, Any]] = {
+        "expressed": expressed,
+        "modules": placed(model),
+        "dropout": scaled_ratios(model),
+    }
     return described | {part: entries for part, entries in others.items() if entries}
 
 

@@ -80,7 +80,7 @@ def curvature_rows(
             def answer(at: Mapping[str, Tensor]) -> Tensor:
                 return _flat(network(at, _pytree.tree_map(taken, inputs)))[0]
 
-            answered, pull = torch.func.vjp(answer, weights)
+            answered, pull = torch.func.vjp(answer, weights)  # type: ignore[misc]  # three with has_aux
             (root,) = roots.index_select(0, place.reshape(1)).to(answered.dtype)
             pulled = [pull(column)[0] for column in root]
             return torch.stack([torch.cat([each[name].flatten() for name in names]) for each in pulled])
