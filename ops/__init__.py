@@ -30,6 +30,7 @@ from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
+from network_surgery.ops.operations.predict_weights import PredictWeights
 from network_surgery.ops.operations.prune_weights import PruneWeights
 from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
@@ -63,6 +64,7 @@ __all__ = [
     "Moment",
     "Operation",
     "Plan",
+    "PredictWeights",
     "Prediction",
     "PruneWeights",
     "RandomEdges",

@@ -31,6 +31,7 @@ from network_surgery.ops.network.expressed import (
     at,
     compressed,
     express,
+    expressions_of,
     raw,
     take_off,
     tensors_of,
@@ -39,6 +40,7 @@ from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
 from network_surgery.ops.network.modules import build, exchanged, placed, put_module
 from network_surgery.ops.network.optimizer_state import exchange, listed, replace
+from network_surgery.ops.network.predicted import Predicted
 from network_surgery.ops.network.wrappers import inner
 
 FORMAT = 1
@@ -46,7 +48,7 @@ FORMAT = 1
 CARRIED = "surgery_architecture"
 Description = Mapping[str, Mapping[str, Any]]
 #: Ways in which a weight is expressed, by the name that an architecture calls them; masks have a part of their own.
-EXPRESSIONS: dict[str, type[Compressed]] = {"hash": Hashed, "edges": Edges}
+EXPRESSIONS: dict[str, type[Compressed]] = {"hash": Hashed, "edges": Edges, "predicted": Predicted}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -277,8 +279,8 @@ def saved_bytes(model: nn.Module) -> int:
 
 def tensor_bytes(model: nn.Module) -> int:
     """How many bytes the tensors take that ``save`` writes."""
-    masks = sum(mask.numel() * mask.element_size() for mask in masks_of(model).values())
-    return masks + sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(model))
+    beside = [buffer for each in expressions_of(model).values() for buffer in each.buffers()]
+    return sum(each.numel() * each.element_size() for each in (*beside, *(tensor for _, tensor in tensors_of(model))))
 
 
 def passing(model: nn.Module) -> dict[str, Tensor]:

@@ -44,14 +44,8 @@ class Read(Compressed):
         self._names = {int(axis): torch.tensor(known) for axis, known in (names or {}).items()}
 
     @property
-    def numbers(self) -> int:
-        """How many numbers are stored."""
-        return self._stored
-
-    @property
-    def density(self) -> float:
-        """The fraction of the weight's entries that can be other than zero."""
-        return 1.0
+    def stored_shape(self) -> tuple[int, ...]:
+        return (self._stored,)
 
     @abstractmethod
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:

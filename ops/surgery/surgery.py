@@ -95,9 +95,10 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     for body in bodies:
         for name, steps in moves.items():
             for step in steps:
-                if (known := body.expression(name)) is not None:  # what is stored of it stays
+                if (known := body.expression(name)) is not None:
                     undo.extend(known.gathered(step.axis, step.origin.old))
-                    continue
+                    if step.axis or not known.rows:  # what is stored of it stays
+                        continue
                 _rebuild(body, name, step, plan, old_columns, undo)
         undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
     invalidate_guards(holders)
@@ -123,11 +124,11 @@ def trial_surgery(*plans: Plan, optimizers: Optimizers = (), averages: Averages 
 
 
 def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Averages = ()) -> list[str]:
-    """Makes weights plain, in place, that are hashed or cut to random edges; returns their names. Masks stay.
+    """Makes weights plain, in place, that are hashed, predicted or the like; returns their names. Masks stay.
 
     The network computes the same from then on, but every entry of a weight is stored and trained for itself. Parameters
-    stay the objects that they are. Optimizer state is divided equally among the entries that shared a number. Layers of
-    an anatomy that was taken before stay true.
+    stay the objects that they are. Optimizer state is divided equally among the entries that shared a number (see each
+    expression's ``spread``). Layers of an anatomy that was taken before stay true.
 
     >>> from network_surgery.ops import HashWeights, operate
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -231,8 +232,11 @@ class _Body:
                     "average as well, ops.free_attention(average)"
                 )
         if not plan.modules:
-            check(self.optimizers, {name: self.tensor(name) for name in here if self.expression(name) is None})
-        for name, optimizer in itertools.product(plan.expressed, self.optimizers):
+            known = {name: self.expression(name) for name in here}
+            followed = [name for name, each in known.items() if each is None or each.rows]
+            check(self.optimizers, {name: self.stored(name) for name in followed})
+        vectors = [name for name, each in plan.expressed.items() if len(each.stored_shape) < 2]
+        for name, optimizer in itertools.product(vectors, self.optimizers):
             held = (each for group in optimizer.param_groups for each in group["params"])
             if "Muon" in type(optimizer).__name__ and any(each is self.stored(name) for each in held):
                 raise SurgeryError(
@@ -252,7 +256,8 @@ class _Body:
 
 def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor], undo: Undo) -> None:
     """One axis of one tensor, with its gradient and its optimizers' state."""
-    tensor, (place,) = body.tensor(name), step.places
+    tensor, (place,) = body.stored(name), step.places
+    values = body.live(name) if body.expression(name) is None else tensor.detach()
 
     def weights(old: Tensor) -> Tensor:
         data = rebuild.rebuilt(old, [step])
@@ -272,7 +277,7 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     def remap(old: Tensor, degree: int | None) -> Tensor:
         return laid_out(weights(old) if degree is None else step.state(old, degree), old, body.last)
 
-    data = laid_out(weights(body.live(name)), tensor, body.last)
+    data = laid_out(weights(values), tensor, body.last)
     gradient = remap(tensor.grad, 1) if tensor.grad is not None else None
     undo.extend(follow(body.optimizers, tensor, remap))
     undo.append(exchange(tensor, data, gradient))

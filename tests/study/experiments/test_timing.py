@@ -18,6 +18,7 @@ from network_surgery.ops import (
     GradMax,
     HashWeights,
     MinWeight,
+    PredictWeights,
     RandomEdges,
     Stretch,
 )  # fmt: skip
@@ -32,7 +33,7 @@ from network_surgery.study.experiments.timing.measure import Options
 from tests.study.experiments.made_up import measured_of
 
 #: What came after the page was measured.
-LATER = {Collapse, GradMax, HashWeights, RandomEdges, Stretch}
+LATER = {Collapse, GradMax, HashWeights, PredictWeights, RandomEdges, Stretch}
 SMALL = Options(seeds=2, dense=(16,), conv=(8,), vgg16=("conv4",))
 
 
