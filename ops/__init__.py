@@ -34,6 +34,7 @@ from network_surgery.ops.operations.predict_weights import PredictWeights
 from network_surgery.ops.operations.prune_weights import PruneWeights
 from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
+from network_surgery.ops.operations.share_weights import ShareWeights
 from network_surgery.ops.operations.stretch import Stretch
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
@@ -72,6 +73,7 @@ __all__ = [
     "RemoveDead",
     "Revive",
     "Schedule",
+    "ShareWeights",
     "Signals",
     "Size",
     "Step",

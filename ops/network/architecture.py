@@ -25,6 +25,7 @@ from network_surgery.ops.errors import SurgeryError, explained, first_line, pass
 from network_surgery.ops.network import sealed
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
+from network_surgery.ops.network.codebook import Codebook
 from network_surgery.ops.network.expressed import (
     Compressed,
     Expressed,
@@ -48,7 +49,12 @@ FORMAT = 1
 CARRIED = "surgery_architecture"
 Description = Mapping[str, Mapping[str, Any]]
 #: Ways in which a weight is expressed, by the name that an architecture calls them; masks have a part of their own.
-EXPRESSIONS: dict[str, type[Compressed]] = {"hash": Hashed, "edges": Edges, "predicted": Predicted}
+EXPRESSIONS: dict[str, type[Compressed]] = {
+    "hash": Hashed,
+    "edges": Edges,
+    "predicted": Predicted,
+    "codebook": Codebook,
+}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -256,6 +262,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """
     model = inner(model)
     check_real(model)
+    if not isinstance(path, (str, Path)) and not callable(getattr(path, "write", None)):
+        raise SurgeryError(f"{path!r:.60} cannot be written: a network is saved to a path or an open file")
     content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
     try:
         if isinstance(path, (str, Path)):

@@ -1,10 +1,11 @@
 """Weights expressed otherwise: a module computes its weight from what is stored of it.
 
 An expression is a parametrization of torch's (``torch.nn.utils.parametrize``) that this package knows: a mask
-(``ops.network.masks``), a hash or random edges (``ops.network.hashed``), a dictionary (``ops.network.predicted``). What
-is stored is one parameter. It stays the object that the weight was, so optimizers, hooks and ties hold on to it, though
-its shape may be another one. For surgery it goes on under the weight's own name (``conv1.weight``, as ``tensors_of``
-has it), though torch now keeps it as ``conv1.parametrizations.weight.original``.
+(``ops.network.masks``), a hash or random edges (``ops.network.hashed``), a codebook (``ops.network.codebook``), a
+dictionary (``ops.network.predicted``). What is stored is one parameter. It stays the object that the weight was, so
+optimizers, hooks and ties hold on to it, though its shape may be another one. For surgery it goes on under the weight's
+own name (``conv1.weight``, as ``tensors_of`` has it), though torch now keeps it as
+``conv1.parametrizations.weight.original``.
 
 ``Expressed`` and ``Compressed`` are what an expression has to define. The anatomy, signals and scores look at a network
 ``expanded``, with whole weights for a while, so that no other code need know how a weight is stored.

@@ -22,6 +22,7 @@ from network_surgery.ops.operations.predict_weights import PredictWeights
 from network_surgery.ops.operations.prune_weights import PruneWeights
 from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
+from network_surgery.ops.operations.share_weights import ShareWeights
 from network_surgery.ops.operations.stretch import Stretch
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
@@ -42,6 +43,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     "random_remove": RandomRemove,
     "remove_dead": RemoveDead,
     "revive": Revive,
+    "share_weights": ShareWeights,
     "stretch": Stretch,
     "weak_expand": WeakExpand,
     "zero_expand": ZeroExpand,

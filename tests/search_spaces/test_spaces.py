@@ -91,7 +91,7 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         whole = space in ("shrink", "stretching", "predicting") or "amount" in trial.params  # of the whole network
         assert ("layers" in trial.params) != whole
         one_by_one = trial.params.get("order", "together") != "together"
-        if space in ("hashing", "predicting", "stretching"):  # once
+        if space in ("hashing", "predicting", "sharing", "stretching"):  # once
             assert not {"times", "every", "gain"} & set(trial.params)
             continue
         assert ("times" in trial.params) != one_by_one
@@ -132,7 +132,7 @@ def test_numbers_have_three_digits(space: str) -> None:
 
 CONTROLS = {"random_remove", "zero_expand"}
 #: Of a space of its own: they save bytes and no FLOPs.
-HASHING = {"hash_weights", "random_edges", "predict_weights"}
+HASHING = {"hash_weights", "random_edges", "predict_weights", "share_weights"}
 MODULES = {"stretch", "collapse"}
 REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
 
@@ -143,6 +143,7 @@ REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
         ("mixed", set(OPERATIONS) - CONTROLS - HASHING - MODULES),
         ("hashing", {"hash_weights"}),
         ("predicting", {"predict_weights"}),
+        ("sharing", {"share_weights"}),
         ("stretching", {"stretch"}),
         ("removal", REMOVALS),
         ("shrink", REMOVALS),

@@ -1,4 +1,4 @@
-"""Predicted weights in a study: records, files, checkpoints, the restart and other arms."""
+"""Predicted and shared weights in a study: records, files, checkpoints, the restart and other arms."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ SETTINGS = Settings(
 STEPS: list[dict[str, Any]] = [
     {"when": "1ep", "layer": "fc1", "op": "predict_weights", "rank": 0.25, "dictionary": "rbf", "columns": 2},
     {"when": "1ep", "layer": "conv2", "op": "predict_weights", "rank": 0.25, "dictionary": "covariance"},
+    {"when": "1ep", "layer": "conv1", "op": "share_weights", "clusters": 16},
     {"when": "2ep", "layer": "conv2", "op": "min_weight", "keep": 0.5},
 ]
 CELL = Cell("surgery", 1, STEPS, trial=0)
@@ -45,10 +46,11 @@ def surgery(digits: ImageTask) -> dict[str, Any]:
 
 def test_records_have_the_stored_bytes(surgery: dict[str, Any], digits: ImageTask, tmp_path: Path) -> None:
     outcome = run(CELL, digits, SETTINGS, CPU, network=tmp_path / "network.pt")
-    seeded, measured, removed = outcome["operations"]
+    seeded, measured, shared, removed = outcome["operations"]
     saved = [each["bytes_before"] - each["bytes_after"] for each in (seeded, measured)]
     fewer = [4 * (each["parameters_before"] - each["parameters_after"]) for each in (seeded, measured)]
     assert saved[0] == fewer[0] and saved[1] < fewer[1]  # a dictionary that is measured is stored
+    assert shared["bytes_before"] - shared["bytes_after"] == 8 * 9 * 4 - 16 * 4 - 8 * 5  # 9 codes of 4 bits a row
     assert removed["flops_after"] < removed["flops_before"]
     network = load(lambda: fresh(digits), tmp_path / "network.pt")
     assert (tmp_path / "network.pt").stat().st_size == saved_bytes(network)
