@@ -25,6 +25,7 @@ from network_surgery.ops.operations.collapse import Collapse
 from network_surgery.ops.operations.compact import Compact, compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from network_surgery.ops.operations.eigen_remove import EigenRemove
+from network_surgery.ops.operations.fastfood import Fastfood
 from network_surgery.ops.operations.grad_max import GradMax
 from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
@@ -57,6 +58,7 @@ __all__ = [
     "Compact",
     "Condition",
     "EigenRemove",
+    "Fastfood",
     "GradMax",
     "HashWeights",
     "HiddenLayer",

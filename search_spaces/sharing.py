@@ -1,19 +1,24 @@
-"""Shared weights: how many values a codebook has, of how many entries, of which layers, from when on.
+"""Shared weights: how many values a codebook has, of how many entries, or fastfood products; of which layers, when.
 
 Sources: Gong et al. 2014, *Compressing deep convolutional networks using vector quantization*; Han, Mao and Dally 2016,
-*Deep compression*.
+*Deep compression*; Yang et al. 2015, *Deep fried convnets*.
 """
 
 from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from network_surgery.ops import Schedule, ShareWeights
+from network_surgery.ops import Fastfood, Operation, Schedule, ShareWeights
 from network_surgery.search_spaces.placement import EPOCHS, Layers, once
 
 
-def operation(trial: BaseTrial) -> ShareWeights:
-    """``clusters``, ``block``."""
+NAMES = ("share_weights", "fastfood")
+
+
+def operation(trial: BaseTrial) -> Operation:
+    """``op`` and, of codebooks, ``clusters`` and ``block``."""
+    if trial.suggest_categorical("op", NAMES) == "fastfood":
+        return Fastfood()
     clusters = trial.suggest_categorical("clusters", (4, 16, 64, 256))
     return ShareWeights(clusters, trial.suggest_categorical("block", (1, 2, 4)))
 

@@ -37,6 +37,7 @@ from network_surgery.ops.network.expressed import (
     take_off,
     tensors_of,
 )
+from network_surgery.ops.network.fastfood import Fastfood
 from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
 from network_surgery.ops.network.modules import build, exchanged, placed, put_module
@@ -54,6 +55,7 @@ EXPRESSIONS: dict[str, type[Compressed]] = {
     "edges": Edges,
     "predicted": Predicted,
     "codebook": Codebook,
+    "fastfood": Fastfood,
 }
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -48,6 +48,8 @@ class Compressed(Expressed):
 
     #: Whether what is stored has the weight's rows (its first axis), so that it follows them as a plain weight does.
     rows: ClassVar[bool] = False
+    #: Whether the weight is a linear function of what is stored, so that optimizer state and averages can follow.
+    linear: ClassVar[bool] = True
     standing: Tensor | None
 
     def __init__(self) -> None:
@@ -67,12 +69,16 @@ class Compressed(Expressed):
         """The mean square of the weight's entries where the stored numbers have a mean square of 1."""
         return 1.0
 
+    def begin(self, values: Tensor) -> Tensor:
+        """What is stored, such that the weight has the deviation of these random values, ``stored_shape``."""
+        return values * self.density**-0.5
+
     def beside(self, shape: Sequence[int]) -> int:
         """How many bytes are stored beside the parameter, of a weight of this shape."""
         return 0
 
     def flops(self) -> int:
-        """How many FLOPs of matrix products it takes to compute the weight once."""
+        """How many FLOPs it takes to compute the weight once, but for what is done to single entries."""
         return 0
 
     @abstractmethod

@@ -13,6 +13,7 @@ from network_surgery.ops.operations.collapse import Collapse
 from network_surgery.ops.operations.compact import Compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive
 from network_surgery.ops.operations.eigen_remove import EigenRemove
+from network_surgery.ops.operations.fastfood import Fastfood
 from network_surgery.ops.operations.grad_max import GradMax
 from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
@@ -32,6 +33,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     "collapse": Collapse,
     "compact": Compact,
     "eigen_remove": EigenRemove,
+    "fastfood": Fastfood,
     "grad_max": GradMax,
     "hash_weights": HashWeights,
     "mean_replace": MeanReplace,

@@ -113,8 +113,10 @@ def expressing(
         if fresh:
             kind = torch.complex64 if weight.is_complex() else torch.float32
             drawn = torch.randn(each.stored_shape, generator=torch.Generator().manual_seed(own), dtype=kind).to(weight)
-            numbers[name] = drawn * weight.std(correction=0) / math.sqrt(each.density)
-        made = each.weight(numbers[name] if fresh else each.reduced(weight))
+            numbers[name] = each.begin(drawn * weight.std(correction=0))
+        elif not each.linear:
+            numbers[name] = each.reduced(weight)
+        made = each.weight(numbers[name] if name in numbers else each.reduced(weight))
         missed, size = missed + float(energy(made - weight).sum()), size + float(energy(weight).sum())
         expressed[name] = each
     flops = sum(each.flops() for each in expressed.values())

@@ -98,7 +98,7 @@ def renew(model: nn.Module, wanted: Description, seed: int) -> None:
             share = float(lives.count_nonzero()) / lives.numel()
             values = values * (fan(old, power) / max(fan(tensor, power) * share, 1.0)) ** 0.5
         if (expression := expressed.get(name)) is not None:  # units begin with inputs of the same size
-            values = values * expression.density**-0.5
+            values = expression.begin(values)
         tensor.data.copy_(values * lives)
 
 

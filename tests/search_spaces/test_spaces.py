@@ -132,7 +132,7 @@ def test_numbers_have_three_digits(space: str) -> None:
 
 CONTROLS = {"random_remove", "zero_expand"}
 #: Of a space of its own: they save bytes and no FLOPs.
-HASHING = {"hash_weights", "random_edges", "predict_weights", "share_weights"}
+HASHING = {"fastfood", "hash_weights", "predict_weights", "random_edges", "share_weights"}
 MODULES = {"stretch", "collapse"}
 REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
 
@@ -143,7 +143,7 @@ REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
         ("mixed", set(OPERATIONS) - CONTROLS - HASHING - MODULES),
         ("hashing", {"hash_weights"}),
         ("predicting", {"predict_weights"}),
-        ("sharing", {"share_weights"}),
+        ("sharing", {"share_weights", "fastfood"}),
         ("stretching", {"stretch"}),
         ("removal", REMOVALS),
         ("shrink", REMOVALS),

@@ -47,6 +47,7 @@ REFUSALS = {
     "collapse": ("cannot become one",),
     "hash_weights": ("no plain weights",), "random_edges": ("no plain weights",),
     "predict_weights": ("no plain weights",), "share_weights": ("no plain weights",),
+    "fastfood": ("no plain weights",),
     "stretch": ("is tied", "masked or hashed", "not a dense layer or a convolution of torch's own", "in 6 groups"),
     "grad_max": (
         "would change what the others send", "both makes and reads its units", "is frozen", "no gradient reaches",
