@@ -10,8 +10,8 @@ batch that was not captured. Where the two differ, training goes on without a gr
 operation changes shapes, so the step is captured again after it.
 
 Source: Nguyen, Carilli, Eryilmaz et al. 2021, *Accelerating PyTorch with CUDA Graphs*; torch's notes on CUDA semantics.
-Tested on a CPU, where a list of operators takes the place of the graph. Not seen on a card yet: ``python -m tests.gpu
---steps graph`` would show it.
+Tested on a CPU, where a list of operators takes the place of the graph; seen on a card by ``python -m tests.gpu --steps
+graph`` (tests/gpu/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -283,10 +283,29 @@ def _no_waits(device: torch.device) -> Iterator[None]:
 
 
 def _record(function: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """As a CUDA graph. Other threads, such as those that read samples, may use the device meanwhile."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outcome = function()
+    """As a CUDA graph. Other threads, such as those that read samples, may use the device meanwhile.
+
+    Raises what ``function`` raised, if it did. torch (2.8 to 2.14) leaves a capture that CUDA ended only by half: its
+    stream stays the current one, memory goes on coming from the graph's pool and random numbers fail. All are put back.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    stream, random_ = torch.cuda.current_stream(index), torch.cuda.default_generators[index]
+    state, pool, graph = random_.clone_state(), torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+    cause: Exception | None = None
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            try:
+                outcome = function()
+            except Exception as error:
+                cause = error
+                raise
+    except Exception as error:
+        torch.cuda.set_stream(stream)
+        random_.graphsafe_set_state(state)
+        with contextlib.suppress(RuntimeError):  # then the capture was left as it should be
+            torch._C._cuda_endAllocateToPool(index, pool)
+            torch._C._cuda_releasePool(index, pool)
+        raise cause or error  # noqa: B904  # the second is that of a capture which the first has ended
     return graph.replay, outcome
 
 

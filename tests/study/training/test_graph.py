@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -204,3 +205,36 @@ def test_exchanged_tensors_are_noticed_where_somebody_may_have_exchanged_them(re
 def test_a_step_that_is_traced_is_the_same_or_says_why() -> None:
     assert refusal(lambda: torch.ones(2).sum(), CPU) is None
     assert refusal(lambda: torch.ones(2).sum().item(), CPU) == "it depends on values of tensors (_local_scalar_dense)"
+
+
+def test_a_capture_that_cuda_ends_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a card, where the end of the capture fails, too, before it has put anything back."""
+    done: list[Any] = []
+
+    class Capture:
+        def __init__(self, *_: Any, pool: Any, **__: Any) -> None:
+            self.pool = pool
+
+        def __enter__(self) -> None:
+            done.append("capture")
+
+        def __exit__(self, *_: Any) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    state = SimpleNamespace(clone_state=lambda: "state", graphsafe_set_state=lambda state: done.append(state))
+    parts: dict[str, Any] = {
+        "graph": Capture, "CUDAGraph": object, "graph_pool_handle": lambda: (0, 1), "current_device": lambda: 0,
+        "current_stream": lambda _: "stream", "set_stream": done.append, "default_generators": [state],
+    }  # fmt: skip
+    for name, part in parts.items():
+        monkeypatch.setattr(torch.cuda, name, part)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *given, name=name: done.append((name, *given)), raising=False)
+
+    def waits() -> Tensor:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        graph.RECORDERS["cuda"](waits, torch.device("cuda"))
+    pool = [(name, 0, (0, 1)) for name in ("_cuda_endAllocateToPool", "_cuda_releasePool")]
+    assert done == ["capture", "stream", "state", *pool]
