@@ -11,7 +11,6 @@ from optuna.trial import BaseTrial
 from network_surgery.ops import Fastfood, Operation, Schedule, ShareWeights
 from network_surgery.search_spaces.placement import EPOCHS, Layers, once
 
-
 NAMES = ("share_weights", "fastfood")
 
 

@@ -18,7 +18,8 @@ ROUNDS = 50
 def cluster(vectors: Tensor, clusters: int, seed: int) -> Tensor:
     """The cluster of each vector, ``[vectors, d]`` → ``[vectors]``, counted from 0: at most ``clusters``, none empty.
 
-    k-means++, then Lloyd's algorithm (scipy). Complex vectors are clustered as pairs of real ones.
+    k-means++, then Lloyd's algorithm (scipy), on the host, where the result is. Complex vectors are clustered as pairs
+    of real ones.
 
     >>> cluster(torch.tensor([[0.0], [5.0], [0.1], [5.1]]), 2, seed=0).diff().ne(0)
     tensor([True, True, True])
@@ -35,7 +36,7 @@ def cluster(vectors: Tensor, clusters: int, seed: int) -> Tensor:
             warnings.simplefilter("ignore", UserWarning)  # a cluster became empty
             centres, _ = kmeans2(some, clusters, iter=ROUNDS, minit="++", rng=rng)
         codes = vq(points, centres)[0]
-    return torch.from_numpy(numpy.unique(codes, return_inverse=True)[1]).to(vectors.device)
+    return torch.from_numpy(numpy.unique(codes, return_inverse=True)[1])
 
 
 def bits(clusters: int) -> int:
@@ -60,9 +61,10 @@ def pack(codes: Tensor, width: int) -> Tensor:
 
 
 def unpack(packed: Tensor, width: int, n: int) -> Tensor:
-    """The numbers ``[rows, n]`` (int64), on the device of the bytes."""
-    if width == 8:
-        return packed[:, :n].long()
+    """The numbers ``[rows, n]`` (of some type of whole numbers), on the device of the bytes."""
+    if 8 % width == 0:  # some in each byte
+        steps = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
+        return (packed.unsqueeze(-1) >> steps & ((1 << width) - 1)).flatten(1)[:, :n]
     row = packed.int().unsqueeze(-1) >> torch.arange(8, dtype=torch.int32, device=packed.device) & 1
     row = row.flatten(1)[:, : n * width].view(len(packed), n, width)
     return (row << torch.arange(width, dtype=torch.int32, device=packed.device)).sum(dim=-1)

@@ -54,18 +54,19 @@ def fit(matrix: Tensor, order: Tensor, generator: torch.Generator, rounds: int) 
     signs = torch.randint(2, (r + n,), generator=generator).to(matrix) * 2 - 1
     s, g, b = signs[:r], torch.randn(d, generator=generator, dtype=torch.float64).to(matrix), signs[r:]
     places, rows, columns = (torch.arange(size, device=matrix.device) for size in (d, r, n))
-    apart = places.unsqueeze(1) ^ places  # a product of two rows of H is another one
-    mixed = order.unsqueeze(1) ^ order
     for _ in range(rounds):
         ones = torch.ones_like(s), g.view(1, d), torch.ones_like(b).view(1, n)
         inner = fastfood(*ones, order.view(1, d), rows, columns)
-        s = _best((inner * b * matrix).sum(dim=1), (inner * b).square().sum(dim=1), s)
-        scaled = inner * s.unsqueeze(1)
-        b = _best((scaled * matrix).sum(dim=0), scaled.square().sum(dim=0), b)
-        known = torch.nn.functional.pad(s.unsqueeze(1) * matrix * b, (0, d - n, 0, d - r))
-        right = transform(transform(known, 0), 1)[places, order]
-        squares = [transform(torch.nn.functional.pad(x.square(), (0, d - len(x))), 0) * d**-0.5 for x in (s, b)]
-        normal = squares[0][apart] * squares[1][mixed]
+        common, squares = inner * matrix, inner.square_()
+        s = _best(common @ b, squares @ b.square(), s)
+        b = _best(s @ common, s.square() @ squares, b)
+        del inner, common, squares
+        padded = torch.nn.functional.pad(s.unsqueeze(1) * matrix * b, (0, d - n, 0, d - r))
+        right = transform(transform(padded, 0), 1)[places, order]
+        del padded
+        outer, under = (transform(torch.nn.functional.pad(x.square(), (0, d - len(x))), 0) * d**-0.5 for x in (s, b))
+        normal = outer[places.unsqueeze(1) ^ places]  # a product of two rows of H is another one
+        normal *= under[order.unsqueeze(1) ^ order]
         g = _descend(normal, right, g)
     return s, g, b
 

@@ -57,12 +57,12 @@ class Codebook(Read):
         return shape[0] * self.codes.shape[1]
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        row, entry = positions // self._entries, positions % self._entries
+        table, entry = unpack(self.codes, bits(self._clusters), self._blocks).flatten(), positions % self._entries
         part = entry // self._block
-        code = unpack(self.codes, bits(self._clusters), self._blocks)[row, part]
+        code = table[positions // self._entries * self._blocks + part].long()
         if self._own:
-            code = part * self._clusters + code
-        return code * self._block + entry % self._block, None
+            code += part * self._clusters
+        return (code if self._block == 1 else code * self._block + entry % self._block), None
 
     def gathered(self, axis: int, index: Tensor) -> Undo:
         if axis:

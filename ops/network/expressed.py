@@ -55,6 +55,7 @@ class Compressed(Expressed):
     def __init__(self) -> None:
         super().__init__()
         self.register_parameter("standing", None)  # the whole weight, while the network is expanded
+        self.last = False  # whether the weight had its channels last in memory
 
     def forward(self, stored: Tensor) -> Tensor:
         return self.weight(stored) if self.standing is None else self.standing

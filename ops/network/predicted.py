@@ -75,6 +75,8 @@ class Predicted(Compressed):
         else:  # no buffer: it is not stored
             self.dictionary = values
         self._names = {0: torch.arange(shape[0])}
+        self._rows: list[Tensor] = []
+        self._order = self._names[0]
         self._divide()
         for axis, known in (names or {}).items():
             self.gathered(int(axis), torch.tensor(known))

@@ -96,7 +96,7 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
         for name, steps in moves.items():
             for step in steps:
                 if (known := body.expression(name)) is not None:
-                    undo.extend(known.gathered(step.axis, step.origin.old))
+                    undo.extend(known.gathered(step.axis, step.origin.old.to(body.stored(name).device)))
                     if step.axis or not known.rows:  # what is stored of it stays
                         continue
                 _rebuild(body, name, step, plan, old_columns, undo)
