@@ -26,7 +26,7 @@ from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.network.expressed import Compressed, at, compressed, express, stored, take_off
-from network_surgery.ops.network.layout import channels_last, laid_out
+from network_surgery.ops.network.layout import LAST, channels_last, laid_out
 from network_surgery.ops.network.masks import put
 from network_surgery.ops.network.modules import exchanged, put_module
 from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, replace, shift
@@ -128,7 +128,8 @@ def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Average
 
     The network computes the same from then on, but every entry of a weight is stored and trained for itself. Parameters
     stay the objects that they are. Optimizer state is divided equally among the entries that shared a number (see each
-    expression's ``spread``). Layers of an anatomy that was taken before stay true.
+    expression's ``spread``). Layers of an anatomy that was taken before stay true, and channels that came last in
+    memory come last again.
 
     >>> from network_surgery.ops import HashWeights, operate
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -147,19 +148,30 @@ def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Average
     for place, network in enumerate((inner(model), *map(inner, several(averages)))):
         modules = dict(network.named_modules())
         for name, expression in compressed(network).items():
-            _make_plain(expression, stored(*at(modules, name)), known if place == 0 else ())
+            last = expression.last or _channels_last(modules.values())
+            _make_plain(expression, stored(*at(modules, name)), known if place == 0 else (), last)
             take_off(modules, name)
             found += [name] if place == 0 else []
         invalidate_guards(modules.values())
     return found
 
 
-def _make_plain(expression: Compressed, tensor: Tensor, optimizers: tuple[Optimizer, ...]) -> None:
+def _make_plain(expression: Compressed, tensor: Tensor, optimizers: tuple[Optimizer, ...], last: bool) -> None:
+    def spread(stored: Tensor, degree: int | None) -> Tensor:
+        whole = expression.spread(stored, degree)
+        return whole.contiguous(memory_format=LAST[whole.dim()]) if last and whole.dim() in LAST else whole
+
     with torch.inference_mode(False), torch.no_grad():
         begin_anew(optimizers, tensor, "Adafactor")
-        gradient = None if tensor.grad is None else expression.spread(tensor.grad, 1)
-        follow(optimizers, tensor, expression.spread)
-        exchange(tensor, expression.weight(tensor.data), gradient)
+        gradient = None if tensor.grad is None else spread(tensor.grad, 1)
+        follow(optimizers, tensor, spread)
+        exchange(tensor, spread(tensor.data, None), gradient)
+
+
+def _channels_last(modules: Iterable[nn.Module]) -> bool:
+    """Whether channels come last in a weight of these modules."""
+    held = (tensor for module in modules for tensor in module._parameters.values())
+    return any(tensor is not None and channels_last(tensor) for tensor in held)
 
 
 class _Body:
@@ -186,8 +198,7 @@ class _Body:
     @cached_property
     def last(self) -> bool:
         """Whether channels come last where a tensor does not tell: as in another weight of the network."""
-        held = (tensor for module in self.modules.values() for tensor in module._parameters.values())
-        return any(tensor is not None and channels_last(tensor) for tensor in held)
+        return _channels_last(self.modules.values())
 
     def live(self, name: str) -> Tensor:
         return self.anatomy.live(name, self.modules)
@@ -289,6 +300,7 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
 def _express(body: _Body, name: str, expression: Compressed, fresh: Tensor | None) -> Undo:
     """Lets a parameter be what is stored of it; its gradient and its optimizers' state follow, or begin anew."""
     tensor, own = body.stored(name), copy.deepcopy(expression).to(body.stored(name).device)
+    own.last = channels_last(tensor) is True
     values = own.reduced(body.live(name)) if fresh is None else fresh.to(tensor)
 
     def remap(old: Tensor, degree: int | None) -> Tensor:
