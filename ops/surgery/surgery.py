@@ -75,11 +75,13 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     old_columns = {place: place.positions for place in layer.readers if place.tensor in plan.mixing}
     holders = [body.modules[name] for body in bodies for name in anatomy.holders(layer)]
     undo.append(partial(invalidate_guards, holders))
+    fitted = [name for name, each in plan.expressed.items() if not each.linear and name not in plan.fresh]
+    fresh = dict(plan.fresh) | {name: plan.expressed[name].reduced(anatomy.live(name)) for name in fitted}
     for body in bodies:
         for name, mask in plan.masks.items():
             undo.extend(_mask(body, name, mask))
         for name, expression in plan.expressed.items():
-            undo.extend(_express(body, name, expression, plan.fresh.get(name)))
+            undo.extend(_express(body, name, expression, fresh.get(name)))
         for name in (*plan.replaced, *plan.mixing):  # every entry is written
             undo.extend(_unmask(body, name))
     changes = {name: value.to(anatomy.tensor(name)) - anatomy.tensor(name) for name, value in plan.replaced.items()}
