@@ -1,8 +1,9 @@
 """Weights of which a part is stored, and the rest predicted from it by a fixed dictionary: W = V Uᵀ.
 
 Each row of a weight ``[rows, n]`` (what one unit reads) is ``U v``: U ``[n, r]`` is fixed, v is stored. Several
-*columns* divide the rows among dictionaries of their own. A dictionary that follows from a seed is not stored; one that
-was measured is, beside the numbers.
+*columns* divide the rows among dictionaries of their own. A dictionary that follows from a seed is not stored, and made
+again by ``load``: bit for bit on the same machine, to the rounding of single precision on another. One that was
+measured is stored beside the numbers.
 
 Source: Denil et al. 2013, *Predicting parameters in deep learning*. The maths is in ``ops.maths.dictionaries``.
 
@@ -62,6 +63,8 @@ class Predicted(Compressed):
         measured: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if dictionary not in (*SEEDED, *MEASURED):
+            raise ValueError(f"there is no dictionary {dictionary!r}")
         self._data: dict[str, Any] = {
             "shape": list(shape), "numbers": numbers, "seed": seed, "dictionary": dictionary, "columns": columns,
             "layout": list(layout), "width": width, "penalty": penalty,

@@ -77,7 +77,7 @@ def plain_weights(operation: Operation, layer: HiddenLayer) -> list[str]:
     names = [n for n in dict.fromkeys(names) if n in anatomy.weights and anatomy.mask(n) is None]
     if not names:
         raise SurgeryError(
-            f"{operation!r} on {layer.name}: there are no plain weights; what is masked or hashed stays as it is"
+            f"{operation!r} on {layer.name}: there are no plain weights; masked ones, hashed ones and so on stay"
         )
     return names
 

@@ -17,9 +17,11 @@ from network_surgery.ops import (
     Fastfood,
     HashWeights,
     MinWeight,
+    Plan,
     ShareWeights,
     Signals,
     SurgeryError,
+    apply,
     carry_architecture,
     load,
     materialize,
@@ -131,6 +133,18 @@ def test_a_mixed_schedule_is_saved_loaded_and_goes_on(tmp_path):
     for network, trained in ((model, optimizer), (twin, again)):
         train(network, INPUTS, trained)
     assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
+
+
+def test_an_average_gets_the_numbers_of_the_network_also_from_a_plan_without_them():
+    """As of an arm that does nothing but what is expressed: a fit of its own would be another product."""
+    model = small()
+    average, anatomy = AveragedModel(model), Anatomy(model, INPUTS)
+    with torch.no_grad():
+        average.module[4].weight.mul_(1.1)
+    proposed = Fastfood().propose(anatomy["4"])
+    apply(Plan(anatomy["4"], "bare", proposed.sources, expressed=proposed.expressed), averages=average)
+    stored = [each[4].parametrizations.weight.original for each in (model, average.module)]
+    assert torch.equal(*stored) and torch.equal(stored[0], proposed.fresh["4.weight"])
 
 
 def test_fresh_numbers_have_the_deviation_of_the_weight_and_all_train():
