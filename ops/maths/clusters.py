@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy
 import torch
 from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor
+
+Array = numpy.ndarray[Any, Any]
 
 #: Of more vectors, a random part of this size is clustered, and all of them are assigned.
 MOST = 1 << 16
@@ -34,9 +37,21 @@ def cluster(vectors: Tensor, clusters: int, seed: int) -> Tensor:
         some = points if len(points) <= MOST else points[rng.permutation(len(points))[:MOST]]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a cluster became empty
-            centres, _ = kmeans2(some, clusters, iter=ROUNDS, minit="++", rng=rng)
+            centres, _ = kmeans2(some, _begun(some, clusters, rng), iter=ROUNDS, minit="matrix")
         codes = vq(points, centres)[0]
     return torch.from_numpy(numpy.unique(codes, return_inverse=True)[1])
+
+
+def _begun(points: Array, clusters: int, rng: numpy.random.Generator) -> Array:
+    """The first centres of k-means++. scipy's own looks at all pairs again for each of them, and keeps them all."""
+    centres, far = numpy.empty((clusters, points.shape[1])), numpy.full(len(points), numpy.inf)
+    at = int(rng.integers(len(points)))
+    for place in range(clusters):
+        centres[place] = points[at]
+        far = numpy.minimum(far, numpy.square(points - centres[place]).sum(axis=1))
+        edges = far.cumsum()
+        at = min(int(edges.searchsorted(rng.random() * edges[-1], side="right")), len(points) - 1)
+    return centres
 
 
 def bits(clusters: int) -> int:

@@ -298,7 +298,7 @@ def saved_bytes(model: nn.Module) -> int:
 
 def tensor_bytes(model: nn.Module) -> int:
     """How many bytes the tensors take that ``save`` writes."""
-    beside = [buffer for each in expressions_of(model).values() for buffer in each.buffers()]
+    beside = [tensor for each in expressions_of(model).values() for tensor in each.held()]
     return sum(each.numel() * each.element_size() for each in (*beside, *(tensor for _, tensor in tensors_of(model))))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.clusters import bits, pack, unpack
 from network_surgery.ops.network.expressed import Undo
 from network_surgery.ops.network.hashed import Read
@@ -32,7 +33,6 @@ class Codebook(Read):
     """
 
     kind = "shared"
-    codes: Tensor
 
     def __init__(
         self,
@@ -51,13 +51,15 @@ class Codebook(Read):
         if codes is None:
             generator = torch.Generator().manual_seed(seed)
             codes = torch.randint(clusters, (shape[0], self._blocks), generator=generator)
-        self.register_buffer("codes", pack(codes, bits(clusters)))
+        # No buffer: an exponential average of the network's buffers rounds whole numbers, so codes would change.
+        self.codes = pack(codes, bits(clusters))
 
     def beside(self, shape: Sequence[int]) -> int:
         return shape[0] * self.codes.shape[1]
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        table, entry = unpack(self.codes, bits(self._clusters), self._blocks).flatten(), positions % self._entries
+        codes = self.codes.to(positions.device)
+        table, entry = unpack(codes, bits(self._clusters), self._blocks).flatten(), positions % self._entries
         part = entry // self._block
         code = table[positions // self._entries * self._blocks + part].long()
         if self._own:
@@ -71,6 +73,19 @@ class Codebook(Read):
         self.codes, self._shape = before.index_select(0, index.to(before.device)), (len(index), *shape[1:])
         return [partial(setattr, self, "codes", before), partial(setattr, self, "_shape", shape)]
 
+    def held(self) -> list[Tensor]:
+        return [self.codes]
+
+    def get_extra_state(self) -> Tensor:
+        """The codes, for the network's ``state_dict``."""
+        return self.codes
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raises SurgeryError where these are no codes of this weight."""
+        if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.shape != self.codes.shape:
+            raise SurgeryError(f"the codes of a weight must be bytes of the shape {tuple(self.codes.shape)}")
+        self.codes = state.to(self.codes.device, copy=True)
+
     def to_data(self) -> dict[str, Any]:
         data = super().to_data() | {"clusters": self._clusters, "block": self._block, "own": self._own}
         return {name: value for name, value in data.items() if name != "numbers"}
@@ -78,3 +93,8 @@ class Codebook(Read):
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Codebook:
         return cls(**{name: value for name, value in data.items() if name != "kind"})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves to a device."""
+        self.codes = fn(self.codes)
+        return super()._apply(fn, recurse)

@@ -21,17 +21,20 @@ from network_surgery.ops.network.expressed import tensors_of
 SCALED = "_surgery_ratio"
 
 
-def scaled(model: nn.Module, example: Any, left: Mapping[str, float]) -> dict[str, float]:
+def scaled(model: nn.Module, example: Any, left: Mapping[str, tuple[int, int]]) -> dict[str, float]:
     """The new ratio of each dropout module whose units one of these weights made.
 
-    ``left``: by weight, the fraction (0 … 1) of its connections that stays. Which weight it is shows in a forward pass
-    of the ``example``: it is that of the last module that ran before. A module that runs several times counts with its
-    first one. Dropout by a function of torch's or inside of attention has no module, and stays.
+    ``left``: by weight, how many of its connections stay, and how many there were. Which weight it is shows in a
+    forward pass of the ``example``: it is that of the last module that ran before, all of them if it has several. A
+    module that runs several times counts with its first one. Dropout by a function of torch's or inside of attention
+    has no module, and stays.
     """
-    owners: dict[nn.Module, float] = {}
+    owners: dict[nn.Module, tuple[int, int]] = {}
     modules, tensors = dict(model.named_modules()), {name: tensor for name, tensor in tensors_of(model)}
     for name in left.keys() & tensors.keys():
-        owners[modules[name.rpartition(".")[0]]] = left[name]
+        owner, (stay, before) = modules[name.rpartition(".")[0]], left[name]
+        others = owners.get(owner, (0, 0))
+        owners[owner] = others[0] + stay, others[1] + before
     found: dict[str, float] = {}
     last: list[nn.Module] = []
 
@@ -40,7 +43,8 @@ def scaled(model: nn.Module, example: Any, left: Mapping[str, float]) -> dict[st
 
     def dropped(path: str, module: _DropoutNd, args: Any, out: Any) -> None:
         if last and last[0] in owners:
-            found.setdefault(path, module.p * owners[last[0]] ** 0.5)
+            stay, before = owners[last[0]]
+            found.setdefault(path, module.p * (stay / max(1, before)) ** 0.5)
 
     weighted = {modules[name.rpartition(".")[0]] for name, tensor in tensors.items() if tensor.dim() > 1}
     with plainly(model):

@@ -42,6 +42,10 @@ class Expressed(nn.Module, ABC):
     def weight(self, stored: Tensor) -> Tensor:
         """The weight, differentiable by what is stored."""
 
+    def held(self) -> list[Tensor]:
+        """What is stored beside the parameter."""
+        return [*self.buffers()]
+
 
 class Compressed(Expressed):
     """What is stored has another shape than the weight, so units are operated on in the weight, not in it."""

@@ -30,10 +30,10 @@ class ShareWeights(Operation):
     """Clusters the weights that make one layer, or all weights of the network (layer ``*``), the output's included.
 
     ``clusters``: the values of a codebook, from 2 to 65,536 (fewer where a weight has fewer blocks). ``block``: the
-    entries of a row that are coded together: 1 is scalar quantization; the kernel's size codes kernels as wholes.
-    ``codebooks``: ``one`` for a weight, or one for ``each`` block of its rows, which is product quantization: it is
-    closer to the weight, and takes clusters × block numbers for each block. ``seed``: of k-means, which begins with
-    k-means++.
+    entries of a row that are coded together (all of them, if it has fewer): 1 is scalar quantization; the kernel's size
+    codes kernels as wholes. ``codebooks``: ``one`` for a weight, or one for ``each`` block of its rows, which is
+    product quantization: it is closer to the weight, and takes clusters × block numbers for each block. ``seed``: of
+    k-means, which begins with k-means++.
 
     Bytes go down, FLOPs do not. Stored are the codebook, in the weight's precision, and log₂ ``clusters`` bits for each
     block; which entries share a value never changes again. The plan's ``error`` is that of the weights, as in
@@ -60,7 +60,8 @@ class ShareWeights(Operation):
 
     def _shared(self, name: str, weight: Tensor, seed: int) -> Codebook:
         rows = weight.flatten(1)
-        rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % self.block)).view(len(rows), -1, self.block)
+        block = min(self.block, rows.shape[1])
+        rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % block)).view(len(rows), -1, block)
         parts = rows.unbind(1) if self.codebooks == "each" else [rows.flatten(0, 1)]
         codes = torch.stack([cluster(part, self.clusters, seed) for part in parts], dim=1).view(len(rows), -1)
-        return Codebook(weight.shape, int(codes.max()) + 1, self.block, self.codebooks == "each", seed, codes)
+        return Codebook(weight.shape, int(codes.max()) + 1, block, self.codebooks == "each", seed, codes)

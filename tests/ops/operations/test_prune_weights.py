@@ -383,3 +383,21 @@ def test_survivors_can_begin_anew() -> None:
         and not torch.isin(values, model.fc1.weight).any()
     )
     assert torch.equal(fresh.fc1.weight, again.fc1.weight) and torch.equal(fresh.fc1.bias, model.fc1.bias)
+
+
+class _Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.dropout, self.last = nn.LSTM(5, 6, batch_first=True), nn.Dropout(0.4), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.dropout(self.lstm(x)[0])[:, -1])
+
+
+def test_dropout_after_a_module_of_several_weights_follows_all_of_them():
+    torch.manual_seed(0)
+    model = _Recurrent()
+    plan = PruneWeights(0.6, dropout=True).propose(Anatomy(model, torch.randn(4, 7, 5))["*"])
+    masks = [plan.masks["lstm.weight_ih_l0"], plan.masks["lstm.weight_hh_l0"]]
+    stay, before = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+    assert plan.ratios == {"dropout": pytest.approx(0.4 * (stay / before) ** 0.5)}

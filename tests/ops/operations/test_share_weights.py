@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from network_surgery.ops import (
     PCNS,
@@ -238,3 +238,39 @@ def test_what_writes_shared_weights_is_refused():
 def test_settings(wrong):
     with pytest.raises(SurgeryError, match=next(iter(wrong))):
         ShareWeights(**wrong)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9995])
+def test_an_exponential_average_keeps_the_codes(decay):
+    """torch's rounds whole numbers in buffers down: 1 of 3 bytes would become another one."""
+    model = small()
+    operate(Anatomy(model, INPUTS)["*"], ShareWeights(200))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert torch.equal(average(INPUTS), model(INPUTS))
+
+
+def test_codes_of_another_weight_are_refused_and_a_state_is_a_copy():
+    model = small()
+    operate(Anatomy(model, INPUTS)["4"], ShareWeights())
+    (expression,) = model[4].parametrizations.weight
+    with pytest.raises(SurgeryError, match="codes of a weight"):
+        expression.set_extra_state(expression.codes[1:])
+    state, other = model.state_dict(), copy.deepcopy(model)
+    other.load_state_dict(state)
+    assert torch.equal(other(INPUTS), model(INPUTS))
+    assert other[4].parametrizations.weight[0].codes.data_ptr() != expression.codes.data_ptr()
+
+
+def test_a_block_is_no_longer_than_a_row():
+    model = small()
+    operate(Anatomy(model, INPUTS)["4"], ShareWeights(4, block=10**12))
+    (expression,) = model[4].parametrizations.weight
+    assert expression.stored_shape[0] <= 4 * model[4].weight[0].numel()
+
+
+def test_there_can_be_many_clusters():
+    """k-means++ holds one distance of each vector, not those of all pairs."""
+    points = torch.randn(1 << 13, 1, generator=torch.Generator().manual_seed(0))
+    assert int(cluster(points, 1 << 10, seed=0).max()) > 1000
