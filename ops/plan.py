@@ -12,6 +12,7 @@ from torch import Tensor
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.anatomy.rebuild import Edit, moves, remasked
 from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.blocks import Blocks
 from network_surgery.ops.network.checks import usable
 from network_surgery.ops.network.expressed import Compressed
 from network_surgery.ops.network.masks import hidden
@@ -41,8 +42,8 @@ class Plan:
         masks: by parameter, where it keeps its values (1) and where it becomes zero for good (0), at its old shape.
         expressed: by parameter, how it is computed from what is stored of it from now on (``ops.network.expressed``).
         fresh: what is stored of such a parameter, where that is not made of its values; optimizer state begins anew.
-        modules: by module, what takes its place; the anatomy is taken anew then. ``size``: parameters, FLOPs and bytes
-            of the network afterwards.
+        modules: by module, what takes its place, or (``Blocks``) which blocks it holds; the anatomy is taken anew
+            then. ``size``: parameters, FLOPs and bytes of the network afterwards.
         notes: sentences that the plan's table ends with.
         constants: for readers, the constant part ``[old]`` of each old unit's output that goes into the next bias.
         error: predicted relative error of what the readers receive (0 exact), None where nothing is predicted.
@@ -64,7 +65,7 @@ class Plan:
     masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     expressed: Mapping[str, Compressed] = field(default_factory=dict, repr=False)
     fresh: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    modules: Mapping[str, Change] = field(default_factory=dict, repr=False)
+    modules: Mapping[str, Change | Blocks] = field(default_factory=dict, repr=False)
     size: tuple[int, int, int] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
     error: float | None = None

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, reason_of
 from network_surgery.ops.network import sealed
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
+from network_surgery.ops.network.blocks import KIND, Blocks, arrangements
 from network_surgery.ops.network.checks import check_real
 from network_surgery.ops.network.expressed import (
     Compressed,
@@ -103,7 +104,8 @@ def describe(model: nn.Module) -> Description:
     a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
     {parameter: text}``, too: which of them live is part of the architecture. So is how a weight is computed from what
     is stored of it: ``"expressed": {parameter: {"kind": …, …}}``; its shape is that of what is stored.
-    Modules that have been put in the place of others are ``"modules": {module: {"kind": …, …}}``.
+    Modules that have been put in the place of others are ``"modules": {module: {"kind": …, …}}``, and so are containers
+    whose blocks are others.
 
     Raises:
         SurgeryError: a parameter or buffer has no size yet.
@@ -120,7 +122,7 @@ def describe(model: nn.Module) -> Description:
     described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
     expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in compressed(model).items()}
     described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
-    modules = placed(model)
+    modules = arrangements(model) | placed(model)
     return described | ({"expressed": expressed} if expressed else {}) | ({"modules": modules} if modules else {})
 
 
@@ -153,7 +155,19 @@ def _place_modules(
     model: nn.Module, description: Description, optimizers: tuple[Optimizer, ...], undo: list[Callable[[], object]]
 ) -> None:
     """Puts modules in the place of others as a description says."""
-    wanted = description.get("modules", {})
+    wanted = dict(description.get("modules", {}))
+    here = arrangements(model)
+    for path in [path for path, spec in wanted.items() if isinstance(spec, Mapping) and spec.get("kind") == KIND]:
+        spec, known = wanted.pop(path), here.pop(path, None)
+        if known == spec:
+            continue
+        if known is not None:
+            raise SurgeryError(f"the blocks of {path} have been arranged already: let the factory make the network")
+        blocks = Blocks.from_data(spec)
+        blocks.check(model, path)
+        undo.extend(blocks.arrange(model, path, optimizers))
+    if here:
+        raise SurgeryError(f"the architecture is of another network: it does not arrange the blocks of {min(here)}")
     here, modules = placed(model), dict(model.named_modules())
     if odd := sorted(set(here) - set(wanted)) or sorted(set(wanted) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {odd[0]} is on one side only")
