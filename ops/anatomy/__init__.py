@@ -89,8 +89,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
     A layer is named after the module that makes its units. Where the positions of one axis belong to several layers,
     the name says which: ``attention.value`` (the width of each head), ``attention.value:heads``, ``conv2:groups``.
     The name ``*`` stands for the whole network, for operations that work on all of its weights at once.
-    ``pinned`` says of every other place where units are made why they cannot be operated on. Containers of blocks that can
-    be copied or removed are ``stacks``, and ``anatomy["blocks"]`` is one of these, if no layer has that name.
+    ``pinned`` says of every other place where units are made why they cannot be operated on. Containers of blocks that
+    can be copied or removed are ``stacks``, and ``anatomy["blocks"]`` is one of these, if no layer has that name.
 
     All of this is true of the paths that the example and its negative take: of what a network does with other inputs
     only (control flow that depends on the data), nothing is known.

@@ -13,7 +13,6 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from network_surgery.ops.anatomy.axes import Factor
@@ -106,7 +105,7 @@ class Run:
 
 
 class Stack(HiddenLayer):
-    """Blocks that can be copied, inserted or removed; its ``units`` are blocks. Of the whole network (``*``) all runs."""
+    """Blocks that can be copied, inserted or removed; its ``units`` are blocks. ``*`` is all that the network has."""
 
     def __init__(self, anatomy: Anatomy, name: str, runs: Sequence[Run]) -> None:
         super().__init__(anatomy, name, Factor(sum(run.number for run in runs)), [])
@@ -283,9 +282,7 @@ def _kind(block: nn.Module | None) -> tuple[Any, ...] | None:
     return (type(block), *(name for name, _ in (*block.named_parameters(), *block.named_buffers())))
 
 
-def _alike(
-    held: Sequence[nn.Module | None], calls: Mapping[nn.Module, Sequence[Pass]]
-) -> Iterator[tuple[int, int]]:
+def _alike(held: Sequence[nn.Module | None], calls: Mapping[nn.Module, Sequence[Pass]]) -> Iterator[tuple[int, int]]:
     """First and number of children that follow each other, are alike and keep a tensor's shape; of a single one only if
     it is surely a block: its weights are several, and all that the container holds is of its class.
     """

@@ -151,23 +151,34 @@ def adopt(model: nn.Module, description: Description, optimizers: Optimizer | It
         raise
 
 
+def arrange(
+    model: nn.Module, description: Description, optimizers: tuple[Optimizer, ...], undo: list[Callable[[], object]]
+) -> None:
+    """Gives the containers of a freshly made network the blocks of a description, and nothing else of it.
+
+    Raises SurgeryError as ``adopt``, with what undoes the beginning in ``undo``.
+    """
+    wanted = {path: spec for path, spec in description.get("modules", {}).items() if _of_blocks(spec)}
+    for path, known in arrangements(model).items():
+        if known != wanted.get(path):
+            raise SurgeryError(f"the blocks of {path} have been arranged already: let the factory make the network")
+    for path, spec in wanted.items():
+        if path not in arrangements(model):
+            blocks = Blocks.from_data(spec)
+            blocks.check(model, path)
+            undo.extend(blocks.arrange(model, path, optimizers))
+
+
+def _of_blocks(spec: Any) -> bool:
+    return isinstance(spec, Mapping) and spec.get("kind") == KIND
+
+
 def _place_modules(
     model: nn.Module, description: Description, optimizers: tuple[Optimizer, ...], undo: list[Callable[[], object]]
 ) -> None:
     """Puts modules in the place of others as a description says."""
-    wanted = dict(description.get("modules", {}))
-    here = arrangements(model)
-    for path in [path for path, spec in wanted.items() if isinstance(spec, Mapping) and spec.get("kind") == KIND]:
-        spec, known = wanted.pop(path), here.pop(path, None)
-        if known == spec:
-            continue
-        if known is not None:
-            raise SurgeryError(f"the blocks of {path} have been arranged already: let the factory make the network")
-        blocks = Blocks.from_data(spec)
-        blocks.check(model, path)
-        undo.extend(blocks.arrange(model, path, optimizers))
-    if here:
-        raise SurgeryError(f"the architecture is of another network: it does not arrange the blocks of {min(here)}")
+    arrange(model, description, optimizers, undo)
+    wanted = {path: spec for path, spec in description.get("modules", {}).items() if not _of_blocks(spec)}
     here, modules = placed(model), dict(model.named_modules())
     if odd := sorted(set(here) - set(wanted)) or sorted(set(wanted) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {odd[0]} is on one side only")

@@ -42,10 +42,10 @@ class Blocks:
     """The blocks that a container holds from now on.
 
     ``sources``: for each of its children the number of the old one that it continues; the first one to do so is the old
-    one itself, the others are copies. ``zeroed``: of a copy, by its number, the parameters that are zero, by their names
-    in the block. ``carry``: copies begin with the optimizer state of what they copy (not what is zeroed). ``counts``:
-    attributes of the network that hold the number of blocks, and ``numbered``, those of a block that hold its number.
-    ``effective`` as in ``Change``. ``children``: what the container held when that was planned.
+    one itself, the others are copies. ``zeroed``: of a copy, by its number, the parameters that are zero, by their
+    names in the block. ``carry``: copies begin with the optimizer state of what they copy (not what is zeroed).
+    ``counts``: attributes of the network that hold the number of blocks, and ``numbered``, those of a block that hold
+    its number. ``effective`` as in ``Change``. ``children``: what the container held when that was planned.
     """
 
     sources: tuple[int, ...]
@@ -284,4 +284,3 @@ def _first_number(children: Sequence[nn.Module], name: str) -> int | None:
     """What a child in the first place would be numbered."""
     values = ((place, _value(child, name)) for place, child in enumerate(children))
     return next((value - place for place, value in values if value is not None), None)
-

@@ -223,8 +223,8 @@ def rearrange(
     """Lets optimizers train the parameters ``new`` where they trained ``old``, in this order; returns what undoes it.
 
     What is among both stays in its group with its state. ``origins``: of each that comes, by id, the old one that it is
-    a copy of: it comes into the same group. Of those whose id is in ``carried`` the state is copied, too; that of others
-    begins anew. ``names``: as in ``replace``.
+    a copy of: it comes into the same group. Of those whose id is in ``carried`` the state is copied, too; that of
+    others begins anew. ``names``: as in ``replace``.
     """
     undo: list[Undo] = []
     done: set[int] = set()

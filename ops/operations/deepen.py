@@ -45,9 +45,9 @@ class Deepen(Operation):
     ``grow``: how many, as a fraction of the stack's blocks; at least one. ``where``: ``stack`` repeats the whole
     sequence on top of itself (of fewer than double, two overlapping parts of it: 0 1 2 1 2 3), ``between`` puts copies
     after the blocks that they copy, evenly spread (0 0 1 2 2 3). ``init``: ``copy`` as they are, or ``identity``: the
-    last projection of each branch is zero in copies, so the network computes what it did, and the plan's ``error`` is 0.
-    Which those are is found out: the fewest parameters without which a block returns what it is given. Where there are
-    none (a norm after the sum), or training mode is another matter, ``identity`` is refused.
+    last projection of each branch is zero in copies, so the network computes what it did, and the plan's ``error`` is
+    0. Which those are is tried: the fewest parameters without which a block returns what it is given. Where there are
+    none (a norm after the sum), or if the block does otherwise in training mode, ``identity`` is refused.
 
     ``state``: copies begin with the optimizer state of what they copy, or ``fresh``; what is zero always begins anew.
     Blocks are numbered anew, so later layers have other names; in the plan, units are blocks.
@@ -114,9 +114,9 @@ class Deepen(Operation):
 
             if not passes(silenced):
                 raise SurgeryError(
-                    f"{self!r} on {stack.name}: a block of {run.path or 'the network'} does not return what it is given "
-                    "where all of its weights are zero, as where a norm or an activation follows the sum; take init "
-                    "'copy'"
+                    f"{self!r} on {stack.name}: a block of {run.path or 'the network'} does not return what it is "
+                    "given where all of its weights are zero, as where a norm or an activation follows the sum; take "
+                    "init 'copy'"
                 )
             for place in range(len(parts)):
                 if passes([each for each in silenced if each != place]):

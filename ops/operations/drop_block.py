@@ -39,11 +39,11 @@ Left = list[list[int]]
 class DropBlock(Operation):
     """Removes blocks of a stack (``anatomy.stacks``), or of all stacks of the network together (``*``).
 
-    ``keep``: the fraction that stays, at least one block of each run. ``score``: one minus the ``cosine`` of what enters
-    a block and what leaves it, position by position (over the channels, where the block has a convolution, else over the
-    last axis), on the signals' batches; the ``loss`` of the first batch without the block, which takes one forward pass
-    for each block and needs targets; or ``random`` (``seed``). The block with the lowest goes, and what is left is
-    scored anew.
+    ``keep``: the fraction that stays, at least one block of each run. ``score``: one minus the ``cosine`` of what
+    enters a block and what leaves it, position by position (over the channels, where the block has a convolution, else
+    over the last axis), on the signals' batches; the ``loss`` of the first batch without the block, which takes one
+    forward pass for each block and needs targets; or ``random`` (``seed``). The block with the lowest goes, and what is
+    left is scored anew.
 
     The plan's ``error`` is that of what leaves the stack, on the first batch; its ``evidence`` has the lowest scores
     together (``importance``) and, where the signals have targets, the measured ``loss_change``. Optimizer state of what
@@ -104,7 +104,7 @@ class DropBlock(Operation):
         return {place: _loss(stack, without(*place), signals) - now for place in places}
 
     def _damage(self, stack: Stack, left: Left, signals: Signals) -> tuple[float, float | None]:
-        """The relative error of what leaves the stack on the first batch, and the change of the loss, if it is known."""
+        """The relative error of what leaves the stack on the first batch, and the change of the loss, if known."""
         whole: Left = [list(range(run.number)) for run in stack.runs]
         before, after = (_leaving(stack, each, signals) for each in (whole, left))
         missed = sum(float(energy(one - other).sum()) for one, other in zip(before, after, strict=True))

@@ -240,7 +240,7 @@ def stretchable(anatomy: Anatomy, name: str) -> str:
 
 
 def sized(plan: Plan, saving: bool = True) -> Plan:
-    """The plan with the network's size afterwards, which is tried; if it was meant to be ``saving``, a note if it is not.
+    """The plan with the network's size afterwards, which is tried. ``saving``: with a note where it saves nothing.
 
     Raises SurgeryError where the network does not run with the new modules.
     """
