@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from network_surgery.ops.anatomy.rebuild import undoing
 from network_surgery.ops.anatomy.running import call, flat_tensors, plainly
 from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.ops.network.blocks import CONTAINERS, Blocks, child_names, counting, numbered
+from network_surgery.ops.network.blocks import MARK as ARRANGED
 from network_surgery.ops.network.modules import MARK
 
 if TYPE_CHECKING:
@@ -120,11 +122,14 @@ class Stack(HiddenLayer):
         return sum(run.number for run in self.runs) + grown
 
     def arrangement(
-        self, sources: Sequence[Sequence[int]], zeroed: Sequence[tuple[str, ...]] = (), **how: Any
+        self,
+        sources: Sequence[Sequence[int]],
+        zeroed: Mapping[tuple[int, int], tuple[str, ...]] = MappingProxyType({}),
+        **how: Any,
     ) -> dict[str, Blocks]:
         """By container, the blocks of runs of these ``sources``, each of which counts from the run's first block.
 
-        ``zeroed``: by run, the parameters that are zero in its copies. ``how``: as in ``Blocks``.
+        ``zeroed``: by run and block, the parameters that are zero in its copies. ``how``: as in ``Blocks``.
         """
         found: dict[str, Blocks] = {}
         for path in self._others:
@@ -136,8 +141,8 @@ class Stack(HiddenLayer):
                 start = len(children)
                 children += [run.first + each for each in sources[number]]
                 for place, each in enumerate(sources[number]):
-                    if zeroed and each in sources[number][:place]:
-                        silent[start + place] = zeroed[number]
+                    if (number, each) in zeroed and each in sources[number][:place]:
+                        silent[start + place] = zeroed[number, each]
                 rest = run.first + run.number
             children += range(rest, self._others[path])
             run = mine[0][0]
@@ -204,7 +209,8 @@ class Stacks(Mapping[str, Stack]):
         stacks, pinned = dict[str, Stack](), dict[str, str]()
         for path, held in containers.items():
             runs = []
-            for first, number in _alike(held, calls):
+            known = getattr(modules[path], ARRANGED, None) is not None
+            for first, number in _alike(held, calls, known):
                 run = Run(path, first, number, tuple(held))
                 found = self._tried(run, calls)
                 if isinstance(found, Run):
@@ -274,17 +280,30 @@ def _answer(anatomy: Anatomy, training: bool = False) -> list[Tensor]:
 
 
 def _kind(block: nn.Module | None) -> tuple[Any, ...] | None:
-    """What alike blocks have in common: class and names of tensors. None for what is no block, such as a layer."""
+    """What alike blocks have in common: class and places of parameters, whatever surgery has made of what is there.
+    None for what is no block, such as a layer.
+    """
     if block is None or next(block.parameters(), None) is None:
         return None
     if type(block).__module__.startswith("torch.nn.modules") and not block._modules:
         return None
-    return (type(block), *(name for name, _ in (*block.named_parameters(), *block.named_buffers())))
+    places: dict[str, bool] = {}  # whether something else stands there
+    for path, module in block.named_modules():
+        path = path.partition(".parametrizations")[0]
+        replaced = getattr(module, MARK, False)
+        inside = any(path.startswith(f"{each}.") for each, over in places.items() if over)
+        if not inside and (replaced or module._parameters or path in places):
+            places[path] = places.get(path) or replaced
+    return (type(block), *places)
 
 
-def _alike(held: Sequence[nn.Module | None], calls: Mapping[nn.Module, Sequence[Pass]]) -> Iterator[tuple[int, int]]:
-    """First and number of children that follow each other, are alike and keep a tensor's shape; of a single one only if
-    it is surely a block: its weights are several, and all that the container holds is of its class.
+def _alike(
+    held: Sequence[nn.Module | None], calls: Mapping[nn.Module, Sequence[Pass]], known: bool
+) -> Iterator[tuple[int, int]]:
+    """First and number of children that follow each other, are alike and keep a tensor's shape.
+
+    Of a single one only if it is surely a block: its weights are several, and all that the container holds is of its
+    class; or it is ``known`` that there have been others.
     """
 
     def kept(block: nn.Module | None) -> tuple[Any, ...] | None:
@@ -302,5 +321,5 @@ def _alike(held: Sequence[nn.Module | None], calls: Mapping[nn.Module, Sequence[
         if kind is None or block is None:
             continue
         several = sum(each.dim() > 1 for each in block.parameters()) > 1
-        if number > 1 or (several and {type(each) for each in held} == {type(block)}):
+        if number > 1 or known or (several and {type(each) for each in held} == {type(block)}):
             yield first, number

@@ -79,6 +79,11 @@ class Blocks:
         it.
         """
         held = _container(model, path)
+        if average and len(held) != len(self.children):
+            raise SurgeryError(
+                f"an average of the network must have its shapes, but {path} has {len(held)} blocks in the average and "
+                f"{len(self.children)} in the network; give every average to every operation"
+            )
         if not self.sources or not all(0 <= source < len(held) for source in self.sources):
             raise SurgeryError(f"{path or 'the network'} has {len(held)} blocks, not those that {self.sources} name")
         if self.children and not average and held != list(self.children):

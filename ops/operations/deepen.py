@@ -72,9 +72,10 @@ class Deepen(Operation):
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         stack = stack_of(self, layer)
         sources = [order(run.number, max(1, round(self.grow * run.number)), self.where) for run in stack.runs]
-        exact, zeroed = self.init == "identity", list[tuple[str, ...]]()
+        exact, zeroed = self.init == "identity", dict[tuple[int, int], tuple[str, ...]]()
         if exact:
-            zeroed = [self._silent(stack, run) for run in stack.runs]
+            for number, run in enumerate(stack.runs):
+                zeroed |= {(number, each): names for each, names in self._silent_parts(stack, run).items()}
         changes = stack.arrangement(
             sources, zeroed, carry=self.state == "copy", effective=(lambda modules: {}) if exact else None
         )
@@ -88,15 +89,24 @@ class Deepen(Operation):
         plan = Plan(stack, repr(self), tuple(units), modules=changes, error=0.0 if exact else None)
         return sized(plan, saving=False)
 
-    def _silent(self, stack: Stack, run: Run) -> tuple[str, ...]:
+    def _silent_parts(self, stack: Stack, run: Run) -> dict[int, tuple[str, ...]]:
+        """By block of a run, the parameters that are zero in its copies."""
+        found: dict[tuple[str, ...], tuple[str, ...]] = {}
+        names = [tuple(name for name, _ in block.named_parameters()) for block in run.blocks]
+        for each, known in enumerate(names):  # surgery may have made other parts of some
+            if known not in found:
+                found[known] = self._silent(stack, run, each)
+        return {each: found[known] for each, known in enumerate(names)}
+
+    def _silent(self, stack: Stack, run: Run, which: int) -> tuple[str, ...]:
         """The fewest parameters of a block, module by module, without which it returns what it is given."""
         anatomy = stack.anatomy
-        last = run.number - 1
-        blocks = Blocks(run.whole([*range(run.number), last]), counts=run.counts, numbered=run.numbered)
+        sources = sorted([*range(run.number), which])
+        blocks = Blocks(run.whole(sources), counts=run.counts, numbered=run.numbered)
         with undoing() as undo, torch.no_grad():
             undo.extend(blocks.arrange(anatomy.model, run.path))
-            block = _children(anatomy, run.path)[run.first + run.number]
-            shared = {id(each) for each in run.blocks[last].parameters()}
+            block = _children(anatomy, run.path)[run.first + which + 1]
+            shared = {id(each) for each in run.blocks[which].parameters()}
             random = torch.Generator().manual_seed(0)
             parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
             for path, module in block.named_modules():
