@@ -257,14 +257,15 @@ def test_many_operations_and_a_checkpoint():
     operate(anatomy["blocks"], Deepen(init="identity"), optimizer, verify=True)
     operate(anatomy["blocks.2.mlp.gate"], Stretch(0.5), optimizer)
     operate(anatomy["blocks.3.mlp.gate"], PruneWeights(0.5), optimizer)
-    operate(anatomy["blocks"], DropBlock(0.75), optimizer, Signals(model, case.inputs))
+    operate(anatomy["blocks"], DropBlock(0.75, "random", 2), optimizer, Signals(model, case.inputs))
+    assert set(describe(model)) > {"masks", "modules"} and len(describe(model)["modules"]) > 1
     operate(anatomy["blocks"], Deepen(0.5, "between"), optimizer)
     train(model, case.inputs, optimizer)
     fresh = STACKED["gpt"][0]()
     other = torch.optim.Adam(fresh.parameters(), lr=0.01)
     adopt(fresh, describe(model), other)
     fill(fresh, dict(model.state_dict()) | {n: b for n, b in model.named_buffers()})
-    other.load_state_dict(optimizer.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for each, known in ((model, optimizer), (fresh, other)):
         torch.manual_seed(0)
         train(each, case.inputs, known)

@@ -14,6 +14,8 @@ from network_surgery.ops import (
     OPERATIONS,
     Anatomy,
     Collapse,
+    Deepen,
+    DropBlock,
     EigenRemove,
     GradMax,
     HashWeights,
@@ -32,7 +34,7 @@ from network_surgery.study.experiments.timing.measure import Options
 from tests.study.experiments.made_up import measured_of
 
 #: What came after the page was measured.
-LATER = {Collapse, GradMax, HashWeights, RandomEdges, Stretch}
+LATER = {Collapse, Deepen, DropBlock, GradMax, HashWeights, RandomEdges, Stretch}
 SMALL = Options(seeds=2, dense=(16,), conv=(8,), vgg16=("conv4",))
 
 
