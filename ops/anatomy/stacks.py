@@ -218,8 +218,8 @@ class Stacks(Mapping[str, Stack]):
                 elif number > 1:
                     pinned[path or type(modules[path]).__name__] = found
             for run in runs:
-                first = child_names(modules[path], len(held))[run.first]
-                name = path if path and len(runs) == 1 else f"{path}.{first}".lstrip(".")
+                block = child_names(modules[path], len(held))[run.first]
+                name = path if path and len(runs) == 1 else f"{path}.{block}".lstrip(".")
                 stacks[name] = Stack(self._anatomy, name, [run])
         return stacks, pinned
 

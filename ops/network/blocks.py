@@ -107,7 +107,7 @@ class Blocks:
         """
         container, held = model.get_submodule(path), _container(model, path)
         names = child_names(container, len(self.sources))
-        before, old = dict(container._modules), list(container.parameters())
+        before, old = dict(container._modules), list[Tensor](container.parameters())
         children, origins = list[nn.Module](), dict[int, Tensor]()
         carried = set[int]()
         for place, source in enumerate(self.sources):
