@@ -451,6 +451,18 @@ def test_channels_last_and_double_precision():
         assert block.conv1.weight.dtype == torch.float64
 
 
+def test_in_inference_mode_a_network_is_left_that_trains():
+    case = Case("looped")
+    with torch.inference_mode():
+        anatomy = Anatomy(case.model, torch.randn(4, 6))
+        for operation in EVERY:
+            signals = Signals(case.model, torch.randn(4, 6))
+            operate(anatomy["blocks"], operation, case.optimizer, signals, verify=True)
+    assert not any(each.is_inference() for each in case.model.parameters())
+    train(case.model, case.inputs, case.optimizer)
+    assert all(each.isfinite().all() for each in case.model.parameters())
+
+
 def test_wrong_uses_are_one_sentence():
     case = Case("looped")
     with pytest.raises(SurgeryError, match="layer of units, not a stack of blocks; the network has blocks"):
