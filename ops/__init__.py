@@ -27,14 +27,17 @@ from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_u
 from network_surgery.ops.operations.deepen import Deepen
 from network_surgery.ops.operations.drop_block import DropBlock
 from network_surgery.ops.operations.eigen_remove import EigenRemove
+from network_surgery.ops.operations.fastfood import Fastfood
 from network_surgery.ops.operations.grad_max import GradMax
 from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
+from network_surgery.ops.operations.predict_weights import PredictWeights
 from network_surgery.ops.operations.prune_weights import PruneWeights
 from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
+from network_surgery.ops.operations.share_weights import ShareWeights
 from network_surgery.ops.operations.stretch import Stretch
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
@@ -59,6 +62,7 @@ __all__ = [
     "Deepen",
     "DropBlock",
     "EigenRemove",
+    "Fastfood",
     "GradMax",
     "HashWeights",
     "HiddenLayer",
@@ -67,6 +71,7 @@ __all__ = [
     "Moment",
     "Operation",
     "Plan",
+    "PredictWeights",
     "Prediction",
     "PruneWeights",
     "RandomEdges",
@@ -74,6 +79,7 @@ __all__ = [
     "RemoveDead",
     "Revive",
     "Schedule",
+    "ShareWeights",
     "Signals",
     "Size",
     "Step",

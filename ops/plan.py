@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,22 +116,19 @@ class Plan:
 
     def _stored(self) -> int:
         """How many numbers are stored of what will be expressed."""
-        return sum(len(self._reduced(name)) for name in self.expressed)
+        return sum(math.prod(each.stored_shape) for each in self.expressed.values())
 
     def _whole(self) -> int:
         return sum(self.layer.anatomy.stored(name).numel() for name in self.expressed)
 
-    def _reduced(self, name: str) -> Tensor:
-        """What is stored of a parameter that will be expressed."""
-        weight = self.layer.anatomy.live(name)
-        return self.fresh[name].to(weight) if name in self.fresh else self.expressed[name].reduced(weight)
-
     def _more_bytes(self) -> int:
         """What expressions and new masks add."""
         anatomy = self.layer.anatomy
-        masks = sum(mask.numel() for name, mask in self.masks.items() if anatomy.mask(name) is None)
-        stored = {name: len(self._reduced(name)) - anatomy.stored(name).numel() for name in self.expressed}
-        return masks + sum(n * anatomy.stored(name).element_size() for name, n in stored.items())
+        more = sum(mask.numel() for name, mask in self.masks.items() if anatomy.mask(name) is None)
+        for name, each in self.expressed.items():
+            weight = anatomy.stored(name)
+            more += (math.prod(each.stored_shape) - weight.numel()) * weight.element_size() + each.beside(weight.shape)
+        return more
 
     def _check_writes(self) -> None:
         """Raises SurgeryError where the plan writes a weight anew that is expressed otherwise."""

@@ -26,20 +26,24 @@ from network_surgery.ops.network import sealed
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.blocks import KIND, Blocks, arrangements
 from network_surgery.ops.network.checks import check_real
+from network_surgery.ops.network.codebook import Codebook
 from network_surgery.ops.network.expressed import (
     Compressed,
     Expressed,
     at,
     compressed,
     express,
+    expressions_of,
     raw,
     take_off,
     tensors_of,
 )
+from network_surgery.ops.network.fastfood import Fastfood
 from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
 from network_surgery.ops.network.modules import build, exchanged, placed, put_module
 from network_surgery.ops.network.optimizer_state import exchange, listed, replace
+from network_surgery.ops.network.predicted import Predicted
 from network_surgery.ops.network.wrappers import inner
 
 FORMAT = 1
@@ -47,7 +51,13 @@ FORMAT = 1
 CARRIED = "surgery_architecture"
 Description = Mapping[str, Mapping[str, Any]]
 #: Ways in which a weight is expressed, by the name that an architecture calls them; masks have a part of their own.
-EXPRESSIONS: dict[str, type[Compressed]] = {"hash": Hashed, "edges": Edges}
+EXPRESSIONS: dict[str, type[Compressed]] = {
+    "hash": Hashed,
+    "edges": Edges,
+    "predicted": Predicted,
+    "codebook": Codebook,
+    "fastfood": Fastfood,
+}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -279,6 +289,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """
     model = inner(model)
     check_real(model)
+    if not isinstance(path, (str, Path)) and not callable(getattr(path, "write", None)):
+        raise SurgeryError(f"{path!r:.60} cannot be written: a network is saved to a path or an open file")
     content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
     try:
         if isinstance(path, (str, Path)):
@@ -302,8 +314,8 @@ def saved_bytes(model: nn.Module) -> int:
 
 def tensor_bytes(model: nn.Module) -> int:
     """How many bytes the tensors take that ``save`` writes."""
-    masks = sum(mask.numel() * mask.element_size() for mask in masks_of(model).values())
-    return masks + sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(model))
+    beside = [buffer for each in expressions_of(model).values() for buffer in each.buffers()]
+    return sum(each.numel() * each.element_size() for each in (*beside, *(tensor for _, tensor in tensors_of(model))))
 
 
 def passing(model: nn.Module) -> dict[str, Tensor]:

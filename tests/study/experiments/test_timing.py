@@ -17,10 +17,13 @@ from network_surgery.ops import (
     Deepen,
     DropBlock,
     EigenRemove,
+    Fastfood,
     GradMax,
     HashWeights,
     MinWeight,
+    PredictWeights,
     RandomEdges,
+    ShareWeights,
     Stretch,
 )  # fmt: skip
 from network_surgery.ops.maths.hosvd import truncated_hosvd
@@ -34,7 +37,9 @@ from network_surgery.study.experiments.timing.measure import Options
 from tests.study.experiments.made_up import measured_of
 
 #: What came after the page was measured.
-LATER = {Collapse, Deepen, DropBlock, GradMax, HashWeights, RandomEdges, Stretch}
+LATER = {
+    Collapse, Deepen, DropBlock, Fastfood, GradMax, HashWeights, PredictWeights, RandomEdges, ShareWeights, Stretch,
+}  # fmt: skip
 SMALL = Options(seeds=2, dense=(16,), conv=(8,), vgg16=("conv4",))
 
 
