@@ -87,14 +87,14 @@ def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
         resolve(settings.page, "page")
     task = build(settings)
     settings = starting.settle(settings, task)
-    layers, original, least = examine(settings, task)
+    layers, original, least, stacks = examine(settings, task)
     objectives.check(settings, task.metric)
     limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = listed_cells(settings, layers, original)
     for cell in listed:
         schedule = Schedule.from_data(cell.schedule)
-        schedule.check(layers, settings.epochs, per_epoch)
+        schedule.check(layers, settings.epochs, per_epoch, stacks)
         check_after(Optimization.of(settings).curve, schedule)
         check_lengths(schedule, settings.epochs, per_epoch)
     if not listed:

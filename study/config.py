@@ -26,10 +26,12 @@ Arm = Literal[
     "original", "surgery", "restart_flops", "restart", "restart_seconds", "restart_fair", "restart_late_flops",
     "restart_late", "operate_first_flops", "operate_first", "uniform", "prune_end", "prune_end_rewind_lr",
     "prune_end_rewind", "random", "distill", "snip", "random_init", "gradmax", "net2net",
+    "stacking",
 ]  # fmt: skip
 ARMS: tuple[Arm, ...] = get_args(Arm)
 _BOTH: tuple[Arm, ...] = (
     "prune_end", "prune_end_rewind_lr", "prune_end_rewind", "random", "distill", "gradmax", "net2net",
+    "stacking",
 )  # fmt: skip
 #: Arms that have a name together: few and cheap ones, all, and those of a question's two accountings
 #: (``study.arms.cost``).
@@ -314,7 +316,7 @@ class Settings(Declared):
         Text,
         About(
             "mixed (without a budget the default), shrink (with one), removal, expansion, eigen_remove, weak_expand, "
-            "pcns, dead_units, pruning, hashing, predicting, sharing, stretching, or MODULE:FUNCTION or "
+            "pcns, dead_units, pruning, hashing, predicting, sharing, stretching, depth, or MODULE:FUNCTION or "
             "FILE.py:FUNCTION",
             decides=False,
         ),

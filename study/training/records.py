@@ -213,6 +213,11 @@ def finished(outcome: Outcome) -> bool:
     return "failure" not in outcome and "stopped" not in outcome
 
 
+def has_grown(operations: Iterable[OperationRecord]) -> bool:
+    """Whether an operation has added units or blocks."""
+    return any(each.units_after > each.units_before for each in operations)
+
+
 def check(outcome: Outcome) -> None:
     """Raises StudyError where a record of an outcome is not whole."""
     for each in outcome.get("operations", ()):

@@ -35,7 +35,7 @@ from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import file_size, speed
 from network_surgery.study.training.pace import slowdown, with_layout
 from network_surgery.study.training.probe import Probe
-from network_surgery.study.training.records import spikes
+from network_surgery.study.training.records import has_grown, spikes
 from network_surgery.study.training.restart import redraw, renew
 from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.spent import joules, work
@@ -194,6 +194,7 @@ def _run(
         ),
         "architecture": describe(model),
         **({"kept": keepers[0].state()} if keepers else {}),
+        **({"stacks": list(theatre.anatomy(trainer).stacks)} if has_grown(theatre.records) else {}),
         **({"warnings": list(warnings)} if warnings else {}),
     }
     if cell.test:

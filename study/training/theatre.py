@@ -87,7 +87,7 @@ class Theatre(Callback):
                 start = clock(loop.device)
                 anatomy = self.anatomy(loop)
                 self.discovery_seconds += clock(loop.device) - start
-            self.schedule.check(anatomy, loop.epochs, loop.per_epoch)
+            self.schedule.check(anatomy, loop.epochs, loop.per_epoch, anatomy.stacks)
         while self._due:
             at, place = min((at, place) for place, at in self._due.items())  # those due together keep their order
             if at > loop.iteration:
