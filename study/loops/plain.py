@@ -169,6 +169,10 @@ class Surgeon:
         yield
         self._paused += clock(self.device) - start
 
+    def agreed(self, value: Any) -> Any:
+        """The value: several processes are the loop's own affair."""
+        return value
+
     def operated(self, step: Step) -> None:
         """Nothing: the loop itself has the learning rate, and ``before_step`` renews wrappers."""
 
