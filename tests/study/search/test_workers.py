@@ -1,0 +1,112 @@
+"""Trials of two workers on Ray: equal to one worker, and whatever befalls one of them ends both with its reason."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
+from network_surgery.study.search import cluster, tuner, workers
+from network_surgery.study.search.nodes import Nodes, asynchronous, slots, trial_resources
+from network_surgery.study.search.sources import Listed
+from network_surgery.study.search.travel import Marker
+from network_surgery.study.store.folder import network_of
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.training.cell import Cell
+from tests.study.nodes import node
+
+OPTIONS: dict[str, Any] = {
+    "epochs": 3, "batch_size": 31, "train_images": 124, "optimizer": "sgd", "learning_rate": 0.05, "held_out": 31,
+    "signal_images": 31, "probe": 0, "device": "cpu",
+}  # fmt: skip
+SHRINK = [{"when": "1ep", "layer": "fc1", "op": "eigen_remove", "keep": 0.5}]
+MODEL = """
+import os, signal, torch, torch.distributed as dist
+from network_surgery.study import models
+
+class Failing(torch.nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.inside = models.build("mlp", shape, classes)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 3 and dist.is_initialized() and dist.get_rank() == {rank}:
+            {act}
+        return self.inside(x)
+"""
+
+
+class Notes:
+    """A listener that keeps how cells end."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, dict[str, Any]] = {}
+        self.epochs: list[float] = []
+
+    def started(self, cell: Cell) -> None: ...
+
+    def epoch(self, cell: Cell, record: dict[str, Any]) -> None:
+        self.epochs.append(record["epoch"])
+
+    def ended(self, cell: Cell, result: dict[str, Any]) -> None:
+        self.results[cell.name] = result
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        with cluster.joined(Settings(**OPTIONS)) as found:
+            yield found
+
+
+def trained(settings: Settings, nodes: Nodes, out: Path, *cells: Cell) -> Notes:
+    notes = Notes()
+    assert tuner.run_cells(Listed(list(cells)), ImageTask.of(settings), settings, nodes, out, [notes])
+    return notes
+
+
+@pytest.mark.slow
+def test_two_workers_are_one_to_rounding(nodes: Nodes, tmp_path: Path) -> None:
+    """One run after another on two workers, the second of which goes on from a checkpoint of the first."""
+    cells = [Cell("original", 1, test=True), Cell("surgery", 1, SHRINK, trial=1, test=True)]
+    found, whole = {}, {}
+    for number, results in ((2, found), (1, whole)):
+        out = tmp_path / str(number)
+        results |= trained(Settings(**OPTIONS, workers_per_trial=number), nodes, out, *cells).results
+        assert all(network_of(cell, out).exists() for cell in cells)
+    for name, result in found.items():
+        for key in ("test_loss", "validation_loss", "test_metric", "parameters", "training_flops"):
+            assert result[key] == pytest.approx(whole[name][key], rel=1e-3), (name, key)
+    assert found["surgery-001-seed-1"]["forked"] and found["surgery-001-seed-1"]["operations"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_fails_ends_all_with_its_reason(nodes: Nodes, tmp_path: Path, rank: int) -> None:
+    (tmp_path / "failing.py").write_text(MODEL.format(rank=rank, act='raise ValueError("not this batch")'))
+    settings = Settings(**OPTIONS, workers_per_trial=2, model=f"{tmp_path}/failing.py:Failing")
+    (result,) = trained(settings, nodes, tmp_path / "out", Cell("original", 1)).results.values()
+    assert "ValueError: not this batch" in result["failure"] or "fails on a training batch" in result["failure"]
+    assert result["error"]["message"] == "not this batch" and "failing.py, line 15" in result["error"]["where"]
+    assert "lost" not in result
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_makes_the_trial_a_lost_one(nodes: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(MODEL.format(rank=1, act="os.kill(os.getpid(), signal.SIGKILL)"))
+    settings = Settings(**OPTIONS, workers_per_trial=2, model=f"{tmp_path}/failing.py:Failing")
+    (result,) = trained(settings, nodes, tmp_path / "out", Cell("original", 1)).results.values()
+    assert result["lost"] and "the process was lost" in result["failure"]
