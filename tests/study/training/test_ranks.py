@@ -132,7 +132,7 @@ SCHEDULES: dict[str, list[dict[str, Any]]] = {
     "a budget": [
         {"when": "1ep", "layer": "*", "op": "mean_replace", "budget": {"parameters": 0.5}, "allocate": "saliency"},
     ],
-    "masks": [{"when": "1ep", "layer": "fc1", "op": "prune_weights", "keep": 0.5}],
+    "masks": [{"when": "1ep", "layer": "*", "op": "prune_weights", "fraction": 0.5}],
 }  # fmt: skip
 
 
