@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from filelock import FileLock, Timeout
 PREFIX, LOCK = "network-surgery-", "in-use"
 #: Where a folder lies whose path must be short, if the temporary directory of the environment is not.
 SHORT = "/tmp"
+#: How often a folder is removed while others write there, and the seconds in between.
+TRIES, PAUSE = 10, 0.1
 
 
 @contextlib.contextmanager
@@ -31,7 +34,7 @@ def scratch(most: int | None = None) -> Iterator[Path]:
         yield path
     finally:
         lock.release()
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
 
 
 def sweep() -> None:
@@ -39,4 +42,15 @@ def sweep() -> None:
     for place in {Path(tempfile.gettempdir()), Path(SHORT)}:
         for lock in place.glob(f"{PREFIX}*/{LOCK}"):
             with contextlib.suppress(OSError, Timeout), FileLock(lock).acquire(timeout=0):
-                shutil.rmtree(lock.parent, ignore_errors=True)
+                _remove(lock.parent)
+
+
+def _remove(path: Path) -> None:
+    """Processes that are ending may still write there. What they leave, the next start removes."""
+    for _ in range(TRIES):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(PAUSE)
+    with contextlib.suppress(OSError):
+        (path / LOCK).touch()

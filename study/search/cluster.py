@@ -120,9 +120,11 @@ def leave() -> None:
     try:
         ray.shutdown()
     finally:
-        for each in psutil.wait_procs([each for each in started if _is_rays(each)], timeout=GRACE)[1]:
+        late = psutil.wait_procs([each for each in started if _is_rays(each)], timeout=GRACE)[1]
+        for each in late:
             with contextlib.suppress(psutil.Error):
                 each.kill()
+        psutil.wait_procs(late, timeout=GRACE)
 
 
 def _is_rays(process: psutil.Process) -> bool:

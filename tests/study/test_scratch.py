@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from network_surgery.study import scratch as module
 from network_surgery.study.scratch import LOCK, PREFIX, scratch, sweep
 
 CODE = """
@@ -48,3 +50,26 @@ def test_a_long_temporary_directory_is_too_long_for_sockets(tmp_path: Path, monk
     with scratch() as anywhere, scratch(40) as short:
         assert anywhere.parent == long and len(str(short)) <= 40
     assert not anywhere.exists() and not short.exists()
+
+
+@pytest.mark.parametrize("failures", [3, 100])
+def test_a_folder_that_others_still_write_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """It is removed a moment later or, if they write for long, at the next start."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "SHORT", str(tmp_path))
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    remove, calls = shutil.rmtree, []
+
+    def written_in(path: Path, ignore_errors: bool) -> None:
+        calls.append(path)
+        (path / LOCK).unlink(missing_ok=True)
+        if len(calls) > failures:
+            remove(path, ignore_errors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", written_in)
+        with scratch() as path:
+            pass
+    assert path.exists() == (failures == 100)
+    sweep()
+    assert [*tmp_path.iterdir()] == []

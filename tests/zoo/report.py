@@ -32,12 +32,14 @@ change the output by less than one in a million even when all of their units are
 nothing. Forward and discovery are medians, taken in turns with one thread, in single precision, on two samples at the
 published image size: CPU seconds in rows from 2026-11-28 on, before that seconds of a clock.
 
-Discovery of an attention network takes more passes than that of others. Heads are layers that may be offered, so what
-cuts units into pieces is tried at a smaller size, too, and again with each number that may have to follow. Where code
-reads the mode, the network is followed in training mode, too; if it then runs other operators (dropout by a function,
-auxiliary classifiers), edits are tried in that mode as well. CPU seconds against the discovery of 2026-11-21, in turns,
-the least of two: GoogLeNet 1.99 before 2026-11-28 and 1.56 now (0.61, 1.21, 0.95 s), Swin-T 2.37 and 1.66 (0.99, 2.35,
-1.65 s).
+Discovery is as quick as on 2026-11-21 for most networks. It takes longer where one more pass is needed to be right:
+what cuts units into pieces (`chunk`, heads, windows) is tried at half the size, too, since a number in the code may
+say how large a piece is; and where code reads the mode, the network is followed in training mode, too; if it then runs
+other operators (auxiliary classifiers, dropout by a function), edits are tried in that mode as well. CPU seconds of
+one thread on two images of 224², least of three, against the discovery of 2026-11-21 in one run (2026-11-28, torch
+2.14, AMD EPYC): alexnet 0.93, resnet18 0.99, vgg16_bn, convnext_tiny and vit_b_16 1.02, densenet121 1.03, resnet50
+1.07, mobilenet_v2 and efficientnet_b0 1.15, regnet_y_400mf 1.20, googlenet 1.46, inception_v3 1.47, shufflenet_v2_x1_0
+1.48, swin_t 1.69; median 1.11. That is 0.1 to 2.2 s for a network.
 
 Written by `python -m tests.zoo`. {machines}
 
