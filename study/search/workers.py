@@ -84,6 +84,7 @@ def together(
         _meet(store, others)
         with _joined(Ranks(0, size), store, host, device) as ranks:
             yield ranks
+            ray.wait(others, num_returns=len(others), timeout=ENDING)  # so that their processes can be used again
     except Exception as error:
         if isinstance(error, Failed):
             raise
@@ -103,8 +104,8 @@ def _start(size: int, *arguments: Any) -> list[Any]:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     group = get_current_placement_group()
-    # A process for each, which ends with its task: so the others see that it has ended, and no device stays taken.
-    remote = ray.remote(max_calls=1, max_retries=0)(_work)
+    # A process with a GPU ends with its task, so that no memory stays taken; Ray uses others again.
+    remote = ray.remote(max_retries=0)(_work)
     return [
         remote.options(
             num_cpus=group.bundle_specs[number].get("CPU", 0), num_gpus=group.bundle_specs[number].get("GPU", 0),
