@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from network_surgery.ops.allocation import (
@@ -324,8 +325,15 @@ def plain_length(length: Length) -> float | str:
 
 def parse_when(text: str) -> Moment | Condition:
     """A moment or a condition from its text. Raises SurgeryError for text that is neither."""
+    return _remembered(text) if isinstance(text, str) else _parse(text)
+
+
+def _parse(text: Any) -> Moment | Condition:
     kind = Condition if str(text).strip().startswith(tuple(MEASURES)) else Moment
     return kind.parse(text)
+
+
+_remembered = lru_cache(4096)(_parse)
 
 
 def _step(entry: dict[str, Any]) -> Step:

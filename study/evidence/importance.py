@@ -4,7 +4,7 @@ Source: Hutter, Hoos and Leyton-Brown 2014, *An efficient approach for assessing
 computes it. A parameter's importance is its share of the variance, over the search space, of what a forest of trees
 has learnt from the trials. Parameters that only some trials have (``rank`` where other operations are searched too)
 are left out, as Optuna does. Trials are few, and a forest finds something in any of them: so each share has an
-interval, by drawing the trials again.
+interval, by drawing the trials again. Of many trials ``MOST`` are drawn by chance.
 
 It is the only part of a report that takes long, so what it found is kept in ``results.json``, with a key of what it was
 computed from.
@@ -47,6 +47,8 @@ NOTICEABLE = 1e-4
 #: a few hundredths, and a thousand trials take 0.9 seconds instead of 22 (``tests/benchmarks/RESULTS.md``).
 FEW = 100
 FOREST, SMALLER_FOREST = {"n_trees": 64, "max_depth": 64}, {"n_trees": 16, "max_depth": 8}
+#: Of more trials these are drawn: more would only take longer, and the intervals tell what is not known from so few.
+MOST = 500
 #: How often the trials are drawn again, and the forest that then learns from them.
 RESAMPLES, RESAMPLED_FOREST = 20, {"n_trees": 8, "max_depth": 8}
 
@@ -75,7 +77,11 @@ def importances(results: Results) -> tuple[Shares, Intervals]:
     where there was no search, where fewer than ``LEAST`` trials have ended, or where every trial has parameters of its
     own; a target that does not vary (see ``NOTICEABLE``) is left out.
     """
-    ended = _ended(results)
+    random = np.random.default_rng(0)
+    trials = [trial for trial in results["trials"] if finished(trial)]
+    if len(trials) > MOST:
+        trials = [trials[place] for place in sorted(random.permutation(len(trials))[:MOST])]
+    ended = _with_distributions(trials, results)
     if len(ended) < LEAST:
         return {}, {}
     margin = (Metric.from_data(results["metric"]) if "metric" in results else ACCURACY).margin
@@ -83,7 +89,6 @@ def importances(results: Results) -> tuple[Shares, Intervals]:
     least = {"metric": margin / 50, "spike": NOTICEABLE}
     shares: Shares = {}
     intervals: Intervals = {}
-    random = np.random.default_rng(0)
     draws = [random.integers(len(ended), size=len(ended)) for _ in range(RESAMPLES)]
     for target, value in targets.items():
         column = [float(value(trial)) for trial, _ in ended]
@@ -100,13 +105,13 @@ def importances(results: Results) -> tuple[Shares, Intervals]:
     return shares, intervals
 
 
-def _ended(results: Results) -> list[tuple[Mapping[str, Any], Any]]:
-    """The finished trials, each with the distributions of its parameters in the study's search space."""
+def _with_distributions(trials: Sequence[Results], results: Results) -> list[tuple[Results, Any]]:
+    """These trials, each with the distributions of its parameters in the study's search space."""
     settings = Settings.from_data({**OLDER, **results["settings"]}, "the settings of these results")
     found = []
     with contextlib.suppress(StudyError, SurgeryError):  # of another version's space
         space = Space(settings, results["layers"], results.get("original"))
-        for trial in filter(finished, results["trials"]):
+        for trial in trials:
             again = FixedTrial(dict(trial["params"]))
             with contextlib.suppress(Exception):  # of another version's parameters
                 space.sample(again)
@@ -144,7 +149,7 @@ def _key(results: Results) -> str:
     trials: Sequence[Mapping[str, Any]] = results["trials"]
     about = [
         [results["settings"][name] for name in ("space", "epochs")], results["layers"],
-        results["metric"], optuna.__version__, FEW, FOREST, SMALLER_FOREST, RESAMPLES, RESAMPLED_FOREST,
+        results["metric"], optuna.__version__, FEW, MOST, FOREST, SMALLER_FOREST, RESAMPLES, RESAMPLED_FOREST,
         [[t["params"], *([t["validation_metric"], _spike(t)] if finished(t) else [])] for t in trials],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

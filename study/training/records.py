@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, Self
 
 from network_surgery.study.errors import StudyError
@@ -29,11 +30,19 @@ class Plain:
         Raises:
             StudyError: a part is missing that every version of this package has written.
         """
-        known: Any = fields(cls)  # type: ignore[arg-type]
-        for each in known:
-            if each.name not in data and each.default is MISSING and each.default_factory is MISSING:
-                raise StudyError(f"a kept {cls.__name__} lacks {each.name!r}")
-        return cls(**{each.name: data[each.name] for each in known if each.name in data})
+        known, needed = _fields(cls)
+        if lacking := [name for name in needed if name not in data]:
+            raise StudyError(f"a kept {cls.__name__} lacks {lacking[0]!r}")
+        return cls(**{name: data[name] for name in known if name in data})
+
+
+@cache
+def _fields(kind: Any) -> tuple[list[str], list[str]]:
+    """The names of a record's fields, and of those without a default."""
+    known = fields(kind)
+    return [each.name for each in known], [
+        each.name for each in known if each.default is MISSING and each.default_factory is MISSING
+    ]
 
 
 @dataclass

@@ -19,7 +19,7 @@ from network_surgery.study.cli import app, main
 from network_surgery.study.config import Settings
 from network_surgery.study.search import cluster
 from tests.guide.blocks import GUIDE, PAGES, ROOT, Block, blocks
-from tests.study.nodes import node
+from tests.study.nodes import node, one_slot
 
 #: Pages whose code needs a finished study, and is run with one.
 FOLLOWED = ("python.md", "own-network.md", "report.md", "mlflow.md")
@@ -86,9 +86,8 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("walked")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
         patch.setenv("PYTHONPATH", str(ROOT))  # Ray's workers start in this folder, too
-        with cluster.joined(Settings(device="cpu")):  # one for all commands of the page
+        with one_slot():  # one for all commands of the page
             Walk(GUIDE / "own-network.md", surgery)()
         yield place
 

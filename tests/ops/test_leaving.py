@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,35 +114,58 @@ FAMILIES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 every = pytest.mark.parametrize("family", FAMILIES)
 #: What no plain module can be.
 STAY = ("freed, heads cut",)
-#: A process in which this package cannot be imported. Modules of this file can, by the name they are pickled under.
+#: A process in which this package cannot be imported; one for all tests. Modules of this file can, by the name they are
+#: pickled under. Each line that it reads names a kind and a file; it answers with "right" or a traceback, as JSON.
 ELSEWHERE = """
-import sys, torch
+import json, os, sys, torch, traceback
 sys.modules["network_surgery"] = None
-kind, path = sys.argv[1:]
-inputs, expected = torch.load("data.pt", weights_only=True)
-if kind == "export":
-    model = torch.export.load(path).module()
-elif kind == "jit":
-    model = torch.jit.load(path)
-else:
-    sys.path.insert(0, ".")
-    model = torch.load(path, weights_only=False)
-torch.testing.assert_close(model(inputs), expected)
-assert not any(name.startswith("network_surgery.") for name in sys.modules)
+sys.path.insert(0, ".")
+
+def check(kind, path):
+    os.chdir(os.path.dirname(path))
+    inputs, expected = torch.load("data.pt", weights_only=True)
+    if kind == "export":
+        model = torch.export.load(path).module()
+    elif kind == "jit":
+        model = torch.jit.load(path)
+    else:
+        model = torch.load(path, weights_only=False)
+    torch.testing.assert_close(model(inputs), expected)
+    assert not any(name.startswith("network_surgery.") for name in sys.modules)
+
+for line in sys.stdin:
+    answer = "right"
+    try:
+        check(*json.loads(line))
+    except BaseException:
+        answer = traceback.format_exc()
+    print(json.dumps(answer), flush=True)
 """
 
+Elsewhere = Callable[[str, Path, Tensor, Tensor], None]
 
-def elsewhere(kind: str, path: Path, inputs: Tensor, expected: Tensor) -> None:
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Elsewhere]:
     """Loads a file in a process without this package, and compares what the network computes there."""
-    torch.save((inputs, expected.detach()), path.parent / "data.pt")
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    words = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, kind, str(path)]
-    done = subprocess.run(words, cwd=path.parent, env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words = [sys.executable, "-W", "ignore", "-c", ELSEWHERE]
+    with subprocess.Popen(words, env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        sent, answers = process.stdin, process.stdout
+        assert sent is not None and answers is not None
+
+        def check(kind: str, path: Path, inputs: Tensor, expected: Tensor) -> None:
+            torch.save((inputs, expected.detach()), path.parent / "data.pt")
+            sent.write(json.dumps([kind, str(path)]) + "\n")
+            sent.flush()
+            answer = json.loads(answers.readline())
+            assert answer == "right", answer
+
+        yield check
 
 
 @every
-def test_exported_it_runs_where_this_package_is_not(family: str, tmp_path: Path) -> None:
+def test_exported_it_runs_where_this_package_is_not(family: str, elsewhere: Elsewhere, tmp_path: Path) -> None:
     model, inputs = FAMILIES[family]()
     torch.export.save(torch.export.export(model, (inputs,)), tmp_path / "net.pt2")
     elsewhere("export", tmp_path / "net.pt2", inputs, model(inputs))
@@ -156,7 +180,7 @@ def test_an_export_may_take_batches_of_any_size(tmp_path: Path) -> None:
 
 
 @every
-def test_traced_it_runs_where_this_package_is_not(family: str, tmp_path: Path) -> None:
+def test_traced_it_runs_where_this_package_is_not(family: str, elsewhere: Elsewhere, tmp_path: Path) -> None:
     model, inputs = FAMILIES[family]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -197,7 +221,18 @@ def test_the_copy_needs_nothing_of_ours(family: str) -> None:
     assert all(kind.__module__.startswith(("torch.", __name__)) for kind in map(type, copied.modules()))
 
 
-def test_a_pickled_copy_loads_where_this_package_is_not(tmp_path: Path) -> None:
+def test_elsewhere_notices_this_package_and_wrong_values(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    """The check can fail."""
+    layer = free_attention(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)).eval()
+    torch.save(layer, tmp_path / "net.pt")
+    with pytest.raises(AssertionError, match="network_surgery"):
+        elsewhere("pickle", tmp_path / "net.pt", ROWS, layer(ROWS))
+    torch.save(without_surgery(layer), tmp_path / "net.pt")
+    with pytest.raises(AssertionError, match="not close"):
+        elsewhere("pickle", tmp_path / "net.pt", ROWS, layer(ROWS) + 1)
+
+
+def test_a_pickled_copy_loads_where_this_package_is_not(elsewhere: Elsewhere, tmp_path: Path) -> None:
     """Masks and all, of classes of torch alone."""
     model, inputs = FAMILIES["masked cnn"]()
     torch.save(without_surgery(model), tmp_path / "net.pt")

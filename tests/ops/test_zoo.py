@@ -89,7 +89,7 @@ def test_every_layer(name: str) -> None:
 def test_parts_that_only_train() -> None:
     """Auxiliary classifiers read the network in training mode alone; what they read must not go without them."""
     torch.manual_seed(0)
-    inputs = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    inputs = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     model = lively(tv.googlenet(num_classes=5, init_weights=False, aux_logits=True).double(), inputs)
     examination = examine(Anatomy(model, inputs), inputs, careful=False)
     assert not examination.broken

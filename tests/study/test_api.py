@@ -16,11 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from network_surgery import study
 from network_surgery.ops import MinWeight, Moment, Schedule, Step
-from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.search.cluster import joined
 from network_surgery.study.search.once import GUESSES
 from network_surgery.study.task.task import Classification
+from tests.study.nodes import one_slot
 
 SMALL: dict[str, Any] = {
     "preset": "smoke", "epochs": 2, "trials": 2, "seeds": 2, "top": 1, "generation": 1, "device": "cpu", "quiet": True,
@@ -89,10 +88,8 @@ def test_a_task_that_cannot_be_sent_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
-        with joined(Settings(device="cpu")):
-            yield
+    with one_slot():
+        yield
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -49,7 +50,10 @@ def imports(name: str, source: str) -> set[str]:
     return (found & MODULES.keys()) - {name}
 
 
-GRAPH = {name: imports(name, path.read_text("utf-8")) for name, path in MODULES.items()}
+@cache
+def graph() -> dict[str, set[str]]:
+    """What each module imports."""
+    return {name: imports(name, path.read_text("utf-8")) for name, path in MODULES.items()}
 
 
 def part(name: str) -> str:
@@ -72,27 +76,27 @@ def climbs(name: str, others: set[str]) -> list[str]:
     return [other for other in mine if floor(other) > floor(name)]
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
+def circle(imported: dict[str, set[str]]) -> list[str]:
     try:
-        TopologicalSorter(graph).prepare()
+        TopologicalSorter(imported).prepare()
     except CycleError as error:
         return list(error.args[1])
     return []
 
 
 def test_nobody_imports_what_is_above() -> None:
-    assert {name: found for name, others in GRAPH.items() if (found := climbs(name, others))} == {}
+    assert {name: found for name, others in graph().items() if (found := climbs(name, others))} == {}
 
 
 def test_nobody_imports_in_a_circle() -> None:
-    inside = {name: {o for o in others if part(o)} for name, others in GRAPH.items() if part(name)}
+    inside = {name: {o for o in others if part(o)} for name, others in graph().items() if part(name)}
     assert circle(inside) == []
 
 
 def test_experiments_are_at_the_top() -> None:
     """What a study needs of them it finds by name; the command line alone calls them."""
     inside = f"{study.__name__}.experiments"
-    outside = {name: others for name, others in GRAPH.items() if not name.startswith(inside)}
+    outside = {name: others for name, others in graph().items() if not name.startswith(inside)}
     assert {name for name, others in outside.items() if any(o.startswith(inside) for o in others)} <= {
         f"{study.__name__}.cli"
     }

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,22 @@ SETTINGS = Settings(
 )  # fmt: skip
 
 
+class Worker:
+    """What a trial asks Ray: the node that it is on, and the GPUs that it was granted."""
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "here")
+
+    def get_gpu_ids(self) -> list[int]:
+        return []
+
+
 def compare(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
     """Runs what is missing of a comparison as ``search.tuner`` does, one cell after the other, in this process."""
     task, known = Corners(), folder.records()
     source = comparing.cells(listed_cells(SETTINGS, folder.layers), SETTINGS, known)
     once = Once(source, SETTINGS, 5, folder.path, known, (SETTINGS.epochs,))
+    monkeypatch.setattr(trial, "ray", Worker())  # Ray would start itself
     while (cell := once.next()) is not None:
         reported: list[dict[str, Any]] = []
         monkeypatch.setattr(trial.tune, "report", reported.append)

@@ -64,6 +64,15 @@ def test_fewer_trials_have_wider_intervals() -> None:
     assert width[0] > 1.1 * width[1]
 
 
+def test_of_many_trials_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt: list[int] = []
+    fanova = importance._fanova
+    monkeypatch.setattr(importance, "MOST", 60)
+    monkeypatch.setattr(importance, "_fanova", lambda points, how: learnt.append(len(points)) or fanova(points, how))
+    found, ranges = importance.importances(results("eigen_remove", 200, lambda p: p["keep"] ** 2, lambda p: 1.0))
+    assert {*learnt} == {60} and found["metric"]["keep"] > 0.9 and ranges["metric"]["keep"][0] > 0.7
+
+
 def test_importance_does_not_depend_on_the_direction() -> None:
     found = results("eigen_remove", 20, lambda p: p["keep"] ** 2, lambda p: 1 + p["first_epoch"])
     mirrored = [trial | {"validation_metric": -trial["validation_metric"]} for trial in found["trials"]]

@@ -26,6 +26,7 @@ from network_surgery.study.task.images import Images, ImageStream, ImageTask, lo
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
+from tests.study.nodes import one_slot
 from tests.study.task.pictures import folder, picture
 
 if TYPE_CHECKING:
@@ -290,13 +291,12 @@ def test_a_study_of_a_stream(root: Path, tmp_path: Path) -> None:
     def surgery(*words: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["surgery", *words])
-            patch.setenv("RAY_memory_monitor_refresh_ms", "0")
             main()
 
     out = tmp_path / "study"
     words = "--model mlp --epochs 2 --trials 1 --generation 1 --top 1 --seeds 1 --arms original,surgery,restart"
     more = f"--space removal --device cpu --batch-size 4 --image-size 6 --workers 2 --data folder:{root} --out {out}"
-    with contextlib.suppress(SystemExit):
+    with one_slot(), contextlib.suppress(SystemExit):
         surgery("study", *words.split(), *more.split())
     results = json.loads((out / "results.json").read_text())
     assert {row["arm"] for row in results["comparison"]["summary"]} == {"original", "surgery", "restart"}

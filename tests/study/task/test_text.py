@@ -30,6 +30,7 @@ from network_surgery.study.task.text import build as build_network
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.examine import check
 from network_surgery.study.training.run import run
+from tests.study.nodes import one_slot
 from tests.study.training.test_training import without_times
 
 CPU = torch.device("cpu")
@@ -301,16 +302,15 @@ def test_the_preset_is_the_task_s_own() -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_study(tmp_path: Path) -> None:
     """Through Ray and MLflow to a report, at the smallest size."""
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
     shrink = {"when": "1ep", "layer": MLP, "op": "mean_replace", "keep": 0.5}
     settings = replace(
         SMALL, epochs=2, train_images=48, probe=0, schedules=([shrink],), arms=("original", "surgery", "restart"),
         seeds=1, device="cpu",
     )  # fmt: skip
     console = Console(record=True, width=200, file=io.StringIO())
-    with conduct.begin(settings, tmp_path / "study") as (folder, task):
+    with one_slot(), conduct.begin(settings, tmp_path / "study") as (folder, task):
         assert conduct.proceed(folder, task, console)
         conduct.show(json.loads(folder.results.read_text()), folder, console)
     outcomes = {record.cell.arm: record.result for record in folder.records()}
