@@ -7,6 +7,7 @@ goes on, and Ray tries nothing again that would fail again. Only a lost process 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from ray import tune
 
 from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
 from network_surgery.study.search.preflight import examine
 from network_surgery.study.search.travel import Mirror, place
 from network_surgery.study.search.workers import Failed, together
@@ -96,6 +98,8 @@ def _train(
 
     if stack.exists() and (written := stack.read_text(errors="replace")).startswith("Timeout"):
         outcome = lost("", written)  # the try before hung; another one would keep the place from others
+        with contextlib.suppress(StudyError):
+            device = pick_device(settings.device, granted=bool(ray.get_gpu_ids()))
     else:
         try:
             with Watch(stack, limits) as watch:

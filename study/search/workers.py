@@ -104,6 +104,7 @@ def _start(size: int, *arguments: Any) -> list[Any]:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     group = get_current_placement_group()
+    assert group is not None  # Tune has made one for the trial
     # A process with a GPU ends with its task, so that no memory stays taken; Ray uses others again.
     remote = ray.remote(max_retries=0)(_work)
     return [
@@ -154,7 +155,7 @@ def _meet(store: dist.TCPStore, others: Sequence[Any]) -> None:
     end = time.monotonic() + MEETING
     names = [f"worker {number}" for number in range(1, len(others) + 1)]
     while not store.check(names):
-        if ray.wait(others, timeout=0.2)[0] and (reasons := _reasons(others, 0.0)):
+        if ray.wait([*others], timeout=0.2)[0] and (reasons := _reasons(others, 0.0)):
             raise Failed(reasons[0])
         if time.monotonic() > end:
             raise Failed(lost(f"the workers of this trial did not meet within {MEETING:.0f} s"))

@@ -108,7 +108,7 @@ class Ranks:
         for each in parameters:
             if each.grad is None:
                 each.grad = torch.zeros_like(each)
-        _in_buckets([each.grad for each in parameters], dist.all_reduce)
+        _in_buckets([each.grad for each in parameters if each.grad is not None], dist.all_reduce)
         work.wait()
         for each, ranks in zip(parameters, there.tolist(), strict=True):
             if not ranks:
@@ -260,7 +260,7 @@ def _in_buckets(tensors: Sequence[Tensor], exchange: Callable[[Tensor], object])
 
 def _tensors(networks: Sequence[nn.Module], optimizer: Optimizer) -> dict[str, Tensor]:
     """Parameters and buffers of the networks, and the optimizer's state, by names that say where."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for place, network in enumerate(networks):
         parts = {**network.state_dict(), **passing(network)}
         found |= {f"{place} {name}": each for name, each in parts.items() if isinstance(each, Tensor)}
