@@ -25,14 +25,17 @@ from network_surgery.ops.operations.collapse import Collapse
 from network_surgery.ops.operations.compact import Compact, compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_units, frozen_units
 from network_surgery.ops.operations.eigen_remove import EigenRemove
+from network_surgery.ops.operations.fastfood import Fastfood
 from network_surgery.ops.operations.grad_max import GradMax
 from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
+from network_surgery.ops.operations.predict_weights import PredictWeights
 from network_surgery.ops.operations.prune_weights import PruneWeights
 from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
+from network_surgery.ops.operations.share_weights import ShareWeights
 from network_surgery.ops.operations.stretch import Stretch
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
@@ -55,6 +58,7 @@ __all__ = [
     "Compact",
     "Condition",
     "EigenRemove",
+    "Fastfood",
     "GradMax",
     "HashWeights",
     "HiddenLayer",
@@ -63,6 +67,7 @@ __all__ = [
     "Moment",
     "Operation",
     "Plan",
+    "PredictWeights",
     "Prediction",
     "PruneWeights",
     "RandomEdges",
@@ -70,6 +75,7 @@ __all__ = [
     "RemoveDead",
     "Revive",
     "Schedule",
+    "ShareWeights",
     "Signals",
     "Size",
     "Step",

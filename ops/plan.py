@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,8 @@ class Plan:
         operation: the operation that proposed this, e.g. ``MinWeight(keep=0.5)``.
         sources: for each new unit the old one that it continues, −1 where there is none.
         shares: for each new unit the factor on its fan-out, shape ``[new]``; None means 1 everywhere.
-        replaced: new values of old shape that some tensors take first (rank-reduced weights).
+        replaced: new values of old shape that some tensors take first (rank-reduced weights). They lift a mask that was
+            there before, and not one of the plan's own.
         newborn: for makers and vectors, the values of the units whose source is −1, units first; otherwise the fan-in
             is zero and vectors are neutral.
         fan_in: for makers, what is added to the incoming weights of all new units in the end, ``[new, inputs,
@@ -40,6 +42,7 @@ class Plan:
             multiplied by it (instead of gathered and shared).
         masks: by parameter, where it keeps its values (1) and where it becomes zero for good (0), at its old shape.
         expressed: by parameter, how it is computed from what is stored of it from now on (``ops.network.expressed``).
+        ratios: by dropout module, the ratio that it has from now on.
         fresh: what is stored of such a parameter, where that is not made of its values; optimizer state begins anew.
         modules: by module, what takes its place; the anatomy is taken anew then. ``size``: parameters, FLOPs and bytes
             of the network afterwards.
@@ -64,6 +67,7 @@ class Plan:
     masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     expressed: Mapping[str, Compressed] = field(default_factory=dict, repr=False)
     fresh: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    ratios: Mapping[str, float] = field(default_factory=dict, repr=False)
     modules: Mapping[str, Change] = field(default_factory=dict, repr=False)
     size: tuple[int, int, int] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
@@ -104,7 +108,7 @@ class Plan:
     def _hidden(self) -> int:
         """How many parameters masks will hide; what is rewritten is hidden no more."""
         masks = self.layer.anatomy.masks() | dict(self.masks)
-        for name in (*self.replaced, *self.mixing):
+        for name in {*self.replaced, *self.mixing} - {*self.masks}:
             masks.pop(name, None)
         if masks and all(-1 <= source < self.layer.units for source in self.sources):
             for name, steps in moves([Edit(self.layer, torch.tensor(self.sources))]).items():
@@ -114,22 +118,19 @@ class Plan:
 
     def _stored(self) -> int:
         """How many numbers are stored of what will be expressed."""
-        return sum(len(self._reduced(name)) for name in self.expressed)
+        return sum(math.prod(each.stored_shape) for each in self.expressed.values())
 
     def _whole(self) -> int:
         return sum(self.layer.anatomy.stored(name).numel() for name in self.expressed)
 
-    def _reduced(self, name: str) -> Tensor:
-        """What is stored of a parameter that will be expressed."""
-        weight = self.layer.anatomy.live(name)
-        return self.fresh[name].to(weight) if name in self.fresh else self.expressed[name].reduced(weight)
-
     def _more_bytes(self) -> int:
         """What expressions and new masks add."""
         anatomy = self.layer.anatomy
-        masks = sum(mask.numel() for name, mask in self.masks.items() if anatomy.mask(name) is None)
-        stored = {name: len(self._reduced(name)) - anatomy.stored(name).numel() for name in self.expressed}
-        return masks + sum(n * anatomy.stored(name).element_size() for name, n in stored.items())
+        more = sum(mask.numel() for name, mask in self.masks.items() if anatomy.mask(name) is None)
+        for name, each in self.expressed.items():
+            weight = anatomy.stored(name)
+            more += (math.prod(each.stored_shape) - weight.numel()) * weight.element_size() + each.beside(weight.shape)
+        return more
 
     def _check_writes(self) -> None:
         """Raises SurgeryError where the plan writes a weight anew that is expressed otherwise."""

@@ -8,14 +8,10 @@ from __future__ import annotations
 from optuna.trial import BaseTrial
 
 from network_surgery.ops import HashWeights, Operation, RandomEdges, Schedule
-from network_surgery.ops.anatomy import WHOLE
-from network_surgery.ops.schedule import Moment, Step
-from network_surgery.search_spaces.placement import EPOCHS, Layers, beginning, choices, chosen, sample
+from network_surgery.search_spaces.placement import EPOCHS, Layers, once, sample
 
 NAMES = ("hash_weights",)
 CONTROLS = ("random_edges",)
-#: All weights of the network, the output's included, which no layer's name stands for.
-NETWORK = "network"
 
 
 def operation(trial: BaseTrial, controls: bool = False) -> Operation:
@@ -33,8 +29,4 @@ def suggest(trial: BaseTrial, layers: Layers, epochs: int = EPOCHS, *, controls:
     Raises:
         SurgeryError: there are fewer than 2 epochs.
     """
-    done = operation(trial, controls)
-    where = trial.suggest_categorical("layers", (NETWORK, *choices(layers)))
-    moment = Moment(beginning(trial, epochs))
-    names = [WHOLE] if where == NETWORK else chosen(layers, where)
-    return Schedule(tuple(Step(moment, name, done) for name in names))
+    return once(trial, layers, operation(trial, controls), epochs)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from optuna.trial import BaseTrial
 
+from network_surgery.ops.anatomy import WHOLE
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.schedule import Condition, Moment, Schedule, Step
@@ -39,6 +40,9 @@ class Sized(Protocol):
 
 
 Layers = Mapping[str, Sized]
+
+#: All weights of the network, the output's included, which no layer's name stands for.
+NETWORK = "network"
 
 #: Which layers an operation works on, by the trial's ``layers`` parameter.
 CHOICES = ("all", "first_half", "last_half", "widest")
@@ -126,6 +130,19 @@ def place(
         for name in where
     ]  # fmt: skip
     return Schedule(tuple(steps))
+
+
+def once(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int) -> Schedule:
+    """An operation on the weights of some layers, or on all of the network's at once, a single time: ``layers`` (also
+    ``network``), ``first_epoch``.
+
+    Raises:
+        SurgeryError: there are fewer than 2 epochs, as in ``place``.
+    """
+    where = trial.suggest_categorical("layers", (NETWORK, *choices(layers)))
+    moment = Moment(beginning(trial, epochs))
+    names = [WHOLE] if where == NETWORK else chosen(layers, where)
+    return Schedule(tuple(Step(moment, name, operation) for name in names))
 
 
 def watch(

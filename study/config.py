@@ -230,6 +230,13 @@ class Settings(Declared):
         Literal["all", "weights"],
         About("the parameters that decay; weights: all but biases, norms and other vectors", option=False, later=True),
     ] = "all"
+    l1: Annotated[
+        PositiveOr0, About("Strength of L1, which makes weights exactly zero while the network trains", later=True)
+    ] = 0.0
+    group_lasso: Annotated[
+        PositiveOr0,
+        About("Strength of the group lasso, which makes all weights of a unit zero together", later=True),
+    ] = 0.0
     clip: Annotated[
         Positive | None, About("The largest norm of a step's gradient; longer ones are shortened", later=True)
     ] = None
@@ -307,7 +314,8 @@ class Settings(Declared):
         Text,
         About(
             "mixed (without a budget the default), shrink (with one), removal, expansion, eigen_remove, weak_expand, "
-            "pcns, dead_units, pruning, hashing, stretching, or MODULE:FUNCTION or FILE.py:FUNCTION",
+            "pcns, dead_units, pruning, hashing, predicting, sharing, stretching, or MODULE:FUNCTION or "
+            "FILE.py:FUNCTION",
             decides=False,
         ),
     ] = None  # type: ignore[assignment]  # settled when the settings are made

@@ -263,8 +263,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         """Parameters, and FLOPs of one sample, of some tensors."""
         numbers = {name: self._numel(name) for name in tensors if name in self._parameters}
         masks = (self.mask(name) for name in numbers)
-        kept = {name: n if self.expression(name) is None else self.stored(name).numel() for name, n in numbers.items()}
-        parameters = sum(kept.values()) - hidden(mask for mask in masks if mask is not None)
+        parameters = sum(map(self._kept, numbers)) - hidden(mask for mask in masks if mask is not None)
         return parameters, round(2 * sum(n * self.calls.get(name, 0) for name, n in numbers.items()))
 
     def bytes(self) -> int:
@@ -272,13 +271,25 @@ class Anatomy(Mapping[str, HiddenLayer]):
         total = 0
         for name in self._owners:
             tensor, mask = self.stored(name), self.mask(name)
-            number = self._numel(name) if self.expression(name) is None else tensor.numel()
-            total += number * tensor.element_size() + (0 if mask is None else self._numel(name) * mask.element_size())
+            total += self._kept(name) * tensor.element_size()
+            total += 0 if mask is None else self._numel(name) * mask.element_size()
+            if (expression := self.expression(name)) is not None:
+                total += expression.beside(self._shape(name))
         return total
 
-    def _numel(self, name: str) -> int:
+    def _shape(self, name: str) -> list[int]:
         known = self.expressions.get(name)
-        return self.stored(name).numel() if known is None else math.prod(map(axes.size, known))
+        return [*self.tensor(name).shape] if known is None else [*map(axes.size, known)]
+
+    def _numel(self, name: str) -> int:
+        return math.prod(self._shape(name))
+
+    def _kept(self, name: str) -> int:
+        """How many numbers are stored of a tensor, at the numbers of units that the layers have."""
+        if (expression := self.expression(name)) is None:
+            return self._numel(name)
+        stored = expression.stored_shape
+        return self._shape(name)[0] * math.prod(stored[1:]) if expression.rows else math.prod(stored)
 
     def owner(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> nn.Module:
         """The module that holds a tensor (the first one, where it is tied), among ``modules`` where it is a copy."""

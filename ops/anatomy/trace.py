@@ -23,6 +23,9 @@ from network_surgery.ops.anatomy.watch import Watch
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.expressed import raw
 
+#: Why the units of the network's output cannot be operated on.
+OUTPUT = "it is the network's output"
+
 
 class Trace(Facts, TorchDispatchMode):
     """Carries axes through one forward pass of a network.
@@ -75,7 +78,7 @@ class Trace(Facts, TorchDispatchMode):
             if twin.source is not None:
                 self.account.use(twin.source, None)
             for axis in twin.axes:
-                freeze(axis, "it is the network's output")
+                freeze(axis, OUTPUT)
         return output
 
     def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:

@@ -25,20 +25,25 @@ from network_surgery.ops.errors import SurgeryError, explained, first_line, pass
 from network_surgery.ops.network import sealed
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.checks import check_real
+from network_surgery.ops.network.codebook import Codebook
+from network_surgery.ops.network.dropout import scaled_ratios, set_ratio
 from network_surgery.ops.network.expressed import (
     Compressed,
     Expressed,
     at,
     compressed,
     express,
+    expressions_of,
     raw,
     take_off,
     tensors_of,
 )
+from network_surgery.ops.network.fastfood import Fastfood
 from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
 from network_surgery.ops.network.modules import build, exchanged, placed, put_module
 from network_surgery.ops.network.optimizer_state import exchange, listed, replace
+from network_surgery.ops.network.predicted import Predicted
 from network_surgery.ops.network.wrappers import inner
 
 FORMAT = 1
@@ -46,7 +51,13 @@ FORMAT = 1
 CARRIED = "surgery_architecture"
 Description = Mapping[str, Mapping[str, Any]]
 #: Ways in which a weight is expressed, by the name that an architecture calls them; masks have a part of their own.
-EXPRESSIONS: dict[str, type[Compressed]] = {"hash": Hashed, "edges": Edges}
+EXPRESSIONS: dict[str, type[Compressed]] = {
+    "hash": Hashed,
+    "edges": Edges,
+    "predicted": Predicted,
+    "codebook": Codebook,
+    "fastfood": Fastfood,
+}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -103,7 +114,8 @@ def describe(model: nn.Module) -> Description:
     a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
     {parameter: text}``, too: which of them live is part of the architecture. So is how a weight is computed from what
     is stored of it: ``"expressed": {parameter: {"kind": …, …}}``; its shape is that of what is stored.
-    Modules that have been put in the place of others are ``"modules": {module: {"kind": …, …}}``.
+    Modules that have been put in the place of others are ``"modules": {module: {"kind": …, …}}``, and dropout that
+    pruning made weaker is ``"dropout": {module: ratio}``.
 
     Raises:
         SurgeryError: a parameter or buffer has no size yet.
@@ -120,8 +132,12 @@ def describe(model: nn.Module) -> Description:
     described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
     expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in compressed(model).items()}
     described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
-    modules = placed(model)
-    return described | ({"expressed": expressed} if expressed else {}) | ({"modules": modules} if modules else {})
+    others: dict[str, Mapping[str, Any]] = {
+        "expressed": expressed,
+        "modules": placed(model),
+        "dropout": scaled_ratios(model),
+    }
+    return described | {part: entries for part, entries in others.items() if entries}
 
 
 def adopt(model: nn.Module, description: Description, optimizers: Optimizer | Iterable[Optimizer] = ()) -> None:
@@ -181,7 +197,8 @@ def _adopt(model: nn.Module, description: Description) -> None:
     for verb, names in (("masks", description.get("masks", {})), ("expresses", expressed)):
         if odd := [name for name in names if not isinstance(tensors.get(name), nn.Parameter)]:
             raise SurgeryError(f"the architecture is of another network: it {verb} {odd[0]}")
-    if odd := sorted(set(tensors) ^ set(wanted)) or sorted(set(description["numbers"]) - set(modules)):
+    ratios = description.get("dropout", {})
+    if odd := sorted(set(tensors) ^ set(wanted)) or sorted({*description["numbers"], *ratios} - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {', '.join(odd[:3])} is on one side only")
     if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
         raise SurgeryError(f"{lazy[0]} has no size yet: let the factory run its network once")
@@ -222,6 +239,8 @@ def _adopt(model: nn.Module, description: Description) -> None:
             if attribute in mine and mine[attribute] != value:
                 old = getattr(modules[name], attribute)
                 setattr(modules[name], attribute, type(old)(value))
+    for name, ratio in ratios.items():
+        set_ratio(modules[name], ratio)
     fit(model.modules())
 
 
@@ -254,6 +273,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """
     model = inner(model)
     check_real(model)
+    if not isinstance(path, (str, Path)) and not callable(getattr(path, "write", None)):
+        raise SurgeryError(f"{path!r:.60} cannot be written: a network is saved to a path or an open file")
     content = {"format": FORMAT, "architecture": describe(model), "weights": {**model.state_dict(), **passing(model)}}
     try:
         if isinstance(path, (str, Path)):
@@ -277,8 +298,8 @@ def saved_bytes(model: nn.Module) -> int:
 
 def tensor_bytes(model: nn.Module) -> int:
     """How many bytes the tensors take that ``save`` writes."""
-    masks = sum(mask.numel() * mask.element_size() for mask in masks_of(model).values())
-    return masks + sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(model))
+    beside = [buffer for each in expressions_of(model).values() for buffer in each.buffers()]
+    return sum(each.numel() * each.element_size() for each in (*beside, *(tensor for _, tensor in tensors_of(model))))
 
 
 def passing(model: nn.Module) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
 """Weights expressed otherwise: a module computes its weight from what is stored of it.
 
 An expression is a parametrization of torch's (``torch.nn.utils.parametrize``) that this package knows: a mask
-(``ops.network.masks``), a hash or random edges (``ops.network.hashed``). What is stored is one parameter. It stays the
-object that the weight was, so optimizers, hooks and ties hold on to it, though its shape may be another one. For
-surgery it goes on under the weight's own name (``conv1.weight``, as ``tensors_of`` has it), though torch now keeps it
-as ``conv1.parametrizations.weight.original``.
+(``ops.network.masks``), a hash or random edges (``ops.network.hashed``), a codebook (``ops.network.codebook``), a
+dictionary (``ops.network.predicted``). What is stored is one parameter. It stays the object that the weight was, so
+optimizers, hooks and ties hold on to it, though its shape may be another one. For surgery it goes on under the weight's
+own name (``conv1.weight``, as ``tensors_of`` has it), though torch now keeps it as
+``conv1.parametrizations.weight.original``.
 
 ``Expressed`` and ``Compressed`` are what an expression has to define. The anatomy, signals and scores look at a network
 ``expanded``, with whole weights for a while, so that no other code need know how a weight is stored.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -45,14 +46,41 @@ class Expressed(nn.Module, ABC):
 class Compressed(Expressed):
     """What is stored has another shape than the weight, so units are operated on in the weight, not in it."""
 
+    #: Whether what is stored has the weight's rows (its first axis), so that it follows them as a plain weight does.
+    rows: ClassVar[bool] = False
+    #: Whether the weight is a linear function of what is stored, so that optimizer state and averages can follow.
+    linear: ClassVar[bool] = True
     standing: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
         self.register_parameter("standing", None)  # the whole weight, while the network is expanded
+        self.last = False  # whether the weight had its channels last in memory
 
     def forward(self, stored: Tensor) -> Tensor:
         return self.weight(stored) if self.standing is None else self.standing
+
+    @property
+    @abstractmethod
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of what is stored of the weight that there is now."""
+
+    @property
+    def density(self) -> float:
+        """The mean square of the weight's entries where the stored numbers have a mean square of 1."""
+        return 1.0
+
+    def begin(self, values: Tensor) -> Tensor:
+        """What is stored, such that the weight has the deviation of these random values, ``stored_shape``."""
+        return values * self.density**-0.5
+
+    def beside(self, shape: Sequence[int]) -> int:
+        """How many bytes are stored beside the parameter, of a weight of this shape."""
+        return 0
+
+    def flops(self) -> int:
+        """How many FLOPs it takes to compute the weight once, but for what is done to single entries."""
+        return 0
 
     @abstractmethod
     def reduced(self, weight: Tensor, degree: int | None = None) -> Tensor:

@@ -29,29 +29,61 @@ from network_surgery.ops.network.expressed import Compressed, Undo
 WORD = 0xFFFFFFFF
 
 
-class Read(Compressed):
-    """A weight of ``shape`` whose entries read one of ``numbers`` stored ones each; a subclass says which (``read``).
+class Placed(Compressed):
+    """A weight of ``shape`` whose entries depend on their positions, which those that stay keep when units go.
 
     ``names``: by axis, the positions that it has now, where they are not those that it was made with.
     """
 
-    def __init__(
-        self, shape: Sequence[int], numbers: int, seed: int, names: Mapping[str, Sequence[int]] | None = None
-    ) -> None:
+    def __init__(self, shape: Sequence[int], names: Mapping[str, Sequence[int]] | None = None) -> None:
         super().__init__()
-        self._shape, self._stored, self._seed = tuple(shape), numbers, seed
+        self._shape = tuple(shape)
         # No buffers: a running average of the network's buffers would not leave them whole.
         self._names = {int(axis): torch.tensor(known) for axis, known in (names or {}).items()}
 
-    @property
-    def numbers(self) -> int:
-        """How many numbers are stored."""
-        return self._stored
+    def positions(self, first: int, device: torch.device) -> Tensor:
+        """Where the entries that there are now stood at first, counted along the axes from ``first`` on.
+
+        Shape: that of the weight from that axis on.
+        """
+        positions = torch.zeros((), dtype=torch.int64, device=device)
+        for axis, length in enumerate(self._shape[first:], first):
+            names = self._names.get(axis)
+            here = torch.arange(length, device=device) if names is None else names.to(device)
+            stride = math.prod(self._shape[axis + 1 :])
+            positions = positions + (here * stride).view(-1, *[1] * (len(self._shape) - axis - 1))
+        return positions
+
+    def gathered(self, axis: int, index: Tensor) -> Undo:
+        before = self._names
+        old = before.get(axis, torch.arange(self._shape[axis], device=index.device))
+        if len(index) == len(old) and torch.equal(index, torch.arange(len(old), device=index.device)):
+            return []
+        self._names = {**before, axis: old.index_select(0, index.to(old.device))}
+        return [partial(setattr, self, "_names", before)]
+
+    def to_data(self) -> dict[str, Any]:
+        kept = {str(axis): names.tolist() for axis, names in sorted(self._names.items())}
+        return {"shape": list(self._shape)} | ({"names": kept} if kept else {})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves to a device."""
+        self._names = {axis: fn(names) for axis, names in self._names.items()}
+        return super()._apply(fn, recurse)
+
+
+class Read(Placed):
+    """A weight whose entries read one of ``numbers`` stored ones each; a subclass says which (``read``)."""
+
+    def __init__(
+        self, shape: Sequence[int], numbers: int, seed: int, names: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
+        super().__init__(shape, names)
+        self._stored, self._seed = numbers, seed
 
     @property
-    def density(self) -> float:
-        """The fraction of the weight's entries that can be other than zero."""
-        return 1.0
+    def stored_shape(self) -> tuple[int, ...]:
+        return (self._stored,)
 
     @abstractmethod
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -84,33 +116,12 @@ class Read(Compressed):
         parts = wide if not degree else wide / self._counts(index, factor)
         return (parts.index_select(0, index.flatten()).view(index.shape) * factor ** (degree or 2)).to(stored.dtype)
 
-    def gathered(self, axis: int, index: Tensor) -> Undo:
-        before = self._names
-        old = before.get(axis, torch.arange(self._shape[axis], device=index.device))
-        if len(index) == len(old) and torch.equal(index, torch.arange(len(old), device=index.device)):
-            return []
-        self._names = {**before, axis: old.index_select(0, index.to(old.device))}
-        return [partial(setattr, self, "_names", before)]
-
     def to_data(self) -> dict[str, Any]:
-        kept = {str(axis): names.tolist() for axis, names in sorted(self._names.items())}
-        data: dict[str, Any] = {"shape": list(self._shape), "numbers": self._stored, "seed": self._seed}
-        return data | ({"names": kept} if kept else {})
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Moves to a device."""
-        self._names = {axis: fn(names) for axis, names in self._names.items()}
-        return super()._apply(fn, recurse)
+        return super().to_data() | {"numbers": self._stored, "seed": self._seed}
 
     def _now(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """As ``read``, for every entry that the weight has now; factors in the precision of ``like``."""
-        positions = torch.zeros((), dtype=torch.int64, device=like.device)
-        for axis, length in enumerate(self._shape):
-            names = self._names.get(axis)
-            here = torch.arange(length, device=like.device) if names is None else names.to(like.device)
-            stride = math.prod(self._shape[axis + 1 :])
-            positions = positions + (here * stride).view(-1, *[1] * (len(self._shape) - axis - 1))
-        index, factor = self.read(positions)
+        index, factor = self.read(self.positions(0, like.device))
         return index, None if factor is None else factor.to(like.real.dtype)
 
     def _counts(self, index: Tensor, factor: Tensor) -> Tensor:

@@ -13,14 +13,17 @@ from network_surgery.ops.operations.collapse import Collapse
 from network_surgery.ops.operations.compact import Compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive
 from network_surgery.ops.operations.eigen_remove import EigenRemove
+from network_surgery.ops.operations.fastfood import Fastfood
 from network_surgery.ops.operations.grad_max import GradMax
 from network_surgery.ops.operations.hash_weights import HashWeights
 from network_surgery.ops.operations.mean_replace import MeanReplace
 from network_surgery.ops.operations.min_weight import MinWeight
 from network_surgery.ops.operations.pcns import PCNS
+from network_surgery.ops.operations.predict_weights import PredictWeights
 from network_surgery.ops.operations.prune_weights import PruneWeights
 from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
+from network_surgery.ops.operations.share_weights import ShareWeights
 from network_surgery.ops.operations.stretch import Stretch
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
@@ -30,16 +33,19 @@ OPERATIONS: dict[str, type[Operation]] = {
     "collapse": Collapse,
     "compact": Compact,
     "eigen_remove": EigenRemove,
+    "fastfood": Fastfood,
     "grad_max": GradMax,
     "hash_weights": HashWeights,
     "mean_replace": MeanReplace,
     "min_weight": MinWeight,
     "pcns": PCNS,
+    "predict_weights": PredictWeights,
     "prune_weights": PruneWeights,
     "random_edges": RandomEdges,
     "random_remove": RandomRemove,
     "remove_dead": RemoveDead,
     "revive": Revive,
+    "share_weights": ShareWeights,
     "stretch": Stretch,
     "weak_expand": WeakExpand,
     "zero_expand": ZeroExpand,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import energy
-from network_surgery.ops.network.hashed import Hashed, Read
+from network_surgery.ops.network.expressed import Compressed
+from network_surgery.ops.network.hashed import Hashed
 from network_surgery.ops.operation import Operation, choice, fraction, whole
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
@@ -59,34 +60,44 @@ class HashWeights(Operation):
         whole(self, "seed", self.seed)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
-        def read(shape: torch.Size, numbers: int, seed: int) -> Read:
-            return Hashed(shape, numbers, seed, self.sign)
+        def hashed(name: str, weight: Tensor, seed: int) -> Hashed:
+            return Hashed(weight.shape, max(1, round(self.compression * weight.numel())), seed, self.sign)
 
-        return expressing(self, layer, self.compression, self.values, self.seed, read)
+        return expressing(self, layer, plain_weights(self, layer), self.seed, hashed, self.values == "fresh")
 
 
-def expressing(
-    operation: Operation,
-    layer: HiddenLayer,
-    compression: float,
-    values: str,
-    seed: int,
-    read: Callable[[torch.Size, int, int], Read],
-) -> Plan:
-    """The plan in which the weights of a layer, or of the network, become ``read(shape, numbers, seed)``.
+def plain_weights(operation: Operation, layer: HiddenLayer) -> list[str]:
+    """The weights of a layer, or of the network, that can be expressed otherwise.
 
     Raises:
-        SurgeryError: there are no plain weights.
+        SurgeryError: there are none.
     """
     anatomy = layer.anatomy
     names = anatomy.weights if layer.name == WHOLE else [place.tensor for place in layer.makers]
     names = [n for n in dict.fromkeys(names) if n in anatomy.weights and anatomy.mask(n) is None]
     if not names:
         raise SurgeryError(
-            f"{operation!r} on {layer.name}: there are no plain weights; what is masked or hashed stays as it is"
+            f"{operation!r} on {layer.name}: there are no plain weights; masked ones, hashed ones and so on stay"
         )
-    expressed: dict[str, Read] = {}
-    fresh: dict[str, Tensor] = {}
+    return names
+
+
+def expressing(
+    operation: Operation,
+    layer: HiddenLayer,
+    names: Iterable[str],
+    seed: int,
+    express: Callable[[str, Tensor, int], Compressed],
+    fresh: bool = False,
+) -> Plan:
+    """The plan in which these weights become ``express(name, weight, seed of its own)``.
+
+    ``fresh``: what is stored is random, such that the weights have the deviation that they have now.
+
+    Raises:
+        SurgeryError: a weight cannot be computed, as a module looks its rows up, or is not finite.
+    """
+    anatomy, expressed, numbers = layer.anatomy, dict[str, Compressed](), dict[str, Tensor]()
     missed = size = 0.0
     for name in names:
         tables = [m for m in anatomy.modules.values() if isinstance(m, TABLES) and m.weight is anatomy.tensor(name)]
@@ -96,15 +107,21 @@ def expressing(
                 "works on a parameter only"
             )
         weight, own = anatomy.live(name), zlib.crc32(f"{seed} {name}".encode())
-        each = read(weight.shape, max(1, round(compression * weight.numel())), own).to(weight.device)
-        if values == "fresh":
+        if not weight.isfinite().all():
+            raise SurgeryError(f"{operation!r} on {layer.name}: {name} holds values that are not finite")
+        each = express(name, weight, own).to(weight.device)
+        if fresh:
             kind = torch.complex64 if weight.is_complex() else torch.float32
-            drawn = torch.randn(each.numbers, generator=torch.Generator().manual_seed(own), dtype=kind).to(weight)
-            fresh[name] = drawn * weight.std(correction=0) / math.sqrt(each.density)
-        made = each.weight(fresh.get(name, each.reduced(weight)))
+            drawn = torch.randn(each.stored_shape, generator=torch.Generator().manual_seed(own), dtype=kind).to(weight)
+            numbers[name] = each.begin(drawn * weight.std(correction=0))
+        elif not each.linear:
+            numbers[name] = each.reduced(weight)
+        made = each.weight(numbers[name] if name in numbers else each.reduced(weight))
         missed, size = missed + float(energy(made - weight).sum()), size + float(energy(weight).sum())
         expressed[name] = each
-    error = math.sqrt(missed / size) if size else 0.0
+    flops = sum(each.flops() for each in expressed.values())
+    notes = (f"each forward pass computes the weights, {flops:,} FLOPs, whatever the batch",) if flops else ()
     return Plan(
-        layer, repr(operation), tuple(range(layer.units)), expressed=expressed, fresh=fresh, error=error
+        layer, repr(operation), tuple(range(layer.units)), expressed=expressed, fresh=numbers, notes=notes,
+        error=math.sqrt(missed / size) if size else 0.0,
     )  # fmt: skip

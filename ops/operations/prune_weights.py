@@ -8,8 +8,9 @@ standard deviation of a layer's weights. ``compact`` then removes the units that
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -17,15 +18,18 @@ from torch import Tensor
 
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer
 from network_surgery.ops.errors import NoSignal, SurgeryError
+from network_surgery.ops.network.dropout import scaled
 from network_surgery.ops.operation import Operation, choice, fraction, whole
 from network_surgery.ops.plan import Plan
+from network_surgery.ops.signals.brain_surgeon import BLOCK, DAMPING, BrainSurgeon
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.signals.weight_scores import BLIND, SCORES, Weights, weight_scores
 
 SCOPES = ("global", "layer")
+SURVIVORS = ("kept", "fresh")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneWeights(Operation):
     """Masks the weights with the lowest scores: of the whole network (layer ``*``), or those that make one layer.
 
@@ -35,9 +39,19 @@ class PruneWeights(Operation):
     see ``weight_scores``, also for ``strength`` and ``seed``. ``scope``: all weights are ranked together (``global``),
     or the fraction is taken from every tensor (``layer``).
 
+    ``obs`` also gives the weights that stay new values, which make up for those that go. ``block``: of how many
+    weights of a unit each inverse Hessian is, at most (it takes as many numbers for each weight); ``damping``: how much
+    of the mean curvature of a tensor is added to that of each weight, so that there is an inverse.
+
+    ``survivors``: the weights that stay keep their values (``kept``), or begin anew (``fresh``, by the ``seed``):
+    normal numbers of the deviation 1/√(inputs that a unit has left), under the optimizer state that was there.
+    ``dropout``: the ratio of each ``nn.Dropout`` is multiplied by √(connections left / before) of the last weight
+    before it, as less is left to overfit with (Han et al., section 3.2). Files, checkpoints and restarts have it.
+
     Weights are the factors of products, such as those of dense layers and convolutions, the output's included; biases
     and norms are none. The plan's evidence: ``pruned`` weights (new ones), ``sparsity`` (the fraction of zeros
-    afterwards) and ``threshold`` (the highest score that went). Operations that write anew what reads a layer
+    afterwards), ``threshold`` (the highest score that went) and, of ``obd`` and ``obs``, ``loss_change`` (what the
+    curvature predicts). Operations that write anew what reads a layer
     (``pcns``, the repair ``least_squares``, …) lift the masks there.
     """
 
@@ -48,13 +62,23 @@ class PruneWeights(Operation):
     scope: str = "global"
     strength: float = 1.0
     seed: int = 0
+    block: int = field(default=BLOCK, repr=False)
+    damping: float = field(default=DAMPING, repr=False)
+    survivors: str = field(default="kept", repr=False)
+    dropout: bool = field(default=False, repr=False)
     whole_network: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fraction(self, "fraction", self.fraction)
         choice(self, "score", self.score, SCORES)
         choice(self, "scope", self.scope, SCOPES)
+        choice(self, "survivors", self.survivors, SURVIVORS)
+        choice(self, "dropout", self.dropout, (True, False))
         whole(self, "seed", self.seed)
+        whole(self, "block", self.block)
+        fraction(self, "damping", self.damping)
+        if not self.block:
+            raise SurgeryError("PruneWeights: block is 0, but a block has at least one weight")
         for name in ("threshold", "quality"):
             if not isinstance(getattr(self, name), (int, float, type(None))):
                 raise SurgeryError(f"PruneWeights: {name} is {getattr(self, name)!r}, but it must be a number")
@@ -79,7 +103,12 @@ class PruneWeights(Operation):
                 )
             signals.check_network(layer)
             seen = {"inputs": signals.inputs, "targets": signals.targets, "loss": signals.loss_function}
-        scores = weight_scores(anatomy.model, names, self.score, **seen, strength=self.strength, seed=self.seed)
+        surgeon: BrainSurgeon | None = None
+        if self.score == "obs":
+            surgeon = BrainSurgeon(anatomy.model, names, **seen, block=self.block, damping=self.damping, seed=self.seed)
+            scores = surgeon.scores
+        else:
+            scores = weight_scores(anatomy.model, names, self.score, **seen, strength=self.strength, seed=self.seed)
         if any(not torch.isfinite(each).all() for each in scores.values()):
             raise SurgeryError(f"{self!r} on {layer.name}: scores are not finite, as weights or outputs are not")
         if self.needs_signals and not any(each.any() for each in scores.values()):
@@ -95,9 +124,27 @@ class PruneWeights(Operation):
         if self.needs_signals:
             _check_signal(self, layer, scores, {name: lives[name] & (anatomy.live(name) != 0) for name in names}, masks)
         changed = {name: mask for name, mask in masks.items() if not torch.equal(mask, lives[name])}
+        evidence, replaced = _evidence(scores, lives, masks), Weights()
+        if surgeon is not None:
+            replaced, evidence["loss_change"] = surgeon.compensated({name: ~mask for name, mask in changed.items()})
+        elif self.score == "obd":
+            evidence["loss_change"] = sum(float(scores[name][~mask].double().sum()) for name, mask in changed.items())
+        if self.survivors == "fresh":
+            replaced = {name: self._fresh(name, mask, anatomy.live(name)) for name, mask in changed.items()}
+        left = {name: int(mask.sum()) / max(1, int(lives[name].sum())) for name, mask in masks.items()}
+        ratios = scaled(anatomy.model, anatomy.example_input, left) if self.dropout else {}
         return Plan(
-            layer, repr(self), tuple(range(layer.units)), masks=changed, evidence=_evidence(scores, lives, masks)
-        )
+            layer, repr(self), tuple(range(layer.units)), masks=changed, replaced=replaced, ratios=ratios,
+            evidence=evidence,
+        )  # fmt: skip
+
+    def _fresh(self, name: str, mask: Tensor, like: Tensor) -> Tensor:
+        """Values of a parameter as training could have begun with, under its mask."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
+        kind = torch.complex64 if like.is_complex() else torch.float32
+        drawn = torch.randn(like.shape, generator=generator, dtype=kind).to(like)
+        inputs = int(mask.sum()) / max(1, like.shape[0])
+        return drawn * mask / max(inputs, 1.0) ** 0.5
 
     def _masks(self, scores: Weights, lives: Mapping[str, Tensor], left: Weights) -> dict[str, Tensor]:
         """Which weights live afterwards, by tensor; ``left``: those that do now, ``[how many]``."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+from torch import Tensor
 
 from network_surgery.ops.anatomy import HiddenLayer
-from network_surgery.ops.network.hashed import Edges, Read
+from network_surgery.ops.network.hashed import Edges
 from network_surgery.ops.operation import Operation, choice, fraction, whole
-from network_surgery.ops.operations.hash_weights import VALUES, expressing
+from network_surgery.ops.operations.hash_weights import VALUES, expressing, plain_weights
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 
@@ -41,7 +41,7 @@ class RandomEdges(Operation):
         whole(self, "seed", self.seed)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
-        def read(shape: torch.Size, numbers: int, seed: int) -> Read:
-            return Edges(shape, numbers, seed)
+        def edges(name: str, weight: Tensor, seed: int) -> Edges:
+            return Edges(weight.shape, max(1, round(self.compression * weight.numel())), seed)
 
-        return expressing(self, layer, self.compression, self.values, self.seed, read)
+        return expressing(self, layer, plain_weights(self, layer), self.seed, edges, self.values == "fresh")

@@ -10,8 +10,11 @@ Source: Evci 2018, *Detecting dead weights and units*, chapter 2 (table 2.1). Se
                         of ``H`` included; one Hessian-vector product for all of them (Pearlmutter 1994)
 ``taylor2``             ``taylor1 + λ hessian``, λ is ``strength``. The thesis has λ = 1; Taylor's own factor is ½
 ``loss_change``         measured: ``L`` with this weight alone set to zero, less ``L``
+``obd``                 ``½ w² H_ii``, ``H`` as Gauss and Newton have it (``ops.signals.curvature``): LeCun et al. 1990
+``obs``                 the same when the weights that stay make up for it: ``w² / (2 [H⁻¹]_ii)``, weights going one
+                        after the other in each block of ``H``: Hassibi and Stork 1993 (``ops.signals.brain_surgeon``)
 ``random``              uniform in 0 … 1: the control
-``…_abs``               the absolute value of the four between
+``…_abs``               the absolute value of the four from ``taylor1`` to ``loss_change``
 ======================  ===============================================================================================
 
 The lowest are pruned first. So by the signed ones those go first whose removal (it is said) *lowers* the loss.
@@ -33,6 +36,8 @@ from network_surgery.ops.network.altered import Altered, Together
 from network_surgery.ops.network.checks import check_real, usable
 from network_surgery.ops.network.expressed import expanded, tensors_of
 from network_surgery.ops.network.wrappers import inner
+from network_surgery.ops.signals.brain_surgeon import BrainSurgeon
+from network_surgery.ops.signals.curvature import curvature_rows, diagonal
 from network_surgery.ops.signals.gradients import NO_GRADIENT, without_checkpoints
 from network_surgery.ops.signals.losses import Loss as LossFunction
 from network_surgery.ops.signals.losses import suited
@@ -40,7 +45,9 @@ from network_surgery.ops.signals.losses import suited
 #: Scores that look at no data.
 BLIND = ("magnitude", "random")
 SIGNED = ("taylor1", "taylor2", "hessian", "loss_change")
-SCORES = (*BLIND, *SIGNED, *(f"{name}_abs" for name in SIGNED))
+#: Scores from a curvature that is never negative.
+CURVED = ("obd", "obs")
+SCORES = (*BLIND, *SIGNED, *(f"{name}_abs" for name in SIGNED), *CURVED)
 #: Numbers that the largest tensor may have when many weights are tried at once, and how few are not worth it.
 MOST, FEWEST = 1 << 22, 8
 
@@ -66,9 +73,9 @@ def weight_scores(
 
     ``inputs`` is what the model takes and ``targets`` are class numbers ``[batch]``; ``magnitude`` and ``random`` need
     neither. The loss is the mean cross entropy in evaluation mode, or another function of (output, targets) that is
-    given as ``loss`` (``ops.signals.losses``); nothing of the network changes. ``seed`` is of
-    ``random``. Changes of the loss below the rounding of the logits are noise: to see those, give a network and inputs
-    of double precision. Weights that a mask hides score 0, but at ``random``.
+    given as ``loss`` (``ops.signals.losses``); nothing of the network changes. ``seed`` is of ``random`` and of the
+    draws of ``ops.signals.curvature``. Changes of the loss below the rounding of the logits are noise: to see those,
+    give a network and inputs of double precision. Weights that a mask hides score 0, but at ``random``.
 
     Raises:
         SurgeryError: no such score or parameter; it looks at the loss and there are no inputs or no targets, the
@@ -82,7 +89,7 @@ def weight_scores(
     if odd := [name for name in names if not isinstance(known.get(name), nn.Parameter)]:
         raise SurgeryError(f"the network has no parameter {odd[0]!r} to score")
     weights = {name: known[name].detach() for name in names}
-    by_terms = score.removesuffix("_abs") in ("taylor1", "taylor2", "hessian")
+    by_terms = score.removesuffix("_abs") in ("taylor1", "taylor2", "hessian", *CURVED)
     if by_terms and (odd := [name for name, weight in weights.items() if weight.is_complex()]):
         raise SurgeryError(f"the weight score {score} is one of real weights, but {odd[0]} is complex: take magnitude")
     if score == "magnitude":
@@ -92,6 +99,8 @@ def weight_scores(
         return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
     if inputs is None or (targets is None and loss is None):
         raise SurgeryError(f"the score {score} looks at the loss: give it inputs and targets, Signals(…, targets)")
+    if score in CURVED:
+        return _curved(model, weights, score, inputs, targets, loss, seed)
     check_real(model, inputs)
     inputs, targets = usable((inputs, targets))
     with (
@@ -107,10 +116,26 @@ def weight_scores(
             }
         else:
             found = _expansion(function, weights, score, strength)
-    for name, values in found.items():
+    _check_finite(found, score)
+    return {name: values.abs() for name, values in found.items()} if score.endswith("_abs") else found
+
+
+def _curved(
+    model: nn.Module, weights: Weights, score: str, inputs: Any, targets: Any, loss: LossFunction | None, seed: int
+) -> Weights:
+    if score == "obs":
+        found = BrainSurgeon(model, list(weights), inputs, targets, loss, seed=seed).scores
+    else:
+        bends = diagonal(curvature_rows(model, list(weights), inputs, targets, loss, seed))
+        found = {name: weight.square() * bends[name] / 2 for name, weight in weights.items()}
+    _check_finite(found, score)
+    return found
+
+
+def _check_finite(scores: Weights, score: str) -> None:
+    for name, values in scores.items():
         if not torch.isfinite(values).all():
             raise SurgeryError(f"the scores {score} of {name} are not finite: look at the network's weights and inputs")
-    return {name: values.abs() for name, values in found.items()} if score.endswith("_abs") else found
 
 
 def _loss(model: nn.Module, inputs: Any, targets: Any, loss: LossFunction | None = None) -> Loss:

@@ -25,8 +25,9 @@ from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_current
+from network_surgery.ops.network.dropout import set_ratio
 from network_surgery.ops.network.expressed import Compressed, at, compressed, express, stored, take_off
-from network_surgery.ops.network.layout import channels_last, laid_out
+from network_surgery.ops.network.layout import LAST, channels_last, laid_out
 from network_surgery.ops.network.masks import put
 from network_surgery.ops.network.modules import exchanged, put_module
 from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, replace, shift
@@ -75,13 +76,16 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     old_columns = {place: place.positions for place in layer.readers if place.tensor in plan.mixing}
     holders = [body.modules[name] for body in bodies for name in anatomy.holders(layer)]
     undo.append(partial(invalidate_guards, holders))
+    fitted = [name for name, each in plan.expressed.items() if not each.linear and name not in plan.fresh]
+    fresh = dict(plan.fresh) | {name: plan.expressed[name].reduced(anatomy.live(name)) for name in fitted}
     for body in bodies:
         for name, mask in plan.masks.items():
             undo.extend(_mask(body, name, mask))
         for name, expression in plan.expressed.items():
-            undo.extend(_express(body, name, expression, plan.fresh.get(name)))
+            undo.extend(_express(body, name, expression, fresh.get(name)))
         for name in (*plan.replaced, *plan.mixing):  # every entry is written
-            undo.extend(_unmask(body, name))
+            if name not in plan.masks:
+                undo.extend(_unmask(body, name))
     changes = {name: value.to(anatomy.tensor(name)) - anatomy.tensor(name) for name, value in plan.replaced.items()}
     for body in bodies:
         for name, change in changes.items():
@@ -95,11 +99,14 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
     for body in bodies:
         for name, steps in moves.items():
             for step in steps:
-                if (known := body.expression(name)) is not None:  # what is stored of it stays
-                    undo.extend(known.gathered(step.axis, step.origin.old))
-                    continue
+                if (known := body.expression(name)) is not None:
+                    undo.extend(known.gathered(step.axis, step.origin.old.to(body.stored(name).device)))
+                    if step.axis or not known.rows:  # what is stored of it stays
+                        continue
                 _rebuild(body, name, step, plan, old_columns, undo)
         undo.extend(rebuild.write_down(anatomy, body.modules, [layer]))
+        for name, ratio in plan.ratios.items():
+            undo.append(set_ratio(body.modules[name], ratio))
     invalidate_guards(holders)
 
 
@@ -123,11 +130,12 @@ def trial_surgery(*plans: Plan, optimizers: Optimizers = (), averages: Averages 
 
 
 def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Averages = ()) -> list[str]:
-    """Makes weights plain, in place, that are hashed or cut to random edges; returns their names. Masks stay.
+    """Makes weights plain, in place, that are hashed, predicted or the like; returns their names. Masks stay.
 
     The network computes the same from then on, but every entry of a weight is stored and trained for itself. Parameters
-    stay the objects that they are. Optimizer state is divided equally among the entries that shared a number. Layers of
-    an anatomy that was taken before stay true.
+    stay the objects that they are. Optimizer state is divided equally among the entries that shared a number (see each
+    expression's ``spread``). Layers of an anatomy that was taken before stay true, and channels that came last in
+    memory come last again.
 
     >>> from network_surgery.ops import HashWeights, operate
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -146,19 +154,30 @@ def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Average
     for place, network in enumerate((inner(model), *map(inner, several(averages)))):
         modules = dict(network.named_modules())
         for name, expression in compressed(network).items():
-            _make_plain(expression, stored(*at(modules, name)), known if place == 0 else ())
+            last = expression.last or _channels_last(modules.values())
+            _make_plain(expression, stored(*at(modules, name)), known if place == 0 else (), last)
             take_off(modules, name)
             found += [name] if place == 0 else []
         invalidate_guards(modules.values())
     return found
 
 
-def _make_plain(expression: Compressed, tensor: Tensor, optimizers: tuple[Optimizer, ...]) -> None:
+def _make_plain(expression: Compressed, tensor: Tensor, optimizers: tuple[Optimizer, ...], last: bool) -> None:
+    def spread(stored: Tensor, degree: int | None) -> Tensor:
+        whole = expression.spread(stored, degree)
+        return whole.contiguous(memory_format=LAST[whole.dim()]) if last and whole.dim() in LAST else whole
+
     with torch.inference_mode(False), torch.no_grad():
         begin_anew(optimizers, tensor, "Adafactor")
-        gradient = None if tensor.grad is None else expression.spread(tensor.grad, 1)
-        follow(optimizers, tensor, expression.spread)
-        exchange(tensor, expression.weight(tensor.data), gradient)
+        gradient = None if tensor.grad is None else spread(tensor.grad, 1)
+        follow(optimizers, tensor, spread)
+        exchange(tensor, spread(tensor.data, None), gradient)
+
+
+def _channels_last(modules: Iterable[nn.Module]) -> bool:
+    """Whether channels come last in a weight of these modules."""
+    held = (tensor for module in modules for tensor in module._parameters.values())
+    return any(tensor is not None and channels_last(tensor) for tensor in held)
 
 
 class _Body:
@@ -185,8 +204,7 @@ class _Body:
     @cached_property
     def last(self) -> bool:
         """Whether channels come last where a tensor does not tell: as in another weight of the network."""
-        held = (tensor for module in self.modules.values() for tensor in module._parameters.values())
-        return any(tensor is not None and channels_last(tensor) for tensor in held)
+        return _channels_last(self.modules.values())
 
     def live(self, name: str) -> Tensor:
         return self.anatomy.live(name, self.modules)
@@ -231,8 +249,11 @@ class _Body:
                     "average as well, ops.free_attention(average)"
                 )
         if not plan.modules:
-            check(self.optimizers, {name: self.tensor(name) for name in here if self.expression(name) is None})
-        for name, optimizer in itertools.product(plan.expressed, self.optimizers):
+            known = {name: self.expression(name) for name in here}
+            followed = [name for name, each in known.items() if each is None or each.rows]
+            check(self.optimizers, {name: self.stored(name) for name in followed})
+        vectors = [name for name, each in plan.expressed.items() if len(each.stored_shape) < 2]
+        for name, optimizer in itertools.product(vectors, self.optimizers):
             held = (each for group in optimizer.param_groups for each in group["params"])
             if "Muon" in type(optimizer).__name__ and any(each is self.stored(name) for each in held):
                 raise SurgeryError(
@@ -252,7 +273,8 @@ class _Body:
 
 def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[Place, Tensor], undo: Undo) -> None:
     """One axis of one tensor, with its gradient and its optimizers' state."""
-    tensor, (place,) = body.tensor(name), step.places
+    tensor, (place,) = body.stored(name), step.places
+    values = body.live(name) if body.expression(name) is None else tensor.detach()
 
     def weights(old: Tensor) -> Tensor:
         data = rebuild.rebuilt(old, [step])
@@ -272,7 +294,7 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     def remap(old: Tensor, degree: int | None) -> Tensor:
         return laid_out(weights(old) if degree is None else step.state(old, degree), old, body.last)
 
-    data = laid_out(weights(body.live(name)), tensor, body.last)
+    data = laid_out(weights(values), tensor, body.last)
     gradient = remap(tensor.grad, 1) if tensor.grad is not None else None
     undo.extend(follow(body.optimizers, tensor, remap))
     undo.append(exchange(tensor, data, gradient))
@@ -284,6 +306,7 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
 def _express(body: _Body, name: str, expression: Compressed, fresh: Tensor | None) -> Undo:
     """Lets a parameter be what is stored of it; its gradient and its optimizers' state follow, or begin anew."""
     tensor, own = body.stored(name), copy.deepcopy(expression).to(body.stored(name).device)
+    own.last = channels_last(tensor) is True
     values = own.reduced(body.live(name)) if fresh is None else fresh.to(tensor)
 
     def remap(old: Tensor, degree: int | None) -> Tensor:

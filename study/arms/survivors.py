@@ -44,5 +44,5 @@ class Survivors(Operation):
             )
         return Plan(
             plan.layer, repr(self), plan.sources, masks=plan.masks, expressed=plan.expressed, modules=plan.modules,
-            size=plan.size, evidence=plan.evidence,
+            ratios=plan.ratios, size=plan.size, evidence=plan.evidence,
         )  # fmt: skip

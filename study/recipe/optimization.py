@@ -13,6 +13,7 @@ from network_surgery.ops.errors import first_line
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.curves import Curve
+from network_surgery.study.recipe.sparsity import Sparsity
 
 
 class Average(AveragedModel):
@@ -42,13 +43,14 @@ class Optimization:
     """``curve``: of the learning rate. ``accumulate``: batches of a step, whose gradient is the mean over all samples.
     ``clip``: the largest norm that the gradient of all parameters together may have; longer ones are shortened to it.
     ``ema``: the decay, for each step, of an exponential moving average of weights and buffers, which is what is
-    evaluated and kept; None: there is none.
+    evaluated and kept; None: there is none. ``sparsity``: what makes weights zero after each step.
     """
 
     curve: Curve = field(default_factory=Curve)
     accumulate: int = 1
     clip: float | None = None
     ema: float | None = None
+    sparsity: Sparsity = field(default_factory=Sparsity)
 
     @classmethod
     def of(cls, settings: Settings) -> Optimization:
@@ -56,7 +58,8 @@ class Optimization:
         curve = Curve(
             settings.lr_schedule, settings.warmup, settings.lr_steps, settings.lr_factor, settings.cycle_momentum
         )
-        return cls(curve, settings.accumulate, settings.clip, settings.ema)
+        sparsity = Sparsity(settings.l1, settings.group_lasso)
+        return cls(curve, settings.accumulate, settings.clip, settings.ema, sparsity)
 
     def check(self, optimizer: Optimizer) -> None:
         """Raises StudyError where the optimizer has no momentum to cycle."""

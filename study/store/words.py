@@ -18,7 +18,7 @@ from network_surgery.ops.schedule import parse_when
 #: What a step has besides the hyperparameters of its operation.
 PLACE = ("when", "layer", "op", "repair", "after", "after_length", "budget", "allocate", "layers")
 #: The hyperparameters that are written even where they have their default: how much an operation does.
-AMOUNTS = ("keep", "grow", "fraction", "compression", "variance_threshold", "threshold")
+AMOUNTS = ("keep", "grow", "fraction", "compression", "clusters", "variance_threshold", "threshold")
 
 #: Fractions that have a sign of their own.
 SIGNS = {"½": 1 / 2, "⅓": 1 / 3, "⅔": 2 / 3, "¼": 1 / 4, "¾": 3 / 4, "⅛": 1 / 8, "⅜": 3 / 8, "⅝": 5 / 8, "⅞": 7 / 8,
@@ -90,6 +90,8 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
     'pcns (1 % of the variance) of fc1 at 8ep'
     >>> short([{"when": "2ep", "layer": "*", "op": "hash_weights", "compression": 0.125}])
     'hash_weights all weights to ⅛ of the numbers at 2ep'
+    >>> short([{"when": "2ep", "layer": "fc1", "op": "share_weights", "clusters": 16}])
+    'share_weights fc1 to 16 values at 2ep'
     >>> short([{"when": "2ep", "layer": "fc1", "op": "stretch", "rank": 0.25}])
     'stretch fc1 to ¼ of the rank at 2ep'
     >>> budget = {"budget": {"parameters": 0.2, "flops": 0.5}, "allocate": "saliency"}
@@ -136,7 +138,7 @@ def _limit(value: float) -> str:
 def _amount(step: Mapping[str, Any]) -> tuple[str, float | None]:
     """How much a step does: the kind of the amount (see ``_some``), and a fraction."""
     defaults = _defaults(step["op"])
-    kinds = ("keep", "grow", "compression", "variance", "variance_threshold", "rank", "fraction")
+    kinds = ("keep", "grow", "compression", "clusters", "variance", "variance_threshold", "rank", "fraction")
     for kind in kinds[: -1 if step.get("threshold", step.get("quality")) is not None else None]:
         if (value := step.get(kind, defaults.get(kind))) is not None:
             return (kind, float(value)) if value else ("", None)
@@ -147,11 +149,18 @@ def _amounts(found: Mapping[tuple[str, float | None], Sequence[str]]) -> str:
     """Amounts with their layers; of many different ones the range."""
     kinds = {kind for kind, _ in found}
     if len(found) <= FEW or len(kinds) > 1:
-        return ", ".join(_some(kind, "" if value is None else part(value), _few(layers)) for (kind, value), layers in
-                         found.items())  # fmt: skip
+        return ", ".join(_some(kind, _number(kind, value), _few(layers)) for (kind, value), layers in found.items())
     values = sorted(value for _, value in found if value is not None)
     layers = list(dict.fromkeys(layer for each in found.values() for layer in each))
-    return _some(kinds.pop(), f"{100 * values[0]:.3g}–{100 * values[-1]:.3g} %", f"{len(layers)} layers")
+    if (kind := kinds.pop()) == "clusters":
+        return _some(kind, f"{values[0]:g}–{values[-1]:g}", f"{len(layers)} layers")
+    return _some(kind, f"{100 * values[0]:.3g}–{100 * values[-1]:.3g} %", f"{len(layers)} layers")
+
+
+def _number(kind: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:g}" if kind == "clusters" else part(value)
 
 
 def _some(kind: str, amount: str, layers: str) -> str:
@@ -164,6 +173,8 @@ def _some(kind: str, amount: str, layers: str) -> str:
         return f"{where or 'all layers'} to {amount} of the rank"
     if kind == "compression":
         return f"{where or 'all weights'} to {amount} of the numbers"
+    if kind == "clusters":
+        return f"{where or 'all weights'} to {amount} values"
     if kind == "keep":
         return f"to {amount}{of}"
     if kind in ("variance", "variance_threshold"):

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from network_surgery.ops import adopt
 from network_surgery.ops.network.architecture import Description
-from network_surgery.ops.network.expressed import expressions_of, tensors_of
-from network_surgery.ops.network.hashed import Read
+from network_surgery.ops.network.expressed import compressed, tensors_of
 from network_surgery.ops.network.masks import masks_of
 from network_surgery.ops.network.modules import placed
 
@@ -78,14 +77,14 @@ def renew(model: nn.Module, wanted: Description, seed: int) -> None:
     """
     fresh = {name: tensor.detach().clone() for name, tensor in tensors_of(model)}
     adopt(model, wanted)
-    masks, expressed = masks_of(model), expressions_of(model)
+    masks, expressed = masks_of(model), compressed(model)
     power = fan_power([tensor for tensor in fresh.values() if tensor.dim() > 1])
     generator = torch.Generator().manual_seed(seed)
     _reset_placed(model, seed)
     for name, tensor in tensors_of(model):
         if name not in fresh:
             fresh[name] = tensor.detach().clone()
-            if isinstance(expression := expressed.get(name), Read):  # which no module can reset
+            if (expression := expressed.get(name)) is not None:  # which no module can reset
                 bound = expression.weight(tensor.detach())[0].numel() ** -0.5
                 fresh[name].uniform_(-bound, bound, generator=generator)
         old = values = fresh[name]
@@ -95,11 +94,11 @@ def renew(model: nn.Module, wanted: Description, seed: int) -> None:
             drawn = torch.randint(old.numel(), (tensor.numel(),), generator=generator)
             values = old.flatten()[drawn.to(old.device)].view(tensor.shape)
         lives = masks.get(name, torch.ones((), device=tensor.device))
-        if tensor.dim() > 1 and power is not None:
+        if tensor.dim() > 1 and power is not None and name not in expressed:
             share = float(lives.count_nonzero()) / lives.numel()
             values = values * (fan(old, power) / max(fan(tensor, power) * share, 1.0)) ** 0.5
-        if isinstance(expression := expressed.get(name), Read):  # units begin with inputs of the same size
-            values = values * expression.density**-0.5
+        if (expression := expressed.get(name)) is not None:  # units begin with inputs of the same size
+            values = expression.begin(values)
         tensor.data.copy_(values * lives)
 
 

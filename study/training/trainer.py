@@ -25,6 +25,7 @@ from network_surgery.study.recipe.compute import PLAIN, Compute
 from network_surgery.study.recipe.distillation import Teacher
 from network_surgery.study.recipe.learning_rate import LearningRate
 from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.recipe.sparsity import zeros
 from network_surgery.study.task.samples import Batch, Batches, evenly, size_of
 from network_surgery.study.task.task import Task
 from network_surgery.study.training.device import clock
@@ -94,9 +95,10 @@ class Trainer:
     ``history`` holds a record for each finished epoch: ``train_loss`` (the mean over batches, and that of the first
     and last one: ``first_loss``, ``last_loss``), ``validation_loss``, ``validation_metric`` (the primary one), where
     there are others ``validation_metrics`` by name, ``learning_rate`` (of the last step; of the first parameter group)
-    and ``train_seconds``; callbacks may add plain data. ``iteration`` counts optimizer steps. ``optimization``: how
-    steps are made of gradients. ``forked``: the run whose first epochs these are, and their number (see
-    ``study.training.fork``). ``accuracy_mode``: in which mode losses and metrics are taken, see ``answers``.
+    and ``train_seconds``; where a regularizer makes them, ``zero_weights``, their fraction; callbacks may add plain
+    data. ``iteration`` counts optimizer steps. ``optimization``: how steps are made of gradients. ``forked``: the run
+    whose first epochs these are, and their number (see ``study.training.fork``). ``accuracy_mode``: in which mode
+    losses and metrics are taken, see ``answers``.
     ``compute``: how training steps and evaluation are computed; where they are compiled, the records have
     ``compile_seconds``, which no other seconds count; where they are replayed as a graph, ``capture_seconds``, a part
     of ``train_seconds``, and ``replayed``, the number of batches. ``curve_epochs``: the epochs over which the learning
@@ -270,10 +272,11 @@ class Trainer:
         compiling: dict[str, Any] = {"compile_seconds": self._compile_seconds} if self.compute.compile else {}
         if self.graph is not None:
             compiling |= {"replayed": self.graph.replayed, "capture_seconds": self.graph.seconds}
+        sparse = {"zero_weights": zeros(self.model)} if self.optimization.sparsity else {}
         return {
             "epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": seconds,
             "first_loss": float(first), "last_loss": float(loss),
-            "learning_rate": float(self.optimizer.param_groups[0]["lr"]), **compiling,
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]), **compiling, **sparse,
         }  # fmt: skip
 
     def _augmented(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
@@ -332,6 +335,7 @@ class Trainer:
         self.rate.apply(self.optimizer, self.iteration)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.optimization.sparsity.shrink(self.optimizer)
         self.iteration += 1
         if self.average is not None:
             self.average.update_parameters(self.model)

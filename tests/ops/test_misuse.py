@@ -406,6 +406,7 @@ MISUSES: dict[str, dict[str, tuple[Act, str | None]]] = {
     "files": {
         "a number": (lambda c: save(3, c.file), "a network is a torch.nn.Module"),
         "no path": (lambda c: save(c.model, 3), "3 cannot be written"),
+        "nothing": (lambda c: save(c.model, None), "^None cannot be written: a network is saved to a path or an open"),
         "lazy": (lambda c: save(nn.LazyLinear(3), c.file), "has no size yet"),
         "meta": (lambda c: save(c.other.to("meta"), c.file), "is a meta tensor"),
         "buffer in memory": (lambda c: save(c.model, io.BytesIO()), None),

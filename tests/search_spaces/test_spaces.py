@@ -88,10 +88,10 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         assert all(name.isidentifier() for name in trial.params)
         assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
         assert "first_epoch" in trial.params
-        whole = space in ("shrink", "stretching") or "amount" in trial.params  # of the whole network
+        whole = space in ("shrink", "stretching", "predicting") or "amount" in trial.params  # of the whole network
         assert ("layers" in trial.params) != whole
         one_by_one = trial.params.get("order", "together") != "together"
-        if space in ("hashing", "stretching"):  # once
+        if space in ("hashing", "predicting", "sharing", "stretching"):  # once
             assert not {"times", "every", "gain"} & set(trial.params)
             continue
         assert ("times" in trial.params) != one_by_one
@@ -132,7 +132,7 @@ def test_numbers_have_three_digits(space: str) -> None:
 
 CONTROLS = {"random_remove", "zero_expand"}
 #: Of a space of its own: they save bytes and no FLOPs.
-HASHING = {"hash_weights", "random_edges"}
+HASHING = {"fastfood", "hash_weights", "predict_weights", "random_edges", "share_weights"}
 MODULES = {"stretch", "collapse"}
 REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
 
@@ -142,6 +142,8 @@ REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
     [
         ("mixed", set(OPERATIONS) - CONTROLS - HASHING - MODULES),
         ("hashing", {"hash_weights"}),
+        ("predicting", {"predict_weights"}),
+        ("sharing", {"share_weights", "fastfood"}),
         ("stretching", {"stretch"}),
         ("removal", REMOVALS),
         ("shrink", REMOVALS),

@@ -68,6 +68,40 @@ def test_an_epoch_waits_for_the_device_three_times(
     assert (standin.counts()["syncs"], standin.counts()["to_device"]) == (3, 0)
 
 
+EXPRESSED: dict[str, ops.Operation] = {
+    "hash": ops.HashWeights(), "edges": ops.RandomEdges(), "codebook": ops.ShareWeights(12, 3),
+    "product": ops.ShareWeights(3, 3, "each"), "predicted": ops.PredictWeights(columns=3),
+    "measured": ops.PredictWeights(dictionary="covariance"), "fastfood": ops.Fastfood(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPRESSED)
+def test_training_with_expressed_weights_waits_for_nothing(device: torch.device, name: str) -> None:
+    """Weights are computed where the numbers are, also after units have gone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
+    ).to(device)
+    optimizer = torch.optim.Adam(model.parameters())
+    x, y = torch.randn(32, 1, 8, 8).to(device), (torch.arange(32) % 10).to(device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    step()
+    anatomy = ops.Anatomy(model, x[:2])
+    ops.operate(anatomy["*"], EXPRESSED[name], optimizer, ops.Signals(model, x))
+    for layer in ("0", "2"):
+        ops.operate(anatomy[layer], ops.MinWeight(0.5), optimizer)
+    step()
+    standin.reset()
+    step()
+    found = standin.counts()
+    assert (found["syncs"], found["to_device"], found["to_host"]) == (0, 0, 0)
+
+
 #: Operations on two layers with nothing between them, which these networks have not.
 TWO = ("collapse",)
 #: The most copies to the device that an operation on a convolution makes, and the most waits for the device.

@@ -20,6 +20,7 @@ _EPOCH = {
     "train_loss": "loss/train", "validation_loss": "loss/validation",
     "parameters": "size/parameters", "train_seconds": "seconds/epoch", "probe_seconds": "seconds/probe",
     "joules": "energy/epoch", "learning_rate": "optimizer/learning_rate",
+    "zero_weights": "size/zero_weights",
 }  # fmt: skip
 _OUTCOME = {
     "flops": "size/flops", "peak_memory": "size/peak_memory", "seconds": "seconds/total",

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from network_surgery.ops import (
@@ -45,6 +46,8 @@ ASK_FOR_LOGITS = ("grad_max", "remove_dead", "revive")
 REFUSALS = {
     "collapse": ("cannot become one",),
     "hash_weights": ("no plain weights",), "random_edges": ("no plain weights",),
+    "predict_weights": ("no plain weights",), "share_weights": ("no plain weights",),
+    "fastfood": ("no plain weights",),
     "stretch": ("is tied", "masked or hashed", "not a dense layer or a convolution of torch's own", "in 6 groups"),
     "grad_max": (
         "would change what the others send", "both makes and reads its units", "is frozen", "no gradient reaches",
@@ -169,8 +172,11 @@ def alive(model):
 
 
 def counted_flops(model, inputs):
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """Without those that compute a weight, which are of a pass and not of a sample."""
+    with parametrize.cached(), torch.no_grad():
         call(model, inputs)
+        with FlopCounterMode(display=False) as counter:
+            call(model, inputs)
     return counter.get_total_flops() // 16  # a sample
 
 

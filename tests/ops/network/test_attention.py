@@ -569,7 +569,8 @@ def test_every_operation(operation):
     model, inputs, attentions = freed("encoder")
     anatomy = Anatomy(model, inputs)
     known = {"pcns": {"variance_threshold": 0.05}, "prune_weights": {}, "compact": {}}
-    known |= {"hash_weights": {}, "random_edges": {}, "stretch": {}}
+    known |= {"hash_weights": {}, "random_edges": {}, "predict_weights": {}}
+    known |= {"share_weights": {}, "fastfood": {}, "stretch": {}}
     settings = known.get(operation, {"grow" if "expand" in operation else "keep": 0.5})
     for part in ("", ":heads"):
         layer = anatomy[attentions[0] + part]

@@ -33,6 +33,7 @@ from network_surgery.ops import (
 )  # fmt: skip
 from network_surgery.ops.anatomy import count
 from network_surgery.ops.network.hashed import Edges, Hashed, mixed
+from network_surgery.ops.network.layout import channels_last
 from network_surgery.ops.surgery.verification import measure
 from tests.ops.contract.test_operations import assert_same
 from tests.ops.networks import NETWORKS, build, difference, outputs, train
@@ -312,6 +313,20 @@ def test_what_cannot_follow_is_refused_before_anything_changes():
     out.weight = tied.weight
     with pytest.raises(SurgeryError, match="sparse=True"):
         operate(Anatomy(nn.Sequential(tied, nn.ReLU(), out), torch.arange(6).view(2, 3))["*"], HashWeights(0.25))
+
+
+@pytest.mark.parametrize("layers", ["0", "*"])
+def test_channels_last_stay_last_when_weights_become_plain(layers):
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    for last in (True, False):
+        network = copy.deepcopy(model).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        optimizer = torch.optim.Adam(network.parameters())
+        train(network, INPUTS, optimizer)
+        operate(Anatomy(network, INPUTS)[layers], HashWeights(0.25), optimizer)
+        train(network, INPUTS, optimizer)
+        materialize(network, optimizer)
+        for each in (network[0].weight, network[2].weight, optimizer.state[network[0].weight]["exp_avg"]):
+            assert channels_last(each) is last
 
 
 @pytest.mark.parametrize("wrong", [{"compression": 0}, {"compression": 2}, {"sign": 2}, {"values": "x"}, {"seed": -1}])

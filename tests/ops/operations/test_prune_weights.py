@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,10 +20,14 @@ from network_surgery.ops import (
     Step,
     SurgeryError,
     apply,
+    describe,
     free_attention,
+    load,
     measure,
     operate,
     predicted_loss_change,
+    save,
+    trial_surgery,
     weight_scores,
 )  # fmt: skip
 from network_surgery.ops.network.masks import masks_of, parameters_of
@@ -160,6 +165,10 @@ def test_batchnorm_is_estimated_anew_behind_the_first_weight_that_was_pruned() -
     ({"quality": -1.0}, "a quality is above 0"),
     ({"quality": 1.0, "score": "taylor1"}, "of the score magnitude"),
     ({"quality": 1.0, "threshold": 0.1}, "without a threshold"),
+    ({"survivors": "none"}, "survivors is 'none', but it must be one of"),
+    ({"dropout": 0.5}, "dropout is 0.5, but it must be one of"),
+    ({"block": 0}, "at least one weight"),
+    ({"damping": 0.0}, "damping is 0.0, but it must lie above 0"),
 ])  # fmt: skip
 def test_refuses_bad_settings(settings: dict[str, object], says: str) -> None:
     with pytest.raises(SurgeryError, match=says):
@@ -249,3 +258,128 @@ def test_the_lowest_go_and_of_equal_ones_the_first(seed: int) -> None:
     wanted = dict(zip(scores, kept.split([score.numel() for score in scores.values()]), strict=True))
     for name, mask in prune_weights._highest(scores, lives, fraction).items():
         assert torch.equal(mask, lives[name] & wanted[name].view(mask.shape))
+
+
+def least_squares() -> tuple[nn.Module, Tensor, Tensor]:
+    """A linear layer that has been solved for: its loss is a quadratic, and the weights are at its minimum."""
+    torch.manual_seed(7)
+    inputs = torch.randn(50, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    targets = torch.randn(50, 3, dtype=torch.float64)
+    model = nn.Linear(6, 3, bias=False).double().requires_grad_(False)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(inputs, targets).solution.T)
+    return model, inputs, targets
+
+
+def squared(output: Tensor, targets: Tensor) -> Tensor:
+    return (output - targets).square().mean(dim=1)
+
+
+@pytest.mark.parametrize("fraction", [1 / 18, 0.5, 0.9])
+def test_of_least_squares_obs_predicts_the_very_change_and_obd_that_of_one_weight(fraction: float) -> None:
+    model, inputs, targets = least_squares()
+    anatomy, signals = Anatomy(model, inputs), Signals(model, inputs, targets, squared)
+    before = float(squared(model(inputs), targets).mean())
+    changes = {}
+    for score in ("obd", "obs", "magnitude"):
+        trial = copy.deepcopy(model)
+        plan = PruneWeights(fraction, score=score, damping=1e-12).propose(anatomy["*"], signals)
+        with torch.no_grad():
+            values = plan.replaced.get("weight", model.weight)
+            trial.weight.copy_(values * plan.masks["weight"])
+            changes[score] = float(squared(trial(inputs), targets).mean()) - before
+        if score == "obs" or (score == "obd" and plan.evidence["pruned"] == 1):
+            assert plan.evidence["loss_change"] == pytest.approx(changes[score], rel=1e-6)
+        assert bool(plan.replaced) is (score == "obs")
+    assert changes["obs"] < changes["obd"] and changes["obs"] < changes["magnitude"]
+    mask = PruneWeights(fraction, score="obs", damping=1e-12).propose(anatomy["*"], signals).masks["weight"]
+    wanted = 0.0
+    for row, y in zip(mask, targets.T, strict=True):
+        known = inputs[:, row]
+        wanted += float((known @ torch.linalg.lstsq(known, y[:, None]).solution - y[:, None]).square().mean()) / 3
+    assert changes["obs"] == pytest.approx(wanted - before)  # nothing fits better with these weights
+
+
+def test_obs_moves_the_survivors_of_the_network_and_of_its_average_and_masks_stay() -> None:
+    model, inputs, targets = evci()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    with torch.no_grad():
+        average.module.fc1.weight.add_(0.25)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    anatomy = Anatomy(model, inputs)
+    for fraction in (0.3, 0.6):
+        before, averaged = anatomy.live("fc1.weight").clone(), average.module.fc1.weight.detach().clone()
+        signals = Signals(model, inputs, targets)
+        plan = PruneWeights(fraction, score="obs").propose(anatomy["*"], signals)
+        assert measure(plan) < 1e-12
+        apply(plan, optimizer, average)
+        after, mask = anatomy.live("fc1.weight"), anatomy.mask("fc1.weight").bool()
+        assert plan.parameters_after == parameters_of(model)
+        moved = (after - before)[mask]
+        assert moved.any() and not after[~mask].any() and not average.module.fc1.weight[~mask].any()
+        torch.testing.assert_close((average.module.fc1.weight - averaged)[mask], moved, rtol=1e-4, atol=1e-6)
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        assert not anatomy.live("fc1.weight")[~mask].any()
+
+
+def test_obs_of_a_trial_is_undone_to_the_bit() -> None:
+    model, inputs, targets = evci()
+    anatomy = Anatomy(model, inputs)
+    operate(anatomy["*"], PruneWeights(0.3))
+    before = copy.deepcopy(model.state_dict())
+    with trial_surgery(PruneWeights(0.6, score="obs").propose(anatomy["*"], Signals(model, inputs, targets))):
+        assert not torch.equal(anatomy.live("fc1.weight"), before["fc1.parametrizations.weight.original"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def dropping() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(
+        nn.Dropout(0.1), nn.Linear(6, 12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 8), nn.ReLU(), nn.Dropout(0.4),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def test_dropout_becomes_weaker_by_the_root_of_the_connections_that_are_left(tmp_path: Path) -> None:
+    model, inputs = dropping(), torch.randn(5, 6)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    anatomy = Anatomy(model, inputs)
+    before = describe(model)
+    plan = PruneWeights(0.5, dropout=True).propose(anatomy["*"])
+    with trial_surgery(plan, averages=average):
+        assert model[3].p < 0.5
+    assert (model[0].p, model[3].p, model[6].p) == (0.1, 0.5, 0.4) and describe(model) == before
+    for fraction in (0.5, 0.8):
+        operate(anatomy["*"], PruneWeights(fraction, dropout=True), averages=average)
+    for place, (weight, ratio) in {3: ("1.weight", 0.5), 6: ("4.weight", 0.4)}.items():
+        left = float(anatomy.mask(weight).float().mean())
+        assert model[place].p == average.module[place].p == pytest.approx(ratio * left**0.5)
+    assert model[0].p == 0.1  # no weight made what it drops
+    save(model, tmp_path / "net.pt")
+    again = load(dropping, tmp_path / "net.pt")
+    assert [again[place].p for place in (0, 3, 6)] == [model[place].p for place in (0, 3, 6)]
+    assert describe(again) == describe(model)
+
+
+def test_a_layer_s_pruning_leaves_the_dropout_of_others() -> None:
+    model = dropping()
+    operate(Anatomy(model, torch.randn(5, 6))["4"], PruneWeights(0.75, dropout=True))
+    assert (model[3].p, model[6].p) == (0.5, 0.2)
+
+
+def test_survivors_can_begin_anew() -> None:
+    model, inputs, _ = evci()
+    kept, fresh, again = (copy.deepcopy(model) for _ in range(3))
+    operate(Anatomy(kept, inputs)["*"], PruneWeights(0.6))
+    for each in (fresh, again):
+        operate(Anatomy(each, inputs)["*"], PruneWeights(0.6, survivors="fresh"))
+    for name, mask in masks_of(kept).items():
+        assert torch.equal(mask, masks_of(fresh)[name])
+    values = fresh.fc1.weight[masks_of(fresh)["fc1.weight"].bool()].detach()
+    inputs_left = float(masks_of(fresh)["fc1.weight"].sum(dim=1).float().mean())
+    assert (
+        float(values.std()) == pytest.approx(inputs_left**-0.5, rel=0.1)
+        and not torch.isin(values, model.fc1.weight).any()
+    )
+    assert torch.equal(fresh.fc1.weight, again.fc1.weight) and torch.equal(fresh.fc1.bias, model.fc1.bias)

@@ -15,10 +15,13 @@ from network_surgery.ops import (
     Anatomy,
     Collapse,
     EigenRemove,
+    Fastfood,
     GradMax,
     HashWeights,
     MinWeight,
+    PredictWeights,
     RandomEdges,
+    ShareWeights,
     Stretch,
 )  # fmt: skip
 from network_surgery.ops.maths.hosvd import truncated_hosvd
@@ -32,7 +35,7 @@ from network_surgery.study.experiments.timing.measure import Options
 from tests.study.experiments.made_up import measured_of
 
 #: What came after the page was measured.
-LATER = {Collapse, GradMax, HashWeights, RandomEdges, Stretch}
+LATER = {Collapse, Fastfood, GradMax, HashWeights, PredictWeights, RandomEdges, ShareWeights, Stretch}
 SMALL = Options(seeds=2, dense=(16,), conv=(8,), vgg16=("conv4",))
 
 

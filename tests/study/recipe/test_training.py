@@ -322,5 +322,6 @@ def test_a_recipe_of_defaults_has_the_key_that_it_always_had() -> None:
     about = Settings().recipe()
     assert not {"lr_schedule", "warmup", "ema", "clip", "accumulate", "decay", "optimizer_arguments"} & about.keys()
     cell = Cell("original", 0)
-    keys = {cell.key(Settings(**each)) for each in ({}, {"lr_schedule": "cosine"}, {"ema": 0.9}, {"clip": 1.0})}
-    assert len(keys) == 4
+    others = ({}, {"lr_schedule": "cosine"}, {"ema": 0.9}, {"clip": 1.0}, {"l1": 0.1})
+    keys = {cell.key(Settings(**each)) for each in others}
+    assert len(keys) == 5

@@ -17,6 +17,7 @@ VALUES = [
     None, True, False, 0, 1, 2, 0.1, 0.5, 0.123, 0.1234, 0.25, "original", "reduced", "norm", "singular", "dead",
     "frozen", "either", "mrs", "mrp", "mean", "median", "random", "l2", "kernels", "nearest", "down", "equal", "uneven",
     "pivoted", "eigen", "magnitude", "global", "layer", "fresh", "relu", "separable",
+    "each", "rbf",
 ]  # fmt: skip
 
 
