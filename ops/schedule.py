@@ -218,12 +218,12 @@ class Step:
             anatomy, self.operation, self.allocation.budget, self.allocation.method, signals,
             layers=self.allocation.layers, of=original, repair=self.repair, seed=getattr(self.operation, "seed", 0),
         )  # fmt: skip
-        return [
-            dataclasses.replace(
-                self, layer=name, allocation=None, operation=dataclasses.replace(self.operation, keep=each)  # type: ignore[type-var, call-arg]
-            )
-            for name, each in keep.items() if each < 1
-        ]  # fmt: skip
+        return [self.part(name, each) for name, each in keep.items() if each < 1]
+
+    def part(self, layer: str, keep: float) -> Step:
+        """The step that a budget comes to for one layer."""
+        operation = dataclasses.replace(self.operation, keep=keep)  # type: ignore[type-var, call-arg]
+        return dataclasses.replace(self, layer=layer, allocation=None, operation=operation)
 
     def __str__(self) -> str:
         named = str(self.operation)

@@ -151,7 +151,7 @@ class Theatre(Callback):
             return self._operate(loop, layer, step)
         start = clock(loop.device)
         signals = self._signals(loop, [layer])
-        gain = step.when.gain_of(layer, signals)
+        gain = loop.agreed(step.when.gain_of(layer, signals))
         reached, seconds = gain >= step.when.gain, clock(loop.device) - start
         epoch, measure = loop.iteration / loop.per_epoch, step.when.measure
         self.checks.append(
@@ -172,7 +172,8 @@ class Theatre(Callback):
             signals = Signals(loop.model, next(iter(shown)), shown.targets, loop.task.loss)
         elif method in WITH_SIGNALS:
             signals = self._signals(loop, [*anatomy.values()])
-        parts = step.resolve(anatomy, self._original, signals)
+        keep = {part.layer: vars(part.operation)["keep"] for part in step.resolve(anatomy, self._original, signals)}
+        parts = [step.part(name, each) for name, each in loop.agreed(keep).items()]
         spent = clock(loop.device) - start
         for part in parts:
             self._operate(loop, anatomy[part.layer], part, spent=spent)
