@@ -30,7 +30,8 @@ class Plain:
         Raises:
             StudyError: a part is missing that every version of this package has written.
         """
-        known, needed = _fields(cls)
+        kind: Any = cls
+        known, needed = _fields(kind)
         if lacking := [name for name in needed if name not in data]:
             raise StudyError(f"a kept {cls.__name__} lacks {lacking[0]!r}")
         return cls(**{name: data[name] for name in known if name in data})
