@@ -58,7 +58,7 @@ class OperationRecord(Plain):
     ``epochs_to_recover``: until the held-out loss was back where it was before the first operation of that moment; None
     if that was not seen. ``evidence``: what the operation says of its choice. ``after``: what becomes of the learning
     rate, as in the schedule (``ops.schedule.after_data``). ``bytes``: of the tensors that ``ops.save`` writes; None in
-    records of an older version.
+    records of an older version. ``weights_flops``: what it took before to compute compressed weights, once a batch.
     """
 
     when: str
@@ -88,6 +88,7 @@ class OperationRecord(Plain):
     held_out: int | None = None
     loss_error: float | None = None
     metric_error: float | None = None
+    weights_flops: int = 0
     bytes_before: int | None = None
     bytes_after: int | None = None
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from network_surgery.ops import Schedule, describe, load, save
 from network_surgery.ops.anatomy import count
+from network_surgery.ops.network.expressed import weights_flops
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
@@ -192,11 +193,13 @@ def _run(
         warnings = (*warnings, keeper.failed)
     example = Batches(held_out, device).take(slice(0, 2))[0]
     parameters, flops = count(trainer.final, example)
+    batch, weights = min(trainer.batch_size, len(trainer.train)), weights_flops(trainer.final)
     outcome = reached(trainer, theatre, cell.sunk) | {
         "parameters": parameters,
         "flops": flops,
+        **({"weights_flops": weights, "batch": batch} if weights else {}),
         "training_flops": (
-            _training_flops(trainer, theatre, flops)
+            _training_flops(trainer, theatre, flops + weights / batch)
             + (0 if taught is None else _teacher_flops(trainer, taught.network, example))
             + int(cell.sunk.get("training_flops", 0))
         ),
@@ -331,13 +334,14 @@ def _keep(model: nn.Module, path: Path) -> None:
     os.replace(part, path)
 
 
-def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
+def _training_flops(trainer: Trainer, theatre: Theatre, flops: float) -> int:
     """FLOPs of all training batches: three forward passes' worth a sample (forward, and twice that backward), by the
-    network's size at the time. It repeats on any machine, where seconds do not; operations are not in it.
+    network's size at the time; ``flops``: that at the end. Compressed weights are computed once a batch. It repeats on
+    any machine, where seconds do not; operations are not in it.
     """
-    batches = trainer.batches_done
-    done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration))
-    return 3 * min(trainer.batch_size, len(trainer.train)) * int(done)
+    batches, batch = trainer.batches_done, min(trainer.batch_size, len(trainer.train))
+    done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration), batch)
+    return 3 * round(batch * done)
 
 
 def _teacher_flops(trainer: Trainer, teacher: nn.Module, example: Any) -> int:

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, Size, inner, operate, size
 from network_surgery.ops.allocation import BY_LOSS, WITH_SIGNALS
+from network_surgery.ops.network.expressed import weights_flops
 from network_surgery.ops.network.optimizer_state import forget, listed
 from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import Diverged
@@ -197,6 +198,7 @@ class Theatre(Callback):
         start = clock(device) - spent
         if signals is None and (step.operation.needs_signals or step.repair):
             signals = self._signals(loop, [layer])
+        weights = weights_flops(loop.model)
         plan = operate(layer, step.operation, loop.optimizer, signals, repair=step.repair, averages=loop.averages)
         if not self._carry:
             for optimizer in listed(loop.optimizer):
@@ -224,6 +226,7 @@ class Theatre(Callback):
             parameters_after=plan.parameters_after,
             flops_before=plan.flops_before,
             flops_after=plan.flops_after,
+            weights_flops=weights,
             bytes_before=plan.bytes_before,
             bytes_after=plan.bytes_after,
             predicted_error=plan.error,
