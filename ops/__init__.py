@@ -24,6 +24,8 @@ from network_surgery.ops.operations import OPERATIONS
 from network_surgery.ops.operations.collapse import Collapse
 from network_surgery.ops.operations.compact import Compact, compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive, dead_units, frozen_units
+from network_surgery.ops.operations.deepen import Deepen
+from network_surgery.ops.operations.drop_block import DropBlock
 from network_surgery.ops.operations.eigen_remove import EigenRemove
 from network_surgery.ops.operations.fastfood import Fastfood
 from network_surgery.ops.operations.grad_max import GradMax
@@ -57,6 +59,8 @@ __all__ = [
     "Collapse",
     "Compact",
     "Condition",
+    "Deepen",
+    "DropBlock",
     "EigenRemove",
     "Fastfood",
     "GradMax",

@@ -221,7 +221,9 @@ def limits(budget: Mapping[str, float], of: Size) -> dict[str, int]:
 
 
 def check_operation(kind: type[Operation]) -> None:
-    """Raises SurgeryError unless it is a kind of operation with ``keep``."""
+    """Raises SurgeryError unless it is a kind of operation with ``keep``, which is of units."""
+    if getattr(kind, "of_blocks", False):
+        raise SurgeryError(f"a budget says how many units each layer keeps, and {kind.__name__} removes blocks")
     if not is_dataclass(kind) or "keep" not in {each.name for each in fields(kind)}:
         raise SurgeryError(
             f"a budget says how many units each layer keeps, and {getattr(kind, '__name__', kind)!s:.60} has no keep: "

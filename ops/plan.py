@@ -13,6 +13,7 @@ from torch import Tensor
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.anatomy.rebuild import Edit, moves, remasked
 from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.blocks import Blocks
 from network_surgery.ops.network.checks import usable
 from network_surgery.ops.network.expressed import Compressed
 from network_surgery.ops.network.masks import hidden
@@ -44,8 +45,8 @@ class Plan:
         expressed: by parameter, how it is computed from what is stored of it from now on (``ops.network.expressed``).
         ratios: by dropout module, the ratio that it has from now on.
         fresh: what is stored of such a parameter, where that is not made of its values; optimizer state begins anew.
-        modules: by module, what takes its place; the anatomy is taken anew then. ``size``: parameters, FLOPs and bytes
-            of the network afterwards.
+        modules: by module, what takes its place, or (``Blocks``) which blocks it holds; the anatomy is taken anew
+            then. ``size``: parameters, FLOPs and bytes of the network afterwards.
         notes: sentences that the plan's table ends with.
         constants: for readers, the constant part ``[old]`` of each old unit's output that goes into the next bias.
         error: predicted relative error of what the readers receive (0 exact), None where nothing is predicted.
@@ -68,7 +69,7 @@ class Plan:
     expressed: Mapping[str, Compressed] = field(default_factory=dict, repr=False)
     fresh: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     ratios: Mapping[str, float] = field(default_factory=dict, repr=False)
-    modules: Mapping[str, Change] = field(default_factory=dict, repr=False)
+    modules: Mapping[str, Change | Blocks] = field(default_factory=dict, repr=False)
     size: tuple[int, int, int] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
     error: float | None = None

@@ -218,12 +218,12 @@ class Step:
             anatomy, self.operation, self.allocation.budget, self.allocation.method, signals,
             layers=self.allocation.layers, of=original, repair=self.repair, seed=getattr(self.operation, "seed", 0),
         )  # fmt: skip
-        return [
-            dataclasses.replace(
-                self, layer=name, allocation=None, operation=dataclasses.replace(self.operation, keep=each)  # type: ignore[type-var, call-arg]
-            )
-            for name, each in keep.items() if each < 1
-        ]  # fmt: skip
+        return [self.part(name, each) for name, each in keep.items() if each < 1]
+
+    def part(self, layer: str, keep: float) -> Step:
+        """The step that a budget comes to for one layer."""
+        operation = dataclasses.replace(self.operation, keep=keep)  # type: ignore[type-var, call-arg]
+        return dataclasses.replace(self, layer=layer, allocation=None, operation=operation)
 
     def __str__(self) -> str:
         named = str(self.operation)
@@ -247,22 +247,24 @@ class Schedule:
 
     steps: tuple[Step, ...] = ()
 
-    def check(self, layers: Iterable[str], epochs: float, per_epoch: int) -> None:
+    def check(self, layers: Iterable[str], epochs: float, per_epoch: int, stacks: Iterable[str] = ()) -> None:
         """Raises SurgeryError unless every layer exists, or a step before makes it, and every moment or first look is
         before training ends.
 
-        ``epochs``: ``math.inf`` where nobody knows when it ends.
+        ``epochs``: ``math.inf`` where nobody knows when it ends. ``stacks``: what operations on blocks can work on.
         """
         known, parts = list(layers), tuple[str, ...]()
         for step in self.steps:
-            if step.allocation is not None:
+            if step.operation.of_blocks:
+                parts += _check_blocks(step, list(stacks), parts)
+            elif step.allocation is not None:
                 step.allocation.check_layers(dict.fromkeys(known))
             elif step.layer == WHOLE:
                 if not step.operation.whole_network or isinstance(step.when, Condition):
                     raise SurgeryError(f"the step '{step}' can be done on a layer, not on the whole network, '{WHOLE}'")
             elif step.layer not in known and not step.layer.startswith(parts):
                 raise SurgeryError(f"the schedule names the layer {step.layer!r}; this network has {', '.join(known)}")
-            if step.operation.makes_layers:
+            if step.operation.makes_layers and not step.operation.of_blocks:
                 parts += tuple(f"{name}." for name in (known if step.layer == WHOLE else [step.layer]))
             if step.when.iteration(per_epoch) >= epochs * per_epoch:
                 raise SurgeryError(
@@ -298,6 +300,21 @@ class Schedule:
     def from_data(cls, data: Iterable[Mapping[str, Any]]) -> Schedule:
         """The inverse of ``to_data``. Raises SurgeryError for an unknown operation or hyperparameter."""
         return cls(tuple(_step(dict(entry)) for entry in data))
+
+
+def _check_blocks(step: Step, stacks: list[str], made: tuple[str, ...]) -> tuple[str, ...]:
+    """What the names of layers begin with that a step on blocks makes. Raises SurgeryError where it cannot be done."""
+    if isinstance(step.when, Condition):
+        raise SurgeryError(
+            f"the step '{step}' works on blocks, and comes at a moment such as '3ep', not at a condition"
+        )
+    names = stacks if step.layer == WHOLE else [step.layer]
+    if not names or (step.layer not in (WHOLE, *stacks) and not step.layer.startswith(made)):
+        known = f"the stacks {', '.join(stacks)}" if stacks else "no blocks of equal shapes that follow each other"
+        raise SurgeryError(f"the step '{step}' works on a stack of blocks; this network has {known}")
+    return tuple(
+        f"{name.rpartition('.')[0] if name.rpartition('.')[2].isdigit() else name}.".lstrip(".") for name in names
+    )
 
 
 def _parameters(step: Step) -> dict[str, Any]:

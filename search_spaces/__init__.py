@@ -21,6 +21,7 @@ from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.references import resolve
 from network_surgery.search_spaces import (
     dead_units,
+    depth,
     eigen_remove,
     expansion,
     hashing,
@@ -53,6 +54,7 @@ SPACES: dict[str, Suggest | str] = {
     "predicting": predicting.suggest,
     "sharing": sharing.suggest,
     "stretching": stretching.suggest,
+    "depth": depth.suggest,
     "thesis": "network_surgery.study.experiments.thesis.space:suggest",
     "thesis_published": "network_surgery.study.experiments.thesis.space:suggest_published",
 }

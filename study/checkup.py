@@ -38,7 +38,7 @@ def check_cluster(address: str | None, study: Path | None, answer: Console, narr
         for node in nodes.alive():
             if not node.slots(share):
                 say(answer, f"{nodes.title(node.id)}: a training run takes more than it has")
-        say(answer, f"{slots(nodes, share)} training runs fit at once")
+        say(answer, f"{slots(nodes, share, settings.workers_per_trial)} training runs fit at once")
     if broken := [report for report in reports if report.reason is not None]:
         raise StudyError(f"{len(broken)} of {len(reports)} nodes cannot train and would be avoided")
     return reports

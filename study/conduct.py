@@ -87,14 +87,14 @@ def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
         resolve(settings.page, "page")
     task = build(settings)
     settings = starting.settle(settings, task)
-    layers, original, least = examine(settings, task)
+    layers, original, least, stacks = examine(settings, task)
     objectives.check(settings, task.metric)
     limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = listed_cells(settings, layers, original)
     for cell in listed:
         schedule = Schedule.from_data(cell.schedule)
-        schedule.check(layers, settings.epochs, per_epoch)
+        schedule.check(layers, settings.epochs, per_epoch, stacks)
         check_after(Optimization.of(settings).curve, schedule)
         check_lengths(schedule, settings.epochs, per_epoch)
     if not listed:
@@ -359,7 +359,7 @@ def _searched(stage: _Stage) -> bool:
             "search: trials are sampled whenever a slot is free, so another run may try others; "
             "--sampling generations repeats",
         )
-    room = lambda: stage.nodes.room(share, settings.generation)  # noqa: E731
+    room = lambda: stage.nodes.room(share, settings.generation, settings.workers_per_trial)  # noqa: E731
     source = _search(stage.folder, stage.per_epoch, room, _narrate(stage.console))
     return stage.run("search", source, _trial, spare=fork.evenly(settings.epochs))
 
@@ -373,7 +373,8 @@ def settle_sampling(settings: Settings, nodes: Iterable[Node]) -> Settings:
     share = trial_resources(settings, nodes)
     if settings.sampling != "auto":
         return settings
-    return replace(settings, sampling="asynchronous" if asynchronous(nodes, share) else "generations")
+    busy = asynchronous(nodes, share, settings.workers_per_trial)
+    return replace(settings, sampling="asynchronous" if busy else "generations")
 
 
 def _compare(stage: _Stage) -> bool:

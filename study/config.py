@@ -26,10 +26,12 @@ Arm = Literal[
     "original", "surgery", "restart_flops", "restart", "restart_seconds", "restart_fair", "restart_late_flops",
     "restart_late", "operate_first_flops", "operate_first", "uniform", "prune_end", "prune_end_rewind_lr",
     "prune_end_rewind", "random", "distill", "snip", "random_init", "gradmax", "net2net",
+    "stacking",
 ]  # fmt: skip
 ARMS: tuple[Arm, ...] = get_args(Arm)
 _BOTH: tuple[Arm, ...] = (
     "prune_end", "prune_end_rewind_lr", "prune_end_rewind", "random", "distill", "gradmax", "net2net",
+    "stacking",
 )  # fmt: skip
 #: Arms that have a name together: few and cheap ones, all, and those of a question's two accountings
 #: (``study.arms.cost``).
@@ -314,7 +316,7 @@ class Settings(Declared):
         Text,
         About(
             "mixed (without a budget the default), shrink (with one), removal, expansion, eigen_remove, weak_expand, "
-            "pcns, dead_units, pruning, hashing, predicting, sharing, stretching, or MODULE:FUNCTION or "
+            "pcns, dead_units, pruning, hashing, predicting, sharing, stretching, depth, or MODULE:FUNCTION or "
             "FILE.py:FUNCTION",
             decides=False,
         ),
@@ -441,6 +443,14 @@ class Settings(Declared):
     gpus_per_trial: Annotated[
         Gpus, About("GPUs of a training run; a fraction shares one, and energy is taken of whole ones", decides=False)
     ] = 0.25
+    workers_per_trial: Annotated[
+        Count,
+        About(
+            "Processes that train a network together, each on a part of every batch, with CPU cores and a whole GPU of "
+            "its own, on one node or several",
+            decides=False,
+        ),
+    ] = 1
     accelerator: Annotated[
         Text | None,
         About(
@@ -486,6 +496,7 @@ class Settings(Declared):
             raise StudyError("split is 'seed', but train_on_validation is true, so there is no split; give one of them")
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:
             raise StudyError(f"lr_steps begin at {self.lr_steps[0]}, but the warmup lasts until {self.warmup}")
+        self._check_workers()
         if self.device == "cpu" and self.accelerator is not None:
             raise StudyError(f"accelerator is {self.accelerator!r}, but device is 'cpu'; leave out one of them")
         if self.device == "cpu" and self.precision in ("tf32", "fp16"):
@@ -501,6 +512,20 @@ class Settings(Declared):
             object.__setattr__(self, "space", "shrink" if limited else "mixed")
         if self.objective is None:
             object.__setattr__(self, "objective", ("loss",) if not limited or limited & {*SIZES} else ("parameters",))
+
+    def _check_workers(self) -> None:
+        """Raises StudyError where several processes cannot train a network together."""
+        if self.workers_per_trial > self.batch_size:
+            raise StudyError(
+                f"workers_per_trial is {self.workers_per_trial}, but a batch has {self.batch_size} samples to divide; "
+                "lower workers_per_trial or raise batch_size"
+            )
+        for name in ("compile", "cuda_graph"):
+            if self.workers_per_trial > 1 and getattr(self, name):
+                raise StudyError(
+                    f"workers_per_trial is {self.workers_per_trial}, but {name} is true, which is for one worker; "
+                    "leave out one of them"
+                )
 
     def _check_budget(self) -> None:
         """Raises StudyError where the budget makes no sense for any task; see also ``search.budget``."""

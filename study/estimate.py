@@ -92,7 +92,7 @@ def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
     Folder.check(place)
     with cluster.joined(settings, lambda words: say(console, words)) as found:
         share = nodes.trial_resources(settings, found)
-        slots = nodes.slots(found, share)
+        slots = nodes.slots(found, share, settings.workers_per_trial)
     say(console, f"measuring {MEASURED} epochs of the original")
     device = pick_device(settings.device if "GPU" in share else "cpu")
     measured, epoch, start = _measure(task, settings, device)

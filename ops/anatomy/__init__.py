@@ -28,6 +28,7 @@ from network_surgery.ops.anatomy.lively import lively
 from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
 from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
+from network_surgery.ops.anatomy.stacks import Stack, Stacks
 from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.anatomy.trace import Trace
 from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, without_foreign_errors
@@ -47,7 +48,7 @@ from network_surgery.ops.network.masks import hidden, mask_of, parameters_of
 from network_surgery.ops.network.modules import whole_name
 from network_surgery.ops.network.wrappers import inner
 
-__all__ = ["Anatomy", "HiddenLayer", "Place", "call", "count", "evaluating"]
+__all__ = ["Anatomy", "HiddenLayer", "Place", "Stack", "call", "count", "evaluating"]
 
 
 #: The name of the whole network, as a layer of all its units.
@@ -88,7 +89,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
     A layer is named after the module that makes its units. Where the positions of one axis belong to several layers,
     the name says which: ``attention.value`` (the width of each head), ``attention.value:heads``, ``conv2:groups``.
     The name ``*`` stands for the whole network, for operations that work on all of its weights at once.
-    ``pinned`` says of every other place where units are made why they cannot be operated on.
+    ``pinned`` says of every other place where units are made why they cannot be operated on. Containers of blocks that
+    can be copied or removed are ``stacks``, and ``anatomy["blocks"]`` is one of these, if no layer has that name.
 
     All of this is true of the paths that the example and its negative take: of what a network does with other inputs
     only (control flow that depends on the data), nothing is known.
@@ -110,6 +112,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         check_real(model, example_input)
         self.example_input = example_input = usable(example_input)
         self.modules = dict(model.named_modules())
+        self.stacks = Stacks(self)
         self._owners = _owners(self.modules, tensors)
         self._batch = _batch(example_input)
         self._parameters = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
@@ -172,10 +175,11 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def __getitem__(self, name: str) -> HiddenLayer:
         if name == WHOLE:
             return HiddenLayer(self, WHOLE, Factor(sum(layer.units for layer in self.values())), [])
-        try:
+        if name in self._layers:
             return self._layers[name]
-        except KeyError:
-            raise SurgeryError(self._lack(name)) from None
+        if isinstance(name, str) and name in self.stacks:
+            return self.stacks[name]
+        raise SurgeryError(self._lack(name))
 
     def _lack(self, name: str) -> str:
         """Why there is no layer of this name."""
@@ -183,8 +187,9 @@ class Anatomy(Mapping[str, HiddenLayer]):
             return (
                 f"a layer is called by its name, not {name!r:.60}; this network has {', '.join(self._layers) or 'none'}"
             )
-        if name in self.pinned:
-            return f"layer {name!r} cannot be operated on: {self.pinned[name]}"
+        for pinned in (self.pinned, self.stacks.pinned):
+            if name in pinned:
+                return f"layer {name!r} cannot be operated on: {pinned[name]}"
         for layer in self.values():
             if any(place.tensor in (name, f"{name}.weight") for place in layer.makers):
                 return f"{name!r} makes the units of layer {layer.name!r}, together with others: operate on that one"

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, reason_of
 from network_surgery.ops.network import sealed
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
+from network_surgery.ops.network.blocks import KIND, Blocks, arrangements
 from network_surgery.ops.network.checks import check_real
 from network_surgery.ops.network.codebook import Codebook
 from network_surgery.ops.network.dropout import scaled_ratios, set_ratio
@@ -114,8 +115,8 @@ def describe(model: nn.Module) -> Description:
     a network may register some in its first forward pass only. Where weights are masked there is ``"masks":
     {parameter: text}``, too: which of them live is part of the architecture. So is how a weight is computed from what
     is stored of it: ``"expressed": {parameter: {"kind": …, …}}``; its shape is that of what is stored.
-    Modules that have been put in the place of others are ``"modules": {module: {"kind": …, …}}``, and dropout that
-    pruning made weaker is ``"dropout": {module: ratio}``.
+    Modules that have been put in the place of others, and containers whose blocks are others, are ``"modules":
+    {module: {"kind": …, …}}``, and dropout that pruning made weaker is ``"dropout": {module: ratio}``.
 
     Raises:
         SurgeryError: a parameter or buffer has no size yet.
@@ -134,7 +135,7 @@ def describe(model: nn.Module) -> Description:
     described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
     others: dict[str, Mapping[str, Any]] = {
         "expressed": expressed,
-        "modules": placed(model),
+        "modules": arrangements(model) | placed(model),
         "dropout": scaled_ratios(model),
     }
     return described | {part: entries for part, entries in others.items() if entries}
@@ -165,11 +166,34 @@ def adopt(model: nn.Module, description: Description, optimizers: Optimizer | It
         raise
 
 
+def arrange(
+    model: nn.Module, description: Description, optimizers: tuple[Optimizer, ...], undo: list[Callable[[], object]]
+) -> None:
+    """Gives the containers of a freshly made network the blocks of a description, and nothing else of it.
+
+    Raises SurgeryError as ``adopt``, with what undoes the beginning in ``undo``.
+    """
+    wanted = {path: spec for path, spec in description.get("modules", {}).items() if _of_blocks(spec)}
+    for path, known in arrangements(model).items():
+        if known != wanted.get(path):
+            raise SurgeryError(f"the blocks of {path} have been arranged already: let the factory make the network")
+    for path, spec in wanted.items():
+        if path not in arrangements(model):
+            blocks = Blocks.from_data(spec)
+            blocks.check(model, path)
+            undo.extend(blocks.arrange(model, path, optimizers))
+
+
+def _of_blocks(spec: Any) -> bool:
+    return isinstance(spec, Mapping) and spec.get("kind") == KIND
+
+
 def _place_modules(
     model: nn.Module, description: Description, optimizers: tuple[Optimizer, ...], undo: list[Callable[[], object]]
 ) -> None:
     """Puts modules in the place of others as a description says."""
-    wanted = description.get("modules", {})
+    arrange(model, description, optimizers, undo)
+    wanted = {path: spec for path, spec in description.get("modules", {}).items() if not _of_blocks(spec)}
     here, modules = placed(model), dict(model.named_modules())
     if odd := sorted(set(here) - set(wanted)) or sorted(set(wanted) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {odd[0]} is on one side only")

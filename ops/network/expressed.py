@@ -207,6 +207,11 @@ def compressed(model: nn.Module) -> dict[str, Compressed]:
     return {name: each for name, each in expressions_of(model).items() if isinstance(each, Compressed)}
 
 
+def weights_flops(model: nn.Module) -> int:
+    """How many FLOPs it takes to compute all compressed weights once, as each forward pass does."""
+    return sum(each.flops() for each in compressed(model).values())
+
+
 @contextlib.contextmanager
 def expanded(model: nn.Module) -> Iterator[None]:
     """The network with whole weights in place of what is stored of them, for the time of a ``with`` block.

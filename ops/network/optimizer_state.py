@@ -38,7 +38,8 @@ is of a shape that cannot follow, is refused by ``check`` before anything has ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -188,12 +189,7 @@ def replace(
         if not groups or id(groups[0]["params"]) in done:
             continue
         for group in groups:
-            values = [x for key, x in group.items() if key != "params" and isinstance(x, list)]
-            if any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(values)):
-                raise SurgeryError(
-                    f"{type(optimizer).__name__} keeps tensors beside its parameters, which cannot follow where "
-                    "modules are replaced: make a new one after surgery and pass none to it"
-                )
+            _check_beside(optimizer, group)
         weights = next((g for g in groups if any(p.dim() > 1 for p in g["params"] if id(p) in gone)), groups[0])
         vectors = next((g for g in groups if any(p.dim() < 2 for p in g["params"] if id(p) in gone)), weights)
         for group in groups:
@@ -212,11 +208,85 @@ def replace(
         for parameter in (each for each in old if id(each) not in kept and each in optimizer.state):
             undo.append(_restoring(optimizer, parameter, optimizer.state.pop(parameter)))
         if isinstance(optimizer, LBFGS):
-            undo.extend(_restoring(optimizer, parameter, state) for parameter, state in optimizer.state.items())
-            optimizer.state.clear()
-            optimizer._numel_cache = None
-            undo.append(partial(setattr, optimizer, "_numel_cache", None))
+            undo.extend(_forget_curvature(optimizer))
     return undo
+
+
+def rearrange(
+    optimizers: tuple[Optimizer, ...],
+    old: list[Tensor],
+    new: list[Tensor],
+    origins: Mapping[int, Tensor],
+    carried: Container[int] = (),
+    names: Mapping[int, str] | None = None,
+) -> list[Undo]:
+    """Lets optimizers train the parameters ``new`` where they trained ``old``, in this order; returns what undoes it.
+
+    What is among both stays in its group with its state. ``origins``: of each that comes, by id, the old one that it is
+    a copy of: it comes into the same group. Of those whose id is in ``carried`` the state is copied, too; that of
+    others begins anew. ``names``: as in ``replace``.
+    """
+    undo: list[Undo] = []
+    done: set[int] = set()
+    gone, stay = {id(each) for each in old}, {id(each) for each in new}
+    names = names or {}
+
+    def sets(values: list[Any], others: list[Any]) -> None:
+        values[:] = others
+
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if any(id(each) in gone for each in group["params"]):
+                _check_beside(optimizer, group)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            params = group["params"]
+            held = {id(each) for each in params} & gone
+            if not held or id(params) in done:
+                continue
+            done.add(id(params))
+            first = next(place for place, each in enumerate(params) if id(each) in held)
+            ours = [each for each in new if id(origins.get(id(each), each)) in held]
+            others = [each for each in params if id(each) not in held]
+            placed = [*params[:first], *ours, *others[first:]]
+            if "param_names" in group:
+                called = {id(each): name for each, name in zip(params, group["param_names"], strict=True)}
+                called |= {id(each): names[id(each)] for each in ours if id(each) in names}
+                undo.append(partial(sets, group["param_names"], list(group["param_names"])))
+                sets(group["param_names"], [called[id(each)] for each in placed])
+            undo.append(partial(sets, params, list(params)))
+            sets(params, placed)
+        if id(optimizer.state) in done:
+            continue
+        done.add(id(optimizer.state))
+        if isinstance(optimizer, LBFGS):
+            undo.extend(_forget_curvature(optimizer))
+            continue
+        for parameter in new:
+            origin = origins.get(id(parameter))
+            if origin is not None and id(parameter) in carried and origin in optimizer.state:
+                undo.append(_restoring(optimizer, parameter, None))
+                optimizer.state[parameter] = copy.deepcopy(optimizer.state[origin])
+        for parameter in (each for each in old if id(each) not in stay and each in optimizer.state):
+            undo.append(_restoring(optimizer, parameter, optimizer.state.pop(parameter)))
+    return undo
+
+
+def _check_beside(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
+    """Raises SurgeryError where a group keeps tensors in lists beside its parameters."""
+    values = [x for key, x in group.items() if key != "params" and isinstance(x, list)]
+    if any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(values)):
+        raise SurgeryError(
+            f"{type(optimizer).__name__} keeps tensors beside its parameters, which cannot follow where "
+            "modules are replaced: make a new one after surgery and pass none to it"
+        )
+
+
+def _forget_curvature(optimizer: LBFGS) -> list[Undo]:
+    undo: list[Undo] = [_restoring(optimizer, parameter, state) for parameter, state in optimizer.state.items()]
+    optimizer.state.clear()
+    optimizer._numel_cache = None
+    return [*undo, partial(setattr, optimizer, "_numel_cache", None)]
 
 
 def begin_anew(optimizers: tuple[Optimizer, ...], parameter: Tensor, kind: str) -> list[Undo]:

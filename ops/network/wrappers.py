@@ -14,7 +14,8 @@ What surgery leaves to be done, by wrapper:
 ``DistributedDataParallel``
     Gradients are sent in buckets that were cut when it was made, from hooks on how gradients were accumulated then.
     Both belong to the old sizes: a wrapper that is kept leaves the gradients of one step unsent and then fails, with a
-    word about unused parameters. ``rewrap`` makes a new one.
+    word about unused parameters. ``rewrap`` makes a new one. Taking an anatomy, and whatever else tries an edit and
+    takes it back, leaves the old one without its hooks, too: gradients stay unsent without a word until ``rewrap``.
 ``DataParallel``, ``AveragedModel``
     The first copies its network to the devices at every call, the second holds nothing but an average: nothing.
 
@@ -72,6 +73,11 @@ def rewrap(model: nn.Module) -> nn.Module:
     if any(_is_compiled(module) for module in model.modules()):
         torch.compiler.reset()
     return _renewed(model)
+
+
+def is_distributed(model: nn.Module) -> bool:
+    """Whether there is a DistributedDataParallel around the network."""
+    return any(isinstance(module, DistributedDataParallel) for module in model.modules())
 
 
 def invalidate_guards(modules: Iterable[nn.Module]) -> None:

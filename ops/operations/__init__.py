@@ -12,6 +12,8 @@ from network_surgery.ops.operation import Operation
 from network_surgery.ops.operations.collapse import Collapse
 from network_surgery.ops.operations.compact import Compact
 from network_surgery.ops.operations.dead_units import RemoveDead, Revive
+from network_surgery.ops.operations.deepen import Deepen
+from network_surgery.ops.operations.drop_block import DropBlock
 from network_surgery.ops.operations.eigen_remove import EigenRemove
 from network_surgery.ops.operations.fastfood import Fastfood
 from network_surgery.ops.operations.grad_max import GradMax
@@ -32,6 +34,8 @@ from network_surgery.ops.references import reference_to, resolve
 OPERATIONS: dict[str, type[Operation]] = {
     "collapse": Collapse,
     "compact": Compact,
+    "deepen": Deepen,
+    "drop_block": DropBlock,
     "eigen_remove": EigenRemove,
     "fastfood": Fastfood,
     "grad_max": GradMax,

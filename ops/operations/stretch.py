@@ -239,8 +239,8 @@ def stretchable(anatomy: Anatomy, name: str) -> str:
     return path
 
 
-def sized(plan: Plan) -> Plan:
-    """The plan with the network's size afterwards, which is tried.
+def sized(plan: Plan, saving: bool = True) -> Plan:
+    """The plan with the network's size afterwards, which is tried. ``saving``: with a note where it saves nothing.
 
     Raises SurgeryError where the network does not run with the new modules.
     """
@@ -256,7 +256,7 @@ def sized(plan: Plan) -> Plan:
     notes = [
         f"it saves no {what}" for what, old, new in (
             ("parameters", plan.parameters_before, parameters), ("FLOPs", plan.flops_before, flops),
-        ) if new >= old
+        ) if saving and new >= old
     ]  # fmt: skip
     given = {name: getattr(plan, name) for name in ("modules", "error", "evidence")}
     return Plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from network_surgery.ops.anatomy import WHOLE, HiddenLayer
+from network_surgery.ops.anatomy import WHOLE, HiddenLayer, Stack
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.operation import Operation
@@ -47,6 +47,8 @@ def operate(
         raise SurgeryError(f"signals must be Signals(model, inputs), not {type(signals).__name__}")
     if layer.name == WHOLE and not operation.whole_network:
         raise SurgeryError(f"{operation!r} works on one layer at a time, not on the whole network ('{WHOLE}')")
+    if isinstance(layer, Stack) and not operation.of_blocks:
+        raise SurgeryError(f"{operation!r} works on units, and {layer.name} is a stack of blocks: Deepen, or DropBlock")
     proposed = operation.propose(layer, signals)
     if proposed.modules and repair:
         raise SurgeryError(f"{operation!r} on {layer.name} replaces modules, and repairs are for units that go")

@@ -24,12 +24,13 @@ from network_surgery.ops.anatomy.rebuild import Edit, Move, Undo, undoing
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.attention import FreeAttention
+from network_surgery.ops.network.blocks import Blocks
 from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.network.dropout import set_ratio
 from network_surgery.ops.network.expressed import Compressed, at, compressed, express, stored, take_off
 from network_surgery.ops.network.layout import LAST, channels_last, laid_out
 from network_surgery.ops.network.masks import put
-from network_surgery.ops.network.modules import exchanged, put_module
+from network_surgery.ops.network.modules import Change, exchanged, put_module
 from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, replace, shift
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.plan import Plan
@@ -111,9 +112,16 @@ def _apply(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
 
 
 def _replace(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
-    """Puts modules in the place of others, in the network and its averages, and their parameters into optimizers."""
+    """Puts modules in the place of others, in the network and its averages, and their parameters into optimizers.
+
+    Blocks of a container are arranged.
+    """
     for body in bodies:
-        made = {path: change.made(path, body.modules) for path, change in plan.modules.items()}
+        for path, blocks in plan.modules.items():
+            if isinstance(blocks, Blocks):
+                undo.extend(blocks.arrange(body.model, path, body.optimizers))
+        changes = {path: each for path, each in plan.modules.items() if isinstance(each, Change)}
+        made = {path: change.made(path, body.modules) for path, change in changes.items()}
         for path, new in made.items():
             undo.append(put_module(body.model, path, new))
         for gone, come, names in exchanged(made, body.modules):
@@ -217,7 +225,10 @@ class _Body:
         layer = plan.layer
         here = {place.tensor: layer.tensor(place) for place in layer.places}
         here |= {name: self.anatomy.tensor(name) for name in (*plan.masks, *plan.expressed)}
-        for path in plan.modules:
+        for path, change in plan.modules.items():
+            if isinstance(change, Blocks):
+                change.check(self.model, path, self.averaged)
+                continue
             here |= {f"{path}.{n}": tensor for n, tensor in self.anatomy.modules[path].named_parameters(recurse=False)}
         for name, tensor in here.items():
             try:

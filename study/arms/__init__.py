@@ -13,7 +13,7 @@ from typing import Any
 from network_surgery.study.arms.allocated import random_init, snip, uniform
 from network_surgery.study.arms.arm import Arm, Ended, LeftOut
 from network_surgery.study.arms.distill import distill
-from network_surgery.study.arms.growth import gradmax, net2net
+from network_surgery.study.arms.growth import gradmax, net2net, stacking
 from network_surgery.study.arms.operate_first import operate_first, operate_first_flops
 from network_surgery.study.arms.prune_end import prune_end, prune_end_rewind, prune_end_rewind_lr
 from network_surgery.study.arms.random_units import random
@@ -56,6 +56,7 @@ ARMS: dict[str, Arm] = {
     "random_init": Arm("random pruning at initialization", "random at start", random_init, ZERO),
     "gradmax": Arm("growth by GradMax", "GradMax", gradmax, inherits=True),
     "net2net": Arm("growth by Net2Net's noisy copies", "Net2Net", net2net, inherits=True),
+    "stacking": Arm("growth by stacking blocks", "", stacking, inherits=True),
 }
 #: Arm → what it is in a table; of surgery that is its schedule.
 LABELS = {name: arm.label for name, arm in ARMS.items() if name != "surgery"}

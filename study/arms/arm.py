@@ -11,6 +11,7 @@ from typing import Any
 from network_surgery.study.config import Settings
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import OperationRecord, operations_of
+from network_surgery.study.training.spent import flops_a_sample
 
 
 class LeftOut(Exception):
@@ -42,7 +43,7 @@ class Ended:
     def epoch_flops(self) -> float:
         """FLOPs of an epoch of training the network that surgery ended with."""
         batches = self.outcome.get("batches", self.outcome["steps"])
-        return 3.0 * self.settings.batch_size * self.outcome["flops"] * batches / self.settings.epochs
+        return 3.0 * self.settings.batch_size * flops_a_sample(self.outcome) * batches / self.settings.epochs
 
     def epochs_of(self, flops: float) -> int:
         """The epochs of that network that cost these FLOPs, rounded up."""

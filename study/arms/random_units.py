@@ -1,4 +1,4 @@
-"""Random units: whether it matters which ones go."""
+"""Random units, or blocks: whether it matters which ones go."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from network_surgery.study.arms.arm import Ended, LeftOut
+from network_surgery.study.arms.growth import on_blocks
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import OperationRecord
 
@@ -25,14 +26,16 @@ def randomly(operations: Sequence[OperationRecord], seed: int) -> list[dict[str,
     removals = [each for each in operations if each.parameters_after != each.parameters_before]
     for each in removals:
         if each.units_after > each.units_before:
-            raise LeftOut(f"surgery adds units to {each.layer}, and the random arm only removes some")
+            what = "blocks" if on_blocks(each) else "units"
+            raise LeftOut(f"surgery adds {what} to {each.layer}, and the random arm only removes some")
         if each.units_after in (0, each.units_before):  # none: two modules became one
             raise LeftOut(f"surgery changes weights of {each.layer} and no units, and the random arm removes units")
     if not removals:
         raise LeftOut("surgery removed no unit")
     return [
         {
-            "when": f"{each.iteration}it", "layer": each.layer, "op": "random_remove",
+            "when": f"{each.iteration}it", "layer": each.layer,
+            **({"op": "drop_block", "score": "random"} if on_blocks(each) else {"op": "random_remove"}),
             "keep": each.units_after / each.units_before, "seed": seed + number,
         } | ({"repair": each.repair} if each.repair else {}) | each.after
         for number, each in enumerate(removals)

@@ -33,6 +33,10 @@ class Survivors(Operation):
         return self._operation.whole_network
 
     @property
+    def of_blocks(self) -> bool:  # type: ignore[override]
+        return self._operation.of_blocks
+
+    @property
     def makes_layers(self) -> bool:  # type: ignore[override]
         return self._operation.makes_layers
 

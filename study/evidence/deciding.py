@@ -65,6 +65,7 @@ NAMES = {
     "random_init": "random pruning before training",
     "gradmax": "growing by GradMax",
     "net2net": "growing by Net2Net",
+    "stacking": "growing by stacking",
 }
 #: The part of a contrast's share of the level that is for its compute.
 COMPUTE = 0.2

@@ -63,6 +63,7 @@ ARMS: dict[str, Look] = {
     "random_init": {"color": "#117733", "linestyle": "-.", "marker": (6, 1, 0)},
     "gradmax": {"color": "#66A61E", "linestyle": "-.", "marker": (4, 1, 0)},
     "net2net": {"color": "#1B7837", "linestyle": "-.", "marker": (8, 1, 0)},
+    "stacking": {"color": "#5C3A1E", "linestyle": "-.", "marker": (5, 1, 0)},
 }
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from network_surgery.ops import Schedule, carry_architecture, inner, rewrap
+from network_surgery.ops.network.wrappers import is_distributed
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops.batches import pair
 from network_surgery.study.loops.plain import SAMPLES, Operating, Surgeon, check_schedule, measured
@@ -114,7 +115,7 @@ class SurgeryCallback(Operating, Callback):
         assert self._surgeon is not None
         before = len(self.records)
         self._surgeon.before_step()
-        if len(self.records) > before:
+        if len(self.records) > before or (self._surgeon.looked and is_distributed(trainer.strategy.model)):
             trainer.strategy.model = rewrap(trainer.strategy.model)  # of DistributedDataParallel, around the module
         for record in self.records[before:]:
             for logger in trainer.loggers:

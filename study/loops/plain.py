@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from network_surgery.ops import Schedule, describe, inner, rewrap
 from network_surgery.ops.network.architecture import passing
 from network_surgery.ops.network.carried import take
+from network_surgery.ops.network.wrappers import is_distributed
 from network_surgery.ops.schedule import Step
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops.batches import in_precision, some, training_samples
@@ -92,6 +93,7 @@ class Surgeon:
         held = in_precision(some(measured, held_out_samples), self.model)
         self._theatre = Theatre(schedule, held, signal_samples, carry)
         self._paused, self._start = 0.0, math.nan
+        self.looked = False  # whether the last ``before_step`` took an anatomy, met a condition, or operated
 
     @property
     def records(self) -> list[OperationRecord]:
@@ -111,7 +113,8 @@ class Surgeon:
     def before_step(self) -> nn.Module:
         """Operates where the schedule has it now; to be called before each optimizer step's (first) forward pass.
 
-        Returns the model to go on with: the one that was given, or for ``DistributedDataParallel`` a new wrapper.
+        Returns the model to go on with: the one that was given, or for ``DistributedDataParallel`` a new wrapper, also
+        where it only looked: trying an edit and taking it back leaves the old one without its hooks on gradients.
 
         Raises:
             SurgeryError: the schedule does not fit the network, or an operation cannot be done.
@@ -119,9 +122,10 @@ class Surgeon:
         """
         if math.isnan(self._start):
             self._start = clock(self.device)
-        before = len(self.records)
+        before, paused = len(self.records), self._paused
         self._theatre.before_step(self)
-        if len(self.records) > before:
+        self.looked = self._paused > paused
+        if len(self.records) > before or (self.looked and is_distributed(self.wrapped)):
             self.wrapped = rewrap(self.wrapped)
         return self.wrapped
 
@@ -168,6 +172,10 @@ class Surgeon:
         start = clock(self.device)
         yield
         self._paused += clock(self.device) - start
+
+    def agreed(self, value: Any) -> Any:
+        """The value: several processes are the loop's own affair."""
+        return value
 
     def operated(self, step: Step) -> None:
         """Nothing: the loop itself has the learning rate, and ``before_step`` renews wrappers."""

@@ -80,12 +80,12 @@ class Nodes:
         names = {each.id: each.name for each in self.alive()}
         return f"node {names.get(node, '')} ({node[:8]})"
 
-    def room(self, share: Share, ahead: int) -> int:
+    def room(self, share: Share, ahead: int, workers: int = 1) -> int:
         """How many training runs may be under way: one for each slot, and ``ahead`` that wait.
 
         Those have the next process start early, and an autoscaling cluster grow.
         """
-        return slots(self, share) + ahead
+        return slots(self, share, workers) + ahead
 
     @property
     def selector(self) -> dict[str, str]:
@@ -93,21 +93,28 @@ class Nodes:
         return {LABEL: f"!in({', '.join(sorted(self.avoided))})"} if self.avoided else {}
 
 
-def slots(nodes: Iterable[Node], share: Share) -> int:
-    """How many shares fit on these nodes together."""
-    return sum(node.slots(share) for node in nodes)
+def slots(nodes: Iterable[Node], share: Share, workers: int = 1) -> int:
+    """How many runs fit on these nodes together, each of this number of workers with a share of its own."""
+    return sum(node.slots(share) for node in nodes) // workers
 
 
-def asynchronous(nodes: Iterable[Node], share: Share) -> bool:
+def asynchronous(nodes: Iterable[Node], share: Share, workers: int = 1) -> bool:
     """Whether waiting for a generation's slowest trial would waste the cluster, by the number of its slots."""
     useful = [node for node in nodes if node.slots(share)]
-    return len(useful) > 1 or slots(useful, share) > FEW_SLOTS
+    number = slots(useful, share, workers)
+    return (len(useful) > 1 and number > 1) or number > FEW_SLOTS
 
 
 def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, float]:
-    """What one training run asks of its node, by Ray's names. Raises StudyError where no node could ever give that."""
+    """What each worker of a training run asks of its node, by Ray's names.
+
+    Raises:
+        StudyError: no node could ever give that, or the nodes together have no room for all workers.
+    """
     nodes = list(nodes)
     gpus = settings.gpus_per_trial if settings.device != "cpu" and most(nodes, "GPU") else 0.0
+    if settings.workers_per_trial > 1 and gpus:  # two of them on one device cannot be connected
+        gpus = 1.0
     check_device(settings.device)
     if not most(nodes, "GPU"):
         pick_device(settings.device)  # one that Ray does not count, such as mps
@@ -129,6 +136,12 @@ def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, floa
         raise StudyError(
             f"a training run takes {parts}, but no node of this Ray cluster has all of that together; lower "
             "cpus_per_trial or gpus_per_trial"
+        )
+    if not slots(nodes, share, settings.workers_per_trial):
+        parts = " and ".join(f"{amount:g} {kind}s" for kind, amount in share.items() if amount >= 0.01)
+        raise StudyError(
+            f"workers_per_trial is {settings.workers_per_trial}, but a worker takes {parts}, and this Ray cluster has "
+            f"room for {slots(nodes, share)} of them"
         )
     return share
 

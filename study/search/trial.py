@@ -7,6 +7,7 @@ goes on, and Ray tries nothing again that would fail again. Only a lost process 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -17,8 +18,10 @@ import torch
 from ray import tune
 
 from network_surgery.study.config import Settings
+from network_surgery.study.errors import StudyError
 from network_surgery.study.search.preflight import examine
 from network_surgery.study.search.travel import Mirror, place
+from network_surgery.study.search.workers import Failed, together
 from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, network_of, stack_of
 from network_surgery.study.task import Sets, Task, build
 from network_surgery.study.task.start import Start
@@ -58,7 +61,7 @@ def trial(
         return
     with place(Path(folder), marker) as (here, mirror):
         cell, limits = Cell(**json.loads(config["cell"])), Limits(**json.loads(config["limits"]))
-        _train(cell, limits, given, settings, here, start, mirror)
+        _train(cell, limits, given, settings, here, start, mirror, marker, checked)
 
 
 def _train(
@@ -69,8 +72,10 @@ def _train(
     folder: Path,
     start: Start | None,
     mirror: Mirror | None,
+    marker: str,
+    checked: Collection[str],
 ) -> None:
-    """Trains a cell; ``folder``: the study's, or a ``mirror`` of it."""
+    """Trains a cell, together with other workers if it has some; ``folder``: the study's, or a ``mirror`` of it."""
     device = torch.device("cpu")
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
     saved = checkpoint_of(cell, settings, folder)
@@ -93,6 +98,8 @@ def _train(
 
     if stack.exists() and (written := stack.read_text(errors="replace")).startswith("Timeout"):
         outcome = lost("", written)  # the try before hung; another one would keep the place from others
+        with contextlib.suppress(StudyError):
+            device = pick_device(settings.device, granted=bool(ray.get_gpu_ids()))
     else:
         try:
             with Watch(stack, limits) as watch:
@@ -100,11 +107,18 @@ def _train(
                 if device.type != "cpu":
                     torch.get_device_module(device).empty_cache()
                 task = given if isinstance(given, Task) else build(settings, given)
-                outcome = run(
-                    cell, task, settings, device, tell, saved, network, start, checkpoints_of(folder), teacher, [watch]
-                )
+                kept = checkpoints_of(folder)
+                with together(cell, given, settings, device, folder, start, marker, checked) as ranks:
+                    outcome = run(
+                        cell, task, settings, device, tell, saved, network, start, kept, teacher, [watch], ranks=ranks
+                    )
                 if network is not None:
                     outcome["network"] = network.relative_to(folder).as_posix()
+        except Failed as failed:  # another worker
+            outcome = failed.outcome
+            if "refused" in outcome:
+                tune.report({"kind": "refused", "report": json.dumps(outcome["refused"])})
+                return
         except torch.AcceleratorError:  # the device refuses whatever this process asks of it from now on
             raise
         except (Exception, SystemExit) as error:  # anyone's code may fail in any way, or end the program

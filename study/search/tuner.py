@@ -30,7 +30,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.scratch import scratch
 from network_surgery.study.search.cluster import GRACE
-from network_surgery.study.search.nodes import Nodes, Share, most, trial_resources
+from network_surgery.study.search.nodes import Nodes, Share, most, slots, trial_resources
 from network_surgery.study.search.once import Once
 from network_surgery.study.search.replay import reports
 from network_surgery.study.search.shipping import shipped
@@ -98,7 +98,7 @@ def run_cells(
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     once = Once(source, settings, per_epoch, out, known, keep, spare)
     marker = Marker(out, nodes)
-    room = _Room(nodes, share, settings.generation, marker)
+    room = _Room(nodes, share, settings.generation, marker, settings.workers_per_trial)
     over = threading.Event()
     pace = watch.Pace(settings.hang_factor, watch.LEAST)
     broken = _Broken()
@@ -188,17 +188,23 @@ class _Room:
     share: Share
     ahead: int
     marker: Marker
+    workers: int = 1
     none: bool = False
 
     def __call__(self) -> int:
         """The number of cells that may be under way now."""
-        self.none = not list(self.nodes)
+        self.none = self._all_avoided()
         self.marker.serve()
-        return self.nodes.room(self.share, self.ahead)
+        return self.nodes.room(self.share, self.ahead, self.workers)
 
     @property
     def whole(self) -> dict[str, float]:
-        """What a trial takes that is to have its device for itself: a whole GPU, else all CPUs of a node."""
+        """What a trial takes that is to have its device for itself: a whole GPU, else all CPUs of a node.
+
+        Of several workers there may not be such a node for each.
+        """
+        if self.workers > 1:
+            return {**self.share}
         if "GPU" in self.share:
             return {**self.share, "GPU": float(math.ceil(self.share["GPU"]))}
         return {**self.share, "CPU": max(self.share["CPU"], most(self.nodes, "CPU"))}
@@ -208,11 +214,17 @@ class _Room:
         from ray import tune
 
         selector = self.nodes.selector
-        labels: dict[str, Any] = {"bundle_label_selector": [selector]} if selector else {}
-        return tune.PlacementGroupFactory([self.whole if alone else dict(self.share)], **labels)
+        labels: dict[str, Any] = {"bundle_label_selector": [selector] * self.workers} if selector else {}
+        one = self.whole if alone else self.share
+        return tune.PlacementGroupFactory([dict(one) for _ in range(self.workers)], strategy="PACK", **labels)
+
+    def _all_avoided(self) -> bool:
+        """Whether a trial would have room if no node were avoided, and has none: a head need not have any."""
+        useful, alive = (slots(nodes, self.share, self.workers) for nodes in (self.nodes, self.nodes.alive()))
+        return useful == 0 < alive
 
     def check(self) -> None:
-        """Raises StudyError where every node is avoided."""
+        """Raises StudyError where every node that could train is avoided."""
         if self.none:
             reasons = "; ".join(dict.fromkeys(self.nodes.avoided.values()))
             raise StudyError(f"no node of this Ray cluster can train: {reasons}")

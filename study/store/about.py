@@ -19,8 +19,8 @@ FORMAT = 1
 NAME, COPY = "study.json", ".study.json"
 #: Settings that may be changed by hand: where a study runs, and those that grow when it goes on.
 FREE = (
-    "stream", "workers", "device", "cpus_per_trial", "gpus_per_trial", "accelerator", "address", "tracking_uri",
-    "copy_to", "hang_factor", "trials", "top", "seeds",
+    "stream", "workers", "device", "cpus_per_trial", "gpus_per_trial", "workers_per_trial", "accelerator", "address",
+    "tracking_uri", "copy_to", "hang_factor", "trials", "top", "seeds",
 )  # fmt: skip
 
 

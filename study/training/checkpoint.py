@@ -40,9 +40,37 @@ EPOCH = ("train_seconds", "validation_loss", "validation_metric")
 
 def save(trainer: Trainer, path: Path, keep: bool = True) -> None:
     """Writes the trainer's state after an epoch; the file is whole or not there. ``keep``: the one before, too."""
+    content = _content(trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            sealed.write(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    if keep and path.is_file():
+        os.replace(path, before(path))
+    elif path.is_dir():
+        discard(path)
+    os.replace(part, path)
+
+
+def share(trainer: Trainer) -> None:
+    """Brings every rank of a run to the state of the first one."""
+    content = trainer.ranks.agreed(_content(trainer) if trainer.ranks.first else None)
+    if not trainer.ranks.first:
+        _bring(trainer, content, fork=False)
+
+
+def _content(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint holds."""
     device = trainer.device
     random = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
-    content = {
+    return {
         "format": FORMAT,
         "architecture": describe(trainer.model),
         "weights": {**trainer.model.state_dict(), **passing(trainer.model)},
@@ -61,22 +89,6 @@ def save(trainer: Trainer, path: Path, keep: bool = True) -> None:
         "callbacks": {name: callback.state() for name, callback in _named(trainer).items()},
         "adds": {name: sorted(callback.adds) for name, callback in _named(trainer).items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            sealed.write(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    if keep and path.is_file():
-        os.replace(path, before(path))
-    elif path.is_dir():
-        discard(path)
-    os.replace(part, path)
 
 
 def before(path: Path) -> Path:

@@ -28,13 +28,16 @@ from network_surgery.study.training.measures import file_size
 from network_surgery.study.training.run import of_seed
 from network_surgery.study.training.trainer import batches_per_epoch, steps_per_epoch
 
+#: The search space that works on blocks.
+DEPTH = "depth"
 #: An average of the weights that keeps more of the first ones than this is a mistake.
 UNTRAINED = 0.9
 
 
 class Examined(NamedTuple):
     """A network before it is trained: the units of its ``layers``, its own sizes (``original``), and the sizes that are
-    left at ``least``, where every layer has two units, or the one that it had.
+    left at ``least``, where every layer has two units, or the one that it had; and if the study is to work on blocks,
+    those of its ``stacks``.
 
     Sizes are ``parameters`` and ``flops``, and of the original ``bytes`` where the budget limits them.
     """
@@ -42,6 +45,7 @@ class Examined(NamedTuple):
     layers: dict[str, int]
     original: dict[str, int]
     least: dict[str, int]
+    stacks: dict[str, int]
 
 
 def check(settings: Settings, task: Task) -> dict[str, int]:
@@ -53,7 +57,8 @@ def examine(settings: Settings, task: Task) -> Examined:
     """Builds the network once, with what it starts from, tries its optimizer, and says how large everything is.
 
     Raises:
-        StudyError: no such network or optimizer, or no layer that can be operated on.
+        StudyError: no such network or optimizer, or no layer that can be operated on; no blocks, where the study is to
+            work on these.
         SurgeryError: the optimizer keeps something that cannot follow surgery, or a given schedule has a budget that
             this network cannot meet.
     """
@@ -71,14 +76,28 @@ def examine(settings: Settings, task: Task) -> Examined:
     if not anatomy:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in anatomy.pinned.items())
         raise StudyError(f"the network {type(model).__name__} has no layer that can be operated on ({reasons})")
-    for steps in settings.schedules:
-        Schedule.from_data(steps).check_budgets(anatomy)
+    schedules = [Schedule.from_data(steps) for steps in settings.schedules]
+    for schedule in schedules:
+        schedule.check_budgets(anatomy)
+    on_blocks = any(step.operation.of_blocks for schedule in schedules for step in schedule.steps)
+    stacks = _stacks(anatomy) if on_blocks or (settings.space == DEPTH and not schedules) else {}
     parameters, flops = count(model, example)
     original = {"parameters": parameters, "flops": flops}
     if "bytes" in (settings.budget or {}):
         original["bytes"] = file_size(model)
     least = size(anatomy, {name: min(LEAST, layer.units) for name, layer in anatomy.items()})
-    return Examined({name: layer.units for name, layer in anatomy.items()}, original, least._asdict())
+    return Examined({name: layer.units for name, layer in anatomy.items()}, original, least._asdict(), stacks)
+
+
+def _stacks(anatomy: Anatomy) -> dict[str, int]:
+    """The stacks of a network with their blocks. Raises StudyError where there is none."""
+    if not anatomy.stacks:
+        reasons = "".join(f"; {name}: {reason}" for name, reason in anatomy.stacks.pinned.items())
+        raise StudyError(
+            f"the network {type(anatomy.model).__name__} has no blocks of equal shapes that follow each other, so it "
+            f"can be made neither deeper nor shallower{reasons}"
+        )
+    return {name: stack.units for name, stack in anatomy.stacks.items()}
 
 
 def _check_steps(settings: Settings, task: Task) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -59,6 +59,9 @@ class Loop(Protocol):
 
     def evaluate(self, batches: Batches) -> Scores:
         """Loss and metrics of the network as it is now."""
+
+    def agreed(self, value: Any) -> Any:
+        """The value (plain data) of the first of the processes that train together; of one process, its own."""
 
     def operated(self, step: Step) -> None:
         """Is called after each operation, with the step of the schedule that it was."""

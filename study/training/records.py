@@ -30,7 +30,8 @@ class Plain:
         Raises:
             StudyError: a part is missing that every version of this package has written.
         """
-        known, needed = _fields(cls)
+        kind: Any = cls
+        known, needed = _fields(kind)
         if lacking := [name for name in needed if name not in data]:
             raise StudyError(f"a kept {cls.__name__} lacks {lacking[0]!r}")
         return cls(**{name: data[name] for name in known if name in data})
@@ -57,7 +58,7 @@ class OperationRecord(Plain):
     ``epochs_to_recover``: until the held-out loss was back where it was before the first operation of that moment; None
     if that was not seen. ``evidence``: what the operation says of its choice. ``after``: what becomes of the learning
     rate, as in the schedule (``ops.schedule.after_data``). ``bytes``: of the tensors that ``ops.save`` writes; None in
-    records of an older version.
+    records of an older version. ``weights_flops``: what it took before to compute compressed weights, once a batch.
     """
 
     when: str
@@ -87,6 +88,7 @@ class OperationRecord(Plain):
     held_out: int | None = None
     loss_error: float | None = None
     metric_error: float | None = None
+    weights_flops: int = 0
     bytes_before: int | None = None
     bytes_after: int | None = None
 
@@ -211,6 +213,11 @@ def renamed(outcome: Outcome) -> dict[str, Any]:
 def finished(outcome: Outcome) -> bool:
     """Whether it was trained to its end: neither failed nor stopped early."""
     return "failure" not in outcome and "stopped" not in outcome
+
+
+def has_grown(operations: Iterable[OperationRecord]) -> bool:
+    """Whether an operation has added units or blocks."""
+    return any(each.units_after > each.units_before for each in operations)
 
 
 def check(outcome: Outcome) -> None:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from network_surgery.ops import adopt
-from network_surgery.ops.network.architecture import Description
+from network_surgery.ops.network.architecture import Description, arrange
+from network_surgery.ops.network.blocks import copies_of
 from network_surgery.ops.network.expressed import compressed, tensors_of
 from network_surgery.ops.network.masks import masks_of
 from network_surgery.ops.network.modules import placed
@@ -70,16 +71,19 @@ def redraw(
 def renew(model: nn.Module, wanted: Description, seed: int) -> None:
     """Gives a freshly made network other sizes, with fresh values at those sizes. ``seed`` fixes the draw.
 
-    Modules that surgery put in the place of others get those of torch's classes.
+    Modules that surgery put in the place of others get those of torch's classes. A block that is a copy of another one
+    draws every entry of its parameters from the fresh block's.
 
     Raises:
         SurgeryError: the architecture is of another network.
     """
+    generator = torch.Generator().manual_seed(seed)
+    arrange(model, wanted, (), [])
+    _redraw_copies(model, generator)
     fresh = {name: tensor.detach().clone() for name, tensor in tensors_of(model)}
     adopt(model, wanted)
     masks, expressed = masks_of(model), compressed(model)
     power = fan_power([tensor for tensor in fresh.values() if tensor.dim() > 1])
-    generator = torch.Generator().manual_seed(seed)
     _reset_placed(model, seed)
     for name, tensor in tensors_of(model):
         if name not in fresh:
@@ -100,6 +104,18 @@ def renew(model: nn.Module, wanted: Description, seed: int) -> None:
         if (expression := expressed.get(name)) is not None:  # units begin with inputs of the same size
             values = expression.begin(values)
         tensor.data.copy_(values * lives)
+
+
+def _redraw_copies(model: nn.Module, generator: torch.Generator) -> None:
+    """Values of their own in the blocks that surgery has copied: those that they have, in another order."""
+    copies = [model.get_submodule(path) for path in copies_of(model)]
+    inside = {module for block in copies for module in block.modules()}
+    shared = {id(each) for m in model.modules() if m not in inside for each in m.parameters(recurse=False)}
+    for block in copies:
+        for parameter in block.parameters():
+            if id(parameter) not in shared:
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.data.copy_(parameter.data.flatten()[order].view(parameter.shape))
 
 
 def _reset_placed(model: nn.Module, seed: int) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from network_surgery.ops import Schedule, describe, load, save
 from network_surgery.ops.anatomy import count
+from network_surgery.ops.network.expressed import weights_flops
 from network_surgery.ops.network.masks import parameters_of
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study.config import Settings
@@ -35,7 +36,8 @@ from network_surgery.study.training.energy import Energy, counter_of
 from network_surgery.study.training.measures import file_size, speed
 from network_surgery.study.training.pace import slowdown, with_layout
 from network_surgery.study.training.probe import Probe
-from network_surgery.study.training.records import spikes
+from network_surgery.study.training.ranks import ALONE, Ranks
+from network_surgery.study.training.records import has_grown, spikes
 from network_surgery.study.training.restart import redraw, renew
 from network_surgery.study.training.rewinding import Rewinding
 from network_surgery.study.training.spent import joules, work
@@ -84,6 +86,7 @@ def run(
     teacher: Path | None = None,
     also: Sequence[Callback] = (),
     warnings: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -107,7 +110,9 @@ def run(
     on from (``{"from": a cell's name, "epoch": number}``), ``kept`` which epochs it kept for others, and their bytes.
     ``teacher``: the file of the network that a cell with a ``teacher`` learns from; its answers count among
     ``training_flops``. ``also``: callbacks of the caller's, which no checkpoint knows of. ``warnings``: what went wrong
-    on the way and cost time alone, such as a damaged checkpoint; the outcome has them, too.
+    on the way and cost time alone, such as a damaged checkpoint; the outcome has them, too. ``ranks``: the processes
+    that train the cell together, each in a call of its own. The first alone needs files, reports, and returns a whole
+    outcome: seconds and memory are its own, and no joules are taken.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -116,13 +121,15 @@ def run(
     compute = Compute.of(settings)
     compute.check(device)
     with compute.repeatable(device):
-        return _run(cell, task, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings)
+        return _run(
+            cell, task, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings, ranks
+        )
 
 
 def _run(
     cell: Cell, task: Task, settings: Settings, device: torch.device, compute: Compute,
     tell: Callable[[dict[str, Any]], None], saved: Path | None, network: Path | None, start: Start | None,
-    shared: Path | None, teacher: Path | None, also: Sequence[Callback], warnings: Sequence[str],
+    shared: Path | None, teacher: Path | None, also: Sequence[Callback], warnings: Sequence[str], ranks: Ranks,
 ) -> dict[str, Any]:  # fmt: skip
     given, task = task, of_seed(task, settings, cell.seed)
     if device.type == "cuda":
@@ -142,16 +149,16 @@ def _run(
         theatre.discovery_seconds = clock(device) - since
     probes = (
         [Probe(theatre, settings.probe, settings.dead_threshold or THRESHOLD)]
-        if settings.probe and cell.arm in PROBED
+        if settings.probe and cell.arm in PROBED and ranks.first
         else []
     )
     rewinding = [] if cell.rewind is None else [Rewinding(cell.rewind, cell.curve or settings.epochs)]
     taught = None if cell.teacher is None else _teacher(teacher, cell, task, settings, device, compute)
-    energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 else None)
+    energy = Energy(counter_of(device) if settings.gpus_per_trial >= 1 and ranks.size == 1 else None)
     keepers = [fork.Keeper(cell, settings, shared)] if shared is not None and cell.keep else []
     reporter = Reporter(tell, theatre)
     listeners = [energy, theatre, *rewinding, *probes, *keepers, reporter]
-    trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners, cell.curve, taught)
+    trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners, cell.curve, taught, ranks)
     for callback in rewinding:
         callback.attach(trainer)
     keeper = None if saved is None else checkpoint.Checkpointer(saved)
@@ -169,13 +176,15 @@ def _run(
             checkpoint.discard(found)
         warnings = (*warnings, str(error))
         return _run(
-            cell, given, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings
+            cell, given, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings, ranks
         )
     if warnings:
         now = f"went on after epoch {trainer.epoch}" if trainer.epoch else "started over"
         warnings = (*warnings[:-1], f"{warnings[-1]}; the run {now}")
     if begun:
         fork.replay(trainer, [reporter])
+    if ranks.size > 1:
+        checkpoint.share(trainer)
     trainer.callbacks.extend(also)
     trainer.fit()
     if network is not None:
@@ -184,16 +193,19 @@ def _run(
         warnings = (*warnings, keeper.failed)
     example = Batches(held_out, device).take(slice(0, 2))[0]
     parameters, flops = count(trainer.final, example)
+    batch, weights = min(trainer.batch_size, len(trainer.train)), weights_flops(trainer.final)
     outcome = reached(trainer, theatre, cell.sunk) | {
         "parameters": parameters,
         "flops": flops,
+        **({"weights_flops": weights, "batch": batch} if weights else {}),
         "training_flops": (
-            _training_flops(trainer, theatre, flops)
+            _training_flops(trainer, theatre, flops + weights / batch)
             + (0 if taught is None else _teacher_flops(trainer, taught.network, example))
             + int(cell.sunk.get("training_flops", 0))
         ),
         "architecture": describe(model),
         **({"kept": keepers[0].state()} if keepers else {}),
+        **({"stacks": list(theatre.anatomy(trainer).stacks)} if has_grown(theatre.records) else {}),
         **({"warnings": list(warnings)} if warnings else {}),
     }
     if cell.test:
@@ -205,11 +217,11 @@ def _run(
         if network is not None:
             outcome["test_values"] = values.keep(tested, task.metric.name, network)
     limited = settings.budget or {}
-    if cell.test or "latency" in limited:
+    if ranks.first and (cell.test or "latency" in limited):
         outcome |= speed(trainer.final, Batches(held_out, device), device, trainer.compute)
     if cell.test:
         outcome["peak_memory"] = checkpoint.peak_memory(trainer)
-    if settings.deterministic:
+    if settings.deterministic and ranks.first:
         on_gpu = device.type != "cpu"
         cost = slowdown(trainer.compute, model, task, settings.batch_size, device) if on_gpu else 1.0
         outcome["deterministic"] = {"device": device.type, "step_time": cost}
@@ -228,6 +240,7 @@ def trainer_of(
     callbacks: Sequence[Callback] = (),
     curve: int | None = None,
     teacher: Teacher | None = None,
+    ranks: Ranks = ALONE,
 ) -> Trainer:
     """What trains a network by the whole recipe of the settings, for ``epochs`` epochs (None: those of the settings).
 
@@ -245,7 +258,7 @@ def trainer_of(
         model, make_optimizer(settings, model), task, epochs=epochs or settings.epochs,
         batch_size=settings.batch_size, seed=seed, device=device, callbacks=callbacks,
         optimization=Optimization.of(settings), accuracy_mode=settings.accuracy_mode, compute=compute,
-        curve_epochs=curve, teacher=teacher,
+        curve_epochs=curve, teacher=teacher, ranks=ranks,
     )  # fmt: skip
     trainer.layout = layout
     return trainer
@@ -321,13 +334,14 @@ def _keep(model: nn.Module, path: Path) -> None:
     os.replace(part, path)
 
 
-def _training_flops(trainer: Trainer, theatre: Theatre, flops: int) -> int:
+def _training_flops(trainer: Trainer, theatre: Theatre, flops: float) -> int:
     """FLOPs of all training batches: three forward passes' worth a sample (forward, and twice that backward), by the
-    network's size at the time. It repeats on any machine, where seconds do not; operations are not in it.
+    network's size at the time; ``flops``: that at the end. Compressed weights are computed once a batch. It repeats on
+    any machine, where seconds do not; operations are not in it.
     """
-    batches = trainer.batches_done
-    done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration))
-    return 3 * min(trainer.batch_size, len(trainer.train)) * int(done)
+    batches, batch = trainer.batches_done, min(trainer.batch_size, len(trainer.train))
+    done = work(theatre.records, flops, batches(trainer.iteration), lambda each: batches(each.iteration), batch)
+    return 3 * round(batch * done)
 
 
 def _teacher_flops(trainer: Trainer, teacher: nn.Module, example: Any) -> int:

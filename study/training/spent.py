@@ -30,22 +30,30 @@ def training_seconds(outcome: Outcome, epoch: float) -> float:
 
 def training_flops(outcome: Outcome, epoch: float) -> float:
     """FLOPs of the training steps before this moment: the outcome's ``training_flops`` at its end."""
-    sunk, operations = _sunk(outcome, "training_flops"), operations_of(outcome)
+    sunk, operations, size = _sunk(outcome, "training_flops"), operations_of(outcome), flops_a_sample(outcome)
+    batch = outcome.get("batch", 1)
     whole, part = (
-        work(operations, outcome["flops"], until, lambda each: each.epoch) for until in (len(outcome["epochs"]), epoch)
+        work(operations, size, until, lambda each: each.epoch, batch) for until in (len(outcome["epochs"]), epoch)
     )
     return sunk + (outcome["training_flops"] - sunk) * part / whole
 
 
-def work(
-    operations: Sequence[OperationRecord], flops: int, until: float, moment: Callable[[OperationRecord], float]
-) -> float:
-    """The network's FLOPs times how long it had them, summed up to a moment of the kind that ``moment`` returns.
+def flops_a_sample(outcome: Outcome) -> float:
+    """FLOPs of the forward pass of a training batch, divided by its samples: with those that compute weights once."""
+    return float(outcome["flops"]) + outcome.get("weights_flops", 0) / outcome.get("batch", 1)
 
-    ``flops`` are those that it ends with.
+
+def work(
+    operations: Sequence[OperationRecord], flops: float, until: float, moment: Callable[[OperationRecord], float],
+    batch: int,
+) -> float:  # fmt: skip
+    """The network's FLOPs a sample times how long it had them, summed up to a moment of the kind that ``moment``
+    returns.
+
+    ``flops`` are those that it ends with (``flops_a_sample``); ``batch`` is the number of samples in a batch.
     """
     ends = [*(min(moment(each), until) for each in operations), until]
-    sizes = [*(each.flops_before for each in operations), flops]
+    sizes = [*(each.flops_before + each.weights_flops / batch for each in operations), flops]
     return sum((end - start) * size for start, end, size in zip([0, *ends], ends, sizes, strict=False))
 
 

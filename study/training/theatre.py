@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, Size, inner, operate, size
 from network_surgery.ops.allocation import BY_LOSS, WITH_SIGNALS
+from network_surgery.ops.network.expressed import weights_flops
 from network_surgery.ops.network.optimizer_state import forget, listed
 from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import Diverged
@@ -87,7 +88,7 @@ class Theatre(Callback):
                 start = clock(loop.device)
                 anatomy = self.anatomy(loop)
                 self.discovery_seconds += clock(loop.device) - start
-            self.schedule.check(anatomy, loop.epochs, loop.per_epoch)
+            self.schedule.check(anatomy, loop.epochs, loop.per_epoch, anatomy.stacks)
         while self._due:
             at, place = min((at, place) for place, at in self._due.items())  # those due together keep their order
             if at > loop.iteration:
@@ -151,7 +152,7 @@ class Theatre(Callback):
             return self._operate(loop, layer, step)
         start = clock(loop.device)
         signals = self._signals(loop, [layer])
-        gain = step.when.gain_of(layer, signals)
+        gain = loop.agreed(step.when.gain_of(layer, signals))
         reached, seconds = gain >= step.when.gain, clock(loop.device) - start
         epoch, measure = loop.iteration / loop.per_epoch, step.when.measure
         self.checks.append(
@@ -172,7 +173,8 @@ class Theatre(Callback):
             signals = Signals(loop.model, next(iter(shown)), shown.targets, loop.task.loss)
         elif method in WITH_SIGNALS:
             signals = self._signals(loop, [*anatomy.values()])
-        parts = step.resolve(anatomy, self._original, signals)
+        keep = {part.layer: vars(part.operation)["keep"] for part in step.resolve(anatomy, self._original, signals)}
+        parts = [step.part(name, each) for name, each in loop.agreed(keep).items()]
         spent = clock(loop.device) - start
         for part in parts:
             self._operate(loop, anatomy[part.layer], part, spent=spent)
@@ -196,6 +198,7 @@ class Theatre(Callback):
         start = clock(device) - spent
         if signals is None and (step.operation.needs_signals or step.repair):
             signals = self._signals(loop, [layer])
+        weights = weights_flops(loop.model)
         plan = operate(layer, step.operation, loop.optimizer, signals, repair=step.repair, averages=loop.averages)
         if not self._carry:
             for optimizer in listed(loop.optimizer):
@@ -223,6 +226,7 @@ class Theatre(Callback):
             parameters_after=plan.parameters_after,
             flops_before=plan.flops_before,
             flops_after=plan.flops_after,
+            weights_flops=weights,
             bytes_before=plan.bytes_before,
             bytes_after=plan.bytes_after,
             predicted_error=plan.error,

@@ -31,6 +31,7 @@ from network_surgery.study.task.task import Task
 from network_surgery.study.training.device import clock
 from network_surgery.study.training.evaluation import Scores, evaluate, of_batch
 from network_surgery.study.training.graph import Graph
+from network_surgery.study.training.ranks import ALONE, Ranks
 
 
 class Callback:
@@ -102,7 +103,8 @@ class Trainer:
     ``compile_seconds``, which no other seconds count; where they are replayed as a graph, ``capture_seconds``, a part
     of ``train_seconds``, and ``replayed``, the number of batches. ``curve_epochs``: the epochs over which the learning
     rate is stretched, where they are not all. ``teacher``: what the network is trained to answer like, too.
-    ``followers``: networks of the same shapes that follow every operation.
+    ``followers``: networks of the same shapes that follow every operation. ``ranks``: the processes that a batch is
+    divided among; all of them do the same, and losses and scores are those of all.
     """
 
     def __init__(
@@ -121,10 +123,11 @@ class Trainer:
         compute: Compute = PLAIN,
         curve_epochs: int | None = None,
         teacher: Teacher | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.optimizer, self.task = model, optimizer, task
         self.epochs, self.batch_size, self.seed, self.device = epochs, batch_size, seed, device
-        self.callbacks = list(callbacks)
+        self.callbacks, self.ranks = list(callbacks), ranks
         self.train = Batches(task.train, device)
         self.validation = Batches(task.validation, device)
         self.compute = compute
@@ -183,15 +186,24 @@ class Trainer:
 
     def evaluate(self, batches: Batches) -> Scores:
         """Loss and metrics of the network (or the average of its weights) as it is now."""
-        return evaluate(self.final, self.task, batches, self.batch_size, self.accuracy_mode, self.compute)
+        return evaluate(self.final, self.task, batches, self.batch_size, self.accuracy_mode, self.compute, self.ranks)
 
     @property
     def averages(self) -> tuple[nn.Module, ...]:
         """The networks of the same shapes that follow every operation."""
         return self.followers if self.average is None else (self.average, *self.followers)
 
+    def agreed(self, value: Any) -> Any:
+        """The first rank's value."""
+        return self.ranks.agreed(value)
+
     def operated(self, step: Step) -> None:
-        """What an operation does to training: the learning rate goes on as its step says, and code is compiled anew."""
+        """What an operation does to training: the learning rate goes on as its step says, and code is compiled anew.
+
+        Raises:
+            StudyError: it did not come out the same on all ranks.
+        """
+        self.ranks.settle((self.model, *self.averages), self.optimizer, str(step))
         self.rate.after(self.iteration, step.after, step.after_length)
         self.resized()
 
@@ -216,7 +228,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.train), generator=generator).to(self.train.home)
         parts = order.split(self.batch_size)[: batches_per_epoch(len(self.train), self.batch_size)]
-        batches = self.train.over(parts, seed)
+        shards = [self.ranks.shard(part) for part in parts]
+        batches = self.train.over([numbers for numbers, _ in shards], seed)
         if self.task.augments:
             batches = self._augmented(batches, generator)
         together = self.optimization.accumulate
@@ -232,7 +245,13 @@ class Trainer:
             sizes = [len(part) for part in parts[step * together : (step + 1) * together]]
             shares = [size / sum(sizes) for size in sizes]
             self.optimizer.zero_grad(set_to_none=True)
-            losses = [self._backward(*next(batches), share) for share in shares]
+            losses = []
+            for place, share in enumerate(shares, step * together):
+                weight = shards[place][1]
+                with self.ranks.passes(weight, seed * len(parts) + place, self.device):
+                    loss = self._backward(*next(batches), share * weight)
+                losses.append(self.ranks.mean(loss, weight))
+            self.ranks.combine(self.model)
             self._update()
             if self.scaler.is_enabled():  # a batch whose step it skips for its loss counts and reads as the mean so far
                 finite = finite + sum(each.isfinite() for each in losses)
@@ -264,7 +283,7 @@ class Trainer:
         """The batches as the task augments them, each by random numbers of its own."""
         for batch in batches:
             seed = int(torch.randint(2**62, (), generator=generator))
-            with apart(seed, self.device), of_batch(self.task, "a training batch", self.epoch):
+            with apart(seed + self.ranks.rank, self.device), of_batch(self.task, "a training batch", self.epoch):
                 batch = self.task.augment(*batch)
             yield batch
 

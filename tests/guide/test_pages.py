@@ -187,7 +187,7 @@ def slug(heading: str) -> str:
 
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.count("\n") <= 140
+    assert text.count("\n") <= 121 + len(OPERATIONS)  # each has a row
     assert all(f"study/guide/{page.name}" in text for page in GUIDE.glob("*.md"))
 
 

@@ -151,7 +151,7 @@ def test_every_operation_has_a_name(name):
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    ({"op": "cut"}, "there is no operation 'cut'; there are collapse, compact, eigen_remove"),
+    ({"op": "cut"}, "there is no operation 'cut'; there are collapse, compact, deepen"),
     ({"sharpness": 3}, "eigen_remove has no sharpness; it has iterated, keep, rank, rounding, strength"),
     ({"keep": 2}, "EigenRemove: keep is 2, but it must lie above 0 and at most 1"),
     ({"when": "later"}, "'later' is not a moment of training"),

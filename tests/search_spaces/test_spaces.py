@@ -67,7 +67,7 @@ def test_every_schedule_can_be_carried_out(space: str, layers: str, epochs: int)
     for trial in drawn(space, LAYERS[layers], epochs):
         schedule = Schedule.from_data(trial.user_attrs["schedule"])
         assert schedule.steps
-        schedule.check(LAYERS[layers], epochs, per_epoch=1)
+        schedule.check(LAYERS[layers], epochs, per_epoch=1, stacks=["blocks"])
         moments = [step.when.first if isinstance(step.when, Condition) else step.when for step in schedule.steps]
         first = min(moment.count for moment in moments)
         assert 1 <= first <= max(1, 2 * epochs / 3)
@@ -88,10 +88,12 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         assert all(name.isidentifier() for name in trial.params)
         assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
         assert "first_epoch" in trial.params
-        whole = space in ("shrink", "stretching", "predicting") or "amount" in trial.params  # of the whole network
+        whole = (
+            space in ("shrink", "stretching", "predicting", "depth") or "amount" in trial.params
+        )  # of the whole network
         assert ("layers" in trial.params) != whole
         one_by_one = trial.params.get("order", "together") != "together"
-        if space in ("hashing", "predicting", "sharing", "stretching"):  # once
+        if space in ("hashing", "predicting", "sharing", "stretching", "depth"):  # once
             assert not {"times", "every", "gain"} & set(trial.params)
             continue
         assert ("times" in trial.params) != one_by_one
@@ -133,7 +135,7 @@ def test_numbers_have_three_digits(space: str) -> None:
 CONTROLS = {"random_remove", "zero_expand"}
 #: Of a space of its own: they save bytes and no FLOPs.
 HASHING = {"fastfood", "hash_weights", "predict_weights", "random_edges", "share_weights"}
-MODULES = {"stretch", "collapse"}
+MODULES = {"stretch", "collapse", "deepen", "drop_block"}
 REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
 
 
@@ -145,6 +147,7 @@ REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
         ("predicting", {"predict_weights"}),
         ("sharing", {"share_weights", "fastfood"}),
         ("stretching", {"stretch"}),
+        ("depth", {"deepen", "drop_block"}),
         ("removal", REMOVALS),
         ("shrink", REMOVALS),
         ("expansion", set(expansion.NAMES)),

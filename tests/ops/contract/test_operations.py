@@ -46,6 +46,7 @@ ASK_FOR_LOGITS = ("grad_max", "remove_dead", "revive")
 REFUSALS = {
     "collapse": ("cannot become one",),
     "hash_weights": ("no plain weights",), "random_edges": ("no plain weights",),
+    "deepen": ("a layer of units",), "drop_block": ("a layer of units",),
     "predict_weights": ("no plain weights",), "share_weights": ("no plain weights",),
     "fastfood": ("no plain weights",),
     "stretch": ("is tied", "masked or hashed", "not a dense layer or a convolution of torch's own", "in 6 groups"),

@@ -559,8 +559,8 @@ def test_grad_max_adds_heads_and_their_width(part):
     assert layer.units == plan.units_after > units and plan.evidence["gradient"] > 0
 
 
-#: They want targets, or there are not two modules with nothing between them.
-LEFT_OUT = {"grad_max", "remove_dead", "revive", "collapse"}
+#: They want targets, blocks, or two modules with nothing between them.
+LEFT_OUT = {"grad_max", "remove_dead", "revive", "collapse", "deepen", "drop_block"}
 
 
 @pytest.mark.parametrize("operation", sorted({*OPERATIONS} - LEFT_OUT))

@@ -44,6 +44,8 @@ ONLY_REMOVAL = {
     "restart_fair", "uniform", "prune_end", "prune_end_rewind_lr", "prune_end_rewind", "random", "snip", "random_init",
 }  # fmt: skip
 ONLY_GROWTH = {"gradmax", "net2net"}
+#: The network has no blocks.
+ONLY_BLOCKS = {"stacking"}
 
 
 SETTINGS = Settings(
@@ -94,19 +96,22 @@ def comparable(folder: Folder) -> dict[str, Any]:
 
 def test_every_arm_runs_resumes_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder.make(tmp_path / "s", SETTINGS, {"0": 16, "2": 12})
-    assert len(list(compare(folder, monkeypatch))) == 1 + 2 + (len(ARMS) - 2 - 2) + (len(ARMS) - 2 - len(ONLY_REMOVAL))
+    rivals = len(ARMS) - 2 - len(ONLY_BLOCKS)
+    assert len(list(compare(folder, monkeypatch))) == 1 + 2 + (rivals - len(ONLY_GROWTH)) + (rivals - len(ONLY_REMOVAL))
     results = write_report(folder)
     cells = results["comparison"]["cells"]
     assert [cell["name"] for cell in cells if "failure" in cell] == []
     arms = [{cell["arm"] for cell in cells if cell["trial"] == trial} for trial in (0, 1)]
-    assert arms[0] == {*ARMS} - {"original"} - ONLY_GROWTH and arms[1] == {*ARMS} - {"original"} - ONLY_REMOVAL
+    possible = {*ARMS} - {"original"} - ONLY_BLOCKS
+    assert arms[0] == possible - ONLY_GROWTH and arms[1] == possible - ONLY_REMOVAL
     begun = {cell["arm"]: cell["forked"]["epoch"] for cell in cells if cell["trial"] == 0 and "forked" in cell}
     pruned = ("prune_end", "prune_end_rewind_lr", "prune_end_rewind")
     assert begun == {"surgery": 1, "random": 1} | dict.fromkeys(pruned, 3)
     left_out = {(each["trial"], each["arm"]) for each in results["comparison"]["left_out"]}
-    assert left_out == {(0, arm) for arm in ONLY_GROWTH} | {(1, arm) for arm in ONLY_REMOVAL}
+    without = (ONLY_GROWTH | ONLY_BLOCKS, ONLY_REMOVAL | ONLY_BLOCKS)
+    assert left_out == {(trial, arm) for trial in (0, 1) for arm in without[trial]}
     assert all(each["reason"] and each["seeds"] == [1] for each in results["comparison"]["left_out"])
-    assert {row["arm"] for row in results["comparison"]["summary"]} == {*ARMS}
+    assert {row["arm"] for row in results["comparison"]["summary"]} == {*ARMS} - ONLY_BLOCKS
     page = folder.report.read_text()
     assert all(arm.short in page for arm in REGISTRY.values()) and (folder.figures / "arms.png").exists()
 

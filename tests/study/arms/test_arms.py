@@ -27,7 +27,7 @@ from network_surgery.study.training.run import run
 from tests.study.operated import operated
 
 CPU = torch.device("cpu")
-GROWS = ("gradmax", "net2net")
+GROWS = ("gradmax", "net2net", "stacking")
 THREE = ("original", "surgery", "restart")
 SETTINGS = Settings(model="mlp", epochs=6, batch_size=64, held_out=64, signal_images=64, probe=0, arms=ARMS)
 SHRINK = Schedule((
@@ -133,12 +133,12 @@ def test_where_nothing_was_removed_there_is_no_random_arm(digits: ImageTask) -> 
     grow = Schedule((Step(Moment(2), "fc1", WeakExpand(0.5)),)).to_data()
     outcome = run(Cell("surgery", 3, grow, trial=5), digits, SETTINGS, CPU)
     restarts = {arm for arm in RIVALS if arm.startswith(("restart", "operate_first"))} - {"restart_fair"}
-    assert set(followers(outcome)) == {*restarts, *GROWS}
+    assert set(followers(outcome)) == {*restarts, *GROWS} - {"stacking"}  # it has no blocks
     reasons = left_out(Cell("surgery", 3, grow, trial=5), outcome, SETTINGS)
-    assert set(reasons) == set(RIVALS) - {*restarts, *GROWS}
-    assert all(
-        reason.startswith("surgery adds units to fc1, and ") for arm, reason in reasons.items() if arm != "distill"
-    )
+    assert set(reasons) == set(RIVALS) - {*restarts, *GROWS} | {"stacking"}
+    others = {"distill", "stacking"}
+    assert all(r.startswith("surgery adds units to fc1, and ") for arm, r in reasons.items() if arm not in others)
+    assert reasons["stacking"] == "the network has no blocks of equal shapes that follow each other"
     assert reasons["distill"] == "its teacher, the original of its seed, has not ended well"
     with pytest.raises(LeftOut, match="removed no unit"):
         randomly([], 0)

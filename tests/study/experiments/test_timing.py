@@ -14,6 +14,8 @@ from network_surgery.ops import (
     OPERATIONS,
     Anatomy,
     Collapse,
+    Deepen,
+    DropBlock,
     EigenRemove,
     Fastfood,
     GradMax,
@@ -35,7 +37,9 @@ from network_surgery.study.experiments.timing.measure import Options
 from tests.study.experiments.made_up import measured_of
 
 #: What came after the page was measured.
-LATER = {Collapse, Fastfood, GradMax, HashWeights, PredictWeights, RandomEdges, ShareWeights, Stretch}
+LATER = {
+    Collapse, Deepen, DropBlock, Fastfood, GradMax, HashWeights, PredictWeights, RandomEdges, ShareWeights, Stretch,
+}  # fmt: skip
 SMALL = Options(seeds=2, dense=(16,), conv=(8,), vgg16=("conv4",))
 
 

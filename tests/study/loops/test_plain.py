@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
-from network_surgery.ops import MinWeight, Moment, Schedule, Step, SurgeryError
+from network_surgery.ops import Condition, MinWeight, Moment, Schedule, Step, SurgeryError
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops import Surgeon
 from tests.study.loops.same import (
@@ -158,6 +159,25 @@ def test_a_distributed_model_goes_on_in_a_new_wrapper() -> None:
     last = epochs(model, optimizer, train, operator, EPOCHS)
     assert isinstance(last, nn.parallel.DistributedDataParallel) and last is not model and last.module is plain
     assert_same(ours(), Result(plain, operator))
+
+
+@pytest.mark.usefixtures("group")
+def test_a_distributed_model_sends_the_gradients_of_every_step() -> None:
+    """Also of those before the first operation, when an anatomy has been taken, and after a look at a condition."""
+    sent: list[int] = []
+
+    def note(state, bucket):  # torch looks at annotations
+        sent.append(operator.iteration)
+        return allreduce_hook(None, bucket)
+
+    plain, train = network(), loader()
+    model = nn.parallel.DistributedDataParallel(plain)
+    model.register_comm_hook(None, note)
+    condition = Condition.parse("redundancy(0.05) >= 0.99 from 2it every 2it at most 1")  # which is never met
+    operator = surgeon(model, adam(plain), train, Schedule((Step(condition, "0", MinWeight(0.5)),)))
+    epochs(model, operator.optimizer, train, operator, 1)
+    assert operator.checks and not operator.records
+    assert sorted({*sent}) == list(range(PER_EPOCH))
 
 
 def test_a_compiled_model_goes_on() -> None:

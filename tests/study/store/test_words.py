@@ -17,7 +17,7 @@ VALUES = [
     None, True, False, 0, 1, 2, 0.1, 0.5, 0.123, 0.1234, 0.25, "original", "reduced", "norm", "singular", "dead",
     "frozen", "either", "mrs", "mrp", "mean", "median", "random", "l2", "kernels", "nearest", "down", "equal", "uneven",
     "pivoted", "eigen", "magnitude", "global", "layer", "fresh", "relu", "separable",
-    "each", "rbf",
+    "between", "identity", "loss", "each", "rbf",
 ]  # fmt: skip
 
 
@@ -59,7 +59,8 @@ def variants(kind: type[Operation]) -> list[Operation]:
 def test_every_hyperparameter_is_written(name: str) -> None:
     operations = variants(OPERATIONS[name])
     varied = {f.name for each in operations for f in fields(each) if getattr(each, f.name) != f.default}  # type: ignore[arg-type]
-    assert varied == set(get_type_hints(OPERATIONS[name])) - {"needs_signals", "whole_network", "makes_layers"}
+    about = {"needs_signals", "whole_network", "makes_layers", "of_blocks"}
+    assert varied == set(get_type_hints(OPERATIONS[name])) - about
     assert len({describe(Schedule((Step(Moment(1), "a", each),)).to_data()) for each in operations}) == len(operations)
 
 

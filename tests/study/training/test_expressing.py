@@ -18,6 +18,7 @@ from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.restart import renew
 from network_surgery.study.training.run import run
+from network_surgery.study.training.spent import training_flops
 from tests.study.operated import resumed, without_times
 
 CPU = torch.device("cpu")
@@ -56,6 +57,22 @@ def test_records_have_the_stored_bytes(surgery: dict[str, Any], digits: ImageTas
     assert (tmp_path / "network.pt").stat().st_size == saved_bytes(network)
     assert outcome["parameters"] == outcome["operations"][-1]["parameters_after"]
     assert json.loads(json.dumps(outcome["architecture"])) == outcome["architecture"]
+
+
+def test_computing_the_weights_is_work_of_every_batch(surgery: dict[str, Any], digits: ImageTask) -> None:
+    """Equal FLOPs are equal: in what was spent before a moment, and in the epochs of a rival."""
+    records, batch = surgery["operations"], SETTINGS.batch_size
+    weights = [each["weights_flops"] for each in records]
+    assert 0 == weights[0] < weights[1] < weights[2] == weights[3]
+    assert 0 < surgery["weights_flops"] < weights[3]  # units have gone
+    steps = surgery["steps"]
+    sizes = [records[0]["flops_before"], records[3]["flops_before"] + weights[3] / batch]
+    sizes.append(surgery["flops"] + surgery["weights_flops"] / batch)
+    assert surgery["training_flops"] == pytest.approx(3 * batch * steps / 3 * sum(sizes), rel=1e-6)
+    assert training_flops(surgery, 1) == pytest.approx(3 * batch * steps / 3 * sizes[0], rel=1e-6)
+    cells = {cell.arm: cell for cell in rivals(CELL, json.loads(json.dumps(surgery)), SETTINGS)}
+    restart = run(cells["restart"], digits, SETTINGS, CPU)
+    assert restart["training_flops"] == pytest.approx(3 * batch * steps * sizes[2], rel=1e-6)
 
 
 def test_a_run_resumes_bit_for_bit(surgery: dict[str, Any], digits: ImageTask, tmp_path: Path) -> None:
