@@ -126,7 +126,10 @@ class PredictWeights(Operation):
         fed = signals.fed(*maker)
         if fed.shape[1] != anatomy.live(name)[0].numel() or not fed.isfinite().all():
             raise SurgeryError(f"what {name} is given is not finite, or not one vector for each of its rows")
-        return {"covariance": torch.cov(fed.T, correction=0).view(fed.shape[1], -1)}
+        covariance = torch.cov(fed.T, correction=0).view(fed.shape[1], -1)
+        if not covariance.any():
+            raise SurgeryError(f"what {name} is given never varies in these inputs, so it predicts nothing")
+        return {"covariance": covariance}
 
     def _predicted(
         self, weight: Tensor, seed: int, layout: tuple[int, ...] = (), covariance: Tensor | None = None

@@ -366,3 +366,10 @@ def test_a_network_on_which_signals_were_taken_over_batches_is_predicted_whole()
 def test_settings(wrong):
     with pytest.raises(SurgeryError, match=next(iter(wrong))):
         PredictWeights(**wrong)
+
+
+@pytest.mark.parametrize("dictionary", ["covariance", "autoencoder"])
+def test_inputs_that_never_vary_are_refused(dictionary):
+    model, inputs = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)), torch.ones(5, 9)
+    with pytest.raises(SurgeryError, match="never varies"):
+        operate(Anatomy(model, inputs)["0"], PredictWeights(dictionary=dictionary), signals=Signals(model, inputs))
