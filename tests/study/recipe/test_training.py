@@ -59,7 +59,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "steps": {"optimizer": "RMSprop", "learning_rate": 1e-3, "lr_schedule": "step", "lr_steps": [0.3, 0.6], "ema": 0.5,
               "batchnorm_statistics": "reset"},
     "linear": {"optimizer": "Adafactor", "lr_schedule": "linear", "clip": 1.0},
-    "zeros": {"l1": 1e-3, "group_lasso": 1e-3, "ema": 0.9, "accumulate": 2, "clip": 1.0},
+    "zeros": {"lr_schedule": "cosine", "l1": 1e-3, "group_lasso": 1e-3, "ema": 0.9, "accumulate": 2, "clip": 1.0},
 }  # fmt: skip
 
 
