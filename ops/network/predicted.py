@@ -177,7 +177,7 @@ class Predicted(Compressed):
 
     def _by_column(self, rows: Tensor, part: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """``part(rows, U)`` of the rows of each column, in their order."""
-        bases = self.dictionary.flatten(1, -2).to(rows.dtype)
+        bases = self.dictionary.flatten(1, -2).to(rows)
         if len(bases) == 1:
             return part(rows, bases[0])
         parts = [part(rows.index_select(0, at), basis) for at, basis in zip(self._rows, bases, strict=True)]

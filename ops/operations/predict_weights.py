@@ -74,8 +74,8 @@ class PredictWeights(Operation):
         choice(self, "values", self.values, VALUES)
         whole(self, "columns", self.columns)
         whole(self, "seed", self.seed)
-        fraction(self, "width", self.width, most=math.inf)
-        fraction(self, "ridge", self.ridge, most=math.inf)
+        fraction(self, "width", self.width, most=1e6)
+        fraction(self, "ridge", self.ridge, most=1e6)
         if not self.columns or (self.columns > 1 and self.dictionary == "autoencoder"):
             raise SurgeryError(
                 f"PredictWeights: columns is {self.columns}, but there is at least one, and no more of an autoencoder, "

@@ -131,6 +131,7 @@ class PruneWeights(Operation):
             evidence["loss_change"] = sum(float(scores[name][~mask].double().sum()) for name, mask in changed.items())
         if self.survivors == "fresh":
             replaced = {name: self._fresh(name, mask, anatomy.live(name)) for name, mask in changed.items()}
+            evidence.pop("loss_change", None)  # that of survivors which are no more
         left = {name: (int(mask.sum()), int(lives[name].sum())) for name, mask in masks.items()}
         ratios = scaled(anatomy.model, anatomy.example_input, left) if self.dropout else {}
         return Plan(

@@ -333,9 +333,12 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip)
         self.rate.apply(self.optimizer, self.iteration)
+        sparsity = self.optimization.sparsity
+        scale = self.scaler.get_scale() if sparsity else 1.0
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimization.sparsity.shrink(self.optimizer)
+        if sparsity and self.scaler.get_scale() >= scale:  # a step that the scaler skips shrinks nothing
+            sparsity.shrink(self.optimizer, self.model)
         self.iteration += 1
         if self.average is not None:
             self.average.update_parameters(self.model)

@@ -32,7 +32,7 @@ def minimum(sparsity: Sparsity, wanted: Tensor) -> Tensor:
         optimizer.zero_grad()
         ((weight - wanted).square().sum() / 2).backward()
         optimizer.step()
-        sparsity.shrink(optimizer)
+        sparsity.shrink(optimizer, nn.Module())
     return weight.detach()
 
 
@@ -48,6 +48,39 @@ def test_steps_end_where_the_regularized_loss_has_its_minimum() -> None:
     assert torch.equal(gone, size <= least) and 0 < int(gone.sum()) < 6
 
 
+def by_unit(module: nn.Module) -> list[Tensor]:
+    """The incoming weights of each unit, found by its gradient: what reaches it, and nothing else does."""
+    weight, shape = module.weight, {nn.Linear: (2, 6), nn.Embedding: (2,)}.get(type(module), (2, 6, 5, 5))
+    inputs = torch.zeros(shape, dtype=torch.long) if isinstance(module, nn.Embedding) else torch.rand(shape) + 1
+    found = []
+    for unit in range(module(inputs).shape[1]):
+        (gradient,) = torch.autograd.grad(module(inputs)[:, unit].sum(), weight)
+        found.append(gradient != 0)
+    return found
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Linear(6, 4), nn.Conv2d(6, 4, 3), nn.Conv2d(6, 4, 3, groups=2), nn.ConvTranspose2d(6, 4, 3),
+        nn.ConvTranspose2d(6, 4, 3, groups=2), nn.Embedding(1, 4),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_group_is_what_makes_a_unit(module: nn.Module) -> None:
+    """Of one unit's small incoming weights nothing is left, of the others' something."""
+    torch.manual_seed(0)
+    parts = by_unit(module)
+    weight: nn.Parameter = module.weight  # type: ignore[assignment]
+    with torch.no_grad():
+        weight.fill_(1.0)[parts[1]] = 1e-3
+    weight.grad = torch.zeros_like(weight)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    Sparsity(group_lasso=0.1).shrink(optimizer, nn.Sequential(module))
+    for unit, part in enumerate(parts):
+        torch.testing.assert_close(weight.detach()[part], torch.full_like(weight.detach()[part], 0.99 * (unit != 1)))
+
+
 def test_vectors_frozen_weights_and_each_group_s_learning_rate() -> None:
     weights = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)] + [nn.Parameter(torch.ones(3))]
     groups = [
@@ -58,10 +91,10 @@ def test_vectors_frozen_weights_and_each_group_s_learning_rate() -> None:
     optimizer = torch.optim.SGD(groups, lr=0.2)
     for weight in (*weights[:2], weights[3]):
         weight.grad = torch.zeros_like(weight)
-    Sparsity(l1=1.0).shrink(optimizer)
+    Sparsity(l1=1.0).shrink(optimizer, nn.Module())
     assert [float(weight.detach().flatten()[0]) for weight in weights] == pytest.approx([0.5, 0.9, 1.0, 1.0])
     before = weights[0].detach().clone()
-    Sparsity().shrink(optimizer)
+    Sparsity().shrink(optimizer, nn.Module())
     assert torch.equal(before, weights[0]) and not Sparsity()
 
 

@@ -53,6 +53,8 @@ def schedule(*steps: tuple[str, str, Any]) -> list[dict[str, Any]]:
     return Schedule(tuple(Step(Moment.parse(when), layer, op) for when, layer, op in steps)).to_data()
 
 
+#: What an outcome has besides what its last epoch has told; of one that has grown ``stacks``, too.
+ENDED = {"parameters", "flops", "training_flops", "architecture"}
 SHRINK = schedule(("1ep", "conv2", MinWeight(0.5)), ("2ep", "fc1", WeakExpand(0.5)))
 
 
@@ -110,7 +112,7 @@ def test_every_epoch_tells_what_has_been_reached(digits: ImageTask) -> None:
         reached = without_times(record["so_far"])
         assert {"validation_metric", "spikes", "epochs", "operations", "checks", "steps"} <= reached.keys()
         assert reached == {key: value for key, value in without_times(outcome).items() if key in reached}
-        assert set(outcome) - set(record["so_far"]) == {"parameters", "flops", "training_flops", "architecture"}
+        assert set(outcome) - set(record["so_far"]) == {*ENDED, *(["stacks"] if outcome is whole else [])}
         assert record["parameters"] == outcome["parameters"]
 
 
