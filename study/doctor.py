@@ -19,14 +19,14 @@ from network_surgery.ops.errors import reason_of
 from network_surgery.ops.network import sealed
 from network_surgery.study.errors import StudyError
 from network_surgery.study.store import about, ledger
-from network_surgery.study.store.folder import Folder, checkpoints_of, network_of, write_whole
+from network_surgery.study.store.folder import Folder, checkpoints_of, held, network_of, write_whole
 from network_surgery.study.terminal import say_path
 from network_surgery.study.training import checkpoint, values
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``wrong``: what is wrong; ``remedy``: what is done about it, by ``mend`` (None: nothing can be)."""
+    """``wrong``: what is wrong; ``remedy``: what is done about it, by ``mend`` (None: nothing needs to be)."""
 
     wrong: str
     remedy: str
@@ -39,7 +39,8 @@ def examine(study: Path) -> Iterator[Finding]:
     Raises:
         StudyError: there is no study, another process runs it, or what it is cannot be known any more.
     """
-    yield from _about(study)
+    with held(study):
+        yield from _about(study)
     folder = Folder.open(study)
     for path, right in folder.misplaced():
         yield Finding(f"{path} is not a {right}", "it is moved away", lambda path=path: _aside(path))  # type: ignore[misc]
@@ -54,19 +55,19 @@ def mend(study: Path, dry_run: bool, console: Console) -> None:
     """Says what is wrong with a study and mends it, or, for a ``dry_run``, says the first thing alone.
 
     Raises:
-        StudyError: something cannot be mended, or is not, for a dry run; or as ``examine``.
+        StudyError: something is not mended, for a dry run; or as ``examine``.
     """
-    found, lost = 0, 0
+    mended, last = 0, f"{study} is whole"
     for finding in examine(study):
-        found, lost = found + 1, lost + (finding.mend is None)
         say_path(console, f"{finding.wrong}: {finding.remedy}")
-        if finding.mend is not None and dry_run:
+        if finding.mend is None:
+            last = "nothing else is wrong"
+            continue
+        if dry_run:
             raise StudyError(f"{study} is damaged; surgery doctor {study} mends it")
-        if finding.mend is not None:
-            finding.mend()
-    if lost:
-        raise StudyError(f"{lost} of {found} damages of {study} cannot be mended")
-    say_path(console, f"mended; go on with surgery resume {study}" if found else f"{study} is whole")
+        finding.mend()
+        mended += 1
+    say_path(console, f"mended; go on with surgery resume {study}" if mended else last)
 
 
 def _about(study: Path) -> Iterator[Finding]:
@@ -170,10 +171,12 @@ def _broken(database: Path) -> str:
 def _networks(folder: Folder) -> Iterator[Finding]:
     for record in folder.records():
         if record.finished and "network" in record.result:
-            if wrong := _unsealed(folder.path / record.result["network"]):
+            path = folder.path / record.result["network"]
+            if wrong := _unsealed(path):
                 yield Finding(
                     f"the network of {record.cell.name}, {record.result['network']}, {wrong}",
-                    "its results stand, but the network cannot be brought back",
+                    "its results stand" if not path.exists() else "it is set aside, and its results stand",
+                    None if not path.exists() else lambda path=path: _aside(path),  # type: ignore[misc]
                 )
             try:
                 folder.test_values(record)

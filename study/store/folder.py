@@ -150,11 +150,7 @@ class Folder:
             yield
             return
         self.check_places(writing=True)
-        try:
-            lock = self._lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            raise StudyError(f"{self.path} is being run by another process; wait for it, or stop it") from None
-        with lock:
+        with held(self.path):
             self._ours = True
             try:
                 yield
@@ -167,7 +163,7 @@ class Folder:
         if self._ours or not (self.path / "lock").is_file():
             return False
         try:
-            with self._lock.acquire(timeout=PATIENCE):
+            with _lock(self.path).acquire(timeout=PATIENCE):
                 return False
         except Timeout:
             return True
@@ -200,10 +196,6 @@ class Folder:
         return [(path, "folder") for path in folders if not path.is_dir()] + [
             (path, "file") for path in files if path.is_dir()
         ]
-
-    @property
-    def _lock(self) -> FileLock:
-        return FileLock(self.path / "lock", poll_interval=PATIENCE / 10)
 
     def changed(self, **settings: Any) -> Folder:
         """The same study with other settings of its comparison, kept for when it is resumed or reported."""
@@ -344,6 +336,27 @@ def stack_of(cell: Cell, folder: Path) -> Path:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, _laid_out(content, 3) + "\n")
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keeps other processes from running the study in this folder in a ``with`` block, where anything can be written.
+
+    Raises:
+        StudyError: another process runs it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_lock(path).acquire(timeout=PATIENCE))
+        except Timeout:
+            raise StudyError(f"{path} is being run by another process; wait for it, or stop it") from None
+        except OSError:  # there is no such folder, it is read-only, or another folder lies in the lock's place
+            pass
+        yield
+
+
+def _lock(path: Path) -> FileLock:
+    return FileLock(path / "lock", poll_interval=PATIENCE / 10)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

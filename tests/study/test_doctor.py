@@ -10,6 +10,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from network_surgery.ops import save
@@ -24,7 +26,7 @@ from network_surgery.study import api, cli, doctor
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.store import about, ledger
-from network_surgery.study.store.folder import Folder, network_of
+from network_surgery.study.store.folder import Folder, held, network_of
 from network_surgery.study.training import values
 from network_surgery.study.training.cell import Cell
 from tests.study.evidence import made
@@ -85,7 +87,7 @@ def mended(study: Path) -> list[str]:
         assert finding.mend is not None, finding.wrong
         finding.mend()
         found.append(f"{finding.wrong}: {finding.remedy}")
-    assert list(doctor.examine(study)) == []
+    assert [finding for finding in doctor.examine(study) if finding.mend is not None] == []
     return found
 
 
@@ -268,19 +270,27 @@ def test_a_locked_database_is_told(study: Path, refused: Callable[..., str]) -> 
         assert refused("doctor", study) == f"{study}/optuna.db is locked; end the program that holds it"
 
 
-def test_a_network_that_is_damaged_is_told_and_its_results_stand(study: Path, refused: Callable[..., str]) -> None:
+def test_a_network_that_is_damaged_or_missing(study: Path) -> None:
     path = study / "networks" / "original-seed-1.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert refused("doctor", study) == f"1 of 1 damages of {study} cannot be mended"
-    (finding,) = doctor.examine(study)
-    assert finding.wrong.startswith(
-        "the network of original-seed-1, networks/original-seed-1.pt, is damaged: its check"
-    )
-    path.unlink()
-    (finding,) = doctor.examine(study)
+    (found,) = mended(study)
+    assert found.startswith("the network of original-seed-1, networks/original-seed-1.pt, is damaged: its check")
+    assert path.with_name(f"{path.name}.moved").read_bytes() == content and not path.exists()
+    (finding,) = doctor.examine(study)  # and so it is where somebody has deleted it
     assert finding.wrong.endswith("is missing") and finding.mend is None
+    console = Console(file=StringIO())
+    for dry_run in (True, False):
+        doctor.mend(study, dry_run, console)
+    assert console.file.getvalue().split("\n")[-2] == "nothing else is wrong"  # type: ignore[attr-defined]
+
+
+def test_study_json_is_mended_only_where_nobody_runs_the_study(study: Path, refused: Callable[..., str]) -> None:
+    (study / "study.json").write_text("{")
+    with held(study):
+        assert refused("doctor", study) == f"{study} is being run by another process; wait for it, or stop it"
+    assert (study / "study.json").read_text() == "{" and mended(study)
 
 
 @pytest.mark.parametrize("content", [b"", b"x", np.arange(3), np.packbits(np.array([1, 1] * 8, bool)), [{}]])
