@@ -112,7 +112,9 @@ MOST: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in ops.OPERATIONS if name not in TWO])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in ops.OPERATIONS.items() if name not in TWO and not kind.of_blocks]
+)
 def test_copies_of_an_operation_do_not_grow_with_its_units(device: torch.device, name: str) -> None:
     """Indices, shares and blocks go over in a few pieces; on a GPU each of them is a wait of its own."""
     found = []
@@ -139,7 +141,9 @@ def test_copies_of_an_operation_do_not_grow_with_its_units(device: torch.device,
         assert found[1][0] <= found[0][0] + 2 and found[1][1] <= found[0][1] + 4, found
 
 
-@pytest.mark.parametrize("name", [name for name in ops.OPERATIONS if name not in TWO])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in ops.OPERATIONS.items() if name not in TWO and not kind.of_blocks]
+)
 def test_memory_of_an_operation(device: torch.device, name: str) -> None:
     """It holds a few times the network's weights, and afterwards nothing that it did not leave."""
     torch.manual_seed(0)

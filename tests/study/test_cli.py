@@ -155,7 +155,10 @@ def test_wrong_settings_are_refused_before_anything_is_made(surgery: Surgery, fl
     ("step", "sentence"),
     [
         ("{when: 1ep, layer: fc1, op: min_weight, keep: 1.5}", "MinWeight: keep is 1.5, but it must lie above 0"),
-        ("{when: 1ep, layer: fc1, op: cut}", "there is no operation 'cut'; there are collapse, compact, eigen_remove"),
+        (
+            "{when: 1ep, layer: fc1, op: cut}",
+            "there is no operation 'cut'; there are collapse, compact, deepen, drop_block",
+        ),
         ("{when: 1ep, layer: fc9, op: min_weight}", "names the layer 'fc9'; this network has fc1, fc2"),
         ("{when: 1ep, layer: fc1, op: min_weight, share: 1}", "min_weight has no share; it has keep"),
         ("{when: 3 epochs, layer: fc1, op: min_weight}", "'3 epochs' is not a moment of training; write it like '3ep'"),

@@ -80,7 +80,7 @@ def answer(results: Results) -> Drawing | None:
         return None
     originals = [point for point in points if point.arm == "original"]
     whole = originals[0].size if originals else None
-    figure, axes = new_axes(height=4.4)
+    figure, axes = new_axes(height=max(4.4, 1 + LINE * (len(points) + 2) / 72))  # all labels may lie in one column
     span = [point.size / (whole or 1) for point in points]
     limit = _limit(budget, kind, whole)
     text = percent if whole else count

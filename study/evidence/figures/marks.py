@@ -25,7 +25,7 @@ MANY = 600
 #: Of more moments only those are named that differ from the one before.
 SEVERAL = 5
 #: How a marker is filled the first, second and third time that its colour is used.
-FILLS: tuple[Literal["full", "none", "left"], ...] = ("full", "none", "left")
+FILLS: tuple[Literal["full", "none", "left", "bottom"], ...] = ("full", "none", "left", "bottom")
 #: The line of a moment at which something was operated on.
 MOMENT: Look = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 1}
 
@@ -33,7 +33,7 @@ MOMENT: Look = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder
 def marks_of(results: Results) -> dict[str, Look]:
     """Colour and marker of each operation, and of each combination of operations, in this study.
 
-    There are fewer colours than operations: each has another shape the second time, and is hollow, the third time half.
+    There are fewer colours than operations: each has another shape the second time, and is hollow, then half.
     """
     cells = [*results["trials"], *comparison(results, "cells")]
     names = {name_of(cell) for cell in cells} | {name for cell in finished(cells) for name in names_of(cell)}

@@ -69,7 +69,10 @@ def same(
 GENTLE = {"pcns": PCNS(0.05), "remove_dead": RemoveDead(0.6), "revive": Revive(0.6)}
 
 
-@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name not in ("compact", "collapse")])
+@pytest.mark.parametrize(
+    "operation",
+    [name for name, kind in OPERATIONS.items() if name not in ("compact", "collapse") and not kind.of_blocks],
+)
 def test_every_operation(digits: ImageTask, operation: str, tmp_path: Path) -> None:
     cell = Cell("surgery", SEED, [step(GENTLE.get(operation, operation))], trial=0, test=True)
     outcome = same(cell, digits, SETTINGS, tmp_path, 2)
