@@ -360,6 +360,12 @@ def test_a_fraction_of_a_gpu_shares_it() -> None:
     assert trial_resources(Settings(device="cpu"), [node(CPU=16, GPU=1)]) == {"CPU": 1}
 
 
+def listening() -> None:
+    """Signals do what they do by default: nohup ignores SIGHUP, and shells SIGINT for what runs in the background."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def surgery() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the command line; what is still running when the test ends is ended with all of its processes."""
@@ -369,7 +375,7 @@ def surgery() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         started.append(subprocess.Popen(
             [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment,
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup ignores, also here
+            preexec_fn=listening,
         ))  # fmt: skip
         return started[-1]
 
