@@ -43,7 +43,8 @@ from network_surgery.ops.network.fastfood import Fastfood
 from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
 from network_surgery.ops.network.modules import build, exchanged, placed, put_module
-from network_surgery.ops.network.optimizer_state import exchange, listed, replace
+from network_surgery.ops.network.optimizer_groups import replace
+from network_surgery.ops.network.optimizer_state import exchange, listed
 from network_surgery.ops.network.predicted import Predicted
 from network_surgery.ops.network.wrappers import inner
 

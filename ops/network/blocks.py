@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from network_surgery.ops.errors import SurgeryError, explained
-from network_surgery.ops.network.optimizer_state import rearrange
+from network_surgery.ops.network.optimizer_groups import rearrange
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 KIND = "Blocks"

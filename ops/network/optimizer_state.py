@@ -1,4 +1,4 @@
-"""The one place that changes optimizers: the state of a parameter follows its units.
+"""The one place that changes the state of optimizers: that of a parameter follows its units.
 
 A parameter keeps its identity when it is operated on (its ``data`` is exchanged), so every optimizer, parameter group,
 scheduler, hook and tied module goes on holding the right object. What remains is the *state*: momentum and moment
@@ -33,13 +33,12 @@ Parameters without state (frozen, or not stepped yet) get none. Step counts and 
 state (``differentiable=True``) ends here. Followed are entries of ``optimizer.state``, lists beside ``params`` in a
 parameter group, and attributes of the parameter itself (``p.main_grad``), each by class and key. What is not known, or
 is of a shape that cannot follow, is refused by ``check`` before anything has changed. Wrappers are followed into
-(``listed``).
+(``listed``). Which parameters an optimizer trains is changed by ``optimizer_groups``.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -126,7 +125,7 @@ def follow(optimizers: tuple[Optimizer, ...], parameter: Tensor, remap: Remap) -
             undo.extend(_restart(optimizer, parameter))
             continue
         before = optimizer.state.get(parameter)
-        undo.append(_restoring(optimizer, parameter, before))
+        undo.append(restoring(optimizer, parameter, before))
         if before is not None:
             optimizer.state[parameter] = dict(before)
     known = [kept for kept in _kept(optimizers, parameter) if kept.optimizer or kept.degree not in (None, "fixed")]
@@ -166,135 +165,12 @@ def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Un
     return lambda: set_to(old, old_gradient)
 
 
-def replace(
-    optimizers: tuple[Optimizer, ...], old: list[Tensor], new: list[Tensor], names: Mapping[int, str] | None = None
-) -> list[Undo]:
-    """Lets optimizers train other parameters in place of some; returns what undoes it. ``names``: of the new ones, by
-    id, for optimizers that know names.
-
-    The new ones come into the group and to the place of the old ones: weights where a weight was, vectors where a
-    vector was, if there was one. What is among both keeps its state; that of the others begins anew. So a freshly made
-    optimizer whose network is then changed in the same way has the same order.
-    """
-    undo: list[Undo] = []
-    done: set[int] = set()
-    kept, gone = {id(each) for each in new}, {id(each) for each in old}
-    names = names or {}
-
-    def sets(values: list[Any], others: list[Any]) -> None:
-        values[:] = others
-
-    for optimizer in optimizers:
-        groups = [g for g in optimizer.param_groups if any(id(each) in gone for each in g["params"])]
-        if not groups or id(groups[0]["params"]) in done:
-            continue
-        for group in groups:
-            _check_beside(optimizer, group)
-        weights = next((g for g in groups if any(p.dim() > 1 for p in g["params"] if id(p) in gone)), groups[0])
-        vectors = next((g for g in groups if any(p.dim() < 2 for p in g["params"] if id(p) in gone)), weights)
-        for group in groups:
-            params = group["params"]
-            done.add(id(params))
-            first = next(place for place, each in enumerate(params) if id(each) in gone)
-            added = [each for each in new if (weights if each.dim() > 1 else vectors) is group]
-            rest = [each for each in params[first:] if id(each) not in gone]
-            if "param_names" in group:  # of an optimizer that was given named_parameters
-                called = {id(each): name for each, name in zip(params, group["param_names"], strict=True)}
-                called |= {id(each): names.get(id(each), called.get(id(each), "")) for each in added}
-                undo.append(partial(sets, group["param_names"], list(group["param_names"])))
-                sets(group["param_names"], [called[id(each)] for each in (*params[:first], *added, *rest)])
-            undo.append(partial(sets, params, list(params)))
-            sets(params, [*params[:first], *added, *rest])
-        for parameter in (each for each in old if id(each) not in kept and each in optimizer.state):
-            undo.append(_restoring(optimizer, parameter, optimizer.state.pop(parameter)))
-        if isinstance(optimizer, LBFGS):
-            undo.extend(_forget_curvature(optimizer))
-    return undo
-
-
-def rearrange(
-    optimizers: tuple[Optimizer, ...],
-    old: list[Tensor],
-    new: list[Tensor],
-    origins: Mapping[int, Tensor],
-    carried: Container[int] = (),
-    names: Mapping[int, str] | None = None,
-) -> list[Undo]:
-    """Lets optimizers train the parameters ``new`` where they trained ``old``, in this order; returns what undoes it.
-
-    What is among both stays in its group with its state. ``origins``: of each that comes, by id, the old one that it is
-    a copy of: it comes into the same group. Of those whose id is in ``carried`` the state is copied, too; that of
-    others begins anew. ``names``: as in ``replace``.
-    """
-    undo: list[Undo] = []
-    done: set[int] = set()
-    gone, stay = {id(each) for each in old}, {id(each) for each in new}
-    names = names or {}
-
-    def sets(values: list[Any], others: list[Any]) -> None:
-        values[:] = others
-
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            if any(id(each) in gone for each in group["params"]):
-                _check_beside(optimizer, group)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            params = group["params"]
-            held = {id(each) for each in params} & gone
-            if not held or id(params) in done:
-                continue
-            done.add(id(params))
-            first = next(place for place, each in enumerate(params) if id(each) in held)
-            ours = [each for each in new if id(origins.get(id(each), each)) in held]
-            others = [each for each in params if id(each) not in held]
-            placed = [*params[:first], *ours, *others[first:]]
-            if "param_names" in group:
-                called = {id(each): name for each, name in zip(params, group["param_names"], strict=True)}
-                called |= {id(each): names[id(each)] for each in ours if id(each) in names}
-                undo.append(partial(sets, group["param_names"], list(group["param_names"])))
-                sets(group["param_names"], [called[id(each)] for each in placed])
-            undo.append(partial(sets, params, list(params)))
-            sets(params, placed)
-        if id(optimizer.state) in done:
-            continue
-        done.add(id(optimizer.state))
-        if isinstance(optimizer, LBFGS):
-            undo.extend(_forget_curvature(optimizer))
-            continue
-        for parameter in new:
-            origin = origins.get(id(parameter))
-            if origin is not None and id(parameter) in carried and origin in optimizer.state:
-                undo.append(_restoring(optimizer, parameter, None))
-                optimizer.state[parameter] = copy.deepcopy(optimizer.state[origin])
-        for parameter in (each for each in old if id(each) not in stay and each in optimizer.state):
-            undo.append(_restoring(optimizer, parameter, optimizer.state.pop(parameter)))
-    return undo
-
-
-def _check_beside(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
-    """Raises SurgeryError where a group keeps tensors in lists beside its parameters."""
-    values = [x for key, x in group.items() if key != "params" and isinstance(x, list)]
-    if any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(values)):
-        raise SurgeryError(
-            f"{type(optimizer).__name__} keeps tensors beside its parameters, which cannot follow where "
-            "modules are replaced: make a new one after surgery and pass none to it"
-        )
-
-
-def _forget_curvature(optimizer: LBFGS) -> list[Undo]:
-    undo: list[Undo] = [_restoring(optimizer, parameter, state) for parameter, state in optimizer.state.items()]
-    optimizer.state.clear()
-    optimizer._numel_cache = None
-    return [*undo, partial(setattr, optimizer, "_numel_cache", None)]
-
-
 def begin_anew(optimizers: tuple[Optimizer, ...], parameter: Tensor, kind: str) -> list[Undo]:
     """Drops what optimizers of a kind (part of the class's name) keep for a parameter; returns what undoes it."""
     undo: list[Undo] = []
     for optimizer in optimizers:
         if any(kind in each.__name__ for each in type(optimizer).__mro__) and parameter in optimizer.state:
-            undo.append(_restoring(optimizer, parameter, optimizer.state.pop(parameter)))
+            undo.append(restoring(optimizer, parameter, optimizer.state.pop(parameter)))
     return undo
 
 
@@ -515,10 +391,12 @@ def _restart(optimizer: LBFGS, parameter: Tensor) -> list[Undo]:
     if before is not None:
         optimizer.state[first] = {"func_evals": before.get("func_evals", 0), "n_iter": 0}
     optimizer._numel_cache = None
-    return [_restoring(optimizer, first, before), lambda: setattr(optimizer, "_numel_cache", None)]
+    return [restoring(optimizer, first, before), lambda: setattr(optimizer, "_numel_cache", None)]
 
 
-def _restoring(optimizer: Optimizer, parameter: Tensor, before: dict[str, Any] | None) -> Undo:
+def restoring(optimizer: Optimizer, parameter: Tensor, before: dict[str, Any] | None) -> Undo:
+    """Puts back what an optimizer kept for a parameter (None: nothing)."""
+
     def restore() -> None:
         if before is None:
             optimizer.state.pop(parameter, None)

@@ -31,7 +31,8 @@ from network_surgery.ops.network.expressed import Compressed, at, compressed, ex
 from network_surgery.ops.network.layout import LAST, channels_last, laid_out
 from network_surgery.ops.network.masks import put
 from network_surgery.ops.network.modules import Change, exchanged, put_module
-from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, replace, shift
+from network_surgery.ops.network.optimizer_groups import replace
+from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, shift
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.plan import Plan
 
