@@ -49,13 +49,11 @@ def joined(settings: Settings, narrate: Callable[[str], None] = lambda words: No
     # What goes wrong in a trial, or on the way to MLflow, is reported in a sentence, not by a traceback.
     for name in ("ray.tune", "ray.air", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    _reach(settings.address)
+    _check_address(settings.address)
     ours = not ray.is_initialized()
     if ours:
         narrate(f"joining Ray at {settings.address}" if settings.address else "starting Ray")
         sweep()
-    else:
-        _compare(settings.address)
     with scratch(LONGEST_PLACE) if ours and _alone(settings.address) else contextlib.nullcontext() as place:
         _before.append({*psutil.Process().children(recursive=True)} if ours else None)
         try:
@@ -135,8 +133,12 @@ def _is_rays(process: psutil.Process) -> bool:
     return "ray::" in words or f"{os.sep}ray{os.sep}" in words
 
 
-def _reach(address: str | None) -> None:
-    """Raises StudyError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
+def _check_address(address: str | None) -> None:
+    """Raises StudyError where nothing answers at HOST:PORT (Ray itself would try for minutes), or where this process is
+    in another cluster already.
+    """
+    import ray
+
     host, _, port = (address or "").rpartition(":")
     if not host or address is None or "://" in address:
         return
@@ -146,20 +148,13 @@ def _reach(address: str | None) -> None:
         raise StudyError(
             f"there is no Ray cluster at {address} ({error}); give HOST:PORT of its head, or auto"
         ) from None
-
-
-def _compare(address: str | None) -> None:
-    """Raises StudyError where this process is in another cluster than the one at HOST:PORT."""
-    import ray
-
-    host, _, port = (address or "").rpartition(":")
-    if not host or address is None or "://" in address:
+    if not ray.is_initialized():
         return
-    here, _, ours = ray.get_runtime_context().gcs_address.rpartition(":")
-    with contextlib.suppress(OSError):
-        hosts = {socket.gethostbyname(each) for each in (host, here)}
-        if port != ours or (len(hosts) == 2 and not any(each.startswith("127.") for each in hosts)):
-            raise StudyError(
-                f"this process is in the Ray cluster at {here}:{ours}, not at {address}; call ray.shutdown() "
-                "first, or leave the address out"
-            )
+    here = ray.get_runtime_context().gcs_address
+    hosts = {socket.gethostbyname(each) for each in (host, here.rpartition(":")[0])}
+    local = any(each.startswith("127.") for each in hosts)
+    if port != here.rpartition(":")[2] or (len(hosts) > 1 and not local):
+        raise StudyError(
+            f"this process is in the Ray cluster at {here}, not at {address}; call ray.shutdown() first, or leave the "
+            "address out"
+        )

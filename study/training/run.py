@@ -93,7 +93,8 @@ def run(
     ``seconds`` are those of a clock while the device trains and operates, without evaluation, looks at redundancy and
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
-    same training and repeat on any machine; ``joules`` (see ``study.training.energy``) are None where none were taken.
+    same training and repeat on any machine; where compressed weights were computed, ``weights_flops`` are what that
+    takes at the end, once for each ``batch``, a number of samples; ``joules`` (see ``study.training.energy``) are None where none were taken.
     ``peak_memory``: the most bytes that the GPU held for it; None on a CPU.
     With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count. With ``cuda_graph`` there is
     ``cuda_graph``: batches ``replayed``, ``capture_seconds`` (``seconds`` count them), and the ``reason`` if it is off.
@@ -194,10 +195,11 @@ def _run(
     example = Batches(held_out, device).take(slice(0, 2))[0]
     parameters, flops = count(trainer.final, example)
     batch, weights = min(trainer.batch_size, len(trainer.train)), weights_flops(trainer.final)
+    computed = weights or any(record.weights_flops for record in theatre.records)
     outcome = reached(trainer, theatre, cell.sunk) | {
         "parameters": parameters,
         "flops": flops,
-        **({"weights_flops": weights, "batch": batch} if weights else {}),
+        **({"weights_flops": weights, "batch": batch} if computed else {}),
         "training_flops": (
             _training_flops(trainer, theatre, flops + weights / batch)
             + (0 if taught is None else _teacher_flops(trainer, taught.network, example))

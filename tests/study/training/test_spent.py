@@ -55,6 +55,14 @@ def test_flops_until_an_epoch_are_those_of_a_training_that_ends_there(
         assert spent.training_flops(outcome, epochs) == pytest.approx(short["training_flops"])
 
 
+def test_compressed_weights_that_were_there_for_a_while_count_once_a_batch(outcome: dict[str, Any]) -> None:
+    first, last = outcome["operations"]
+    found = outcome | {"operations": [first, last | {"weights_flops": 64_000}], "batch": 64, "weights_flops": 0}
+    sizes = [first["flops_before"], last["flops_before"] + 1000, outcome["flops"]]
+    parts = [size * time for size, time in zip(sizes, (25 / 17, 3 - 25 / 17, 2), strict=True)]
+    assert spent.training_flops(found, 25 / 17) == pytest.approx(outcome["training_flops"] * parts[0] / sum(parts))
+
+
 def test_seconds_go_with_what_had_happened(outcome: dict[str, Any]) -> None:
     first, last = outcome["operations"]
     looks = {look["epoch"]: look["seconds"] for look in outcome["checks"]}
