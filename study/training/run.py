@@ -94,7 +94,8 @@ def run(
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
     same training and repeat on any machine; where compressed weights were computed, ``weights_flops`` are what that
-    takes at the end, once for each ``batch``, a number of samples; ``joules`` (see ``study.training.energy``) are None where none were taken.
+    takes at the end, once for each ``batch``, a number of samples. ``joules`` (see ``study.training.energy``) are None
+    where none were taken.
     ``peak_memory``: the most bytes that the GPU held for it; None on a CPU.
     With ``compile`` there are ``compile_seconds``, which ``seconds`` do not count. With ``cuda_graph`` there is
     ``cuda_graph``: batches ``replayed``, ``capture_seconds`` (``seconds`` count them), and the ``reason`` if it is off.
