@@ -1,10 +1,9 @@
 """Runs the cells of a source as Ray Tune trials (``trial`` is what its workers run, ``cluster`` what they run on).
 
-Tune asks the source for cells through a
-searcher, which ones go on through a scheduler, and the listeners hear of every start, epoch and end on the driver. A
-trial that is stopped ends in its process's next report, and the process is used again. Ray's own checkpoints and
-restores are not used: a cell keeps its checkpoint under the study's folder, by what it computes, so that a lost
-node, a killed driver and Ctrl-C all resume in the same way.
+Tune asks the source for cells through a searcher, which ones go on through a scheduler, and the listeners hear of every
+start, epoch and end on the driver. A trial that is stopped ends in its process's next report, and the process is used
+again. Ray's own checkpoints and restores are not used: a cell keeps its checkpoint under the study's folder, by what it
+computes, so that a lost node, a killed driver and Ctrl-C all resume in the same way.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ def fresh(task: Task) -> nn.Module:
     Raises:
         StudyError: the task makes none.
     """
+    _check_methods(task, "model")
     try:
         model = task.model()
     except StudyError:
@@ -42,6 +43,13 @@ def fresh(task: Task) -> nn.Module:
     return free_attention(model)
 
 
+def _check_methods(task: Task, *methods: str) -> None:
+    """Raises StudyError where a task lacks one of these methods. Parts of tasks, which studies use, lack some."""
+    for method in methods:
+        if getattr(type(task), method) is getattr(Task, method):
+            raise StudyError(f"{_name(task)} has no method {method!r}, which every task needs: see study/guide/task.md")
+
+
 def try_task(task: Task) -> nn.Module:
     """A fresh network of a task, after it has answered a few samples, in training and in evaluation.
 
@@ -51,9 +59,7 @@ def try_task(task: Task) -> nn.Module:
         StudyError: the task's sets, network, loss or metric are not what they must be; the sentence says which.
     """
     name = _name(task)
-    for method in ("model", "loss", *(["load"] if "sets" not in vars(task) else [])):
-        if getattr(type(task), method) is getattr(Task, method):
-            raise StudyError(f"{name} has no method {method!r}, which every task needs: see study/guide/task.md")
+    _check_methods(task, "model", "loss", *(["load"] if "sets" not in vars(task) else []))
     _check_words(task)
     try:
         parts = (task.train, task.validation, task.test)

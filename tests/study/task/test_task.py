@@ -78,6 +78,12 @@ def test_a_task_that_is_right_is_tried_and_nothing_is_left_of_that() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_task_without_any_method_is_refused_wherever_it_is_asked() -> None:
+    for ask in (try_task, fresh):
+        with pytest.raises(StudyError, match="Nothing has no method 'model', which every task needs"):
+            ask(type("Nothing", (Task,), {})())
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
