@@ -12,9 +12,10 @@
 from network_surgery.ops.allocation import Allocation, Size, allocate, size
 from network_surgery.ops.anatomy import Anatomy, HiddenLayer
 from network_surgery.ops.errors import SurgeryError
-from network_surgery.ops.network.architecture import adopt, describe, load, save, saved_bytes
+from network_surgery.ops.network.architecture import adopt, describe
 from network_surgery.ops.network.attention import free_attention
 from network_surgery.ops.network.carried import carry_architecture
+from network_surgery.ops.network.files import load, save, saved_bytes
 from network_surgery.ops.network.leaving import constructor_arguments, without_surgery
 from network_surgery.ops.network.masks import take_over_masks, without_masks
 from network_surgery.ops.network.optimizer_keys import register_state
@@ -46,9 +47,10 @@ from network_surgery.ops.schedule import Condition, Moment, Schedule, Step
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.signals.unit_scores import unit_scores
 from network_surgery.ops.signals.weight_scores import weight_scores
+from network_surgery.ops.surgery.materialize import materialize
 from network_surgery.ops.surgery.operate import operate
 from network_surgery.ops.surgery.prediction import Prediction, predicted_loss_change
-from network_surgery.ops.surgery.surgery import apply, materialize, trial_surgery
+from network_surgery.ops.surgery.surgery import apply, trial_surgery
 from network_surgery.ops.surgery.verification import measure
 
 __all__ = [

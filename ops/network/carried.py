@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from network_surgery.ops.errors import SurgeryError, first_line
-from network_surgery.ops.network.architecture import CARRIED, adopt, describe, fill, passing
+from network_surgery.ops.network.architecture import CARRIED, adopt, describe, passing
+from network_surgery.ops.network.files import fill
 from network_surgery.ops.network.wrappers import inner
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: The format by the number of axes.
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -25,6 +27,12 @@ def channels_last(tensor: Tensor) -> bool | None:
         return last
     as_last = _strides(tensor, last=True)
     return True if list(tensor.stride()) == as_last != _strides(tensor, last=False) else None
+
+
+def any_last(modules: Iterable[nn.Module]) -> bool:
+    """Whether channels come last in a weight of these modules."""
+    held = (tensor for module in modules for tensor in module._parameters.values())
+    return any(tensor is not None and channels_last(tensor) for tensor in held)
 
 
 def laid_out(new: Tensor, old: Tensor, last: bool | None = None) -> Tensor:

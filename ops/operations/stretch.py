@@ -21,7 +21,7 @@ from network_surgery.ops.anatomy import WHOLE, Anatomy, HiddenLayer, count
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.maths.double import double, energy
 from network_surgery.ops.maths.factors import Cut, composed, filters, pair, tucker
-from network_surgery.ops.network.architecture import tensor_bytes
+from network_surgery.ops.network.files import tensor_bytes
 from network_surgery.ops.network.modules import CONVOLUTIONS, NORMS, Change, Spec, spec_of
 from network_surgery.ops.operation import Operation, choice, fraction
 from network_surgery.ops.plan import Plan

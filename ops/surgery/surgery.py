@@ -27,8 +27,8 @@ from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.blocks import Blocks
 from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.network.dropout import set_ratio
-from network_surgery.ops.network.expressed import Compressed, at, compressed, express, stored, take_off
-from network_surgery.ops.network.layout import LAST, channels_last, laid_out
+from network_surgery.ops.network.expressed import Compressed, express
+from network_surgery.ops.network.layout import any_last, channels_last, laid_out
 from network_surgery.ops.network.masks import put
 from network_surgery.ops.network.modules import Change, exchanged, put_module
 from network_surgery.ops.network.optimizer_groups import replace
@@ -138,57 +138,6 @@ def trial_surgery(*plans: Plan, optimizers: Optimizers = (), averages: Averages 
         yield
 
 
-def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Averages = ()) -> list[str]:
-    """Makes weights plain, in place, that are hashed, predicted or the like; returns their names. Masks stay.
-
-    The network computes the same from then on, but every entry of a weight is stored and trained for itself. Parameters
-    stay the objects that they are. Optimizer state is divided equally among the entries that shared a number (see each
-    expression's ``spread``). Layers of an anatomy that was taken before stay true, and channels that came last in
-    memory come last again.
-
-    >>> from network_surgery.ops import HashWeights, operate
-    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-    >>> plan = operate(Anatomy(net, torch.zeros(2, 4))["0"], HashWeights(0.25))
-    >>> sum(each.numel() for each in net[0].parameters())
-    16
-    >>> materialize(net), net[0]
-    (['0.weight'], Linear(in_features=4, out_features=8, bias=True))
-
-    Raises:
-        SurgeryError: an optimizer cannot follow; nothing has changed.
-    """
-    found: list[str] = []
-    known = listed(optimizers)
-    check(known, {n: stored(*at(dict(inner(model).named_modules()), n)) for n in compressed(inner(model))})
-    for place, network in enumerate((inner(model), *map(inner, several(averages)))):
-        modules = dict(network.named_modules())
-        for name, expression in compressed(network).items():
-            last = expression.last or _channels_last(modules.values())
-            _make_plain(expression, stored(*at(modules, name)), known if place == 0 else (), last)
-            take_off(modules, name)
-            found += [name] if place == 0 else []
-        invalidate_guards(modules.values())
-    return found
-
-
-def _make_plain(expression: Compressed, tensor: Tensor, optimizers: tuple[Optimizer, ...], last: bool) -> None:
-    def spread(stored: Tensor, degree: int | None) -> Tensor:
-        whole = expression.spread(stored, degree)
-        return whole.contiguous(memory_format=LAST[whole.dim()]) if last and whole.dim() in LAST else whole
-
-    with torch.inference_mode(False), torch.no_grad():
-        begin_anew(optimizers, tensor, "Adafactor")
-        gradient = None if tensor.grad is None else spread(tensor.grad, 1)
-        follow(optimizers, tensor, spread)
-        exchange(tensor, spread(tensor.data, None), gradient)
-
-
-def _channels_last(modules: Iterable[nn.Module]) -> bool:
-    """Whether channels come last in a weight of these modules."""
-    held = (tensor for module in modules for tensor in module._parameters.values())
-    return any(tensor is not None and channels_last(tensor) for tensor in held)
-
-
 class _Body:
     """A network with these units: the one that is trained, or (without ``optimizers``) an average of its weights."""
 
@@ -213,7 +162,7 @@ class _Body:
     @cached_property
     def last(self) -> bool:
         """Whether channels come last where a tensor does not tell: as in another weight of the network."""
-        return _channels_last(self.modules.values())
+        return any_last(self.modules.values())
 
     def live(self, name: str) -> Tensor:
         return self.anatomy.live(name, self.modules)

@@ -21,8 +21,9 @@ from torch.nn.modules.module import _IncompatibleKeys
 from network_surgery.ops import SurgeryError, adopt
 from network_surgery.ops.errors import first_line
 from network_surgery.ops.network import sealed
-from network_surgery.ops.network.architecture import Description, fill
+from network_surgery.ops.network.architecture import Description
 from network_surgery.ops.network.expressed import tensors_of
+from network_surgery.ops.network.files import fill
 from network_surgery.ops.network.wrappers import inner
 from network_surgery.study import models
 from network_surgery.study.config import Settings

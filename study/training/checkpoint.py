@@ -24,7 +24,8 @@ from torch import Tensor
 from network_surgery.ops import SurgeryError, adopt, describe
 from network_surgery.ops.errors import first_line, pass_on_memory, reason_of
 from network_surgery.ops.network import sealed
-from network_surgery.ops.network.architecture import fill, passing
+from network_surgery.ops.network.architecture import passing
+from network_surgery.ops.network.files import fill
 from network_surgery.study.errors import StudyError
 from network_surgery.study.training.records import renamed
 from network_surgery.study.training.trainer import Callback, Trainer

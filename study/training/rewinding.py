@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from network_surgery.ops.network.architecture import describe, fill, passing
+from network_surgery.ops.network.architecture import describe, passing
 from network_surgery.ops.network.expressed import tensors_of
+from network_surgery.ops.network.files import fill
 from network_surgery.ops.network.optimizer_state import forget
 from network_surgery.study.training.trainer import Callback, Trainer
 

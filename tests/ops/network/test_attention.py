@@ -28,8 +28,8 @@ from network_surgery.ops import (
     operate,
     rewrap,
 )
-from network_surgery.ops.network.architecture import load, save
 from network_surgery.ops.network.attention import FreeAttention, free_attention
+from network_surgery.ops.network.files import load, save
 from tests.ops.networks import Net, loss
 from tests.ops.properties import difference, examine, lively, outputs
 

@@ -31,8 +31,8 @@ from network_surgery.ops import (
     trial_surgery,
 )  # fmt: skip
 from network_surgery.ops.anatomy import call, count
-from network_surgery.ops.network.architecture import fill
 from network_surgery.ops.network.blocks import MARK, copies_of
+from network_surgery.ops.network.files import fill
 from tests.ops.contract.test_operations import OPTIMIZERS, assert_same
 from tests.ops.networks import difference, example, outputs, train
 from tests.ops.stacks import PINNED, STACKED, Configured, build, looped, small_resnet

@@ -34,7 +34,7 @@ from network_surgery.ops import (
 )  # fmt: skip
 from network_surgery.ops.anatomy import count
 from network_surgery.ops.maths.factors import Cut, composed, filters, pair, tucker
-from network_surgery.ops.network.architecture import fill
+from network_surgery.ops.network.files import fill
 from tests.ops.contract.test_operations import assert_same
 from tests.ops.networks import NETWORKS, Net, build, difference, outputs, train
 
