@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -80,7 +81,7 @@ def _init(address: str | None, place: Path | None) -> None:
     worker.print_to_stdstream = lambda *_, **__: None
     more: dict[str, Any] = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
     try:
-        with _without_stack():
+        with _without_stack(), _apart():
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **more)
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -105,6 +106,22 @@ def _without_stack() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """What Ray starts in a ``with`` block has a process group of its own. A closed terminal, ``timeout`` and a batch
+    system end all processes of a group at once; so they end us, and we end Ray.
+    """
+    from ray._private import services
+
+    plain: Any = services.ConsolePopen
+    if hasattr(os, "setpgid"):
+        vars(services)["ConsolePopen"] = functools.partial(plain, process_group=0)
+    try:
+        yield
+    finally:
+        vars(services)["ConsolePopen"] = plain
 
 
 def leave() -> None:

@@ -375,7 +375,7 @@ def surgery() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         started.append(subprocess.Popen(
             [sys.executable, "-m", "network_surgery.study", *arguments], cwd=cwd, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment,
-            preexec_fn=listening,
+            preexec_fn=listening, start_new_session=True,
         ))  # fmt: skip
         return started[-1]
 
@@ -402,9 +402,12 @@ def words(process: psutil.Process) -> str:
 
 
 def ended_by(end: signal.Signals, process: subprocess.Popen[str]) -> str:
-    """What it wrote until this signal ended it; of its processes none is left then."""
+    """What it wrote until this signal ended it; of its processes none is left then.
+
+    All of its group get the signal, as by Ctrl-C, a closed terminal and ``timeout``.
+    """
     started = descendants(process)
-    process.send_signal(end)
+    os.killpg(process.pid, end)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + end, text
     assert not psutil.wait_procs(started, timeout=10)[1]
