@@ -146,7 +146,7 @@ def study(
 def _size(settings: Settings) -> str:
     """How large a study is, in a line."""
     search = f"{settings.trials} trials in the space {settings.space}, " if settings.searches else ""
-    return f"{settings.epochs} epochs, {search}{settings.seeds} seeds an arm"
+    return f"{settings.epochs} epochs, {search}{settings.seeds} seed{'s' * (settings.seeds != 1)} an arm"
 
 
 @app.command()

@@ -96,7 +96,7 @@ def table(results: Results, folder: Folder, console: Console) -> Table:
     count = len(columns)
     while count > 1 and _width(_table(results, columns[:count]), console) > console.width:
         count -= 1
-    left_out = ", ".join(" ".join(title.split()) for title, _ in columns[count:])
+    left_out = ", ".join(" ".join(title.split()).replace("/ ", "/") for title, _ in columns[count:])
     found = _table(results, columns[:count])
     if left_out:
         found.caption, found.caption_justify = f"More in the report: {left_out}", "left"

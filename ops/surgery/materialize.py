@@ -21,7 +21,7 @@ def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Average
     expression's ``spread``). Layers of an anatomy that was taken before stay true, and channels that came last in
     memory come last again.
 
-    >>> from network_surgery.ops import HashWeights, operate
+    >>> from network_surgery.ops import Anatomy, HashWeights, operate
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> plan = operate(Anatomy(net, torch.zeros(2, 4))["0"], HashWeights(0.25))
     >>> sum(each.numel() for each in net[0].parameters())

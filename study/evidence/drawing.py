@@ -117,16 +117,21 @@ def titled(figure: Figure, title: str, caption: str, alt: str) -> Drawing:
 
 
 def log_scale(axis: Axis, values: Iterable[float], words: Callable[[float], str]) -> None:
-    """A logarithmic axis around positive values; ticks at 1, 2, 5 for few decades, at powers of ten for many."""
+    """A logarithmic axis around positive values; ticks at 1, 2, 5 for few decades, at powers of ten for many, at equal
+    distances where that leaves fewer than three.
+    """
     values = list(values)
     low, high = min(values) / 1.15, max(values) * 1.15
     decades = math.log10(high / low)
     steps, stride = (1, 2, 5) if decades < 3 else (1,), math.ceil(decades / 9)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers if power % stride == 0 for step in steps]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    if len(ticks) < 3:
+        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     name = "x" if axis is axis.axes.xaxis else "y"
     axis.axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
-    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from network_surgery.ops import OPERATIONS
 from network_surgery.study.evidence.drawing import (
     ARMS,
     BLACK,
@@ -23,7 +24,7 @@ from network_surgery.study.evidence.drawing import (
     percent,
     titled,
 )
-from network_surgery.study.evidence.figures.reading import Results, compared, name_of
+from network_surgery.study.evidence.figures.reading import SHORT, Results, compared, name_of
 from network_surgery.study.evidence.naming import letters
 from network_surgery.study.training.records import operations_of
 
@@ -31,8 +32,19 @@ from network_surgery.study.training.records import operations_of
 PANELS, NAMED, SMALL = 4, 24, 60
 
 
+def stacks(cells: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Container → blocks before the first operation on it, of those that operations have made deeper or shallower."""
+    found: dict[str, int] = {}
+    for cell in cells:
+        for each in operations_of(cell):
+            kind = OPERATIONS.get(SHORT.get(each.operation.split("(")[0], ""))
+            if kind is not None and kind.of_blocks:
+                found.setdefault(each.layer, each.units_before)
+    return found
+
+
 def widths(cell: Mapping[str, Any], layers: Mapping[str, int]) -> dict[str, int]:
-    """Layer → units at the end of a training, from its operations in their order."""
+    """Layer → units at the end of a training, and container → blocks, from its operations in their order."""
     changed = {each.layer: each.units_after for each in operations_of(cell) if each.layer in layers}
     return {**layers, **changed}
 
@@ -47,6 +59,8 @@ def architecture(results: Results) -> Drawing | None:
     shown = {trial: members for trial, members in [*found.items()][:PANELS] if any(map(operations_of, members))}
     if not shown or not layers:
         return None
+    blocks = stacks([cell for members in shown.values() for cell in members])
+    layers = {**layers, **blocks}
     ends = {trial: [widths(cell, layers) for cell in members] for trial, members in shown.items()}
     height = min(max(0.3 * len(layers), 1.2), 9.0)
     figure = Figure(figsize=(max(6.0, 2.2 + 2.2 * len(shown)), 2.0 + height), layout="constrained")
@@ -64,12 +78,17 @@ def architecture(results: Results) -> Drawing | None:
         axes.set_title(f"{names[trial]} (n = {len(each)})\n{name.replace(' + ', ' +' + chr(10))}", fontsize=9.5)
     grid[0].set(ylim=(len(layers) - 0.5, -0.5), ylabel="layer")
     step = math.ceil(len(layers) / SMALL)
-    grid[0].set_yticks(range(0, len(layers), step), [*layers][::step], fontsize=10 if len(layers) <= NAMED else 7.5)
+    rows = [f"{name} (blocks)" if name in blocks else name for name in layers]
+    grid[0].set_yticks(range(0, len(layers), step), rows[::step], fontsize=10 if len(layers) <= NAMED else 7.5)
     for axes in grid:
         axes.set_xlabel("units (log scale)" if max(sizes) > WIDE * min(sizes) else "units")
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    kept = {t: statistics.fmean(sum(end.values()) for end in each) / sum(layers.values()) for t, each in ends.items()}
+    units = {name: number for name, number in layers.items() if name not in blocks}
+    kept = {
+        trial: statistics.fmean(sum(end[name] for name in units) for end in each) / sum(units.values())
+        for trial, each in ends.items()
+    }
     means = {trial: {name: _mean(each, name) for name in layers} for trial, each in ends.items()}
     changes = [
         f"{names[trial]} ({name_of(shown[trial][0])}): "
@@ -77,9 +96,11 @@ def architecture(results: Results) -> Drawing | None:
         for trial, end in means.items()
     ]
     left_out = f" The first {len(shown)} of {len(found)} schedules." if len(found) > len(shown) else ""
+    left_out += " Layers of blocks that came are not drawn, those of blocks that went as they were." if blocks else ""
     return titled(
         figure,
-        "Units after surgery, of the original's: " + ", ".join(f"{percent(k)} ({names[t]})" for t, k in kept.items()),
+        "Units after surgery, of the original's: " + ", ".join(f"{percent(k)} ({names[t]})" for t, k in kept.items())
+        + (" in the layers that there were" if blocks else ""),
         "A ring is a layer of the original network, a square what surgery of the schedule ended with: mean over the "
         f"seeds, a bar where they differ (least to most).{left_out} Masked weights do not count here: units are whole.",
         f"Units of {len(layers)} layers before → after surgery (mean of the seeds): {'; '.join(changes)}.",

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, log_scale, new_axes, times, titled
 from network_surgery.study.evidence.figures.marks import mark_moments
 from network_surgery.study.evidence.figures.reading import Results, compared, moments_of, positive, rival_arm, unit_of
-from network_surgery.study.evidence.naming import letters
+from network_surgery.study.evidence.naming import arm_title, letters
 from network_surgery.study.training.records import operations_of, spikes
 
 Path = list[tuple[float, float]]
@@ -84,13 +84,13 @@ def _draw(axes: Axes, arm: str, paths: Sequence[Path]) -> None:
     """The geometric mean of the seeds where they have the same moments, and surgery's seeds one by one."""
     look: Look = {key: ARMS[arm][key] for key in ("color", "linestyle")}
     together = len({tuple(epoch for epoch, _ in path) for path in paths}) == 1
-    label = f"{arm} (n = {len(paths)})"
+    label = f"{arm_title(arm)} (n = {len(paths)})"
     if arm == "surgery":
         for path in paths:
             each = {"linewidth": 0.8, "alpha": 0.55} if together else {"linewidth": 1.2, "alpha": 0.8}
             axes.plot(*zip(*path, strict=True), label=None if together else label, zorder=2, **look | each)
             label = "_"
-        label = f"{arm} (n = {len(paths)})"
+        label = f"{arm_title(arm)} (n = {len(paths)})"
     if together:
         means = [statistics.geometric_mean(loss for _, loss in point) for point in zip(*paths, strict=True)]
         marked = {"marker": ARMS[arm]["marker"], "markersize": 4.5}

@@ -91,7 +91,7 @@ def heat_map(panels: Sequence[Panel], end: int, marks: Mapping[str, Look]) -> Dr
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     bar = figure.colorbar(image, ax=list(grid), format=as_percent, pad=0.01, aspect=max(25, 5 * sum(heights)))
     bar.set_label(f"units needed for {PART}% of the variance")
-    used = dict.fromkeys(op for each in panels for _, _, op in each.operations)
+    used = dict.fromkeys(op for each in panels for _, layer, op in each.operations if layer in each.layers)
     handles = [Line2D([], [], linestyle="none", label=op, **marks[op]) for op in used]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=4)

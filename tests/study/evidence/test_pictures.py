@@ -17,10 +17,12 @@ from matplotlib.text import Text
 from network_surgery.ops import OPERATIONS
 from network_surgery.study.evidence import figures
 from network_surgery.study.evidence.comparison import summarize
+from network_surgery.study.evidence.drawing import log_scale, new_axes
 from network_surgery.study.evidence.figures import architecture, marks, operations, reading, recovery
 from network_surgery.study.training.records import operations_of, spikes
 from tests.study.evidence import made
 from tests.study.evidence.test_figures import cell, operation, sample
+from tests.study.operated import operated
 
 
 def points(axes: Axes) -> set[tuple[float, float]]:
@@ -88,6 +90,33 @@ def test_the_architecture_before_and_after() -> None:
     for member in surgeries:
         member["operations"] = []
     assert "architecture" not in figures.draw(results)
+
+
+def test_blocks_that_come_are_blocks_and_not_units() -> None:
+    results = sample()
+    for each in results["comparison"]["cells"]:
+        if each["arm"] == "surgery":
+            each["operations"] += [
+                operated(when="2ep", epoch=2.0, layer="blocks", operation=f"Deepen(grow=1.0, where={where!r})",
+                         units_before=before, units_after=before + 1)
+                for before, where in ((2, "stack"), (3, "between"))
+            ]  # fmt: skip
+    drawing = figures.draw(results)["architecture"]
+    labels = [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()]
+    assert labels == [*results["layers"], "blocks (blocks)"]
+    assert "blocks 2 → 4" in drawing.alt and "in the layers that there were" in drawing.title
+    assert "in the layers" not in figures.draw(sample())["architecture"].title
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1.9, 2.4), (0.031, 0.034), (1.0, 1.0), (4.2e10, 6.1e10), (1, 3), (0.1, 900)]
+)
+def test_a_logarithmic_scale_has_numbers_however_narrow_it_is(low: float, high: float) -> None:
+    figure, axes = new_axes()
+    log_scale(axes.yaxis, [low, high], lambda value: f"{value:g}")
+    figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert 2 <= len(labels) <= 12 and len({*labels}) == len(labels)
 
 
 def test_a_loss_is_drawn_through_its_operations() -> None:
