@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,18 @@ from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.search import budget as limits
-from network_surgery.study.search import cluster, comparing, objectives, preflight, tracking, tuner
-from network_surgery.study.search.nodes import Node, Nodes, asynchronous, trial_resources
-from network_surgery.study.search.once import pays
+from network_surgery.study.search import cluster, comparing, objectives, preflight, searching, tracking, tuner
+from network_surgery.study.search.nodes import Nodes, trial_resources
 from network_surgery.study.search.sampled import Sampled, listed_cells
-from network_surgery.study.search.sources import Chain, Listed, Repeated, Source, Together
+from network_surgery.study.search.sources import Source
+from network_surgery.study.search.stages import Listener, Stage
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.search.tracking.tracker import Tracker
 from network_surgery.study.store import copies
 from network_surgery.study.store.copies import Copy
-from network_surgery.study.store.folder import Folder, checkpoint_of, write_whole
+from network_surgery.study.store.folder import Folder, write_whole
 from network_surgery.study.store.ledger import SEARCHING
-from network_surgery.study.store.words import describe, names, short
+from network_surgery.study.store.words import names, short
 from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
 from network_surgery.study.task.fingerprint import Fingerprint
@@ -70,7 +70,7 @@ def begin(
     if settings.copy_to is not None:
         copies.check(settings.copy_to)
     with cluster.joined(settings, _narrate(console)) as nodes:
-        settings = settle_sampling(settings, nodes)
+        settings = searching.settle_sampling(settings, nodes)
         data = task.fingerprint()
         known = None if data is None else data.to_data()
         yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
@@ -118,9 +118,9 @@ def proceed(folder: Folder, task: Task, console: Console) -> bool:
     Raises:
         StudyError: the search has no schedule that could be compared.
     """
-    with _stage(folder, task, console) as stage:
-        searched = _given(folder) or _searched(stage)
-        return bool(searched) and _compare(stage)
+    with _running(folder, task, console) as running:
+        parts = [] if searching.listed_schedules(folder) else [running.search]
+        return running.run(*parts, running.comparison)
 
 
 def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds: int | None) -> bool:
@@ -135,12 +135,11 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
 
 
 def _compare_again(wanted: Folder, task: Task, console: Console) -> bool:
-    with _stage(wanted, task, console) as stage:
+    with _running(wanted, task, console) as running:
         trials = [record for record in wanted.records("search") if not record.lost]
-        ended = len(trials) >= wanted.settings.trials and not _given(wanted)
-        if ended and comparing.race_of(wanted).left and not stage.run("race", _race(wanted), _trial):
-            return False
-        return _compare(stage)
+        ended = len(trials) >= wanted.settings.trials and not searching.listed_schedules(wanted)
+        race = [running.race] if ended and comparing.race_of(wanted).left else []
+        return running.run(*race, running.comparison)
 
 
 #: Seconds that ``track`` waits for a server that does not answer.
@@ -210,48 +209,19 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
         return str(text), dict(drawings)
 
 
-def _given(folder: Folder) -> list[Cell]:
-    """The schedules that are all compared, with no search before; empty where Optuna is to search."""
-    return listed_cells(folder.settings, folder.layers, folder.original)
+@dataclass(frozen=True)
+class _Part:
+    """A stage and its name; ``title`` is what people call a cell."""
 
-
-def _search(
-    folder: Folder, per_epoch: int, room: Callable[[], int], tell: Callable[[str], None] = lambda words: None
-) -> Source:
-    """What is still to run of the search: trials, and the race of the best of them.
-
-    And the original: before the trials where the budget compares with it, beside them where that saves more epochs than
-    it costs. ``room``: the number of trials that may be under way, as ``Sampled`` has it. ``tell`` is given a line
-    where Optuna's trials were made again from the ledger.
-    """
-    known = {record.cell.trial: record.result for record in folder.records("search") if record.cell.trial is not None}
-    settings = folder.settings
-    sampled = Sampled(
-        settings, folder.layers, folder.optuna, known, describe, folder.metric, folder.identity,
-        lambda: comparing.budget_of(folder), folder.original, room,
-    )  # fmt: skip
-    if again := sampled.catch_up(folder.records("search")):
-        tell(f"Optuna's storage lacked {again} trials of the ledger; it has them again")
-    before, original = comparing.first(folder), Cell("original", settings.seed)
-    there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
-    begun = checkpoint_of(original, settings, folder.path).exists()
-    worth = bool(sampled.missing) and not there and (begun or pays(sampled, settings, per_epoch))
-    race = _race(folder, comparing.expected(settings) if sampled.missing else None)
-    return Chain(Listed(before), Together(Listed([original] if worth else []), sampled), race)
-
-
-def _race(folder: Folder, expected: int | None = None) -> Repeated:
-    """What is still to run of the race; ``expected``: how much that is at most, while the search has not ended."""
-
-    def ask() -> tuple[Sequence[Cell], int]:
-        race = comparing.race_of(folder)
-        return race.missing, race.left
-
-    return Repeated(ask, ask()[1] if expected is None else expected)
+    name: str
+    source: Source
+    title: Callable[[Cell], str]
+    keep: Sequence[int] = ()
+    spare: Sequence[int] = ()
 
 
 @dataclass
-class _Stage:
+class _Running:
     """Where a study's cells are run, and who listens."""
 
     folder: Folder
@@ -261,47 +231,90 @@ class _Stage:
     copy: Copy
     console: Console
 
-    @property
-    def per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
-        settings = self.folder.settings
-        return steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
+    def run(self, *parts: Callable[[], _Part]) -> bool:
+        """Runs what is missing of the parts, each of which is made when the one before has ended.
 
-    def run(
-        self, stage: str, source: Source, name: Callable[[Cell], str], keep: Sequence[int] = (),
-        spare: Sequence[int] = (),
-    ) -> bool:  # fmt: skip
-        """Runs a source's cells, none of them twice: ``keep`` and ``spare`` as in ``study.search.once``. ``name``: what
-        people call a cell.
+        Returns False where Ctrl-C ended it early.
         """
-        if source.total == 0:
-            part = [record for record in self.folder.records() if record.compared == (stage == "comparison")]
-            failed = sum(record.failed for record in part)
-            words = f", {failed} failed" if failed else ""
-            say(self.console, f"{stage}: nothing is missing{words}")
-            tuner.forget(self.folder.path)
-            return True
-        ranks = stage == "search"
-
-        def feasible(cell: Cell, result: dict[str, Any]) -> bool:
-            return cell.arm not in SEARCHING or comparing.budget_of(self.folder, [cell.seed]).feasible(result)
-
-        with Display(
-            self.console, stage, source, self.folder.metric, name=name, ranks=ranks, feasible=feasible
-        ) as display:
-            whole = tuner.run_cells(
-                source, self.task, self.folder.settings, self.nodes, self.folder.path,
-                [self.folder, self.copy, self.tracker, display], self.folder.records(), keep, spare,
-            )  # fmt: skip
-        self.tracker.stage_ended()
+        with contextlib.closing(self._stages(parts)) as stages:
+            whole = tuner.run_stages(stages, self.task, self.folder.settings, self.nodes, self.folder.path)
         if not whole:
             cluster.leave()
             self.tracker.interrupted()
         return whole
 
+    def _stages(self, parts: Iterable[Callable[[], _Part]]) -> Generator[Stage, None, None]:
+        for make in parts:
+            part = make()
+            if part.source.total == 0:
+                ended = [r for r in self.folder.records() if r.compared == (part.name == "comparison")]
+                failed = sum(record.failed for record in ended)
+                say(self.console, f"{part.name}: nothing is missing{f', {failed} failed' if failed else ''}")
+                continue
+            with Display(
+                self.console, part.name, part.source, self.folder.metric, name=part.title,
+                ranks=part.name == "search", feasible=self._feasible,
+            ) as display:  # fmt: skip
+                listeners: list[Listener] = [self.folder, self.copy, self.tracker, display]
+                yield Stage(part.source, listeners, self.folder.records(), part.keep, part.spare)
+            self.tracker.stage_ended()
+
+    def _feasible(self, cell: Cell, result: dict[str, Any]) -> bool:
+        return cell.arm not in SEARCHING or comparing.budget_of(self.folder, [cell.seed]).feasible(result)
+
+    def search(self) -> _Part:
+        """Trials, and the race of the best of them."""
+        settings = self.folder.settings
+        share = trial_resources(settings, self.nodes)
+        if settings.sampling == "asynchronous":
+            say(
+                self.console,
+                "search: trials are sampled whenever a slot is free, so another run may try others; "
+                "--sampling generations repeats",
+            )
+        per_epoch = steps_per_epoch(len(self.task.train), settings.batch_size, settings.accumulate)
+        room = lambda: self.nodes.room(share, settings.generation, settings.workers_per_trial)  # noqa: E731
+        source = searching.search(self.folder, per_epoch, room, _narrate(self.console))
+        return _Part("search", source, _trial, spare=fork.evenly(settings.epochs))
+
+    def race(self) -> _Part:
+        """The race alone, for more schedules than the search had compared."""
+        return _Part("race", searching.race(self.folder), _trial)
+
+    def comparison(self) -> _Part:
+        """The best schedules of the search in all their arms; raises StudyError where there are none."""
+        folder = self.folder
+        trials = folder.records("search")
+        chosen = searching.listed_schedules(folder) or [record.cell for record in comparing.chosen(folder)]
+        if not chosen:
+            failures = [record.result["failure"] for record in trials if record.failed]
+            raise StudyError(
+                f"no trial of {len(trials)} ended with a changed network, so there is nothing to compare"
+                + (f"; the first failure: {failures[0]}" if failures else "")
+            )
+        if trials and len(chosen) < folder.settings.top:
+            schedules = f"{len(chosen)} schedule{'s' * (len(chosen) > 1)}"
+            say(
+                self.console,
+                f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for",
+            )
+        if sentence := feasibility(folder).get("sentence"):
+            say(self.console, f"comparison: {sentence}")
+        cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
+        letters = names(cell.trial for cell in chosen if cell.trial is not None)
+        for cell in chosen:
+            say(self.console, f"  {letters.get(cell.trial or 0, '')}  {short(cell.schedule)}", style="dim")
+
+        def name(cell: Cell) -> str:
+            letter = "" if cell.trial is None else letters.get(cell.trial, f"(trial {cell.trial})")
+            return f"{arm_title(cell.arm, letter)}, seed {cell.seed}"
+
+        ends = set(FROM_THE_END) & set(folder.settings.arms)
+        return _Part("comparison", cells, name, (folder.settings.epochs,) if ends else ())
+
 
 @contextlib.contextmanager
-def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
+def _running(folder: Folder, task: Task, console: Console) -> Iterator[_Running]:
     """The cluster and the tracker for the time of a ``with`` block; however it ends, the report is written."""
     for note in (starting.note(folder.settings, task), budget_note(folder)):
         if note:
@@ -321,7 +334,7 @@ def _stage(folder: Folder, task: Task, console: Console) -> Iterator[_Stage]:
                         say(console, f"  {report.sentence}", style="dim")
             else:  # this machine has just built the task
                 nodes.checked.update(node.id for node in nodes)
-            yield _Stage(folder, task, nodes, tracker, copy, console)
+            yield _Running(folder, task, nodes, tracker, copy, console)
         except BaseException:
             cluster.leave()  # its processes have nothing to do while the report is written
             with contextlib.suppress(OSError, StudyError, SurgeryError):  # the first error is shown
@@ -348,64 +361,6 @@ def _say_failures(folder: Folder, console: Console) -> None:
     if lost < len(failed):
         words = f"{len(failed) - lost} failed; once the reason is mended, run again by: {resume} --failed"
         say_path(console, words, style="yellow")
-
-
-def _searched(stage: _Stage) -> bool:
-    settings = stage.folder.settings
-    share = trial_resources(settings, stage.nodes)
-    if settings.sampling == "asynchronous":
-        say(
-            stage.console,
-            "search: trials are sampled whenever a slot is free, so another run may try others; "
-            "--sampling generations repeats",
-        )
-    room = lambda: stage.nodes.room(share, settings.generation, settings.workers_per_trial)  # noqa: E731
-    source = _search(stage.folder, stage.per_epoch, room, _narrate(stage.console))
-    return stage.run("search", source, _trial, spare=fork.evenly(settings.epochs))
-
-
-def settle_sampling(settings: Settings, nodes: Iterable[Node]) -> Settings:
-    """The settings with the sampling that suits the cluster, where they leave that open.
-
-    Raises:
-        StudyError: no node can give what a trial takes.
-    """
-    share = trial_resources(settings, nodes)
-    if settings.sampling != "auto":
-        return settings
-    busy = asynchronous(nodes, share, settings.workers_per_trial)
-    return replace(settings, sampling="asynchronous" if busy else "generations")
-
-
-def _compare(stage: _Stage) -> bool:
-    folder = stage.folder
-    trials = folder.records("search")
-    chosen = _given(folder) or [record.cell for record in comparing.chosen(folder)]
-    if not chosen:
-        failures = [record.result["failure"] for record in trials if record.failed]
-        raise StudyError(
-            f"no trial of {len(trials)} ended with a changed network, so there is nothing to compare"
-            + (f"; the first failure: {failures[0]}" if failures else "")
-        )
-    if trials and len(chosen) < folder.settings.top:
-        schedules = f"{len(chosen)} schedule{'s' * (len(chosen) > 1)}"
-        say(
-            stage.console,
-            f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for",
-        )
-    if sentence := feasibility(folder).get("sentence"):
-        say(stage.console, f"comparison: {sentence}")
-    cells = comparing.cells(chosen, folder.settings, [record for record in folder.records() if record.compared])
-    letters = names(cell.trial for cell in chosen if cell.trial is not None)
-    for cell in chosen:
-        say(stage.console, f"  {letters.get(cell.trial or 0, '')}  {short(cell.schedule)}", style="dim")
-
-    def name(cell: Cell) -> str:
-        letter = "" if cell.trial is None else letters.get(cell.trial, f"(trial {cell.trial})")
-        return f"{arm_title(cell.arm, letter)}, seed {cell.seed}"
-
-    ends = set(FROM_THE_END) & set(folder.settings.arms)
-    return stage.run("comparison", cells, name, (folder.settings.epochs,) if ends else ())
 
 
 def _trial(cell: Cell) -> str:

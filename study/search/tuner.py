@@ -1,9 +1,9 @@
-"""Runs the cells of a source as Ray Tune trials (``trial`` is what its workers run, ``cluster`` what they run on).
+"""Runs a study's stages as trials of one run of Ray Tune (``trial``: what its workers run, ``cluster``: on what).
 
-Tune asks the source for cells through a searcher, which ones go on through a scheduler, and the listeners hear of every
-start, epoch and end on the driver. A trial that is stopped ends in its process's next report, and the process is used
-again. Ray's own checkpoints and restores are not used: a cell keeps its checkpoint under the study's folder, by what it
-computes, so that a lost node, a killed driver and Ctrl-C all resume in the same way.
+Tune asks the stages for cells through a searcher, which ones go on through a scheduler, and their listeners hear of
+every start, epoch and end on the driver. A trial that is stopped ends in its process's next report, and the process is
+used again. Ray's own checkpoints and restores are not used: a cell keeps its checkpoint under the study's folder, by
+what it computes, so that a lost node, a killed driver and Ctrl-C all resume in the same way.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
@@ -30,13 +30,11 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.scratch import scratch
 from network_surgery.study.search.cluster import GRACE
 from network_surgery.study.search.nodes import Nodes, Share, most, slots, trial_resources
-from network_surgery.study.search.once import Once
-from network_surgery.study.search.replay import reports
 from network_surgery.study.search.shipping import shipped
-from network_surgery.study.search.sources import Source
+from network_surgery.study.search.stages import Stage, Stages
 from network_surgery.study.search.stopping import stopped
 from network_surgery.study.search.travel import MARKER, Marker
-from network_surgery.study.store.folder import Record, checkpoint_of, checkpoints_of, stack_of
+from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, stack_of
 from network_surgery.study.task import Task
 from network_surgery.study.task import start as starting
 from network_surgery.study.training import watch
@@ -47,16 +45,8 @@ from network_surgery.study.training.trainer import steps_per_epoch
 
 #: How often a cell is tried again whose process is lost.
 RETRIES = 2
-
-
-class Listener(Protocol):
-    """Hears what happens on the driver. A cell's name is unique in its stage."""
-
-    def started(self, cell: Cell) -> None: ...
-
-    def epoch(self, cell: Cell, record: dict[str, Any]) -> None: ...
-
-    def ended(self, cell: Cell, result: dict[str, Any]) -> None: ...
+#: More than any cluster runs at once.
+MANY = 10**6
 
 
 def _stop_softly(over: threading.Event) -> bool:
@@ -79,12 +69,8 @@ def _stop_softly(over: threading.Event) -> bool:
     return True
 
 
-def run_cells(
-    source: Source, task: Task, settings: Settings, nodes: Nodes, out: Path,
-    listeners: Sequence[Listener], known: Sequence[Record] = (), keep: Sequence[int] = (),
-    spare: Sequence[int] = (),
-) -> bool:  # fmt: skip
-    """Runs every cell of a source, none of them twice: ``known``, ``keep`` and ``spare`` as in ``study.search.once``.
+def run_stages(stages: Iterable[Stage], task: Task, settings: Settings, nodes: Nodes, out: Path) -> bool:
+    """Runs every cell of the stages, one stage after the other (see ``study.search.stages``).
 
     Returns False where Ctrl-C ended it early; raises StudyError where nothing fits, or no node can train.
     """
@@ -92,16 +78,19 @@ def run_cells(
 
     from network_surgery.study.search.trial import trial
 
-    share = trial_resources(settings, nodes)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # how many there are is up to _Room
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    once = Once(source, settings, per_epoch, out, known, keep, spare)
+    source = Stages(stages, settings, per_epoch, out)
+    if not source.advance():
+        _forget(out)
+        return True
+    share = trial_resources(settings, nodes)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MANY)  # how many there are is up to _Room
     marker = Marker(out, nodes)
     room = _Room(nodes, share, settings.generation, marker, settings.workers_per_trial)
     over = threading.Event()
     pace = watch.Pace(settings.hang_factor, watch.LEAST)
     broken = _Broken()
-    searcher, scheduler, callback = _adaptors(once, listeners, settings, out, pace, over, room, broken)
+    searcher, scheduler, callback = _adaptors(source, settings, out, pace, over, room, broken)
     # No trial takes a GPU by itself that it did not ask Ray for.
     where = settings if "GPU" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
@@ -111,7 +100,7 @@ def run_cells(
     handling = interruption.current()
     if handling is not None:
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-        if hasattr(signal, "SIGUSR1"):  # of a stage before, Tune's handler would hear nothing any more
+        if hasattr(signal, "SIGUSR1"):  # of a run before, Tune's handler would hear nothing any more
             signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     one, alone = room.request(False), room.request(True)
     with marker, scratch() as place:
@@ -130,12 +119,12 @@ def run_cells(
     broken.say()
     room.check()
     if source.finished:
-        forget(out)
+        _forget(out)
     return source.finished and not over.is_set()
 
 
-def forget(out: Path) -> None:
-    """Removes what a driver that was killed has left of the checkpoints that cells keep for each other."""
+def _forget(out: Path) -> None:
+    """Removes what is left of the checkpoints that cells keep for each other, and of a driver that was killed."""
     for path in (*checkpoints_of(out).glob("*-epoch-*.pt"), *out.glob(f"{MARKER}*")):
         discard(path)
     with contextlib.suppress(OSError):  # there are some of those that hung or crashed
@@ -229,11 +218,42 @@ class _Room:
             raise StudyError(f"no node of this Ray cluster can train: {reasons}")
 
 
+class _Idle:
+    """Workers that wait for the next cell. By itself Tune ends all but one when nothing is pending, as between stages.
+
+    They are kept for as long as all trials ask for the same resources: an idle worker holds its own, which a trial that
+    asks for others may wait for.
+    """
+
+    def __init__(self) -> None:
+        self._cache: Any = None
+        self._kept: Any = None  # what they ask for
+        self._over = False
+
+    def keep(self, controller: Any, resources: Any) -> None:
+        """Keeps the workers, if a trial asks for the same resources as those before it."""
+        if self._kept is None and not self._over:
+            self._cache, self._kept = getattr(controller, "_actor_cache", None), resources
+            self._change("increase_max")
+        elif self._kept != resources:
+            self.release()
+
+    def release(self) -> None:
+        """Leaves them to Tune from now on."""
+        if self._kept is not None:
+            self._change("decrease_max")
+        self._kept, self._over = None, True
+
+    def _change(self, method: str) -> None:
+        change = getattr(self._cache, method, None)  # Tune's own: another version of Ray may have it no more
+        if change is not None:
+            change(self._kept, MANY)
+
+
 def _adaptors(
-    source: Once, listeners: Sequence[Listener], settings: Settings, out: Path, pace: watch.Pace,
-    over: threading.Event, room: _Room, broken: _Broken,
-) -> tuple[Any, Any, Any]:  # fmt: skip
-    """The source as Tune's searcher and scheduler, the listeners as its callback; all see a trial by Tune's id of it.
+    source: Stages, settings: Settings, out: Path, pace: watch.Pace, over: threading.Event, room: _Room, broken: _Broken
+) -> tuple[Any, Any, Any]:
+    """The stages as Tune's searcher, scheduler and callback; all see a trial by Tune's id of it.
 
     ``pace`` learns how long a training may take. ``over``: from when on processes are lost because we end them.
     One whose memory ran out is tried again alone, where it has more of it then.
@@ -242,6 +262,7 @@ def _adaptors(
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 
+    idle = _Idle()
     cells: dict[str, Cell] = {}
     ended: set[str] = set()
     refused: deque[Cell] = deque()
@@ -258,25 +279,7 @@ def _adaptors(
             alone.add(cell.name)
             crowded.append(cell)
             return
-        for listener in listeners:  # the ledger first: what it holds is never run again
-            listener.ended(cell, outcome)
-        source.tell(cell, outcome)
-        copy()
-
-    def copy() -> bool:
-        """Ends the cells whose outcome another's training has given; whether there were any."""
-        cell = None
-        for cell, outcome in source.copies():
-            for listener in listeners:
-                listener.started(cell)
-            for record in reports(outcome):
-                for listener in listeners:
-                    listener.epoch(cell, record)
-                source.epoch(cell, record)  # it is not stopped: there is nothing to save
-            for listener in listeners:
-                listener.ended(cell, outcome)
-            source.tell(cell, outcome)
-        return cell is not None
+        source.ended(cell, outcome)
 
     class Unsaved:
         """Tune pickles what it is given to restore from it later, which we never do."""
@@ -287,16 +290,15 @@ def _adaptors(
     class Ask(Unsaved, Searcher):
         @broken.guard(Searcher.FINISHED)
         def suggest(self, trial_id: str) -> Any:
-            if source.finished or room.none:
+            if not source.advance() or room.none:
+                idle.release()
                 return Searcher.FINISHED
             if len(cells) - len(ended) >= room():
                 return None
             again = refused or crowded
             cell = again.popleft() if again else source.next()
-            while copy() and cell is None:
-                cell = source.next()
             if cell is None:
-                return Searcher.FINISHED if source.finished else None
+                return None  # the next time there is one, or none of any stage
             cells[trial_id] = cell
             stack_of(cell, out).unlink(missing_ok=True)
             limits = json.dumps(asdict(pace.limits))
@@ -316,6 +318,7 @@ def _adaptors(
             super().on_trial_add(tune_controller, trial)
             if room.nodes.avoided:
                 trial.update_resources(room.request(trial.config["alone"]))
+            idle.keep(tune_controller, trial.placement_group_factory)
 
         @broken.guard(TrialScheduler.STOP)
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -333,8 +336,6 @@ def _adaptors(
                 return TrialScheduler.CONTINUE
             if report["epoch"] > (cell.fork or {}).get("epoch", 0):  # the others were trained by another cell
                 pace.epoch(cell.name)
-            for listener in listeners:
-                listener.epoch(cell, report)
             if source.epoch(cell, report):
                 return TrialScheduler.CONTINUE
             end(trial, stopped(report))
@@ -347,8 +348,7 @@ def _adaptors(
             if trial.trial_id in ended:
                 return
             pace.started(cells[trial.trial_id].name)
-            for listener in listeners:
-                listener.started(cells[trial.trial_id])
+            source.started(cells[trial.trial_id])
 
         @broken.guard(None)
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:

@@ -23,6 +23,7 @@ from network_surgery.study.search.cluster import joined
 from network_surgery.study.search.nodes import Nodes
 from network_surgery.study.search.preflight import preflight
 from network_surgery.study.search.sources import Listed
+from network_surgery.study.search.stages import Stage
 from network_surgery.study.search.travel import MARKER
 from network_surgery.study.store.folder import checkpoints_of, network_of
 from network_surgery.study.task.images import ImageTask
@@ -163,7 +164,7 @@ def test_a_node_that_comes_after_the_preflight_is_found_out_by_its_first_trial(
     nodes = Nodes(words.append, checked={node_here()})
     notes = Notes()
     cells = [Cell("surgery", seed, SHRINK, trial=seed) for seed in range(2)]
-    assert tuner.run_cells(Listed(cells), ImageTask.of(settings), settings, nodes, tmp_path, [notes])
+    assert tuner.run_stages([Stage(Listed(cells), [notes])], ImageTask.of(settings), settings, nodes, tmp_path)
     assert len(notes.results) == 2 and not any("failure" in each for each in notes.results.values())
     assert len(words) == len(nodes.avoided) == 1
 
@@ -180,7 +181,7 @@ def test_a_folder_that_is_not_shared_loses_nothing(cluster: subprocess.Popen[byt
     cells = [Cell("original", 1, test=True), Cell("surgery", 1, SHRINK, trial=1, test=True)]
     notes_there = Notes()
     with busy_here():
-        assert tuner.run_cells(Listed(cells), task, settings, nodes, out, [notes_there])
+        assert tuner.run_stages([Stage(Listed(cells), [notes_there])], task, settings, nodes, out)
     for cell in cells:
         result = notes_there.results[cell.name]
         assert result["network"] == f"networks/{cell.name}.pt" and network_of(cell, out).exists()
@@ -233,6 +234,6 @@ def test_a_lost_node_that_shared_nothing_costs_two_epochs_at_most(
 
         notes = Killer()
         cell = Cell("surgery", 3, SHRINK, trial=3, test=True)
-        assert tuner.run_cells(Listed([cell]), ImageTask.of(settings), settings, Nodes(), out, [notes])
+        assert tuner.run_stages([Stage(Listed([cell]), [notes])], ImageTask.of(settings), settings, Nodes(), out)
     assert "failure" not in notes.results[cell.name] and network_of(cell, out).exists()
     assert heard.count(1.0) == 1 and heard[-1] == 30 and len(heard) - 30 <= 2

@@ -9,10 +9,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.search import tuner
+from network_surgery.study.search import searching, tuner
 from network_surgery.study.search.nodes import Nodes, asynchronous, slots
 from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.stopping import ForgivingHalving
@@ -90,7 +89,7 @@ def test_several_nodes_or_many_slots_are_asynchronous() -> None:
     [("auto", 4, "generations"), ("auto", 64, "asynchronous"), ("generations", 64, "generations")],
 )
 def test_a_study_settles_it_once(given: str, cpus: int, becomes: str) -> None:
-    settled = conduct.settle_sampling(settings(sampling=given), [node(CPU=cpus)])
+    settled = searching.settle_sampling(settings(sampling=given), [node(CPU=cpus)])
     assert settled.sampling == becomes
 
 

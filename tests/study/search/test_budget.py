@@ -14,7 +14,7 @@ from network_surgery.study.compose import compose
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence.feasible import budget_note, feasibility
-from network_surgery.study.search import comparing
+from network_surgery.study.search import comparing, searching
 from network_surgery.study.search.budget import Budget, check, needs_original, original_cell
 from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.samplers import knows_constraints
@@ -264,7 +264,7 @@ def test_the_original_is_trained_first_where_the_budget_compares_with_it(tmp_pat
     folder = Folder.make(tmp_path / "s", settings, LAYERS, original=ORIGINAL)
     assert needs_original(settings) and not needs_original(Settings(budget={"parameters": 0.5, "latency": 9}))
     assert comparing.first(folder) == [original_cell(settings)] == [Cell("original", 7)]
-    source, seen = conduct._search(folder, 10, lambda: 2), list[str]()
+    source, seen = searching.search(folder, 10, lambda: 2), list[str]()
     assert source.total == 1 + 2 + (2 + 1)
     while not source.finished:
         running = []
@@ -278,7 +278,7 @@ def test_the_original_is_trained_first_where_the_budget_compares_with_it(tmp_pat
             source.tell(cell, found)
     assert seen == ["original-7", "search-7 search-7", ""] or seen[:2] == ["original-7", "search-7 search-7"]
     assert [r.cell.trial for r in comparing.chosen(folder)] == [0]
-    assert comparing.first(folder) == [] and conduct._search(folder, 10, lambda: 2).total == 0
+    assert comparing.first(folder) == [] and searching.search(folder, 10, lambda: 2).total == 0
     assert all(not record.compared for record in folder.records())
     summary = conduct.write_report(folder)["comparison"]
     assert summary["summary"] == [] and summary["cells"] == []

@@ -34,6 +34,7 @@ from network_surgery.study.search.nodes import Nodes, trial_resources
 from network_surgery.study.search.once import Once
 from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.sources import Listed
+from network_surgery.study.search.stages import Stage
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.images import ImageTask
@@ -106,7 +107,7 @@ def test_cells_run_and_a_failure_does_not_end_the_study(digits: ImageTask, resou
 
     notes = Notes()
     source = Listed(cells, follow, lambda cell: int(cell.arm == "surgery"))
-    assert tuner.run_cells(source, digits, SETTINGS, resources, tmp_path, [notes])
+    assert tuner.run_stages([Stage(source, [notes])], digits, SETTINGS, resources, tmp_path)
     assert set(notes.results) == {"original-seed-1", "surgery-000-seed-1", "surgery-001-seed-2", "restart-001-seed-2"}
     assert "names the layer 'fc9'; this network has fc1, fc2" in notes.results["surgery-000-seed-1"]["failure"]
     surgery, restart = notes.results["surgery-001-seed-2"], notes.results["restart-001-seed-2"]
@@ -118,12 +119,54 @@ def test_cells_run_and_a_failure_does_not_end_the_study(digits: ImageTask, resou
     assert kept == {"original-seed-1.pt", "original-seed-1.npy"} and "network" not in surgery
 
 
+def test_workers_are_kept_from_stage_to_stage(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
+    class Pids(Notes):
+        def ended(self, cell: Cell, result: dict[str, Any]) -> None:
+            super().ended(cell, result)
+            pids.update(each.pid for each in workers())
+
+    pids: set[int] = set()
+    first, second = Pids(), Pids()
+
+    def stages() -> Iterator[Stage]:
+        yield Stage(Listed([Cell("original", 1), Cell("original", 2)]), [first])
+        assert len(first.results) == 2 and not second.heard  # the next one is asked for when all of one have ended
+        best = max(first.results.values(), key=lambda result: result["validation_metric"])
+        yield Stage(Listed([]), [second])
+        yield Stage(Listed([Cell("original", 3 + best["parameters"]), Cell("original", 4)]), [second])
+
+    settings = replace(SETTINGS, epochs=1, train_images=64)
+    assert tuner.run_stages(stages(), digits, settings, resources, tmp_path)
+    assert not any("failure" in result for result in (first.results | second.results).values())
+    assert len(first.results) == len(second.results) == 2
+    assert len(pids) <= sum(each.slots(trial_resources(settings, resources)) for each in resources)
+
+
+def test_idle_workers_are_kept_for_trials_that_ask_for_the_same() -> None:
+    from ray.tune import PlacementGroupFactory
+    from ray.tune.utils.object_cache import _ObjectCache
+
+    one, whole = PlacementGroupFactory([{"CPU": 1.0}]), PlacementGroupFactory([{"CPU": 2.0}])
+    controller, idle = SimpleNamespace(_actor_cache=_ObjectCache(may_keep_one=True)), tuner._Idle()
+    cache = controller._actor_cache
+    for _ in range(3):
+        idle.keep(controller, one)
+    assert cache.cache_object(one, "a") and cache.cache_object(one, "b")
+    assert not list(cache.flush_cached_objects())
+    idle.keep(controller, whole)  # it would wait for what the idle ones hold
+    assert set(cache.flush_cached_objects()) >= {"a"} and cache.total_max_objects == 0
+    idle.keep(controller, one)
+    idle.release()
+    assert cache.total_max_objects == 0
+    tuner._Idle().keep(object(), one)  # a Tune without such a cache
+
+
 def test_ray_computes_what_a_plain_call_computes(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
     from network_surgery.study.training.run import run
 
     notes = Notes()
     cell = Cell("surgery", 5, SHRINK, trial=3, test=True)
-    tuner.run_cells(Listed([cell]), digits, SETTINGS, resources, tmp_path, [notes])
+    tuner.run_stages([Stage(Listed([cell]), [notes])], digits, SETTINGS, resources, tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     plain = run(cell, digits, SETTINGS, torch.device("cpu"))
@@ -145,7 +188,7 @@ def test_a_lost_worker_resumes_from_its_last_epoch(digits: ImageTask, resources:
     settings = Settings(model="mlp", epochs=40, device="cpu", held_out=64, signal_images=64)
     cell = Cell("surgery", 1, SHRINK, trial=0, test=True)
     plain = Notes()
-    tuner.run_cells(Listed([cell]), digits, settings, resources, tmp_path / "a", [plain])
+    tuner.run_stages([Stage(Listed([cell]), [plain])], digits, settings, resources, tmp_path / "a")
 
     class Killer(Notes):
         killed = False
@@ -158,7 +201,7 @@ def test_a_lost_worker_resumes_from_its_last_epoch(digits: ImageTask, resources:
                     worker.send_signal(signal.SIGKILL)
 
     notes = Killer()
-    tuner.run_cells(Listed([cell]), digits, settings, resources, tmp_path / "b", [notes])
+    tuner.run_stages([Stage(Listed([cell]), [notes])], digits, settings, resources, tmp_path / "b")
     assert notes.killed
     reports = notes.epochs[cell.name]
     assert reports.count(1.0) == 1 and reports[-1] == 40.0  # it did not start again
@@ -234,7 +277,7 @@ def test_a_failure_keeps_its_reason_and_only_what_may_go_otherwise_is_tried_agai
     notes = Notes()
     cells = {seed: Cell("surgery", seed, trial=0) for seed in REASONS}
     data, study = ImageTask.of(settings), tmp_path / "study"
-    assert tuner.run_cells(Listed(cells.values()), data, settings, resources, study, [notes])
+    assert tuner.run_stages([Stage(Listed(cells.values()), [notes])], data, settings, resources, study)
     for seed, (reason, tries) in REASONS.items():
         result = notes.results[cells[seed].name]
         assert (tmp_path / str(seed)).read_text() == "." * tries
@@ -255,7 +298,7 @@ def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
     """Surgery begins from the original's checkpoint, its twin is not trained, and both report their whole curves."""
     cells = [Cell("original", 1, test=True), *(Cell("surgery", 1, SHRINK, trial=n, test=True) for n in range(2))]
     notes, alone = Notes(), Notes()
-    assert tuner.run_cells(Listed(cells), digits, SETTINGS, resources, tmp_path, [notes])
+    assert tuner.run_stages([Stage(Listed(cells), [notes])], digits, SETTINGS, resources, tmp_path)
     original, surgery, twin = (notes.results[cell.name] for cell in cells)
     assert original["kept"]["epochs"] == [1] and surgery["forked"] == {"from": "original-seed-1", "epoch": 1}
     assert twin["same_as"] == "surgery-000-seed-1" and twin["network"] == "networks/surgery-001-seed-1.pt"
@@ -264,7 +307,7 @@ def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
     assert [notes.heard.count((what, cell.name)) for what in ("started", "ended") for cell in cells] == [1] * 6
     assert not list((tmp_path / "checkpoints").iterdir())
 
-    tuner.run_cells(Listed(cells[1:2]), digits, SETTINGS, resources, tmp_path / "alone", [alone])
+    tuner.run_stages([Stage(Listed(cells[1:2]), [alone])], digits, SETTINGS, resources, tmp_path / "alone")
     whole = alone.results["surgery-000-seed-1"]
     assert "forked" not in whole
     for outcome in (surgery, twin):
@@ -285,7 +328,7 @@ def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
         folder, notes = tmp_path / name, Notes()
         folder.mkdir(exist_ok=True)
         source = Sampled(replace(settings, trials=trials), layers, folder / "optuna.db", known)
-        assert tuner.run_cells(source, digits, settings, resources, folder, [notes])
+        assert tuner.run_stages([Stage(source, [notes])], digits, settings, resources, folder)
         assert not list((folder / "checkpoints").iterdir())
         return notes
 

@@ -15,6 +15,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.search import cluster, tuner
 from network_surgery.study.search.nodes import Node, Nodes, asynchronous, slots, trial_resources
 from network_surgery.study.search.sources import Listed
+from network_surgery.study.search.stages import Stage
 from network_surgery.study.store.folder import network_of
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
@@ -67,7 +68,7 @@ def nodes() -> Iterator[Nodes]:
 
 def trained(settings: Settings, nodes: Nodes, out: Path, *cells: Cell) -> Notes:
     notes = Notes()
-    assert tuner.run_cells(Listed(list(cells)), ImageTask.of(settings), settings, nodes, out, [notes])
+    assert tuner.run_stages([Stage(Listed(list(cells)), [notes])], ImageTask.of(settings), settings, nodes, out)
     return notes
 
 
