@@ -34,6 +34,7 @@ from network_surgery.search_spaces import (
     sharing,
     shrink,
     stretching,
+    tri_factorize,
     weak_expand,
 )
 
@@ -50,6 +51,7 @@ SPACES: dict[str, Suggest | str] = {
     "pcns": pcns.suggest,
     "dead_units": dead_units.suggest,
     "pruning": pruning.suggest,
+    "tri_factorize": tri_factorize.suggest,
     "hashing": hashing.suggest,
     "predicting": predicting.suggest,
     "sharing": sharing.suggest,

@@ -316,8 +316,8 @@ class Settings(Declared):
         Text,
         About(
             "mixed (without a budget the default), shrink (with one), removal, expansion, eigen_remove, weak_expand, "
-            "pcns, dead_units, pruning, hashing, predicting, sharing, stretching, depth, or MODULE:FUNCTION or "
-            "FILE.py:FUNCTION",
+            "pcns, dead_units, pruning, tri_factorize, hashing, predicting, sharing, stretching, depth, or "
+            "MODULE:FUNCTION or FILE.py:FUNCTION",
             decides=False,
         ),
     ] = None  # type: ignore[assignment]  # settled when the settings are made

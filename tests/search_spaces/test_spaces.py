@@ -89,7 +89,7 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
         assert "first_epoch" in trial.params
         whole = (
-            space in ("shrink", "stretching", "predicting", "depth") or "amount" in trial.params
+            space in ("shrink", "tri_factorize", "stretching", "predicting", "depth") or "amount" in trial.params
         )  # of the whole network
         assert ("layers" in trial.params) != whole
         one_by_one = trial.params.get("order", "together") != "together"
@@ -136,13 +136,15 @@ CONTROLS = {"random_remove", "zero_expand"}
 #: Of a space of its own: they save bytes and no FLOPs.
 HASHING = {"fastfood", "hash_weights", "predict_weights", "random_edges", "share_weights"}
 MODULES = {"stretch", "collapse", "deepen", "drop_block"}
+#: Which has a space of its own, too, since it prunes as prune_weights does.
+FACTORS = {"tri_factorize"}
 REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
 
 
 @pytest.mark.parametrize(
     ("space", "operations"),
     [
-        ("mixed", set(OPERATIONS) - CONTROLS - HASHING - MODULES),
+        ("mixed", set(OPERATIONS) - CONTROLS - HASHING - MODULES - FACTORS),
         ("hashing", {"hash_weights"}),
         ("predicting", {"predict_weights"}),
         ("sharing", {"share_weights", "fastfood"}),
@@ -156,6 +158,7 @@ REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
         ("pcns", {"pcns"}),
         ("dead_units", {"remove_dead", "revive"}),
         ("pruning", {"prune_weights", "compact"}),
+        ("tri_factorize", {"tri_factorize", "compact"}),
     ],
 )
 def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: set[str]) -> None:
