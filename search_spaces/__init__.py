@@ -29,7 +29,6 @@ from network_surgery.search_spaces import (
     pcns,
     predicting,
     pruning,
-    recovery,
     removal,
     sharing,
     shrink,
@@ -37,6 +36,7 @@ from network_surgery.search_spaces import (
     tri_factorize,
     weak_expand,
 )
+from network_surgery.search_spaces.recovery import choosing_after, choosing_aftercare
 
 Suggest = Callable[..., Schedule]
 
@@ -64,10 +64,11 @@ SPACES: dict[str, Suggest | str] = {
 __all__ = ["SPACES", "Suggest", "find_space"]
 
 
-def find_space(name: str, after: bool = False) -> Suggest:
+def find_space(name: str, after: bool = False, aftercare: bool = False) -> Suggest:
     """The search space of this name, or that a reference ``MODULE:FUNCTION`` names.
 
-    ``after``: it also chooses what an operation does to the learning rate (``recovery.choosing_after``).
+    ``after``: it also chooses what an operation does to the learning rate (``choosing_after``). ``aftercare``: and for
+    how long other layers are frozen, and by what the rate is multiplied (``choosing_aftercare``).
 
     Raises:
         SurgeryError: there is none.
@@ -81,4 +82,5 @@ def find_space(name: str, after: bool = False) -> Suggest:
                 + (f"; did you mean {alike[0]!r}?" if alike else "")
             )
         known = resolve(known, "search space")
-    return recovery.choosing_after(known) if after else known
+    known = choosing_after(known) if after else known
+    return choosing_aftercare(known) if aftercare else known

@@ -325,6 +325,14 @@ class Settings(Declared):
         Truth,
         About("Spaces also offer the controls random_remove and zero_expand, which no one would use", decides=False),
     ] = False
+    aftercare: Annotated[
+        Truth,
+        About(
+            "Searches also choose for how long other layers are frozen after an operation, and by what the learning "
+            "rate is multiplied",
+            decides=False,
+        ),
+    ] = False
     sampler: Annotated[
         Text,
         About(

@@ -403,6 +403,25 @@ def test_dead_units_are_looked_for_at_the_operation_s_threshold() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SPACES if ":" not in str(SPACES[name])])
+def test_any_space_may_choose_what_is_frozen_and_a_factor_of_the_learning_rate(name):
+    layers, seen = {"fc1": SimpleNamespace(units=8), "fc2": SimpleNamespace(units=4)}, set()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(60):
+        trial = study.ask()
+        schedule = find_space(name, aftercare=True)(trial, layers, 6)
+        plain = find_space(name)(optuna.trial.FixedTrial(trial.params), layers, 6)
+        ((freeze, factor),) = {(step.freeze, step.lr_factor) for step in schedule.steps}
+        assert (freeze or 0, factor or 1) == (trial.params.get("freeze", 0), trial.params["lr_factor"])
+        assert [(s.when, s.operation) for s in schedule.steps] == [(s.when, s.operation) for s in plain.steps]
+        assert all("freeze" not in step and "lr_factor" not in step for step in plain.to_data())
+        assert Schedule.from_data(schedule.to_data()) == schedule
+        seen.add((freeze, factor))
+        study.tell(trial, 0.0)
+    whole = name in ("pruning", "tri_factorize")  # which leave no other layer to freeze
+    assert len(seen) == 3 if whole else len(seen) == 9
+
+
+@pytest.mark.parametrize("name", [name for name in SPACES if ":" not in str(SPACES[name])])
 def test_any_space_may_choose_what_becomes_of_the_learning_rate(name):
     layers, seen = {"fc1": SimpleNamespace(units=8), "fc2": SimpleNamespace(units=4)}, set()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
