@@ -417,7 +417,7 @@ def test_any_space_may_choose_what_is_frozen_and_a_factor_of_the_learning_rate(n
         assert Schedule.from_data(schedule.to_data()) == schedule
         seen.add((freeze, factor))
         study.tell(trial, 0.0)
-    whole = name in ("pruning", "tri_factorize")  # which leave no other layer to freeze
+    whole = name in ("pruning", "tri_factorize", "predicting", "stretching")  # which leave no other layer to freeze
     assert len(seen) == 3 if whole else len(seen) == 9
 
 
