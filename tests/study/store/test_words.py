@@ -81,7 +81,7 @@ def test_schedules_that_read_alike_are_alike() -> None:
                 draw.choice([(), (), ("bias",)]),
                 freeze=draw.choice([None, None, Moment(1), 0.5]),
                 lr_factor=draw.choice([None, None, 0.1]),
-            )  # fmt: skip
+            )
             for _ in range(draw.randint(1, 4))
         ]
         schedule = Schedule(tuple(steps))
