@@ -40,6 +40,7 @@ from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
 from network_surgery.ops.operations.share_weights import ShareWeights
 from network_surgery.ops.operations.stretch import Stretch
+from network_surgery.ops.operations.tri_factorize import TriFactorize
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
 from network_surgery.ops.plan import Plan
@@ -87,6 +88,7 @@ __all__ = [
     "Step",
     "Stretch",
     "SurgeryError",
+    "TriFactorize",
     "WeakExpand",
     "ZeroExpand",
     "adopt",

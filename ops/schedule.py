@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -142,12 +143,14 @@ class Condition:
 
 #: What may become of the learning rate after an operation; training does it, a step only carries it.
 AFTER = ("continue", "rewarm", "rewind")
+#: What a step says of the training after its operation.
+AFTERWARDS = ("after", "after_length", "freeze", "lr_factor")
 #: A fraction of the training that is left, or a number of epochs or optimizer steps.
 Length = float | Moment
 
 
-def parse_length(value: Any) -> Length:
-    """A length from a number or text such as "2ep" or "50it".
+def parse_length(value: Any, field: str = "after_length") -> Length:
+    """A length from a number or text such as "2ep" or "50it"; ``field``: what errors call it.
 
     >>> parse_length("2ep"), parse_length(0.25)
     (Moment(count=2, unit='ep'), 0.25)
@@ -164,7 +167,7 @@ def parse_length(value: Any) -> Length:
             length = Moment.parse(value)
     if length is None or not (length.count > 0 if isinstance(length, Moment) else 0 < length <= 1):
         raise SurgeryError(
-            f"after_length is {value!r:.60}; write a fraction of what is left, above 0 and at most 1, or a number of "
+            f"{field} is {value!r:.60}; write a fraction of what is left, above 0 and at most 1, or a number of "
             "epochs or steps such as '2ep' or '50it'"
         )
     return length
@@ -175,7 +178,9 @@ class Step:
     """One operation on one layer (by name; ``*`` is the whole network), when it is done, and the repairs that follow.
 
     The repairs are those of ``ops.surgery.repair``. ``after`` and ``after_length``: what becomes of the learning rate
-    (``AFTER``) and over which length. A step only carries and prints them; training gives them their meaning.
+    (``AFTER``) and over which length. ``freeze``: how long all layers but those that the operation changed do not
+    train. ``lr_factor``: by what the learning rate is multiplied from then on. A step only carries and prints these
+    four; training gives them their meaning.
     ``allocation``: on the whole network, with an operation that has ``keep``: a budget that the network is to meet.
     When the step is due, ``resolve`` makes of it an operation for each layer, each with a ``keep`` of its own; that of
     ``operation`` says nothing and becomes 1.
@@ -188,6 +193,8 @@ class Step:
     after: str = "continue"
     after_length: Length | None = None
     allocation: Allocation | None = None
+    freeze: Length | None = None
+    lr_factor: float | None = None
 
     def __post_init__(self) -> None:
         check_chain(self.repair)
@@ -205,6 +212,13 @@ class Step:
             if self.after == "continue":
                 raise SurgeryError("after_length is for steps with after: rewarm or rewind; this one continues")
             object.__setattr__(self, "after_length", parse_length(self.after_length))
+        if self.freeze is not None:
+            if self.layer == WHOLE and self.allocation is None and not self.operation.of_blocks:
+                raise SurgeryError("freeze is for steps on a layer; one on the whole network leaves no other to freeze")
+            object.__setattr__(self, "freeze", parse_length(self.freeze, "freeze"))
+        factor = self.lr_factor
+        if factor is not None and not (type(factor) in (int, float) and 0 < factor < math.inf):
+            raise SurgeryError(f"lr_factor is {factor!r:.60}; write a number above 0, such as 0.1")
 
     def resolve(self, anatomy: Anatomy, original: Size, signals: Signals | None = None) -> list[Step]:
         """The steps that a budget comes to now: one for each layer that loses units, in the network's order.
@@ -232,7 +246,9 @@ class Step:
             named = f"{type(self.operation).__name__}({', '.join(others)}) {self.allocation}"
         done = f"{self.when}: {' + '.join((named, *self.repair))} on {self.layer}"
         length = "" if self.after_length is None else f" {self.after_length}"
-        return done if self.after == "continue" else f"{done}, then {self.after}{length}"
+        done += "" if self.after == "continue" else f", then {self.after}{length}"
+        done += "" if self.freeze is None else f", other layers frozen for {self.freeze}"
+        return done + ("" if self.lr_factor is None else f", learning rate times {self.lr_factor!r}")
 
 
 @dataclass(frozen=True)
@@ -292,7 +308,7 @@ class Schedule:
             {"when": str(s.when), "layer": s.layer, "op": operation_name(type(s.operation))}
             | _parameters(s)
             | ({"repair": list(s.repair)} if s.repair else {})
-            | after_data(s.after, s.after_length)
+            | after_data(s)
             for s in self.steps
         ]
 
@@ -328,11 +344,13 @@ def _parameters(step: Step) -> dict[str, Any]:
     return found | {"budget": dict(wanted.budget), "allocate": method} | among
 
 
-def after_data(after: str, length: Length | None) -> dict[str, Any]:
-    """What a step has of it as plain data: nothing where the learning rate just continues."""
-    if after == "continue":
-        return {}
-    return {"after": after} | ({} if length is None else {"after_length": plain_length(length)})
+def after_data(step: Step) -> dict[str, Any]:
+    """What comes after a step's operation as plain data: nothing where training just continues."""
+    found: dict[str, Any] = {} if step.after == "continue" else {"after": step.after}
+    for name in ("after_length", "freeze"):
+        if (length := getattr(step, name)) is not None:
+            found[name] = plain_length(length)
+    return found if step.lr_factor is None else found | {"lr_factor": step.lr_factor}
 
 
 def plain_length(length: Length) -> float | str:
@@ -360,7 +378,7 @@ def _step(entry: dict[str, Any]) -> Step:
     # A layer called 0 or 1.5 is a number in YAML.
     when, layer, name = parse_when(entry.pop("when")), str(entry.pop("layer")), str(entry.pop("op"))
     repair = check_chain(entry.pop("repair", None) or ())
-    after, length = entry.pop("after", "continue"), entry.pop("after_length", None)
+    afterwards = {name: entry.pop(name) for name in AFTERWARDS if name in entry}
     kind, allocation = operation_class(name), _allocation(entry)
     if allocation is not None:
         check_operation(kind)
@@ -370,7 +388,7 @@ def _step(entry: dict[str, Any]) -> Step:
     if unknown:
         raise SurgeryError(f"{name} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     with explained(f"{name} cannot be made of {entry}"):
-        return Step(when, layer, kind(**entry), repair, after, length, allocation)
+        return Step(when, layer, kind(**entry), repair, allocation=allocation, **afterwards)
 
 
 def _allocation(entry: dict[str, Any]) -> Allocation | None:

@@ -29,13 +29,14 @@ from network_surgery.search_spaces import (
     pcns,
     predicting,
     pruning,
-    recovery,
     removal,
     sharing,
     shrink,
     stretching,
+    tri_factorize,
     weak_expand,
 )
+from network_surgery.search_spaces.recovery import choosing_after, choosing_aftercare
 
 Suggest = Callable[..., Schedule]
 
@@ -50,6 +51,7 @@ SPACES: dict[str, Suggest | str] = {
     "pcns": pcns.suggest,
     "dead_units": dead_units.suggest,
     "pruning": pruning.suggest,
+    "tri_factorize": tri_factorize.suggest,
     "hashing": hashing.suggest,
     "predicting": predicting.suggest,
     "sharing": sharing.suggest,
@@ -62,10 +64,11 @@ SPACES: dict[str, Suggest | str] = {
 __all__ = ["SPACES", "Suggest", "find_space"]
 
 
-def find_space(name: str, after: bool = False) -> Suggest:
+def find_space(name: str, after: bool = False, aftercare: bool = False) -> Suggest:
     """The search space of this name, or that a reference ``MODULE:FUNCTION`` names.
 
-    ``after``: it also chooses what an operation does to the learning rate (``recovery.choosing_after``).
+    ``after``: it also chooses what an operation does to the learning rate (``choosing_after``). ``aftercare``: and for
+    how long other layers are frozen, and by what the rate is multiplied (``choosing_aftercare``).
 
     Raises:
         SurgeryError: there is none.
@@ -79,4 +82,5 @@ def find_space(name: str, after: bool = False) -> Suggest:
                 + (f"; did you mean {alike[0]!r}?" if alike else "")
             )
         known = resolve(known, "search space")
-    return recovery.choosing_after(known) if after else known
+    known = choosing_after(known) if after else known
+    return choosing_aftercare(known) if aftercare else known

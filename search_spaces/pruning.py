@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from optuna.trial import BaseTrial
 
-from network_surgery.ops import Compact, PruneWeights, Schedule
+from network_surgery.ops import Compact, PruneWeights, Schedule, TriFactorize
 from network_surgery.ops.operations.prune_weights import SCOPES
 from network_surgery.ops.schedule import Moment, Step
 from network_surgery.ops.signals.weight_scores import SCORES
@@ -39,20 +39,21 @@ def operation(trial: BaseTrial) -> PruneWeights:
     return chosen
 
 
-def place(trial: BaseTrial, layers: Layers, chosen: PruneWeights, epochs: int) -> Schedule:
+def place(trial: BaseTrial, layers: Layers, chosen: PruneWeights | TriFactorize, epochs: int) -> Schedule:
     """Pruning in some turns, then compaction of every layer: ``first_epoch``, ``times``, ``every``, ``ramp``.
 
     Turns that would fall beyond the end are left out; the last of the others reaches the whole fraction. Compaction
     follows at once, forwards (units that lost their input) and backwards (those that lost their output).
     """
     moments = [Moment(epoch) for epoch in turns(trial, epochs, 4)]
-    several = trial.params["times"] > 1 and chosen.quality is None
+    grows = isinstance(chosen, TriFactorize) or chosen.quality is None
+    several = trial.params["times"] > 1 and grows
     ramp = trial.suggest_categorical("ramp", RAMPS) if several else RAMPS[0]
     steps = []
     for turn, moment in enumerate(moments, 1):
         part = turn / len(moments)
         share = part if ramp == "linear" else 1 - (1 - part) ** 3
-        now = chosen if chosen.quality is not None else replace(chosen, fraction=brief(share * chosen.fraction))
+        now = replace(chosen, fraction=brief(share * chosen.fraction)) if grows else chosen
         steps.append(Step(moment, "*", now))
     names = list(layers)
     return Schedule((*steps, *(Step(moments[-1], name, Compact()) for name in (*names, *names[-2::-1]))))

@@ -316,14 +316,22 @@ class Settings(Declared):
         Text,
         About(
             "mixed (without a budget the default), shrink (with one), removal, expansion, eigen_remove, weak_expand, "
-            "pcns, dead_units, pruning, hashing, predicting, sharing, stretching, depth, or MODULE:FUNCTION or "
-            "FILE.py:FUNCTION",
+            "pcns, dead_units, pruning, tri_factorize, hashing, predicting, sharing, stretching, depth, or "
+            "MODULE:FUNCTION or FILE.py:FUNCTION",
             decides=False,
         ),
     ] = None  # type: ignore[assignment]  # settled when the settings are made
     controls: Annotated[
         Truth,
         About("Spaces also offer the controls random_remove and zero_expand, which no one would use", decides=False),
+    ] = False
+    aftercare: Annotated[
+        Truth,
+        About(
+            "Searches also choose for how long other layers are frozen after an operation, and by what the learning "
+            "rate is multiplied",
+            decides=False,
+        ),
     ] = False
     sampler: Annotated[
         Text,

@@ -27,6 +27,7 @@ from network_surgery.ops.operations.random_edges import RandomEdges
 from network_surgery.ops.operations.random_remove import RandomRemove
 from network_surgery.ops.operations.share_weights import ShareWeights
 from network_surgery.ops.operations.stretch import Stretch
+from network_surgery.ops.operations.tri_factorize import TriFactorize
 from network_surgery.ops.operations.weak_expand import WeakExpand
 from network_surgery.ops.operations.zero_expand import ZeroExpand
 from network_surgery.ops.references import reference_to, resolve
@@ -51,6 +52,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     "revive": Revive,
     "share_weights": ShareWeights,
     "stretch": Stretch,
+    "tri_factorize": TriFactorize,
     "weak_expand": WeakExpand,
     "zero_expand": ZeroExpand,
 }

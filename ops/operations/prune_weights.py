@@ -124,7 +124,10 @@ class PruneWeights(Operation):
         if self.needs_signals:
             _check_signal(self, layer, scores, {name: lives[name] & (anatomy.live(name) != 0) for name in names}, masks)
         changed = {name: mask for name, mask in masks.items() if not torch.equal(mask, lives[name])}
-        evidence, replaced = _evidence(scores, lives, masks), Weights()
+        evidence, replaced = evidence_of(lives, masks), Weights()
+        if evidence["pruned"]:
+            gone = ((scores[name], lives[name] & ~mask) for name, mask in changed.items())
+            evidence["threshold"] = max(float(score[each].max()) for score, each in gone)
         if surgeon is not None:
             replaced, evidence["loss_change"] = surgeon.compensated({name: ~mask for name, mask in changed.items()})
         elif self.score == "obd":
@@ -155,12 +158,12 @@ class PruneWeights(Operation):
         if self.threshold is not None:
             return {name: lives[name] & (score >= self.threshold) for name, score in scores.items()}
         if self.scope == "layer":
-            return {name: _highest({name: score}, lives, self.fraction)[name] for name, score in scores.items()}
-        return _highest(scores, lives, self.fraction)
+            return {name: highest({name: score}, lives, self.fraction)[name] for name, score in scores.items()}
+        return highest(scores, lives, self.fraction)
 
 
-def _highest(scores: Weights, lives: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
-    """All but the given fraction of the entries, the lowest ones; what does not live goes first, ties in order."""
+def highest(scores: Weights, lives: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    """Masks that hide the given fraction of the entries, the lowest; what does not live goes first, ties in order."""
     device = next(iter(scores.values())).device
     dtype = functools.reduce(torch.promote_types, (score.dtype for score in scores.values()), torch.float32)
     flat = torch.cat([
@@ -194,11 +197,8 @@ def _check_signal(
             )
 
 
-def _evidence(scores: Weights, lives: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Any]:
-    gone = {name: lives[name] & ~mask for name, mask in masks.items()}
-    pruned, total = sum(int(each.sum()) for each in gone.values()), sum(mask.numel() for mask in masks.values())
-    left = sum(int(mask.sum()) for mask in masks.values())
-    evidence: dict[str, Any] = {"pruned": pruned, "sparsity": 1 - left / total}
-    if pruned:
-        evidence["threshold"] = max(float(scores[name][each].max()) for name, each in gone.items() if each.any())
-    return evidence
+def evidence_of(lives: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How many of the weights that live (``pruned``) are no more under these masks, and the zeros' share of all."""
+    pruned = sum(int((lives[name] & ~mask).sum()) for name, mask in masks.items())
+    left, total = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+    return {"pruned": pruned, "sparsity": 1 - left / total}

@@ -15,8 +15,8 @@ from network_surgery.study.arms.steps import at
 from network_surgery.study.arms.survivors import Survivors
 from network_surgery.study.training.cell import Cell
 
-#: What a step has besides its operation.
-AROUND = ("when", "layer")
+#: What a step has besides its operation, and what it says of the learning rate.
+AROUND, RATE = ("when", "layer", "freeze"), ("after", "after_length", "lr_factor")
 SURVIVORS = f"{Survivors.__module__}:{Survivors.__name__}"
 
 
@@ -43,7 +43,7 @@ def prune_end_rewind(ended: Ended) -> Cell:
     steps = []
     for step in _steps(ended):
         chosen = {name: value for name, value in step.items() if name not in (*AROUND, "repair")}
-        around = {name: step[name] for name in AROUND}
+        around = {name: step[name] for name in AROUND if name in step}
         steps.append(around | {"op": SURVIVORS, "of": chosen} | ({} if constant else _rewound(ended)))
     return _cell("prune_end_rewind", ended, steps, rewind=ended.began)
 
@@ -59,7 +59,7 @@ def _steps(ended: Ended) -> list[dict[str, Any]]:
     if not ended.changed:
         raise LeftOut("surgery removed nothing")
     steps = at(f"{ended.settings.epochs}ep", ended.surgery.schedule, ended.outcome)
-    return [{name: value for name, value in step.items() if name not in ("after", "after_length")} for step in steps]
+    return [{name: value for name, value in step.items() if name not in RATE} for step in steps]
 
 
 def _rewound(ended: Ended) -> dict[str, str]:

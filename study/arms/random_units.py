@@ -17,8 +17,8 @@ def random(ended: Ended) -> Cell:
 
 
 def randomly(operations: Sequence[OperationRecord], seed: int) -> list[dict[str, Any]]:
-    """A schedule that removes as many units as these operations did, at random, with what they did to the learning
-    rate.
+    """A schedule that removes as many units as these operations did, at random, with what came after them (the
+    learning rate, frozen layers).
 
     Raises:
         LeftOut: something else than removing units has changed the network's size, or nothing has.

@@ -25,7 +25,7 @@ from network_surgery.ops import Schedule, describe, inner, rewrap
 from network_surgery.ops.network.architecture import passing
 from network_surgery.ops.network.carried import take
 from network_surgery.ops.network.wrappers import is_distributed
-from network_surgery.ops.schedule import Step
+from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops.batches import in_precision, some, training_samples
 from network_surgery.study.task.metric import Metric
@@ -177,7 +177,7 @@ class Surgeon:
         """The value: several processes are the loop's own affair."""
         return value
 
-    def operated(self, step: Step) -> None:
+    def operated(self, step: Step, changed: Sequence[nn.Parameter]) -> None:
         """Nothing: the loop itself has the learning rate, and ``before_step`` renews wrappers."""
 
     def evaluate(self, batches: Batches) -> Scores:
@@ -206,8 +206,12 @@ def check_schedule(schedule: Schedule) -> None:
     if not isinstance(schedule, Schedule):
         raise StudyError(f"a schedule is ops.Schedule((Step(…), …)), not a {type(schedule).__name__}")
     for step in schedule.steps:
-        if step.after != "continue":
-            raise StudyError(f"the step '{step}' changes the learning rate, which is the loop's own: leave out 'after'")
+        for name, does in (
+            ("after", "changes the learning rate, which is"), ("lr_factor", "changes the learning rate, which is"),
+            ("freeze", "says which layers train, which is"),
+        ):  # fmt: skip
+            if name in after_data(step):
+                raise StudyError(f"the step '{step}' {does} the loop's own: leave out '{name}'")
 
 
 class Measured(Task):

@@ -24,6 +24,9 @@ A length is a fraction of the ``T − t`` steps that are left, or a number of ep
 one moment the last one that does not continue decides. A later operation starts from the curve as it is then, and ends
 a rewarming that still goes on.
 
+Besides, an operation may multiply the rate by a factor from there on (``scale``), as Han et al. 2015, *Learning both
+weights and connections*, do after pruning. Of one moment the last factor counts; those of several are multiplied.
+
 >>> def picture(rate):
 ...     return " ".join(f"{rate.factor(step):.2f}" for step in range(rate.total))
 >>> rate = LearningRate(Curve("linear"), total=12, per_epoch=3)
@@ -38,10 +41,14 @@ a rewarming that still goes on.
 >>> rate.after(9, "rewind")
 >>> picture(rate)
 '1.00 0.92 0.83 0.75 0.67 0.58 0.67 0.56 0.44 1.00 0.67 0.33'
+>>> rate.scale(7, 0.1)
+>>> picture(rate)
+'1.00 0.92 0.83 0.75 0.67 0.58 0.67 0.06 0.04 0.10 0.07 0.03'
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +61,8 @@ from network_surgery.study.recipe.curves import Curve
 
 #: The length of a rewarming that has none of its own.
 REWARM = 0.1
+#: What a factor is called in a state.
+SCALE = "scale"
 #: The least fraction of the learning rate in a run that goes on after its curve.
 FINE_TUNING = 0.01
 
@@ -69,6 +78,7 @@ class LearningRate:
         self.curve, self.total, self._per_epoch = curve, total, per_epoch
         self._curve_steps = total if curve_steps is None else curve_steps
         self._events: dict[int, tuple[str, Length | None]] = {}
+        self._factors: dict[int, float] = {}
         self._pieces = [(0, self._curve_steps, 0)]
         self._ramps: list[tuple[int, int]] = []
 
@@ -77,7 +87,7 @@ class LearningRate:
 
         Where the rate is constant nothing is touched, so that whoever holds the optimizer may change it.
         """
-        if self.curve.name == "constant" and not self.curve.warmup and not self._events:
+        if self.curve.name == "constant" and not self.curve.warmup and not self._events and not self._factors:
             return
         rate, momentum = self.factor(iteration), self.momentum(iteration)
         for group in optimizer.param_groups:
@@ -94,7 +104,8 @@ class LearningRate:
         done, rate = iteration - start, table.rates[min(at, len(table.rates) - 1)]
         if at >= len(table.rates):
             rate = max(rate, FINE_TUNING)
-        return rate * ((done + 1) / (length + 1) if done < length else 1.0)
+        scaled = math.prod(each for at, each in self._factors.items() if at <= iteration)
+        return rate * scaled * ((done + 1) / (length + 1) if done < length else 1.0)
 
     def momentum(self, iteration: int) -> float | None:
         """The momentum, where the curve cycles it."""
@@ -107,12 +118,23 @@ class LearningRate:
             self._events[iteration] = (what, length)
             self._draw()
 
+    def scale(self, iteration: int, factor: float) -> None:
+        """From the step at this ``iteration`` on, the rate is this factor of what it was to be."""
+        self._factors[iteration] = factor
+
+    def steps(self, length: Length, iteration: int) -> int:
+        """How many steps a length is from the one at this ``iteration`` on."""
+        return self._steps(length, self.total - iteration)
+
     def state(self) -> list[Any]:
         """Plain data, for ``restore``."""
-        return [[at, what, None if n is None else plain_length(n)] for at, (what, n) in self._events.items()]
+        events = [[at, what, None if n is None else plain_length(n)] for at, (what, n) in self._events.items()]
+        return [*events, *([at, SCALE, factor] for at, factor in self._factors.items())]
 
     def restore(self, state: Sequence[Any]) -> None:
-        self._events = {at: (what, None if n is None else parse_length(n)) for at, what, n in state}
+        events = [each for each in state if each[1] != SCALE]
+        self._factors = {at: factor for at, what, factor in state if what == SCALE}
+        self._events = {at: (what, None if n is None else parse_length(n)) for at, what, n in events}
         self._draw()
 
     def _draw(self) -> None:
@@ -160,16 +182,22 @@ def check_after(curve: Curve, schedule: Schedule) -> None:
 
 
 def check_lengths(schedule: Schedule, epochs: int, per_epoch: int) -> None:
-    """Raises StudyError where a step changes the learning rate over more steps than there are.
+    """Raises StudyError where a step freezes layers, or changes the learning rate, over more steps than there are.
 
-    ``rewarm`` has those that are left then, ``rewind`` those that were done; a condition may be met at any time from
-    its first look on.
+    ``freeze`` and ``rewarm`` have those that are left then, ``rewind`` those that were done; a condition may be met at
+    any time from its first look on.
     """
     total = epochs * per_epoch
     for step in schedule.steps:
+        at = step.when.iteration(per_epoch)
+        if isinstance(step.freeze, Moment) and step.freeze.iteration(per_epoch) > total - at:
+            raise StudyError(
+                f"the step '{step}' freezes layers over {step.freeze.iteration(per_epoch):,} steps, but training ends "
+                f"{total - at:,} steps later; give a shorter freeze"
+            )
         if not isinstance(step.after_length, Moment):
             continue
-        at, length = step.when.iteration(per_epoch), step.after_length.iteration(per_epoch)
+        length = step.after_length.iteration(per_epoch)
         if step.after == "rewarm" and length > total - at:
             right = f"rewarms the learning rate over {length:,} steps, but training ends {total - at:,} steps later"
         elif step.after == "rewind" and length > (at if isinstance(step.when, Moment) else total):

@@ -20,7 +20,7 @@ from optuna.trial import BaseTrial
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.search_spaces import Suggest, find_space
-from network_surgery.search_spaces.recovery import choosing_after
+from network_surgery.search_spaces.recovery import choosing_after, choosing_aftercare
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import theirs
@@ -39,11 +39,12 @@ class SamplerFailed(StudyError):
         super().__init__(f"the sampler {settings.sampler!r} fails{search}: {first_line(error)[:300]}")
 
 
-def suggest_of(name: str, after: bool = False, **about: Any) -> Suggest:
+def suggest_of(name: str, after: bool = False, aftercare: bool = False, **about: Any) -> Suggest:
     """The function of a search space, by its name or by ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``.
 
-    ``after``: it also chooses what an operation does to the learning rate (see ``search_spaces.recovery``). ``about``:
-    what the function gets besides, as far as it takes it.
+    ``after``: it also chooses what an operation does to the learning rate; ``aftercare``: and for how long other layers
+    are frozen, and by what that rate is multiplied (see ``search_spaces.recovery``). ``about``: what the function gets
+    besides, as far as it takes it.
 
     Raises:
         StudyError, SurgeryError: there is none.
@@ -58,7 +59,8 @@ def suggest_of(name: str, after: bool = False, **about: Any) -> Suggest:
         made = suggest(*given, **taken)
         return made if isinstance(made, Schedule) or not _is_data(made) else Schedule.from_data(made)
 
-    return choosing_after(schedule) if after else schedule
+    chosen = choosing_after(schedule) if after else schedule
+    return choosing_aftercare(chosen) if aftercare else chosen
 
 
 def _parameters(function: Any) -> Collection[str]:
@@ -90,8 +92,8 @@ class Space:
         """``original``: the sizes that absolute numbers of the budget are fractions of."""
         self._settings = settings
         self._suggest = suggest_of(
-            settings.space, settings.lr_schedule != "constant", budget=shares(settings, original or {}),
-            controls=settings.controls,
+            settings.space, settings.lr_schedule != "constant", settings.aftercare,
+            budget=shares(settings, original or {}), controls=settings.controls,
         )  # fmt: skip
         self._layers = {name: SimpleNamespace(units=units) for name, units in layers.items()}
 

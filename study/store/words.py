@@ -13,10 +13,10 @@ from typing import Any
 
 from network_surgery.ops import Allocation, Condition, SurgeryError
 from network_surgery.ops.operations import operation_class
-from network_surgery.ops.schedule import parse_when
+from network_surgery.ops.schedule import AFTERWARDS, parse_when
 
 #: What a step has besides the hyperparameters of its operation.
-PLACE = ("when", "layer", "op", "repair", "after", "after_length", "budget", "allocate", "layers")
+PLACE = ("when", "layer", "op", "repair", *AFTERWARDS, "budget", "allocate", "layers")
 #: The hyperparameters that are written even where they have their default: how much an operation does.
 AMOUNTS = ("keep", "grow", "fraction", "compression", "clusters", "variance_threshold", "threshold")
 
@@ -29,7 +29,7 @@ FRACTIONS, UNITS = ("%", *SIGNS), {"flops": "FLOPs"}
 FEW = 3
 
 #: What becomes of the learning rate, in words, and what its length is of.
-AFTERWARDS = {"rewarm": ("rewarmed", "over"), "rewind": ("rewound", "by")}
+RATES = {"rewarm": ("rewarmed", "over"), "rewind": ("rewound", "by")}
 
 
 def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
@@ -42,6 +42,8 @@ def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
     'min_weight keep 0.5, repaired by bias on fc1, fc2 at 1ep, 2ep in turn'
     >>> describe([{"when": "2ep", "layer": "fc1", **shrink, "after": "rewind", "after_length": "1ep"}])
     'min_weight keep 0.5, learning rate rewound by 1ep on fc1 at 2ep'
+    >>> describe([{"when": "2ep", "layer": "fc1", **shrink, "freeze": "2ep", "lr_factor": 0.1}])
+    'min_weight keep 0.5, learning rate times 0.1, other layers frozen for 2ep on fc1 at 2ep'
     >>> describe([{"when": "2ep", "layer": "*", "op": "min_weight", "budget": {"flops": 0.5}, "allocate": "saliency"}])
     'min_weight to 50 % of the FLOPs by saliency on * at 2ep'
     """
@@ -94,6 +96,8 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
     'share_weights fc1 to 16 values at 2ep'
     >>> short([{"when": "2ep", "layer": "fc1", "op": "stretch", "rank": 0.25}])
     'stretch fc1 to ¼ of the rank at 2ep'
+    >>> short([{"when": "2ep", "layer": "*", "op": "tri_factorize", "fraction": 0.8}])
+    'tri_factorize ⅘ of the weights at 2ep'
     >>> budget = {"budget": {"parameters": 0.2, "flops": 0.5}, "allocate": "saliency"}
     >>> short([{"when": "4ep", "layer": "*", "op": "min_weight", **budget}])
     'min_weight to ⅕ of the parameters and ½ of the FLOPs by saliency at 4ep'
@@ -138,8 +142,10 @@ def _limit(value: float) -> str:
 def _amount(step: Mapping[str, Any]) -> tuple[str, float | None]:
     """How much a step does: the kind of the amount (see ``_some``), and a fraction."""
     defaults = _defaults(step["op"])
-    kinds = ("keep", "grow", "compression", "clusters", "variance", "variance_threshold", "rank", "fraction")
-    for kind in kinds[: -1 if step.get("threshold", step.get("quality")) is not None else None]:
+    by_itself = step.get("threshold", step.get("quality")) is not None  # how much is pruned
+    for kind in ("keep", "grow", "compression", "clusters", "variance", "variance_threshold", "fraction", "rank"):
+        if kind == "fraction" and by_itself:
+            continue
         if (value := step.get(kind, defaults.get(kind))) is not None:
             return (kind, float(value)) if value else ("", None)
     return "", None
@@ -228,6 +234,8 @@ def _operation(step: Mapping[str, Any]) -> str:
         words = [str(Allocation(step["budget"], step.get("allocate") or "uniform", step.get("layers") or ())), *words]
     words += [f"repaired by {' + '.join(step['repair'])}"] if step.get("repair") else []
     words += _after(step.get("after", "continue"), step.get("after_length"))
+    words += [] if step.get("lr_factor") is None else [f"learning rate times {step['lr_factor']}"]
+    words += [] if step.get("freeze") is None else [f"other layers frozen for {step['freeze']}"]
     return f"{short_name(step['op'])} {', '.join(words)}".rstrip()
 
 
@@ -235,7 +243,7 @@ def _after(after: str, length: Any) -> list[str]:
     """What becomes of the learning rate."""
     if after == "continue":
         return []
-    done, mark = AFTERWARDS.get(after, (after, "by"))
+    done, mark = RATES.get(after, (after, "by"))
     return [f"learning rate {done}" + ("" if length is None else f" {mark} {length}")]
 
 

@@ -78,6 +78,7 @@ def _content(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "rate": trainer.rate.state(),
+        "freezing": trainer.freezing.state(),
         "average": _average(trainer),
         "random": torch.get_rng_state(),
         "cuda_random": random,  # of any device; earlier versions had this one alone
@@ -195,6 +196,8 @@ def _bring(trainer: Trainer, content: Mapping[str, Any], fork: bool) -> None:
     if content.get("scaler"):  # of fp16 alone
         trainer.scaler.load_state_dict(content["scaler"])
     trainer.rate.restore(content.get("rate", []))  # an older one knows of none
+    if "freezing" in content:
+        trainer.freezing.restore(content["freezing"])
     trainer.epoch, trainer.iteration = content["epoch"], content["iteration"]
     trainer.history = [renamed(record) for record in content["history"]]
     trainer.forked, trainer.peak_memory = content.get("forked"), content.get("peak_memory")

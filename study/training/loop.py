@@ -63,5 +63,7 @@ class Loop(Protocol):
     def agreed(self, value: Any) -> Any:
         """The value (plain data) of the first of the processes that train together; of one process, its own."""
 
-    def operated(self, step: Step) -> None:
-        """Is called after each operation, with the step of the schedule that it was."""
+    def operated(self, step: Step, changed: Sequence[nn.Parameter]) -> None:
+        """Is called after each operation, with the step of the schedule that it was and, where a step of the schedule
+        freezes layers, the parameters of the layers that it changed.
+        """

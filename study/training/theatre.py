@@ -12,6 +12,7 @@ own; a budget's fractions are of the network as training began.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -25,6 +26,7 @@ from network_surgery.ops.network.expressed import weights_flops
 from network_surgery.ops.network.optimizer_state import forget, listed
 from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import Diverged
+from network_surgery.study.recipe.freezing import changing
 from network_surgery.study.task.samples import Batches, Samples, Stream
 from network_surgery.study.training.device import clock
 from network_surgery.study.training.evaluation import Scores
@@ -199,14 +201,16 @@ class Theatre(Callback):
         if signals is None and (step.operation.needs_signals or step.repair):
             signals = self._signals(loop, [layer])
         weights = weights_flops(loop.model)
-        plan = operate(layer, step.operation, loop.optimizer, signals, repair=step.repair, averages=loop.averages)
+        freezes = any(each.freeze is not None for each in self.schedule.steps)
+        with changing(loop.model) if freezes else contextlib.nullcontext(list[nn.Parameter]()) as changed:
+            plan = operate(layer, step.operation, loop.optimizer, signals, repair=step.repair, averages=loop.averages)
         if not self._carry:
             for optimizer in listed(loop.optimizer):
                 forget(optimizer)
         if self._renewed and step.layer in self.anatomy(loop):  # which the whole network is not
             for network in (loop.model, *loop.averages):
                 renew_statistics(self.anatomy(loop)[step.layer], network)
-        loop.operated(step)
+        loop.operated(step, changed)
         seconds = clock(device) - start
         after = self._look(loop)
         self._moment = loop.iteration, first, after
@@ -219,7 +223,7 @@ class Theatre(Callback):
             layer=step.layer,
             operation=plan.operation,
             repair=list(step.repair),
-            after=after_data(step.after, step.after_length),
+            after=after_data(step),
             units_before=plan.units_before,
             units_after=plan.units_after,
             parameters_before=plan.parameters_before,

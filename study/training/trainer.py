@@ -23,6 +23,7 @@ from network_surgery.study.errors import Diverged, StudyError
 from network_surgery.study.recipe.augmentation import apart
 from network_surgery.study.recipe.compute import PLAIN, Compute
 from network_surgery.study.recipe.distillation import Teacher
+from network_surgery.study.recipe.freezing import Freezing
 from network_surgery.study.recipe.learning_rate import LearningRate
 from network_surgery.study.recipe.optimization import Optimization
 from network_surgery.study.recipe.sparsity import zeros
@@ -136,6 +137,7 @@ class Trainer:
         self.average = optimization.average(model)
         each = self.per_epoch
         self.rate = LearningRate(optimization.curve, epochs * each, each, (curve_epochs or epochs) * each)
+        self.freezing = Freezing(model)
         self.teacher = teacher
         self.followers: tuple[nn.Module, ...] = ()
         self.epoch = 0
@@ -197,14 +199,19 @@ class Trainer:
         """The first rank's value."""
         return self.ranks.agreed(value)
 
-    def operated(self, step: Step) -> None:
-        """What an operation does to training: the learning rate goes on as its step says, and code is compiled anew.
+    def operated(self, step: Step, changed: Sequence[nn.Parameter]) -> None:
+        """What an operation does to training: the learning rate goes on as its step says, other layers than those with
+        the ``changed`` parameters are frozen for as long as it says, and code is compiled anew.
 
         Raises:
             StudyError: it did not come out the same on all ranks.
         """
         self.ranks.settle((self.model, *self.averages), self.optimizer, str(step))
         self.rate.after(self.iteration, step.after, step.after_length)
+        if step.lr_factor is not None:
+            self.rate.scale(self.iteration, step.lr_factor)
+        until = None if step.freeze is None else self.iteration + self.rate.steps(step.freeze, self.iteration)
+        self.freezing.operated(self.iteration, changed, until)
         self.resized()
 
     def resized(self) -> None:
@@ -328,7 +335,8 @@ class Trainer:
         self._compiled.add(size)
 
     def _update(self) -> None:
-        """One step of the optimizer, at the learning rate of this moment; the average follows."""
+        """One step of the optimizer, at the learning rate of this moment, with all that trains; the average follows."""
+        self.freezing.withhold(self.iteration)
         if self.optimization.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip)

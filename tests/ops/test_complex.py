@@ -23,6 +23,7 @@ from network_surgery.ops import (
     Revive,
     Signals,
     SurgeryError,
+    TriFactorize,
     WeakExpand,
     ZeroExpand,
     apply,
@@ -67,7 +68,7 @@ OPERATIONS = [
     WeakExpand(grow=0.5, split="signed"), ZeroExpand(grow=0.5), EigenRemove(), EigenRemove(weights="reduced", rank=0.5),
     EigenRemove(strength="mean"), PCNS(0.1), PCNS(0.1, basis="eigen"), Compact(), Compact(0.2), RemoveDead(0.9),
     RemoveDead(0.9, kind="frozen"), Revive(0.9), PruneWeights(0.3), PruneWeights(quality=0.5),
-    PruneWeights(0.3, score="taylor1_abs"), PruneWeights(0.3, score="loss_change"),
+    PruneWeights(0.3, score="taylor1_abs"), PruneWeights(0.3, score="loss_change"), TriFactorize(0.3),
     *(MeanReplace(score=score) for score in SCORES),
     *(MeanReplace(replacement=kind) for kind in ("mean_before", "median", "extreme")),
 ]  # fmt: skip

@@ -189,6 +189,26 @@ def test_a_step_carries_what_becomes_of_the_learning_rate():
             Schedule.from_data([data | wrong])
 
 
+def test_a_step_carries_how_long_other_layers_are_frozen_and_a_factor_of_the_learning_rate():
+    for freeze, factor in ((Moment(2), None), (0.25, 0.1), (Moment(30, "it"), 2), (None, 0.5)):
+        schedule = Schedule((Step(Moment(1), "0", MinWeight(0.5), freeze=freeze, lr_factor=factor),))
+        (data,) = schedule.to_data()
+        assert ("freeze" in data, "lr_factor" in data) == (freeze is not None, factor is not None)
+        assert Schedule.from_data([data]) == schedule
+    (data,) = Schedule((Step(Moment(1), "0", MinWeight(0.5)),)).to_data()
+    assert not {"freeze", "lr_factor"} & data.keys()  # schedules that do not say it stay as they were
+    for wrong in ({"freeze": n} for n in (0, 1.5, "0ep", "soon", True, [1])):
+        with pytest.raises(SurgeryError, match=r"freeze is .*; write a fraction of what is left"):
+            Schedule.from_data([data | wrong])
+    for wrong in ({"lr_factor": n} for n in (0, -1, float("inf"), float("nan"), "x", True, [1])):
+        with pytest.raises(SurgeryError, match=r"lr_factor is .*; write a number above 0, such as 0\.1"):
+            Schedule.from_data([data | wrong])
+    with pytest.raises(SurgeryError, match="one on the whole network leaves no other to freeze"):
+        Schedule.from_data([{"when": "1ep", "layer": "*", "op": "prune_weights", "freeze": "1ep"}])
+    for able in (BUDGET, {"when": "1ep", "layer": "*", "op": "deepen"}):  # these leave some
+        assert Schedule.from_data([able | {"freeze": "1ep"}]).steps[0].freeze == Moment(1)
+
+
 BUDGET = {"when": "2ep", "layer": "*", "op": "eigen_remove", "rank": 0.25, "budget": {"parameters": 0.5}}
 
 

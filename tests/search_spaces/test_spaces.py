@@ -89,7 +89,7 @@ def test_parameters_have_flat_names_and_plain_values(space: str) -> None:
         assert all(isinstance(value, (str, int, float)) for value in trial.params.values())
         assert "first_epoch" in trial.params
         whole = (
-            space in ("shrink", "stretching", "predicting", "depth") or "amount" in trial.params
+            space in ("shrink", "tri_factorize", "stretching", "predicting", "depth") or "amount" in trial.params
         )  # of the whole network
         assert ("layers" in trial.params) != whole
         one_by_one = trial.params.get("order", "together") != "together"
@@ -136,13 +136,15 @@ CONTROLS = {"random_remove", "zero_expand"}
 #: Of a space of its own: they save bytes and no FLOPs.
 HASHING = {"fastfood", "hash_weights", "predict_weights", "random_edges", "share_weights"}
 MODULES = {"stretch", "collapse", "deepen", "drop_block"}
+#: Which has a space of its own, too, since it prunes as prune_weights does.
+FACTORS = {"tri_factorize"}
 REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
 
 
 @pytest.mark.parametrize(
     ("space", "operations"),
     [
-        ("mixed", set(OPERATIONS) - CONTROLS - HASHING - MODULES),
+        ("mixed", set(OPERATIONS) - CONTROLS - HASHING - MODULES - FACTORS),
         ("hashing", {"hash_weights"}),
         ("predicting", {"predict_weights"}),
         ("sharing", {"share_weights", "fastfood"}),
@@ -156,6 +158,7 @@ REMOVALS = {"eigen_remove", "mean_replace", "min_weight"}
         ("pcns", {"pcns"}),
         ("dead_units", {"remove_dead", "revive"}),
         ("pruning", {"prune_weights", "compact"}),
+        ("tri_factorize", {"tri_factorize", "compact"}),
     ],
 )
 def test_a_space_draws_every_operation_that_it_is_for(space: str, operations: set[str]) -> None:
@@ -397,6 +400,25 @@ def test_dead_units_are_looked_for_at_the_operation_s_threshold() -> None:
     found = SPACES["dead_units"](FixedTrial(params), LAYERS["three layers"], 9)
     assert {step.when for step in found.steps} == {Condition(0.05, 0.25, Moment(3), Moment(2), 2, "dead_fraction")}
     assert {step.operation for step in found.steps} == {Revive(0.05, "either")}
+
+
+@pytest.mark.parametrize("name", [name for name in SPACES if ":" not in str(SPACES[name])])
+def test_any_space_may_choose_what_is_frozen_and_a_factor_of_the_learning_rate(name):
+    layers, seen = {"fc1": SimpleNamespace(units=8), "fc2": SimpleNamespace(units=4)}, set()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(60):
+        trial = study.ask()
+        schedule = find_space(name, aftercare=True)(trial, layers, 6)
+        plain = find_space(name)(optuna.trial.FixedTrial(trial.params), layers, 6)
+        ((freeze, factor),) = {(step.freeze, step.lr_factor) for step in schedule.steps}
+        assert (freeze or 0, factor or 1) == (trial.params.get("freeze", 0), trial.params["lr_factor"])
+        assert [(s.when, s.operation) for s in schedule.steps] == [(s.when, s.operation) for s in plain.steps]
+        assert all("freeze" not in step and "lr_factor" not in step for step in plain.to_data())
+        assert Schedule.from_data(schedule.to_data()) == schedule
+        seen.add((freeze, factor))
+        study.tell(trial, 0.0)
+    whole = name in ("pruning", "tri_factorize", "predicting", "stretching")  # which leave no other layer to freeze
+    assert len(seen) == 3 if whole else len(seen) == 9
 
 
 @pytest.mark.parametrize("name", [name for name in SPACES if ":" not in str(SPACES[name])])

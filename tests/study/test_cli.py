@@ -185,6 +185,7 @@ def test_wrong_schedules_are_refused_before_anything_is_made(surgery: Surgery, s
                 "after: rewarm, after_length: 99ep": "then rewarm 99ep' rewarms the learning rate over 3,366 steps, "
                 "but training ends 34 steps later; give a shorter after_length",
                 "after: rewarm, after_length: 35it": "over 35 steps, but training ends 34 steps later",
+                "freeze: 2ep": "freezes layers over 68 steps, but training ends 34 steps later; give a shorter freeze",
                 "after: rewind, after_length: 4ep": "rewinds the learning rate by 136 steps, but 102 have been",
             }.items()
         ),

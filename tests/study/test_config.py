@@ -344,7 +344,7 @@ def test_what_does_not_decide_a_result_is_what_is_searched_compared_and_where_it
         "early_stopping", "first_rung", "reduction", "recovery", "seed", "top", "seeds", "arms", "targets", "page",
         "margin", "device", "cpus_per_trial", "gpus_per_trial", "workers_per_trial", "hang_factor", "accelerator",
         "address", "copy_to", "tracking_uri", "stream", "workers", "budget", "controls", "racing", "finalists",
-        "sampling",
+        "sampling", "aftercare",
         "distill_temperature", "distill_weight",  # of one arm, whose cells have them in their keys
     }  # fmt: skip
 

@@ -46,7 +46,8 @@ WORDS = sorted({
     "sqlite:///", "journal:", "asha", "MedianPruner(", "RandomSampler(1)", "step", "cosine", "..", "/", "~",
 })  # fmt: skip
 STEP_NAMES = (
-    "when", "layer", "op", "keep", "grow", "repair", "after", "after_length", "budget", "allocate", "layers", "x",
+    "when", "layer", "op", "keep", "grow", "repair", "after", "after_length", "freeze", "lr_factor", "budget",
+    "allocate", "layers", "x",
 )  # fmt: skip
 NUMBERS = (
     0, 1, -1, 2, 3, 7, 0.5, 1e-3, 1.5, -0.1, 1e300, 2**31, 2**64, -(2**70), float("nan"), float("inf"), True, False,

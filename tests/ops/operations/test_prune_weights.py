@@ -256,7 +256,7 @@ def test_the_lowest_go_and_of_equal_ones_the_first(seed: int) -> None:
     kept = torch.ones(len(flat), dtype=torch.bool)
     kept[flat.argsort(stable=True)[: round(fraction * len(flat))]] = False
     wanted = dict(zip(scores, kept.split([score.numel() for score in scores.values()]), strict=True))
-    for name, mask in prune_weights._highest(scores, lives, fraction).items():
+    for name, mask in prune_weights.highest(scores, lives, fraction).items():
         assert torch.equal(mask, lives[name] & wanted[name].view(mask.shape))
 
 

@@ -17,7 +17,7 @@ VALUES = [
     None, True, False, 0, 1, 2, 0.1, 0.5, 0.123, 0.1234, 0.25, "original", "reduced", "norm", "singular", "dead",
     "frozen", "either", "mrs", "mrp", "mean", "median", "random", "l2", "kernels", "nearest", "down", "equal", "uneven",
     "pivoted", "eigen", "magnitude", "global", "layer", "fresh", "relu", "separable",
-    "between", "identity", "loss", "each", "rbf",
+    "between", "identity", "loss", "each", "rbf", "most", "absolute", "together",
 ]  # fmt: skip
 
 
@@ -74,7 +74,14 @@ def test_schedules_that_read_alike_are_alike() -> None:
     for _ in range(4000):
         few = draw.sample(operations, 2)
         steps = [
-            Step(draw.choice(moments), draw.choice("ab"), draw.choice(few), draw.choice([(), (), ("bias",)]))
+            Step(
+                draw.choice(moments),
+                draw.choice("ab"),
+                draw.choice(few),
+                draw.choice([(), (), ("bias",)]),
+                freeze=draw.choice([None, None, Moment(1), 0.5]),
+                lr_factor=draw.choice([None, None, 0.1]),
+            )
             for _ in range(draw.randint(1, 4))
         ]
         schedule = Schedule(tuple(steps))
