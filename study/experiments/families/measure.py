@@ -1,0 +1,161 @@
+"""What is measured: every family at every size with each seed, and what pruning leaves (``han``).
+
+All runs of a seed begin with the same weights and see the same batches; Adam's one-cycle learning rate is stretched over
+the same number of epochs. A family that strikes halfway goes on from the original after half of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from network_surgery import ops
+from network_surgery.ops.anatomy import count
+from network_surgery.ops.network.expressed import weights_flops
+from network_surgery.study import models
+from network_surgery.study.bench import experiment, training
+from network_surgery.study.bench.rows import Row, Task
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.families import han
+from network_surgery.study.experiments.families.families import FAMILIES, NETWORK, ORIGINAL, TRIED, Setting, settings_for
+from network_surgery.study.recipe.curves import Curve
+from network_surgery.study.recipe.distillation import Teacher
+from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.training import measures
+from network_surgery.study.training.trainer import Trainer
+
+#: Adam's largest learning rate in its cycle.
+RATE, VALIDATION, CPU = 0.01, 0.06, torch.device("cpu")
+#: Images that dictionaries are measured on.
+SHOWN = 1_000
+
+
+@dataclass(frozen=True)
+class Options(experiment.Options):
+    """``epochs`` of every run, in batches of ``batch_size``; ``factors``: how many times smaller files are.
+
+    ``families``: those of ``FAMILIES`` that are tried. ``networks``: of ``han.TARGETS``, those that are pruned, with
+    commas between them; ``pruning_epochs``: of training before it, in the order of these.
+    """
+
+    data: str = "mnist"
+    epochs: int = 4
+    batch_size: int = 256
+    factors: tuple[int, ...] = (4, 16, 64)
+    families: tuple[str, ...] = TRIED
+    networks: str = ",".join(han.TARGETS)
+    pruning_epochs: tuple[int, int] = (8, 4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs < 2 or self.epochs % 2:
+            raise StudyError(f"epochs is {self.epochs}; half of them come before some operations, so give an even number")
+        if unknown := set(self.networks.split(",")) - set(han.TARGETS):
+            raise StudyError(
+                f"no network {', '.join(sorted(unknown))}; give one or both of {', '.join(han.TARGETS)}"
+            )
+
+
+def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
+    """The images' facts with the original's size, and the tasks: families, and pruning of each network, by seed.
+
+    Raises:
+        StudyError: the images cannot be read, or are too small for a network.
+    """
+    data = sources.load(options.data, VALIDATION, options.train_images)
+    for network in options.networks.split(","):
+        models.build(network, data.shape, len(data.classes))
+    build, shown = partial(models.build, NETWORK, data.shape, len(data.classes)), shown_of(data)
+    settings = {name: settings_for(FAMILIES[name], build, shown, options.factors) for name in options.families}
+    facts = experiment.image_facts(data) | {"bytes": ops.saved_bytes(build())}
+    return facts, [
+        *((f"families-{seed}", partial(families, data, seed, settings, options)) for seed in range(options.seeds)),
+        *((f"{network}-{seed}", partial(han.pruned, data, network, seed, epochs))
+          for network, epochs in zip(han.TARGETS, options.pruning_epochs, strict=True)
+          if network in options.networks.split(",") for seed in range(options.seeds)),
+    ]  # fmt: skip
+
+
+def families(
+    data: ImageTask, seed: int, settings: Mapping[str, Mapping[int, Setting]], options: Options
+) -> list[Row]:
+    """A row of ``kind`` ``arm`` for the original and for each family at each size.
+
+    ``factor``: how many times smaller the file is to be; ``setting``: what has a file of that size. See also
+    ``size_of``.
+    """
+    first = trainer_of(data, seed, options, epochs=options.epochs // 2)
+    first.fit()
+    original = training.fork(first, data, options.epochs)
+    original.fit()
+    about = {"kind": "arm", "seed": seed}
+    rows = [about | {"family": ORIGINAL, "factor": 1} | ended(original, data)]
+    shown = shown_of(data)
+    for name, by_factor in settings.items():
+        family = FAMILIES[name]
+        for factor, setting in by_factor.items():
+            teacher = Teacher(copy.deepcopy(original.model), data) if family.distilled else None
+            if family.halfway:
+                trainer = training.fork(first, data, options.epochs)
+                family.operate(trainer.model, shown, setting, seed, [trainer.optimizer])
+            else:
+                model = fresh(data, seed)
+                family.operate(model, shown, setting, seed)
+                trainer = trainer_of(data, seed, options, model, teacher)
+            trainer.fit()
+            rows.append(about | {"family": name, "factor": factor, "setting": setting} | ended(trainer, data))
+    return rows
+
+
+def fresh(data: ImageTask, seed: int) -> nn.Module:
+    """The original before training; the seed is that of all that is random afterwards, too."""
+    torch.manual_seed(seed)
+    return models.build(NETWORK, data.shape, len(data.classes))
+
+
+def trainer_of(
+    data: ImageTask, seed: int, options: Options, model: nn.Module | None = None, teacher: Teacher | None = None,
+    epochs: int | None = None,
+) -> Trainer:  # fmt: skip
+    """Training of a network, by default a fresh original; its learning rate's curve is that of all epochs."""
+    model = fresh(data, seed) if model is None else model
+    return Trainer(
+        model, torch.optim.Adam(model.parameters(), RATE), data, epochs=epochs or options.epochs,
+        batch_size=options.batch_size, seed=seed, device=CPU, optimization=Optimization(Curve("one_cycle")),
+        curve_epochs=options.epochs, teacher=teacher,
+    )  # fmt: skip
+
+
+def ended(trainer: Trainer, data: ImageTask) -> Row:
+    """How a run ended, and the size of its network."""
+    end = training.ended(trainer, data)
+    return {name: end[name] for name in ("test", "test_loss", "parameters")} | size_of(trainer.model, data)
+
+
+def size_of(model: nn.Module, data: ImageTask) -> Row:
+    """``bytes`` of the file that ``ops.save`` writes, ``flops`` of one image, and what each forward pass needs.
+
+    ``computing``: FLOPs that compute the weights once in each pass; ``milliseconds`` and ``milliseconds_256``: of a
+    pass of one image and of 256.
+    """
+    latency = measures.speed(model, Batches(data.test, CPU), CPU)["latency_seconds"]
+    return {
+        "bytes": measures.file_size(model), "flops": count(model, shown_of(data)[:2])[1],
+        "computing": weights_flops(model), "milliseconds": 1000 * latency["1"],
+        "milliseconds_256": 1000 * latency["256"],
+    }  # fmt: skip
+
+
+def shown_of(data: ImageTask) -> Tensor:
+    """Training images, evenly spread over the set: ``[n, channels, height, width]``."""
+    images: Tensor = Batches(data.train.thinned(SHOWN), CPU).take(slice(None))[0]
+    return images
