@@ -236,9 +236,7 @@ def test_evcis_network_has_the_parameters_that_he_counts_and_takes_digits_too(na
         ("lenet_5", (500, 25_000, 400_000, 5_000), 580),
     ],
 )
-def test_the_networks_of_han_have_the_weights_that_they_count(
-    name: str, weights: tuple[int, ...], biases: int
-) -> None:
+def test_the_networks_of_han_have_the_weights_that_they_count(name: str, weights: tuple[int, ...], biases: int) -> None:
     model = models.build(name, (1, 28, 28), 10)
     sizes = [parameter.numel() for parameter in model.parameters()]
     assert tuple(sizes[::2]) == weights and sum(sizes[1::2]) == biases

@@ -2,9 +2,9 @@
 
 A network is trained by SGD with momentum, with L2 or with L1. Then all weights go that are smaller than ``quality``
 times the standard deviation of their layer's weights. There is one quality for all layers, searched so that a given
-fraction of the weights is left. Retraining has a tenth of the learning rate. The ways: ``not retrained``; ``iterative``,
-an epoch after each smaller fraction; ``one shot``, all at once, and then as many epochs as the iterative way had by
-then.
+fraction of the weights is left. Retraining has a tenth of the learning rate. The ways: ``not retrained``;
+``iterative``, an epoch after each smaller fraction; ``one shot``, all at once, and then as many epochs as the iterative
+way had by then.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CURVES = "lenet_300_100"
 TARGETS = {"lenet_300_100": (267, 22), "lenet_5": (431, 36)}
 #: Fractions of the weights that are left, one after the other; the source's are among them.
 LEFT = {
-    "lenet_300_100": (1 / 2, 1 / 4, 22 / 267, 1 / 32),
+    "lenet_300_100": (1 / 2, 1 / 4, 22 / 267),
     "lenet_5": (1 / 4, 36 / 431),
 }
 #: The source's five curves: penalty and way.
@@ -59,8 +59,8 @@ def target(network: str) -> float:
 def pruned(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:
     """Rows of one network with one seed.
 
-    Of ``kind`` ``trained``: before pruning, ``alone`` is the test accuracy after as many further epochs as the iterative
-    way takes to the source's number. Of ``kind`` ``pruned``: ``left`` is the fraction of the weights, ``weights`` the
+    Of ``kind`` ``trained``: before pruning, ``alone`` is the test accuracy after as many further epochs as the
+    iterative way takes to the source's number. Of ``kind`` ``pruned``: ``left`` is the fraction of the weights, ``weights`` the
     number of parameters that are left. Of ``kind`` ``table``: see ``compacted``.
     """
     rows: list[Row] = []

@@ -1,7 +1,7 @@
 """What is measured: every family at every size with each seed, and what pruning leaves (``han``).
 
-All runs of a seed begin with the same weights and see the same batches; Adam's one-cycle learning rate is stretched over
-the same number of epochs. A family that strikes halfway goes on from the original after half of them.
+All runs of a seed begin with the same weights and see the same batches; Adam's one-cycle learning rate is stretched
+over the same number of epochs. A family that strikes halfway goes on from the original after half of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from network_surgery.study.bench import experiment, training
 from network_surgery.study.bench.rows import Row, Task
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.families import han
-from network_surgery.study.experiments.families.families import FAMILIES, NETWORK, ORIGINAL, TRIED, Setting, settings_for
+from network_surgery.study.experiments.families.families import (
+    FAMILIES,
+    NETWORK,
+    ORIGINAL,
+    TRIED,
+    Setting,
+    settings_for,
+)
 from network_surgery.study.recipe.curves import Curve
 from network_surgery.study.recipe.distillation import Teacher
 from network_surgery.study.recipe.optimization import Optimization
@@ -41,7 +48,8 @@ SHOWN = 1_000
 
 @dataclass(frozen=True)
 class Options(experiment.Options):
-    """``epochs`` of every run, in batches of ``batch_size``; ``factors``: how many times smaller files are.
+    """``epochs`` of every run, in batches of ``batch_size``; ``factors``: how many times smaller files are, with commas
+    between them.
 
     ``families``: those of ``FAMILIES`` that are tried. ``networks``: of ``han.TARGETS``, those that are pruned, with
     commas between them; ``pruning_epochs``: of training before it, in the order of these.
@@ -50,19 +58,32 @@ class Options(experiment.Options):
     data: str = "mnist"
     epochs: int = 4
     batch_size: int = 256
-    factors: tuple[int, ...] = (4, 16, 64)
+    factors: str = "2,4,8,16,32,64"
     families: tuple[str, ...] = TRIED
     networks: str = ",".join(han.TARGETS)
-    pruning_epochs: tuple[int, int] = (8, 4)
+    pruning_epochs: tuple[int, int] = (4, 2)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The factors as numbers.
+
+        Raises:
+            StudyError: one of them is no whole number above 1.
+        """
+        each = self.factors.split(",")
+        if not all(factor.strip().isdecimal() and int(factor) > 1 for factor in each):
+            raise StudyError(f"factors is {self.factors!r}; give whole numbers above 1, such as 8,64")
+        return [int(factor) for factor in each]
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _ = self.sizes
         if self.epochs < 2 or self.epochs % 2:
-            raise StudyError(f"epochs is {self.epochs}; half of them come before some operations, so give an even number")
-        if unknown := set(self.networks.split(",")) - set(han.TARGETS):
             raise StudyError(
-                f"no network {', '.join(sorted(unknown))}; give one or both of {', '.join(han.TARGETS)}"
+                f"epochs is {self.epochs}; half of them come before some operations, so give an even number"
             )
+        if unknown := set(self.networks.split(",")) - set(han.TARGETS):
+            raise StudyError(f"no network {', '.join(sorted(unknown))}; give one or both of {', '.join(han.TARGETS)}")
 
 
 def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
@@ -75,7 +96,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     for network in options.networks.split(","):
         models.build(network, data.shape, len(data.classes))
     build, shown = partial(models.build, NETWORK, data.shape, len(data.classes)), shown_of(data)
-    settings = {name: settings_for(FAMILIES[name], build, shown, options.factors) for name in options.families}
+    settings = {name: settings_for(FAMILIES[name], build, shown, options.sizes) for name in options.families}
     facts = experiment.image_facts(data) | {"bytes": ops.saved_bytes(build())}
     return facts, [
         *((f"families-{seed}", partial(families, data, seed, settings, options)) for seed in range(options.seeds)),
@@ -85,9 +106,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     ]  # fmt: skip
 
 
-def families(
-    data: ImageTask, seed: int, settings: Mapping[str, Mapping[int, Setting]], options: Options
-) -> list[Row]:
+def families(data: ImageTask, seed: int, settings: Mapping[str, Mapping[int, Setting]], options: Options) -> list[Row]:
     """A row of ``kind`` ``arm`` for the original and for each family at each size.
 
     ``factor``: how many times smaller the file is to be; ``setting``: what has a file of that size. See also
