@@ -60,8 +60,9 @@ def pruned(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:
     """Rows of one network with one seed.
 
     Of ``kind`` ``trained``: before pruning, ``alone`` is the test accuracy after as many further epochs as the
-    iterative way takes to the source's number. Of ``kind`` ``pruned``: ``left`` is the fraction of the weights, ``weights`` the
-    number of parameters that are left. Of ``kind`` ``table``: see ``compacted``.
+    iterative way takes to the source's number. Of ``kind`` ``pruned``: ``left`` is the fraction of the weights,
+    ``weights`` the number of parameters that are left. Of ``kind`` ``table``: see ``compacted``; ``mask``: see
+    ``first_mask``.
     """
     rows: list[Row] = []
     lefts, ways = LEFT[network], WAYS if network == CURVES else WAYS[-1:]

@@ -94,7 +94,8 @@ def _pruning(measured: Measured) -> str:
     ]
     return (
         f"SGD {han.RATE:g} with momentum {han.MOMENTUM:g}, one cycle, batches of {han.BATCH}; L2 "
-        f"{han.STRENGTH[han.L2]:g} or L1 {han.STRENGTH[han.L1]:g}; retraining at a constant {han.LATER * han.RATE:g}. {'; '.join(each)}"
+        f"{han.STRENGTH[han.L2]:g} or L1 {han.STRENGTH[han.L1]:g}; retraining at a constant {han.LATER * han.RATE:g}. "
+        f"{'; '.join(each)}"
     )
 
 
