@@ -63,7 +63,7 @@ class Family:
     ``halfway``: after half of the epochs, on trained weights; else before training. ``restart``: all weights are drawn
     anew afterwards, so that it is a fresh network of the smaller architecture. ``distilled``: trained to answer like
     the original, too. ``by_bytes``: the setting is the largest whose file fits; else it is the fraction itself, and the
-    file takes what it takes.
+    file takes what it takes. ``like``: the family whose files are as large at every setting, which is quicker to try.
     """
 
     operations: Callable[[Setting, int], Operations]
@@ -72,6 +72,7 @@ class Family:
     restart: bool = False
     distilled: bool = False
     by_bytes: bool = True
+    like: str = ""
 
     def operate(
         self, model: nn.Module, shown: Tensor, setting: Setting, seed: int, optimizers: Sequence[Optimizer] = ()
@@ -96,28 +97,42 @@ DICTIONARIES = ("identity", "orthogonal", "rbf", "covariance", "autoencoder")
 
 FAMILIES: dict[str, Family] = {
     HASHED: Family(whole(lambda share, seed: ops.HashWeights(share, values="fresh", seed=seed))),
-    DISTILLED: Family(whole(lambda share, seed: ops.HashWeights(share, values="fresh", seed=seed)), distilled=True),
-    EDGES: Family(whole(lambda share, seed: ops.RandomEdges(share, values="fresh", seed=seed))),
+    DISTILLED: Family(
+        whole(lambda share, seed: ops.HashWeights(share, values="fresh", seed=seed)), distilled=True, like=HASHED
+    ),
+    EDGES: Family(whole(lambda share, seed: ops.RandomEdges(share, values="fresh", seed=seed)), like=HASHED),
     SMALL: Family(hidden(lambda keep, seed: ops.RandomRemove(keep, seed)), restart=True),
     FASTFOOD: Family(whole(lambda _, seed: ops.Fastfood("fresh", seed)), settings=(1,)),
     GAUSSIAN: Family(predicted("gaussian")),
-    "identity": Family(predicted("identity")),
-    "orthogonal": Family(predicted("orthogonal")),
+    "identity": Family(predicted("identity"), like=GAUSSIAN),
+    "orthogonal": Family(predicted("orthogonal"), like=GAUSSIAN),
     "rbf": Family(_pixels),
     "covariance": Family(predicted("covariance")),
-    "autoencoder": Family(predicted("autoencoder")),
-    HALF_HASHED: Family(whole(lambda share, seed: ops.HashWeights(share, seed=seed)), halfway=True),
+    "autoencoder": Family(predicted("autoencoder"), like="covariance"),
+    HALF_HASHED: Family(whole(lambda share, seed: ops.HashWeights(share, seed=seed)), halfway=True, like=HASHED),
     STRETCHED: Family(whole(lambda rank, _: ops.Stretch(rank)), halfway=True),
     SHARED: Family(
         whole(lambda code, seed: ops.ShareWeights(code[1], code[0], seed=seed)), settings=CODES, halfway=True
     ),
-    MIN_WEIGHT: Family(hidden(lambda keep, _: ops.MinWeight(keep)), halfway=True),
-    EIGEN: Family(hidden(lambda keep, _: ops.EigenRemove(keep)), halfway=True),
+    MIN_WEIGHT: Family(hidden(lambda keep, _: ops.MinWeight(keep)), halfway=True, like=SMALL),
+    EIGEN: Family(hidden(lambda keep, _: ops.EigenRemove(keep)), halfway=True, like=SMALL),
     PRUNED: Family(whole(lambda share, _: ops.PruneWeights(1 - share)), halfway=True, by_bytes=False),
 }  # fmt: skip
 #: Those that are measured unless others are asked for: with fastfood, whose weights take a hundred times as long to
 #: compute as they take to multiply, a run of hundreds of steps takes minutes.
 TRIED = tuple(name for name in FAMILIES if name != FASTFOOD)
+
+
+def all_settings(
+    families: Sequence[str], build: Callable[[], nn.Module], shown: Tensor, factors: Sequence[int]
+) -> dict[str, dict[int, Setting]]:
+    """``settings_for`` each of these families."""
+
+    @functools.cache
+    def settings(name: str) -> dict[int, Setting]:
+        return settings_for(FAMILIES[name], build, shown, factors)
+
+    return {name: settings(FAMILIES[name].like or name) for name in families}
 
 
 def settings_for(

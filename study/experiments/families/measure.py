@@ -29,7 +29,7 @@ from network_surgery.study.experiments.families.families import (
     ORIGINAL,
     TRIED,
     Setting,
-    settings_for,
+    all_settings,
 )
 from network_surgery.study.recipe.curves import Curve
 from network_surgery.study.recipe.distillation import Teacher
@@ -96,43 +96,48 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     for network in options.networks.split(","):
         models.build(network, data.shape, len(data.classes))
     build, shown = partial(models.build, NETWORK, data.shape, len(data.classes)), shown_of(data)
-    settings = {name: settings_for(FAMILIES[name], build, shown, options.sizes) for name in options.families}
+    settings = all_settings(options.families, build, shown, options.sizes)
     facts = experiment.image_facts(data) | {"bytes": ops.saved_bytes(build())}
     return facts, [
-        *((f"families-{seed}", partial(families, data, seed, settings, options)) for seed in range(options.seeds)),
+        *((f"{family}-{seed}", partial(arms, data, family, seed, by_factor, options))
+          for seed in range(options.seeds) for family, by_factor in ({ORIGINAL: {}} | settings).items()),
         *((f"{network}-{seed}", partial(han.pruned, data, network, seed, epochs))
           for network, epochs in zip(han.TARGETS, options.pruning_epochs, strict=True)
           if network in options.networks.split(",") for seed in range(options.seeds)),
     ]  # fmt: skip
 
 
-def families(data: ImageTask, seed: int, settings: Mapping[str, Mapping[int, Setting]], options: Options) -> list[Row]:
-    """A row of ``kind`` ``arm`` for the original and for each family at each size.
+def arms(data: ImageTask, name: str, seed: int, settings: Mapping[int, Setting], options: Options) -> list[Row]:
+    """A row of ``kind`` ``arm`` for a family at each size, or for the original.
 
     ``factor``: how many times smaller the file is to be; ``setting``: what has a file of that size. See also
     ``size_of``.
     """
-    first = trainer_of(data, seed, options, epochs=options.epochs // 2)
-    first.fit()
-    original = training.fork(first, data, options.epochs)
-    original.fit()
-    about = {"kind": "arm", "seed": seed}
-    rows = [about | {"family": ORIGINAL, "factor": 1} | ended(original, data)]
-    shown = shown_of(data)
-    for name, by_factor in settings.items():
-        family = FAMILIES[name]
-        for factor, setting in by_factor.items():
-            teacher = Teacher(copy.deepcopy(original.model), data) if family.distilled else None
-            if family.halfway:
-                trainer = training.fork(first, data, options.epochs)
-                family.operate(trainer.model, shown, setting, seed, [trainer.optimizer])
-            else:
-                model = fresh(data, seed)
-                family.operate(model, shown, setting, seed)
-                trainer = trainer_of(data, seed, options, model, teacher)
-            trainer.fit()
-            rows.append(about | {"family": name, "factor": factor, "setting": setting} | ended(trainer, data))
+    about: Row = {"kind": "arm", "seed": seed, "family": name}
+    if name == ORIGINAL:
+        return [about | {"factor": 1} | ended(trained(data, seed, options, options.epochs), data)]
+    family, shown, rows = FAMILIES[name], shown_of(data), list[Row]()
+    first = trained(data, seed, options, options.epochs // 2) if family.halfway else None
+    original = trained(data, seed, options, options.epochs).model if family.distilled else None
+    for factor, setting in settings.items():
+        if first is not None:
+            trainer = training.fork(first, data, options.epochs)
+            family.operate(trainer.model, shown, setting, seed, [trainer.optimizer])
+        else:
+            model = fresh(data, seed)
+            family.operate(model, shown, setting, seed)
+            teacher = None if original is None else Teacher(copy.deepcopy(original), data)
+            trainer = trainer_of(data, seed, options, model, teacher)
+        trainer.fit()
+        rows.append(about | {"factor": factor, "setting": setting} | ended(trainer, data))
     return rows
+
+
+def trained(data: ImageTask, seed: int, options: Options, epochs: int) -> Trainer:
+    """The original after this number of epochs."""
+    trainer = trainer_of(data, seed, options, epochs=epochs)
+    trainer.fit()
+    return trainer
 
 
 def fresh(data: ImageTask, seed: int) -> nn.Module:

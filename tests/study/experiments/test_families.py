@@ -55,7 +55,7 @@ def rows(tasks):
 
 @pytest.fixture(scope="module")
 def digits(tasks):
-    return dict(tasks[1])["families-0"].args[0]
+    return dict(tasks[1])["original-0"].args[0]
 
 
 def test_every_family_has_the_largest_file_that_fits(digits):
@@ -81,6 +81,17 @@ def test_a_size_that_is_not_reached_or_that_a_smaller_file_has_is_left_out(digit
     assert codes == sorted(set(codes))
 
 
+def test_families_that_are_alike_have_files_of_one_size(digits):
+    for name, family in FAMILIES.items():
+        if family.like:
+            sizes = set()
+            for each in (family, FAMILIES[family.like]):
+                model = measure.fresh(digits, 0)
+                each.operate(model, measure.shown_of(digits), 0.1, 0)
+                sizes.add(ops.saved_bytes(model))
+            assert len(sizes) == 1 and not FAMILIES[family.like].like, name
+
+
 def test_files_are_as_large_as_they_may_be_and_hashing_saves_no_flops(rows):
     arm = {family: rows.where(kind="arm", family=family)[0] for family in (ORIGINAL, *TRIED)}
     assert all(arm[name]["bytes"] <= arm[ORIGINAL]["bytes"] / 8 for name in (HASHED, SMALL, STRETCHED))
@@ -92,9 +103,11 @@ def test_files_are_as_large_as_they_may_be_and_hashing_saves_no_flops(rows):
 
 
 def test_the_original_is_training_that_was_not_interrupted_and_a_fresh_small_network_is_fresh(digits, rows):
-    whole = measure.trainer_of(digits, 1, SMALLEST)
-    whole.fit()
+    whole = measure.trained(digits, 1, SMALLEST, 2)
     assert rows.where(kind="arm", family=ORIGINAL)[1]["test"] == training.ended(whole, digits)["test"]
+    later = training.fork(measure.trained(digits, 1, SMALLEST, 1), digits, 2)
+    later.fit()
+    assert all(map(torch.equal, later.model.parameters(), whole.model.parameters()))
     model = measure.fresh(digits, 0)
     wide = model.fc2.weight.std()
     FAMILIES[SMALL].operate(model, measure.shown_of(digits), 0.1, 0)
