@@ -10,7 +10,7 @@ way had by then.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -156,10 +156,10 @@ def compacted(model: nn.Module, data: ImageTask) -> Row:
     }  # fmt: skip
 
 
-def first_mask(model: nn.Module, whole: bool) -> Mapping[str, object]:
+def first_mask(model: nn.Module, whole: bool) -> Row:
     """``by_pixel``: how many units read each pixel; with ``whole`` also the ``mask [units, pixels]``, as text."""
     mask = masks_of(model)["fc1.weight"]
-    found: dict[str, object] = {"by_pixel": mask.sum(dim=0, dtype=torch.int64).tolist(), "units": len(mask)}
+    found: Row = {"by_pixel": mask.sum(dim=0, dtype=torch.int64).tolist(), "units": len(mask)}
     return found | ({"mask": packed(mask)} if whole else {})
 
 

@@ -97,10 +97,11 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
         models.build(network, data.shape, len(data.classes))
     build, shown = partial(models.build, NETWORK, data.shape, len(data.classes)), shown_of(data)
     settings = all_settings(options.families, build, shown, options.sizes)
+    every: dict[str, dict[int, Setting]] = {ORIGINAL: {}, **settings}
     facts = experiment.image_facts(data) | {"bytes": ops.saved_bytes(build())}
     return facts, [
         *((f"{family}-{seed}", partial(arms, data, family, seed, by_factor, options))
-          for seed in range(options.seeds) for family, by_factor in ({ORIGINAL: {}} | settings).items()),
+          for seed in range(options.seeds) for family, by_factor in every.items()),
         *((f"{network}-{seed}", partial(han.pruned, data, network, seed, epochs))
           for network, epochs in zip(han.TARGETS, options.pruning_epochs, strict=True)
           if network in options.networks.split(",") for seed in range(options.seeds)),
