@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from network_surgery.study.bench.page import Part, images
@@ -20,6 +22,7 @@ def parts(measured: Measured) -> dict[str, Part]:
     return {
         "images": images(measured),
         "epochs": str(options["epochs"]), "batch_size": str(options["batch_size"]), "rate": f"{RATE:g}",
+        "steps": f"{options['epochs'] * math.ceil(measured.facts['train'] / options['batch_size']):,}",
         "factors": ", ".join(f"1/{factor}" for factor in options["factors"].split(",")),
         "whole": deviation(original(rows), 2, 100), "whole_bytes": f"{measured.facts['bytes']:,}",
         "untried": f"Not tried here: {', '.join(untried)}." if untried else "",
