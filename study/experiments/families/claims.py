@@ -149,12 +149,13 @@ def curve_claims(rows: Rows) -> list[Claim]:
     if CURVES not in pruned_networks(rows):
         return []
 
-    def ahead(one: tuple[str, str], other: tuple[str, str]) -> dict[str, Values]:
+    def ahead(one: tuple[str, str], other: tuple[str, str], first: int = 0) -> dict[str, Values]:
         return {
             f"{left:.0%} left": pruned(rows, "test", *one, left) - pruned(rows, "test", *other, left)
-            for left in LEFT[CURVES]
+            for left in LEFT[CURVES][first:]
         }
 
+    # The first step of the iterative way is the same as one shot.
     half = pruned(rows, "test", L2, UNTRAINED, LEFT[CURVES][0]) - trained(rows, "test", CURVES)
     centre, border = by_place(rows)
     return [
@@ -164,7 +165,7 @@ def curve_claims(rows: Rows) -> list[Claim]:
         Claim("with retraining L2 is better than L1", "Han", ahead((L2, ONE_SHOT), (L1, ONE_SHOT)), unit="points"),
         Claim("retraining is better than none (L2)", "Han", ahead((L2, ONE_SHOT), (L2, UNTRAINED)), unit="points"),
         Claim("iterative pruning is better than one shot (L2, as many epochs)", "Han",
-              ahead((L2, ITERATIVE), (L2, ONE_SHOT)), unit="points"),
+              ahead((L2, ITERATIVE), (L2, ONE_SHOT), 1), unit="points"),
         Claim("more of the first layer is left at the image's centre than at its border (fraction of the weights)",
               "Han", centre - border),
     ]  # fmt: skip

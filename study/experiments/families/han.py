@@ -35,10 +35,10 @@ UNTRAINED, ONE_SHOT, ITERATIVE = "not retrained", "one shot", "iterative"
 CURVES = "lenet_300_100"
 #: Thousands of parameters before and after, as the source counts them.
 TARGETS = {"lenet_300_100": (267, 22), "lenet_5": (431, 36)}
-#: Fractions of the weights that are left, one after the other; the source's are among them.
+#: Fractions of the weights that are left, one after the other, the source's last, with as many digits as rows keep.
 LEFT = {
-    "lenet_300_100": (1 / 2, 1 / 4, 22 / 267),
-    "lenet_5": (1 / 4, 36 / 431),
+    "lenet_300_100": (1 / 2, 1 / 4, round(22 / 267, 8)),
+    "lenet_5": (1 / 4, round(36 / 431, 8)),
 }
 #: The source's five curves: penalty and way.
 WAYS = ((L2, UNTRAINED), (L1, UNTRAINED), (L1, ONE_SHOT), (L2, ONE_SHOT), (L2, ITERATIVE))
@@ -53,7 +53,7 @@ CPU = torch.device("cpu")
 def target(network: str) -> float:
     """The fraction of the weights that the source leaves."""
     before, after = TARGETS[network]
-    return after / before
+    return round(after / before, 8)
 
 
 def pruned(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:

@@ -95,10 +95,12 @@ def _pruning(measured: Measured) -> str:
         "the weights left"
         for network in claims.pruned_networks(measured.rows)
     ]
+    absent = [name for network, name in NAMES.items() if network not in claims.pruned_networks(measured.rows)]
+    left_out = f". Not pruned here: {', '.join(absent)}" if absent else ""
     return (
         f"SGD {han.RATE:g} with momentum {han.MOMENTUM:g}, one cycle, batches of {han.BATCH}; L2 "
         f"{han.STRENGTH[han.L2]:g} or L1 {han.STRENGTH[han.L1]:g}; retraining at a constant {han.LATER * han.RATE:g}. "
-        f"{'; '.join(each)}"
+        f"{'; '.join(each)}{left_out}"
     )
 
 

@@ -15,7 +15,7 @@ from network_surgery.study import models
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench import training
 from network_surgery.study.bench.claims import judge
-from network_surgery.study.bench.rows import Measured, Rows
+from network_surgery.study.bench.rows import DIGITS, Measured, Rows
 from network_surgery.study.errors import StudyError
 from network_surgery.study.experiments.families import EXPERIMENT, han, measure, page
 from network_surgery.study.experiments.families.families import (
@@ -44,7 +44,7 @@ SMALLEST = Options(
 @pytest.fixture(scope="module")
 def tasks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(han.LEFT, "lenet_300_100", (1 / 2, 22 / 267))
+        patch.setitem(han.LEFT, "lenet_300_100", (1 / 2, han.target("lenet_300_100")))
         yield measure.measure(SMALLEST)
 
 
@@ -128,6 +128,11 @@ def test_pruning_leaves_as_many_weights_as_it_says_and_both_ways_begin_alike(row
     assert "mask" in first and "mask" not in second and len(second["by_pixel"]) == 64
     share = sum(second["by_pixel"]) / (64 * second["units"])
     assert share == pytest.approx(table["layers"]["fc1"], abs=1e-6)
+
+
+def test_rows_that_are_kept_have_the_fractions_that_a_page_asks_for():
+    for network, lefts in han.LEFT.items():
+        assert lefts[-1] == han.target(network) and all(float(f"{left:.{DIGITS}g}") == left for left in lefts)
 
 
 def test_quality_times_deviation_decides_in_each_layer(digits):
