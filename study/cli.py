@@ -286,6 +286,9 @@ def experiment(
     ] = None,
     looks: Annotated[int | None, typer.Option(help="Number of looks at each of them.")] = None,
     networks: Annotated[str | None, typer.Option(help="Networks, with commas between them.")] = None,
+    factors: Annotated[
+        str | None, typer.Option(help="How many times smaller files are to be, with commas between them.")
+    ] = None,
     width: Width = None,
     step: Step = None,
     trainings: Trainings = None,
@@ -303,7 +306,7 @@ def experiment(
     """Measure an experiment and write its page, with pictures and rows; an interrupted one goes on where it was."""
     flags |= {
         "label": label, "train_images": train_images, "seeds": seeds, "iterations": iterations, "looks": looks,
-        "networks": networks, "width": width, "step": step, "trainings": trainings, "seed": seed,
+        "networks": networks, "factors": factors, "width": width, "step": step, "trainings": trainings, "seed": seed,
     }  # fmt: skip
     terminal = Terminal()
     terminal.begin("experiment", name or "")

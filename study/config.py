@@ -168,7 +168,7 @@ class Settings(Declared):
     model: Annotated[
         Text,
         About(
-            "small_cnn, mlp, resnet18, vgg16, torchvision:NAME or MODULE:FACTORY; "
+            "small_cnn, mlp, lenet_300_100, lenet_5, resnet18, vgg16, torchvision:NAME or MODULE:FACTORY; "
             "of text: gpt, gpt_gelu, transformers:NAME_OR_FOLDER or MODULE:FACTORY"
         ),
     ] = "small_cnn"

@@ -110,6 +110,48 @@ def evci_cnn(shape: Shape, classes: int, activation: type[nn.Module] = nn.ReLU, 
     return nn.Sequential(layers)
 
 
+def lenet_300_100(shape: Shape, classes: int) -> nn.Module:
+    """LeNet-300-100 as Han et al. 2015 prune it: 300 and 100 dense units with ReLU (LeCun et al. 1998).
+
+    On 28 × 28 × 1 and 10 classes it has 266,200 weights, their 267 K with the 410 biases: 235,200, 30,000 and 1,000.
+    """
+    pixels = shape[0] * shape[1] * shape[2]
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(pixels, 300),
+            relu1=nn.ReLU(),
+            fc2=nn.Linear(300, 100),
+            relu2=nn.ReLU(),
+            fc3=nn.Linear(100, classes),
+        )
+    )
+
+
+def lenet_5(shape: Shape, classes: int) -> nn.Module:
+    """LeNet-5 in the form that comes with Caffe, which Han et al. 2015 prune: 20 and 50 channels, 500 dense units.
+
+    Each convolution (5 × 5) is followed by pooling over 2 × 2 and by nothing else, the dense layer by ReLU. On
+    28 × 28 × 1 and 10 classes it has 430,500 weights, their 431 K with the 580 biases: 500, 25,000, 400,000 and 5,000.
+    16 × 16 at least.
+    """
+    if min(shape[1:]) < 16:
+        raise StudyError("it needs images of at least 16 × 16")
+    rows, columns = (((n - 4) // 2 - 4) // 2 for n in shape[1:])
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(shape[0], 20, 5),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(20, 50, 5),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(50 * rows * columns, 500),
+            relu1=nn.ReLU(),
+            fc2=nn.Linear(500, classes),
+        )
+    )
+
+
 def resnet18(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
     """ResNet-18 with the stem of CIFAR (``study.resnet``): 11,173,962 parameters on 32 × 32 × 3 and 10 classes."""
     from network_surgery.study.resnet import SmallImageResNet
@@ -123,6 +165,8 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "evci_cnn": evci_cnn,
     "evci_cnn_norm": partial(evci_cnn, norms=True),
     "evci_cnn_tanh": partial(evci_cnn, activation=nn.Tanh),
+    "lenet_300_100": lenet_300_100,
+    "lenet_5": lenet_5,
     "resnet18": resnet18,
     "resnet18_quarter": partial(resnet18, width=1 / 4),
     "vgg16": vgg16,

@@ -149,8 +149,9 @@ class Hashed(Read):
         self._sign = sign
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        index = mixed(positions, 2 * self._seed) % self._stored
-        return index, 1 - 2 * (mixed(positions, 2 * self._seed + 1) & 1) if self._sign else None
+        begun = _begun(positions)
+        index = _ended(begun, 2 * self._seed) % self._stored
+        return index, 1 - 2 * (_ended(begun, 2 * self._seed + 1) & 1) if self._sign else None
 
     def to_data(self) -> dict[str, Any]:
         return super().to_data() | {"sign": self._sign}
@@ -209,13 +210,31 @@ def mixed(positions: Tensor, seed: int) -> Tensor:
     >>> len(hashes.unique()), bool((hashes < 2**32).all())
     (100000, True)
     """
-    return _finalized(_finalized(positions & WORD) ^ _seeded(seed))
+    return _ended(_begun(positions), seed)
+
+
+def _begun(positions: Tensor) -> Tensor:
+    """The round before the seed, which hashes of several seeds share: the lowest 32 bits as int32."""
+    return _finalized(positions.to(torch.int32))
+
+
+def _ended(begun: Tensor, seed: int) -> Tensor:
+    return _finalized(begun ^ _signed(_seeded(seed))).to(torch.int64) & WORD
 
 
 def _finalized(x: Tensor) -> Tensor:
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & WORD  # the product may overflow: its lowest 32 bits are right
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & WORD
-    return x ^ (x >> 16)
+    """In int32, whose products wrap around: processors multiply eight of them at once, and not of int64.
+
+    Shifts copy the sign, which the masks remove.
+    """
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _signed(0x85EBCA6B)
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * _signed(0xC2B2AE35)
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def _signed(word: int) -> int:
+    """The number of 32 bits that int32 writes so."""
+    return word - (1 << 32) if word >> 31 else word
 
 
 def _seeded(seed: int) -> int:

@@ -21,6 +21,7 @@ from network_surgery.study.task.images import ImageTask
 #: Every experiment, by its name: the module whose ``EXPERIMENT`` it is.
 EXPERIMENTS = {
     "attack": "network_surgery.study.experiments.attack",
+    "families": "network_surgery.study.experiments.families",
     "heuristics": "network_surgery.study.experiments.heuristics",
     "isolation": "network_surgery.study.experiments.isolation",
     "optimizer_state": "network_surgery.study.experiments.optimizer_state",

@@ -39,11 +39,16 @@ def train(
 
 
 def fork(trained: Trainer, data: ImageTask, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:
-    """A copy that goes on as if it had not been interrupted, to ``epochs`` in all: network, optimizer, history."""
+    """A copy that goes on as if it had not been interrupted, to ``epochs`` in all: network, optimizer, history.
+
+    The curve of the learning rate is then that of a run of ``epochs``; one that stopped before had it with
+    ``curve_epochs``.
+    """
     model, optimizer = copy.deepcopy((trained.model, trained.optimizer))
     trainer = Trainer(
         model, optimizer, data, epochs=epochs, batch_size=trained.batch_size, seed=trained.seed,
-        device=trained.device, callbacks=callbacks, accuracy_mode=trained.accuracy_mode,
+        device=trained.device, callbacks=callbacks, optimization=trained.optimization,
+        accuracy_mode=trained.accuracy_mode,
     )  # fmt: skip
     trainer.epoch, trainer.iteration, trainer.history = trained.epoch, trained.iteration, list(trained.history)
     return trainer

@@ -85,7 +85,7 @@ OTHERS = {
     "layers": {"preset", "config", "epochs", "image"},
     "doctor": {"address", "dry_run"},
     "isolate": {"width", "step", "iterations", "trainings", "seed", "workers", "out"},
-    "experiment": MEASURING | {"networks", "workers", "rows", "out"},
+    "experiment": MEASURING | {"networks", "factors", "workers", "rows", "out"},
     "ui": {"port"},
 }
 

@@ -90,6 +90,8 @@ def refusal(name: str, shape: tuple[int, int, int] = SHAPE) -> str:
         ("mlp", (3, 5, 9)),
         ("vgg16", SHAPE),
         ("vgg16", (1, 16, 40)),
+        ("lenet_300_100", (3, 5, 9)),
+        ("lenet_5", (3, 16, 41)),
         ("torchvision:resnet18", SHAPE),
         ("torchvision:squeezenet1_1", SHAPE),
     ],
@@ -205,7 +207,7 @@ def test_a_name_that_names_nothing(name: str, reason: str) -> None:
     assert reason in refusal(name)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "torchvision:alexnet"])
+@pytest.mark.parametrize("name", ["vgg16", "lenet_5", "torchvision:alexnet"])
 def test_images_that_are_too_small(name: str, recwarn: pytest.WarningsRecorder) -> None:
     assert "failed on images of 1 × 8 × 8: " in refusal(name, (1, 8, 8))
     assert not recwarn
@@ -225,3 +227,22 @@ def test_evcis_network_has_the_parameters_that_he_counts_and_takes_digits_too(na
     for shape in ((1, 8, 8), (3, 32, 32)):
         anatomy = Anatomy(models.build(name, shape, 10), torch.zeros(2, *shape))
         assert {layer: found.units for layer, found in anatomy.items()} == {"conv1": 8, "conv2": 16, "fc1": 64}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "biases"),
+    [
+        ("lenet_300_100", (235_200, 30_000, 1_000), 410),
+        ("lenet_5", (500, 25_000, 400_000, 5_000), 580),
+    ],
+)
+def test_the_networks_of_han_have_the_weights_that_they_count(name: str, weights: tuple[int, ...], biases: int) -> None:
+    model = models.build(name, (1, 28, 28), 10)
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    assert tuple(sizes[::2]) == weights and sum(sizes[1::2]) == biases
+    assert round((sum(weights) + biases) / 1000) == {"lenet_300_100": 267, "lenet_5": 431}[name]
+    layers = Anatomy(model, torch.zeros(2, 1, 28, 28))
+    assert {layer: found.units for layer, found in layers.items()} == {
+        "lenet_300_100": {"fc1": 300, "fc2": 100},
+        "lenet_5": {"conv1": 20, "conv2": 50, "fc1": 500},
+    }[name]

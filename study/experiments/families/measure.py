@@ -1,0 +1,186 @@
+"""What is measured: every family at every size with each seed, and what pruning leaves (``han``).
+
+All runs of a seed begin with the same weights and see the same batches; Adam's one-cycle learning rate is stretched
+over the same number of epochs. A family that strikes halfway goes on from the original after half of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from network_surgery import ops
+from network_surgery.ops.anatomy import count
+from network_surgery.ops.network.expressed import weights_flops
+from network_surgery.study import models
+from network_surgery.study.bench import experiment, training
+from network_surgery.study.bench.rows import Row, Task
+from network_surgery.study.errors import StudyError
+from network_surgery.study.experiments.families import han
+from network_surgery.study.experiments.families.families import (
+    FAMILIES,
+    NETWORK,
+    ORIGINAL,
+    TRIED,
+    Setting,
+    all_settings,
+)
+from network_surgery.study.recipe.curves import Curve
+from network_surgery.study.recipe.distillation import Teacher
+from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.task import images as sources
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.task.samples import Batches
+from network_surgery.study.training import measures
+from network_surgery.study.training.trainer import Trainer
+
+#: Adam's largest learning rate in its cycle.
+RATE, VALIDATION, CPU = 0.01, 0.06, torch.device("cpu")
+#: Images that dictionaries are measured on.
+SHOWN = 1_000
+
+
+@dataclass(frozen=True)
+class Options(experiment.Options):
+    """``epochs`` of every run, in batches of ``batch_size``; ``factors``: how many times smaller files are, with commas
+    between them.
+
+    ``families``: those of ``FAMILIES`` that are tried. ``networks``: of ``han.TARGETS``, those that are pruned, with
+    commas between them; ``pruning_epochs``: of training before it, in the order of these.
+    """
+
+    data: str = "mnist"
+    epochs: int = 4
+    batch_size: int = 256
+    factors: str = "2,4,8,16,32,64"
+    families: tuple[str, ...] = TRIED
+    networks: str = ",".join(han.TARGETS)
+    pruning_epochs: tuple[int, int] = (4, 2)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The factors as numbers.
+
+        Raises:
+            StudyError: one of them is no whole number above 1.
+        """
+        each = self.factors.split(",")
+        if not all(factor.strip().isdecimal() and int(factor) > 1 for factor in each):
+            raise StudyError(f"factors is {self.factors!r}; give whole numbers above 1, such as 8,64")
+        return [int(factor) for factor in each]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.sizes
+        if self.epochs < 2 or self.epochs % 2:
+            raise StudyError(
+                f"epochs is {self.epochs}; half of them come before some operations, so give an even number"
+            )
+        if unknown := set(self.networks.split(",")) - set(han.TARGETS):
+            raise StudyError(f"no network {', '.join(sorted(unknown))}; give one or both of {', '.join(han.TARGETS)}")
+
+
+def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
+    """The images' facts with the original's size, and the tasks: families, and pruning of each network, by seed.
+
+    Raises:
+        StudyError: the images cannot be read, or are too small for a network.
+    """
+    data = sources.load(options.data, VALIDATION, options.train_images)
+    for network in options.networks.split(","):
+        models.build(network, data.shape, len(data.classes))
+    build, shown = partial(models.build, NETWORK, data.shape, len(data.classes)), shown_of(data)
+    settings = all_settings(options.families, build, shown, options.sizes)
+    every: dict[str, dict[int, Setting]] = {ORIGINAL: {}, **settings}
+    facts = experiment.image_facts(data) | {"bytes": ops.saved_bytes(build())}
+    return facts, [
+        *((f"{family}-{seed}", partial(arms, data, family, seed, by_factor, options))
+          for seed in range(options.seeds) for family, by_factor in every.items()),
+        *((f"{network}-{seed}", partial(han.pruned, data, network, seed, epochs))
+          for network, epochs in zip(han.TARGETS, options.pruning_epochs, strict=True)
+          if network in options.networks.split(",") for seed in range(options.seeds)),
+    ]  # fmt: skip
+
+
+def arms(data: ImageTask, name: str, seed: int, settings: Mapping[int, Setting], options: Options) -> list[Row]:
+    """A row of ``kind`` ``arm`` for a family at each size, or for the original.
+
+    ``factor``: how many times smaller the file is to be; ``setting``: what has a file of that size. See also
+    ``size_of``.
+    """
+    about: Row = {"kind": "arm", "seed": seed, "family": name}
+    if name == ORIGINAL:
+        return [about | {"factor": 1} | ended(trained(data, seed, options, options.epochs), data)]
+    family, shown, rows = FAMILIES[name], shown_of(data), list[Row]()
+    first = trained(data, seed, options, options.epochs // 2) if family.halfway else None
+    original = trained(data, seed, options, options.epochs).model if family.distilled else None
+    for factor, setting in settings.items():
+        if first is not None:
+            trainer = training.fork(first, data, options.epochs)
+            family.operate(trainer.model, shown, setting, seed, [trainer.optimizer])
+        else:
+            model = fresh(data, seed)
+            family.operate(model, shown, setting, seed)
+            teacher = None if original is None else Teacher(copy.deepcopy(original), data)
+            trainer = trainer_of(data, seed, options, model, teacher)
+        trainer.fit()
+        rows.append(about | {"factor": factor, "setting": setting} | ended(trainer, data))
+    return rows
+
+
+def trained(data: ImageTask, seed: int, options: Options, epochs: int) -> Trainer:
+    """The original after this number of epochs."""
+    trainer = trainer_of(data, seed, options, epochs=epochs)
+    trainer.fit()
+    return trainer
+
+
+def fresh(data: ImageTask, seed: int) -> nn.Module:
+    """The original before training; the seed is that of all that is random afterwards, too."""
+    torch.manual_seed(seed)
+    return models.build(NETWORK, data.shape, len(data.classes))
+
+
+def trainer_of(
+    data: ImageTask, seed: int, options: Options, model: nn.Module | None = None, teacher: Teacher | None = None,
+    epochs: int | None = None,
+) -> Trainer:  # fmt: skip
+    """Training of a network, by default a fresh original; its learning rate's curve is that of all epochs."""
+    model = fresh(data, seed) if model is None else model
+    return Trainer(
+        model, torch.optim.Adam(model.parameters(), RATE), data, epochs=epochs or options.epochs,
+        batch_size=options.batch_size, seed=seed, device=CPU, optimization=Optimization(Curve("one_cycle")),
+        curve_epochs=options.epochs, teacher=teacher,
+    )  # fmt: skip
+
+
+def ended(trainer: Trainer, data: ImageTask) -> Row:
+    """How a run ended, and the size of its network."""
+    end = training.ended(trainer, data)
+    return {name: end[name] for name in ("test", "test_loss", "parameters")} | size_of(trainer.model, data)
+
+
+def size_of(model: nn.Module, data: ImageTask) -> Row:
+    """``bytes`` of the file that ``ops.save`` writes, ``flops`` of one image, and what each forward pass needs.
+
+    ``computing``: FLOPs that compute the weights once in each pass; ``milliseconds`` and ``milliseconds_256``: of a
+    pass of one image and of 256.
+    """
+    latency = measures.speed(model, Batches(data.test, CPU), CPU)["latency_seconds"]
+    return {
+        "bytes": measures.file_size(model), "flops": count(model, shown_of(data)[:2])[1],
+        "computing": weights_flops(model), "milliseconds": 1000 * latency["1"],
+        "milliseconds_256": 1000 * latency["256"],
+    }  # fmt: skip
+
+
+def shown_of(data: ImageTask) -> Tensor:
+    """Training images, evenly spread over the set: ``[n, channels, height, width]``."""
+    images: Tensor = Batches(data.train.thinned(SHOWN), CPU).take(slice(None))[0]
+    return images
