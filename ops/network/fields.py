@@ -71,8 +71,8 @@ def check(name: str, data: Mapping[str, Any], fields: Mapping[str, Field]) -> No
         if axis not in map(str, range(len(shape))):
             _refuse(name, "names", names, f"positions by axis, of {len(shape)} axes")
         length = shape[int(axis)]
-        right = isinstance(positions, (list, tuple)) and 0 < len(positions) <= MOST
-        if not right or not all(type(each) is int and 0 <= each < length for each in positions):
+        listed = isinstance(positions, (list, tuple)) and 0 < len(positions) <= MOST
+        if not listed or not all(type(each) is int and 0 <= each < length for each in positions):
             _refuse(name, f"names of axis {axis}", positions, f"a list of positions from 0 to {length - 1}")
         now[int(axis)] = len(positions)
     if math.prod(now.values()) > MOST:
