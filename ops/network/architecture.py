@@ -6,7 +6,7 @@ sizes as plain data (``describe``) let a freshly made one take them (``adopt``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
-from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.blocks import KIND, Blocks, arrangements
 from network_surgery.ops.network.codebook import Codebook
@@ -34,6 +34,7 @@ from network_surgery.ops.network.expressed import (
     tensors_of,
 )
 from network_surgery.ops.network.fastfood import Fastfood
+from network_surgery.ops.network.fields import check
 from network_surgery.ops.network.hashed import Edges, Hashed
 from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
 from network_surgery.ops.network.modules import build, exchanged, placed, put_module
@@ -209,7 +210,9 @@ def _adopt(model: nn.Module, description: Description) -> None:
     tensors = {name: tensor for name, tensor in tensors.items() if name not in early}
     found = {name: torch.Size(wanted[name]) for name in description.get("masks", {}) if name in wanted}
     masks = {name: unpacked(description["masks"][name], shape) for name, shape in found.items()}
-    expressed = {name: _expression(name, data) for name, data in description.get("expressed", {}).items()}
+    expressed = {
+        name: _expression(name, data, wanted.get(name)) for name, data in description.get("expressed", {}).items()
+    }
     before = {name: raw(*at(modules, name)) for name in compressed(model)}
     for verb, names in (("masks", description.get("masks", {})), ("expresses", expressed)):
         if odd := [name for name in names if not isinstance(tensors.get(name), nn.Parameter)]:
@@ -298,12 +301,22 @@ def _kind(expression: Compressed) -> str:
     return next(kind for kind, each in EXPRESSIONS.items() if type(expression) is each)
 
 
-def _expression(name: str, data: Mapping[str, Any]) -> Compressed:
-    """An expression from plain data. Raises SurgeryError where it is none that is known."""
-    try:
-        return EXPRESSIONS[data["kind"]].from_data(data)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise SurgeryError(f"how the architecture expresses {name} is not known: {data!r:.80}") from error
+def _expression(name: str, data: Any, shape: Sequence[int] | None) -> Compressed:
+    """An expression from plain data; ``shape``: of what is stored. Raises SurgeryError where there is none of it."""
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    if not isinstance(kind, str) or kind not in EXPRESSIONS:
+        raise SurgeryError(f"how the architecture expresses {name} is not known: {data!r:.80}")
+    check(name, data, EXPRESSIONS[kind].fields)
+    with explained(f"what the architecture says of {name} is not possible"):
+        expression = EXPRESSIONS[kind].from_data(data)
+        if shape is not None and list(expression.stored_shape) != list(shape):
+            raise SurgeryError(
+                f"what is stored of {name} has the shape {tuple(shape)}, but its description in the architecture is of "
+                f"{expression.stored_shape}"
+            )
+        with torch.no_grad():
+            expression.weight(torch.zeros(expression.stored_shape))
+    return expression
 
 
 def _numbers(module: nn.Module) -> dict[str, int | list[int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.clusters import bits, pack, unpack
 from network_surgery.ops.network.expressed import Undo
+from network_surgery.ops.network.fields import SEED, SHAPE, TRUTH, Field, whole
 from network_surgery.ops.network.hashed import Read
 
 
@@ -33,6 +34,9 @@ class Codebook(Read):
     """
 
     kind = "shared"
+    fields: ClassVar[Mapping[str, Field]] = {
+        "shape": SHAPE, "clusters": whole(1), "block": whole(1), "own": TRUTH, "seed": SEED,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -84,6 +88,8 @@ class Codebook(Read):
         """Raises SurgeryError where these are no codes of this weight."""
         if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.shape != self.codes.shape:
             raise SurgeryError(f"the codes of a weight must be bytes of the shape {tuple(self.codes.shape)}")
+        if int(unpack(state, bits(self._clusters), self._blocks).max()) >= self._clusters:
+            raise SurgeryError(f"the codes of a weight must be below {self._clusters}, the number of its clusters")
         self.codes = state.to(self.codes.device, copy=True)
 
     def to_data(self) -> dict[str, Any]:

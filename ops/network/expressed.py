@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.network.fields import SHAPE, Field
 
 Undo = list[Callable[[], object]]
 Modules = Mapping[str, nn.Module]
@@ -54,6 +55,8 @@ class Compressed(Expressed):
     rows: ClassVar[bool] = False
     #: Whether the weight is a linear function of what is stored, so that optimizer state and averages can follow.
     linear: ClassVar[bool] = True
+    #: What ``to_data`` has, but for ``names``.
+    fields: ClassVar[Mapping[str, Field]] = {"shape": SHAPE}
     standing: Tensor | None
 
     def __init__(self) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.maths.hadamard import fastfood, fit
+from network_surgery.ops.network.fields import SEED, SHAPE, Field
 from network_surgery.ops.network.hashed import Placed
 
 #: Rounds in which the diagonals are fitted to a weight.
@@ -32,6 +33,7 @@ class Fastfood(Placed):
     """
 
     kind = "a fastfood product"
+    fields: ClassVar[Mapping[str, Field]] = {"shape": SHAPE, "seed": SEED}
     linear = False
 
     def __init__(self, shape: Sequence[int], seed: int, names: Mapping[str, Sequence[int]] | None = None) -> None:

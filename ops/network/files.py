@@ -82,10 +82,10 @@ def load(factory: Callable[[], Model], path: str | Path, device: torch.device | 
     try:
         adopt(model, content["architecture"])
         fill(model, content["weights"], content["architecture"])
-    except (SurgeryError, RuntimeError) as error:
+    except Exception as error:  # what another program has written can fail in any way
         pass_on_memory(error)
-        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise SurgeryError(f"{path} is not of the network that the factory makes: {reason}") from error
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
+        raise SurgeryError(f"{path} is not of the network that the factory makes: {reason:.300}") from error
     return model
 
 

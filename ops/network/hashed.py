@@ -17,13 +17,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.expressed import Compressed, Undo
+from network_surgery.ops.network.fields import SEED, SHAPE, TRUTH, Field, whole
 
 #: Hashes are whole numbers of 32 bits, in tensors of 64.
 WORD = 0xFFFFFFFF
@@ -74,6 +75,8 @@ class Placed(Compressed):
 
 class Read(Placed):
     """A weight whose entries read one of ``numbers`` stored ones each; a subclass says which (``read``)."""
+
+    fields: ClassVar[Mapping[str, Field]] = {"shape": SHAPE, "numbers": whole(1), "seed": SEED}
 
     def __init__(
         self, shape: Sequence[int], numbers: int, seed: int, names: Mapping[str, Sequence[int]] | None = None
@@ -136,6 +139,7 @@ class Hashed(Read):
     """
 
     kind = "hashed"
+    fields: ClassVar[Mapping[str, Field]] = {**Read.fields, "sign": TRUTH}
 
     def __init__(
         self,
@@ -169,6 +173,7 @@ class Edges(Read):
     """
 
     kind = "cut to random edges"
+    fields: ClassVar[Mapping[str, Field]] = {**Read.fields, "last": whole(0, WORD)}
 
     def __init__(
         self,
@@ -198,7 +203,11 @@ class Edges(Read):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Edges:
-        return cls(data["shape"], data["numbers"], data["seed"], data["last"], data.get("names"))
+        edges = cls(data["shape"], data["numbers"], data["seed"], data["last"], data.get("names"))
+        hashes = mixed(torch.arange(math.prod(edges._shape)), edges._seed)
+        if (count := int((hashes <= edges._last).sum())) != edges._stored:
+            raise ValueError(f"{count} edges are left, not {edges._stored}")
+        return edges
 
 
 def mixed(positions: Tensor, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from network_surgery.ops.maths.dictionaries import (
 )
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.expressed import Compressed, Undo
+from network_surgery.ops.network.fields import LAYOUT, SEED, SHAPE, Field, number, one_of, whole
 
 #: Dictionaries that follow from a seed.
 SEEDED = ("identity", "orthogonal", "gaussian", "rbf")
@@ -47,6 +48,10 @@ class Predicted(Compressed):
     """
 
     kind = "predicted"
+    fields: ClassVar[Mapping[str, Field]] = {
+        "shape": SHAPE, "numbers": whole(1), "seed": SEED, "dictionary": one_of(*SEEDED, *MEASURED),
+        "columns": whole(1), "layout": LAYOUT, "width": number(above=True), "penalty": number(),
+    }  # fmt: skip
     rows = True
 
     def __init__(
@@ -155,6 +160,11 @@ class Predicted(Compressed):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Predicted:
+        rows, entries = data["shape"][0], math.prod(data["shape"][1:])
+        if data["layout"] and math.prod(data["layout"]) != entries:
+            raise ValueError(f"its layout has not the {entries} entries of a row")
+        if data["columns"] > rows or data["numbers"] > entries:
+            raise ValueError(f"it has more columns than its {rows} rows, or more numbers than the {entries} of a row")
         return cls(**{name: value for name, value in data.items() if name != "kind"})
 
     def _untouched(self, names: Tensor) -> bool:

@@ -110,8 +110,9 @@ def _train(
                 kept = checkpoints_of(folder)
                 with together(cell, given, settings, device, folder, start, marker, checked) as ranks:
                     outcome = run(
-                        cell, task, settings, device, tell, saved, network, start, kept, teacher, [watch], ranks=ranks
-                    )
+                        cell, task, settings, device, tell, saved, network, start, kept, teacher, [watch], ranks=ranks,
+                        written=(lambda: None) if mirror is None else mirror.send,
+                    )  # fmt: skip
                 if network is not None:
                     outcome["network"] = network.relative_to(folder).as_posix()
         except Failed as failed:  # another worker

@@ -2,8 +2,9 @@
 
 A checkpoint holds the architecture, the weights and their average, the optimizer's state, what operations did to the
 learning rate, the random state, the position in training and the callbacks' states (the theatre's: how far the schedule
-is, and its records) by their names. A run that resumes from one equals an uninterrupted run bit for bit on a CPU; so
-does one that another run's checkpoint is loaded into, with callbacks of its own (``study.training.fork``).
+is, and its records) by their names. One that is written between two steps also holds what the epoch has come to
+(``Trainer.within``). A run that resumes from one equals an uninterrupted run bit for bit on a CPU; so does one that
+another run's checkpoint is loaded into, with callbacks of its own (``study.training.fork``).
 
 The checkpoint before the last one is kept beside it, for when the last one is damaged.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ EPOCH = ("train_seconds", "validation_loss", "validation_metric")
 
 
 def save(trainer: Trainer, path: Path, keep: bool = True) -> None:
-    """Writes the trainer's state after an epoch; the file is whole or not there. ``keep``: the one before, too."""
+    """Writes the trainer's state after an epoch, or between two steps; the file is whole or not there.
+
+    ``keep``: the one before stays, too.
+    """
     content = _content(trainer)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -84,6 +88,7 @@ def _content(trainer: Trainer) -> dict[str, Any]:
         "cuda_random": random,  # of any device; earlier versions had this one alone
         "epoch": trainer.epoch,
         "iteration": trainer.iteration,
+        "within": trainer.within(),
         "history": trainer.history,
         "forked": trainer.forked,
         "peak_memory": peak_memory(trainer),
@@ -156,9 +161,12 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _check_position(trainer: Trainer, content: Mapping[str, Any]) -> None:
-    """Raises StudyError where a checkpoint is of no epoch of this run."""
+    """Raises StudyError where a checkpoint is of no moment of this run."""
     epoch, iteration, history = content["epoch"], content["iteration"], content["history"]
-    if type(epoch) is not int or not 0 <= epoch <= trainer.epochs or iteration != epoch * trainer.per_epoch:
+    whole = content.get("within") is None  # an older one is always of the end of an epoch
+    first, each = (epoch * trainer.per_epoch, trainer.per_epoch) if type(epoch) is int else (0, 0)
+    there = type(iteration) is int and (iteration == first if whole else first < iteration < first + each)
+    if type(epoch) is not int or not 0 <= epoch <= trainer.epochs - (not whole) or not there:
         raise StudyError(f"it is of epoch {epoch} and step {iteration}, which this run of {trainer.epochs} has not")
     records = [renamed(record) for record in history]  # of an older version it has other names
     if len(records) != epoch or any(name not in record for record in records for name in EPOCH):
@@ -199,6 +207,7 @@ def _bring(trainer: Trainer, content: Mapping[str, Any], fork: bool) -> None:
     if "freezing" in content:
         trainer.freezing.restore(content["freezing"])
     trainer.epoch, trainer.iteration = content["epoch"], content["iteration"]
+    trainer.resume(content.get("within"))
     trainer.history = [renamed(record) for record in content["history"]]
     trainer.forked, trainer.peak_memory = content.get("forked"), content.get("peak_memory")
     callbacks, states = _named(trainer), content["callbacks"]
@@ -240,29 +249,45 @@ def _average(trainer: Trainer) -> dict[str, Any] | None:
 
 
 class Checkpointer(Callback):
-    """Saves after an epoch, but a checkpoint that is large for its disk takes at most a twentieth of the time.
+    """Saves after an epoch, and within one where ``EVERY`` seconds have passed since the last checkpoint; but one that
+    is large for its disk takes at most a twentieth of the time.
 
     One whose writing took longer than ``SLOW`` seconds is written again when ``SHARE`` times as long has passed. It is
-    written between epochs, off their clock: written beside training, it would take the time that arms are compared by.
-    One that cannot be written costs time after an interruption, not the run: ``failed`` says why.
+    written off the clock of training: written beside it, it would take the time that arms are compared by. One that
+    cannot be written costs time after an interruption, not the run: ``failed`` says why. ``written`` is called after
+    one that was written within an epoch.
     """
 
+    EVERY = 60.0
     SLOW = 0.2
     SHARE = 20.0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, written: Callable[[], None] = lambda: None) -> None:
         self.path = path
         self.failed: str | None = None
-        self._next = 0.0
+        self._written = written
+        self._next, self._within = 0.0, time.monotonic() + self.EVERY
+
+    def after_step(self, trainer: Trainer, loss: Tensor) -> None:
+        if time.monotonic() < self._within:
+            return
+        if trainer.per_epoch - trainer.iteration % trainer.per_epoch in (1, trainer.per_epoch):
+            return  # after the last step the epoch's own is next; the first batch that a graph sees must not be short
+        with trainer.off_the_clock():
+            self._save(trainer, f"step {trainer.iteration}")
+            self._written()
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if time.monotonic() >= self._next:
+            self._save(trainer, f"epoch {trainer.epoch}")
+
+    def _save(self, trainer: Trainer, moment: str) -> None:
         start = time.monotonic()
-        if start < self._next:
-            return
         try:
             save(trainer, self.path)
         except (OSError, RuntimeError) as error:  # torch's, where the disk is full
             pass_on_memory(error)
-            self.failed = f"the checkpoint after epoch {trainer.epoch} was not written: {reason_of(error)}"
+            self.failed = f"the checkpoint after {moment} was not written: {reason_of(error)}"
         end = time.monotonic()
         self._next = end + self.SHARE * (end - start) if end - start > self.SLOW else 0.0
+        self._within = max(self._next, end + self.EVERY)

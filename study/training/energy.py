@@ -28,7 +28,8 @@ class Energy(Callback):
 
     def __init__(self, counter: Counter | None) -> None:
         self._counter = counter
-        self._start = self._joules = 0.0
+        self._start: float | None = 0.0  # None: of an epoch that began where nobody counted
+        self._joules: float | None = 0.0
 
     def before_step(self, trainer: Trainer) -> None:
         if self._counter is not None and trainer.iteration == trainer.epoch * trainer.per_epoch:
@@ -36,11 +37,22 @@ class Energy(Callback):
 
     def after_step(self, trainer: Trainer, loss: Tensor) -> None:
         if self._counter is not None and trainer.iteration == (trainer.epoch + 1) * trainer.per_epoch:
-            self._joules = self._counter() - self._start
+            self._joules = None if self._start is None else self._counter() - self._start
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         if self._counter is not None:
             record["joules"] = self._joules
+
+    def state(self) -> dict[str, Any]:
+        """The joules of an epoch in progress; between epochs they mean nothing."""
+        if self._counter is None or self._start is None:
+            return {}
+        return {"joules": self._counter() - self._start}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._start = None
+        if self._counter is not None and "joules" in state:
+            self._start = self._counter() - state["joules"]
 
 
 def counter_of(device: torch.device) -> Counter | None:

@@ -66,9 +66,9 @@ class Graph:
         if self._record is not None:
             self.reason = None
 
-    def begin(self) -> None:
-        """An epoch begins: counts from 0."""
-        self.replayed, self.seconds, self._doubtful = 0, 0.0, True
+    def begin(self, replayed: int = 0, seconds: float = 0.0) -> None:
+        """An epoch begins, or goes on that was interrupted: counts from there."""
+        self.replayed, self.seconds, self._doubtful = replayed, seconds, True
 
     def doubt(self) -> None:
         """Somebody may have exchanged tensors of the network: looks before the next replay."""

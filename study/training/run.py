@@ -87,6 +87,7 @@ def run(
     also: Sequence[Callback] = (),
     warnings: Sequence[str] = (),
     ranks: Ranks = ALONE,
+    written: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Trains a cell and returns its outcome: plain data with metric, losses, sizes, seconds, epochs and operations.
 
@@ -114,7 +115,8 @@ def run(
     ``training_flops``. ``also``: callbacks of the caller's, which no checkpoint knows of. ``warnings``: what went wrong
     on the way and cost time alone, such as a damaged checkpoint; the outcome has them, too. ``ranks``: the processes
     that train the cell together, each in a call of its own. The first alone needs files, reports, and returns a whole
-    outcome: seconds and memory are its own, and no joules are taken.
+    outcome: seconds and memory are its own, and no joules are taken. ``written`` is called after a checkpoint that was
+    written within an epoch.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -124,14 +126,16 @@ def run(
     compute.check(device)
     with compute.repeatable(device):
         return _run(
-            cell, task, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings, ranks
-        )
+            cell, task, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings, ranks,
+            written,
+        )  # fmt: skip
 
 
 def _run(
     cell: Cell, task: Task, settings: Settings, device: torch.device, compute: Compute,
     tell: Callable[[dict[str, Any]], None], saved: Path | None, network: Path | None, start: Start | None,
     shared: Path | None, teacher: Path | None, also: Sequence[Callback], warnings: Sequence[str], ranks: Ranks,
+    written: Callable[[], None],
 ) -> dict[str, Any]:  # fmt: skip
     given, task = task, of_seed(task, settings, cell.seed)
     if device.type == "cuda":
@@ -163,7 +167,7 @@ def _run(
     trainer = trainer_of(model, task, settings, cell.seed, device, cell.epochs, listeners, cell.curve, taught, ranks)
     for callback in rewinding:
         callback.attach(trainer)
-    keeper = None if saved is None else checkpoint.Checkpointer(saved)
+    keeper = None if saved is None else checkpoint.Checkpointer(saved, written)
     if keeper is not None:
         trainer.callbacks.append(keeper)
     begun = False
@@ -178,10 +182,13 @@ def _run(
             checkpoint.discard(found)
         warnings = (*warnings, str(error))
         return _run(
-            cell, given, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings, ranks
-        )
+            cell, given, settings, device, compute, tell, saved, network, start, shared, teacher, also, warnings, ranks,
+            written,
+        )  # fmt: skip
     if warnings:
-        now = f"went on after epoch {trainer.epoch}" if trainer.epoch else "started over"
+        whole = trainer.within() is None
+        moment = f"epoch {trainer.epoch}" if whole else f"step {trainer.iteration}"
+        now = f"went on after {moment}" if trainer.iteration else "started over"
         warnings = (*warnings[:-1], f"{warnings[-1]}; the run {now}")
     if begun:
         fork.replay(trainer, [reporter])

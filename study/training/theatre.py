@@ -134,7 +134,7 @@ class Theatre(Callback):
         self.records = [OperationRecord.from_data(each) for each in state["records"]]
         self.checks = [ConditionCheck.from_data(each) for each in state["checks"]]
         self.discovery_seconds = state["discovery_seconds"]
-        self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"])
+        self._last_loss = None if state["last_loss"] is None else torch.tensor(state["last_loss"], dtype=torch.float64)
         self._original = None if state.get("original") is None else Size(*state["original"])
         self._epoch_seconds = state.get("epoch_seconds")  # an older checkpoint knows of none
         self._anatomy = self._moment = None  # of the network as it was

@@ -1,15 +1,17 @@
 """The training loop. It is closed: operations, reports and checkpoints enter as callbacks.
 
-The order of the data depends on the seed and the epoch alone, so a run that resumes at an epoch sees what it would have
-seen. Times are of training; a callback that does more than look takes itself off the clock and keeps its own.
+The order of the data depends on the seed and the epoch alone, so a run that resumes, after an epoch or between two of
+its steps, sees what it would have seen. Times are of training; a callback that does more than look takes itself off the
+clock and keeps its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from network_surgery.study.task.task import Task
 from network_surgery.study.training.device import clock
 from network_surgery.study.training.evaluation import Scores, evaluate, of_batch
 from network_surgery.study.training.graph import Graph
+from network_surgery.study.training.losses import Losses
 from network_surgery.study.training.ranks import ALONE, Ranks
 
 
@@ -146,7 +149,9 @@ class Trainer:
         self.forked: dict[str, Any] | None = None
         self.peak_memory: int | None = None  # of the process that it was resumed from
         self.accuracy_mode = accuracy_mode
-        self._paused = 0.0
+        self._losses: Losses | None = None  # of the epoch in progress
+        self._seconds = 0.0  # of its training, before the clock was started last
+        self._since: float | None = None  # when that was; None while it stands
         self.scaler = compute.scaler(device)
         self.layout: dict[str, Any] = {}  # what ``channels_last: auto`` became, and why
         self._network: nn.Module = torch.compile(model, dynamic=False) if compute.compile else model  # type: ignore[assignment]
@@ -224,29 +229,58 @@ class Trainer:
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
         """What a callback does in this ``with`` block is not time of training."""
-        start = clock(self.device)
+        self._stop_clock()
         yield
-        self._paused += clock(self.device) - start
+        self._since = clock(self.device)
         if self.graph is not None:
             self.graph.doubt()
 
+    def within(self) -> dict[str, Any] | None:
+        """What an epoch has come to that is interrupted here, for ``resume``; None between epochs."""
+        if self._losses is None:
+            return None
+        replayed, capture = (0, 0.0) if self.graph is None else (self.graph.replayed, self.graph.seconds)
+        return self._losses.state() | {
+            "seconds": self._seconds, "compile_seconds": self._compile_seconds, "replayed": replayed,
+            "capture_seconds": capture,
+        }  # fmt: skip
+
+    def resume(self, within: Mapping[str, Any] | None) -> None:
+        """Goes on with the epoch at the step after ``iteration`` others; ``within`` says what it has come to."""
+        self._losses, self._seconds, self._compile_seconds = None, 0.0, 0.0
+        if within is None:
+            return
+        self._begin_epoch().restore(within)
+        self._seconds, self._compile_seconds = float(within["seconds"]), float(within["compile_seconds"])
+        if self.graph is not None:
+            self.graph.begin(within["replayed"], within["capture_seconds"])
+
+    def _begin_epoch(self) -> Losses:
+        self._seconds, self._compile_seconds = 0.0, 0.0
+        if self.graph is not None:
+            self.graph.begin()
+        self._losses = Losses(self.device, self.scaler.is_enabled())
+        return self._losses
+
+    def _stop_clock(self) -> None:
+        if self._since is not None:
+            self._seconds, self._since = self._seconds + clock(self.device) - self._since, None
+
     def _train_epoch(self) -> dict[str, Any]:
+        """Trains to the end of an epoch, or of the rest of one that was interrupted; returns its record."""
+        epoch = self._losses or self._begin_epoch()
+        done, together = self.iteration - self.epoch * self.per_epoch, self.optimization.accumulate
         seed = self.seed * 100_003 + self.epoch
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.train), generator=generator).to(self.train.home)
         parts = order.split(self.batch_size)[: batches_per_epoch(len(self.train), self.batch_size)]
         shards = [self.ranks.shard(part) for part in parts]
-        batches = self.train.over([numbers for numbers, _ in shards], seed)
+        batches = self.train.over([numbers for numbers, _ in shards[done * together :]], seed)
         if self.task.augments:
-            batches = self._augmented(batches, generator)
-        together = self.optimization.accumulate
+            batches = self._augmented(batches, generator, done * together)
         self.model.train()
-        total = first = loss = torch.zeros((), device=self.device)
-        finite: Tensor | int = 0
-        if self.graph is not None:
-            self.graph.begin()
-        self._paused, self._compile_seconds, start = 0.0, 0.0, clock(self.device)
-        for step in range(self.per_epoch):
+        self._since = clock(self.device)
+        for step in range(done, self.per_epoch):
             for callback in self.callbacks:
                 callback.before_step(self)
             sizes = [len(part) for part in parts[step * together : (step + 1) * together]]
@@ -260,20 +294,12 @@ class Trainer:
                 losses.append(self.ranks.mean(loss, weight))
             self.ranks.combine(self.model)
             self._update()
-            if self.scaler.is_enabled():  # a batch whose step it skips for its loss counts and reads as the mean so far
-                finite = finite + sum(each.isfinite() for each in losses)
-                total = sum((each.nan_to_num(0.0, 0.0, 0.0) for each in losses), total)
-                losses = [torch.where(each.isfinite(), each, total / finite) for each in losses]
-            else:
-                total = sum(losses, total)
-            loss = losses[0]
-            if together > 1:  # by numbers of the host, which a device need not wait for
-                loss = torch.stack([each * share for each, share in zip(losses, shares, strict=True)]).sum()
-            first = loss if step == 0 else first
+            loss = epoch.add(losses, shares)
             for callback in self.callbacks:
                 callback.after_step(self, loss)
-        seconds = clock(self.device) - start - self._paused
-        mean = float(total / finite) if self.scaler.is_enabled() else float(total) / len(parts)
+        self._stop_clock()
+        self._losses = None
+        mean = epoch.mean(len(parts))
         if not math.isfinite(mean):
             raise Diverged(f"the training loss became {mean} in epoch {self.epoch + 1}")
         compiling: dict[str, Any] = {"compile_seconds": self._compile_seconds} if self.compute.compile else {}
@@ -281,15 +307,15 @@ class Trainer:
             compiling |= {"replayed": self.graph.replayed, "capture_seconds": self.graph.seconds}
         sparse = {"zero_weights": zeros(self.model)} if self.optimization.sparsity else {}
         return {
-            "epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": seconds,
-            "first_loss": float(first), "last_loss": float(loss),
+            "epoch": float(self.epoch + 1), "train_loss": mean, "train_seconds": self._seconds,
+            "first_loss": float(epoch.first), "last_loss": float(epoch.last),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]), **compiling, **sparse,
         }  # fmt: skip
 
-    def _augmented(self, batches: Iterator[Batch], generator: torch.Generator) -> Iterator[Batch]:
-        """The batches as the task augments them, each by random numbers of its own."""
-        for batch in batches:
-            seed = int(torch.randint(2**62, (), generator=generator))
+    def _augmented(self, batches: Iterator[Batch], generator: torch.Generator, done: int) -> Iterator[Batch]:
+        """The batches as the task augments them, each by random numbers of its own; ``done`` batches came before."""
+        seeds = (int(torch.randint(2**62, (), generator=generator)) for _ in itertools.count())
+        for batch, seed in zip(batches, itertools.islice(seeds, done, None), strict=False):
             with apart(seed + self.ranks.rank, self.device), of_batch(self.task, "a training batch", self.epoch):
                 batch = self.task.augment(*batch)
             yield batch

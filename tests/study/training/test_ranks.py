@@ -19,6 +19,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
+from network_surgery.study.training import checkpoint
 from network_surgery.study.training import ranks as module
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.ranks import Ranks
@@ -101,18 +102,22 @@ class Notes(Callback):
 
 def train(
     ranks: Ranks, schedule: list[dict[str, Any]], settings: Settings = SETTINGS, saved: Path | None = None,
-    stop: int | None = None, **more: Any,
+    stop: int | None = None, every: float = checkpoint.Checkpointer.EVERY, **more: Any,
 ) -> tuple[dict[str, Any], Notes]:  # fmt: skip
-    """The outcome of a run and notes of it; only the first rank keeps ``saved``. ``stop``: raises in that epoch."""
+    """The outcome of a run and notes of it; only the first rank keeps ``saved``, every so many seconds within an epoch.
+    ``stop``: raises after this number of steps.
+    """
     notes, cell = Notes(), Cell("surgery", 0, schedule, test=True, **more)
     saved = saved if ranks.first else None
 
     class Stop(Callback):
         def before_step(self, trainer: Trainer) -> None:
-            if stop is not None and trainer.epoch == stop:
+            if trainer.iteration == stop:
                 raise InterruptedError
 
-    outcome = run(cell, ImageTask.of(settings), settings, CPU, saved=saved, also=[notes, Stop()], ranks=ranks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpointer, "EVERY", every)
+        outcome = run(cell, ImageTask.of(settings), settings, CPU, saved=saved, also=[notes, Stop()], ranks=ranks)
     return outcome, notes
 
 
@@ -174,14 +179,17 @@ def test_two_ranks_are_one_by_the_rest_of_the_recipe(pair: Pair) -> None:
     torch.testing.assert_close(numbers(here), numbers(alone), rtol=1e-3, atol=1e-3)
 
 
-def test_a_run_that_resumes_is_the_whole_one_to_the_bit(pair: Pair, tmp_path: Path) -> None:
-    """The first rank alone has the checkpoint, and dropout and augmentation draw what they would have drawn."""
+@pytest.mark.parametrize(("stop", "every"), [(10, 60.0), (8, 0.0)])
+def test_a_run_that_resumes_is_the_whole_one_to_the_bit(pair: Pair, tmp_path: Path, stop: int, every: float) -> None:
+    """After an epoch or between two steps; the first rank alone has the checkpoint, and dropout and augmentation draw
+    what they would have drawn.
+    """
     settings, saved = replace(SETTINGS, augment="crop_flip"), tmp_path / "cell.pt"
     (whole, notes), _ = pair(train, SCHEDULES["expand"], settings)
-    stopped, _ = pair(train, SCHEDULES["expand"], settings, saved, 2)
+    stopped, _ = pair(train, SCHEDULES["expand"], settings, saved, stop, every)
     assert isinstance(stopped, InterruptedError) and saved.exists()
     (here, mine), (_, theirs) = pair(train, SCHEDULES["expand"], settings, saved)
-    assert mine.digests == theirs.digests == notes.digests[-len(mine.digests) :] and len(mine.digests) == 5
+    assert mine.digests == theirs.digests == notes.digests[-len(mine.digests) :] and len(mine.digests) == 15 - stop
     assert numbers(here) == numbers(whole)
 
 
