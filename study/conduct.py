@@ -13,6 +13,7 @@ from rich.console import Console
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
+from network_surgery.search_spaces import find_space
 from network_surgery.study.arms import FROM_THE_END
 from network_surgery.study.closing import show
 from network_surgery.study.config import Settings
@@ -89,6 +90,8 @@ def check(
     tracking.check_server(settings.tracking_uri)
     if settings.page is not None:
         resolve(settings.page, "page")
+    if not settings.schedules and ":" not in settings.space:
+        find_space(settings.space)
     task = build(settings)
     settings = starting.settle(settings, task)
     layers, original, least, stacks = examine(settings, task)
