@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class EigenRemove(Operation):
     threshold: float | None = field(default=None, repr=False)
     iterated: bool = field(default=False, repr=False)
     rounding: str = field(default="nearest", repr=False)
+    alternatives: ClassVar[tuple[str, ...]] = ("rank", "threshold")
 
     def __post_init__(self) -> None:
         fraction(self, "keep", self.keep)

@@ -57,6 +57,7 @@ class Stretch(Operation):
     between: str = "nothing"
     whole_network: ClassVar[bool] = True
     makes_layers: ClassVar[bool] = True
+    alternatives: ClassVar[tuple[str, ...]] = ("rank", "variance", "threshold")
 
     def __post_init__(self) -> None:
         choice(self, "kernels", self.kernels, KERNELS)
