@@ -12,6 +12,12 @@ class SurgeryError(ValueError):
     """An operation that cannot be done: the message says what, where, and what would be right."""
 
 
+class Unsuitable(SurgeryError):
+    """An operation that cannot be done on this layer whatever its values: by the kind of its modules, or by how its
+    weights are stored.
+    """
+
+
 class NoSignal(SurgeryError):
     """The loss says nothing of a layer, so nothing can be chosen by it."""
 

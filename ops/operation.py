@@ -20,13 +20,15 @@ class Operation:
     and changes nothing. ``needs_signals``: whether ``propose`` must be given ``Signals``; ``whole_network``,
     whether it can be done on the whole network at once (``anatomy["*"]``) as well as on one layer; ``makes_layers``,
     whether layers that are new come of it, called after parts of the old one (``fc1.0``); ``of_blocks``, whether it
-    works on a stack of blocks (``anatomy.stacks``) in place of a layer's units.
+    works on a stack of blocks (``anatomy.stacks``) in place of a layer's units. ``alternatives``: hyperparameters of
+    which a step of a schedule may give one.
     """
 
     needs_signals: ClassVar[bool] = False
     whole_network: ClassVar[bool] = False
     makes_layers: ClassVar[bool] = False
     of_blocks: ClassVar[bool] = False
+    alternatives: ClassVar[tuple[str, ...]] = ()
 
     def hyperparameters(self) -> dict[str, Any]:
         """The fields by name; those declared with ``repr=False``, rare options, only where they are not the default.

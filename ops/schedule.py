@@ -387,6 +387,9 @@ def _step(entry: dict[str, Any]) -> Step:
     unknown = sorted(str(key) for key in set(entry) - known)
     if unknown:
         raise SurgeryError(f"{name} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    given = [field for field in kind.alternatives if entry.get(field) is not None]
+    if given[1:]:
+        raise SurgeryError(f"{name} has {' and '.join(given)}, but only one of {', '.join(kind.alternatives)} can hold")
     with explained(f"{name} cannot be made of {entry}"):
         return Step(when, layer, kind(**entry), repair, allocation=allocation, **afterwards)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from network_surgery.study.evidence import front
+from network_surgery.study.evidence import front, race
 from network_surgery.study.evidence.naming import arm_title, in_short, letters
 from network_surgery.study.evidence.report import answer_line
 from network_surgery.study.evidence.state import in_words
@@ -29,15 +29,19 @@ Column = tuple[str, Callable[[Row], str]]
 def show(results: Results, folder: Folder, console: Console) -> None:
     """The answer, the closing table, a verdict for each schedule, the front, and where to look."""
     verdicts, names, words = results["comparison"]["verdicts"], letters(results), in_short(results)
+    why = race.reason(results, folder.metric)
     show_answer(results, folder, console)
     if results["comparison"]["summary"]:
         console.print()
         console.print(table(results, folder, console), highlight=False)
+    for each in results["comparison"].get("left_out") or ():
+        say(console, f"Not there: {arm_title(each['arm'], names.get(each['trial'], ''))}, since {each['reason']}")
     for verdict in verdicts:
         trial = verdict["trial"]
         console.print()
         say(console, f"{names[trial]}  {words.get(trial, verdict['label'])}", style="bold")
-        for sentence in filter(None, (verdict["sentence"], verdict.get("also"))):
+        chosen = why[1] if why is not None and why[0] == trial else None
+        for sentence in filter(None, (verdict["sentence"], verdict.get("also"), chosen)):
             say(console, sentence)
     if results["front"]:
         sentence = front.sentence(results["front"], folder.metric)

@@ -13,6 +13,7 @@ from rich.console import Console
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.ops.errors import explained
 from network_surgery.ops.references import resolve
+from network_surgery.search_spaces import find_space
 from network_surgery.study.arms import FROM_THE_END
 from network_surgery.study.closing import show
 from network_surgery.study.config import Settings
@@ -47,6 +48,7 @@ from network_surgery.study.terminal import say, say_path
 from network_surgery.study.training import fork
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.examine import examine
+from network_surgery.study.training.foresight import foresee
 from network_surgery.study.training.trainer import steps_per_epoch
 
 __all__ = ["begin", "check", "check_data", "compare", "proceed", "show", "write_report"]
@@ -63,7 +65,7 @@ def begin(
     Raises:
         StudyError, SurgeryError: whatever a user can put right; nothing has been written then.
     """
-    settings, task, layers, original = check(settings)
+    settings, task, layers, original = check(settings, _narrate(console))
     Folder.check(out)
     if settings.storage is not None:
         open_storage(settings.storage, out)
@@ -76,15 +78,20 @@ def begin(
         yield Folder.make(out, settings, layers, preset, task.metric, task.unit, known, original), task
 
 
-def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
+def check(
+    settings: Settings, tell: Callable[[str], None] = lambda words: None
+) -> tuple[Settings, Task, dict[str, int], Any]:
     """All that is known to be right or wrong before anything is written or any process started.
 
+    ``tell`` is given a line where a listed schedule has a step that may never be done (``study.training.foresight``).
     Returns the settings as they are kept, the task, the network's layers with their units, and its size (see
     ``study.training.examine``). Raises as ``begin``.
     """
     tracking.check_server(settings.tracking_uri)
     if settings.page is not None:
         resolve(settings.page, "page")
+    if not settings.schedules and ":" not in settings.space:
+        find_space(settings.space)
     task = build(settings)
     settings = starting.settle(settings, task)
     layers, original, least, stacks = examine(settings, task)
@@ -97,6 +104,7 @@ def check(settings: Settings) -> tuple[Settings, Task, dict[str, int], Any]:
         schedule.check(layers, settings.epochs, per_epoch, stacks)
         check_after(Optimization.of(settings).curve, schedule)
         check_lengths(schedule, settings.epochs, per_epoch)
+    foresee(settings, task, tell)
     if not listed:
         Sampled.check(settings, layers, original)
     return settings, task, layers, original

@@ -17,6 +17,7 @@ network_surgery.study.errors.StudyError: cake.yaml: eggs is 0, but it must be fr
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import UnionType
@@ -91,8 +92,8 @@ class Declared:
             value = getattr(self, name)
             try:
                 object.__setattr__(self, name, adapter.validate_python(value))
-            except ValidationError:
-                right = declaration(cls, name).right
+            except ValidationError as error:
+                right = f"{declaration(cls, name).right}{_alike(error)}"
                 raise StudyError(f"{name} is {_shorten(value)}, but it must be {right}") from None
 
     def to_data(self) -> dict[str, Any]:
@@ -169,6 +170,14 @@ def _hints(cls: Any) -> dict[str, Any]:
 @functools.cache
 def _adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
     return {name: TypeAdapter(_hints(cls)[name]) for name in names(cls)}
+
+
+def _alike(error: ValidationError) -> str:
+    """The end of a sentence about a list, where something in it is written almost like what may be there."""
+    for each in error.errors(include_url=False):
+        if each["type"] == "literal_error" and each["loc"] and isinstance(each["input"], str):
+            return near(each["input"], re.findall(r"'([^']*)'", each["ctx"]["expected"]))
+    return ""
 
 
 def _shorten(value: Any) -> str:

@@ -88,7 +88,7 @@ def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
     Raises:
         StudyError, SurgeryError: whatever would keep the study from starting.
     """
-    settings, task, layers, original = conduct.check(settings)
+    settings, task, layers, original = conduct.check(settings, lambda words: say(console, words))
     Folder.check(place)
     with cluster.joined(settings, lambda words: say(console, words)) as found:
         share = nodes.trial_resources(settings, found)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from network_surgery.ops.anatomy import HiddenLayer
-from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.errors import SurgeryError, Unsuitable
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.maths.factors import composed
 from network_surgery.ops.network.modules import Change, spec_of
@@ -79,11 +79,11 @@ class Collapse(Operation):
         try:
             exact = difference(plan) <= TOLERANCE  # the chain is of the last time that the reader was met
         except SurgeryError as error:
-            raise self._refusal(layer, str(error)) from error
+            raise self._refusal(layer, str(error), SurgeryError) from error
         with contextlib.suppress(SurgeryError):  # not every network runs in training mode on inputs alone
             exact = exact and difference(plan, training=True) <= TOLERANCE  # dropout
         if not exact:
-            raise self._refusal(layer, "something stands between the two")
+            raise self._refusal(layer, "something stands between the two", SurgeryError)
         return plan
 
     def _convolution(self, layer: HiddenLayer, one: _ConvNd, two: _ConvNd) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -111,8 +111,8 @@ class Collapse(Operation):
         }  # fmt: skip
         return spec, spacing
 
-    def _refusal(self, layer: HiddenLayer, reason: str) -> SurgeryError:
-        return SurgeryError(f"{self!r} on {layer.name}: {reason}, so the two modules around it cannot become one")
+    def _refusal(self, layer: HiddenLayer, reason: str, kind: type[SurgeryError] = Unsuitable) -> SurgeryError:
+        return kind(f"{self!r} on {layer.name}: {reason}, so the two modules around it cannot become one")
 
 
 def _joined(one: nn.Module, two: nn.Module, spacing: tuple[int, ...]) -> dict[str, Tensor]:

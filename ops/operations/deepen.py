@@ -22,7 +22,7 @@ from network_surgery.ops.anatomy.lively import varied
 from network_surgery.ops.anatomy.rebuild import undoing
 from network_surgery.ops.anatomy.running import call, deviation, plainly
 from network_surgery.ops.anatomy.stacks import Run, Stack, Watch
-from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
+from network_surgery.ops.errors import SurgeryError, Unsuitable, first_line, pass_on_memory
 from network_surgery.ops.network.blocks import Blocks
 from network_surgery.ops.operation import Operation, choice
 from network_surgery.ops.operations.stretch import sized
@@ -161,7 +161,7 @@ def stack_of(operation: Operation, layer: HiddenLayer) -> Stack:
     if layer.name == WHOLE:
         return stacks.whole(WHOLE)
     known = f"the network has {', '.join(stacks)}" if stacks else "the network has none"
-    raise SurgeryError(f"{operation!r} on {layer.name}: that is a layer of units, not a stack of blocks; {known}")
+    raise Unsuitable(f"{operation!r} on {layer.name}: that is a layer of units, not a stack of blocks; {known}")
 
 
 def order(blocks: int, new: int, where: str) -> list[int]:

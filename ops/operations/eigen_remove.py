@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from network_surgery.ops.anatomy import HiddenLayer, Place
-from network_surgery.ops.errors import SurgeryError, explained
+from network_surgery.ops.errors import SurgeryError, Unsuitable, explained
 from network_surgery.ops.maths.hosvd import Truncated, iterated_tucker, truncated_hosvd
 from network_surgery.ops.operation import ROUNDINGS, Operation, choice, fraction, units_to_keep
 from network_surgery.ops.operations.min_weight import kernel_scores, strongest
@@ -49,6 +50,7 @@ class EigenRemove(Operation):
     threshold: float | None = field(default=None, repr=False)
     iterated: bool = field(default=False, repr=False)
     rounding: str = field(default="nearest", repr=False)
+    alternatives: ClassVar[tuple[str, ...]] = ("rank", "threshold")
 
     def __post_init__(self) -> None:
         fraction(self, "keep", self.keep)
@@ -93,7 +95,7 @@ class EigenRemove(Operation):
         if self.strength == "kernels":
             return kernel_scores(layer, {place: reduced.tensor() for place, reduced in outgoing.items()})
         if any(reduced.core.is_complex() for reduced in outgoing.values()):
-            raise SurgeryError(f"{self!r}: the mean of complex weights gives units no order; take strength='norm'")
+            raise Unsuitable(f"{self!r}: the mean of complex weights gives units no order; take strength='norm'")
         return torch.cat([reduced.tensor().flatten(1) for reduced in outgoing.values()], dim=1).mean(dim=1)
 
     def _reduce(self, layer: HiddenLayer, place: Place, by_unit: Tensor) -> Truncated:

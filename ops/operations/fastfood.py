@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from network_surgery.ops.anatomy import HiddenLayer
-from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.errors import Unsuitable
 from network_surgery.ops.network.fastfood import Fastfood as Expression
 from network_surgery.ops.operation import Operation, choice, whole
 from network_surgery.ops.operations.hash_weights import expressing, plain_weights
@@ -50,7 +50,7 @@ class Fastfood(Operation):
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         def product(name: str, weight: Tensor, seed: int) -> Expression:
             if weight.is_complex():
-                raise SurgeryError(f"{self!r} on {layer.name}: {name} is not of real numbers")
+                raise Unsuitable(f"{self!r} on {layer.name}: {name} is not of real numbers")
             return Expression(weight.shape, seed)
 
         return expressing(self, layer, plain_weights(self, layer), self.seed, product, self.values == "fresh")

@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.anatomy.running import call, plainly
-from network_surgery.ops.errors import NoSignal, SurgeryError
+from network_surgery.ops.errors import NoSignal, SurgeryError, Unsuitable
 from network_surgery.ops.maths.condensed import relative_error
 from network_surgery.ops.operation import ROUNDINGS, Operation, choice, fraction, new_units, whole
 from network_surgery.ops.plan import Plan
@@ -202,16 +202,16 @@ class _Growth:
 
 
 def _check(operation: GradMax, layer: HiddenLayer) -> None:
-    """Raises SurgeryError where units cannot be added so that they change nothing and learn."""
+    """Raises Unsuitable where units cannot be added so that they change nothing and learn."""
     say, readers = f"{operation!r} on {layer.name}", {place.tensor for place in layer.readers}
     if not layer.exact:
-        raise SurgeryError(f"{say}: new units would change what the others send ({layer.reason}); take weak_expand")
+        raise Unsuitable(f"{say}: new units would change what the others send ({layer.reason}); take weak_expand")
     if both := sorted(readers & {place.tensor for place in layer.makers}):
-        raise SurgeryError(f"{say}: {both[0]} both makes and reads its units; take weak_expand")
+        raise Unsuitable(f"{say}: {both[0]} both makes and reads its units; take weak_expand")
     if any(layer.tensor(place).is_complex() for place in layer.places):
-        raise SurgeryError(f"{say}: its weights are complex; take weak_expand")
+        raise Unsuitable(f"{say}: its weights are complex; take weak_expand")
     if not any(layer.tensor(place).requires_grad for place in layer.makers):
-        raise SurgeryError(f"{say}: what makes its units is frozen, so new ones would never learn")
+        raise Unsuitable(f"{say}: what makes its units is frozen, so new ones would never learn")
 
 
 def _growth(operation: GradMax, layer: HiddenLayer, signals: Signals) -> _Growth:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer
-from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.errors import SurgeryError, Unsuitable
 from network_surgery.ops.maths.double import energy
 from network_surgery.ops.network.expressed import Compressed
 from network_surgery.ops.network.hashed import Hashed
@@ -76,7 +76,7 @@ def plain_weights(operation: Operation, layer: HiddenLayer) -> list[str]:
     names = anatomy.weights if layer.name == WHOLE else [place.tensor for place in layer.makers]
     names = [n for n in dict.fromkeys(names) if n in anatomy.weights and anatomy.mask(n) is None]
     if not names:
-        raise SurgeryError(
+        raise Unsuitable(
             f"{operation!r} on {layer.name}: there are no plain weights; masked ones, hashed ones and so on stay"
         )
     return names
@@ -102,7 +102,7 @@ def expressing(
     for name in names:
         tables = [m for m in anatomy.modules.values() if isinstance(m, TABLES) and m.weight is anatomy.tensor(name)]
         if any(each.sparse or each.max_norm is not None for each in tables):
-            raise SurgeryError(
+            raise Unsuitable(
                 f"{operation!r} on {layer.name}: {name} is a table of embeddings with sparse=True or max_norm, which "
                 "works on a parameter only"
             )

@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from network_surgery.ops.anatomy import WHOLE, Anatomy, HiddenLayer, Place, axes
 from network_surgery.ops.anatomy.running import flat_tensors
 from network_surgery.ops.anatomy.trace import OUTPUT
-from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.errors import SurgeryError, Unsuitable
 from network_surgery.ops.maths.dictionaries import principal, ridge
 from network_surgery.ops.network.predicted import MEASURED, SEEDED, Predicted
 from network_surgery.ops.operation import Operation, choice, fraction, whole
@@ -99,10 +99,11 @@ class PredictWeights(Operation):
                     made[name] = self._settings(anatomy, name, signals)
             except SurgeryError as error:
                 if layer.name != WHOLE:
-                    raise SurgeryError(f"{self!r} on {layer.name}: {error}") from error
+                    raise type(error)(f"{self!r} on {layer.name}: {error}") from error
                 reason = f": {error}"
         if not made:
-            raise SurgeryError(f"{self!r} on {layer.name}: there are no weights that could be predicted{reason}")
+            kind = SurgeryError if self.needs_signals else Unsuitable
+            raise kind(f"{self!r} on {layer.name}: there are no weights that could be predicted{reason}")
 
         def predicted(name: str, weight: Tensor, seed: int) -> Predicted:
             return self._predicted(weight, seed, **made[name])
@@ -119,10 +120,10 @@ class PredictWeights(Operation):
             raise SurgeryError(f"the dictionary {self.dictionary} looks at inputs: give it Signals(model, inputs)")
         maker = _makes(anatomy, name)
         if maker is None:
-            raise SurgeryError(f"{name} makes no layer")
+            raise Unsuitable(f"{name} makes no layer")
         module = anatomy.owner(name)
         if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            raise SurgeryError(f"what {name} is multiplied with is known of dense layers and convolutions only")
+            raise Unsuitable(f"what {name} is multiplied with is known of dense layers and convolutions only")
         fed = signals.fed(*maker)
         if fed.shape[1] != anatomy.live(name)[0].numel() or not fed.isfinite().all():
             raise SurgeryError(f"what {name} is given is not finite, or not one vector for each of its rows")
@@ -178,7 +179,7 @@ def layout_of(anatomy: Anatomy, name: str) -> tuple[int, ...]:
                 return 1, *sizes
             if side > 1 and side**2 == shape[1]:
                 return 1, side, side
-    raise SurgeryError(
+    raise Unsuitable(
         f"what {name} reads has no positions that are known, as kernels and images have: take another dictionary than "
         "rbf, such as covariance"
     )

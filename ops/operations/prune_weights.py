@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer
-from network_surgery.ops.errors import NoSignal, SurgeryError
+from network_surgery.ops.errors import NoSignal, SurgeryError, Unsuitable
 from network_surgery.ops.network.dropout import scaled
 from network_surgery.ops.operation import Operation, choice, fraction, whole
 from network_surgery.ops.plan import Plan
@@ -94,7 +94,7 @@ class PruneWeights(Operation):
         names = anatomy.weights if layer.name == WHOLE else [place.tensor for place in layer.makers]
         names = [name for name in dict.fromkeys(names) if name in anatomy.weights]
         if not names:
-            raise SurgeryError(f"{self!r} on {layer.name}: there are no weights that could be pruned")
+            raise Unsuitable(f"{self!r} on {layer.name}: there are no weights that could be pruned")
         seen: dict[str, Any] = {}
         if self.needs_signals:
             if signals is None or (signals.targets is None and signals.loss_function is None):

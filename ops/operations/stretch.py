@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from network_surgery.ops.anatomy import WHOLE, Anatomy, HiddenLayer, count
-from network_surgery.ops.errors import SurgeryError, explained
+from network_surgery.ops.errors import SurgeryError, Unsuitable, explained
 from network_surgery.ops.maths.double import double, energy
 from network_surgery.ops.maths.factors import Cut, composed, filters, pair, tucker
 from network_surgery.ops.network.files import tensor_bytes
@@ -57,6 +57,7 @@ class Stretch(Operation):
     between: str = "nothing"
     whole_network: ClassVar[bool] = True
     makes_layers: ClassVar[bool] = True
+    alternatives: ClassVar[tuple[str, ...]] = ("rank", "variance", "threshold")
 
     def __post_init__(self) -> None:
         choice(self, "kernels", self.kernels, KERNELS)
@@ -86,10 +87,10 @@ class Stretch(Operation):
             try:
                 path = stretchable(anatomy, name)
                 if self.between == "batch_norm" and anatomy.tensor(name).dim() == 2 and anatomy.calls[name] != 1:
-                    raise SurgeryError(f"{path} {SEQUENCES}")
+                    raise Unsuitable(f"{path} {SEQUENCES}")
             except SurgeryError as error:
                 if not whole:
-                    raise SurgeryError(f"{self!r} on {layer.name}: {error}") from error
+                    raise type(error)(f"{self!r} on {layer.name}: {error}") from error
                 continue
             change = self._change(path, anatomy.modules[path])
             if whole and not _saves(change.spec, anatomy.modules[path]):
@@ -174,7 +175,7 @@ class Stretch(Operation):
 
     def _separable(self, path: str, module: _ConvNd, weight: Tensor, cut: Cut) -> Change:
         if weight.dim() != 4:
-            raise SurgeryError(f"{path} is no convolution of images, so it has no vertical and horizontal filters")
+            raise Unsuitable(f"{path} is no convolution of images, so it has no vertical and horizontal filters")
         outputs, inputs, height, width = weight.shape
         left, right = pair(filters(weight), cut)
         spec, number = spec_of(module), len(right)
@@ -219,23 +220,23 @@ class Stretch(Operation):
 
 
 def stretchable(anatomy: Anatomy, name: str) -> str:
-    """The module whose weight this is. Raises SurgeryError where nothing can take its place, with the reason."""
+    """The module whose weight this is. Raises Unsuitable where nothing can take its place, with the reason."""
     path, _, attribute = name.rpartition(".")
     module = anatomy.modules.get(path)
     if anatomy.mask(name) is not None or anatomy.expression(name) is not None:
-        raise SurgeryError(f"{name} is masked or hashed: ops.without_masks, or ops.materialize, makes it plain")
+        raise Unsuitable(f"{name} is masked or hashed: ops.without_masks, or ops.materialize, makes it plain")
     if attribute != "weight" or not path or type(module) not in (nn.Linear, *CONVOLUTIONS):
         kind = "no module" if module is None else f"a {type(module).__name__}"
-        raise SurgeryError(f"{path or name} is {kind} and not a dense layer or a convolution of torch's own class")
+        raise Unsuitable(f"{path or name} is {kind} and not a dense layer or a convolution of torch's own class")
     if isinstance(module, _ConvNd) and module.groups != 1:
-        raise SurgeryError(f"{path} is a convolution in {module.groups} groups")
+        raise Unsuitable(f"{path} is a convolution in {module.groups} groups")
     if not anatomy.tensor(name).is_floating_point():
-        raise SurgeryError(f"{name} is not of real numbers")
+        raise Unsuitable(f"{name} is not of real numbers")
     places = [p for p, each in anatomy.model.named_modules(remove_duplicate=False) if each is module]
     assert module is not None
     holders = [m for m in anatomy.modules.values() if any(p is module.weight for p in m._parameters.values())]
     if len(places) > 1 or len(holders) > 1:
-        raise SurgeryError(f"{name} is tied: other modules hold it as well")
+        raise Unsuitable(f"{name} is tied: other modules hold it as well")
     return path
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer, Stack
-from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.errors import SurgeryError, Unsuitable
 from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.plan import Plan
@@ -46,12 +46,12 @@ def operate(
     if signals is not None and not isinstance(signals, Signals):
         raise SurgeryError(f"signals must be Signals(model, inputs), not {type(signals).__name__}")
     if layer.name == WHOLE and not operation.whole_network:
-        raise SurgeryError(f"{operation!r} works on one layer at a time, not on the whole network ('{WHOLE}')")
+        raise Unsuitable(f"{operation!r} works on one layer at a time, not on the whole network ('{WHOLE}')")
     if isinstance(layer, Stack) and not operation.of_blocks:
-        raise SurgeryError(f"{operation!r} works on units, and {layer.name} is a stack of blocks: Deepen, or DropBlock")
+        raise Unsuitable(f"{operation!r} works on units, and {layer.name} is a stack of blocks: Deepen, or DropBlock")
     proposed = operation.propose(layer, signals)
     if proposed.modules and repair:
-        raise SurgeryError(f"{operation!r} on {layer.name} replaces modules, and repairs are for units that go")
+        raise Unsuitable(f"{operation!r} on {layer.name} replaces modules, and repairs are for units that go")
     plan = repaired(proposed, signals, repair)
     if verify is not False:
         measure(plan, None if verify is True else verify)

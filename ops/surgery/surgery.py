@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from network_surgery.ops.anatomy import Anatomy, Place, rebuild
 from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT
 from network_surgery.ops.anatomy.rebuild import Edit, Move, Undo, undoing
-from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.errors import SurgeryError, Unsuitable
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.blocks import Blocks
@@ -217,7 +217,7 @@ class _Body:
         for name, optimizer in itertools.product(vectors, self.optimizers):
             held = (each for group in optimizer.param_groups for each in group["params"])
             if "Muon" in type(optimizer).__name__ and any(each is self.stored(name) for each in held):
-                raise SurgeryError(
+                raise Unsuitable(
                     f"{plan.operation}: what is stored of {name} is a vector, and {type(optimizer).__name__} trains "
                     "matrices only: train this weight with another optimizer"
                 )

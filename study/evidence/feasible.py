@@ -26,8 +26,8 @@ def state_of(record: Record, budget: Budget) -> str:
 def trials(folder: Folder) -> list[dict[str, Any]]:
     """The trials of a search as ``results.json`` has them: outcomes, with ``state`` and ``violations`` of the budget.
 
-    A trial that was repeated (``comparing.race``) has ``repeats``, what it reached on each other seed, and ``mean``,
-    over all of its seeds.
+    A trial that was repeated (``comparing.race``) has ``repeats``, what it reached on each other seed, ``mean``, over
+    all of its seeds, and ``beyond``, how far that is beyond the budget (0: within, or there is none).
     """
     budget, again = comparing.budget_of(folder), repeats(folder)
     found = []
@@ -39,7 +39,9 @@ def trials(folder: Folder) -> list[dict[str, Any]]:
                 {"seed": r.cell.seed, "state": state_of(r, budget), **(mean([r.result]) if r.finished else {})}
                 for r in others
             ]
-            row["mean"] = mean([record.result, *(r.result for r in others if r.finished)])
+            ended = [record, *(r for r in others if r.finished)]
+            row["mean"] = mean(r.result for r in ended)
+            row["beyond"] = comparing.budget_of(folder, [r.cell.seed for r in ended]).distance(row["mean"])
         found.append(row)
     return found
 

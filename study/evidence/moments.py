@@ -19,9 +19,10 @@ from typing import Any
 
 from scipy import stats
 
+from network_surgery.ops.anatomy import WHOLE
 from network_surgery.study.evidence.significance import paired
 from network_surgery.study.store.folder import Folder
-from network_surgery.study.store.words import describe
+from network_surgery.study.store.words import short
 from network_surgery.study.training.records import Outcome, Spike, operations_of, spikes_of
 
 
@@ -48,7 +49,7 @@ def moments(folder: Folder) -> list[dict[str, Any]]:
         curves = [(outcome, originals[seed], spike.epoch) for spike, outcome, seed in each if seed in originals]
         rows.append({
             "trial": trial, "epoch": jumps[0].epoch, "n": len(jumps),
-            "operations": describe(at_moment(steps[trial], each[0][1], jumps[0].epoch)),
+            "operations": short(at_moment(steps[trial], each[0][1], jumps[0].epoch)),
             "factor": math.exp(statistics.fmean(math.log(max(jump.factor, 1e-12)) for jump in jumps)),
             "loss": change([jump.loss_change for jump in jumps], [jump.loss_error for jump in jumps], samples),
             "metric": change([jump.metric_change for jump in jumps], [jump.metric_error for jump in jumps], samples),
@@ -61,8 +62,10 @@ def moments(folder: Folder) -> list[dict[str, Any]]:
 
 
 def at_moment(schedule: Sequence[Mapping[str, Any]], outcome: Outcome, epoch: float) -> list[Mapping[str, Any]]:
-    """The steps of a schedule that came at this moment of a training."""
-    there = {(each.when, each.layer) for each in operations_of(outcome) if each.epoch == epoch}
+    """The steps of a schedule that came at this moment of a training; one with a budget operated on layers by name."""
+    there = {
+        (each.when, name) for each in operations_of(outcome) if each.epoch == epoch for name in (each.layer, WHOLE)
+    }
     return [step for step in schedule if (str(step["when"]), str(step["layer"])) in there] or list(schedule)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from network_surgery.study.arms import LABELS
-from network_surgery.study.evidence import front, wording
+from network_surgery.study.evidence import front, race, wording
 from network_surgery.study.evidence.drawing import Drawing, count
 from network_surgery.study.evidence.figures.reading import Results, finished, metric_of, unfinished, unit_of
 from network_surgery.study.evidence.naming import arm_title, in_short, letters, schedules
@@ -86,7 +86,7 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
         state=in_words(results["state"], path.parent.name),
         answer=_answer(results, metric, unit),
         picture=drawn.pop("answer", None),
-        verdicts=[_verdict(v, names, words) for v in comparison.get("verdicts", ())],
+        verdicts=[_verdict(v, names, words, race.reason(results, metric)) for v in comparison.get("verdicts", ())],
         groups=_groups(results, metric),
         glossary=[(arm_title(arm), ABOUT.get(arm) or LABELS.get(arm, "")) for arm in _arms(summary)],
         left_out=[
@@ -167,11 +167,14 @@ def _facts(answer: Mapping[str, Any], metric: Metric, unit: str) -> list[tuple[s
     return found
 
 
-def _verdict(verdict: Row, names: Mapping[int, str], words: Mapping[int, str]) -> dict[str, Any]:
+def _verdict(
+    verdict: Row, names: Mapping[int, str], words: Mapping[int, str], why: tuple[int, str] | None
+) -> dict[str, Any]:
     trial = verdict["trial"]
+    chosen = why[1] if why is not None and why[0] == trial else None
     return {
         "letter": names[trial], "trial": trial, "schedule": words.get(trial, verdict.get("label", "")),
-        "sentences": [s for s in (verdict["sentence"], verdict.get("also")) if s],
+        "sentences": [s for s in (verdict["sentence"], verdict.get("also"), chosen) if s],
         "details": verdict["details"], "others": [each["sentence"] for each in verdict["others"]],
     }  # fmt: skip
 

@@ -6,9 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import Mock
 
 import pytest
 
+from network_surgery.ops import SurgeryError
+from network_surgery.study import conduct
 from network_surgery.study.compose import compose, presets
 from network_surgery.study.config import Count, Settings
 from network_surgery.study.declare import About, declaration, names
@@ -374,3 +377,9 @@ def test_truth_is_given_on_the_command_line_in_words(name: str, value: bool) -> 
     settings = compose(None, None, {name: str(value).lower()})
     assert getattr(settings, name) is value
     assert declaration(Settings, name).help.startswith("true, false: ")
+
+
+def test_a_search_space_that_there_is_not_is_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conduct, "build", Mock(side_effect=AssertionError))
+    with pytest.raises(SurgeryError, match=r"there is no search space 'depht'; .*did you mean 'depth'"):
+        conduct.check(Settings(space="depht"))

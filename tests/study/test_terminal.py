@@ -20,6 +20,7 @@ from network_surgery.study.cli import main
 from network_surgery.study.closing import document, show
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence.front import front
+from network_surgery.study.evidence.naming import arm_title
 from network_surgery.study.layers import Layers
 from network_surgery.study.progress import Display
 from network_surgery.study.store.folder import Folder
@@ -212,3 +213,12 @@ def test_a_front_is_told_in_letters(study: tuple[Folder, dict[str, Any]]) -> Non
     text = "\n".join(printed(80, lambda console: show(results | {"front": found}, folder, console)))
     assert "beaten by no other" in text and "dominate" not in text
     assert all(f"(trial {number})" in text for number in found["trials"])
+
+
+def test_an_arm_that_is_left_out_is_named_with_its_reason(study: tuple[Folder, dict[str, Any]]) -> None:
+    folder, results = study
+    trial = results["comparison"]["verdicts"][0]["trial"]
+    missing = {"trial": trial, "arm": "gradmax", "reason": "the schedule makes nothing larger", "seeds": [1]}
+    given = results | {"comparison": results["comparison"] | {"left_out": [missing]}}
+    text = "\n".join(printed(120, lambda console: show(given, folder, console)))
+    assert f"Not there: {arm_title('gradmax', 'A')}, since the schedule makes nothing larger" in text

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from network_surgery.study.config import Settings
-from network_surgery.study.evidence.moments import caught_up, change, moments
+from network_surgery.study.evidence.moments import at_moment, caught_up, change, moments
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import spikes_of
 from network_surgery.study.training.run import run
 from tests.study.evidence.made import study
+from tests.study.operated import operated
 
 CPU = torch.device("cpu")
 
@@ -94,3 +95,11 @@ def test_a_study_has_a_row_for_each_moment_of_each_schedule(tmp_path: Path) -> N
     ledger = folder.path / "cells.jsonl"
     ledger.write_text("".join(line for line in ledger.open() if '"arm": "original"' not in line))
     assert all(row["recovery"]["original"] is None for row in moments(Folder.open(folder.path)))
+
+
+def test_of_steps_with_a_budget_only_those_of_the_moment_are_named() -> None:
+    step = {"layer": "*", "op": "min_weight", "budget": {"parameters": 0.2}}
+    schedule = [step | {"when": "1ep"}, {"when": "2ep", "layer": "a", "op": "pcns"}, step | {"when": "3ep"}]
+    done = [("1ep", 1.0, "a"), ("1ep", 1.0, "b"), ("2ep", 2.0, "a"), ("3ep", 3.0, "b")]
+    outcome = {"operations": [operated(when=when, epoch=epoch, layer=layer) for when, epoch, layer in done]}
+    assert [at_moment(schedule, outcome, epoch) for epoch in (1.0, 2.0, 3.0)] == [[each] for each in schedule]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from network_surgery.study import conduct
 from network_surgery.study.config import REPEATS_FROM, Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.evidence.race import reason
 from network_surgery.study.evidence.state import state
 from network_surgery.study.result import Result
 from network_surgery.study.search import comparing
@@ -180,3 +183,41 @@ def test_the_comparison_s_seeds_are_never_the_race_s() -> None:
     settings = Settings(seed=3, seeds=999)
     compared = range(settings.seed + 1, settings.seed + 1 + settings.seeds)
     assert not {comparing.repeat_seed(settings, turn) for turn in range(9)} & {settings.seed, *compared}
+
+
+def won(folder: Folder) -> str | None:
+    """Why the first of the schedules that would be compared was chosen."""
+    best = [{"trial": record.cell.trial, "arm": "surgery"} for record in comparing.chosen(folder)]
+    results = conduct.write_report(folder) | {"comparison": {"summary": best}}
+    found = reason(results, folder.metric)
+    assert found is None or found[0] == best[0]["trial"]
+    return None if found is None else found[1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_why_a_schedule_was_chosen_is_computed_from_its_rows(tmp_path: Path, seed: int) -> None:
+    draw = Random(seed)
+    losses = [draw.random() for _ in LOSSES]
+    folder = searched(tmp_path / "s", losses)
+    assert won(folder) is None  # nothing has run
+    again = {(trial, on): draw.random() for trial in range(len(losses)) for on in (SECOND, THIRD)}
+    run(folder, lambda trial, on: again[trial, on])
+    (best,) = comparing.chosen(folder)
+    means = {
+        trial: fmean([losses[trial], *(again[trial, on] for on in (SECOND, THIRD))])
+        for trial, on in ((r.cell.trial, r.cell.seed) for r in folder.records("racing")) if on == THIRD
+    }  # fmt: skip
+    first, second = sorted(means, key=lambda trial: means[trial])[:2]
+    assert first == best.cell.trial
+    assert won(folder) == (
+        f"A won the race of the best 6 schedules of the search: over 3 seeds it has {means[first]:.4g} validation loss "
+        f"on average; the next, trial {second}, has {means[second]:.4g} validation loss."
+    )
+
+
+def test_a_better_one_beyond_the_budget_is_said_to_be_so(tmp_path: Path) -> None:
+    folder = searched(tmp_path / "s", LOSSES[:3], finalists=2, racing=2)
+    for cell in list(comparing.race_of(folder).missing):
+        folder.ended(cell, outcome(0.1, parameters=100 if cell.trial == 2 else 290))
+    assert [record.cell.trial for record in comparing.chosen(folder)] == [2]
+    assert str(won(folder)).endswith("the next, trial 1, has 0.1 validation loss, but is beyond the budget.")
