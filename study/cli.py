@@ -342,7 +342,7 @@ def ui(
     if not elsewhere and not folder.mlflow.exists():
         raise StudyError(f"{folder.path} has nothing tracked yet (no {folder.mlflow.name})")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--uvicorn-opts", "--log-level warning"]  # not a line for each request of the browser
+    command += ["--uvicorn-opts", "--no-access-log"]  # not a line for each request of the browser
     say_path(terminal.answer, f"MLflow shows {folder.path} until Ctrl-C at\nhttp://127.0.0.1:{port}{page(folder)}")
     # MLflow's seven processes for jobs of language models have nothing to do here.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -44,6 +44,8 @@ def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
     'min_weight keep 0.5, learning rate rewound by 1ep on fc1 at 2ep'
     >>> describe([{"when": "2ep", "layer": "fc1", **shrink, "freeze": "2ep", "lr_factor": 0.1}])
     'min_weight keep 0.5, learning rate times 0.1, other layers frozen for 2ep on fc1 at 2ep'
+    >>> describe([{"when": "2ep", "layer": "fc1", "op": "stretch", "rank": None, "variance": 0.9}])
+    'stretch variance 0.9 on fc1 at 2ep'
     >>> describe([{"when": "2ep", "layer": "*", "op": "min_weight", "budget": {"flops": 0.5}, "allocate": "saliency"}])
     'min_weight to 50 % of the FLOPs by saliency on * at 2ep'
     """
@@ -86,6 +88,8 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
     'eigen_remove to ½ of conv2, fc1 at 4ep'
     >>> short([{"when": "4ep", "layer": f"conv{n}", "op": "min_weight", "keep": n / 10} for n in range(1, 9)])
     'min_weight to 10–80 % of 8 layers at 4ep'
+    >>> short([{"when": "2ep", "layer": "*", "op": "weak_expand", "grow": 0.5}])
+    'weak_expand by ½ at 2ep'
     >>> short([{"when": f"{n}ep", "layer": "fc1", "op": "weak_expand", "grow": 0.44} for n in range(1, 6)])
     'weak_expand fc1 by 44 % at 1ep–5ep (5 times)'
     >>> short([{"when": "8ep", "layer": "fc1", "op": "pcns", "variance_threshold": 0.01}])
@@ -174,7 +178,7 @@ def _some(kind: str, amount: str, layers: str) -> str:
     where = "" if layers == "*" else layers
     of = f" of {where}" if where else ""
     if kind == "grow":
-        return f"{where} by {amount}"
+        return f"{where} by {amount}".lstrip()
     if kind == "rank":
         return f"{where or 'all layers'} to {amount} of the rank"
     if kind == "compression":
@@ -217,6 +221,13 @@ def _defaults(operation: str) -> dict[str, Any]:
     return {}
 
 
+def _alternatives(operation: str) -> tuple[str, ...]:
+    """The hyperparameters of which one at most has a value, of an operation that this version knows."""
+    with contextlib.suppress(SurgeryError):
+        return operation_class(operation).alternatives
+    return ()
+
+
 def _operation(step: Mapping[str, Any]) -> str:
     """The operation of a step, its hyperparameters and repairs."""
     defaults = _defaults(step["op"])
@@ -225,6 +236,9 @@ def _operation(step: Mapping[str, Any]) -> str:
         known.pop("fraction", None)  # they say how much is pruned in its place
     if step.get("budget"):
         known.pop("keep", None)
+    for each in _alternatives(step["op"]):  # another of them has a value
+        if known.get(each) is None:
+            known.pop(each, None)
     words = [
         f"{key} {'none' if value is None else value}"
         for key, value in sorted(known.items(), key=lambda item: item[0] not in AMOUNTS)

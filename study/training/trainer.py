@@ -229,9 +229,11 @@ class Trainer:
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
         """What a callback does in this ``with`` block is not time of training."""
+        running = self._since is not None  # not within another such block
         self._stop_clock()
         yield
-        self._since = clock(self.device)
+        if running:
+            self._since = clock(self.device)
         if self.graph is not None:
             self.graph.doubt()
 

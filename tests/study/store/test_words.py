@@ -59,7 +59,7 @@ def variants(kind: type[Operation]) -> list[Operation]:
 def test_every_hyperparameter_is_written(name: str) -> None:
     operations = variants(OPERATIONS[name])
     varied = {f.name for each in operations for f in fields(each) if getattr(each, f.name) != f.default}  # type: ignore[arg-type]
-    about = {"needs_signals", "whole_network", "makes_layers", "of_blocks"}
+    about = {"needs_signals", "whole_network", "makes_layers", "of_blocks", "alternatives"}
     assert varied == set(get_type_hints(OPERATIONS[name])) - about
     assert len({describe(Schedule((Step(Moment(1), "a", each),)).to_data()) for each in operations}) == len(operations)
 
