@@ -80,7 +80,10 @@ class TriFactorize(Operation):
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
         anatomy = layer.anatomy
         sides = self._sides(layer)
-        weights = {name: double(anatomy.live(name)) for name in anatomy.weights if name in {s.weight for s in sides}}
+        named = {side.weight for side in sides}
+        live = {name: anatomy.live(name) for name in anatomy.weights if name in named}
+        # Many small steps, each of which decides the next one: on a GPU it would wait for every one of them.
+        weights = {name: double(weight.cpu()) for name, weight in live.items()}
         if not weights:
             raise SurgeryError(f"{self!r} on {layer.name}: there are no weights that could be factorized")
         for name, weight in weights.items():
@@ -94,14 +97,18 @@ class TriFactorize(Operation):
             )
         scores = {name: self._scores(weight, model.weight(name, weight)) for name, weight in weights.items()}
         lives = {
-            name: torch.ones_like(score, dtype=torch.bool) if (mask := anatomy.mask(name)) is None else mask.bool()
+            name: torch.ones_like(score, dtype=torch.bool)
+            if (mask := anatomy.mask(name)) is None
+            else mask.bool().cpu()
             for name, score in scores.items()
         }
         masks: dict[str, Tensor] = {}
         for names in self._ranked_together(weights):
             masks |= highest({name: scores[name] for name in names}, lives, self.fraction)
         gone = sum(float(energy(weights[name][~mask]).sum()) for name, mask in masks.items())
-        changed = {name: mask for name, mask in masks.items() if not torch.equal(mask, lives[name])}
+        changed = {
+            name: mask.to(live[name].device) for name, mask in masks.items() if not torch.equal(mask, lives[name])
+        }
         evidence = evidence_of(lives, masks) | {"left_over": model.objectives[-1] / model.total}
         return Plan(
             layer, repr(self), tuple(range(layer.units)), masks=changed, evidence=evidence,

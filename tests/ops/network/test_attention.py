@@ -570,7 +570,7 @@ def test_every_operation(operation):
     anatomy = Anatomy(model, inputs)
     known = {"pcns": {"variance_threshold": 0.05}, "prune_weights": {}, "compact": {}}
     known |= {"hash_weights": {}, "random_edges": {}, "predict_weights": {}}
-    known |= {"share_weights": {}, "fastfood": {}, "stretch": {}}
+    known |= {"share_weights": {}, "fastfood": {}, "stretch": {}, "tri_factorize": {}}
     settings = known.get(operation, {"grow" if "expand" in operation else "keep": 0.5})
     for part in ("", ":heads"):
         layer = anatomy[attentions[0] + part]

@@ -25,6 +25,7 @@ from network_surgery.ops import (
     RandomEdges,
     ShareWeights,
     Stretch,
+    TriFactorize,
 )  # fmt: skip
 from network_surgery.ops.maths.hosvd import truncated_hosvd
 from network_surgery.study.bench import page as bench
@@ -39,6 +40,7 @@ from tests.study.experiments.made_up import measured_of
 #: What came after the page was measured.
 LATER = {
     Collapse, Deepen, DropBlock, Fastfood, GradMax, HashWeights, PredictWeights, RandomEdges, ShareWeights, Stretch,
+    TriFactorize,
 }  # fmt: skip
 SMALL = Options(seeds=2, dense=(16,), conv=(8,), vgg16=("conv4",))
 

@@ -31,10 +31,9 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.scratch import PREFIX
 from network_surgery.study.search import cluster, tuner
 from network_surgery.study.search.nodes import Nodes, trial_resources
-from network_surgery.study.search.once import Once
 from network_surgery.study.search.sampled import Sampled
 from network_surgery.study.search.sources import Listed
-from network_surgery.study.search.stages import Stage
+from network_surgery.study.search.stages import Stage, Stages
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.images import ImageTask
@@ -380,10 +379,8 @@ class Alone:
 def test_a_trial_that_ray_runs_again_after_its_outcome_counts_once(tmp_path: Path) -> None:
     """Its process was lost when all had been reported: whatever the next one reports is of no use."""
     notes, broken, pace = Notes(), tuner._Broken(), watch.Pace(0.0)
-    source = Once(Listed([Cell("original", 1)]), SETTINGS, 10, tmp_path)
-    ask, go_on, hear = tuner._adaptors(
-        source, [notes], SETTINGS, tmp_path, pace, threading.Event(), cast(Any, Alone()), broken
-    )
+    source = Stages([Stage(Listed([Cell("original", 1)]), [notes])], SETTINGS, 10, tmp_path)
+    ask, go_on, hear = tuner._adaptors(source, SETTINGS, tmp_path, pace, threading.Event(), cast(Any, Alone()), broken)
     trial, outcome = SimpleNamespace(trial_id="a"), {"validation_metric": 0.9, "failure": "it failed"}
     assert ask.suggest("a") is not None
     for kind, report, decision in (("epoch", {"epoch": 1.0}, "CONTINUE"), ("outcome", outcome, "CONTINUE"),
@@ -391,7 +388,7 @@ def test_a_trial_that_ray_runs_again_after_its_outcome_counts_once(tmp_path: Pat
         if report == {"epoch": 1.0}:
             hear.on_trial_start(0, [], trial)
         assert go_on.on_trial_result(None, trial, {"kind": kind, "report": json.dumps(report)}) == decision
-    assert broken.error is None and source.finished
+    assert broken.error is None and not source.advance()
     assert notes.heard == [("started", "original-seed-1"), ("ended", "original-seed-1")]
     assert list(notes.epochs.values()) == [[1.0]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,5 +119,5 @@ def test_a_checkpoint_that_is_slow_to_write_is_written_seldom(monkeypatch: pytes
         saved.clear()
         for _ in range(50):
             now[0] += 8.0
-            keeper.after_epoch(None, {})  # type: ignore[arg-type]
+            keeper.after_epoch(SimpleNamespace(epoch=1), {})  # type: ignore[arg-type]
         assert len(saved) == wanted and saved[0] == 8.0
