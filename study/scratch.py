@@ -1,4 +1,4 @@
-"""Temporary folders of a study's processes: removed at their end, and of those that were killed at the next start."""
+"""Temporary folders of a study's processes: removed at their end; of those that were killed, by another process."""
 
 from __future__ import annotations
 

@@ -64,6 +64,8 @@ def joined(settings: Settings, narrate: Callable[[str], None] = lambda words: No
         finally:
             leave()
             _before.pop()
+            if ours:
+                sweep()  # what workers had that were killed
 
 
 def _alone(address: str | None) -> bool:
