@@ -451,13 +451,13 @@ def test_channels_last_and_double_precision():
         assert block.conv1.weight.dtype == torch.float64
 
 
-def test_in_inference_mode_a_network_is_left_that_trains():
+@pytest.mark.parametrize("operation", EVERY, ids=str)
+def test_in_inference_mode_a_network_is_left_that_trains(operation):
     case = Case("looped")
     with torch.inference_mode():
-        anatomy = Anatomy(case.model, torch.randn(4, 6))
-        for operation in EVERY:
-            signals = Signals(case.model, torch.randn(4, 6))
-            operate(anatomy["blocks"], operation, case.optimizer, signals, verify=True)
+        signals = Signals(case.model, torch.randn(4, 6))
+        stack = Anatomy(case.model, torch.randn(4, 6))["blocks"]
+        operate(stack, operation, case.optimizer, signals, verify=True)
     assert not any(each.is_inference() for each in case.model.parameters())
     train(case.model, case.inputs, case.optimizer)
     assert all(each.isfinite().all() for each in case.model.parameters())

@@ -8,6 +8,8 @@ import pytest
 from network_surgery.study.bench.panels import Panels
 from network_surgery.study.evidence.significance import half_interval
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.mark.parametrize("letters", [3, 22])
 def test_the_legend_has_room(letters):

@@ -14,6 +14,8 @@ from network_surgery.study.evidence import figures
 from network_surgery.study.evidence.figures.answer import clusters, spread
 from tests.study.evidence.test_figures import cell, sample
 
+pytestmark = pytest.mark.pictures
+
 
 def drawn(results: dict[str, Any]) -> tuple[Any, list[Annotation]]:
     drawing = figures.draw(results)["answer"]

@@ -20,6 +20,8 @@ from network_surgery.study.evidence.front import front
 from network_surgery.study.evidence.naming import arm_title
 from tests.study.operated import operated, spiked
 
+pytestmark = pytest.mark.pictures
+
 #: The figures of the samples below: the importance of parameters wants more trials, a front several objectives.
 DRAWN = figures.FIGURES.keys() - {"importance", "front"}
 

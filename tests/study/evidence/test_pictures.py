@@ -24,6 +24,8 @@ from tests.study.evidence import made
 from tests.study.evidence.test_figures import cell, operation, sample
 from tests.study.operated import operated
 
+pytestmark = pytest.mark.pictures
+
 
 def points(axes: Axes) -> set[tuple[float, float]]:
     """Every point of the scatters of some axes."""

@@ -12,6 +12,8 @@ from network_surgery.study.bench.experiment import EXPERIMENTS, load, run
 from network_surgery.study.bench.page import PAGE
 from network_surgery.study.bench.rows import FILE
 
+pytestmark = pytest.mark.pictures
+
 KEPT = [name for name in EXPERIMENTS if (load(name).folder / FILE).exists()]
 #: Numbers, but for those inside words (such as digests).
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)")
