@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import time
@@ -14,8 +15,8 @@ from filelock import FileLock, Timeout
 PREFIX, LOCK = "network-surgery-", "in-use"
 #: Where a folder lies whose path must be short, if the temporary directory of the environment is not.
 SHORT = "/tmp"
-#: How often a folder is removed while others write there, and the seconds in between.
-TRIES, PAUSE = 10, 0.1
+#: Seconds for which a folder is emptied in which others still write, and the pause in between.
+PATIENCE, PAUSE = 10.0, 0.1
 
 
 @contextlib.contextmanager
@@ -33,24 +34,39 @@ def scratch(most: int | None = None) -> Iterator[Path]:
     try:
         yield path
     finally:
-        lock.release()
-        _remove(path)
+        _remove(path, lock)
 
 
 def sweep() -> None:
     """Removes the folders of processes that are gone: their locks are free. One without a lock is left alone."""
     for place in {Path(tempfile.gettempdir()), Path(SHORT)}:
-        for lock in place.glob(f"{PREFIX}*/{LOCK}"):
-            with contextlib.suppress(OSError, Timeout), FileLock(lock).acquire(timeout=0):
-                _remove(lock.parent)
+        for path in place.glob(f"{PREFIX}*/{LOCK}"):
+            lock = FileLock(path)
+            with contextlib.suppress(OSError, Timeout):
+                lock.acquire(timeout=0)
+                _remove(path.parent, lock)
 
 
-def _remove(path: Path) -> None:
-    """Processes that are ending may still write there. What they leave, the next start removes."""
-    for _ in range(TRIES):
-        shutil.rmtree(path, ignore_errors=True)
-        if not path.exists():
-            return
+def _remove(path: Path, lock: FileLock) -> None:
+    """Processes that are ending may still write there. What they leave, or who is killed here, the next start removes:
+    the lock goes last.
+    """
+    end = time.monotonic() + PATIENCE
+    while (left := _keeps(path)) and time.monotonic() < end:
         time.sleep(PAUSE)
-    with contextlib.suppress(OSError):
-        (path / LOCK).touch()
+    lock.release()
+    if not left:
+        with contextlib.suppress(OSError):
+            (path / LOCK).unlink()
+            path.rmdir()
+
+
+def _keeps(path: Path) -> bool:
+    """Removes what it can of a folder, but for its lock: whether something is left."""
+    left = False
+    for each in path.glob("*"):
+        if each.name != LOCK:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+            left = left or os.path.lexists(each)
+    return left

@@ -58,18 +58,47 @@ def test_a_folder_that_others_still_write_in(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(module, "SHORT", str(tmp_path))
     monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setattr(module, "PATIENCE", 60.0 if failures < 100 else 0.0)
     remove, calls = shutil.rmtree, []
 
-    def written_in(path: Path, ignore_errors: bool) -> None:
+    def written_in(path: Path) -> None:
         calls.append(path)
-        (path / LOCK).unlink(missing_ok=True)
-        if len(calls) > failures:
-            remove(path, ignore_errors)
+        remove(path)
+        if len(calls) <= failures:
+            path.mkdir()
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", written_in)
         with scratch() as path:
-            pass
+            (path / "ray" / "session").mkdir(parents=True)
     assert path.exists() == (failures == 100)
     sweep()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_who_is_killed_while_it_removes_leaves_what_the_next_start_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "SHORT", str(tmp_path))
+    code = f"""
+import os, shutil, signal, tests, tempfile
+from network_surgery.study.scratch import scratch
+tempfile.tempdir = {str(tmp_path)!r}
+shutil.rmtree = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+with scratch() as path:
+    [(path / name).mkdir() for name in "abc"]
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode < 0
+    (path,) = tmp_path.iterdir()
+    assert {each.name for each in path.iterdir()} == {"a", "b", "c", LOCK}
+    sweep()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_folder_that_is_gone_already_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch() as path:
+        (path / "link").symlink_to(tmp_path)
+        shutil.rmtree(path)
     assert [*tmp_path.iterdir()] == []
