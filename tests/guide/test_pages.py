@@ -16,8 +16,6 @@ from typer.main import get_command
 from network_surgery.ops import OPERATIONS
 from network_surgery.study import guide
 from network_surgery.study.cli import app, main
-from network_surgery.study.config import Settings
-from network_surgery.study.search import cluster
 from tests.guide.blocks import GUIDE, PAGES, ROOT, Block, blocks
 from tests.study.nodes import node, one_slot
 
@@ -102,8 +100,7 @@ def test_an_own_network_goes_from_images_to_a_report(walked: Path) -> None:
 @pytest.mark.timeout(600)
 def test_studies_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
-    with cluster.joined(Settings(device="cpu")):
+    with one_slot():
         walk = Walk(GUIDE / "python.md", surgery)
         walk()
     assert (tmp_path / "arms.png").exists() and len(walk._names["result"].trials) == 3  # type: ignore[attr-defined]

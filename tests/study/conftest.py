@@ -1,6 +1,7 @@
-"""Reports that a test makes in its own process hold blank pictures, unless it is marked ``pictures``."""
+"""Reports that tests make in their own process hold blank pictures, but in files that are marked ``pictures``."""
 
 import base64
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,8 +16,10 @@ BLANK = {
 }
 
 
-@pytest.fixture(autouse=True)
-def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Figures are made, which finds what is wrong with them; to draw those of one report takes seconds."""
-    if request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr(Drawing, "image", lambda self, kind: BLANK[kind])
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("pictures") is None:
+            patch.setattr(Drawing, "image", lambda self, kind: BLANK[kind])
+        yield

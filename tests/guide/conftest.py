@@ -1,0 +1,1 @@
+from tests.study.conftest import blank_pictures as blank_pictures
