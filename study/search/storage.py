@@ -6,19 +6,24 @@ The password of a database's URL is in no file: it is taken from the environment
 from __future__ import annotations
 
 import os
+import sqlite3
 import warnings
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Engine, make_url
 
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.study.config import PASSWORD
 from network_surgery.study.errors import StudyError
 
 JOURNAL = "journal:"
+#: The databases that ``hurry`` was told of.
+_OWN: set[Path] = set()
 
 
 def open_storage(uri: str | None, database: Path) -> BaseStorage:
@@ -53,7 +58,8 @@ def open_storage(uri: str | None, database: Path) -> BaseStorage:
 
 
 def _own(database: Path) -> BaseStorage:
-    """The file of a study's folder, of which all is in the ledger, too."""
+    """The file of a study's folder."""
+    hurry(database)
     try:
         storage = RDBStorage(address(database))
         optuna.get_all_study_names(storage)
@@ -69,6 +75,24 @@ def _own(database: Path) -> BaseStorage:
         )
         raise StudyError(f"{database} cannot be opened ({reason}); {remedy}") from None
     return storage
+
+
+def hurry(database: Path) -> None:
+    """From here on this process's connections to a database of a study's folder do not wait for the disk.
+
+    A killed process loses nothing by that. What a machine that loses its power does to the file is made good from the
+    ledger, which does wait.
+    """
+    if not _OWN:
+        event.listen(Engine, "connect", _connected)
+    _OWN.add(database.resolve())
+
+
+def _connected(connection: Any, _: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        files = [file for _, name, file in connection.execute("PRAGMA database_list") if name == "main"]
+        if files and Path(files[0]).resolve() in _OWN:
+            connection.execute("PRAGMA synchronous = OFF")
 
 
 def address(database: Path, driver: str = "sqlite") -> str:

@@ -23,6 +23,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.scratch import scratch
 from network_surgery.study.search import comparing
 from network_surgery.study.search.replay import reports
+from network_surgery.study.search.storage import hurry
 from network_surgery.study.search.tracking import EXPERIMENT, HTTP, default_uri, inputs, measures, model, names
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
@@ -245,6 +246,8 @@ class Tracker:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        if self._folder.settings.tracking_uri is None:
+            hurry(self._folder.mlflow)
         self._client = mlflow.MlflowClient(tracking_uri=default_uri(self._folder))
         self._origin = names.origin_tags()
         self._datasets = self._datasets or inputs.datasets(self._folder.settings, self._data)

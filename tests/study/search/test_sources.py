@@ -11,6 +11,7 @@ from urllib.parse import quote
 import optuna
 import pytest
 from optuna.trial import FixedTrial, TrialState
+from sqlalchemy import create_engine, text
 
 from network_surgery.ops import Schedule, SurgeryError
 from network_surgery.search_spaces import SPACES
@@ -18,6 +19,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sampled import Sampled, listed_cells, open_study
 from network_surgery.study.search.sources import Listed
+from network_surgery.study.search.storage import address, hurry
 from network_surgery.study.task import ACCURACY
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import spiked
@@ -229,6 +231,15 @@ def test_a_database_is_the_file_of_its_name_and_two_studies_never_share_one(tmp_
         assert len(optuna.get_all_study_names(study._storage)) == 1, name
         assert [path.name for path in place.iterdir()] == ["optuna.db"]
     assert all(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_only_a_studys_own_databases_do_not_wait_for_the_disk(tmp_path: Path) -> None:
+    def waits(path: Path) -> bool:
+        with create_engine(address(path)).connect() as connection:
+            return bool(connection.execute(text("PRAGMA synchronous")).scalar())
+
+    hurry(tmp_path / "mine.db")
+    assert not waits(tmp_path / "mine.db") and waits(tmp_path / "other.db")
 
 
 def test_a_lost_trial_runs_again_with_its_number_and_its_parameters(tmp_path: Path) -> None:

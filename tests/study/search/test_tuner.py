@@ -41,6 +41,7 @@ from network_surgery.study.task.samples import Batches
 from network_surgery.study.training import watch
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.evaluation import evaluate
+from network_surgery.study.training.run import run
 from tests.study.nodes import node
 
 pytestmark = pytest.mark.slow
@@ -161,15 +162,10 @@ def test_idle_workers_are_kept_for_trials_that_ask_for_the_same() -> None:
 
 
 def test_ray_computes_what_a_plain_call_computes(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
-    from network_surgery.study.training.run import run
-
     notes = Notes()
     cell = Cell("surgery", 5, SHRINK, trial=3, test=True)
     tuner.run_stages([Stage(Listed([cell]), [notes])], digits, SETTINGS, resources, tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     plain = run(cell, digits, SETTINGS, torch.device("cpu"))
-    torch.set_num_threads(threads)
     for key in ("test_metric", "test_loss", "validation_loss", "parameters", "architecture"):
         assert notes.results[cell.name][key] == plain[key]
     assert measured(tmp_path, notes.results[cell.name], digits) == {
@@ -184,30 +180,27 @@ def measured(folder: Path, outcome: dict[str, Any], data: ImageTask) -> dict[str
 
 
 def test_a_lost_worker_resumes_from_its_last_epoch(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
-    settings = Settings(model="mlp", epochs=40, device="cpu", held_out=64, signal_images=64)
+    settings = replace(SETTINGS, epochs=12)
     cell = Cell("surgery", 1, SHRINK, trial=0, test=True)
-    plain = Notes()
-    tuner.run_stages([Stage(Listed([cell]), [plain])], digits, settings, resources, tmp_path / "a")
+    plain = run(cell, digits, settings, torch.device("cpu"))
 
     class Killer(Notes):
         killed = False
 
         def epoch(self, cell: Cell, record: dict[str, Any]) -> None:
             super().epoch(cell, record)
-            if record["epoch"] >= 10 and not self.killed:
+            if record["epoch"] >= 4 and not self.killed:
                 self.killed = True
                 for worker in workers():
                     worker.send_signal(signal.SIGKILL)
 
     notes = Killer()
-    tuner.run_stages([Stage(Listed([cell]), [notes])], digits, settings, resources, tmp_path / "b")
+    tuner.run_stages([Stage(Listed([cell]), [notes])], digits, settings, resources, tmp_path)
     assert notes.killed
     reports = notes.epochs[cell.name]
-    assert reports.count(1.0) == 1 and reports[-1] == 40.0  # it did not start again
-    assert notes.results[cell.name]["test_loss"] == plain.results[cell.name]["test_loss"]
-    assert (
-        measured(tmp_path / "b", notes.results[cell.name], digits)["test_loss"] == notes.results[cell.name]["test_loss"]
-    )
+    assert reports.count(1.0) == 1 and reports[-1] == 12.0  # it did not start again
+    outcome = notes.results[cell.name]
+    assert outcome["test_loss"] == plain["test_loss"] == measured(tmp_path, outcome, digits)["test_loss"]
 
 
 FAILING = """
@@ -316,42 +309,23 @@ def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
         assert (loss, metric) == (whole["test_loss"], whole["test_metric"])
 
 
-def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
-    digits: ImageTask, resources: Nodes, tmp_path: Path
-) -> None:
+def test_trials_are_stopped_early(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
+    """That a resumed search knows its rungs is in ``test_stopping``."""
     settings = replace(SETTINGS, epochs=8, trials=12, early_stopping="asha", first_rung=2, recovery=1)
-    layers = {"fc1": 128, "fc2": 64}
-
-    def search(name: str, trials: int, known: dict[int, dict[str, Any]] | None = None) -> Notes:
-        """``trials`` is what an interruption leaves; a search's number of trials does not change what it samples."""
-        folder, notes = tmp_path / name, Notes()
-        folder.mkdir(exist_ok=True)
-        source = Sampled(replace(settings, trials=trials), layers, folder / "optuna.db", known)
-        assert tuner.run_stages([Stage(source, [notes])], digits, settings, resources, folder)
-        assert not list((folder / "checkpoints").iterdir())
-        return notes
-
-    whole = search("whole", 12)
-    stopped = {name: result["stopped"] for name, result in whole.results.items() if "stopped" in result}
-    assert (
-        len(whole.results) == 12
-        and stopped
-        and not {"search-000", "search-001", "search-002", "search-003"} & set(stopped)
-    )
-    for name, result in whole.results.items():
-        assert "failure" not in result and len(result["epochs"]) == len(whole.epochs[name]) == stopped.get(name, 8)
-        assert whole.heard.count(("ended", name)) == 1
+    notes = Notes()
+    source = Sampled(settings, {"fc1": 128, "fc2": 64}, tmp_path / "optuna.db")
+    assert tuner.run_stages([Stage(source, [notes])], digits, settings, resources, tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    stopped = {name: result["stopped"] for name, result in notes.results.items() if "stopped" in result}
+    assert len(notes.results) == 12 and stopped
+    assert not {"search-000", "search-001", "search-002", "search-003"} & set(stopped)
+    for name, result in notes.results.items():
+        assert "failure" not in result and len(result["epochs"]) == len(notes.epochs[name]) == stopped.get(name, 8)
+        assert notes.heard.count(("ended", name)) == 1
     for name in stopped:
-        result = whole.results[name]
+        result = notes.results[name]
         assert result["operations"] and result["spikes"] and result["seconds"] > 0 and result["parameters"] > 0
         assert result["validation_metric"] == result["epochs"][-1]["validation_metric"]
-
-    first = search("parts", 8)
-    known = {int(name.removeprefix("search-")): result for name, result in first.results.items()}
-    rest = search("parts", 12, known)
-    assert {name: len(r["epochs"]) for name, r in (first.results | rest.results).items()} == {
-        name: len(result["epochs"]) for name, result in whole.results.items()
-    }
 
 
 @pytest.mark.parametrize(
