@@ -74,13 +74,27 @@ def with_settings(*settings: str) -> Callable[[Callable[..., None]], Callable[..
         parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         for name in settings:
             about = declaration(Settings, name)
-            kind: Any = about.kind if about.kind in (int, float) else str
-            option: Any = Annotated[kind | None, typer.Option(help=about.help, autocompletion=_completion(name))]
+            kind = about.kind if about.kind in (int, float) else str
+            option: Any = Annotated[str | None, typer.Option(
+                help=about.help, autocompletion=_completion(name), metavar=f"<{kind.__name__}>", parser=_read(kind)
+            )]  # fmt: skip
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option))
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
     return extend
+
+
+def _read(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads a setting; what is no number stays as it is written, and the settings say what is wrong with it."""
+
+    def read(written: str) -> Any:
+        try:
+            return kind(written)
+        except ValueError:
+            return written
+
+    return read
 
 
 def _version(wanted: bool) -> None:
@@ -366,7 +380,7 @@ def main() -> None:
     sys.path.append(os.getcwd())  # so that --model MODULE:FACTORY finds what lies here, as it does for python -m
     try:
         with interruption.Interruption():
-            app(standalone_mode=True)
+            raise SystemExit(app(prog_name="surgery", standalone_mode=False) or 0)
     except (StudyError, Diverged) as error:
         message = str(error)
     except BrokenPipeError:
@@ -379,8 +393,21 @@ def main() -> None:
         if not isinstance(error, SurgeryError):
             raise
         message = str(error)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what click, or the copy of it in typer, finds wrong with the line
+            raise
+        if not error.format_message():  # the help was asked for by writing nothing
+            raise SystemExit(2) from None
+        message = _of_usage(error)
     print(f"surgery: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _of_usage(error: Any) -> str:
+    """One sentence about a line that names no command or option, or lacks one."""
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "surgery"
+    said = error.format_message().rstrip(".").replace("Input should be", "it must be").partition(", unable to parse")[0]
+    return f"{said[:1].lower()}{said[1:]}{' See' if said.endswith('?') else '; see'} {command} --help"
 
 
 def _show(terminal: Terminal, place: Path, work: Callable[[], Result]) -> None:
