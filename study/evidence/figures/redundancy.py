@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import MaxNLocator
 
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
@@ -127,7 +128,8 @@ def _paint(axes: Axes, each: Panel, marks: Mapping[str, Look]) -> Any:
             axes.annotate(text, at, ha="center", va="center", fontsize=7.5, color=colour)
     for epoch, layer, op in each.operations:
         if layer in each.layers:
-            look = marks[op] | {"edgecolors": "white", "linewidths": 1.2, "s": 44, "clip_on": False}
+            edge = {"edgecolors": "white"} if MarkerStyle(marks[op]["marker"]).is_filled() else {}
+            look = marks[op] | edge | {"linewidths": 1.2, "s": 44, "clip_on": False}
             axes.scatter(epoch, each.layers.index(layer) + 0.3, zorder=4, **look)  # below the numbers
     step = math.ceil(len(each.layers) / DOWN)
     names = [f"{layer}*" if _few(each, layer) else layer for layer in each.layers]
