@@ -110,7 +110,7 @@ FAMILIES: dict[str, Family] = {
     "covariance": Family(predicted("covariance")),
     "autoencoder": Family(predicted("autoencoder"), like="covariance"),
     HALF_HASHED: Family(whole(lambda share, seed: ops.HashWeights(share, seed=seed)), halfway=True, like=HASHED),
-    STRETCHED: Family(whole(lambda rank, _: ops.Stretch(rank)), halfway=True),
+    STRETCHED: Family(hidden(lambda rank, _: ops.Stretch(rank)), halfway=True),
     SHARED: Family(
         whole(lambda code, seed: ops.ShareWeights(code[1], code[0], seed=seed)), settings=CODES, halfway=True
     ),
