@@ -179,8 +179,8 @@ class Step:
 
     The repairs are those of ``ops.surgery.repair``. ``after`` and ``after_length``: what becomes of the learning rate
     (``AFTER``) and over which length. ``freeze``: how long all layers but those that the operation changed do not
-    train. ``lr_factor``: by what the learning rate is multiplied from then on. A step only carries and prints these
-    four; training gives them their meaning.
+    train. ``lr_factor``: by what the recipe's learning rate is multiplied from then on, until a later step says
+    otherwise. A step only carries and prints these four; training gives them their meaning.
     ``allocation``: on the whole network, with an operation that has ``keep``: a budget that the network is to meet.
     When the step is due, ``resolve`` makes of it an operation for each layer, each with a ``keep`` of its own; that of
     ``operation`` says nothing and becomes 1.

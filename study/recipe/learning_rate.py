@@ -24,8 +24,8 @@ A length is a fraction of the ``T − t`` steps that are left, or a number of ep
 one moment the last one that does not continue decides. A later operation starts from the curve as it is then, and ends
 a rewarming that still goes on.
 
-Besides, an operation may multiply the rate by a factor from there on (``scale``), as Han et al. 2015, *Learning both
-weights and connections*, do after pruning. Of one moment the last factor counts; those of several are multiplied.
+Besides, an operation may multiply the curve by a factor from there on (``scale``), as Han et al. 2015, *Learning both
+weights and connections*, do after pruning. The last factor counts.
 
 >>> def picture(rate):
 ...     return " ".join(f"{rate.factor(step):.2f}" for step in range(rate.total))
@@ -48,7 +48,6 @@ weights and connections*, do after pruning. Of one moment the last factor counts
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,8 +103,8 @@ class LearningRate:
         done, rate = iteration - start, table.rates[min(at, len(table.rates) - 1)]
         if at >= len(table.rates):
             rate = max(rate, FINE_TUNING)
-        scaled = math.prod(each for at, each in self._factors.items() if at <= iteration)
-        return rate * scaled * ((done + 1) / (length + 1) if done < length else 1.0)
+        _, scale = max(((at, each) for at, each in self._factors.items() if at <= iteration), default=(0, 1.0))
+        return rate * scale * ((done + 1) / (length + 1) if done < length else 1.0)
 
     def momentum(self, iteration: int) -> float | None:
         """The momentum, where the curve cycles it."""
@@ -119,7 +118,7 @@ class LearningRate:
             self._draw()
 
     def scale(self, iteration: int, factor: float) -> None:
-        """From the step at this ``iteration`` on, the rate is this factor of what it was to be."""
+        """From the step at this ``iteration`` to the next one that says so, the rate is this factor of the curve's."""
         self._factors[iteration] = factor
 
     def steps(self, length: Length, iteration: int) -> int:

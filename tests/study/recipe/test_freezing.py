@@ -107,7 +107,7 @@ def test_a_run_that_stops_while_layers_are_frozen_resumes_bit_for_bit(digits: Im
         assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
 
 
-def test_the_learning_rate_is_multiplied_from_the_step_on(digits: ImageTask) -> None:
+def test_the_learning_rate_is_the_recipes_times_the_last_factor(digits: ImageTask) -> None:
     steps = [CUT[0] | {"freeze": None, "lr_factor": 0.1}, CUT[0] | {"when": "12it", "freeze": None, "lr_factor": 0.5}]
     rates = {}
     for schedule in ("constant", "linear"):
@@ -115,7 +115,7 @@ def test_the_learning_rate_is_multiplied_from_the_step_on(digits: ImageTask) -> 
             watch = Watch()
             run(cell, digits, replace(SETTINGS, lr_schedule=schedule), CPU, also=[watch])
             rates[schedule, cell.schedule[0]["lr_factor"]] = watch.rates
-        wanted = [rate * (1 if n < 5 else 0.1 if n < 12 else 0.05) for n, rate in enumerate(rates[schedule, None])]
+        wanted = [rate * (1 if n < 5 else 0.1 if n < 12 else 0.5) for n, rate in enumerate(rates[schedule, None])]
         assert rates[schedule, 0.1] == pytest.approx(wanted)
     assert len(set(rates["linear", None])) == 20 and set(rates["constant", None]) == {0.02}
 
