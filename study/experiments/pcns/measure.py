@@ -23,6 +23,7 @@ from network_surgery.ops import (
     PCNS,
     Anatomy,
     EigenRemove,
+    HiddenLayer,
     MeanReplace,
     MinWeight,
     Operation,
@@ -71,26 +72,30 @@ OTHERS = {name: name for name in REMOVALS if name != PIVOTED} | {
 }
 
 
-def dense(activation: Callable[[], nn.Module], shape: Shape, classes: int) -> nn.Module:
+def dense(
+    activation: Callable[[], nn.Module], shape: Shape, classes: int, units: tuple[int, int] = (256, 128)
+) -> nn.Module:
     """Pixels – 256 – 128 – classes."""
+    first, second = units
     return nn.Sequential(
         OrderedDict(
             flatten=nn.Flatten(),
-            layer1=nn.Linear(math.prod(shape), 256), active1=activation(),
-            layer2=nn.Linear(256, 128), active2=activation(), out=nn.Linear(128, classes),
+            layer1=nn.Linear(math.prod(shape), first), active1=activation(),
+            layer2=nn.Linear(first, second), active2=activation(), out=nn.Linear(second, classes),
         )
     )  # fmt: skip
 
 
-def convolutional(shape: Shape, classes: int) -> nn.Module:
+def convolutional(shape: Shape, classes: int, units: tuple[int, int, int] = (16, 32, 64)) -> nn.Module:
     """3 × 3 convolutions of 16 and 32 channels with BatchNorm and ReLU, pooling, a dense layer of 64 units."""
+    first, second, third = units
     return nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(shape[0], 16, 3, padding=1), norm1=nn.BatchNorm2d(16), active1=nn.ReLU(),
+            conv1=nn.Conv2d(shape[0], first, 3, padding=1), norm1=nn.BatchNorm2d(first), active1=nn.ReLU(),
             pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(16, 32, 3, padding=1), norm2=nn.BatchNorm2d(32), active2=nn.ReLU(),
+            conv2=nn.Conv2d(first, second, 3, padding=1), norm2=nn.BatchNorm2d(second), active2=nn.ReLU(),
             pool2=nn.AdaptiveAvgPool2d(4), flatten=nn.Flatten(),
-            layer3=nn.Linear(32 * 16, 64), active3=nn.ReLU(), out=nn.Linear(64, classes),
+            layer3=nn.Linear(second * 16, third), active3=nn.ReLU(), out=nn.Linear(third, classes),
         )
     )  # fmt: skip
 
@@ -156,13 +161,13 @@ def anatomy(trainer: Trainer) -> Anatomy:
     return Anatomy(trainer.model, trainer.train.take(slice(0, 2))[0])
 
 
-def cut(trainer: Trainer, layer: str, operation: Operation, repair: tuple[str, ...] = ()) -> Plan:
+def cut(trainer: Trainer, target: HiddenLayer, operation: Operation, repair: tuple[str, ...] = ()) -> Plan:
     """One operation on one layer, with its own look at the training images.
 
     Raises:
         SurgeryError: it is refused.
     """
-    target, signals = anatomy(trainer)[layer], None
+    signals = None
     if operation.needs_signals or repair:
         signals = Signals.over(trainer.model, Shown(trainer.train, SHOWN), [target])
     return operate(target, operation, trainer.optimizer, signals, repair=repair)
@@ -194,8 +199,9 @@ def follow(
 ) -> Iterator[Row]:  # fmt: skip
     """One arm: its operations from the last layer to the first, then training."""
     trainer, about = fork(trained, data, trained.epochs), {"threshold": threshold, "arm": arm}
+    layers = anatomy(trainer)
     for name, operation in reversed(list(operations.items())):
-        plan = cut(trainer, name, operation, repair)
+        plan = cut(trainer, layers[name], operation, repair)
         yield about | {
             "kind": "layer", "layer": name, "units": plan.units_after, "error": plan.error,
             "held_out": plan.evidence.get("held_out_error"), "accuracy": accuracy(trainer, data),
@@ -222,8 +228,8 @@ def orders(trained: Trainer, data: ImageTask, options: Options) -> Iterator[Row]
             for plan in [PCNS(threshold).propose(layer, signals) for layer in layers.values()]:
                 apply(plan, trainer.optimizer)
         else:
-            for name in list(layers):
-                cut(trainer, name, PCNS(threshold))
+            for layer in layers.values():
+                cut(trainer, layer, PCNS(threshold))
         yield {"kind": "order", "threshold": threshold, "order": order, "accuracy": accuracy(trainer, data)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -27,13 +29,22 @@ pytestmark = pytest.mark.slow
 
 DENSE, CNN = "dense, LeakyReLU", "CNN, ReLU"
 OPTIONS = Options(
-    train_images=600, test_images=200, kinds=(DENSE, CNN), before=(2, 2), after=1, thresholds=(0.1, 0.01),
+    train_images=400, test_images=200, kinds=(DENSE, CNN), before=(2, 2), after=1, thresholds=(0.1, 0.01),
     keeps=(0.9, 0.5), seeds=2,
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def narrow():
+    """Networks of a quarter of the width."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, units in ((DENSE, (64, 32)), (CNN, (8, 16, 24))):
+            patch.setitem(measure.NETWORKS, name, partial(measure.NETWORKS[name], units=units))
+        yield
+
+
 @pytest.fixture(scope="module")
-def rows():
+def rows(narrow):
     _, tasks = measure.measure(OPTIONS)
     return Rows(row for _, task in tasks for row in task())
 

@@ -50,7 +50,8 @@ def rows():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "SIDE", 64)
         patch.setattr(measure, "TIMES", 1)
-        patch.setattr(measure, "SIGNAL_IMAGES", 32)
+        patch.setattr(measure, "SIGNAL_IMAGES", 8)
+        patch.setattr(measure, "BATCH", 8)
         _, tasks = measure.measure(SMALL)
         return Rows(row for _, task in tasks for row in task())
 

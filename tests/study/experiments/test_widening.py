@@ -34,7 +34,7 @@ from tests.study.experiments.made_up import measured_of
 
 pytestmark = pytest.mark.slow
 
-SMALL = Options(train_images=800, seeds=2, dense=(2, 3), conv=(2, 3), regularizers=(4, 2))
+SMALL = Options(train_images=400, seeds=2, dense=(2, 3), conv=(2, 3), regularizers=(8, 2))
 EXACT = ("equal", "uneven", "signed", "zero")
 DOUBLED = [name for name, (_, units, wide, _) in SETTINGS.items() if wide == 2 * units]
 
