@@ -213,7 +213,8 @@ def _kept(optimizers: tuple[Optimizer, ...], parameter: Tensor) -> Iterator[_Kep
     for optimizer in optimizers:  # wrapped ones first
         if isinstance(optimizer, LBFGS):
             continue
-        kinds = [type(optimizer), *(type(each) for each in optimizers if optimizer in listed(each)[:-1])]
+        others = (each for each in optimizers if each is not optimizer)
+        kinds = [type(optimizer), *(type(each) for each in others if optimizer in listed(each)[:-1])]
         state = optimizer.state.get(parameter)
         if state is not None and id(state) not in done:
             done.add(id(state))
