@@ -92,23 +92,26 @@ class Plan:
             )
         for name in ("shares", "replaced", "newborn", "fan_in", "fan_out", "mixing", "constants", "masks", "fresh"):
             object.__setattr__(self, name, usable(getattr(self, name)))
-        before, after = self.layer.cost(self.layer.units), self.layer.cost(len(self.sources))
-        object.__setattr__(self, "units_before", self.layer.units)
+        units, masks = self.layer.units, self.layer.anatomy.masks()
+        before = after = (*self.layer.cost(units), self.layer.bytes(units))
+        if len(self.sources) != units:
+            after = (*self.layer.cost(len(self.sources)), self.layer.bytes(len(self.sources)))
+        object.__setattr__(self, "units_before", units)
         object.__setattr__(self, "parameters_before", before[0])
-        uncovered = hidden(self.layer.anatomy.masks().values()) - self._hidden()
+        uncovered = hidden(masks.values()) - self._hidden(masks)
         object.__setattr__(self, "parameters_after", after[0] + uncovered + self._stored() - self._whole())
         object.__setattr__(self, "flops_before", before[1])
         object.__setattr__(self, "flops_after", after[1])
-        object.__setattr__(self, "bytes_before", self.layer.bytes(self.layer.units))
-        object.__setattr__(self, "bytes_after", self.layer.bytes(len(self.sources)) + self._more_bytes())
+        object.__setattr__(self, "bytes_before", before[2])
+        object.__setattr__(self, "bytes_after", after[2] + self._more_bytes())
         self._check_writes()
         if self.size is not None:
             for name, value in zip(("parameters_after", "flops_after", "bytes_after"), self.size, strict=True):
                 object.__setattr__(self, name, value)
 
-    def _hidden(self) -> int:
-        """How many parameters masks will hide; what is rewritten is hidden no more."""
-        masks = self.layer.anatomy.masks() | dict(self.masks)
+    def _hidden(self, now: Mapping[str, Tensor]) -> int:
+        """How many parameters masks will hide, where these hide some now; what is rewritten is hidden no more."""
+        masks = {**now, **self.masks}
         for name in {*self.replaced, *self.mixing} - {*self.masks}:
             masks.pop(name, None)
         if masks and all(-1 <= source < self.layer.units for source in self.sources):

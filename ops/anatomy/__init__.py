@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_real, scripted, usable
 from network_surgery.ops.network.expressed import (
     Compressed,
+    Expressed,
     expanded,
     expression_of,
     holder,
@@ -44,7 +45,7 @@ from network_surgery.ops.network.expressed import (
     stored,
     tensors_of,
 )
-from network_surgery.ops.network.masks import hidden, mask_of, parameters_of
+from network_surgery.ops.network.masks import Mask, hidden, parameters_of
 from network_surgery.ops.network.modules import whole_name
 from network_surgery.ops.network.wrappers import inner
 
@@ -223,8 +224,8 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
         While the network is expanded there are none.
         """
-        found = expression_of((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
-        return found if isinstance(found, Compressed) and found.standing is None else None
+        found = self._expressed(name, modules)
+        return found if _is_compressed(found) else None
 
     def live(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
         """What the network takes a tensor for: its values, detached, and zero where they are masked."""
@@ -233,7 +234,11 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     def mask(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor | None:
         """The mask on a parameter as it is now, None where there is none."""
-        return mask_of((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
+        found = self._expressed(name, modules)
+        return found.mask if isinstance(found, Mask) else None
+
+    def _expressed(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Expressed | None:
+        return expression_of((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
 
     def masks(self) -> dict[str, Tensor]:
         """Parameter → its mask as it is now, for every one that has one."""
@@ -267,19 +272,21 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def held(self, tensors: Iterable[str]) -> tuple[int, int]:
         """Parameters, and FLOPs of one sample, of some tensors."""
         numbers = {name: self._numel(name) for name in tensors if name in self._parameters}
-        masks = (self.mask(name) for name in numbers)
-        parameters = sum(map(self._kept, numbers)) - hidden(mask for mask in masks if mask is not None)
+        found = {name: self._expressed(name) for name in numbers}
+        parameters = sum(self._kept(name, n, found[name]) for name, n in numbers.items())
+        parameters -= hidden(each.mask for each in found.values() if isinstance(each, Mask))
         return parameters, round(2 * sum(n * self.calls.get(name, 0) for name, n in numbers.items()))
 
     def bytes(self) -> int:
         """How many bytes the tensors take that ``ops.save`` writes, at the numbers of units that the layers have."""
         total = 0
         for name in self._owners:
-            tensor, mask = self.stored(name), self.mask(name)
-            total += self._kept(name) * tensor.element_size()
-            total += 0 if mask is None else self._numel(name) * mask.element_size()
-            if (expression := self.expression(name)) is not None:
-                total += expression.beside(self._shape(name))
+            numel, found = self._numel(name), self._expressed(name)
+            total += self._kept(name, numel, found) * self.stored(name).element_size()
+            if isinstance(found, Mask):
+                total += numel * found.mask.element_size()
+            elif _is_compressed(found):
+                total += found.beside(self._shape(name))
         return total
 
     def _shape(self, name: str) -> list[int]:
@@ -289,12 +296,12 @@ class Anatomy(Mapping[str, HiddenLayer]):
     def _numel(self, name: str) -> int:
         return math.prod(self._shape(name))
 
-    def _kept(self, name: str) -> int:
+    def _kept(self, name: str, numel: int, expressed: Expressed | None) -> int:
         """How many numbers are stored of a tensor, at the numbers of units that the layers have."""
-        if (expression := self.expression(name)) is None:
-            return self._numel(name)
-        stored = expression.stored_shape
-        return self._shape(name)[0] * math.prod(stored[1:]) if expression.rows else math.prod(stored)
+        if not _is_compressed(expressed):
+            return numel
+        stored = expressed.stored_shape
+        return self._shape(name)[0] * math.prod(stored[1:]) if expressed.rows else math.prod(stored)
 
     def owner(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> nn.Module:
         """The module that holds a tensor (the first one, where it is tied), among ``modules`` where it is a copy."""
@@ -449,6 +456,11 @@ def count(model: nn.Module, example_input: Any) -> tuple[int, int]:
     terms = sum(sizes.get(name, 0) * times for name, times in trace.calls.items())
     terms += sum(axes.size(axes.product(*each)) for each in trace.products) / trace.batch
     return parameters_of(model), round(2 * terms)
+
+
+def _is_compressed(expressed: Expressed | None) -> TypeGuard[Compressed]:
+    """Whether a weight has another shape than what is stored of it; none has while the network is expanded."""
+    return expressed is not None and isinstance(expressed, Compressed) and expressed.standing is None
 
 
 def _batch(example: Any) -> int:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -284,9 +285,9 @@ def _expression(module: nn.Module) -> Expressed | None:
 
 
 def _list(module: nn.Module, attribute: str) -> ParametrizationList | None:
-    if isinstance(module, torch.jit.ScriptModule):
+    lists = None if isinstance(module, ScriptModule) else module._modules.get("parametrizations")
+    if lists is None:
         return None
-    lists = module._modules.get("parametrizations")
     found = lists._modules.get(attribute) if isinstance(lists, nn.ModuleDict) else None
     return found if isinstance(found, ParametrizationList) and _expression(found) is not None else None
 

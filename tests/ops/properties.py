@@ -157,12 +157,14 @@ def shuffled(layer: HiddenLayer, chance: random.Random) -> Edit:
 
 def grown(layer: HiddenLayer, chance: random.Random) -> Edit:
     """A random subset doubled: each copy at a random place, with a random share that its unit loses."""
-    units: list[tuple[int, float]] = [(unit, 1.0) for unit in range(layer.units)]
+    shares = [1.0] * layer.units
+    units = [(unit, False) for unit in range(layer.units)]
+    copies: dict[int, float] = {}
     for unit in chance.sample(range(layer.units), chance.randint(1, layer.units)):
-        share = chance.uniform(0.1, 0.4)
-        units[next(i for i, (u, _) in enumerate(units) if u == unit)] = (unit, 1 - share)
-        units.insert(chance.randint(0, len(units)), (unit, share))
-    return layer, tuple(unit for unit, _ in units), [share for _, share in units]
+        copies[unit] = chance.uniform(0.1, 0.4)
+        shares[unit] -= copies[unit]
+        units.insert(chance.randint(0, len(units)), (unit, True))
+    return layer, tuple(unit for unit, _ in units), [copies[u] if copy else shares[u] for u, copy in units]
 
 
 def doubled(layer: HiddenLayer, chance: random.Random) -> Edit:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from network_surgery.ops import Anatomy, free_attention
 from tests.ops.properties import examine, lively, unaccounted
 
 tv = pytest.importorskip("torchvision.models")
+parts = pytest.importorskip("torchvision.models.googlenet")
 
 
 def _vgg() -> nn.Module:
@@ -40,13 +42,37 @@ def _vit() -> nn.Module:
 
 
 def _swin(version: int) -> nn.Module:
-    parts = {} if version == 1 else {"block": tv.swin_transformer.SwinTransformerBlockV2}
-    parts |= {} if version == 1 else {"downsample_layer": tv.swin_transformer.PatchMergingV2}
-    return tv.SwinTransformer([2, 2], 12, [2, 2], [2, 3], [4, 4], num_classes=5, **parts)
+    blocks = {} if version == 1 else {"block": tv.swin_transformer.SwinTransformerBlockV2}
+    blocks |= {} if version == 1 else {"downsample_layer": tv.swin_transformer.PatchMergingV2}
+    return tv.SwinTransformer([2, 2], 12, [2, 2], [2, 3], [4, 4], num_classes=5, **blocks)
 
 
 def _maxvit() -> nn.Module:
     return tv.MaxVit((32, 32), 12, 2, [12, 16], [1, 1], 4, 0.1, num_classes=5)
+
+
+def _regnet() -> nn.Module:
+    """As many blocks as in the 400 MF model, with squeezes as well."""
+    widths = tv.regnet.BlockParams.from_init_params(depth=16, w_0=16, w_a=2.5, w_m=1.6, group_width=4, se_ratio=0.25)
+    return tv.RegNet(widths, num_classes=5, stem_width=12)
+
+
+def _googlenet() -> nn.Module:
+    """All blocks, with an eighth of the channels."""
+    plain = parts.BasicConv2d
+
+    def convolution(inputs: int, units: int, **kwargs: Any) -> nn.Module:
+        return plain(inputs if inputs == 3 else inputs // 8, units // 8, **kwargs)
+
+    def inception(*channels: int) -> nn.Module:
+        return parts.Inception(*(each // 8 for each in channels))
+
+    def auxiliary(channels: int, classes: int, **kwargs: Any) -> nn.Module:
+        return parts.InceptionAux(channels // 8, classes, **kwargs)
+
+    model = tv.GoogLeNet(5, init_weights=False, aux_logits=True, blocks=[convolution, inception, auxiliary])
+    model.fc = nn.Linear(1024 // 8, 5)
+    return model
 
 
 DESIGNS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
@@ -56,12 +82,12 @@ DESIGNS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "vgg": (_vgg, 32, 4),
     "squeezenet1_1": (partial(tv.squeezenet1_1, num_classes=5), 48, 25),
     "densenet": (partial(tv.DenseNet, 6, (2, 3, 2), 12, num_classes=5), 32, 17),
-    "mobilenet_v2": (partial(tv.mobilenet_v2, width_mult=0.25, num_classes=5), 32, 24),
-    "mobilenet_v3_small": (partial(tv.mobilenet_v3_small, num_classes=5), 32, 27),
-    "mnasnet0_5": (partial(tv.mnasnet0_5, num_classes=5), 32, 25),
-    "shufflenet_v2_x0_5": (partial(tv.shufflenet_v2_x0_5, num_classes=5), 32, 20),
+    "mobilenet_v2": (partial(tv.mobilenet_v2, width_mult=0.1, num_classes=5), 32, 24),
+    "mobilenet_v3_small": (partial(tv.mobilenet_v3_small, width_mult=0.4, num_classes=5), 32, 27),
+    "mnasnet": (partial(tv.MNASNet, 0.15, 5), 32, 24),
+    "shufflenet_v2": (partial(tv.ShuffleNetV2, [4, 8, 4], [24, 32, 48, 64, 128], 5), 32, 20),
     "efficientnet": (_efficientnet, 32, 11),
-    "regnet_y_400mf": (partial(tv.regnet_y_400mf, num_classes=5), 32, 69),
+    "regnet_y": (_regnet, 32, 69),
     "convnext": (_convnext, 32, 7),
     "vit": (_vit, 32, 7),
     "swin": (partial(_swin, 1), 32, 4),
@@ -90,6 +116,6 @@ def test_parts_that_only_train() -> None:
     """Auxiliary classifiers read the network in training mode alone; what they read must not go without them."""
     torch.manual_seed(0)
     inputs = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    model = lively(tv.googlenet(num_classes=5, init_weights=False, aux_logits=True).double(), inputs)
+    model = lively(_googlenet().double(), inputs)
     examination = examine(Anatomy(model, inputs), inputs, careful=False)
     assert not examination.broken
