@@ -16,17 +16,17 @@ import contextlib
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import FixedTrial
+from optuna.trial import FixedTrial, create_trial
 
 from network_surgery.ops import SurgeryError
 from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence import fanova
 from network_surgery.study.search.space import Space
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.metric import ACCURACY, Metric
@@ -85,7 +85,6 @@ def importances(results: Results) -> tuple[Shares, Intervals]:
     if len(ended) < LEAST:
         return {}, {}
     margin = (Metric.from_data(results["metric"]) if "metric" in results else ACCURACY).margin
-    points = [(trial["params"], known) for trial, known in ended]
     targets = {"metric": lambda trial: trial["validation_metric"], "spike": _spike}
     least = {"metric": margin / 50, "spike": NOTICEABLE}
     shares: Shares = {}
@@ -95,9 +94,13 @@ def importances(results: Results) -> tuple[Shares, Intervals]:
         column = [float(value(trial)) for trial, _ in ended]
         if not np.ptp(column) > least[target]:
             continue
-        if found := fanova.shares(points, column, **(FOREST if len(points) <= FEW else SMALLER_FOREST)):
+        points = [
+            create_trial(params=dict(trial["params"]), distributions=known, value=each)
+            for (trial, known), each in zip(ended, column, strict=True)
+        ]
+        if found := _fanova(points, FOREST if len(ended) <= FEW else SMALLER_FOREST):
             shares[target] = found
-            again = [_drawn(points, column, draw) for draw in draws]
+            again = [_fanova([points[place] for place in draw], RESAMPLED_FOREST) for draw in draws]
             intervals[target] = {name: _interval(share, name, again) for name, share in found.items()}
     return shares, intervals
 
@@ -127,9 +130,18 @@ def _spike(trial: Mapping[str, Any]) -> float:
     return math.log(max((max(1e-12, spike.factor) for spike in spikes_of(trial)), default=1.0))
 
 
-def _drawn(points: Sequence[fanova.Point], values: Sequence[float], draw: np.ndarray) -> Mapping[str, float]:
-    """What the trials say that were drawn again."""
-    return fanova.shares([points[place] for place in draw], [values[place] for place in draw], **RESAMPLED_FOREST)
+def _fanova(points: Sequence[optuna.trial.FrozenTrial], forest: Mapping[str, int]) -> dict[str, float]:
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # brings scikit-learn along
+
+    study = optuna.create_study()
+    study.add_trials(points)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(**forest, seed=0))
+        except RuntimeError:  # trials drawn again that do not vary
+            return {}
+    return {name: float(share) for name, share in found.items()}
 
 
 def _key(results: Results) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ import pytest
 
 from network_surgery.search_spaces import SPACES
 from network_surgery.study.conduct import write_report
-from network_surgery.study.evidence import fanova, importance
+from network_surgery.study.evidence import importance
 from network_surgery.study.evidence.figures.importance import importance as figure
 from network_surgery.study.result import Result
 from network_surgery.study.store.folder import Folder
@@ -67,9 +66,9 @@ def test_fewer_trials_have_wider_intervals() -> None:
 
 def test_of_many_trials_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     learnt: list[int] = []
-    shares = fanova.shares
+    fanova = importance._fanova
     monkeypatch.setattr(importance, "MOST", 60)
-    monkeypatch.setattr(fanova, "shares", lambda points, *a, **k: learnt.append(len(points)) or shares(points, *a, **k))
+    monkeypatch.setattr(importance, "_fanova", lambda points, how: learnt.append(len(points)) or fanova(points, how))
     found, ranges = importance.importances(results("eigen_remove", 200, lambda p: p["keep"] ** 2, lambda p: 1.0))
     assert {*learnt} == {60} and found["metric"]["keep"] > 0.9 and ranges["metric"]["keep"][0] > 0.7
 
@@ -97,19 +96,10 @@ def test_rounding_is_no_spike() -> None:
     assert set(found) == {"metric"}
 
 
-def small_search() -> dict[str, Any]:
-    return results("pcns", 20, lambda p: p["variance_threshold"], lambda p: 1 + p["first_epoch"])
-
-
-@functools.cache
-def says_something() -> bool:
-    return bool(importance.importances(small_search())[0])
-
-
 @pytest.mark.parametrize("change", ["few", "failed", "unknown space", "other version"])
 def test_nothing_is_said_where_nothing_is_known(change: str) -> None:
-    found = small_search()
-    assert says_something()
+    found = results("pcns", 20, lambda p: p["variance_threshold"], lambda p: 1 + p["first_epoch"])
+    assert importance.importances(found)[0]
     if change == "few":
         found["trials"] = found["trials"][:19]
     elif change == "unknown space":
@@ -164,18 +154,8 @@ def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytes
     assert changed["key"] != first["key"] and changed["shares"] != first["shares"]
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    path = tmp_path_factory.mktemp("searched") / "s"
-    return made.study(path, LAYERS, trials=20, epochs=6, seeds=1, space="weak_expand")
-
-
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"importance": null}', '{"importance": {"key": 3}}'])
-def test_damaged_or_older_results_are_computed_anew(
-    damage: str, searched: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    anew = {"metric": {"grow": 1.0}}, {"metric": {"grow": [1.0, 1.0]}}
-    monkeypatch.setattr(importance, "importances", lambda results: anew)
-    searched.results.write_text(damage)
-    found = importance.importance(searched)
-    assert (found["shares"], found["intervals"]) == anew
+def test_damaged_or_older_results_are_computed_anew(damage: str, tmp_path: Path) -> None:
+    folder = made.study(tmp_path / "s", LAYERS, trials=20, epochs=6, seeds=1, space="weak_expand")
+    folder.results.write_text(damage)
+    assert importance.importance(folder)["shares"]
