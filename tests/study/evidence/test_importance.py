@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -96,10 +97,19 @@ def test_rounding_is_no_spike() -> None:
     assert set(found) == {"metric"}
 
 
+def small_search() -> dict[str, Any]:
+    return results("pcns", 20, lambda p: p["variance_threshold"], lambda p: 1 + p["first_epoch"])
+
+
+@functools.cache
+def says_something() -> bool:
+    return bool(importance.importances(small_search())[0])
+
+
 @pytest.mark.parametrize("change", ["few", "failed", "unknown space", "other version"])
 def test_nothing_is_said_where_nothing_is_known(change: str) -> None:
-    found = results("pcns", 20, lambda p: p["variance_threshold"], lambda p: 1 + p["first_epoch"])
-    assert importance.importances(found)[0]
+    found = small_search()
+    assert says_something()
     if change == "few":
         found["trials"] = found["trials"][:19]
     elif change == "unknown space":
@@ -154,8 +164,18 @@ def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytes
     assert changed["key"] != first["key"] and changed["shares"] != first["shares"]
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    path = tmp_path_factory.mktemp("searched") / "s"
+    return made.study(path, LAYERS, trials=20, epochs=6, seeds=1, space="weak_expand")
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"importance": null}', '{"importance": {"key": 3}}'])
-def test_damaged_or_older_results_are_computed_anew(damage: str, tmp_path: Path) -> None:
-    folder = made.study(tmp_path / "s", LAYERS, trials=20, epochs=6, seeds=1, space="weak_expand")
-    folder.results.write_text(damage)
-    assert importance.importance(folder)["shares"]
+def test_damaged_or_older_results_are_computed_anew(
+    damage: str, searched: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anew = {"metric": {"grow": 1.0}}, {"metric": {"grow": [1.0, 1.0]}}
+    monkeypatch.setattr(importance, "importances", lambda results: anew)
+    searched.results.write_text(damage)
+    found = importance.importance(searched)
+    assert (found["shares"], found["intervals"]) == anew
