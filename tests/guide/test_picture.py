@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from network_surgery.study.guide.picture import RIVALS, draw
+
+pytestmark = pytest.mark.pictures
 
 
 def study(epochs: int, restart: float) -> dict[str, Any]:
