@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import sys
 import warnings
@@ -103,6 +104,7 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     if not sys.warnoptions:
         warnings.showwarning = _own_warning
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # such as that its cache lies elsewhere
 
 
 def _own_warning(

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -82,12 +83,30 @@ def _init(address: str | None, place: Path | None) -> None:
     # It prints what befalls its processes to standard output, which is for the answer, whatever ``log_to_driver`` says.
     worker.print_to_stdstream = lambda *_, **__: None
     more: dict[str, Any] = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
+    if address is None:
+        _have_token()
     try:
         with _without_stack(), _apart():
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **more)
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise StudyError(f"there is no Ray cluster at {address!r}: {reason}") from None
+
+
+def _have_token() -> None:
+    """A Ray that we start has a token, which it keeps in the home folder. Where nothing can be written there, as in
+    some containers, this process and its children have one for themselves.
+    """
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    try:
+        token = Path.home() / ".ray" / "auth_token"
+        if not token.exists():
+            token.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=token.parent):
+                return
+    except (OSError, RuntimeError):  # the latter where there is no home
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextlib.contextmanager

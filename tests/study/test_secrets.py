@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from network_surgery.study import secrets
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
+from network_surgery.study.search import cluster
 from network_surgery.study.search.tracking import default_uri
 from network_surgery.study.store import copies
 from network_surgery.study.store.folder import Folder
@@ -62,3 +64,19 @@ def test_a_password_among_the_parameters_is_refused_and_not_repeated() -> None:
     with pytest.raises(StudyError, match="tracking_uri has a password after its question mark") as refused:
         Settings(tracking_uri="postgresql://ada@host/runs?password=hunter2")
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_ray_of_ours_has_a_token_where_nothing_can_be_written_at_home(
+    writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that it is unset again afterwards
+        monkeypatch.delenv(name)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / ("home" if writable else "file")))
+    cluster._have_token()
+    assert (len(os.environ.get("RAY_AUTH_TOKEN", "")) == 64) is not writable
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    cluster._have_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == "mine"
