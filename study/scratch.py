@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 PREFIX, LOCK = "network-surgery-", "in-use"
 #: Where a folder lies whose path must be short, if the temporary directory of the environment is not.
 SHORT = "/tmp"
-#: Seconds for which a folder is emptied in which others still write, and the pause in between.
+#: Seconds for which a process empties its folder while others still write there, and the pause in between.
 PATIENCE, PAUSE = 10.0, 0.1
 
 
@@ -34,7 +34,7 @@ def scratch(most: int | None = None) -> Iterator[Path]:
     try:
         yield path
     finally:
-        _remove(path, lock)
+        _remove(path, lock, PATIENCE)
 
 
 def sweep() -> None:
@@ -44,14 +44,14 @@ def sweep() -> None:
             lock = FileLock(path)
             with contextlib.suppress(OSError, Timeout):
                 lock.acquire(timeout=0)
-                _remove(path.parent, lock)
+                _remove(path.parent, lock)  # nobody writes there
 
 
-def _remove(path: Path, lock: FileLock) -> None:
+def _remove(path: Path, lock: FileLock, patience: float = 0.0) -> None:
     """Processes that are ending may still write there. What they leave, or who is killed here, the next start removes:
     the lock goes last.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while (left := _keeps(path)) and time.monotonic() < end:
         time.sleep(PAUSE)
     lock.release()

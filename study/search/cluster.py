@@ -83,7 +83,7 @@ def _init(address: str | None, place: Path | None) -> None:
     # It prints what befalls its processes to standard output, which is for the answer, whatever ``log_to_driver`` says.
     worker.print_to_stdstream = lambda *_, **__: None
     more: dict[str, Any] = {} if place is None or len(str(place)) > LONGEST_PLACE else {"_temp_dir": str(place)}
-    if address is None:
+    if place is not None:
         _have_token()
     try:
         with _without_stack(), _apart():
@@ -103,8 +103,7 @@ def _have_token() -> None:
         token = Path.home() / ".ray" / "auth_token"
         if not token.exists():
             token.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=token.parent):
-                return
+            tempfile.TemporaryFile(dir=token.parent).close()
     except (OSError, RuntimeError):  # the latter where there is no home
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

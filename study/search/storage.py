@@ -22,7 +22,7 @@ from network_surgery.study.config import PASSWORD
 from network_surgery.study.errors import StudyError
 
 JOURNAL = "journal:"
-#: The databases that ``hurry`` was told of.
+#: The databases whose connections do not wait for the disk.
 _OWN: set[Path] = set()
 
 

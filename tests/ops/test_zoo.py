@@ -84,7 +84,7 @@ DESIGNS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "densenet": (partial(tv.DenseNet, 6, (2, 3, 2), 12, num_classes=5), 32, 17),
     "mobilenet_v2": (partial(tv.mobilenet_v2, width_mult=0.1, num_classes=5), 32, 24),
     "mobilenet_v3_small": (partial(tv.mobilenet_v3_small, width_mult=0.4, num_classes=5), 32, 27),
-    "mnasnet": (partial(tv.MNASNet, 0.15, 5), 32, 24),
+    "mnasnet": (partial(tv.MNASNet, 0.2, 5), 32, 25),
     "shufflenet_v2": (partial(tv.ShuffleNetV2, [4, 8, 4], [24, 32, 48, 64, 128], 5), 32, 20),
     "efficientnet": (_efficientnet, 32, 11),
     "regnet_y": (_regnet, 32, 69),

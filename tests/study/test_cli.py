@@ -122,7 +122,7 @@ def test_every_option_is_a_setting_or_known_to_be_none(surgery: Surgery) -> None
         ("ui --port 0", r"invalid value for '--port': .*1.*; see surgery ui --help"),
     ],
 )
-def test_a_line_that_is_no_command_is_told_in_a_sentence(surgery: Surgery, line: str, sentence: str) -> None:
+def test_a_line_that_is_no_command_is_answered_in_a_sentence(surgery: Surgery, line: str, sentence: str) -> None:
     assert re.fullmatch(sentence, surgery.refused(*line.split()))
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +36,7 @@ from network_surgery.study.search.sources import Listed
 from network_surgery.study.search.stages import Stage, Stages
 from network_surgery.study.search.tracking import EXPERIMENT, default_uri
 from network_surgery.study.store.folder import Folder
+from network_surgery.study.store.ledger import Record
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.training import watch
@@ -81,6 +82,7 @@ class Notes:
         self.heard: list[tuple[str, str]] = []
         self.epochs: dict[str, list[float]] = {}
         self.results: dict[str, dict[str, Any]] = {}
+        self.records: list[Record] = []
 
     def started(self, cell: Cell) -> None:
         self.heard.append(("started", cell.name))
@@ -91,6 +93,7 @@ class Notes:
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         self.heard.append(("ended", cell.name))
         self.results[cell.name] = result
+        self.records.append(Record(cell, result))
 
 
 def workers() -> list[psutil.Process]:
@@ -309,13 +312,21 @@ def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
         assert (loss, metric) == (whole["test_loss"], whole["test_metric"])
 
 
-def test_trials_are_stopped_early(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
-    """That a resumed search knows its rungs is in ``test_stopping``."""
+def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
+    digits: ImageTask, resources: Nodes, tmp_path: Path
+) -> None:
     settings = replace(SETTINGS, epochs=8, trials=12, early_stopping="asha", first_rung=2, recovery=1)
-    notes = Notes()
-    source = Sampled(settings, {"fc1": 128, "fc2": 64}, tmp_path / "optuna.db")
-    assert tuner.run_stages([Stage(source, [notes])], digits, settings, resources, tmp_path)
-    assert not list((tmp_path / "checkpoints").iterdir())
+
+    def search(folder: Path, ended: Sequence[Record] = ()) -> Notes:
+        notes = Notes()
+        folder.mkdir()
+        source = Sampled(settings, {"fc1": 128, "fc2": 64}, folder / "optuna.db")
+        source.catch_up(ended)
+        assert tuner.run_stages([Stage(source, [notes])], digits, settings, resources, folder)
+        assert not list((folder / "checkpoints").iterdir())
+        return notes
+
+    notes = search(tmp_path / "whole")
     stopped = {name: result["stopped"] for name, result in notes.results.items() if "stopped" in result}
     assert len(notes.results) == 12 and stopped
     assert not {"search-000", "search-001", "search-002", "search-003"} & set(stopped)
@@ -326,6 +337,12 @@ def test_trials_are_stopped_early(digits: ImageTask, resources: Nodes, tmp_path:
         result = notes.results[name]
         assert result["operations"] and result["spikes"] and result["seconds"] > 0 and result["parameters"] > 0
         assert result["validation_metric"] == result["epochs"][-1]["validation_metric"]
+
+    ended = [record for record in notes.records if (record.cell.trial or 0) < 8]  # what an interruption leaves
+    rest = search(tmp_path / "rest", ended).results
+    assert len(rest) == 4 and {name: len(result["epochs"]) for name, result in rest.items()} == {
+        name: len(notes.results[name]["epochs"]) for name in rest
+    }
 
 
 @pytest.mark.parametrize(
