@@ -56,9 +56,12 @@ def _remove(path: Path, lock: FileLock, patience: float = 0.0) -> None:
         time.sleep(PAUSE)
     lock.release()
     if not left:
-        with contextlib.suppress(OSError):
-            (path / LOCK).unlink()
+        (path / LOCK).unlink(missing_ok=True)
+        try:
             path.rmdir()
+        except OSError:  # somebody has written there once more
+            with contextlib.suppress(OSError):
+                (path / LOCK).touch()
 
 
 def _keeps(path: Path) -> bool:

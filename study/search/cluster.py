@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -10,7 +11,8 @@ import secrets
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,10 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-#: Seconds that processes have to end by themselves.
-GRACE = 2.0
+#: Seconds that processes have to end by themselves, and between two looks at them.
+GRACE, PAUSE = 2.0, 0.1
+#: What Linux calls a process to which orphans come, in <linux/prctl.h>.
+_SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37
 #: The most characters of Ray's folder: it adds up to 66 to the names of its sockets, of which Linux allows 107.
 LONGEST_PLACE = 40
 #: For each open ``joined``: the processes that this one had before it started or joined Ray; None: Ray was there.
@@ -151,15 +155,44 @@ def leave() -> None:
         return
     import ray
 
-    started = [each for each in psutil.Process().children(recursive=True) if each not in before]
+    with _adopting():
+        try:
+            ray.shutdown()
+        finally:
+            seen: set[psutil.Process] = set()
+            end = time.monotonic() + GRACE
+            while late := _started(before):
+                seen.update(late)
+                if (more := time.monotonic() - end) > GRACE:
+                    break
+                for each in late if more > 0 else ():
+                    with contextlib.suppress(psutil.Error):
+                        each.kill()
+                psutil.wait_procs(late, timeout=PAUSE)
+            psutil.wait_procs(seen, timeout=0)  # those that ended between two looks
+
+
+def _started(before: Collection[psutil.Process]) -> list[psutil.Process]:
+    """Ray's processes that this one has started since then, or adopted."""
+    return [each for each in psutil.Process().children(recursive=True) if each not in before and _is_rays(each)]
+
+
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """Makes processes that lose their parent in a ``with`` block children of this one, where the system can (Linux):
+    what Ray's daemon starts while it ends would be lost from sight, and would write where its files were.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None) if os.name == "posix" else None
+    if prctl is None:
+        yield
+        return
+    was = ctypes.c_int()
+    prctl(_GET_CHILD_SUBREAPER, ctypes.byref(was), 0, 0, 0)
+    prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        ray.shutdown()
+        yield
     finally:
-        late = psutil.wait_procs([each for each in started if _is_rays(each)], timeout=GRACE)[1]
-        for each in late:
-            with contextlib.suppress(psutil.Error):
-                each.kill()
-        psutil.wait_procs(late, timeout=GRACE)
+        prctl(_SET_CHILD_SUBREAPER, was.value, 0, 0, 0)
 
 
 def _is_rays(process: psutil.Process) -> bool:

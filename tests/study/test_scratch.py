@@ -76,6 +76,26 @@ def test_a_folder_that_others_still_write_in(tmp_path: Path, monkeypatch: pytest
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_folder_that_others_write_in_as_it_goes_is_removed_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "SHORT", str(tmp_path))
+    remove = Path.rmdir
+
+    def late(path: Path) -> None:
+        (path / "log").touch()
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rmdir", late)
+        with scratch() as path:
+            pass
+    assert {each.name for each in path.iterdir()} == {"log", LOCK}
+    sweep()
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_who_is_killed_while_it_removes_leaves_what_the_next_start_removes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
