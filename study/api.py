@@ -209,7 +209,7 @@ def carry_on(folder: Folder, task: Task, console: Console) -> Result:
 def _whole(whole: bool, folder: Folder, task: Task) -> Result:
     if not whole:
         ended = len(Folder.open(folder.path).records())
-        raise KeyboardInterrupt(f"{ended} trainings are kept; go on with study.resume({str(folder.path)!r})")
+        raise KeyboardInterrupt(f"{ended} training runs are kept; go on with study.resume({str(folder.path)!r})")
     return Result(Folder.open(folder.path), task)
 
 

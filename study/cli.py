@@ -38,7 +38,7 @@ Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, over
 Study = Annotated[Path, typer.Argument(help="The study's folder.", metavar="STUDY")]
 Width = Annotated[int | None, typer.Option(help="Units of the random layers.")]
 Step = Annotated[int | None, typer.Option(help="Units between one size of the random layer and the next.")]
-Trainings = Annotated[int | None, typer.Option(help="Trainings whose layers are operated on.")]
+Trainings = Annotated[int | None, typer.Option(help="Training runs whose layers are operated on.")]
 Seed = Annotated[int | None, typer.Option(help="The first seed; every network has its own.")]
 Workers = Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer and nothing else.")]
@@ -188,7 +188,7 @@ def compare(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Compare more schedules, or with more seeds; trainings that are there already count and are not run again."""
+    """Compare more schedules, or with more seeds; training runs that are there already count and are not run again."""
     terminal = Terminal(quiet, as_json)
     terminal.begin("compare", study)
     from network_surgery.study import api
@@ -419,7 +419,7 @@ def _show(terminal: Terminal, place: Path, work: Callable[[], Result]) -> None:
 
         if (place / "study.json").exists():
             ended = len(Folder.open(place).records())
-            words = f"\nInterrupted; {ended} trainings are kept. Go on with: surgery resume {place}"
+            words = f"\nInterrupted; {ended} training runs are kept. Go on with: surgery resume {place}"
             say_path(terminal.narration, words)
         handling = interruption.current()
         raise typer.Exit(130 if handling is None else handling.code) from None

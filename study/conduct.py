@@ -169,7 +169,7 @@ def track(folder: Folder, task: Task) -> str:
                 tracker.interrupted()
     if tracker.lost:
         raise StudyError(f"{tracker.lost} records did not reach {place} ({tracker.reason}); try again when it answers")
-    return f"{place} has all of {len(folder.records())} trainings"
+    return f"{place} has all of {len(folder.records())} training runs"
 
 
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
@@ -212,7 +212,8 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
     Raises:
         SurgeryError: it fails, or returns something else.
     """
-    with explained(f"the page {settings.page} could not be made of {len(results['comparison']['cells'])} trainings"):
+    runs = len(results["comparison"]["cells"])
+    with explained(f"the page {settings.page} could not be made of {runs} training runs"):
         text, drawings = resolve(str(settings.page), "page")(results)
         return str(text), dict(drawings)
 
@@ -360,7 +361,7 @@ def _running(folder: Folder, task: Task, console: Console) -> Iterator[_Running]
 
 
 def _say_failures(folder: Folder, console: Console) -> None:
-    """How failed trainings are run again."""
+    """How failed training runs are run again."""
     failed = [record for record in folder.records() if record.failed]
     lost, resume = sum(record.lost for record in failed), f"surgery resume {folder.path}"
     if lost:
@@ -372,7 +373,7 @@ def _say_failures(folder: Folder, console: Console) -> None:
 
 
 def _trial(cell: Cell) -> str:
-    """What people call a training of the search: a trial, its repeat on another seed, or the original."""
+    """What people call a training run of the search: a trial, its repeat on another seed, or the original."""
     if cell.trial is None:
         return f"{arm_title(cell.arm)}, seed {cell.seed}"
     return f"{short(cell.schedule)} (trial {cell.trial}{f', seed {cell.seed}' * (cell.arm != 'search')})"

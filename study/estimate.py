@@ -32,7 +32,7 @@ class Estimate:
     """``epoch_seconds``: of the original, validation included; ``start_seconds``: until its first epoch begins.
 
     Arms at equal FLOPs or equal time have epochs of their own, which nobody knows before surgery: they count as
-    ``settings.epochs`` here. ``slots``: trainings that run at once.
+    ``settings.epochs`` here. ``slots``: how many training runs go on at once.
     """
 
     subject: str
@@ -62,7 +62,7 @@ class Estimate:
         return {"dry_run": True, **asdict(self), "epochs": self.epochs, "hours": self.hours}
 
     def show(self, console: Console) -> None:
-        """A line each for trials, arms, trainings, epochs, what was measured, and the estimate."""
+        """A line each for trials, arms, training runs, epochs, what was measured, and the estimate."""
         search = f"{self.search} of the search, " if self.search else ""
         schedules = f"{self.schedules} schedule{'s' * (self.schedules != 1)}"
         measured = f"{self.measured_epochs} epoch{'s' * (self.measured_epochs > 1)} of the original on this machine"
@@ -107,7 +107,7 @@ def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
 
 
 class _Enough(Exception):
-    """Ends a training that is only measured."""
+    """Ends a training run that is only measured."""
 
 
 def _measure(task: Task, settings: Settings, device: torch.device) -> tuple[int, float, float]:

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a live line of the stage on a terminal, a line a training elsewhere."""
+"""What a person sees while a study runs: a live line of the stage on a terminal, a line a training run elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from network_surgery.study.training.cell import Cell
 
 
 class Counted(Protocol):
-    """What knows how many trainings a stage has; that may change as they end."""
+    """What knows how many training runs a stage has; that may change as they end."""
 
     @property
     def total(self) -> int: ...
@@ -35,9 +35,10 @@ class _Bars(Progress):
 
 
 class Display:
-    """A listener that shows one stage: how many of its trainings have ended, elapsed and left time, the best so far.
+    """A listener that shows one stage: how many of its training runs have ended, elapsed and left time, the best so
+    far.
 
-    ``name``: what people call a training. ``ranks``: whether its trainings compete, so that one is the best.
+    ``name``: what people call a training run. ``ranks``: whether its training runs compete, so that one is the best.
     ``feasible``: whether a cell's outcome is within the study's budget, or need not be.
     """
 
@@ -76,7 +77,7 @@ class Display:
         failed = f", {self._failed} failed" if self._failed else ""
         stopped = f", {self._stopped} stopped early" if self._stopped else ""
         best = f", {self._note_of_best()}" if self._best else ""
-        ended = f"{self._ended} of {self._source.total} trainings"
+        ended = f"{self._ended} of {self._source.total} training runs"
         say(self._console, f"{self._stage}: {ended}{failed}{stopped}{best}, {clock(time.monotonic() - self._start)}")
 
     def started(self, cell: Cell) -> None:

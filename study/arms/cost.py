@@ -5,8 +5,8 @@
     arm would not have begun without (``sunk``).
 ``given``
     The large network is there, since it was trained anyway. The original's training until surgery of the same seed
-    began is sunk for everybody, and no arm is charged with it; all else counts, such as the whole training of a network
-    from fresh weights.
+    began is sunk for everybody, and no arm is charged with it; all else counts, such as the whole training run of a
+    network from fresh weights.
 
 Both follow from outcomes (``study.training.run``); nothing is measured again.
 """

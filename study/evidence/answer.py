@@ -175,7 +175,7 @@ def sentence(
     file = f" File: {found['network']}." if found["network"] else ""
     if decided["decision"] == "unfinished":
         ended, of = verdict["progress"]
-        return f"No answer yet: {ended:,} of {of:,} trainings of the comparison have ended."
+        return f"No answer yet: {ended:,} of {of:,} training runs of the comparison have ended."
     if found["use"] == "yes":
         return f"Use {what}: {numbers}; it {_reason(decided, rival, metric)}, {words}.{file}"
     if found["use"] == "no":

@@ -2,7 +2,7 @@
 
 The schedules come from the search, chosen on validation. Arms have the same seeds and data order; a restart takes the
 very architecture that surgery of the same seed ended with, from fresh weights. The test images are read once, at the
-end of each training. Differences are paired by seed (``study.evidence.contrast``).
+end of each training run. Differences are paired by seed (``study.evidence.contrast``).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     with ``trial``, ``label``, ``failed`` seeds, ``untouched`` seeds (its conditions were never met, so surgery is the
     original and restarting repeats it), ``sentence`` and ``details``; ``others`` are the contrasts with the other arms,
     in the order in which they are tested, those that answer the other question last. ``also`` is the sentence on that
-    question (see ``study.evidence.accounting``), where there is an arm that answers it. Before every training of the
-    comparison has ended nothing is claimed but what an earlier look has shown; ``progress`` is the number that have
+    question (see ``study.evidence.accounting``), where there is an arm that answers it. Before every training run of
+    the comparison has ended nothing is claimed but what an earlier look has shown; ``progress`` is the number that have
     ended, and of how many.
     """
     metric, settings = folder.metric, folder.settings

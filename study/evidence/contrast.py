@@ -20,7 +20,7 @@ from network_surgery.study.store.folder import Record
 from network_surgery.study.task.metric import Metric
 
 Contrast = dict[str, Any]
-#: The values of a training's test samples, where they were kept.
+#: The values of a training run's test samples, where they were kept.
 Values = Callable[[Record], NDArray[np.float64] | None]
 
 
@@ -41,10 +41,10 @@ def contrast(
     their mean (``difference``) with its 95 % ``interval``, ``p`` and ``samples`` (the number of test samples, where
     they hold for new ones; see ``study.evidence.crossed``), a ``bootstrap`` interval, ``p_permutation`` (signs
     exchanged; both for these samples), ``effect`` (Cohen's d), the ratios of training FLOPs (``compute_ratio``, which
-    repeats on any machine) and of seconds (``time_ratio``) of whole trainings in this accounting, ``time_to_accuracy``
-    (see there), ``convergence`` of both (see ``study.evidence.converged``), ``equivalence``: ``margin`` and ``p``, the
-    ``deviation`` of single seeds' differences with the ``floor`` of the standard error, and ``tests``: the p-values of
-    every look.
+    repeats on any machine) and of seconds (``time_ratio``) of whole training runs in this accounting,
+    ``time_to_accuracy`` (see there), ``convergence`` of both (see ``study.evidence.converged``), ``equivalence``:
+    ``margin`` and ``p``, the ``deviation`` of single seeds' differences with the ``floor`` of the standard error, and
+    ``tests``: the p-values of every look.
     """
     seeds = sorted(surgery.keys() & others.keys())
     pairs = [(surgery[seed].result, others[seed].result) for seed in seeds]
@@ -92,7 +92,7 @@ def contrast(
 def _each(
     surgery: Mapping[int, Record], others: Mapping[int, Record], seeds: Sequence[int], values: Values
 ) -> NDArray[np.float64] | None:
-    """The differences ``[seeds, samples]``; None where a training has not kept its values, or they do not fit."""
+    """The differences ``[seeds, samples]``; None where a training run has not kept its values, or they do not fit."""
     rows = []
     for seed in seeds:
         one, other = values(surgery[seed]), values(others[seed])

@@ -82,8 +82,8 @@ def decide(
 ) -> None:
     """Decides all contrasts of a study: chains of them, each in the order in which it is tested.
 
-    ``shares``: the chains' shares of the level at first, by default equal ones. ``whole``: whether every training of
-    the comparison has ended; else only what an earlier look has shown is said.
+    ``shares``: the chains' shares of the level at first, by default equal ones. ``whole``: whether every training run
+    of the comparison has ended; else only what an earlier look has shown is said.
 
     Adds ``p_adjusted`` (also to the tested target, and to ``equivalence``, with ``shown``), ``shown_with`` (the number
     of seeds of the look that showed the difference), ``reached`` (whether it was tested), ``decision`` and ``finding``,

@@ -1,9 +1,9 @@
-"""What the operations of each moment did to a schedule's trainings, and when those were back on the original's curve.
+"""What the operations of each moment did to a schedule's runs, and when those were back on the original's curve.
 
 A moment is all operations before one optimizer step. Its change is of the loss (in nats, of a cross entropy) and of the
 metric on the held-out samples, from right before to right after; two intervals say how far it can be trusted: over the
-samples (one training's, paired sample by sample: another set of held-out samples might show another change) and over
-the seeds (another training might).
+samples (one training run's, paired sample by sample: another set of held-out samples might show another change) and
+over the seeds (another training run might).
 
 A loss that falls by itself comes back to where it was even if surgery has cost a lot, so recovery is taken twice: until
 the loss is back where it was before the moment, and until it is as low as the *original's of the same seed at the same
@@ -62,7 +62,7 @@ def moments(folder: Folder) -> list[dict[str, Any]]:
 
 
 def at_moment(schedule: Sequence[Mapping[str, Any]], outcome: Outcome, epoch: float) -> list[Mapping[str, Any]]:
-    """The steps of a schedule that came at this moment of a training; one with a budget operated on layers by name."""
+    """The steps of a schedule that came at this moment of a run; one with a budget operated on layers by name."""
     there = {
         (each.when, name) for each in operations_of(outcome) if each.epoch == epoch for name in (each.layer, WHOLE)
     }

@@ -53,7 +53,7 @@ ABOUT = {
     "restart_flops": "the same for as many epochs as cost the training FLOPs of surgery",
     "restart_seconds": "the same for as many epochs as fit into the seconds of surgery",
     "restart_late": "the same for the epochs that were left when surgery began",
-    "operate_first": "all operations before the first step, to the same sizes, then the whole training",
+    "operate_first": "all operations before the first step, to the same sizes, then the whole training run",
     "operate_first_flops": "the same for as many epochs as cost the training FLOPs of surgery",
     "random": "random units removed from the same layers at the same moments: what the choice of units is worth",
 }
@@ -62,7 +62,7 @@ ABOUT = {
 def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None:
     """Writes the report of ``results`` (see ``study.store.folder``) with the drawings to ``path``.
 
-    A study that still runs, or was interrupted, gets a report too: of the trainings so far, and it says so.
+    A study that still runs, or was interrupted, gets a report too: of the training runs so far, and it says so.
     """
     layout = (importlib.resources.files("network_surgery.study.evidence") / "report.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -264,14 +264,14 @@ def _latencies(seconds: Mapping[str, float]) -> str:
 
 
 def _shared(cells: Sequence[Row]) -> str:
-    """What was not trained twice: epochs that are the original's, and trainings that count for two arms."""
+    """What was not trained twice: epochs that are the original's, and training runs that count for two arms."""
     forked = [cell["forked"]["epoch"] for cell in cells if cell.get("forked")]
     same = sum("same_as" in cell for cell in cells)
     parts = []
     if forked:
         parts.append(
-            f"{len(forked)} of {len(cells)} trainings went on from the original's checkpoint at their first operation, "
-            f"which saved {sum(forked):,.0f} epochs"
+            f"{len(forked)} of {len(cells)} training runs went on from the original's checkpoint at their first "
+            f"operation, which saved {sum(forked):,.0f} epochs"
         )
     if same:
         parts.append(f"{same} would have repeated another one exactly, which counts for both")

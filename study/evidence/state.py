@@ -1,4 +1,4 @@
-"""How far a study is: running, interrupted or finished, and how many trainings of how many have ended.
+"""How far a study is: running, interrupted or finished, and how many training runs of how many have ended.
 
 Nothing is kept for it. What is still missing follows from the ledger as ``resume`` would find it, and a study runs as
 long as a process holds its lock.
@@ -22,7 +22,7 @@ from network_surgery.study.training.cell import Cell
 #: Stage → what its runs are.
 STAGES = {
     "search": "trials of the search", "racing": "repeats of the best of them",
-    "comparison": "trainings of the comparison",
+    "comparison": "training runs of the comparison",
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def epochs(folder: Folder) -> dict[str, int]:
 
 
 def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
-    """Whether the study runs, how many of its trainings have ended, and how to go on: ``now``, ``words``, ``hint``."""
+    """Whether the study runs, how many of its runs have ended, and how to go on: ``now``, ``words``, ``hint``."""
     stages = [
         f"{state[stage]['ended']:,} of {state[stage]['of']:,} {words}"
         for stage, words in STAGES.items()

@@ -47,7 +47,7 @@ def _outcome(verdict: Contrast, metric: Metric, unit: str) -> str:
         return f"{UNTESTED} (n = {n})."
     if decision == "unfinished":
         ended, of = verdict["progress"]
-        return f"{ended:,} of {of:,} trainings have ended; no verdict before the end."
+        return f"{ended:,} of {of:,} training runs have ended; no verdict before the end."
     if decision in ("undecided", "not tested"):
         last = "not tested, since a contrast before it is undecided" if decision == "not tested" else "undecided"
         words = f"surgery against {rival} is {last}: {metric.difference(verdict['difference'])}{_in(metric)}"

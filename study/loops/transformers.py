@@ -1,4 +1,4 @@
-"""Surgery in a training of transformers: ``Trainer(..., callbacks=[SurgeryCallback(schedule)])``.
+"""Surgery in a training run of transformers: ``Trainer(..., callbacks=[SurgeryCallback(schedule)])``.
 
 The weights in a checkpoint carry the architecture (``ops.carry_architecture``), so ``resume_from_checkpoint`` and
 ``load_best_model_at_end`` find a network of the sizes that they need. How far the schedule is, and the records, are in

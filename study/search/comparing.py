@@ -1,4 +1,4 @@
-"""Which trainings a comparison needs: the schedules that are chosen from a search, and their arms (``study.arms``).
+"""Which training runs a comparison needs: the schedules that are chosen from a search, and their arms (``study.arms``).
 
 The schedules are chosen on validation. One training run says little of a schedule, so the best few of a search race
 first: they are repeated on more seeds, and after each seed the worse half of them is left behind (successive halving:
@@ -206,7 +206,7 @@ class _Field:
 
 
 def cells(chosen: Sequence[Cell], settings: Settings, done: Iterable[Record]) -> Listed:
-    """The trainings that the comparison of these schedules still needs, in the arms that the settings ask for.
+    """The training runs that the comparison of these schedules still needs, in the arms that the settings ask for.
 
     Rivals follow when the surgery of their seed has ended; those that learn from the original, when it has, too.
     """

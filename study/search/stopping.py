@@ -84,7 +84,7 @@ class ForgivingHalving(BasePruner):
 
 
 def settled(epoch: int, operations: Sequence[OperationRecord], recovery: int) -> bool:
-    """Whether a training that has ``epoch`` epochs and these operations shows what its schedule is worth."""
+    """Whether a training run that has ``epoch`` epochs and these operations shows what its schedule is worth."""
     return bool(operations) and all(
         each.epochs_to_recover is not None or epoch - math.floor(each.epoch) > recovery for each in operations
     )

@@ -1,8 +1,8 @@
 """A trial as Ray Tune runs it: one cell, trained in a worker, reported to the driver epoch by epoch.
 
-Workers are reused, so everything that a training leaves behind (random state, threads, the device's cache) is set anew.
-Whatever a training raises ends as a result with its reason (``study.training.failure``), not as an exception: the study
-goes on, and Ray tries nothing again that would fail again. Only a lost process is tried again there.
+Workers are reused, so everything that a training run leaves behind (random state, threads, the device's cache) is set
+anew. Whatever a training run raises ends as a result with its reason (``study.training.failure``), not as an exception:
+the study goes on, and Ray tries nothing again that would fail again. Only a lost process is tried again there.
 """
 
 from __future__ import annotations

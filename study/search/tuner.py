@@ -255,7 +255,7 @@ def _adaptors(
 ) -> tuple[Any, Any, Any]:
     """The stages as Tune's searcher, scheduler and callback; all see a trial by Tune's id of it.
 
-    ``pace`` learns how long a training may take. ``over``: from when on processes are lost because we end them.
+    ``pace`` learns how long a training run may take. ``over``: from when on processes are lost because we end them.
     One whose memory ran out is tried again alone, where it has more of it then.
     """
     from ray.tune import Callback

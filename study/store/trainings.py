@@ -1,4 +1,4 @@
-"""Every training of a study in one table: what it was, and what came of it."""
+"""Every training run of a study in one table: what it was, and what came of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from network_surgery.study.training.records import operations_of, spikes_of
 
 
 def table(records: Iterable[Record], metric: Metric = ACCURACY) -> list[dict[str, Any]]:
-    """A row for each training, those of the search first, then arm by arm; None where something does not apply.
+    """A row for each training run, those of the search first, then arm by arm; None where something does not apply.
 
     Columns are named after the ``metric`` of the study's task. Accuracies are 0 … 1, ``train − test`` (``test − train``
     of a metric of which less is better) is how much better the network is on what it was trained on, ``loss spike`` the

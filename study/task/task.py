@@ -1,4 +1,4 @@
-"""A task: what a study needs to know of a training, and nothing else.
+"""A task: what a study needs to know of a training run, and nothing else.
 
 One's own is a subclass of ``Task`` with ``load``, ``model`` and ``loss``, named on the command line as
 ``--task my.py:MyTask``; see ``study/guide/task.md``.

@@ -21,7 +21,7 @@ LATER = ("curve", "rewind", "teacher", "allocation")
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a study, as plain data.
+    """One training run of a study, as plain data.
 
     ``arm``: ``search``, ``racing`` (a trial on another seed) or one of ``study.arms``. ``epochs``: where they are not
     those of the settings. ``trial`` is the search trial whose schedule this is about, ``params`` what Optuna chose

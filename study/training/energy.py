@@ -1,10 +1,10 @@
-"""The energy of a training, where NVML reports it: what the GPU took while epochs and their operations ran.
+"""The energy of a training run, where NVML reports it: what the GPU took while epochs and their operations ran.
 
-NVML counts the joules of a whole device, idle power and other processes' work included, so they are a training's own
-only where it has the device for itself. Where trials share a GPU (``gpus_per_trial`` below 1) they would be an upper
-bound that says little, and none are taken; nor on a CPU, without the package ``nvidia-ml-py``, on a part of a GPU (MIG)
-or on one older than Volta, which has no such counter. Written from NVML's documentation and tested with a stand-in for
-it; not seen on hardware yet.
+NVML counts the joules of a whole device, idle power and other processes' work included, so they are a training run's
+own only where it has the device for itself. Where trials share a GPU (``gpus_per_trial`` below 1) they would be an
+upper bound that says little, and none are taken; nor on a CPU, without the package ``nvidia-ml-py``, on a part of a GPU
+(MIG) or on one older than Volta, which has no such counter. Written from NVML's documentation and tested with a
+stand-in for it; not seen on hardware yet.
 """
 
 from __future__ import annotations

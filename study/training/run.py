@@ -44,7 +44,7 @@ from network_surgery.study.training.spent import joules, work
 from network_surgery.study.training.theatre import Theatre
 from network_surgery.study.training.trainer import Callback, Trainer
 
-#: The arms whose redundancy is worth a look: a search has too many trainings, a restart repeats what is known.
+#: The arms whose redundancy is worth a look: a search has too many training runs, a restart repeats what is known.
 PROBED = ("original", "surgery")
 
 
@@ -94,7 +94,7 @@ def run(
     ``seconds`` are those of a clock while the device trains and operates, without evaluation, looks at redundancy and
     checkpoints, sunk ones included. Each trial has the same share of a machine, so arms compare as they are;
     multiplied by ``cpus_per_trial`` or ``gpus_per_trial`` they are CPU- or GPU-seconds. ``training_flops`` count the
-    same training and repeat on any machine; where compressed weights were computed, ``weights_flops`` are what that
+    same training run and repeat on any machine; where compressed weights were computed, ``weights_flops`` are what that
     takes at the end, once for each ``batch``, a number of samples. ``joules`` (see ``study.training.energy``) are None
     where none were taken.
     ``peak_memory``: the most bytes that the GPU held for it; None on a CPU.
@@ -303,7 +303,7 @@ def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None)
 
 
 def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> dict[str, Any]:
-    """What a training has reached after any of its epochs: metric, loss, seconds, steps, epochs, operations."""
+    """What a training run has reached after any of its epochs: metric, loss, seconds, steps, epochs, operations."""
     last = trainer.history[-1]
     train_seconds = sum(record["train_seconds"] for record in trainer.history)
     compiling = [record["compile_seconds"] for record in trainer.history if "compile_seconds" in record]

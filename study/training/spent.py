@@ -1,9 +1,9 @@
-"""What a training had cost at any moment, from its outcome: seconds, FLOPs, joules.
+"""What a training run had cost at any moment, from its outcome: seconds, FLOPs, joules.
 
 An outcome (``study.training.run``) books seconds and joules by epoch and operation and knows when the network had which
 size, so nothing needs to be measured again. A moment is a number of epochs; its fraction is a part of an epoch, an
-operation belongs to what comes after it. ``sunk`` is what had been spent before a training began that would not have
-begun without it (``study.arms``); totals and moments count it.
+operation belongs to what comes after it. ``sunk`` is what had been spent before a training run began that would not
+have begun without it (``study.arms``); totals and moments count it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def before_surgery(outcome: Outcome) -> dict[str, float]:
 
 
 def whole(outcome: Outcome) -> dict[str, float]:
-    """What a whole training had cost, in the form of ``before_surgery``."""
+    """What a whole training run had cost, in the form of ``before_surgery``."""
     names = ("steps", "seconds", "training_flops", "joules")
     return {"epochs": float(len(outcome["epochs"]))} | {
         name: outcome[name] for name in names if outcome.get(name) is not None

@@ -39,7 +39,7 @@ class Limits:
 
 @dataclass
 class Pace:
-    """Learns from the trainings of a study how long one may take."""
+    """Learns from the training runs of a study how long one may take."""
 
     factor: float
     least: float = LEAST

@@ -43,7 +43,7 @@ schedules:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """Three trainings of two epochs."""
+    """Three training runs of two epochs."""
     place = tmp_path_factory.mktemp("browser")
     (place / "my.yaml").write_text(SETTINGS)
     command = [
@@ -135,7 +135,7 @@ def test_a_chart(page: Any, address: str) -> None:
         assert re.search(rf"\b{group}\s+\(\d+\)", sections)
     card = page.get_by_test_id(f"{charts}-card").filter(has=page.locator("h4[title='accuracy/validation']"))
     card.locator(".scatterlayer .trace").first.wait_for(state="attached")
-    assert card.locator(".scatterlayer .trace").count() >= 3  # one for each training
+    assert card.locator(".scatterlayer .trace").count() >= 3  # one for each training run
 
 
 def test_a_figure(page: Any, address: str, study: Folder) -> None:

@@ -1,4 +1,5 @@
-"""Everything on a device equals the CPU bit for bit: operations, optimizers, scores, repairs, undo, files, trainings.
+"""Everything on a device equals the CPU bit for bit: operations, optimizers, scores, repairs, undo, files, training
+runs.
 
 The comparisons are those that ``tests.gpu`` makes on a real card.
 """
@@ -58,7 +59,8 @@ def test_random_numbers_are_left_alone(device: torch.device, tmp_path: Path) -> 
     assert rows and [row for row in rows if not row["host as before"]] == []
 
 
-# -- whole trainings ---------------------------------------------------------------------------------------------------
+# -- whole training runs
+# ---------------------------------------------------------------------------------------------------
 
 STEPS = [
     {"when": "1ep", "layer": "conv2", "op": "eigen_remove", "keep": 0.5},

@@ -353,7 +353,7 @@ def test_what_does_not_decide_a_result_is_what_is_searched_compared_and_where_it
 
 
 def test_checkpoints_keep_their_names() -> None:
-    """A golden key: with another one a study that was interrupted would start its running trainings over."""
+    """A golden key: with another one a study that was interrupted would start its running training runs over."""
     step = {"when": "2ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}
     assert Cell("surgery", 3, [step], trial=7).key(Settings(epochs=4, train_images=100)) == "570522b0946e4b9a"
 

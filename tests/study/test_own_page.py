@@ -21,7 +21,7 @@ from network_surgery.study.store.folder import Folder
 def by_seed(results: dict[str, Any]) -> tuple[str, dict[str, Drawing]]:
     figure, _ = new_axes()
     drawing = titled(figure, "What I wanted to see", "By seed.", "Nothing.")
-    return f"# {len(results['comparison']['cells'])} trainings\n", {"mine": drawing}
+    return f"# {len(results['comparison']['cells'])} training runs\n", {"mine": drawing}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def study(path: Path, page: str | None) -> Folder:
 def test_it_is_written_beside_the_report_and_its_figures_are_in_it(tmp_path: Path) -> None:
     folder = study(tmp_path / "s", "pages:by_seed")
     results = conduct.write_report(folder)
-    assert (folder.path / "by_seed.md").read_text() == "# 0 trainings\n"
+    assert (folder.path / "by_seed.md").read_text() == "# 0 training runs\n"
     assert "What I wanted to see" in folder.report.read_text() and (folder.figures / "mine.svg").exists()
     console = Console(file=io.StringIO(), width=200)
     conduct.show(results, folder, console)
@@ -53,7 +53,7 @@ def test_without_the_setting_there_is_none(tmp_path: Path) -> None:
 
 def test_one_that_fails_is_named_and_the_rest_is_written(tmp_path: Path) -> None:
     folder = study(tmp_path / "s", "pages:broken")
-    with pytest.raises(SurgeryError, match="the page pages:broken could not be made of 0 trainings: 'nothing'"):
+    with pytest.raises(SurgeryError, match="the page pages:broken could not be made of 0 training runs: 'nothing'"):
         conduct.write_report(folder)
     assert folder.results.exists() and folder.report.exists()
 

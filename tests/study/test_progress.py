@@ -38,7 +38,7 @@ def test_a_stage_is_told_line_by_line() -> None:
     assert "search-001 failed: the loss became nan" in failed
     assert "3/3 search-002: stopped early after epoch 2, validation 95.00%" in stopped
     assert last.startswith(
-        "search: 3 of 3 trainings, 1 failed, 1 stopped early, best 90.00% on validation (search-000)"
+        "search: 3 of 3 training runs, 1 failed, 1 stopped early, best 90.00% on validation (search-000)"
     )
 
 

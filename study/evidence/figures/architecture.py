@@ -44,7 +44,7 @@ def stacks(cells: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def widths(cell: Mapping[str, Any], layers: Mapping[str, int]) -> dict[str, int]:
-    """Layer → units at the end of a training, and container → blocks, from its operations in their order."""
+    """Layer → units at the end of a training run, and container → blocks, from its operations in their order."""
     changed = {each.layer: each.units_after for each in operations_of(cell) if each.layer in layers}
     return {**layers, **changed}
 

@@ -150,14 +150,14 @@ def timing(results: Results) -> Drawing | None:
 
 
 def _devices(results: Results) -> str:
-    """What the trainings ran on, by the names that torch has for it."""
+    """What the training runs used, by the names that torch has for it."""
     cells = finished([*results["trials"], *comparison(results, "cells")])
     names = sorted({str(cell.get("device", "cpu")) for cell in cells})
     return " and ".join("a CPU" if name == "cpu" else name for name in names)
 
 
 def _anatomies(results: Results) -> str:
-    """What finding out which layers can be changed took, once in a training; older studies do not know it."""
+    """What finding out which layers can be changed took, once in a training run; older studies do not know it."""
     cells = finished([*results["trials"], *comparison(results, "cells")])
     known = [cell["anatomy_seconds"] for cell in cells if cell.get("anatomy_seconds")]
     if not known:
@@ -166,8 +166,8 @@ def _anatomies(results: Results) -> str:
     share = statistics.median(cell["anatomy_seconds"] / cell["epochs"][0]["train_seconds"] for cell in cells
                               if cell.get("anatomy_seconds") and cell["epochs"][0]["train_seconds"])  # fmt: skip
     return (
-        f" Apart from that, once in each training, the anatomy of the network: {seconds:.2g} s, {percent(share)} of "
-        "an epoch (medians)."
+        f" Apart from that, once in each training run, the anatomy of the network: {seconds:.2g} s, {percent(share)} "
+        "of an epoch (medians)."
     )
 
 

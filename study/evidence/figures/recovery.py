@@ -1,4 +1,4 @@
-"""Spike and recovery: the loss of one schedule's trainings through their operations."""
+"""Spike and recovery: the loss of one schedule's training runs through their operations."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _beside_the_original(results: Results, trial: int | None) -> str:
 
 
 def loss_path(cell: Mapping[str, Any]) -> Path:
-    """(epoch, loss) of a training: at the end of every epoch, and right before and right after its operations."""
+    """(epoch, loss) of a training run: at the end of every epoch, and right before and right after its operations."""
     points = [(each["epoch"], 0, each.get("validation_loss")) for each in cell["epochs"]]
     for jump in spikes(operations_of(cell)):
         points += [(jump.epoch, 1, jump.loss_before), (jump.epoch, 2, jump.loss_after)]

@@ -44,7 +44,7 @@ UNRECORDED = space.ORDER[-1]
 
 @dataclass(frozen=True)
 class Training:
-    """What the thesis reads from one training; ``factor`` and ``seconds`` are medians over its operations.
+    """What the thesis reads from one training run; ``factor`` and ``seconds`` are medians over its operations.
 
     ``gap``: accuracy on the training images less ``accuracy``; None where an older study did not take it.
     ``longest``: the largest share of an epoch that an operation took.
@@ -70,7 +70,7 @@ class Training:
 
 
 class Trainings(dict[tuple[str, float], dict[int, Training]]):
-    """The finished surgery trainings of a study over the thesis's grid: (method, ratio) → seed → training."""
+    """The finished surgery training runs of a study over the thesis's grid: (method, ratio) → seed → training."""
 
     def __init__(self, results: Results) -> None:
         for cell in results["comparison"]["cells"]:
@@ -92,8 +92,8 @@ class Trainings(dict[tuple[str, float], dict[int, Training]]):
             )
 
     def repeats(self, method: str, ratio: float, seed: int) -> bool:
-        """Whether this training repeats one at a smaller ratio to the last digit: units that never learn, however many
-        they are, leave the others' training as it is.
+        """Whether this training run repeats one at a smaller ratio to the last digit: units that never learn, however
+        many they are, leave the others' training as it is.
         """
         curve = self[method, ratio][seed].curve
         smaller = [self.get((method, other), {}).get(seed) for other in RATIOS if other < ratio]
@@ -101,11 +101,11 @@ class Trainings(dict[tuple[str, float], dict[int, Training]]):
 
     @property
     def repeated(self) -> int:
-        """How many trainings repeat another."""
+        """How many training runs repeat another."""
         return sum(self.repeats(*place, seed) for place, members in self.items() for seed in members)
 
     def of(self, method: str, measure: str, *ratios: float) -> list[Any]:
-        """A field of every training of a method, at these ratios or at all, where it was taken."""
+        """A field of every training run of a method, at these ratios or at all, where it was taken."""
         members = [self.get((method, ratio), {}).values() for ratio in ratios or RATIOS]
         each = [getattr(training, measure) for group in members for training in group]
         return [value for value in each if value is not None]
@@ -129,7 +129,7 @@ class Trainings(dict[tuple[str, float], dict[int, Training]]):
     def by_seed(self, methods: tuple[str, str], measure: str) -> Values:
         """The ``differences`` of each seed, in the mean over ratios: those of one seed share an initialization.
 
-        What repeats another training is not counted again.
+        What repeats another training run is not counted again.
         """
         gaps: dict[int, list[float]] = {}
         for (ratio, seed), (one, other) in self.pairs(methods, measure).items():
@@ -138,11 +138,11 @@ class Trainings(dict[tuple[str, float], dict[int, Training]]):
         return np.array([np.mean(gaps[seed]) for seed in sorted(gaps)])
 
     def as_printed(self, method: str, ratio: float, measure: str) -> float | None:
-        """The number that the thesis prints, from these trainings; None where there are none.
+        """The number that the thesis prints, from these training runs; None where there are none.
 
-        ``accuracy``: the median of the trainings' final test accuracies (it is called an average there). ``factor``:
-        the median of the recorded loss factors of all trainings pooled (ten operations × five trainings there), which
-        is not the mean of the trainings' medians.
+        ``accuracy``: the median of the training runs' final test accuracies (it is called an average there).
+        ``factor``: the median of the recorded loss factors of all training runs pooled (ten operations × five training
+        runs there), which is not the mean of the training runs' medians.
         """
         if measure == "accuracy":
             values = self.of(method, measure, ratio)

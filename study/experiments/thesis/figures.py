@@ -33,7 +33,7 @@ FIGURES = {"removal": "figures 4.3 to 4.6 and 4.9", "expansion": "figures 4.7, 4
 
 
 def draw(results: Results) -> dict[str, Drawing]:
-    """The thesis's figures, for each pair of methods that has trainings: ``thesis_removal``, ``thesis_expansion``."""
+    """The thesis's figures, for each pair of methods that has runs: ``thesis_removal``, ``thesis_expansion``."""
     found = Trainings(results)
     with style.context(["default", STYLE]):
         return {
@@ -88,8 +88,8 @@ def _drawn(found: Trainings, name: str, methods: tuple[str, str]) -> Drawing:
         f"{NAMES[methods[0]]} against {NAMES[methods[1]]}",
         f"The thesis's {FIGURES[name]}. Points: means over at most {n} seeds, bars one standard deviation; hollow and "
         "dotted: what the thesis prints (VGG16 at full width, 50 epochs). Loss factor: training loss of the first "
-        "batch after an operation / of the last before it, median over a training's operations. Last panel: every pair "
-        "of trainings of one seed and ratio, in points; the line is their mean.",
+        "batch after an operation / of the last before it, median over a training run's operations. Last panel: every "
+        "pair of training runs of one seed and ratio, in points; the line is their mean.",
         "; ".join(words) + ".",
     )
 

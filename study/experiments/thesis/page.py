@@ -31,10 +31,10 @@ PRINTED_VARIANCE = {"eigen_remove": 0.003, "min_weight": 0.029}
 SAME, SHORT = 0.05, 0.1
 #: A change of the loss, as a fraction of it, that is rounding.
 EXACT = 1e-3
-REPEATED = "\n\n{} trainings repeat another ratio's of the same seed to the last digit and are paired once."
+REPEATED = "\n\n{} training runs repeat another ratio's of the same seed to the last digit and are paired once."
 OWN = {
-    "accuracy": "The thesis's own statistic, the median over its trainings:",
-    "factor": "The thesis's own statistic, the median of all recorded operations of all trainings pooled "
+    "accuracy": "The thesis's own statistic, the median over its training runs:",
+    "factor": "The thesis's own statistic, the median of all recorded operations of all training runs pooled "
     f"({chapter.UNRECORDED} is operated on and not recorded):",
 }
 
@@ -89,7 +89,7 @@ def trained(results: Results, found: Trainings) -> str:
         + (f" ({settings['train_images']:,} training images)" if settings.get("train_images") else "")
         + f", {settings['epochs']} epochs, {settings['optimizer']} at {settings['learning_rate']:g}, batches of "
         f"{settings['batch_size']}, optimizer state {settings['optimizer_state']}, space {settings['space']}; "
-        f"{sum(map(len, found.values()))} trainings with {len(seeds)} seeds; {', '.join(devices)}, "
+        f"{sum(map(len, found.values()))} training runs with {len(seeds)} seeds; {', '.join(devices)}, "
         f"torch {machine['torch']}, Python {machine['python']}."
     )
 
@@ -164,7 +164,7 @@ def tests(found: Trainings) -> str:
 def as_in_the_thesis(one: Sequence[float], other: Sequence[float]) -> tuple[str, float | None]:
     """Its procedure: normality (Shapiro and Wilk, at 0.05), then Student's t or Mann and Whitney's U, unpaired."""
     if min(len(one), len(other)) < 3:
-        return "too few trainings for a test", None
+        return "too few training runs for a test", None
     if max(np.ptp(one), np.ptp(other)) == 0:
         return "nothing varies", None
     normal = all(np.ptp(values) > 0 and stats.shapiro(values).pvalue > 0.05 for values in (one, other))

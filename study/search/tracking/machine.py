@@ -1,8 +1,8 @@
 """The load of the machine on which the study's driver runs, as MLflow's system metrics of the parent run.
 
 MLflow has a monitor of its own; it writes from its own thread and gives up when the server is away. So only its gauges
-are used, and what they say goes the way of all that is tracked. Trainings run beside each other on this machine, and
-on others of a cluster: none of them has a load of its own.
+are used, and what they say goes the way of all that is tracked. Training runs go on beside each other on this machine,
+and on others of a cluster: none of them has a load of its own.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Tracker:
         return comparing.budget_of(self._folder, [cell.seed]).violations(result)
 
     def stage_ended(self) -> None:
-        """The parent run's table of all trainings that have ended so far."""
+        """The parent run's table of all training runs that have ended so far."""
         rows = trainings.table(self._folder.records(), self._folder.metric)
         self._jobs.put(lambda: self._table("trainings.json", rows))
 

@@ -106,7 +106,7 @@ def test_a_late_restart_counts_what_had_been_spent_before(digits: ImageTask, sur
     assert late["seconds"] - late["train_seconds"] == pytest.approx(
         sum(epoch["train_seconds"] for epoch in surgery["epochs"][:2])
     )
-    assert cell.key(SETTINGS) == replace(cell, sunk={}).key(SETTINGS)  # it is the same training
+    assert cell.key(SETTINGS) == replace(cell, sunk={}).key(SETTINGS)  # it is the same training run
 
 
 def test_equal_seconds_count_what_operations_took(surgery: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Studies whose trainings never happened: a folder of any size, its ledger written line by line as a study writes it.
+"""Studies whose training runs never happened: a folder of any size, its ledger written line by line as a study writes
+it.
 
 Schedules are drawn from a search space as Optuna draws them at first; what becomes of a network is a small made-up
 model: a removal costs accuracy, raises the loss for some epochs and saves time.
@@ -80,7 +81,7 @@ def trainings(folder: Folder) -> list[tuple[Cell, dict[str, Any]]]:
 
 
 def outcome(cell: Cell, folder: Folder) -> dict[str, Any]:
-    """What a training of this cell would have reported (see ``study.training.run``)."""
+    """What a training run of this cell would have reported (see ``study.training.run``)."""
     random = np.random.default_rng([cell.seed, cell.trial or 0, len(cell.arm)])
     epochs = cell.epochs or folder.settings.epochs
     units = dict(folder.layers if cell.architecture is None else cell.architecture["shapes"])

@@ -105,7 +105,10 @@ CASES = {
         f"Undecided about {WHAT}: against restarting accuracy is +1.20 points [+0.80, +1.60], {ZERO}; it has "
         f"{HAS}{LOST}.",
     ),
-    "unfinished": ({"decision": "unfinished"}, {}, "No answer yet: 4 of 10 trainings of the comparison have ended."),
+    "unfinished": (
+        {"decision": "unfinished"}, {},
+        "No answer yet: 4 of 10 training runs of the comparison have ended.",
+    ),
 }  # fmt: skip
 
 

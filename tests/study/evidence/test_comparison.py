@@ -1,4 +1,4 @@
-"""Which schedules are compared, with which trainings, and what is concluded."""
+"""Which schedules are compared, with which training runs, and what is concluded."""
 
 from __future__ import annotations
 

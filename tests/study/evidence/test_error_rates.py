@@ -132,7 +132,7 @@ def test_a_study_says_how_far_it_is_and_keeps_what_a_look_has_shown(tmp_path: Pa
     folder = study(tmp_path / "s", 5, 4)
     _, (verdict,) = comparison.summarize(folder)
     assert verdict["decision"] == "unfinished" and verdict["finding"] == "no verdict before the end"
-    assert verdict["sentence"] == "8 of 10 trainings have ended; no verdict before the end."
+    assert verdict["sentence"] == "8 of 10 training runs have ended; no verdict before the end."
     folder.looked()
     assert folder.looks() == [5]
     _, (verdict,) = comparison.summarize(study(tmp_path / "s", 5, 5))

@@ -119,7 +119,8 @@ def test_the_page_says_how_far_the_study_is(tmp_path: Path) -> None:
         results["state"] = {"now": now, "search": {"ended": 4, "of": 16}, "comparison": {"ended": 2, "of": 1060}}
         found, _ = page(results, tmp_path, drawn=False)
         words = " ".join(found.text.split())
-        assert f"{now.capitalize()}. 4 of 16 trials of the search and 2 of 1,060 trainings of the comparison" in words
+        progress = "4 of 16 trials of the search and 2 of 1,060 training runs of the comparison"
+        assert f"{now.capitalize()}. {progress}" in words
         assert (f"{hint} {tmp_path.name}" in words) == bool(hint)
 
 
@@ -200,7 +201,7 @@ def test_what_a_study_has_not_is_not_there(tmp_path: Path) -> None:
     words = " ".join(page(results, tmp_path, drawn=False)[0].text.split())
     assert "Not there: random A, since surgery adds units." in words
     assert (
-        "1 of 9 trainings went on from the original's checkpoint at their first operation, which saved 3 epochs"
+        "1 of 9 training runs went on from the original's checkpoint at their first operation, which saved 3 epochs"
         in words
     )
     assert "1 would have repeated another one exactly" in words

@@ -72,7 +72,7 @@ def test_a_finished_study_has_nothing_left_to_do(folder: Folder) -> None:
     assert state(folder) == expected
     expected |= epochs(folder)
     assert write_report(folder)["state"] == expected == json.loads(folder.results.read_text())["state"]
-    assert "Finished.</strong> 6 of 6 trials of the search and 18 of 18 trainings of the comparison" in page(folder)
+    assert "Finished.</strong> 6 of 6 trials of the search and 18 of 18 training runs of the comparison" in page(folder)
 
 
 def test_the_terminal_says_so_too(folder: Folder) -> None:
@@ -83,7 +83,7 @@ def test_the_terminal_says_so_too(folder: Folder) -> None:
 
     assert "Interrupted" not in shown()
     cut(folder, 8)
-    words = "Interrupted: 6 of 6 trials of the search and 2 of 18 trainings of the comparison have ended."
+    words = "Interrupted: 6 of 6 trials of the search and 2 of 18 training runs of the comparison have ended."
     assert words in shown()
 
 

@@ -198,7 +198,7 @@ def study(folder: Path, surgery: Any, restart: Any, seeds: int = 10, schedules: 
 
 
 def arm(epochs: int, test: float = 0.9, spread: float = 0.001, cut: float | None = None, seconds: float = 1.0) -> Any:
-    """Trainings that arrive after a number of epochs, each a number of seconds long within a tenth."""
+    """Training runs that arrive after a number of epochs, each a number of seconds long within a tenth."""
     curve = [0.5] * (epochs - 1) + [0.9] * (5 - epochs)
     return lambda rng: training(curve, seconds * rng.uniform(0.9, 1.1), cut, test=test + rng.normal(0, spread))
 
@@ -303,7 +303,7 @@ def test_the_report_has_the_times_and_joules_where_there_are_any(tmp_path: Path)
         made.ended(Cell("restart", seed, trial=0), arm(4)(np.random.default_rng(seed)) | {"joules": 1500.0 * seed})
     rows, verdicts = comparison.summarize(made)
     assert [row["joules"] for row in rows] == [None, None, 3000.0]
-    for row in rows:  # what these trainings lack
+    for row in rows:  # what these training runs lack
         row |= {"latency_seconds": {}}
     results = made.write(rows, verdicts, state=state(made))
     report.write(results, tmp_path / "report.html", {})

@@ -1,4 +1,4 @@
-"""The thesis's study: its grid, the published code's operations, and a page that says what the trainings show."""
+"""The thesis's study: its grid, the published code's operations, and a page that says what the training runs show."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_tables_show_ours_and_the_thesis_s() -> None:
     row = next(line for line in words.splitlines() if line.startswith("| EigenRemove |"))
     assert row.startswith("| EigenRemove | 72.50 ± 1.58 (74.86) | 73.33 ± 1.58 (76.61) | 75.00 ± 1.58 (78.65) |")
     assert "| Zero Weight Expansion | 1.250 ± 0.000 (0.803) |" in words
-    assert "100 trainings with 5 seeds" in words and "(figures/thesis_removal.png)" in words
+    assert "100 training runs with 5 seeds" in words and "(figures/thesis_removal.png)" in words
     assert "**holds**" in words and "**does not hold**" in words
     assert list(drawings) == ["thesis_removal", "thesis_expansion"]
     assert "WeakExpand, accuracy: 0.825, 0.833" in drawings["thesis_expansion"].alt
@@ -202,7 +202,7 @@ def test_a_seed_counts_once_and_what_repeats_is_dropped() -> None:
     kept = [one - other for (ratio, seed), (one, other) in pairs.items() if seed == 1 and ratio <= 0.5]
     assert gaps[0] == pytest.approx(np.mean(kept)) and len(gaps) == 5
     words = page.write(found, {})
-    assert "10 trainings repeat another ratio's" in words and "| 5 | " in words and "| 25 |" not in words
+    assert "10 training runs repeat another ratio's" in words and "| 5 | " in words and "| 25 |" not in words
 
 
 def test_operations_that_change_nothing_cannot_differ() -> None:
@@ -251,7 +251,7 @@ def test_a_study_that_has_only_begun() -> None:
     assert "not run (75.44)" in page.write(found, {})
     assert figures.draw(found) == {}
     found["comparison"]["cells"] = []
-    assert "0 trainings" in page.write(found, {})
+    assert "0 training runs" in page.write(found, {})
 
 
 def test_the_report_writes_it(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_the_report_writes_it(tmp_path: Path) -> None:
         folder.ended(Cell("surgery", found["seed"], schedule, trial=name, params=found["params"], test=True), outcome)
     conduct.write_report(folder)
     words = (folder.path / "thesis.md").read_text()
-    assert "40 trainings with 2 seeds" in words and "(figures/thesis_expansion.png)" in words
+    assert "40 training runs with 2 seeds" in words and "(figures/thesis_expansion.png)" in words
     assert (folder.figures / "thesis_expansion.png").exists()
     assert "thesis_removal" in folder.report.read_text()
     assert "every schedule is compared, of which 20 have ended" in folder.report.read_text()
@@ -396,7 +396,7 @@ def test_the_experiment_measures_what_its_page_reads(monkeypatch: pytest.MonkeyP
     assert [each["layer"] for each in rows[1]["operations"]] == list(ORDER)
     measured = measured_of("thesis", options, facts, [*rows, *(row | {"seed": 2} for row in rows)])
     text = bench.write(EXPERIMENT.folder / "page.md", EXPERIMENT.parts(measured), measured, tmp_path).read_text()
-    assert "2 trainings with 2 seeds" in text and "40 training images" in text and "$" not in text
+    assert "2 training runs with 2 seeds" in text and "40 training images" in text and "$" not in text
     assert "on which nobody operates" in text and "| Minimum Weight Selection |" in text
 
 

@@ -1,4 +1,4 @@
-"""One training in every loop: the same network, the same batches, the same schedule."""
+"""One training run in every loop: the same network, the same batches, the same schedule."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ OPERATION = operated(epoch=1.0, iteration=5)
 
 
 def outcome(loss: float, epochs: int = 3) -> dict[str, Any]:
-    """What a training has come to, with the curve that the ledger keeps."""
+    """What a training run has come to, with the curve that the ledger keeps."""
     curve = [
         {"epoch": float(epoch), "train_loss": loss / epoch, "validation_loss": loss, "validation_metric": 0.5,
          "train_seconds": 1.0} for epoch in range(1, epochs + 1)
@@ -67,7 +67,7 @@ def keep(study: Folder, *numbers: int) -> None:
 
 
 def tracked(study: Folder) -> list[Any]:
-    """All that MLflow has of the study's trainings, without times; runs that were deleted are not there."""
+    """All that MLflow has of the study's training runs, without times; runs that were deleted are not there."""
     import mlflow
 
     client = mlflow.MlflowClient(default_uri(study))
@@ -87,7 +87,7 @@ def tracked(study: Folder) -> list[Any]:
 
 
 def live(study: Folder, tracked: Tracker, number: int) -> None:
-    """As the driver reports a training."""
+    """As the driver reports a training run."""
     from network_surgery.study.search.replay import reports
 
     tracked.started(CELLS[number])

@@ -42,7 +42,7 @@ def original(seed: int = 1) -> Cell:
 
 
 def outcome(cell: Cell, seconds: float = 6.0) -> dict[str, Any]:
-    """What a training of 6 epochs might have reported; surgery ends with one architecture, whatever it did."""
+    """What a training run of 6 epochs might have reported; surgery ends with one architecture, whatever it did."""
     operations = [operated(iteration=20, epoch=2.0)] if cell.arm == "surgery" else []
     sunk = dict(cell.sunk)
     return {

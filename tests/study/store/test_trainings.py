@@ -1,4 +1,4 @@
-"""The table of all trainings: each once, in the order of the arms, with what came of it."""
+"""The table of all training runs: each once, in the order of the arms, with what came of it."""
 
 from __future__ import annotations
 

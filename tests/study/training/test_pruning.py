@@ -1,4 +1,4 @@
-"""Pruning and compaction in whole trainings: records, checkpoints, and the sparse network started anew."""
+"""Pruning and compaction in whole training runs: records, checkpoints, and the sparse network started anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training had cost at any moment, from its outcome alone."""
+"""What a training run had cost at any moment, from its outcome alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole trainings as functions of plain data: determinism, resumption, measuring, restarting."""
+"""Whole training runs as functions of plain data: determinism, resumption, measuring, restarting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that hangs or crashes ends with its stack in a file; one that is slow does not."""
+"""A training run that hangs or crashes ends with its stack in a file; one that is slow does not."""
 
 from __future__ import annotations
 
