@@ -46,12 +46,12 @@ from torch import Tensor
 from network_surgery.ops.anatomy import Anatomy, HiddenLayer
 from network_surgery.ops.anatomy.running import call, plainly
 from network_surgery.ops.errors import SurgeryError
-from network_surgery.ops.network.masks import hidden
+from network_surgery.ops.network.masks import count_hidden
 from network_surgery.ops.operation import Operation, units_to_keep
 from network_surgery.ops.signals.losses import mean_loss
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.signals.unit_scores import unit_scores
-from network_surgery.ops.surgery.repair import repaired
+from network_surgery.ops.surgery.repair import apply_repairs
 from network_surgery.ops.surgery.surgery import trial_surgery
 
 #: What a budget may be of, in words.
@@ -164,14 +164,14 @@ def allocate(
         return dict.fromkeys(chosen, 1.0)
     request = Request(operation, signals, tuple(repair), torch.Generator().manual_seed(seed))
     worths = {name: _worths(wanted.method, anatomy[name], request) for name in chosen}
-    widths = _fitted(anatomy, worths, most)
+    widths = _fit_units(anatomy, worths, most)
     return {name: share(widths[name], anatomy[name].units) for name in chosen}
 
 
 def size(anatomy: Anatomy, widths: Mapping[str, int] | None = None) -> Size:
     """The size of the network, or the one it would have with these numbers of units (layer → units)."""
     parameters, flops = anatomy.cost(widths or {})
-    return Size(parameters + hidden(anatomy.masks().values()), flops)
+    return Size(parameters + count_hidden(anatomy.masks().values()), flops)
 
 
 def share(units: int, of: int) -> float:
@@ -281,19 +281,19 @@ def _uniform(layer: HiddenLayer, request: Request) -> Tensor:
 
 
 def _random(layer: HiddenLayer, request: Request) -> Tensor:
-    return _ranked(torch.rand(layer.units, generator=request.generator, dtype=torch.float64))
+    return _rank(torch.rand(layer.units, generator=request.generator, dtype=torch.float64))
 
 
 def _magnitude(layer: HiddenLayer, request: Request) -> Tensor:
-    return _ranked(_normalized(unit_scores(layer, None, "l2")))
+    return _rank(_normalize(unit_scores(layer, None, "l2")))
 
 
 def _saliency(layer: HiddenLayer, request: Request) -> Tensor:
-    return _ranked(_normalized(unit_scores(layer, request.signals, "taylor")))
+    return _rank(_normalize(unit_scores(layer, request.signals, "taylor")))
 
 
 def _snip(layer: HiddenLayer, request: Request) -> Tensor:
-    return _ranked(unit_scores(layer, request.signals, "snip"))
+    return _rank(unit_scores(layer, request.signals, "snip"))
 
 
 def _redundancy(layer: HiddenLayer, request: Request) -> Tensor:
@@ -317,7 +317,7 @@ def _sensitivity(layer: HiddenLayer, request: Request) -> Tensor:
         if count < units:
             cut = replace(request.operation, keep=share(count, units))  # type: ignore[type-var, call-arg]
             chain = [each for each in request.repair if each != "batchnorm"]  # which is no part of a plan
-            with trial_surgery(repaired(cut.propose(layer, signals), signals, chain)):
+            with trial_surgery(apply_repairs(cut.propose(layer, signals), signals, chain)):
                 rise = _loss(layer, signals) - before
             highest = max(highest, rise if math.isfinite(rise) else math.inf)
             tried.append(count)
@@ -335,11 +335,11 @@ def _loss(layer: HiddenLayer, signals: Signals) -> float:
         return float(mean_loss(outputs, signals.classes, signals.loss_function))
 
 
-def _ranked(scores: Tensor) -> Tensor:
+def _rank(scores: Tensor) -> Tensor:
     return scores.detach().cpu().double().sort(descending=True).values
 
 
-def _normalized(scores: Tensor) -> Tensor:
+def _normalize(scores: Tensor) -> Tensor:
     """Scores ``[units]`` over their norm in the layer."""
     return scores / scores.norm().clamp(min=torch.finfo(scores.dtype).tiny)
 
@@ -378,7 +378,7 @@ def _shares(shares: Mapping[Any, Any]) -> dict[str, float]:
     return {str(name): share for name, share in shares.items()}
 
 
-def _fitted(anatomy: Anatomy, worths: Mapping[str, Tensor], most: Mapping[str, int]) -> dict[str, int]:
+def _fit_units(anatomy: Anatomy, worths: Mapping[str, Tensor], most: Mapping[str, int]) -> dict[str, int]:
     """The number of units of each layer. ``worths``: as in ``METHODS``; ``most``: what the network may have."""
     full = {name: anatomy[name].units for name in worths}
     order = [name for *_, name in sorted(_candidates(worths))]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from network_surgery.ops.anatomy import HiddenLayer
-from network_surgery.ops.anatomy.rebuild import Edit, moves, remasked
+from network_surgery.ops.anatomy.rebuild import Edit, moves, rebuild_mask
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.blocks import Blocks
 from network_surgery.ops.network.checks import usable
 from network_surgery.ops.network.expressed import Compressed
-from network_surgery.ops.network.masks import hidden
+from network_surgery.ops.network.masks import count_hidden
 from network_surgery.ops.network.modules import Change
 
 
@@ -98,7 +98,7 @@ class Plan:
             after = (*self.layer.cost(len(self.sources)), self.layer.bytes(len(self.sources)))
         object.__setattr__(self, "units_before", units)
         object.__setattr__(self, "parameters_before", before[0])
-        uncovered = hidden(masks.values()) - self._hidden(masks)
+        uncovered = count_hidden(masks.values()) - self._hidden(masks)
         object.__setattr__(self, "parameters_after", after[0] + uncovered + self._stored() - self._whole())
         object.__setattr__(self, "flops_before", before[1])
         object.__setattr__(self, "flops_after", after[1])
@@ -117,8 +117,8 @@ class Plan:
         if masks and all(-1 <= source < self.layer.units for source in self.sources):
             for name, steps in moves([Edit(self.layer, torch.tensor(self.sources))]).items():
                 if name in masks and masks[name].shape == self.layer.anatomy.tensor(name).shape:
-                    masks[name] = remasked(masks[name], steps)
-        return hidden(masks.values())
+                    masks[name] = rebuild_mask(masks[name], steps)
+        return count_hidden(masks.values())
 
     def _stored(self) -> int:
         """How many numbers are stored of what will be expressed."""

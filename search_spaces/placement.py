@@ -78,7 +78,7 @@ def chosen(layers: Layers, choice: str) -> Sequence[str]:
     return names
 
 
-def fitted(operation: Operation, layer: Sized) -> Operation:
+def fit_operation(operation: Operation, layer: Sized) -> Operation:
     """The operation as it is; a removal that would take no unit of a layer of few (heads) takes one, but for the last
     two.
     """
@@ -120,12 +120,14 @@ def place(
         last = first + (epochs - 1 - first) // every * every
         moment = [min(first + turn * every, last) for turn in range(len(names))]
         turns = zip(moment, names, strict=True)
-        return Schedule(tuple(Step(Moment(at), name, fitted(operation, layers[name]), repair) for at, name in turns))
+        return Schedule(
+            tuple(Step(Moment(at), name, fit_operation(operation, layers[name]), repair) for at, name in turns)
+        )
     times = trial.suggest_int("times", 1, 3)
     every = trial.suggest_int("every", 1, 3) if times > 1 else 1
     moments = [first + turn * every for turn in range(times)]
     steps = [
-        Step(Moment(epoch), name, fitted(operation, layers[name]), repair)
+        Step(Moment(epoch), name, fit_operation(operation, layers[name]), repair)
         for epoch in moments if epoch < epochs
         for name in where
     ]  # fmt: skip

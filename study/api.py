@@ -71,7 +71,7 @@ def run(
         StudyError: whatever a user can put right; before the first training run nothing has been written.
         KeyboardInterrupt: it was interrupted; go on with ``resume``.
     """
-    named, objects = _named(task=task, space=space, sampler=sampler, pruner=pruner)
+    named, objects = _name_objects(task=task, space=space, sampler=sampler, pruner=pruner)
     flags = named | {"trials": trials, "seeds": seeds} | settings
     if schedules is not None:
         flags["schedules"] = [_steps(steps) for steps in schedules]
@@ -185,7 +185,7 @@ def start(settings: Settings, out: Path | str | None, preset: str | None, consol
     if (place / "study.json").exists():
         folder = Folder.open(place)
         with folder.locked():
-            return carry_on(_continued(folder, settings), build(settings), console)
+            return carry_on(_go_on(folder, settings), build(settings), console)
     check_importable(step for schedule in settings.schedules for step in schedule)
     if settings.task.startswith(f"{PYTHON}:"):
         check_shipped(build(settings))
@@ -217,7 +217,7 @@ def _whole(whole: bool, folder: Folder, task: Task) -> Result:
 def _opened(study: Path | str, **given: Any) -> Iterator[Folder]:
     """The study in a folder, with the objects that it was given from Python, for the time of a ``with`` block."""
     folder = Folder.open(Path(study))
-    named, objects = _named(**given)
+    named, objects = _name_objects(**given)
     for name, reference in named.items():
         if reference is not None and reference != getattr(folder.settings, name):
             raise StudyError(
@@ -240,7 +240,7 @@ def _with_trials(folder: Folder, trials: int) -> Folder:
 GROWING = ("trials", "top", "seeds")
 
 
-def _continued(folder: Folder, settings: Settings) -> Folder:
+def _go_on(folder: Folder, settings: Settings) -> Folder:
     """The study with as many trials, schedules and seeds as these settings have.
 
     Raises:
@@ -261,7 +261,7 @@ def _continued(folder: Folder, settings: Settings) -> Folder:
     return folder.changed(top=settings.top, seeds=settings.seeds)
 
 
-def _named(**given: Any) -> tuple[dict[str, str | None], dict[str, Any]]:
+def _name_objects(**given: Any) -> tuple[dict[str, str | None], dict[str, Any]]:
     """What settings call these objects (None: not given), and those that only this process knows."""
     named: dict[str, str | None] = {}
     objects: dict[str, Any] = {}

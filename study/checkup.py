@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from network_surgery.study.config import Settings
+from network_surgery.study.counts import format_count
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search import cluster
 from network_surgery.study.search.nodes import slots, trial_resources
@@ -31,7 +32,7 @@ def check_cluster(address: str | None, study: Path | None, answer: Console, narr
     task = None if folder is None else build(settings)
     with cluster.joined(settings, lambda words: say(narration, words)) as nodes:
         share = trial_resources(settings, nodes)
-        say(narration, f"checking {len(nodes.alive())} nodes")
+        say(narration, f"checking {format_count(len(nodes.alive()), 'node')}")
         reports = preflight(nodes, settings, task, None if folder is None else folder.path, share)
         for report in reports:
             say(answer, report.sentence)

@@ -14,6 +14,7 @@ import typer
 from network_surgery.study import interruption
 from network_surgery.study.compose import PRESETS, compose, presets
 from network_surgery.study.config import Settings
+from network_surgery.study.counts import format_count
 from network_surgery.study.declare import declaration, names
 from network_surgery.study.errors import Diverged, StudyError, explain
 from network_surgery.study.terminal import Terminal, prepare, say, say_path
@@ -159,8 +160,8 @@ def study(
 
 def _size(settings: Settings) -> str:
     """How large a study is, in a line."""
-    search = f"{settings.trials} trials in the space {settings.space}, " if settings.searches else ""
-    return f"{settings.epochs} epochs, {search}{settings.seeds} seed{'s' * (settings.seeds != 1)} an arm"
+    search = f"{format_count(settings.trials, 'trial')} in the space {settings.space}, " if settings.searches else ""
+    return f"{format_count(settings.epochs, 'epoch')}, {search}{format_count(settings.seeds, 'seed')} an arm"
 
 
 @app.command()

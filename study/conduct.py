@@ -17,6 +17,7 @@ from network_surgery.search_spaces import find_space
 from network_surgery.study.arms import FROM_THE_END
 from network_surgery.study.closing import show
 from network_surgery.study.config import Settings
+from network_surgery.study.counts import format_count
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import answer, comparison, figures, front, moments, report
 from network_surgery.study.evidence.drawing import Drawing
@@ -169,7 +170,7 @@ def track(folder: Folder, task: Task) -> str:
                 tracker.interrupted()
     if tracker.lost:
         raise StudyError(f"{tracker.lost} records did not reach {place} ({tracker.reason}); try again when it answers")
-    return f"{place} has all of {len(folder.records())} training runs"
+    return f"{place} has all of {format_count(len(folder.records()), 'training run')}"
 
 
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
@@ -302,7 +303,7 @@ class _Running:
                 + (f"; the first failure: {failures[0]}" if failures else "")
             )
         if trials and len(chosen) < folder.settings.top:
-            schedules = f"{len(chosen)} schedule{'s' * (len(chosen) > 1)}"
+            schedules = format_count(len(chosen), "schedule")
             say(
                 self.console,
                 f"comparison: the search has only {schedules} to compare, {folder.settings.top} are asked for",
@@ -337,7 +338,7 @@ def _running(folder: Folder, task: Task, console: Console) -> Iterator[_Running]
         try:
             share = trial_resources(folder.settings, nodes)
             if len(nodes.alive()) > 1:
-                say(console, f"checking {len(nodes.alive())} nodes")
+                say(console, f"checking {format_count(len(nodes.alive()), 'node')}")
                 for report in preflight.preflight(nodes, folder.settings, task, folder.path, share):
                     if report.notes:
                         say(console, f"  {report.sentence}", style="dim")

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from network_surgery.study.declare import COMMAS, About, Declared, Number, Text, Truth, Whole, such_that
 from network_surgery.study.errors import StudyError
-from network_surgery.study.secrets import taken
+from network_surgery.study.secrets import take_password
 
 #: What a study may optimize on validation; ``accuracy`` is the metric of a task whose metric it is.
 Objective = Literal["metric", "accuracy", "loss", "parameters", "flops", "seconds"]
@@ -69,7 +69,7 @@ def _comparable(arms: tuple[Arm, ...]) -> bool:
     return "surgery" in arms and bool(rivals or {*arms} <= {"original", "surgery"}) and _different(arms)
 
 
-def _ungrouped(names: Any) -> Any:
+def _expand_groups(names: Any) -> Any:
     """A list of arms with groups' names in it, as a list of arms, in the order of all."""
     if not isinstance(names, (list, tuple)) or not {str(name) for name in names} & GROUPS.keys():
         return names
@@ -103,7 +103,7 @@ Budget = Annotated[
     "a mapping such as {parameters: 0.2, flops: 0.5}, on the command line parameters=0.2,flops=0.5; or none",
 ]  # fmt: skip
 Arms = Annotated[
-    tuple[Arm, ...], BeforeValidator(_ungrouped), COMMAS, such_that(_comparable),
+    tuple[Arm, ...], BeforeValidator(_expand_groups), COMMAS, such_that(_comparable),
     f"{', '.join(GROUPS)}, or a list of surgery and any of {OTHERS}, none twice; more than original and surgery only "
     "together with restart, restart_late or operate_first, or one of these at equal FLOPs",
 ]  # fmt: skip
@@ -499,7 +499,7 @@ class Settings(Declared):
             raise StudyError("enqueue names trials of a search, and without one every schedule is compared")
         check_password(self.storage)
         if self.tracking_uri is not None:
-            object.__setattr__(self, "tracking_uri", taken("tracking_uri", self.tracking_uri))
+            object.__setattr__(self, "tracking_uri", take_password("tracking_uri", self.tracking_uri))
         if self.split == "seed" and self.train_on_validation:
             raise StudyError("split is 'seed', but train_on_validation is true, so there is no split; give one of them")
         if self.lr_schedule == "step" and self.lr_steps[0] < self.warmup:

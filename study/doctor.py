@@ -119,7 +119,7 @@ def _ledger(folder: Folder) -> Iterator[Finding]:
 
 
 def _databases(folder: Folder) -> Iterator[Finding]:
-    if folder.mlflow.exists() and (reason := _broken(folder.mlflow)):
+    if folder.mlflow.exists() and (reason := _find_damage(folder.mlflow)):
         yield Finding(
             f"{folder.mlflow} is damaged ({reason})", "it is set aside; the ledger has all that it had",
             lambda: _aside(folder.mlflow),
@@ -129,7 +129,7 @@ def _databases(folder: Folder) -> Iterator[Finding]:
     known = {record.cell.trial: record for record in folder.records("search") if record.cell.trial is not None}
     if not folder.optuna.exists():
         return  # resume makes it again
-    wrong = _broken(folder.optuna)
+    wrong = _find_damage(folder.optuna)
     if not wrong:
         try:
             _compare(folder, known)
@@ -156,7 +156,7 @@ def _compare(folder: Folder, known: dict[int, ledger.Record]) -> None:
         check_same(known, {trial.number: trial for trial in trials}, folder.optuna)
 
 
-def _broken(database: Path) -> str:
+def _find_damage(database: Path) -> str:
     """What SQLite says is wrong with a database; nothing where it is whole. Raises StudyError where it is locked."""
     try:
         with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
@@ -172,7 +172,7 @@ def _networks(folder: Folder) -> Iterator[Finding]:
     for record in folder.records():
         if record.finished and "network" in record.result:
             path = folder.path / record.result["network"]
-            if wrong := _unsealed(path):
+            if wrong := _find_broken_seal(path):
                 yield Finding(
                     f"the network of {record.cell.name}, {record.result['network']}, {wrong}",
                     "its results stand" if not path.exists() else "it is set aside, and its results stand",
@@ -191,14 +191,14 @@ def _networks(folder: Folder) -> Iterator[Finding]:
 def _checkpoints(folder: Folder) -> Iterator[Finding]:
     place = checkpoints_of(folder.path)
     for path in sorted(place.glob("*.pt")) if place.is_dir() else ():
-        if wrong := _unsealed(path):
+        if wrong := _find_broken_seal(path):
             yield Finding(
                 f"the checkpoint {path.name} {wrong}", "it is removed, which costs time alone",
                 lambda path=path: checkpoint.discard(path),  # type: ignore[misc]
             )  # fmt: skip
 
 
-def _unsealed(path: Path) -> str:
+def _find_broken_seal(path: Path) -> str:
     """What is wrong with a file of tensors, in words; nothing where it is whole."""
     try:
         with path.open("rb") as file:

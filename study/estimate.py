@@ -12,7 +12,8 @@ from rich.console import Console
 
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
-from network_surgery.study.evidence.state import expected
+from network_surgery.study.counts import format_count
+from network_surgery.study.evidence.state import expect
 from network_surgery.study.progress import clock
 from network_surgery.study.search import cluster, comparing, nodes
 from network_surgery.study.search.sampled import listed_cells
@@ -55,8 +56,8 @@ class Estimate:
 
     @property
     def hours(self) -> float:
-        trainings = self.search + self.comparison
-        return (self.epochs * self.epoch_seconds + trainings * self.start_seconds) / self.slots / 3600
+        runs = self.search + self.comparison
+        return (self.epochs * self.epoch_seconds + runs * self.start_seconds) / self.slots / 3600
 
     def to_data(self) -> dict[str, Any]:
         return {"dry_run": True, **asdict(self), "epochs": self.epochs, "hours": self.hours}
@@ -64,18 +65,19 @@ class Estimate:
     def show(self, console: Console) -> None:
         """A line each for trials, arms, training runs, epochs, what was measured, and the estimate."""
         search = f"{self.search} of the search, " if self.search else ""
-        schedules = f"{self.schedules} schedule{'s' * (self.schedules != 1)}"
-        measured = f"{self.measured_epochs} epoch{'s' * (self.measured_epochs > 1)} of the original on this machine"
+        schedules = format_count(self.schedules, "schedule")
+        measured = f"{format_count(self.measured_epochs, 'epoch')} of the original on this machine"
         lines = {
             "trials": f"{self.trials}, from the space {self.space}"
             if self.trials
             else "none: the schedules are listed",
             "arms": ", ".join(self.arms),
-            "trainings": f"{search}{self.comparison} of the comparison ({schedules}, {self.seeds} seeds)",
+            "runs": f"{search}{self.comparison} of the comparison ({schedules}, {format_count(self.seeds, 'seed')})",
             "epochs": f"{self.epochs:,} ({self.epochs_each} each; arms at equal FLOPs or time may need more)",
-            "at once": f"{self.slots} training{'s' * (self.slots > 1)}",
+            "at once": format_count(self.slots, "training run"),
             "measured": f"{self.epoch_seconds:.3g} s an epoch ({measured})",
-            "estimate": f"{self.hours:.2g} hours ({clock(3600 * self.hours)}), and some seconds to start processes",
+            "estimate": f"{clock(3600 * self.hours)} {'hours' if self.hours >= 1 else 'minutes'}, and some seconds to "
+            "start processes",
         }
         for name, words in lines.items():
             say(console, f"{name:9}  {words}")
@@ -97,11 +99,11 @@ def estimate(settings: Settings, place: Path, console: Console) -> Estimate:
     device = pick_device(settings.device if "GPU" in share else "cpu")
     measured, epoch, start = _measure(task, settings, device)
     listed = listed_cells(settings, layers, original)
-    search = 0 if listed else settings.trials + comparing.expected(settings)
+    search = 0 if listed else settings.trials + comparing.expect(settings)
     schedules = len(listed) or settings.top
     return Estimate(
         settings.subject, 0 if listed else settings.trials, settings.space, schedules, settings.seeds,
-        list(settings.arms), settings.epochs, search, expected(settings, schedules),
+        list(settings.arms), settings.epochs, search, expect(settings, schedules),
         max(1, slots), measured, epoch, start,
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from network_surgery.ops.maths.condensed import components_needed
 from network_surgery.ops.operations.dead_units import THRESHOLD
 from network_surgery.study import models
 from network_surgery.study.config import Settings
+from network_surgery.study.counts import format_count
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task import Task, build
 from network_surgery.study.task import start as starting
@@ -78,7 +79,7 @@ def of_data(settings: Settings, epochs: int) -> list[str | Layers | Table]:
     model = network(settings, task, start, epochs)
     shown, targets = Batches(task.train.thinned(settings.signal_images), CPU).take(slice(None))
     origin = "untrained" if start is None else f"from {start.source}"
-    trained = f"trained for {epochs} epoch{'s' * (epochs != 1)}" if epochs else ""
+    trained = f"trained for {format_count(epochs, 'epoch')}" if epochs else ""
     trained = ", ".join(filter(None, ([origin] if start or not epochs else []) + [trained]))
     threshold = settings.dead_threshold or THRESHOLD
     anatomy = Anatomy(model, first(shown, 2))
@@ -143,7 +144,7 @@ def _tables(
         parameters, share = layer.held()
         rows[name] = [
             f"{layer.units:,}", f"{parameters:,}", f"{share / max(flops, 1):.1%}",
-            *([] if dead is None else [str(dead.get(name, "?"))]), *_needed(layer, signals),
+            *([] if dead is None else [str(dead.get(name, "?"))]), *_format_needed(layer, signals),
         ]  # fmt: skip
         if not layer.exact:
             inexact.setdefault(str(layer.reason), []).append(name)
@@ -169,7 +170,7 @@ def _tables(
     return [head, found, "", pinned]
 
 
-def _needed(layer: HiddenLayer, signals: Signals) -> list[str]:
+def _format_needed(layer: HiddenLayer, signals: Signals) -> list[str]:
     try:
         spectrum = signals.together(layer).spectrum()
     except SurgeryError:

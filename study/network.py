@@ -55,7 +55,7 @@ def recipe(model: str, shape: models.Shape, classes: int) -> dict[str, Any]:
     return {"model": model, "shape": list(shape), "classes": classes}
 
 
-def loaded(recipe: Mapping[str, Any], path: str | Path) -> Network:
+def load_network(recipe: Mapping[str, Any], path: str | Path) -> Network:
     """The network in a file, which its recipe makes as it was before surgery: ``model``, ``shape`` and ``classes`` for
     ``study.models``, or the ``settings`` of a study, whose task makes it.
 
@@ -83,5 +83,5 @@ def loaded(recipe: Mapping[str, Any], path: str | Path) -> Network:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> Network:
-    """What MLflow calls with a model's file and its ``recipe``. Raises as ``loaded``."""
-    return loaded(model_config, path)
+    """What MLflow calls with a model's file and its ``recipe``. Raises as ``load_network``."""
+    return load_network(model_config, path)

@@ -20,7 +20,7 @@ from network_surgery.ops import Schedule, load
 from network_surgery.study import closing, conduct
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.evidence import feasible, figures, wording
-from network_surgery.study.evidence.feasible import judged
+from network_surgery.study.evidence.feasible import judge
 from network_surgery.study.evidence.report import answer_line
 from network_surgery.study.evidence.state import in_words
 from network_surgery.study.search import comparing, front
@@ -100,7 +100,7 @@ class Result:
         """
         budget, again, rows = comparing.budget_of(self._folder), feasible.repeats(self._folder), []
         for r in self._folder.records("search"):
-            row = {"trial": r.cell.trial, **_reached(r), **pd.json_normalize(judged(r, budget)).iloc[0].to_dict()}
+            row = {"trial": r.cell.trial, **_to_row(r), **pd.json_normalize(judge(r, budget)).iloc[0].to_dict()}
             ended = [r, *again.get(r.cell.trial, ())]
             row["seeds"] = sum(each.finished for each in ended)
             if len(ended) > 1 and row["seeds"]:
@@ -112,9 +112,7 @@ class Result:
     @functools.cached_property
     def comparison(self) -> pd.DataFrame:
         """The runs of the comparison, one a row: ``arm``, ``trial``, ``seed``, ``state``, what each reached."""
-        rows = [
-            {"arm": r.cell.arm, "trial": r.cell.trial, "seed": r.cell.seed, **_reached(r)} for r in self._compared()
-        ]
+        rows = [{"arm": r.cell.arm, "trial": r.cell.trial, "seed": r.cell.seed, **_to_row(r)} for r in self._compared()]
         return _whole_numbers(pd.DataFrame(rows, columns=None if rows else ["arm", "trial", "seed", "state"]))
 
     @functools.cached_property
@@ -243,7 +241,7 @@ class Result:
         return _whole_numbers(table)
 
 
-def _reached(record: Record) -> dict[str, Any]:
+def _to_row(record: Record) -> dict[str, Any]:
     """What a run was and has reached, in a row; metrics besides the primary one by name."""
     result = record.result
     state = "failed" if record.failed else "finished" if record.finished else "stopped"

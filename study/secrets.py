@@ -18,7 +18,7 @@ TRACKING, FILE = "NETWORK_SURGERY_TRACKING_PASSWORD", "tracking-password"
 _known: dict[str, str] = {}
 
 
-def taken(name: str, uri: str) -> str:
+def take_password(name: str, uri: str) -> str:
     """An address without its password, which this process remembers. ``name``: what it is, for errors.
 
     >>> taken("tracking_uri", "https://ada:secret@host/x"), hide("secret is wrong")
@@ -53,7 +53,7 @@ def whole(uri: str, folder: Path) -> str:
         return uri
     if not (parts.hostname and parts.username) or parts.password is not None:
         return uri
-    password = os.environ.get(TRACKING) or _known.get(uri) or _kept(folder)
+    password = os.environ.get(TRACKING) or _known.get(uri) or _read_kept(folder)
     if not password:
         return uri
     _known[uri] = password
@@ -79,7 +79,7 @@ def hide(text: str) -> str:
     return text
 
 
-def _kept(folder: Path) -> str | None:
+def _read_kept(folder: Path) -> str | None:
     try:
         return (folder / FILE).read_text()
     except OSError:

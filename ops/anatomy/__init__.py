@@ -34,7 +34,7 @@ from network_surgery.ops.anatomy.trace import Trace
 from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.attention import FreeAttention
-from network_surgery.ops.network.checks import check_real, scripted, usable
+from network_surgery.ops.network.checks import check_real, find_scripted, usable
 from network_surgery.ops.network.expressed import (
     Compressed,
     Expressed,
@@ -45,7 +45,7 @@ from network_surgery.ops.network.expressed import (
     stored,
     tensors_of,
 )
-from network_surgery.ops.network.masks import Mask, hidden, parameters_of
+from network_surgery.ops.network.masks import Mask, count_hidden, parameters_of
 from network_surgery.ops.network.modules import whole_name
 from network_surgery.ops.network.wrappers import inner
 
@@ -156,7 +156,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             if trace.missed or trace.watch.asks_mode or own_modes(self.modules.values()):
                 training = self._trace_training(trace, shown)  # some networks have branches that only training takes
                 training = None if trace.unsettled(trace.steps) == trace.unsettled(steps) else training
-            for name, reason in scripted(self.model).items():
+            for name, reason in find_scripted(self.model).items():
                 trace.freeze_parameter(name, reason)
             self.chains, self.sinks, self.calls = trace.chains, trace.account.result(), trace.calls | calls
             self.products = [axes.product(*each) for each in products]
@@ -274,7 +274,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         numbers = {name: self._numel(name) for name in tensors if name in self._parameters}
         found = {name: self._expressed(name) for name in numbers}
         parameters = sum(self._kept(name, n, found[name]) for name, n in numbers.items())
-        parameters -= hidden(each.mask for each in found.values() if isinstance(each, Mask))
+        parameters -= count_hidden(each.mask for each in found.values() if isinstance(each, Mask))
         return parameters, round(2 * sum(n * self.calls.get(name, 0) for name, n in numbers.items()))
 
     def bytes(self) -> int:

@@ -37,7 +37,7 @@ def isolate(layers: Sequence[HiddenLayer], trial: Trial, problem: Problem | None
             if passed:
                 break
         if culprit is None or (after is not None and after.module is None):
-            return found + _divided(remaining, trial)
+            return found + _divide(remaining, trial)
         found += [(layer, problem.reason) for layer in remaining if kinds[layer] == culprit]
         remaining = [layer for layer in remaining if kinds[layer] != culprit]
         problem = after
@@ -54,7 +54,7 @@ def _suspects(kinds: Mapping[HiddenLayer, tuple[object, ...]], module: str | Non
     return sorted(met, key=lambda kind: met[kind])
 
 
-def _divided(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLayer, str]]:
+def _divide(layers: Sequence[HiddenLayer], trial: Trial) -> list[tuple[HiddenLayer, str]]:
     """The layers that fail, kind by kind and then by halving."""
     found: list[tuple[HiddenLayer, str]] = []
     kinds: dict[object, list[HiddenLayer]] = {}

@@ -74,7 +74,7 @@ def group_norm(facts: Facts, call: Call) -> Axes | None:
     inner = axes[1]
     if groups > 1:
         outer, inner = split(axes[1], (groups, channels // groups), cut=False)
-        products.named(outer, "groups")
+        products.name_units(outer, "groups")
         facts.write_number("num_groups", outer)
     if size(inner) > 1:
         blur(inner, "GroupNorm over its units")

@@ -29,7 +29,7 @@ def index(facts: Facts, call: Call) -> Axes | None:
         indices: Sequence[Tensor | None] = [None] * (call.args[1] % x.dim()) + [call.args[2]]
     else:
         indices = call.args[1]
-    before, dims, after = _picked(facts, facts.twin(x).axes, indices)
+    before, dims, after = _pick(facts, facts.twin(x).axes, indices)
     return (*before, *(Fixed(n) for n in call.out.shape[len(before) : len(before) + dims]), *after)
 
 
@@ -37,7 +37,7 @@ def index_put(facts: Facts, call: Call) -> Axes | None:
     """``x[:, at, …] = values``."""
     x, indices, values = call.args[:3]
     axes = facts.twin(x).axes
-    before, dims, after = _picked(facts, axes, indices)
+    before, dims, after = _pick(facts, axes, indices)
     for tensor in (x, values):
         facts.attach(facts.twin(tensor))
     targets = (*before, *(Fixed(-1) for _ in range(dims)), *after)
@@ -49,7 +49,7 @@ def index_put(facts: Facts, call: Call) -> Axes | None:
     return tuple(map(canonical, axes))
 
 
-def _picked(facts: Facts, axes: Axes, indices: Sequence[Tensor | None]) -> tuple[Axes, int, Axes]:
+def _pick(facts: Facts, axes: Axes, indices: Sequence[Tensor | None]) -> tuple[Axes, int, Axes]:
     """What fancy indexing leaves: the axes before the picked positions, their number of dimensions, the axes after."""
     at, dims, places = 0, 0, list[int]()
     for each in indices:

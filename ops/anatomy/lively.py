@@ -55,10 +55,10 @@ def lively(
                 data = torch.lerp(tensors[name].detach().clone(), data, CALM)
             undo.append(exchange(tensors[name], data, tensors[name].grad))
         undo.extend(lift(modules, masks))
-        yield _pytree.tree_map(lambda x: varied(x, noise) if isinstance(x, Tensor) else x, example)
+        yield _pytree.tree_map(lambda x: vary(x, noise) if isinstance(x, Tensor) else x, example)
 
 
-def varied(x: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+def vary(x: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
     """Noise in place of a constant input; zeros and ones in place of whole zeros (token numbers, say)."""
     if x.layout != torch.strided or x.is_meta or x.numel() < 2:
         return x

@@ -49,7 +49,7 @@ def convolution(facts: Facts, call: Call) -> Axes | str | None:
         facts.use(kernel, rows, FAN_IN, across=columns)
     else:  # the axis of the weight that is as long as all groups together is groups × units in a group
         group, inner = split(kernel.axes[0], (groups, weight.size(0) // groups), cut=False)
-        named(group, "groups")
+        name_units(group, "groups")
         facts.write_number("groups", group)
         facts.use(kernel, 0, VECTOR, part=group)
         facts.use(kernel, 0, FAN_OUT if transposed else FAN_IN, part=inner, across=1)
@@ -140,7 +140,7 @@ def _multiply(
     terms = call.out.numel() * size(one.axes[last])
     if weight is None:
         for dim in both:
-            named(one.axes[dim], "heads")
+            name_units(one.axes[dim], "heads")
         blur(one.axes[last], "a product of two activations sums over its units")
         facts.products.append((*one.axes, *(() if made is None else (other.axes[made],))))
     else:
@@ -221,7 +221,7 @@ def attention(facts: Facts, call: Call) -> list[Axes] | None:
     """``softmax(q kᵀ · scale) v`` in one operator; q, k and v are ``[batch, heads, tokens, width]``."""
     q, k, v = (facts.twin(tensor).axes for tensor in call.args[:3])
     for dim in range(len(q) - 2):
-        named(q[dim], "heads")
+        name_units(q[dim], "heads")
         unite(k[dim], v[dim])
         unite(q[dim], product(k[dim], Fixed(size(q[dim]) // size(k[dim]))))  # several query heads may share keys
     unite(k[-2], v[-2])
@@ -237,7 +237,7 @@ def attention(facts: Facts, call: Call) -> list[Axes] | None:
     return [tuple(map(canonical, (*q[:-1], v[-1])))]
 
 
-def named(axis: Axis, kind: str) -> None:
+def name_units(axis: Axis, kind: str) -> None:
     """Gives the units on an axis a name of their kind."""
     for factor in factors(axis):
         factor.kind = factor.kind or kind

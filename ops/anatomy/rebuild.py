@@ -50,12 +50,12 @@ def in_double(anatomy: Anatomy) -> Iterator[None]:
     """All floating-point parameters and buffers in double precision for a while."""
     with undoing() as undo:
         for _, tensor in tensors_of(anatomy.model):
-            if doubled(tensor) is not tensor:
-                undo.append(exchange(tensor, doubled(tensor.data), None))
+            if double_axis(tensor) is not tensor:
+                undo.append(exchange(tensor, double_axis(tensor.data), None))
         yield
 
 
-def doubled(value: Any) -> Any:
+def double_axis(value: Any) -> Any:
     return double(value) if isinstance(value, Tensor) and numeric(value) else value
 
 
@@ -119,7 +119,7 @@ class Move:
         """What is of this degree in the gradient of a parameter, rebuilt."""
         if old.is_sparse:  # an embedding's gradient
             return self.state(old.to_dense(), degree).to_sparse(old.sparse_dim())
-        new = _taken(old, {self.axis: self.origin})
+        new = _take(old, {self.axis: self.origin})
         self._fill(new, 0.0)
         return new if self.made is None else _times(new, self.axis, self.made**degree)
 
@@ -133,7 +133,7 @@ class Move:
 
     def masked(self, mask: Tensor) -> Tensor:
         """The mask of a parameter, rebuilt: nothing hides a newborn unit."""
-        new = _taken(mask, {self.axis: self.origin})
+        new = _take(mask, {self.axis: self.origin})
         self._fill(new, 1)
         return new
 
@@ -148,7 +148,7 @@ class Move:
         known = old.flatten()[:4096]
         known = torch.view_as_real(known.resolve_conj()).flatten() if known.is_complex() else known
         scale = torch.linalg.vector_norm(known.float()) / math.sqrt(len(known))
-        noise = _drawn(strange, [newborn.numel() if a == self.axis else n for a, n in enumerate(new.shape)]).to(scale)
+        noise = _draw(strange, [newborn.numel() if a == self.axis else n for a, n in enumerate(new.shape)]).to(scale)
         noise = noise * scale
         if any(place.role == FAN_IN for place in self.places):  # of two strangers one outdoes all others
             noise.movedim(self.axis, 0)[1::2].neg_()
@@ -161,7 +161,7 @@ class Move:
 
 def rebuilt(old: Tensor, steps: Sequence[Move], *, passing: bool = False) -> Tensor:
     """A parameter's or buffer's values, rebuilt along several axes; ``passing``: for no more than a pass."""
-    new = _taken(old, {step.axis: step.origin for step in steps}, passing)
+    new = _take(old, {step.axis: step.origin for step in steps}, passing)
     for step in steps:
         step.finish(new, old)
     return new
@@ -174,18 +174,18 @@ def _together(vectors: Sequence[Tensor], move: Move) -> Sequence[Tensor]:
     newborn = move.origin.newborn.to(old.device)
     if newborn.numel() and move.strange is not None:
         scale = torch.linalg.vector_norm(old.float(), dim=1, keepdim=True) / math.sqrt(old.shape[1])
-        noise = _drawn(move.strange, [len(vectors), newborn.numel()]).to(scale) * scale
+        noise = _draw(move.strange, [len(vectors), newborn.numel()]).to(scale) * scale
         new.index_copy_(1, newborn, noise.to(old.dtype))
     return new.unbind()
 
 
-def _drawn(numbers: Tensor, shape: Sequence[int]) -> Tensor:
+def _draw(numbers: Tensor, shape: Sequence[int]) -> Tensor:
     """As many of these random numbers; they begin anew where they end."""
     wanted = math.prod(shape)
     return numbers.repeat(-(-wanted // len(numbers)))[:wanted].view(shape)
 
 
-def remasked(mask: Tensor, steps: Sequence[Move]) -> Tensor:
+def rebuild_mask(mask: Tensor, steps: Sequence[Move]) -> Tensor:
     """A parameter's mask, rebuilt along several axes."""
     for step in steps:
         mask = step.masked(mask)
@@ -274,7 +274,7 @@ def edited(anatomy: Anatomy, edits: Sequence[Edit], rebuilds: Rebuilt | None = N
                 changed[name] = rebuilt(tensor.data, steps, passing=True)
             mask = anatomy.mask(name)
             if mask is not None and mask.dim():  # else it is lifted
-                undo.append(exchange(mask, remasked(mask, steps)))
+                undo.append(exchange(mask, rebuild_mask(mask, steps)))
         for group in alike.values():
             news = _together([tensors[name].data for name, _ in group], group[0][1])
             changed.update(zip((name for name, _ in group), news, strict=True))
@@ -307,7 +307,7 @@ def write_down(anatomy: Anatomy, modules: Mapping[str, nn.Module], layers: Seque
     return undo
 
 
-def _taken(old: Tensor, origins: Mapping[int, Origin], passing: bool = False) -> Tensor:
+def _take(old: Tensor, origins: Mapping[int, Origin], passing: bool = False) -> Tensor:
     """A new tensor of the old values along several axes; of a large one, blocks of neighbours are copied whole."""
     if old.numel() >= LARGE and math.prod(len(origin.runs) for origin in origins.values()) <= MOST_BLOCKS:
         shape = [len(origins[a].old) if a in origins else n for a, n in enumerate(old.shape)]

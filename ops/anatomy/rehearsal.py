@@ -87,7 +87,7 @@ def faults(
         stages.insert(0, Stage(anatomy, _two(example, samples), _two(output, samples), two, rebuilds=rebuilds))
     learning = None if training is None else Stage(anatomy, example, training, False, training=True, rebuilds=rebuilds)
     widths = trials.WIDTHS_MEASURED if measured else trials.WIDTHS
-    new_order, half = functools.cache(trials.reordered), functools.cache(trials.halved)  # the same edits
+    new_order, half = functools.cache(trials.reorder), functools.cache(trials.halve)  # the same edits
     larger = functools.cache(trials.larger)
 
     def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
@@ -95,7 +95,7 @@ def faults(
         for layer in layers:
             edits.append(new_order(layer, sizes[layer.units], widths))
             sizes[layer.units] += 1
-        for some in trials.parted(edits):
+        for some in trials.split_edits(edits):
             problem = stage.problem(some, equal=True) or in_training(some, equal=True)
             if problem is not None:
                 if not calm and problem.moved and stage.rounding > MOST_ROUNDING:
@@ -181,7 +181,7 @@ def _deciding(
     """
 
     def problem(chosen: Sequence[tuple[HiddenLayer, int]]) -> bool:
-        edits = [trials.resized(layer, units) for layer, units in chosen]
+        edits = [trials.change_size(layer, units) for layer, units in chosen]
         if not all(edit.layer.exact for edit in edits):
             return stage.problem(edits, equal=False) is not None or stage.entered != entered
         try:

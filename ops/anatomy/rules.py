@@ -33,7 +33,7 @@ def apply_rule(facts: Facts, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     twins = [facts.twin(tensor) for tensor in inputs]
     for twin in twins:
         twin.met()
-    name, rule, sized = _known(func)
+    name, rule, sized = _look_up(func)
     call = Call(name, args, kwargs, inputs, tensors_in((out,)), twins)
     if name == "mul" and facts.masks(inputs):
         return facts.mark(call.out, twins[0])
@@ -64,7 +64,7 @@ def _carry(facts: Facts, func: Any, call: Call, rule: Rule | None, sized: bool) 
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):  # an unusual form of the operator
         found = None
     if found is None or isinstance(found, str):
-        facts.refuse(inputs, found or _unknown(name))
+        facts.refuse(inputs, found or _handle_unknown(name))
         found = [constant(tensor) for tensor in call.outputs]
     each = found if isinstance(found, list) else [found] * len(call.outputs)
     if rule in views.KEEPING and twins[0].source is not None:  # a view or copy of a parameter is that parameter still
@@ -79,7 +79,7 @@ def _carry(facts: Facts, func: Any, call: Call, rule: Rule | None, sized: bool) 
         facts.mark(tensor, result(axes=axes if fits else constant(tensor)))
 
 
-def _unknown(name: str) -> str:
+def _handle_unknown(name: str) -> str:
     if "quantize" in name:
         return "it is trained for quantization: operate on the network first, then prepare it for quantization"
     return f"the operator {name} is not known to keep its units apart"
@@ -110,7 +110,7 @@ def _account(facts: Facts, call: Call, rule: Rule | None) -> None:
 
 
 @functools.cache
-def _known(func: Any) -> tuple[str, Rule | None, bool]:
+def _look_up(func: Any) -> tuple[str, Rule | None, bool]:
     """An operator's name (see ``Call``), its rule, and whether its output may be as large as values say."""
     full: str = func.overloadpacket.__name__
     name = full.rstrip("_") or full

@@ -65,7 +65,7 @@ class Snapshot:
         kinds: dict[Any, list[Tensor]] = {}
         for tensor in self._tensors:
             kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-        self._values = [(group, _joined(group)) for group in kinds.values()]
+        self._values = [(group, _join(group)) for group in kinds.values()]
 
     def restore(self) -> None:
         """Makes everything as it was."""
@@ -223,14 +223,14 @@ def _restore_class(kind: type, before: dict[str, Any]) -> None:
 def _are(tensors: Sequence[Tensor], values: Tensor) -> bool:
     """Whether the tensors have these values; not, as far as can be known, where memory does not suffice to compare."""
     try:
-        return torch.equal(_joined(tensors), values)
+        return torch.equal(_join(tensors), values)
     except Exception as error:
         if is_of_memory(error):
             return False
         raise
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
+def _join(tensors: Sequence[Tensor]) -> Tensor:
     """A copy of all their values, one after the other."""
     with torch.no_grad():
         return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -60,7 +60,7 @@ class Redrawn(TorchDispatchMode):
         if not draws(func) or not self._moves:
             return func(*args, **kwargs)
         moves = self._moves.pop(0)
-        if not any(moves) or any(_written(each, moves) for each in args):
+        if not any(moves) or any(_is_written(each, moves) for each in args):
             return func(*args, **kwargs)
 
         def before(value: Any) -> Any:
@@ -84,7 +84,7 @@ class Redrawn(TorchDispatchMode):
         return args[0].copy_(new) if func._schema.is_mutable else new
 
 
-def _written(argument: Any, moves: Sequence[tuple[Tensor, Tensor] | None]) -> bool:
+def _is_written(argument: Any, moves: Sequence[tuple[Tensor, Tensor] | None]) -> bool:
     """Whether this is a size that did not follow its units: the code has it written down."""
     if not isinstance(argument, (list, tuple)) or len(argument) != len(moves):
         return False

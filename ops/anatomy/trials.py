@@ -19,7 +19,7 @@ WIDTHS, WIDTHS_MEASURED = 3, 9
 MOST_GROWTH = 4
 
 
-def reordered(layer: HiddenLayer, number: int, widths: int) -> Edit:
+def reorder(layer: HiddenLayer, number: int, widths: int) -> Edit:
     """The units rotated and, where that is exact, some of them doubled at uneven shares and newborn ones added.
 
     ``number``: how many layers of this size come before, which all get another order and, those next to each other,
@@ -30,7 +30,7 @@ def reordered(layer: HiddenLayer, number: int, widths: int) -> Edit:
     if not layer.exact:
         return Edit(layer, order)
     strangers = _strangers(layer)
-    copies = torch.arange(_enlarged(layer, number % widths) - strangers)
+    copies = torch.arange(_enlarge(layer, number % widths) - strangers)
     sources, weights = order[copies % units], 1.0 + (copies // units).to(torch.float64)
     shares = weights / weights.new_zeros(units).index_add(0, sources, weights)[sources]
     at = number % len(sources)
@@ -38,7 +38,7 @@ def reordered(layer: HiddenLayer, number: int, widths: int) -> Edit:
     return Edit(layer, sources, torch.cat([shares[:at], shares.new_ones(strangers), shares[at:]]), stranger=True)
 
 
-def parted(edits: list[Edit]) -> list[list[Edit]]:
+def split_edits(edits: list[Edit]) -> list[list[Edit]]:
     """The edits in as few parts as keep each axis with the units of several layers from growing many times over.
 
     In a chain of convolutions whose groups are the units before them, sizes of 48 × 2 × 2 × 2 units multiply.
@@ -63,7 +63,7 @@ def _strangers(layer: HiddenLayer) -> int:
     return 1 if layer.factor.kind else 2
 
 
-def _enlarged(layer: HiddenLayer, number: int) -> int:
+def _enlarge(layer: HiddenLayer, number: int) -> int:
     """About a sixteenth more units, of wide layers 32, and another number for the next layer of this size. Where the
     network's code cuts the units into pieces, the first ones are prime numbers, by which nothing divides by luck.
     """
@@ -89,7 +89,7 @@ def _is_prime(number: int) -> bool:
     return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
-def halved(layer: HiddenLayer) -> Edit:
+def halve(layer: HiddenLayer) -> Edit:
     """About half of the units: a number that has no divisor in common with that of all, if there is one."""
     units = layer.units
     likely = [n for n in range(units // 2, 1, -1) if _is_prime(n)] + list(range(units // 2 + 1, units))
@@ -101,7 +101,7 @@ def larger(layer: HiddenLayer) -> Edit:
     return Edit(layer, torch.arange(_next_prime(layer.units + 1)) % layer.units)
 
 
-def resized(layer: HiddenLayer, units: int) -> Edit:
+def change_size(layer: HiddenLayer, units: int) -> Edit:
     """Without its last units, or with its first ones once more, at equal shares."""
     sources = torch.arange(units) % layer.units
     counts = torch.bincount(sources, minlength=layer.units)

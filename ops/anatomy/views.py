@@ -210,10 +210,10 @@ def split_up(facts: Facts, call: Call) -> list[Axes] | None:
 
 def squeeze(facts: Facts, call: Call) -> Axes | None:
     axes = facts.twin(call.args[0]).axes
-    return tuple(axes[dim] for dim in _unsqueezed(call))
+    return tuple(axes[dim] for dim in _remaining(call))
 
 
-def _unsqueezed(call: Call) -> list[int]:
+def _remaining(call: Call) -> list[int]:
     """Which dimensions a squeeze leaves."""
     sizes = list(map(size, call.twins[0].axes))  # the tensor itself may have been squeezed in place
     if len(call.args) > 1:
@@ -236,7 +236,7 @@ def origins(call: Call, twin: Twin, rule: Callable[..., object]) -> tuple[int | 
     if rule is permute:
         return tuple(old[dim] for dim in _order(call))
     if rule is squeeze:
-        return tuple(old[dim] for dim in _unsqueezed(call))
+        return tuple(old[dim] for dim in _remaining(call))
     if rule is select:
         old.pop(call.args[1] % len(old))
     elif rule is unbind:

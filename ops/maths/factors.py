@@ -61,7 +61,7 @@ def filters(kernel: Tensor) -> Tensor:
     return kernel.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
 
 
-def composed(second: Tensor, first: Tensor, spacing: tuple[int, ...]) -> Tensor:
+def compose(second: Tensor, first: Tensor, spacing: tuple[int, ...]) -> Tensor:
     """The kernel of two convolutions, one after the other: ``[out, in, *size]`` of ``[out, mid, *]``, ``[mid, in, *]``.
 
     ``spacing``: how many positions of the first one's kernel those of the second are apart.

@@ -20,7 +20,7 @@ repeats it):
   (random and decaying spectra, 64 to 1024 units), with scores off by up to 4e-4 where the spectrum decays fast.
 * Row norms need the core and one factor, not the tensor put together again.
 * tensorly folds and multiplies (``unfold``, ``multi_mode_dot``), at no cost over doing it by hand. Its
-  ``randomized_svd`` passes over the unfolding again and again: 1.7 times the time of the exact way. ``_iterated`` works
+  ``randomized_svd`` passes over the unfolding again and again: 1.7 times the time of the exact way. ``_iterate`` works
   on the Gram matrix: 0.8 of that time, which is no reason to leave the exact way at such sizes.
 """
 
@@ -175,7 +175,7 @@ def eigenvectors(square: Tensor, size: int) -> Tensor:
     rows = len(square)
     few = size <= FEW * rows
     if few and rows > EXACT_UP_TO:
-        return _iterated(square, size)
+        return _iterate(square, size)
     if few and square.device.type == "cpu":
         first, last = rows - size, rows - 1
         matrix = square.detach().resolve_conj().numpy()
@@ -184,7 +184,7 @@ def eigenvectors(square: Tensor, size: int) -> Tensor:
     return torch.linalg.eigh(square).eigenvectors[:, -size:]
 
 
-def _iterated(square: Tensor, size: int) -> Tensor:
+def _iterate(square: Tensor, size: int) -> Tensor:
     """The same by randomized subspace iteration (Halko, Martinsson and Tropp 2011), with a generator of its own."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(len(square), min(size + SPARE, len(square)), generator=generator, dtype=square.dtype)

@@ -1,6 +1,6 @@
 """Inverses of activations, and least squares through them.
 
-What a layer ``σ(W x + b)`` is to emit is written as a *code* within the image of σ (``encoded``); its preimages are
+What a layer ``σ(W x + b)`` is to emit is written as a *code* within the image of σ (``encode``); its preimages are
 solved for by least squares on what the layer is fed (``one_sided``). Source: Rolet 2022, *PCNS* (draft), sections 2.2
 and 5.2.3, which names the shift of bijective activations and the parts of ReLU and works out neither.
 """
@@ -92,7 +92,7 @@ class Code:
     decode: Tensor
 
 
-def encoded(targets: Tensor, sigma: Activation, units: int) -> Code:
+def encode(targets: Tensor, sigma: Activation, units: int) -> Code:
     """Targets ``[samples, targets]`` as values in the image of ``sigma``.
 
     Targets keep their size where the image allows, and are made smaller where it does not. By parts, the last target

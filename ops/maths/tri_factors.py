@@ -63,7 +63,7 @@ class TriFactors:
 
     def weight(self, name: str, weight: Tensor) -> Tensor:
         """What the model has in place of a weight: G S Gᵀ."""
-        return _projected(weight, self.sides[name], self.factors)
+        return _project(weight, self.sides[name], self.factors)
 
 
 def tri_factors(weights: Mapping[str, Tensor], sides: Sequence[Side], rank: float, rounds: int) -> TriFactors:
@@ -90,18 +90,18 @@ def tri_factors(weights: Mapping[str, Tensor], sides: Sequence[Side], rank: floa
         square = _square([side.unfolded(weights[side.weight]) for side in mine])
         factors[layer] = eigenvectors(square, max(1, math.floor(rank * len(square) + 1e-9)))
     total = sum(float(energy(weight).sum()) for weight in weights.values())
-    kept = (_projected(weight, of_weight[name], factors) for name, weight in weights.items())
+    kept = (_project(weight, of_weight[name], factors) for name, weight in weights.items())
     objectives = [total - sum(float(energy(each).sum()) for each in kept)]
     for _ in range(rounds if len(factors) > 1 else 0):
         before = objectives[-1]
         for layer, mine in of_layer.items():
             others = [
-                _projected(weights[side.weight], [each for each in of_weight[side.weight] if each is not side], factors)
+                _project(weights[side.weight], [each for each in of_weight[side.weight] if each is not side], factors)
                 for side in mine
             ]
             square = _square([side.unfolded(weight) for side, weight in zip(mine, others, strict=True)])
             old, new = factors[layer], eigenvectors(square, factors[layer].shape[1])
-            gain = _explained(square, new) - _explained(square, old)
+            gain = _explain(square, new) - _explain(square, old)
             if gain > 0:  # else it is the best already, but for rounding
                 factors[layer] = new
             objectives.append(objectives[-1] - max(gain, 0.0))
@@ -110,7 +110,7 @@ def tri_factors(weights: Mapping[str, Tensor], sides: Sequence[Side], rank: floa
     return TriFactors(factors, tuple(max(each, 0.0) for each in objectives), total, of_weight)
 
 
-def _projected(weight: Tensor, sides: Sequence[Side], factors: Mapping[Hashable, Tensor]) -> Tensor:
+def _project(weight: Tensor, sides: Sequence[Side], factors: Mapping[Hashable, Tensor]) -> Tensor:
     """The weight with each side's rows projected on the columns of its factor."""
     for side in sides:
         factor = factors[side.layer].to(weight)
@@ -124,6 +124,6 @@ def _square(rows: Sequence[Tensor]) -> Tensor:
     return torch.stack([gram(each).to(rows[0].device, kind) for each in rows]).sum(dim=0)
 
 
-def _explained(square: Tensor, factor: Tensor) -> float:
+def _explain(square: Tensor, factor: Tensor) -> float:
     """tr Gᴴ M G."""
     return float((factor.conj() * (square @ factor)).sum().real)

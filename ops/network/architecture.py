@@ -27,8 +27,8 @@ from network_surgery.ops.network.expressed import (
     Compressed,
     Expressed,
     at,
-    compressed,
     express,
+    find_compressed,
     raw,
     take_off,
     tensors_of,
@@ -36,10 +36,10 @@ from network_surgery.ops.network.expressed import (
 from network_surgery.ops.network.fastfood import Fastfood
 from network_surgery.ops.network.fields import check
 from network_surgery.ops.network.hashed import Edges, Hashed
-from network_surgery.ops.network.masks import masks_of, packed, put, unpacked
-from network_surgery.ops.network.modules import build, exchanged, placed, put_module
+from network_surgery.ops.network.masks import masks_of, pack, put, unpack
+from network_surgery.ops.network.modules import build, exchange_parameters, find_placed, put_module
 from network_surgery.ops.network.optimizer_groups import replace
-from network_surgery.ops.network.optimizer_state import exchange, listed
+from network_surgery.ops.network.optimizer_state import exchange, list_optimizers
 from network_surgery.ops.network.predicted import Predicted
 from network_surgery.ops.network.wrappers import inner
 
@@ -119,17 +119,17 @@ def describe(model: nn.Module) -> Description:
     if lazy := [name for name, tensor in tensors_of(model) if is_lazy(tensor)]:
         raise SurgeryError(f"{lazy[0]} has no size yet: run the network once before it is described or saved")
     numbers = {name: found for name, module in model.named_modules() if (found := _numbers(module))}
-    masks = {name: packed(mask) for name, mask in masks_of(model).items()}
+    masks = {name: pack(mask) for name, mask in masks_of(model).items()}
     shapes = {name: list(tensor.shape) for name, tensor in tensors_of(model)}
     passes = set(passing(model))
     buffers: dict[str, bool | None] = dict.fromkeys(_empty(model))
     buffers |= {name: name not in passes for name, tensor in tensors_of(model) if not isinstance(tensor, nn.Parameter)}
     described: dict[str, dict[str, Any]] = {"shapes": shapes, "numbers": numbers}
-    expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in compressed(model).items()}
+    expressed = {name: {"kind": _kind(each), **each.to_data()} for name, each in find_compressed(model).items()}
     described |= ({"buffers": buffers} if buffers else {}) | ({"masks": masks} if masks else {})
     others: dict[str, Mapping[str, Any]] = {
         "expressed": expressed,
-        "modules": arrangements(model) | placed(model),
+        "modules": arrangements(model) | find_placed(model),
         "dropout": scaled_ratios(model),
     }
     return described | {part: entries for part, entries in others.items() if entries}
@@ -152,7 +152,7 @@ def adopt(model: nn.Module, description: Description, optimizers: Optimizer | It
         raise SurgeryError(f"an architecture is what ops.describe returns, not {description!r:.60}")
     model, undo = inner(model), list[Callable[[], object]]()
     try:
-        _place_modules(model, description, listed(optimizers), undo)
+        _place_modules(model, description, list_optimizers(optimizers), undo)
         _adopt(model, description)
     except BaseException:
         for step in reversed(undo):
@@ -188,13 +188,13 @@ def _place_modules(
     """Puts modules in the place of others as a description says."""
     arrange(model, description, optimizers, undo)
     wanted = {path: spec for path, spec in description.get("modules", {}).items() if not _of_blocks(spec)}
-    here, modules = placed(model), dict(model.named_modules())
+    here, modules = find_placed(model), dict(model.named_modules())
     if odd := sorted(set(here) - set(wanted)) or sorted(set(wanted) - set(modules)):
         raise SurgeryError(f"the architecture is of another network: {odd[0]} is on one side only")
     made = {path: build(spec, modules[path]) for path, spec in wanted.items() if here.get(path) != spec}
     for path, new in made.items():
         undo.append(put_module(model, path, new))
-    for old, params, names in exchanged(made, modules):
+    for old, params, names in exchange_parameters(made, modules):
         undo.extend(replace(optimizers, old, params, names))
 
 
@@ -209,11 +209,11 @@ def _adopt(model: nn.Module, description: Description) -> None:
     early = [n for n, tensor in tensors.items() if not isinstance(tensor, nn.Parameter) and n not in wanted]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in early}
     found = {name: torch.Size(wanted[name]) for name in description.get("masks", {}) if name in wanted}
-    masks = {name: unpacked(description["masks"][name], shape) for name, shape in found.items()}
+    masks = {name: unpack(description["masks"][name], shape) for name, shape in found.items()}
     expressed = {
         name: _expression(name, data, wanted.get(name)) for name, data in description.get("expressed", {}).items()
     }
-    before = {name: raw(*at(modules, name)) for name in compressed(model)}
+    before = {name: raw(*at(modules, name)) for name in find_compressed(model)}
     for verb, names in (("masks", description.get("masks", {})), ("expresses", expressed)):
         if odd := [name for name in names if not isinstance(tensors.get(name), nn.Parameter)]:
             raise SurgeryError(f"the architecture is of another network: it {verb} {odd[0]}")

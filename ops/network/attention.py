@@ -49,7 +49,7 @@ def free_attention(model: Model) -> Model:
         raise SurgeryError(f"attention is freed in a torch.nn.Module, not in {model!r:.60}")
     for module in model.modules():
         if can_be_freed(module):
-            module.__class__ = _freed(type(module))
+            module.__class__ = _free(type(module))
             attention = cast(FreeAttention, module)
             attention.scaling = attention.head_dim**-0.5
             attention._qkv_same_embed_dim = False
@@ -179,12 +179,12 @@ class FreeAttention(nn.MultiheadAttention):
                     f"attn_mask is {tuple(attn_mask.shape)}, but {wanted} is needed: {batch} samples, "
                     f"{self.num_heads} heads"
                 )
-            found = _added(attn_mask, dtype)
+            found = _as_addend(attn_mask, dtype)
             found = found[None, None] if flat else found.unflatten(0, (batch, self.num_heads))
         if padding is not None:
             if padding.shape != (batch, sources):
                 raise ValueError(f"key_padding_mask is {tuple(padding.shape)}, but {(batch, sources)} is needed")
-            columns = _added(padding, dtype)[:, None, None]
+            columns = _as_addend(padding, dtype)[:, None, None]
             found = columns if found is None else found + columns
         return found
 
@@ -195,7 +195,7 @@ class FreeAttention(nn.MultiheadAttention):
         self._qkv_same_embed_dim = False
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _as_addend(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as what is added to scores: −∞ where a boolean one is True."""
     if mask.is_floating_point():
         return mask
@@ -208,17 +208,17 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 FREED: dict[type[nn.Module], type[FreeAttention]] = {nn.MultiheadAttention: FreeAttention}
 
 
-def _freed(kind: type[nn.Module]) -> type[FreeAttention]:
+def _free(kind: type[nn.Module]) -> type[FreeAttention]:
     if kind not in FREED:
-        FREED[kind] = type(f"Free{kind.__name__}", (FreeAttention, kind), {"__reduce_ex__": _reduced})
+        FREED[kind] = type(f"Free{kind.__name__}", (FreeAttention, kind), {"__reduce_ex__": _reduce})
     return FREED[kind]
 
 
-def _reduced(module: Any, protocol: int) -> tuple[Any, ...]:
+def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
     """How a copy or a pickle is made of a module whose class no file defines."""
     return _blank, (type(module).__bases__[1],), module.__getstate__()
 
 
 def _blank(kind: type[nn.Module]) -> nn.Module:
-    made = _freed(kind)
+    made = _free(kind)
     return made.__new__(made)

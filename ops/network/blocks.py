@@ -113,7 +113,7 @@ class Blocks:
         for place, source in enumerate(self.sources):
             child = held[source]
             if place in self.copies:
-                child = copied(held[source], model)
+                child = copy_block(held[source], model)
                 own = dict(child.named_parameters())
                 for name, parameter in held[source].named_parameters():
                     if own[name] is not parameter:
@@ -160,7 +160,7 @@ def copies_of(model: nn.Module) -> list[str]:
     return found
 
 
-def copied(block: nn.Module, model: nn.Module) -> nn.Module:
+def copy_block(block: nn.Module, model: nn.Module) -> nn.Module:
     """A copy of a block of a network; what the block shares with the rest of it, it goes on sharing.
 
     Raises:

@@ -75,7 +75,7 @@ def _check(tensor: Tensor, what: str) -> None:
         )
 
 
-def scripted(model: nn.Module) -> dict[str, str]:
+def find_scripted(model: nn.Module) -> dict[str, str]:
     """Parameter or buffer of a scripted or traced part → why it cannot be operated on."""
     inside = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     held = {id(t) for m in inside for table in (m._parameters, m._buffers) for t in table.values()}

@@ -21,7 +21,7 @@ from network_surgery.ops.network.expressed import tensors_of
 SCALED = "_surgery_ratio"
 
 
-def scaled(model: nn.Module, example: Any, left: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+def scale_ratios(model: nn.Module, example: Any, left: Mapping[str, tuple[int, int]]) -> dict[str, float]:
     """The new ratio of each dropout module whose units one of these weights made.
 
     ``left``: by weight, how many of its connections stay, and how many there were. Which weight it is shows in a

@@ -206,14 +206,14 @@ def expressions_of(model: nn.Module) -> dict[str, Expressed]:
     return {name: expression for name, expression in found.items() if expression is not None}
 
 
-def compressed(model: nn.Module) -> dict[str, Compressed]:
+def find_compressed(model: nn.Module) -> dict[str, Compressed]:
     """Parameter → how it is compressed, for every one that is."""
     return {name: each for name, each in expressions_of(model).items() if isinstance(each, Compressed)}
 
 
 def weights_flops(model: nn.Module) -> int:
     """How many FLOPs it takes to compute all compressed weights once, as each forward pass does."""
-    return sum(each.flops() for each in compressed(model).values())
+    return sum(each.flops() for each in find_compressed(model).values())
 
 
 @contextlib.contextmanager

@@ -154,8 +154,8 @@ class Hashed(Read):
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         begun = _begun(positions)
-        index = _ended(begun, 2 * self._seed) % self._stored
-        return index, 1 - 2 * (_ended(begun, 2 * self._seed + 1) & 1) if self._sign else None
+        index = _end(begun, 2 * self._seed) % self._stored
+        return index, 1 - 2 * (_end(begun, 2 * self._seed + 1) & 1) if self._sign else None
 
     def to_data(self) -> dict[str, Any]:
         return super().to_data() | {"sign": self._sign}
@@ -185,7 +185,7 @@ class Edges(Read):
     ) -> None:
         super().__init__(shape, numbers, seed, names)
         if last is None:  # hashes of one seed are all different
-            last = int(mixed(torch.arange(math.prod(shape)), seed).kthvalue(numbers).values)
+            last = int(mix(torch.arange(math.prod(shape)), seed).kthvalue(numbers).values)
         self._last = last
 
     @property
@@ -194,7 +194,7 @@ class Edges(Read):
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         whole = torch.arange(math.prod(self._shape), device=positions.device)
-        lives = mixed(whole, self._seed) <= self._last
+        lives = mix(whole, self._seed) <= self._last
         order = lives.cumsum(0).sub(1).clamp(min=0)
         return order[positions], lives[positions]
 
@@ -204,13 +204,13 @@ class Edges(Read):
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Edges:
         edges = cls(data["shape"], data["numbers"], data["seed"], data["last"], data.get("names"))
-        hashes = mixed(torch.arange(math.prod(edges._shape)), edges._seed)
+        hashes = mix(torch.arange(math.prod(edges._shape)), edges._seed)
         if (count := int((hashes <= edges._last).sum())) != edges._stored:
             raise ValueError(f"{count} edges are left, not {edges._stored}")
         return edges
 
 
-def mixed(positions: Tensor, seed: int) -> Tensor:
+def mix(positions: Tensor, seed: int) -> Tensor:
     """Hashes of 32 bits, in int64: of one seed a bijection of whole numbers below 2³².
 
     Two rounds of the finalizer of MurmurHash3 (Appleby), with the seed between them.
@@ -219,29 +219,29 @@ def mixed(positions: Tensor, seed: int) -> Tensor:
     >>> len(hashes.unique()), bool((hashes < 2**32).all())
     (100000, True)
     """
-    return _ended(_begun(positions), seed)
+    return _end(_begun(positions), seed)
 
 
 def _begun(positions: Tensor) -> Tensor:
     """The round before the seed, which hashes of several seeds share: the lowest 32 bits as int32."""
-    return _finalized(positions.to(torch.int32))
+    return _finalize(positions.to(torch.int32))
 
 
-def _ended(begun: Tensor, seed: int) -> Tensor:
-    return _finalized(begun ^ _signed(_seeded(seed))).to(torch.int64) & WORD
+def _end(begun: Tensor, seed: int) -> Tensor:
+    return _finalize(begun ^ _to_signed(_seeded(seed))).to(torch.int64) & WORD
 
 
-def _finalized(x: Tensor) -> Tensor:
+def _finalize(x: Tensor) -> Tensor:
     """In int32, whose products wrap around: processors multiply eight of them at once, and not of int64.
 
     Shifts copy the sign, which the masks remove.
     """
-    x = (x ^ ((x >> 16) & 0xFFFF)) * _signed(0x85EBCA6B)
-    x = (x ^ ((x >> 13) & 0x7FFFF)) * _signed(0xC2B2AE35)
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _to_signed(0x85EBCA6B)
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * _to_signed(0xC2B2AE35)
     return x ^ ((x >> 16) & 0xFFFF)
 
 
-def _signed(word: int) -> int:
+def _to_signed(word: int) -> int:
     """The number of 32 bits that int32 writes so."""
     return word - (1 << 32) if word >> 31 else word
 

@@ -81,12 +81,12 @@ def _bind(name: str, module: FreeAttention) -> None:
         )
     packed = module.in_proj_weight is not None
     module.head_dim = wide // module.num_heads
-    module.__class__ = _bound(type(module))  # type: ignore[assignment]
+    module.__class__ = _original_class(type(module))  # type: ignore[assignment]
     del module.scaling
     module._qkv_same_embed_dim = packed
 
 
-def _bound(kind: type[nn.Module]) -> type[nn.Module]:
+def _original_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The class that a freed one was made of."""
     return nn.MultiheadAttention if kind is FreeAttention else cast(type[nn.Module], kind.__bases__[1])
 

@@ -63,14 +63,14 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: each.mask for name, each in expressions_of(model).items() if isinstance(each, Mask)}
 
 
-def hidden(masks: Iterable[Tensor]) -> int:
+def count_hidden(masks: Iterable[Tensor]) -> int:
     """How many entries these masks hide."""
     return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
 
 
 def parameters_of(model: nn.Module) -> int:
     """How many parameters a network has; those that a mask hides do not count."""
-    return sum(parameter.numel() for parameter in model.parameters()) - hidden(masks_of(model).values())
+    return sum(parameter.numel() for parameter in model.parameters()) - count_hidden(masks_of(model).values())
 
 
 def put(modules: Modules, name: str, mask: Tensor) -> Undo:
@@ -146,15 +146,15 @@ def lift(modules: Modules, names: Iterable[str]) -> Undo:
     return [exchange(mask, mask.new_ones(())) for mask in found if mask is not None]
 
 
-def packed(mask: Tensor) -> str:
-    """A mask as text (its bits, compressed); ``unpacked`` is the inverse."""
+def pack(mask: Tensor) -> str:
+    """A mask as text (its bits, compressed); ``unpack`` is the inverse."""
     bits = torch.nn.functional.pad(mask.detach().cpu().flatten().bool(), (0, -mask.numel() % 8)).view(-1, 8)
     numbers = (bits * 2 ** torch.arange(8)).sum(dim=1).to(torch.uint8)
     return base64.b64encode(zlib.compress(bytes(numbers.tolist()), 9)).decode()
 
 
-def unpacked(text: str, shape: torch.Size) -> Tensor:
-    """The mask ``[shape]`` of a text that ``packed`` made. Raises SurgeryError for any other text."""
+def unpack(text: str, shape: torch.Size) -> Tensor:
+    """The mask ``[shape]`` of a text that ``pack`` made. Raises SurgeryError for any other text."""
     try:
         numbers = torch.tensor(list(zlib.decompress(base64.b64decode(text, validate=True))), dtype=torch.int64)
         bits = (numbers.unsqueeze(1) >> torch.arange(8) & 1).flatten()

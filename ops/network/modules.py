@@ -2,7 +2,7 @@
 
 A layer that becomes two is an ``nn.Sequential`` at the old module's place, one that is gone is an ``nn.Identity``. They
 are of torch's own classes (``KINDS``), so what surgery leaves needs nothing of this package. A module that was put
-somewhere carries a mark, and ``placed`` finds it.
+somewhere carries a mark, and ``find_placed`` finds it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def build(spec: Spec, like: nn.Module) -> nn.Module:
         SurgeryError: the data is none that ``spec_of`` returns.
     """
     try:
-        module = _made(spec)
+        module = _make(spec)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise SurgeryError(f"a module of the architecture is not known: {spec!r:.80}") from error
     known = list(like.parameters())
@@ -95,12 +95,12 @@ def build(spec: Spec, like: nn.Module) -> nn.Module:
     return module.train(like.training)
 
 
-def _made(spec: Spec) -> nn.Module:
+def _make(spec: Spec) -> nn.Module:
     arguments = {
         name: tuple(x) if isinstance(x, list) else x for name, x in spec.items() if name not in ("kind", "parts")
     }
     if spec["kind"] == "Sequential":
-        parts = nn.Sequential(*map(_made, spec["parts"]))
+        parts = nn.Sequential(*map(_make, spec["parts"]))
         setattr(parts, MARK, True)  # a part may have become several itself
         return parts
     with torch.random.fork_rng(devices=[]):  # its first values are written over
@@ -129,7 +129,7 @@ def spec_of(module: nn.Module) -> dict[str, Any]:
     return spec
 
 
-def placed(model: nn.Module) -> dict[str, dict[str, Any]]:
+def find_placed(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Module → what it is, of the outermost ones that surgery has put somewhere."""
     found: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules():
@@ -139,7 +139,7 @@ def placed(model: nn.Module) -> dict[str, dict[str, Any]]:
     return found
 
 
-def exchanged(
+def exchange_parameters(
     made: Mapping[str, nn.Module], modules: Mapping[str, nn.Module]
 ) -> list[tuple[list[Tensor], list[Tensor], dict[int, str]]]:
     """The parameters that go, those that come, and the names of these by id, for ``optimizer_state.replace``.

@@ -33,7 +33,7 @@ Parameters without state (frozen, or not stepped yet) get none. Step counts and 
 state (``differentiable=True``) ends here. Followed are entries of ``optimizer.state``, lists beside ``params`` in a
 parameter group, and attributes of the parameter itself (``p.main_grad``), each by class and key. What is not known, or
 is of a shape that cannot follow, is refused by ``check`` before anything has changed. Wrappers are followed into
-(``listed``). Which parameters an optimizer trains is changed by ``optimizer_groups``.
+(``list_optimizers``). Which parameters an optimizer trains is changed by ``optimizer_groups``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Remap = Callable[[Tensor, int | None], Tensor]
 Undo = Callable[[], None]
 
 
-def listed(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[Optimizer, ...]:
+def list_optimizers(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[Optimizer, ...]:
     """One optimizer or several, each once, each preceded by the optimizers that it wraps (Lookahead, SAM, …).
 
     Raises:
@@ -100,7 +100,7 @@ def check(optimizers: tuple[Optimizer, ...], tensors: Mapping[str, Tensor]) -> N
             that is not the tensor's, or outside its state; or the tensor itself carries such a thing.
     """
     for name, tensor in tensors.items():
-        for kept in _kept(optimizers, tensor):
+        for kept in _find_state(optimizers, tensor):
             if problem := _problem(kept, tensor):
                 raise SurgeryError(f"{kept.subject(name, tensor)}{problem}")
     for optimizer in optimizers:
@@ -128,8 +128,10 @@ def follow(optimizers: tuple[Optimizer, ...], parameter: Tensor, remap: Remap) -
         undo.append(restoring(optimizer, parameter, before))
         if before is not None:
             optimizer.state[parameter] = dict(before)
-    known = [kept for kept in _kept(optimizers, parameter) if kept.optimizer or kept.degree not in (None, "fixed")]
-    for kept, moved in [(kept, _moved(kept, parameter, remap)) for kept in known]:
+    known = [
+        kept for kept in _find_state(optimizers, parameter) if kept.optimizer or kept.degree not in (None, "fixed")
+    ]
+    for kept, moved in [(kept, _move(kept, parameter, remap)) for kept in known]:
         undo.append(partial(kept.holder.__setitem__, kept.at, kept.value))
         kept.holder[kept.at] = moved
     return undo
@@ -137,7 +139,7 @@ def follow(optimizers: tuple[Optimizer, ...], parameter: Tensor, remap: Remap) -
 
 def shift(optimizers: tuple[Optimizer, ...], parameter: Tensor, data: Tensor) -> list[Undo]:
     """Gives copies of a parameter's weights the change that it is about to make itself, to ``data`` of its shape."""
-    if all(kept.degree != "weights" for kept in _kept(optimizers, parameter)):
+    if all(kept.degree != "weights" for kept in _find_state(optimizers, parameter)):
         return []
     change = data.to(parameter) - parameter.detach()
     return follow(optimizers, parameter, lambda old, degree: old + change.to(old) if degree is None else old.clone())
@@ -203,7 +205,7 @@ class _Kept:
         return f"{type(self.optimizer).__name__} keeps {self.key}{of} {self.place}{whose}"
 
 
-def _kept(optimizers: tuple[Optimizer, ...], parameter: Tensor) -> Iterator[_Kept]:
+def _find_state(optimizers: tuple[Optimizer, ...], parameter: Tensor) -> Iterator[_Kept]:
     """All that is kept for a parameter, wherever it lies, each once; wrappers may put things into wrapped state."""
     holders = [o for o in optimizers if parameter in o.state or any(True for _ in _groups(o, parameter))]
     for key in [key for key, value in vars(parameter).items() if not isinstance(value, torch.nn.Module)]:
@@ -214,7 +216,7 @@ def _kept(optimizers: tuple[Optimizer, ...], parameter: Tensor) -> Iterator[_Kep
         if isinstance(optimizer, LBFGS):
             continue
         others = [each for each in optimizers if each is not optimizer]
-        kinds = [type(optimizer), *(type(each) for each in others if optimizer in listed(each))]
+        kinds = [type(optimizer), *(type(each) for each in others if optimizer in list_optimizers(each))]
         state = optimizer.state.get(parameter)
         if state is not None and id(state) not in done:
             done.add(id(state))
@@ -288,7 +290,7 @@ def _check_elsewhere(optimizer: Optimizer, optimizers: tuple[Optimizer, ...], te
     ours = {name: tensor for name, tensor in tensors.items() if id(tensor) in held}
     sizes = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups]
     rows = {sum(sizes), *sizes}
-    followed = {id(kept.holder) for tensor in ours.values() for kept in _kept(optimizers, tensor)}
+    followed = {id(kept.holder) for tensor in ours.values() for kept in _find_state(optimizers, tensor)}
     states = [o.state for o in optimizers]
     places = [(f"attribute {key},", value) for key, value in vars(optimizer).items() if key != "param_groups"]
     places = [(where, value) for where, value in places if not any(value is state for state in states)]
@@ -308,7 +310,7 @@ def _check_elsewhere(optimizer: Optimizer, optimizers: tuple[Optimizer, ...], te
                         )
 
 
-def _moved(kept: _Kept, parameter: Tensor, remap: Remap) -> Any:
+def _move(kept: _Kept, parameter: Tensor, remap: Remap) -> Any:
     """What is kept for a parameter after surgery, in tensors of its own."""
     if kept.degree == 2 and (pair := _pair(kept, parameter)):
         rows, columns = (kept.holder[key] for key in pair)

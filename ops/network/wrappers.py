@@ -52,7 +52,7 @@ def inner(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise SurgeryError(f"a network is a torch.nn.Module, not {model!r:.60}")
-    wrapped = _wrapped(model)
+    wrapped = _unwrap(model)
     return model if wrapped is None else inner(wrapped)
 
 
@@ -72,7 +72,7 @@ def rewrap(model: nn.Module) -> nn.Module:
     inner(model)  # complains of what is no network
     if any(_is_compiled(module) for module in model.modules()):
         torch.compiler.reset()
-    return _renewed(model)
+    return _renew(model)
 
 
 def is_distributed(model: nn.Module) -> bool:
@@ -92,11 +92,11 @@ def invalidate_guards(modules: Iterable[nn.Module]) -> None:
             module._parameters[name] = parameter
 
 
-def _renewed(model: nn.Module) -> nn.Module:
-    wrapped = _wrapped(model)
+def _renew(model: nn.Module) -> nn.Module:
+    wrapped = _unwrap(model)
     if wrapped is None:
         return model
-    renewed = _renewed(wrapped)
+    renewed = _renew(wrapped)
     if isinstance(model, DistributedDataParallel):
         return _ddp(model, renewed)
     if renewed is wrapped:
@@ -108,7 +108,7 @@ def _renewed(model: nn.Module) -> nn.Module:
     return compiler(renewed)
 
 
-def _wrapped(model: nn.Module) -> nn.Module | None:
+def _unwrap(model: nn.Module) -> nn.Module | None:
     """What this wrapper wraps, None where it is none."""
     if {"FullyShardedDataParallel", "FSDPModule"} & {kind.__name__ for kind in type(model).__mro__}:
         raise SurgeryError(

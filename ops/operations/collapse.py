@@ -1,7 +1,7 @@
 """Collapse: a layer whose units nothing stands between goes, and the modules on both its sides become one.
 
 Source: Graham 2019, chapter 5 (*collapse* of stretched layers). Dense: ``W = W₂ W₁``, ``b = W₂ b₁ + b₂``; convolutions:
-the kernel of both is as large as k₁ + (k₂ − 1) · stride₁, and it is dilated no more (``ops.maths.factors.composed``).
+the kernel of both is as large as k₁ + (k₂ − 1) · stride₁, and it is dilated no more (``ops.maths.factors.compose``).
 The inverse of ``stretch``: at full rank the network that comes back is the same but for rounding.
 """
 
@@ -19,10 +19,10 @@ from torch.nn.modules.conv import _ConvNd
 from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.errors import SurgeryError, Unsuitable
 from network_surgery.ops.maths.double import double
-from network_surgery.ops.maths.factors import composed
+from network_surgery.ops.maths.factors import compose
 from network_surgery.ops.network.modules import Change, spec_of
 from network_surgery.ops.operation import Operation
-from network_surgery.ops.operations.stretch import sized, stretchable
+from network_surgery.ops.operations.stretch import stretchable, with_size
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.surgery.verification import TOLERANCE, difference
@@ -69,13 +69,13 @@ class Collapse(Operation):
         spec["bias"] = one.bias is not None or two.bias is not None
 
         def values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-            return _joined(modules[first], modules[second], spacing)
+            return _join(modules[first], modules[second], spacing)
 
         changes = {
             first: Change(spec, values, effective=lambda modules: {}, before=spec_of(one)),
             second: Change({"kind": "Identity"}, effective=lambda modules: {}, before=spec_of(two)),
         }
-        plan = sized(Plan(layer, repr(self), (), modules=changes, error=0.0))
+        plan = with_size(Plan(layer, repr(self), (), modules=changes, error=0.0))
         try:
             exact = difference(plan) <= TOLERANCE  # the chain is of the last time that the reader was met
         except SurgeryError as error:
@@ -115,8 +115,8 @@ class Collapse(Operation):
         return kind(f"{self!r} on {layer.name}: {reason}, so the two modules around it cannot become one")
 
 
-def _joined(one: nn.Module, two: nn.Module, spacing: tuple[int, ...]) -> dict[str, Tensor]:
-    """The weight and the bias of two modules, one after the other; ``spacing`` as in ``composed``."""
+def _join(one: nn.Module, two: nn.Module, spacing: tuple[int, ...]) -> dict[str, Tensor]:
+    """The weight and the bias of two modules, one after the other; ``spacing`` as in ``compose``."""
     first, second = (double(module.get_parameter("weight").detach()) for module in (one, two))
     if spacing:
         dilation = one.dilation
@@ -124,7 +124,7 @@ def _joined(one: nn.Module, two: nn.Module, spacing: tuple[int, ...]) -> dict[st
         wide = first.new_zeros(*first.shape[:2], *sizes)
         steps: tuple[Any, ...] = (..., *(slice(None, None, gap) for gap in dilation))  # type: ignore
         wide[steps] = first
-        found = {"weight": composed(second, wide, spacing)}
+        found = {"weight": compose(second, wide, spacing)}
         through = second.flatten(2).sum(dim=2)
     else:
         found, through = {"weight": second @ first}, second

@@ -107,10 +107,10 @@ class RemoveDead(Operation):
         choice(self, "by", self.by, BY)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
-        signals, idle = _looked(self, layer, signals)
+        signals, idle = _look(self, layer, signals)
         alive = (~idle).nonzero().flatten().tolist()
         alive += idle.nonzero().flatten().tolist()[: max(0, 2 - len(alive))]
-        return _removed(self, layer, signals, idle, tuple(sorted(alive)))
+        return _remove(self, layer, signals, idle, tuple(sorted(alive)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,15 +140,15 @@ class Revive(Operation):
         whole(self, "seed", self.seed)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
-        signals, idle = _looked(self, layer, signals)
+        signals, idle = _look(self, layer, signals)
         if idle.all():
             raise SurgeryError(f"{self!r} on {layer.name}: no unit is alive to take new weights from")
-        removed = _removed(self, layer, signals, idle, tuple((~idle).nonzero().flatten().tolist()))
+        removed = _remove(self, layer, signals, idle, tuple((~idle).nonzero().flatten().tolist()))
         generator = torch.Generator().manual_seed(self.seed)
         newborn = {place.tensor: _begun(layer, place, idle, generator) for place in layer.makers}
         for place in layer.vectors:
             if numeric(layer.tensor(place)):
-                newborn[place.tensor] = _averaged(layer, place, idle)
+                newborn[place.tensor] = _average(layer, place, idle)
         sources = tuple(-1 if gone else unit for unit, gone in enumerate(idle.tolist()))
         return replace(removed, sources=sources, newborn=newborn)
 
@@ -167,14 +167,14 @@ def _nearly_zero(layer: HiddenLayer, values: Tensor, threshold: float, what: str
     return values <= threshold * values.mean()
 
 
-def _looked(operation: RemoveDead | Revive, layer: HiddenLayer, signals: Signals | None) -> tuple[Signals, Tensor]:
+def _look(operation: RemoveDead | Revive, layer: HiddenLayer, signals: Signals | None) -> tuple[Signals, Tensor]:
     """The signals, and which units are idle."""
     if signals is None:
         raise SurgeryError(f"{operation!r} on {layer.name} looks at the loss: give it Signals(model, inputs, targets)")
     return signals, idle_units(layer, signals, operation.kind, operation.threshold, operation.by).cpu()
 
 
-def _removed(operation: Operation, layer: HiddenLayer, signals: Signals, idle: Tensor, kept: tuple[int, ...]) -> Plan:
+def _remove(operation: Operation, layer: HiddenLayer, signals: Signals, idle: Tensor, kept: tuple[int, ...]) -> Plan:
     """These units alone, with the mean of what the others sent on."""
     return bias(Plan(layer, repr(operation), kept, error=0.0, evidence={"idle_units": int(idle.sum())}), signals)
 
@@ -189,7 +189,7 @@ def _begun(layer: HiddenLayer, place: Place, idle: Tensor, generator: torch.Gene
     return known.flatten()[drawn.to(tensor.device)]
 
 
-def _averaged(layer: HiddenLayer, place: Place, idle: Tensor) -> Tensor:
+def _average(layer: HiddenLayer, place: Place, idle: Tensor) -> Tensor:
     """The mean over the living units for each of the others."""
     tensor = layer.tensor(place).detach()
     mean = tensor.index_select(place.axis, _positions(place, ~idle).to(tensor.device)).mean(place.axis, keepdim=True)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy import WHOLE, Anatomy, HiddenLayer
-from network_surgery.ops.anatomy.lively import varied
+from network_surgery.ops.anatomy.lively import vary
 from network_surgery.ops.anatomy.rebuild import undoing
 from network_surgery.ops.anatomy.running import call, deviation, plainly
 from network_surgery.ops.anatomy.stacks import Run, Stack, Watch
 from network_surgery.ops.errors import SurgeryError, Unsuitable, first_line, pass_on_memory
 from network_surgery.ops.network.blocks import Blocks
 from network_surgery.ops.operation import Operation, choice
-from network_surgery.ops.operations.stretch import sized
+from network_surgery.ops.operations.stretch import with_size
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 
@@ -87,7 +87,7 @@ class Deepen(Operation):
         if exact:
             self._check_silence(stack, changes)
         plan = Plan(stack, repr(self), tuple(units), modules=changes, error=0.0 if exact else None)
-        return sized(plan, saving=False)
+        return with_size(plan, saving=False)
 
     def _silent_parts(self, stack: Stack, run: Run) -> dict[int, tuple[str, ...]]:
         """By block of a run, the parameters that are zero in its copies."""
@@ -183,7 +183,7 @@ def _returns_what_it_is_given(anatomy: Anatomy, blocks: Sequence[nn.Module], tra
     """Whether blocks do in a pass; where the network does not run in training mode, that is not asked."""
     random = torch.Generator().manual_seed(0)
     shown = _pytree.tree_map(
-        lambda x: varied(x, lambda like: _noise(like, random)) if isinstance(x, Tensor) else x, anatomy.example_input
+        lambda x: vary(x, lambda like: _noise(like, random)) if isinstance(x, Tensor) else x, anatomy.example_input
     )
     problem: Exception | None = None
     for example in (shown, anatomy.example_input):

@@ -25,7 +25,7 @@ from network_surgery.ops.maths.condensed import relative_error
 from network_surgery.ops.maths.double import double, energy
 from network_surgery.ops.operation import Operation, choice, fraction, whole
 from network_surgery.ops.operations.deepen import stack_of
-from network_surgery.ops.operations.stretch import sized
+from network_surgery.ops.operations.stretch import with_size
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.losses import mean_loss
 from network_surgery.ops.signals.signals import Signals
@@ -81,7 +81,7 @@ class DropBlock(Operation):
         units = tuple(start + each for start, mine in zip(starts, left, strict=True) for each in mine)
         error, change = self._damage(stack, left, signals)
         evidence = {"importance": importance} | ({} if change is None else {"loss_change": change})
-        return sized(
+        return with_size(
             Plan(stack, repr(self), units, modules=stack.arrangement(left), error=error, evidence=evidence),
             saving=len(units) < stack.units,
         )  # fmt: skip
@@ -94,7 +94,7 @@ class DropBlock(Operation):
         if self.score == "random":
             return dict(zip(places, torch.rand(len(places), generator=random).tolist(), strict=True))
         if self.score == "cosine":
-            found = _turned(stack, left, signals)
+            found = _measure_turn(stack, left, signals)
             return {place: found[place] for place in places}
 
         def without(run: int, block: int) -> Left:
@@ -139,7 +139,7 @@ class _Shortened:
             return call(model, inputs), watch
 
 
-def _turned(stack: Stack, left: Left, signals: Signals) -> dict[tuple[int, int], float]:
+def _measure_turn(stack: Stack, left: Left, signals: Signals) -> dict[tuple[int, int], float]:
     """By run and block, one minus the mean cosine of what enters and what leaves it."""
     with _Shortened(stack, left) as network:
         places = {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer
 from network_surgery.ops.errors import NoSignal, SurgeryError, Unsuitable
-from network_surgery.ops.network.dropout import scaled
+from network_surgery.ops.network.dropout import scale_ratios
 from network_surgery.ops.operation import Operation, choice, fraction, whole
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.brain_surgeon import BLOCK, DAMPING, BrainSurgeon
@@ -136,7 +136,7 @@ class PruneWeights(Operation):
             replaced = {name: self._fresh(name, mask, anatomy.live(name)) for name, mask in changed.items()}
             evidence.pop("loss_change", None)  # that of survivors which are no more
         left = {name: (int(mask.sum()), int(lives[name].sum())) for name, mask in masks.items()}
-        ratios = scaled(anatomy.model, anatomy.example_input, left) if self.dropout else {}
+        ratios = scale_ratios(anatomy.model, anatomy.example_input, left) if self.dropout else {}
         return Plan(
             layer, repr(self), tuple(range(layer.units)), masks=changed, replaced=replaced, ratios=ratios,
             evidence=evidence,

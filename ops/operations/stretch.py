@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from network_surgery.ops.anatomy import WHOLE, Anatomy, HiddenLayer, count
 from network_surgery.ops.errors import SurgeryError, Unsuitable, explained
 from network_surgery.ops.maths.double import double, energy
-from network_surgery.ops.maths.factors import Cut, composed, filters, pair, tucker
+from network_surgery.ops.maths.factors import Cut, compose, filters, pair, tucker
 from network_surgery.ops.network.files import tensor_bytes
 from network_surgery.ops.network.modules import CONVOLUTIONS, NORMS, Change, Spec, spec_of
 from network_surgery.ops.operation import Operation, choice, fraction
@@ -105,7 +105,7 @@ class Stretch(Operation):
         exact = self.between == "nothing"
         if not exact:
             changes = {path: replace(change, effective=None) for path, change in changes.items()}
-        return sized(
+        return with_size(
             Plan(
                 layer, repr(self), tuple(range(layer.units)), modules=changes, error=lost if exact else None,
                 evidence={"weight_error": lost},
@@ -129,7 +129,7 @@ class Stretch(Operation):
         parts = [_linear(right.shape[1], len(right), False), _linear(len(right), len(left), module.bias is not None)]
 
         def values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-            last, first = _fitted(double(modules[path].get_parameter("weight").detach()), left, right)
+            last, first = _fit_factors(double(modules[path].get_parameter("weight").detach()), left, right)
             return {"0": first, "last": last}
 
         return self._joined(path, module, parts, values, lambda v: v["last"] @ v["0"])
@@ -146,10 +146,10 @@ class Stretch(Operation):
         ones = (1,) * (weight.dim() - 2)
 
         def values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-            last, first = _fitted(double(modules[path].get_parameter("weight").detach()).flatten(1), left, right)
+            last, first = _fit_factors(double(modules[path].get_parameter("weight").detach()).flatten(1), left, right)
             return {"0": first.view(*first.shape, *ones), "last": last.view(*last.shape, *ones)}
 
-        return self._joined(path, module, [first, last], values, lambda v: composed(v["last"], v["0"], ones))
+        return self._joined(path, module, [first, last], values, lambda v: compose(v["last"], v["0"], ones))
 
     def _tucker(self, path: str, module: _ConvNd, weight: Tensor, cut: Cut) -> Change:
         outer, inner = tucker(weight, cut)
@@ -193,18 +193,18 @@ class Stretch(Operation):
 
         def values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
             own = double(modules[path].get_parameter("weight").detach())
-            last, first = _fitted(filters(own), left, right)
+            last, first = _fit_factors(filters(own), left, right)
             horizontal = last.view(outputs, width, number).permute(0, 2, 1).unsqueeze(2)
             return {"0": first.view(number, inputs, height, 1), "last": horizontal}
 
-        return self._joined(path, module, parts, values, lambda v: composed(v["last"], v["0"], (1, 1)))
+        return self._joined(path, module, parts, values, lambda v: compose(v["last"], v["0"], (1, 1)))
 
     def _joined(self, path: str, module: nn.Module, layers: list[dict[str, Any]], values: Any, product: Any) -> Change:
         """The change to these layers, with what comes between; ``values`` has ``last`` for the last of them."""
         parts: list[dict[str, Any]] = []
         for each in layers:
             if parts and self.between != "nothing":
-                parts.append(_between(self.between, parts[-1]))
+                parts.append(_module_between(self.between, parts[-1]))
             parts.append(each)
         at = [str(place) for place, part in enumerate(parts) if "bias" in part]
         named = {"last": at[-1], **{str(n): place for n, place in enumerate(at[:-1])}}
@@ -240,7 +240,7 @@ def stretchable(anatomy: Anatomy, name: str) -> str:
     return path
 
 
-def sized(plan: Plan, saving: bool = True) -> Plan:
+def with_size(plan: Plan, saving: bool = True) -> Plan:
     """The plan with the network's size afterwards, which is tried. ``saving``: with a note where it saves nothing.
 
     Raises SurgeryError where the network does not run with the new modules.
@@ -265,7 +265,7 @@ def sized(plan: Plan, saving: bool = True) -> Plan:
     )  # fmt: skip
 
 
-def _fitted(matrix: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+def _fit_factors(matrix: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """The factors of a matrix, one of them given: the smaller one, so that at full rank every matrix has a pair."""
     left, right = left.to(matrix), right.to(matrix)
     if len(left) < right.shape[1]:
@@ -293,7 +293,7 @@ def _linear(inputs: int, outputs: int, bias: bool) -> dict[str, Any]:
     return {"kind": "Linear", "in_features": inputs, "out_features": outputs, "bias": bias}
 
 
-def _between(name: str, after: Mapping[str, Any]) -> dict[str, Any]:
+def _module_between(name: str, after: Mapping[str, Any]) -> dict[str, Any]:
     """What comes after one of the new layers."""
     if name != "batch_norm":
         return {"kind": {"relu": "ReLU", "tanh": "Tanh"}[name]}

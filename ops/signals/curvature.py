@@ -32,7 +32,7 @@ from network_surgery.ops.network.altered import Altered, Together
 from network_surgery.ops.network.checks import check_real, usable
 from network_surgery.ops.network.expressed import tensors_of
 from network_surgery.ops.signals.gradients import NO_GRADIENT, without_checkpoints
-from network_surgery.ops.signals.losses import Loss, batch_of, check_batch_first, suited, total
+from network_surgery.ops.signals.losses import Loss, batch_of, check_batch_first, suit, total
 
 #: Numbers in the output of a sample up to which each has a row; rows of a sample otherwise, and steps to their roots.
 COLUMNS, DRAWS, STEPS = 32, 4, 12
@@ -116,7 +116,7 @@ def _roots(outputs: Any, targets: Any, loss: Loss | None, samples: int, seed: in
     with torch.enable_grad():
         doubled = _pytree.tree_map(_followed, outputs)
         leaves = [x for x in _pytree.tree_leaves(doubled) if isinstance(x, Tensor) and x.requires_grad]
-        value = total(suited(loss, doubled, targets)(doubled, targets), samples)
+        value = total(suit(loss, doubled, targets)(doubled, targets), samples)
         slopes = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
         slope = _flat(list(slopes))
         size = slope.shape[1]

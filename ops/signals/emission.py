@@ -32,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.maths.condensed import SINGULAR, relative_error
-from network_surgery.ops.maths.inverses import IDENTITY, Activation, activation, encoded, one_sided
+from network_surgery.ops.maths.inverses import IDENTITY, Activation, activation, encode, one_sided
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.surgery.received import received_error
@@ -110,7 +110,7 @@ class Emission:
         outputs, scale, shift = self._outputs(fed)
         vectors = self.vectors(count)
         targets, weights = principal(outputs, vectors + int(self.units(vectors) < count))
-        code = encoded(targets, sigma, count)
+        code = encode(targets, sigma, count)
         free = self.bias is not None or (self.norm is not None and not self.norm.after)  # to add a constant
         design = torch.cat([fed, torch.ones_like(fed[:, :1])], dim=1) if free else fed
         solved, condition = one_sided(design, code.values, sigma)

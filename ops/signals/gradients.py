@@ -25,7 +25,7 @@ from network_surgery.ops.anatomy.products import FACTORS
 from network_surgery.ops.anatomy.running import call, plainly
 from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.ops.network.expressed import met
-from network_surgery.ops.signals.losses import Loss, batch_of, is_batch_first, sample_losses, suited, total
+from network_surgery.ops.signals.losses import Loss, batch_of, is_batch_first, sample_losses, suit, total
 
 NO_GRADIENT = (
     "the loss has no gradient: the network (or the loss) works under torch.no_grad, detaches what it calculates, or "
@@ -149,7 +149,7 @@ class Gradients:
     def _total(self, outputs: Any, targets: Any) -> Tensor:
         """The sum of all samples' losses."""
         self._batch_first = is_batch_first(outputs, self._samples)
-        return total(suited(self._loss, outputs, targets)(outputs, targets), self._samples)
+        return total(suit(self._loss, outputs, targets)(outputs, targets), self._samples)
 
     def _first(self, outputs: Any, targets: Any) -> Tensor:
         """A number that hangs on the first sample alone, and on all of its output, even where its loss is flat."""

@@ -56,7 +56,7 @@ def sample_losses(outputs: Any, targets: Any, loss: Loss | None = None) -> Tenso
     Raises:
         SurgeryError: the outputs and the targets do not belong together, or the loss returns one number.
     """
-    losses = suited(loss, outputs, targets)(outputs, targets)
+    losses = suit(loss, outputs, targets)(outputs, targets)
     if not losses.dim():
         raise SurgeryError("the loss returns one number: to know that of each sample, let it return one for each")
     return _each(losses)
@@ -64,10 +64,10 @@ def sample_losses(outputs: Any, targets: Any, loss: Loss | None = None) -> Tenso
 
 def mean_loss(outputs: Any, targets: Any, loss: Loss | None = None) -> Tensor:
     """The loss of a batch, one number. Raises as ``sample_losses`` does."""
-    return suited(loss, outputs, targets)(outputs, targets).mean()
+    return suit(loss, outputs, targets)(outputs, targets).mean()
 
 
-def suited(loss: Loss | None, outputs: Any, targets: Any) -> Loss:
+def suit(loss: Loss | None, outputs: Any, targets: Any) -> Loss:
     """The loss (None: the cross entropy) as a function of such outputs and targets, tried on these.
 
     In double precision, where only the network has become double, targets follow; a loss that holds numbers of single
@@ -80,10 +80,10 @@ def suited(loss: Loss | None, outputs: Any, targets: Any) -> Loss:
         check_classes(outputs, targets)
         return cross_entropy
     if not callable(loss):
-        raise SurgeryError(f"loss must be a function of (output, targets), not {_named(loss)}")
+        raise SurgeryError(f"loss must be a function of (output, targets), not {_name(loss)}")
 
     def in_double(outputs: Any, targets: Any) -> Tensor:
-        return loss(outputs, _pytree.tree_map(_doubled, targets))
+        return loss(outputs, _pytree.tree_map(_double, targets))
 
     def in_single(outputs: Any, targets: Any) -> Tensor:
         return loss(_pytree.tree_map(lambda x: x.float() if _is_double(x) else x, outputs), targets)
@@ -101,7 +101,7 @@ def suited(loss: Loss | None, outputs: Any, targets: Any) -> Loss:
         samples = batch_of(targets, outputs)
         if not isinstance(value, Tensor) or not value.is_floating_point() or (value.dim() and len(value) != samples):
             raise SurgeryError(
-                f"the loss returns {_named(value)}: it must return one number, the mean over the batch, or one for "
+                f"the loss returns {_name(value)}: it must return one number, the mean over the batch, or one for "
                 f"each of its {samples} samples, as a floating-point tensor"
             )
         if not value.numel() or not torch.isfinite(value).all():
@@ -111,7 +111,7 @@ def suited(loss: Loss | None, outputs: Any, targets: Any) -> Loss:
             )
         return form
     raise SurgeryError(
-        f"the loss cannot be had of the network's output ({_named(outputs)}) and targets ({_named(targets)}): "
+        f"the loss cannot be had of the network's output ({_name(outputs)}) and targets ({_name(targets)}): "
         f"{first_line(problem or RuntimeError())}"
     ) from problem
 
@@ -162,7 +162,7 @@ def check_batch_first(outputs: Any, samples: int) -> None:
     check_seen(outputs)
     if not is_batch_first(outputs, samples):
         raise SurgeryError(
-            f"the loss is one number, and the network's output ({_named(outputs)}) does not have its {samples} samples "
+            f"the loss is one number, and the network's output ({_name(outputs)}) does not have its {samples} samples "
             "first: let the loss return one number for each sample"
         )
 
@@ -171,7 +171,7 @@ def check_seen(outputs: Any) -> None:
     """Raises SurgeryError where an output holds tensors in objects, in which nothing can be exchanged."""
     if len(flat_tensors(outputs)) != sum(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(outputs)):
         raise SurgeryError(
-            f"the network returns tensors inside of an object ({_named(outputs)}): let it return them plainly, or in "
+            f"the network returns tensors inside of an object ({_name(outputs)}): let it return them plainly, or in "
             "tuples, lists and dicts"
         )
 
@@ -184,11 +184,11 @@ def check_classes(outputs: Any, targets: Any) -> None:
             wanted = f"[{', '.join(map(str, (len(targets), 'classes', *targets.shape[1:])))}]"
         raise SurgeryError(
             f"the cross entropy of each sample needs logits of shape {wanted}, but the network returns "
-            f"{_named(outputs)}; {REMEDY}"
+            f"{_name(outputs)}; {REMEDY}"
         )
     if not isinstance(targets, Tensor):
-        raise SurgeryError(f"targets are a tensor of class numbers, not {_named(targets)}")
-    logits, where = _named(outputs), _named(targets)
+        raise SurgeryError(f"targets are a tensor of class numbers, not {_name(targets)}")
+    logits, where = _name(outputs), _name(targets)
     if targets.device != outputs.device:
         raise SurgeryError(f"the targets are on {targets.device}, the network's output is on {outputs.device}")
     if not outputs.numel():
@@ -236,14 +236,14 @@ def _is_double(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float64
 
 
-def _doubled(value: Any) -> Any:
+def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _named(value: Any) -> str:
+def _name(value: Any) -> str:
     """A value in an error: a tensor's type and shape, the kind of anything else and the tensors in it."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     tensors = [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    inside = f" of {', '.join(map(_named, tensors[:3]))}" if tensors else ""
+    inside = f" of {', '.join(map(_name, tensors[:3]))}" if tensors else ""
     return f"{type(value).__name__}{inside}"

@@ -41,7 +41,7 @@ def constants(layer: HiddenLayer, signals: Signals, replacement: str = "mean") -
     if replacement not in REPLACEMENTS:
         raise SurgeryError(f"there is no replacement {replacement!r}; there are {', '.join(REPLACEMENTS)}")
     if replacement == "mean_before":
-        return _pushed(layer, signals)
+        return _push(layer, signals)
     found = {}
     for place in readers:
         received = signals.received(layer, place)
@@ -58,7 +58,7 @@ def constants(layer: HiddenLayer, signals: Signals, replacement: str = "mean") -
     return found
 
 
-def _pushed(layer: HiddenLayer, signals: Signals) -> dict[str, Tensor]:
+def _push(layer: HiddenLayer, signals: Signals) -> dict[str, Tensor]:
     """What readers are given by a network whose units make their mean, whatever they are fed."""
     anatomy = layer.anatomy
     with undoing() as undo, torch.no_grad():

@@ -291,7 +291,7 @@ def patches(convolution: nn.Conv1d | nn.Conv2d, given: Sequence[Tensor]) -> Tens
     }  # fmt: skip
     images = [piece for x in given for piece in (x.unsqueeze(1) if flat else x).movedim(-1, 1).split(IMAGES)]
     counts = [len(x) * nn.functional.unfold(x[:1, :1], **settings).shape[2] for x in images]
-    chosen = _chosen(sum(counts)).to(images[0].device)
+    chosen = _choose_rows(sum(counts)).to(images[0].device)
     rows = double(images[0]).new_empty(len(chosen), convolution.weight[0].numel())
     start = 0
     for x, count in zip(images, counts, strict=True):
@@ -314,7 +314,7 @@ def _rows(by_unit: Tensor) -> Tensor:
     return by_unit.movedim(0, -1).flatten(0, -2)
 
 
-def _chosen(rows: int) -> Tensor:
+def _choose_rows(rows: int) -> Tensor:
     """At most ``MOST_SAMPLES`` of this number of rows; an even stride would meet one column of every image."""
     if rows <= MOST_SAMPLES:
         return torch.arange(rows)
@@ -324,5 +324,5 @@ def _chosen(rows: int) -> Tensor:
 def _thin(rows: Tensor) -> Tensor:
     """At most ``MOST_SAMPLES`` of the rows, the same for every tensor of this length, in float64."""
     if len(rows) > MOST_SAMPLES:
-        rows = rows[_chosen(len(rows)).to(rows.device)]
+        rows = rows[_choose_rows(len(rows)).to(rows.device)]
     return double(rows)

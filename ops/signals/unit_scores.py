@@ -52,7 +52,7 @@ from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.maths.condensed import Condensed
 from network_surgery.ops.maths.double import double, energy
 from network_surgery.ops.network.altered import Altered, Together
-from network_surgery.ops.signals.losses import Loss, batch_of, changes, is_batch_first, suited
+from network_surgery.ops.signals.losses import Loss, batch_of, changes, is_batch_first, suit
 from network_surgery.ops.signals.replacement import constants
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.signals.weight_scores import weight_scores
@@ -226,7 +226,7 @@ def loss_changes(layer: HiddenLayer, signals: Signals, left: Mapping[str, Tensor
         for inputs, classes in _pieces(signals.inputs, targets, samples):
             with explained(f"layer {layer.name}: the network does not run on this batch"):
                 before = call(model, inputs)
-            changed = removed.changes(inputs, before, classes, suited(signals.loss_function, before, classes))
+            changed = removed.changes(inputs, before, classes, suit(signals.loss_function, before, classes))
             some = torch.arange(layer.units, device=device).split(UNITS)
             pieces.append(torch.cat([changed(units).to(torch.float64) for units in some]))
     return torch.cat(pieces, dim=1)

@@ -40,7 +40,7 @@ from network_surgery.ops.signals.brain_surgeon import BrainSurgeon
 from network_surgery.ops.signals.curvature import curvature_rows, diagonal
 from network_surgery.ops.signals.gradients import NO_GRADIENT, without_checkpoints
 from network_surgery.ops.signals.losses import Loss as LossFunction
-from network_surgery.ops.signals.losses import suited
+from network_surgery.ops.signals.losses import suit
 
 #: Scores that look at no data.
 BLIND = ("magnitude", "random")
@@ -100,7 +100,7 @@ def weight_scores(
     if inputs is None or (targets is None and loss is None):
         raise SurgeryError(f"the score {score} looks at the loss: give it inputs and targets, Signals(…, targets)")
     if score in CURVED:
-        return _curved(model, weights, score, inputs, targets, loss, seed)
+        return _by_curvature(model, weights, score, inputs, targets, loss, seed)
     check_real(model, inputs)
     inputs, targets = usable((inputs, targets))
     with (
@@ -120,7 +120,7 @@ def weight_scores(
     return {name: values.abs() for name, values in found.items()} if score.endswith("_abs") else found
 
 
-def _curved(
+def _by_curvature(
     model: nn.Module, weights: Weights, score: str, inputs: Any, targets: Any, loss: LossFunction | None, seed: int
 ) -> Weights:
     if score == "obs":
@@ -143,15 +143,15 @@ def _loss(model: nn.Module, inputs: Any, targets: Any, loss: LossFunction | None
     network, known = Altered(model), list[LossFunction]()
 
     def loss_with(weights: Mapping[str, Tensor]) -> Tensor:
-        output = _pytree.tree_map(_doubled, network(weights, inputs))
+        output = _pytree.tree_map(_double, network(weights, inputs))
         if not known:  # the first pass is of one network alone, so its numbers can be looked at
-            known.append(suited(loss, output, targets))
+            known.append(suit(loss, output, targets))
         return known[0](output, targets).double().mean()
 
     return loss_with
 
 
-def _doubled(value: Any) -> Any:
+def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

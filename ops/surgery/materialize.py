@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from network_surgery.ops.network.expressed import Compressed, at, compressed, stored, take_off
+from network_surgery.ops.network.expressed import Compressed, at, find_compressed, stored, take_off
 from network_surgery.ops.network.layout import LAST, any_last
-from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed
+from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, list_optimizers
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.surgery.surgery import Averages, Optimizers, several
 
@@ -33,11 +33,11 @@ def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Average
         SurgeryError: an optimizer cannot follow; nothing has changed.
     """
     found: list[str] = []
-    known = listed(optimizers)
-    check(known, {n: stored(*at(dict(inner(model).named_modules()), n)) for n in compressed(inner(model))})
+    known = list_optimizers(optimizers)
+    check(known, {n: stored(*at(dict(inner(model).named_modules()), n)) for n in find_compressed(inner(model))})
     for place, network in enumerate((inner(model), *map(inner, several(averages)))):
         modules = dict(network.named_modules())
-        for name, expression in compressed(network).items():
+        for name, expression in find_compressed(network).items():
             last = expression.last or any_last(modules.values())
             _make_plain(expression, stored(*at(modules, name)), known if place == 0 else (), last)
             take_off(modules, name)

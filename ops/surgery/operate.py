@@ -11,7 +11,7 @@ from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
-from network_surgery.ops.surgery.repair import reestimate, repaired
+from network_surgery.ops.surgery.repair import apply_repairs, reestimate
 from network_surgery.ops.surgery.surgery import Averages, Optimizers, apply, several
 from network_surgery.ops.surgery.verification import measure
 
@@ -52,7 +52,7 @@ def operate(
     proposed = operation.propose(layer, signals)
     if proposed.modules and repair:
         raise Unsuitable(f"{operation!r} on {layer.name} replaces modules, and repairs are for units that go")
-    plan = repaired(proposed, signals, repair)
+    plan = apply_repairs(proposed, signals, repair)
     if verify is not False:
         measure(plan, None if verify is True else verify)
     undo = apply(plan, optimizers, averages)

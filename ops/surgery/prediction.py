@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from network_surgery.ops.anatomy.rebuild import doubled, in_double, undoing
+from network_surgery.ops.anatomy.rebuild import double_axis, in_double, undoing
 from network_surgery.ops.anatomy.running import call, plainly
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.network.checks import check_real, usable
@@ -31,7 +31,7 @@ from network_surgery.ops.network.expressed import expanded
 from network_surgery.ops.network.masks import lift
 from network_surgery.ops.network.optimizer_state import exchange
 from network_surgery.ops.plan import Plan
-from network_surgery.ops.signals.losses import Loss, check_seen, suited
+from network_surgery.ops.signals.losses import Loss, check_seen, suit
 from network_surgery.ops.surgery.verification import emulated
 
 #: How far along the line the output is looked at, on both sides of its beginning.
@@ -72,7 +72,7 @@ def predicted_loss_change(plan: Plan, inputs: Any, targets: Any = None, loss: Lo
     check_real(model, inputs)
     inputs, targets = usable((inputs, targets))
     with torch.inference_mode(False), expanded(model), in_double(plan.layer.anatomy), plainly(model):
-        inputs = _pytree.tree_map(doubled, inputs)
+        inputs = _pytree.tree_map(double_axis, inputs)
         with explained("the loss cannot be predicted, as the network does not run on this batch in double precision"):
             line = _line(plan)
             ahead, behind = (_output(plan, line, inputs, step) for step in (STEP, -STEP))
@@ -90,7 +90,7 @@ def _prediction(ahead: Any, behind: Any, targets: Any, loss: Loss | None) -> Pre
     speeds = [(x - y) / (2 * STEP) for (x, y), moves in zip(pairs, moving, strict=True) if moves]
     at = [x.requires_grad_() for x, moves in zip(middles, moving, strict=True) if moves]
     output = _pytree.tree_unflatten(middles, form)
-    value = suited(loss, output, targets)(output, targets).mean()
+    value = suit(loss, output, targets)(output, targets).mean()
     with explained("the loss cannot be predicted, as it cannot be differentiated twice by the network's output"):
         slope = _along(value, at, speeds)
         found = Prediction(slope.item(), _along(slope, at, speeds).item())

@@ -51,7 +51,7 @@ def check_chain(chain: Sequence[str]) -> tuple[str, ...]:
     return tuple(chain)
 
 
-def repaired(plan: Plan, signals: Signals | None, chain: Sequence[str]) -> Plan:
+def apply_repairs(plan: Plan, signals: Signals | None, chain: Sequence[str]) -> Plan:
     """The plan with those repairs that are part of a plan.
 
     Raises:

@@ -30,9 +30,9 @@ from network_surgery.ops.network.dropout import set_ratio
 from network_surgery.ops.network.expressed import Compressed, express
 from network_surgery.ops.network.layout import any_last, channels_last, laid_out
 from network_surgery.ops.network.masks import put
-from network_surgery.ops.network.modules import Change, exchanged, put_module
+from network_surgery.ops.network.modules import Change, exchange_parameters, put_module
 from network_surgery.ops.network.optimizer_groups import replace
-from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, listed, shift
+from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, list_optimizers, shift
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
 from network_surgery.ops.plan import Plan
 
@@ -50,7 +50,7 @@ def apply(plan: Plan, optimizers: Optimizers = (), averages: Averages = (), *, t
             nothing has changed.
     """
     _check(plan)
-    bodies = [_Body(plan.layer.anatomy, optimizers=listed(optimizers))]
+    bodies = [_Body(plan.layer.anatomy, optimizers=list_optimizers(optimizers))]
     bodies += [_Body(plan.layer.anatomy, each) for each in several(averages)]
     for body in bodies:
         body.check(plan)
@@ -125,7 +125,7 @@ def _replace(plan: Plan, bodies: list[_Body], undo: Undo) -> None:
         made = {path: change.made(path, body.modules) for path, change in changes.items()}
         for path, new in made.items():
             undo.append(put_module(body.model, path, new))
-        for gone, come, names in exchanged(made, body.modules):
+        for gone, come, names in exchange_parameters(made, body.modules):
             undo.extend(replace(body.optimizers, gone, come, names))
 
 

@@ -42,7 +42,7 @@ def stacking(ended: Ended) -> Cell:
     Where surgery adds blocks, as many at the same moments; where it adds units, blocks at the same moments, as many as
     come nearest to surgery's FLOPs then.
     """
-    changed = _grown(ended, "blocks")
+    changed = _growing_steps(ended, "blocks")
     alike = repr(Deepen()).partition(", ")[2]  # but for how many
     if all(on_blocks(each) and each.operation.endswith(alike) for each in changed):
         raise LeftOut("surgery itself grows by stacking")
@@ -65,7 +65,7 @@ def on_blocks(record: OperationRecord) -> bool:
     return record.operation.startswith(tuple(f"{kind.__name__}(" for kind in (Deepen, DropBlock, Stacked)))
 
 
-def _grown(ended: Ended, added: str) -> list[OperationRecord]:
+def _growing_steps(ended: Ended, added: str) -> list[OperationRecord]:
     """The operations that changed the network. Raises LeftOut unless each of them added something."""
     if not ended.changed:
         raise LeftOut("surgery added no unit")
@@ -84,7 +84,7 @@ def _step(record: OperationRecord, operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _steps(ended: Ended, operation: dict[str, Any]) -> list[dict[str, Any]]:
-    changed = _grown(ended, "units")
+    changed = _growing_steps(ended, "units")
     for each in changed:
         if on_blocks(each):
             raise LeftOut(f"surgery adds blocks to {each.layer}, and this arm adds units")

@@ -32,7 +32,7 @@ def prune_end_rewind_lr(ended: Ended) -> Cell:
     steps = _steps(ended)
     if ended.settings.lr_schedule == "constant":
         raise LeftOut("the learning rate is constant, so rewinding it is prune_end")
-    return _cell("prune_end_rewind_lr", ended, [step | _rewound(ended) for step in steps])
+    return _cell("prune_end_rewind_lr", ended, [step | _rewind(ended) for step in steps])
 
 
 def prune_end_rewind(ended: Ended) -> Cell:
@@ -44,7 +44,7 @@ def prune_end_rewind(ended: Ended) -> Cell:
     for step in _steps(ended):
         chosen = {name: value for name, value in step.items() if name not in (*AROUND, "repair")}
         around = {name: step[name] for name in AROUND if name in step}
-        steps.append(around | {"op": SURVIVORS, "of": chosen} | ({} if constant else _rewound(ended)))
+        steps.append(around | {"op": SURVIVORS, "of": chosen} | ({} if constant else _rewind(ended)))
     return _cell("prune_end_rewind", ended, steps, rewind=ended.began)
 
 
@@ -62,5 +62,5 @@ def _steps(ended: Ended) -> list[dict[str, Any]]:
     return [{name: value for name, value in step.items() if name not in RATE} for step in steps]
 
 
-def _rewound(ended: Ended) -> dict[str, str]:
+def _rewind(ended: Ended) -> dict[str, str]:
     return {"after": "rewind", "after_length": str(Moment(ended.epochs_left))}

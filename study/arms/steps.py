@@ -30,7 +30,7 @@ def at(when: str, schedule: Sequence[Mapping[str, Any]], outcome: Mapping[str, A
             allocated.add((places[0], each.layer))
         elif places[0] in waiting:
             waiting.remove(places[0])
-        found.append(_sized(steps[places[0]], each) | {"when": when})
+        found.append(_with_size(steps[places[0]], each) | {"when": when})
     return found
 
 
@@ -39,7 +39,7 @@ def _is_of(step: Mapping[str, Any], record: OperationRecord) -> bool:
     return on_it and str(parse_when(step["when"])) == record.when
 
 
-def _sized(step: Mapping[str, Any], record: OperationRecord) -> dict[str, Any]:
+def _with_size(step: Mapping[str, Any], record: OperationRecord) -> dict[str, Any]:
     """The step with the amounts that lead to the size that it led to once."""
     same, share = dict(step), round(record.units_after / max(record.units_before, 1), 6)
     if step.get("budget"):

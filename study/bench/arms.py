@@ -1,8 +1,8 @@
 """Arms beside each other: networks that were trained in one way or another, some of them operated on.
 
-Their rows are of ``kind`` ``arm`` with ``training``, ``arm`` and ``seed``, what ``study.bench.training.ended`` returns,
-and ``peaks``: epoch, held-out loss before and after, of each moment at which the network was operated on. ``whole`` is
-the arm that nobody operated on.
+Their rows are of ``kind`` ``arm`` with ``training``, ``arm`` and ``seed``, what ``study.bench.training.read_end``
+returns, and ``peaks``: epoch, held-out loss before and after, of each moment at which the network was operated on.
+``whole`` is the arm that nobody operated on.
 """
 
 from __future__ import annotations

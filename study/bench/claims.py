@@ -21,7 +21,7 @@ import numpy as np
 from network_surgery.study.bench.rows import Values
 from network_surgery.study.bench.tables import table
 from network_surgery.study.errors import StudyError
-from network_surgery.study.evidence.significance import LEVEL, holm, paired
+from network_surgery.study.evidence.significance import LEVEL, compare_paired, holm
 
 HOLDS, DEPENDS, CONTRARY, UNDECIDED, UNTRIED = "holds", "depends", "does not hold", "undecided", "not tried"
 IMPOSSIBLE = "no difference is possible"
@@ -152,7 +152,7 @@ def judge(claims: Sequence[Claim]) -> list[Verdict]:
 
 def _tested_gap(gap: Values) -> tuple[list[float] | None, float | None]:
     """The 95 % interval of a mean and its p-value: Student's, or where nothing varies the sign test's, if not zero."""
-    mean, interval, p = paired(gap.tolist())
+    mean, interval, p = compare_paired(gap.tolist())
     if interval is None and len(gap) > 1 and abs(mean) > 1e-12:
         p = 2 * 0.5 ** len(gap)
     return interval, p
@@ -183,10 +183,10 @@ def to_table(claims: Sequence[Claim]) -> str:
         for at, cells in enumerate(results.items()):
             lines.append(["" if at else text, *cells[not named :], "" if at else f"**{verdict.word}**"])
     columns = ["claim", *["where"] * named, "difference", "verdict"]
-    return table(columns, lines, words=len(columns)) + _tested(verdicts)
+    return table(columns, lines, words=len(columns)) + _describe_tests(verdicts)
 
 
-def _tested(verdicts: Sequence[Verdict]) -> str:
+def _describe_tests(verdicts: Sequence[Verdict]) -> str:
     """How the claims of a table were tested; nothing where none was."""
     results = [result for verdict in verdicts for result in verdict.results.values()]
     tests = sum(result.p is not None for result in results)

@@ -131,13 +131,13 @@ def measure(
     about = json.loads(json.dumps(about))  # as it is read again
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "rows.part"
-    done = _unfinished(part, about) if part.exists() else {}
+    done = _read_unfinished(part, about) if part.exists() else {}
     with part.open("w", encoding="utf-8") as file:
         for line in (about, *done.items()):
             file.write(json.dumps(line) + "\n")
         file.flush()
         for name, rows in _results([task for task in tasks if task[0] not in done], workers):
-            done[name] = [_rounded(row) for row in rows]
+            done[name] = [_round(row) for row in rows]
             file.write(json.dumps([name, done[name]]) + "\n")
             file.flush()
             report(f"{len(done)} of {len(tasks)} tasks")
@@ -147,7 +147,7 @@ def measure(
     return measured
 
 
-def _unfinished(part: Path, about: Mapping[str, Any]) -> dict[str, list[Row]]:
+def _read_unfinished(part: Path, about: Mapping[str, Any]) -> dict[str, list[Row]]:
     """The rows of the tasks that ended before an interruption, which may have cut the last line."""
     whole = [line for line in part.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     if whole and json.loads(whole[0]) != about:
@@ -172,10 +172,10 @@ def _results(tasks: Sequence[Task], workers: int) -> Iterator[tuple[str, list[Ro
             yield futures[future], future.result()
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     """Plain data with ``DIGITS`` significant digits."""
     if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
+        return {name: _round(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(each) for each in value]
+        return [_round(each) for each in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -54,7 +54,7 @@ def fork(trained: Trainer, data: ImageTask, epochs: int, callbacks: Sequence[Cal
     return trainer
 
 
-def ended(trainer: Trainer, data: ImageTask) -> Row:
+def read_end(trainer: Trainer, data: ImageTask) -> Row:
     """How a run ended: on the test images, which are read here and nowhere else, and by epoch."""
     loss, accuracy, *_ = trainer.evaluate(Batches(data.test, trainer.device))
     return {

@@ -26,20 +26,20 @@ MAIN = {"zero": FRESH, "given": LATE}
 COSTS = {"training_flops": "flops", "seconds": "seconds"}
 
 
-def asked(settings: Settings) -> str:
+def find_accounting(settings: Settings) -> str:
     """The accounting of a study's question."""
     return "given" if settings.start != "none" else ARMS[question(settings)].answers[0]
 
 
 def of(arm: str, settings: Settings) -> str:
     """The accounting in which surgery is held against this arm; that of the study where it answers both."""
-    here = asked(settings)
+    here = find_accounting(settings)
     return here if settings.start != "none" or here in ARMS[arm].answers else ARMS[arm].answers[0]
 
 
 def main(settings: Settings, accounting: str) -> str:
     """The arm that answers the question of this accounting."""
-    return question(settings) if accounting == asked(settings) else first(MAIN[accounting], settings)
+    return question(settings) if accounting == find_accounting(settings) else first(MAIN[accounting], settings)
 
 
 def sunk(surgery: Mapping[str, Any], arm: str, outcome: Mapping[str, Any], given: bool) -> dict[str, float]:

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from network_surgery.study.config import SIZES
+from network_surgery.study.counts import format_count
 from network_surgery.study.evidence import accounting
 from network_surgery.study.evidence.deciding import AS_GOOD
 from network_surgery.study.evidence.wording import rival_of
@@ -175,7 +176,7 @@ def sentence(
     file = f" File: {found['network']}." if found["network"] else ""
     if decided["decision"] == "unfinished":
         ended, of = verdict["progress"]
-        return f"No answer yet: {ended:,} of {of:,} training runs of the comparison have ended."
+        return f"No answer yet: {ended:,} of {format_count(of, 'training run')} of the comparison have ended."
     if found["use"] == "yes":
         return f"Use {what}: {numbers}; it {_reason(decided, rival, metric)}, {words}.{file}"
     if found["use"] == "no":
@@ -186,7 +187,7 @@ def sentence(
         why = f"it {_reason(decided, rival, metric)}, {words}"
         limit = f"more than the {metric.amount(allowed)}{_in(metric)} that may be lost"
         return f"Undecided about {what}: {why}, but it has {numbers}, {limit}.{file}"
-    return f"Undecided about {what}: {_open(decided, rival, metric)}, {words}; it has {numbers}.{file}"
+    return f"Undecided about {what}: {_why_open(decided, rival, metric)}, {words}; it has {numbers}.{file}"
 
 
 def _sizes(found: Mapping[str, Any]) -> str:
@@ -227,7 +228,7 @@ def _counter(decided: Contrast, metric: Metric) -> str:
     return f"is as good within {metric.smallest}{_in(metric)} for {cost}"
 
 
-def _open(decided: Contrast, rival: str, metric: Metric) -> str:
+def _why_open(decided: Contrast, rival: str, metric: Metric) -> str:
     """Why neither is."""
     if decided["decision"] == "as good":
         return f"it is as good as {rival} within {metric.smallest}{_in(metric)} for the same training FLOPs"

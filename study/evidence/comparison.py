@@ -115,7 +115,10 @@ def _groups(folder: Folder) -> tuple[Groups, dict[int | None, set[int]]]:
 def _order(folder: Folder) -> list[str]:
     """The arms that surgery is held against, in the order in which they are tested, the two questions' rivals first."""
     arms = [*folder.settings.arms, *(arm for arm in RIVALS if arm not in folder.settings.arms)]
-    first = [accounting.main(folder.settings, each) for each in (accounting.asked(folder.settings), "zero", "given")]
+    first = [
+        accounting.main(folder.settings, each)
+        for each in (accounting.find_accounting(folder.settings), "zero", "given")
+    ]
     return [arm for arm in dict.fromkeys([*first, *arms]) if arm not in ("original", "surgery")] + ["original"]
 
 

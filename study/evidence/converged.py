@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from network_surgery.study.evidence.significance import paired
+from network_surgery.study.evidence.significance import compare_paired
 from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.convergence import gain
 from network_surgery.study.training.records import Outcome
@@ -25,14 +25,14 @@ def convergence(outcomes: Sequence[Outcome], metric: Metric) -> dict[str, Any]:
     known: dict[str, Any] = {"n": len(gains), "improving": sum(each > metric.margin for each in gains)}
     if not gains:
         return known | {"gain": None, "converged": None}
-    mean, interval, _ = paired(gains)
+    mean, interval, _ = compare_paired(gains)
     if len(gains) == 1:
         return known | {"gain": mean, "converged": None}
     shown = interval is None or interval[0] > 0
     return known | {"gain": mean, "converged": mean <= metric.margin or (False if shown else None)}
 
 
-def unconverged(convergences: Mapping[str, Mapping[str, Any]]) -> str:
+def find_unconverged(convergences: Mapping[str, Mapping[str, Any]]) -> str:
     """Which of these arms, by the name that a sentence has for them, had not converged; empty where that is shown
     of none.
 

@@ -95,7 +95,7 @@ def decide(
     firsts = [sum(len(contrasts) for contrasts in chains[:number]) for number in range(len(chains))]
     _decide_differences(flat, chains, shares, firsts)
     _decide_equivalences(flat, chains, shares, firsts)
-    pooled = _pooled(chains)
+    pooled = _pool(chains)
     for contrasts, share in zip(chains, shares, strict=True):
         reached = True
         for place, contrast in enumerate(contrasts):
@@ -190,7 +190,7 @@ def _decide_equivalences(
 def _decision(contrast: Contrast, metric: Metric, reached: bool, whole: bool) -> str:
     if "untouched" in contrast and contrast["untouched"] == contrast["n"]:
         return "untouched"
-    if reached and _shown(contrast):
+    if reached and _is_shown(contrast):
         return "better" if metric.gain(contrast["difference"], 0.0) > 0 else "worse"
     if reached and (entry := sooner(contrast, metric)) is not None:
         return "less compute" if entry["training_flops"]["sooner"] else "more compute"
@@ -212,7 +212,7 @@ def _finding(contrast: Contrast, metric: Metric) -> str:
     }  # fmt: skip
     if decision in fixed:
         return fixed[decision]
-    small = f", by less than {metric.smallest}" if contrast["equivalence"]["shown"] and _shown(contrast) else ""
+    small = f", by less than {metric.smallest}" if contrast["equivalence"]["shown"] and _is_shown(contrast) else ""
     if decision == "better":
         return f"surgery is better{small}"
     if decision == "worse":
@@ -227,7 +227,7 @@ def sooner(contrast: Mapping[str, Any], metric: Metric) -> dict[str, Any] | None
 
     None against the original, which surgery was until its final network began: it comes later, whatever it is worth.
     """
-    shown = [entry for entry in contrast["time_to_accuracy"] if _shown(entry["training_flops"])]
+    shown = [entry for entry in contrast["time_to_accuracy"] if _is_shown(entry["training_flops"])]
     if not shown or contrast["arm"] == "original":
         return None
     bounds = contrast["interval"] or [contrast["difference"]] * 2
@@ -236,11 +236,11 @@ def sooner(contrast: Mapping[str, Any], metric: Metric) -> dict[str, Any] | None
     return shown[-1] if harmless else None
 
 
-def _shown(test: Mapping[str, Any]) -> bool:
+def _is_shown(test: Mapping[str, Any]) -> bool:
     return test.get("p_adjusted") is not None and test["p_adjusted"] < LEVEL
 
 
-def _pooled(chains: Sequence[Sequence[Contrast]]) -> tuple[float, int]:
+def _pool(chains: Sequence[Sequence[Contrast]]) -> tuple[float, int]:
     """The deviation of single seeds' differences, pooled over all contrasts, and its degrees of freedom.
 
     The contrasts of a schedule share its surgeries, so they count as one for those.

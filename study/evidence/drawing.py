@@ -108,7 +108,7 @@ def new_axes(width: float = 7.5, height: float = 4.4) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def titled(figure: Figure, title: str, caption: str, alt: str) -> Drawing:
+def add_title(figure: Figure, title: str, caption: str, alt: str) -> Drawing:
     """A finished figure with its words; the title is broken to the figure's width."""
     letters = int(11 * figure.get_figwidth())
     lines = [textwrap.fill(line, letters) for line in title.splitlines()]
@@ -185,7 +185,7 @@ def as_percent(value: float, position: float) -> str:
     return f"{100 * value:.4g}%"
 
 
-def around(metric: Metric, mean: float, half: float | None) -> str:
+def format_interval(metric: Metric, mean: float, half: float | None) -> str:
     """A value of a metric with half of its interval, where it has one."""
     if half is None:
         return metric.label(mean)

@@ -32,7 +32,7 @@ def trials(folder: Folder) -> list[dict[str, Any]]:
     budget, again = comparing.budget_of(folder), repeats(folder)
     found = []
     for record in folder.records("search"):
-        row = {**folder.flat(record), **judged(record, budget)}
+        row = {**folder.flat(record), **judge(record, budget)}
         others = again.get(record.cell.trial, [])
         if others:
             row["repeats"] = [
@@ -46,7 +46,7 @@ def trials(folder: Folder) -> list[dict[str, Any]]:
     return found
 
 
-def judged(record: Record, budget: Budget) -> dict[str, Any]:
+def judge(record: Record, budget: Budget) -> dict[str, Any]:
     """The ``state`` of a trial, and its ``violations`` where there is a budget and it did not fail."""
     violations = budget.violations(record.result) if budget and not record.failed else {}
     return {"state": state_of(record, budget)} | ({"violations": violations} if violations else {})

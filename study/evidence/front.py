@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from network_surgery.study.search.front import hypervolume, losses, reference_point, signs, undominated
+from network_surgery.study.search.front import find_front, hypervolume, losses, reference_point, signs
 from network_surgery.study.search.objectives import title
 from network_surgery.study.task.metric import ACCURACY, Metric
 
@@ -35,7 +35,7 @@ def front(
     if len(objectives) < 2 or not trials:
         return None
     points, turn = losses(trials, objectives, metric), signs(objectives, metric)
-    best = sorted(undominated(points), key=lambda index: (*points[index], trials[index]["trial"]))
+    best = sorted(find_front(points), key=lambda index: (*points[index], trials[index]["trial"]))
     reference, ideal = reference_point(points, best), points[best].min(axis=0)
     box = float(np.prod(reference - ideal))
     volumes = [hypervolume(points[: count + 1], reference) / box for count in range(len(points))]
@@ -56,13 +56,13 @@ def sentence(found: Mapping[str, Any], metric: Metric = ACCURACY) -> str:
     '1 of 2 schedules is beaten by no other: none is as good in accuracy and parameters and better in one of them.'
     """
     trials, best = len(found["history"]), len(found["trials"])
-    names = listed([title(name, metric) for name in found["objectives"]])
+    names = join_words([title(name, metric) for name in found["objectives"]])
     return (
         f"{best} of {trials} schedule{'s' * (trials > 1)} {'are' if best > 1 else 'is'} beaten by no other: none is as "
         f"good in {names} and better in one of them."
     )
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """Two words or more as people list them."""
     return ", ".join(words[:-1]) + f" and {words[-1]}"

@@ -20,7 +20,7 @@ from typing import Any
 from scipy import stats
 
 from network_surgery.ops.anatomy import WHOLE
-from network_surgery.study.evidence.significance import paired
+from network_surgery.study.evidence.significance import compare_paired
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.store.words import short
 from network_surgery.study.training.records import Outcome, Spike, operations_of, spikes_of
@@ -79,7 +79,7 @@ def change(
     known = [value for value in changes if value is not None]
     if len(known) < len(changes) or not known:
         return None
-    mean, seeds, _ = paired(known)
+    mean, seeds, _ = compare_paired(known)
     spreads = [error for error in errors if error is not None]
     inside = None
     if len(spreads) == len(known) and samples:

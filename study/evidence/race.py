@@ -35,7 +35,7 @@ def reason(results: Mapping[str, Any], metric: Metric) -> tuple[int, str] | None
     rivals = [row for row in means.values() if row is not first and seeds(row) == count]
     if first.get("beyond"):
         return winner, f"{words} its means are the nearest to the budget, which none of them meets."
-    words += f" it has {objectives.written(value, objective, metric)} on average"
+    words += f" it has {objectives.format_objective(value, objective, metric)} on average"
     if not rivals:
         return winner, f"{words}, and the others were left behind before."
     next_one = min(rivals, key=place)
@@ -43,4 +43,4 @@ def reason(results: Mapping[str, Any], metric: Metric) -> tuple[int, str] | None
     called = names.get(next_one["trial"]) or f"trial {next_one['trial']}"
     better = sign * (other - value) > 0
     but = ", but is beyond the budget" if better and next_one.get("beyond") else ""
-    return winner, f"{words}; the next, {called}, has {objectives.written(other, objective, metric)}{but}."
+    return winner, f"{words}; the next, {called}, has {objectives.format_objective(other, objective, metric)}{but}."

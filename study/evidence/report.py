@@ -20,7 +20,13 @@ from jinja2 import Environment, StrictUndefined
 from network_surgery.study.arms import LABELS
 from network_surgery.study.evidence import front, race, wording
 from network_surgery.study.evidence.drawing import Drawing, count
-from network_surgery.study.evidence.figures.reading import Results, finished, metric_of, unfinished, unit_of
+from network_surgery.study.evidence.figures.reading import (
+    Results,
+    describe_unfinished,
+    find_finished,
+    metric_of,
+    unit_of,
+)
 from network_surgery.study.evidence.naming import arm_title, in_short, letters, schedules
 from network_surgery.study.evidence.state import in_words
 from network_surgery.study.store.folder import write_whole
@@ -98,7 +104,7 @@ def write(results: Results, path: Path, drawings: Mapping[str, Drawing]) -> None
             {"arm": arm_title(row["arm"], names.get(row["trial"], "")), "numbers": [_cell(c, row) for c in columns]}
             for row in summary
         ],
-        shared=_shared(comparison.get("cells", ())),
+        shared=_describe_sharing(comparison.get("cells", ())),
         moments=[_moment(row, names, metric) for row in results.get("moments") or ()],
         front=_front(results, names, words, metric),
         progress=_progress(results, metric, words),
@@ -263,7 +269,7 @@ def _latencies(seconds: Mapping[str, float]) -> str:
     return " / ".join(f"{1000 * each:.3g}" for each in seconds.values())
 
 
-def _shared(cells: Sequence[Row]) -> str:
+def _describe_sharing(cells: Sequence[Row]) -> str:
     """What was not trained twice: epochs that are the original's, and training runs that count for two arms."""
     forked = [cell["forked"]["epoch"] for cell in cells if cell.get("forked")]
     same = sum("same_as" in cell for cell in cells)
@@ -327,8 +333,12 @@ def _progress(results: Results, metric: Metric, words: Mapping[int, str]) -> str
         have = "has" if len(compared) == 1 else "have"
         return f"Nothing is searched: every schedule is compared, of which {len(compared)} {have} ended."
     trials, budget = results["trials"], results.get("budget") or {}
-    ended = finished(trials)
-    text = f"Of the search's {len(trials)} trials so far {unfinished(trials)}. " if len(ended) < len(trials) else ""
+    ended = find_finished(trials)
+    text = (
+        f"Of the search's {len(trials)} trials so far {describe_unfinished(trials)}. "
+        if len(ended) < len(trials)
+        else ""
+    )
     if budget:
         text += f"{budget['feasible']} of {budget['of']} are within the budget ({budget['words']}). "
     if not ended:

@@ -60,7 +60,7 @@ class Difference:
 def family(differences: Mapping[Key, Sequence[float] | NDArray[np.float64]]) -> dict[Key, Difference]:
     """Every mean difference, with p-values that are adjusted by Holm over all of them."""
     values = {key: [float(value) for value in each] for key, each in differences.items()}
-    outcomes = [paired(each) for each in values.values()]
+    outcomes = [compare_paired(each) for each in values.values()]
     adjusted = holm([p for _, _, p in outcomes])
     found = {}
     for (key, each), (mean, interval, alone), p in zip(values.items(), outcomes, adjusted, strict=True):
@@ -115,7 +115,7 @@ def graphical(
     return adjusted
 
 
-def paired(differences: Sequence[float]) -> tuple[float, list[float] | None, float | None]:
+def compare_paired(differences: Sequence[float]) -> tuple[float, list[float] | None, float | None]:
     """Mean of paired differences, its 95 % interval and p-value by Student's t; None where nothing varies."""
     mean = statistics.fmean(differences)
     if len(differences) < 2 or statistics.stdev(differences) < 1e-12:

@@ -36,24 +36,24 @@ def state(folder: Folder) -> dict[str, Any]:
     """
     settings, trials = folder.settings, [record for record in folder.records("search") if not record.lost]
     done = [record for record in folder.records() if record.compared and not record.lost]
-    listed = _listed(folder)
+    listed = _list_schedules(folder)
     search = {"ended": len(trials), "of": 0 if listed else settings.trials}
     repeated = [record for record in folder.records(comparing.RACING) if not record.lost]
     whole = bool(listed) or len(trials) >= settings.trials
-    left = 0 if listed else comparing.race_of(folder).left if whole else comparing.expected(settings)
+    left = 0 if listed else comparing.race_of(folder).left if whole else comparing.expect(settings)
     racing = {"ended": len(repeated), "of": len(repeated) + left if whole else max(left, len(repeated))}
     if whole and not left:
         chosen = listed or [record.cell for record in comparing.chosen(folder)]
         missing = comparing.cells(chosen, settings, done).total if chosen else 0
     else:
-        missing = max(0, expected(settings, settings.top) - len(done))
+        missing = max(0, expect(settings, settings.top) - len(done))
     ended = whole and not left and not missing
     now = "running" if folder.running else "finished" if ended else "interrupted"
     comparison = {"ended": len(done), "of": len(done) + missing}
     return {"now": now, "search": search, "racing": racing, "comparison": comparison}
 
 
-def expected(settings: Settings, schedules: int) -> int:
+def expect(settings: Settings, schedules: int) -> int:
     """Training runs of a comparison of that number of schedules: at most, since surgeries decide which arms follow."""
     each = sum(arm in settings.arms for arm in ("surgery", *RIVALS))
     return settings.seeds * (("original" in settings.arms) + schedules * each)
@@ -90,7 +90,7 @@ def in_words(state: Mapping[str, Any], folder: str) -> dict[str, str]:
     return {"now": state["now"], "words": words, "hint": hints[state["now"]]}
 
 
-def _listed(folder: Folder) -> list[Cell]:
+def _list_schedules(folder: Folder) -> list[Cell]:
     """The schedules that are all compared; those that were, where this version cannot list an older study's grid."""
     try:
         return listed_cells(folder.settings, folder.layers, folder.original)

@@ -8,7 +8,7 @@ from typing import Any
 
 from network_surgery.study.arms import LABELS
 from network_surgery.study.evidence.accounting import WORDS
-from network_surgery.study.evidence.converged import unconverged
+from network_surgery.study.evidence.converged import find_unconverged
 from network_surgery.study.evidence.deciding import NAMES, UNDECIDED, UNTESTED, UNTOUCHED, sooner
 from network_surgery.study.task.metric import ACCURACY, Metric
 
@@ -27,7 +27,7 @@ def _late(verdict: Contrast) -> str:
     """Which of the two arms of a verdict had not converged; empty where both had."""
     sides = verdict.get("convergence", {})
     names = {"surgery": "surgery", "rival": rival_of(verdict)}
-    return unconverged({name: sides[side] for side, name in names.items() if side in sides})
+    return find_unconverged({name: sides[side] for side, name in names.items() if side in sides})
 
 
 def rival_of(contrast: Contrast) -> str:
@@ -146,7 +146,7 @@ def other(contrast: Contrast, metric: Metric = ACCURACY, unit: str = "images") -
     """The contrast with another arm, in a line; of compute where it is what was shown, and whether it had converged."""
     compute = _until(contrast, metric) if sooner(contrast, metric) else ""
     rival = contrast.get("convergence", {}).get("rival", {"converged": None})
-    late = f"; {words}" if (words := unconverged({"it": rival})) else ""
+    late = f"; {words}" if (words := find_unconverged({"it": rival})) else ""
     return f"{LABELS[contrast['arm']]}: {spread(contrast, metric)}{compute}: {contrast['finding']}{late}"
 
 

@@ -22,7 +22,7 @@ from network_surgery.ops.anatomy import evaluating
 from network_surgery.study import models
 from network_surgery.study.bench import experiment
 from network_surgery.study.bench.rows import Row, Task
-from network_surgery.study.bench.training import At, ended, fork, moments
+from network_surgery.study.bench.training import At, fork, moments, read_end
 from network_surgery.study.errors import StudyError
 from network_surgery.study.task import images as sources
 from network_surgery.study.task.images import ImageTask
@@ -76,7 +76,7 @@ def build(facts: Mapping[str, Any], activation: str = "ReLU") -> nn.Module:
     return models.build(NETWORKS[activation], tuple(facts["shape"]), facts["classes"])
 
 
-def prepared(data: ImageTask, activation: str, seed: int, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:
+def prepare(data: ImageTask, activation: str, seed: int, epochs: int, callbacks: Sequence[Callback] = ()) -> Trainer:
     """A fresh network and its trainer."""
     torch.manual_seed(seed)
     return trainer_of(build(experiment.image_facts(data), activation), data, seed, epochs, callbacks)
@@ -98,7 +98,7 @@ def arms(data: ImageTask, seed: int, epochs: int, names: Iterable[str], plan: Pl
     All go on from one network, which is shared until the first operation. ``peaks``: epoch, held-out loss before and
     after, of each moment of operations.
     """
-    trained = prepared(data, "ReLU", seed, epochs * MOMENTS[0] // TENTHS)
+    trained = prepare(data, "ReLU", seed, epochs * MOMENTS[0] // TENTHS)
     trained.fit()
     moments = [Moment(round(epochs * trained.per_epoch * tenth / TENTHS), "it") for tenth in MOMENTS]
     for arm in names:
@@ -108,7 +108,7 @@ def arms(data: ImageTask, seed: int, epochs: int, names: Iterable[str], plan: Pl
         trainer.fit()
         peaks = [[spike.epoch, spike.loss_before, spike.loss_after] for spike in spikes(theatre.records)]
         about = {"training": f"{epochs} epochs", "seed": seed, "arm": arm}
-        rows = [{"kind": "arm", "peaks": peaks} | about | ended(trainer, data)]
+        rows = [{"kind": "arm", "peaks": peaks} | about | read_end(trainer, data)]
         if maps and seed == 0:
             rows.append({"kind": "map", "maps": magnitudes(trainer.model, trained.model, stayed)} | about)
         yield trainer, rows
@@ -124,13 +124,13 @@ def look_tasks(
 ) -> list[Task]:
     """The runs that are looked at: each network with each seed."""
     return [
-        (f"looks-{activation}-{seed}", partial(looked, data, activation, seed, options, look))
+        (f"looks-{activation}-{seed}", partial(look_at_run, data, activation, seed, options, look))
         for seed in range(options.seeds)
         for activation in NETWORKS
     ]
 
 
-def looked(
+def look_at_run(
     data: ImageTask,
     activation: str,
     seed: int,
@@ -145,9 +145,9 @@ def looked(
         rows.extend(about | {"iteration": trainer.iteration} | row for row in look(trainer, options))
 
     epochs = epochs_of(options.iterations, data)
-    trainer = prepared(data, activation, seed, epochs, [At(moments(options.iterations, options.looks), at)])
+    trainer = prepare(data, activation, seed, epochs, [At(moments(options.iterations, options.looks), at)])
     trainer.fit()
-    return [*rows, about | {"kind": "end", "training": f"{epochs} epochs"} | ended(trainer, data)]
+    return [*rows, about | {"kind": "end", "training": f"{epochs} epochs"} | read_end(trainer, data)]
 
 
 def samples(trainer: Trainer) -> tuple[Images, Images]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib import style
 
-from network_surgery.study.evidence.drawing import COLOURS, GREY, MARKERS, STYLE, Drawing, Look, new_axes, titled
+from network_surgery.study.evidence.drawing import COLOURS, GREY, MARKERS, STYLE, Drawing, Look, add_title, new_axes
 
 #: Arm → what surgery is compared with, from top to bottom.
 RIVALS = {
@@ -51,7 +51,7 @@ def draw(studies: Sequence[dict[str, Any]]) -> Drawing:
     axes.grid(False, axis="y")
     axes.legend(title="surgery trained for", loc="lower right")
     against = ", ".join(word.removeprefix("restart_flops at ") for word in words if word.startswith("restart_flops"))
-    return titled(
+    return add_title(
         figure, f"Surgery − restart at equal FLOPs, in points: {against}",
         "Right of zero surgery is better. Points are means over seeds, paired; bars are 95 % intervals (Student's t).",
         f"Dot chart of surgery minus each rival: {'; '.join(words)}.",

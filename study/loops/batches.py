@@ -12,7 +12,7 @@ from torch.utils import _pytree
 from torch.utils.data import DataLoader, default_collate
 
 from network_surgery.study.errors import StudyError
-from network_surgery.study.task.samples import Batches, Samples, Stream, evenly, joined, size_of
+from network_surgery.study.task.samples import Batches, Samples, Stream, evenly, join, size_of
 
 Split = Callable[[Any], tuple[Any, Any]]
 #: The least number of samples that are read where a loader cannot be asked for samples by number.
@@ -101,7 +101,7 @@ def _read(batches: Iterable[Any], split: Split) -> Samples:
     if not found:
         raise StudyError("there is no batch to look at: the samples for surgery are an empty iterable")
     try:
-        return Samples(*(joined(parts) for parts in zip(*found, strict=True)))
+        return Samples(*(join(parts) for parts in zip(*found, strict=True)))
     except RuntimeError as error:  # of torch.cat, where batches are padded to different lengths
         raise StudyError(
             "the batches for surgery differ in more than their number of samples; give a list of one batch"

@@ -31,7 +31,7 @@ SETTINGS = {"params": "decay", "lr": "learning_rate", "weight_decay": "weight_de
 REFUSED = {"SparseAdam": "is for sparse gradients alone, which networks here do not have"}
 
 
-def named() -> dict[str, type[Optimizer]]:
+def by_name() -> dict[str, type[Optimizer]]:
     """torch's optimizers by name."""
     classes = ((name, getattr(torch.optim, name)) for name in dir(torch.optim))
     return {name: c for name, c in classes if inspect.isclass(c) and issubclass(c, Optimizer) and c is not Optimizer}
@@ -77,7 +77,7 @@ def groups(settings: Settings, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _torch(name: str, settings: Settings, model: nn.Module, arguments: dict[str, Any]) -> Optimizer:
-    classes = named()
+    classes = by_name()
     if name not in SHORT and name not in classes:
         raise StudyError(
             f"there is no optimizer {name!r}; give {', '.join(SHORT)}, one of torch.optim ({', '.join(classes)}), or "
@@ -101,18 +101,18 @@ def _torch(name: str, settings: Settings, model: nn.Module, arguments: dict[str,
         parts = parts[0]["params"]
     # torch's own classes check their arguments, and raise errors of several kinds.
     arguments = {**usual, **arguments}
-    return _made(settings, lambda: kind(parts, lr=settings.learning_rate, **arguments))  # type: ignore[call-arg]
+    return _make(settings, lambda: kind(parts, lr=settings.learning_rate, **arguments))  # type: ignore[call-arg]
 
 
 def _foreign(settings: Settings, parts: list[dict[str, Any]], arguments: dict[str, Any]) -> Optimizer:
     factory = theirs(settings.optimizer, "optimizer")
-    made = _made(settings, lambda: factory(parts, settings.learning_rate, **arguments))
+    made = _make(settings, lambda: factory(parts, settings.learning_rate, **arguments))
     if not isinstance(made, Optimizer):
         raise StudyError(f"optimizer {settings.optimizer!r} made a {type(made).__name__}, not a torch.optim.Optimizer")
     return made
 
 
-def _made(settings: Settings, make: Callable[[], Any]) -> Any:
+def _make(settings: Settings, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except StudyError:

@@ -125,7 +125,7 @@ def first(folder: Folder) -> list[Cell]:
     return [original_cell(folder.settings)]
 
 
-def expected(settings: Settings) -> int:
+def expect(settings: Settings) -> int:
     """The cells of a race at most, before the search has ended."""
     if not settings.searches or len(settings.objective) > 1:
         return 0

@@ -29,7 +29,7 @@ def losses(
     return np.array(values).reshape(len(results), len(objectives)) * signs(objectives, metric)
 
 
-def undominated(losses: NDArray[np.float64]) -> list[int]:
+def find_front(losses: NDArray[np.float64]) -> list[int]:
     """The rows of ``losses [n, objectives]`` that no other row is as good as in everything and better in something."""
     return np.flatnonzero(moocore.is_nondominated(losses, keep_weakly=True)).tolist()
 
@@ -55,7 +55,7 @@ def leading(points: NDArray[np.float64], count: int) -> list[int]:
     The best in the first objective, then always the row that adds most to the hypervolume of those that were taken
     (greedy, as the volume's gains only shrink): no two that hardly differ, and the bends of the front before its ends.
     """
-    best = undominated(points)
+    best = find_front(points)
     reference = reference_point(points, best)
     taken = [min(best, key=lambda row: tuple(points[row]))]
     while rest := [row for row in best if row not in taken]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from network_surgery.study.config import Settings
+from network_surgery.study.counts import format_count
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.training.device import check_device, pick_device
 
@@ -121,7 +122,7 @@ def trial_resources(settings: Settings, nodes: Iterable[Node]) -> dict[str, floa
     share = {"CPU": settings.cpus_per_trial} | ({"GPU": gpus} if gpus else {})
     if settings.cpus_per_trial > (cores := most(nodes, "CPU")):
         where = "this Ray cluster has" if len(nodes) == 1 else "no node of this Ray cluster has more than"
-        raise StudyError(f"cpus_per_trial is {settings.cpus_per_trial:g}, but {where} {cores:g} CPUs")
+        raise StudyError(f"cpus_per_trial is {settings.cpus_per_trial:g}, but {where} {format_count(cores, 'CPU')}")
     if settings.accelerator is not None:
         known = [kind.removeprefix(ACCELERATOR) for node in nodes for kind in node.resources if ACCELERATOR in kind]
         if settings.accelerator not in known:

@@ -38,7 +38,7 @@ def title(name: str, metric: Metric) -> str:
     return metric.name if name in METRIC else name
 
 
-def written(number: float, name: str, metric: Metric) -> str:
+def format_objective(number: float, name: str, metric: Metric) -> str:
     """A value of an objective with its name: ``97.22% validation accuracy``."""
     if name in METRIC:
         text = metric.label(number)

@@ -173,11 +173,13 @@ class Once:
         for begun, original in list(self._originals.items()):
             if begun not in needed and original.name not in self._running:
                 for epoch in original.keep:
-                    fork.kept(checkpoints_of(self._folder), original.name, begun, epoch).unlink(missing_ok=True)
+                    fork.checkpoint_path(checkpoints_of(self._folder), original.name, begun, epoch).unlink(
+                        missing_ok=True
+                    )
                 del self._originals[begun]
 
     def _shared(self, cell: Cell) -> int:
-        return fork.shared(cell, self._settings, self._per_epoch)
+        return fork.count_shared(cell, self._settings, self._per_epoch)
 
     def _key(self, cell: Cell) -> str:
         if cell.name not in self._keys:
@@ -198,5 +200,5 @@ def pays(sampled: Sampled, settings: Settings, per_epoch: int) -> bool:
     """Whether training the original first costs fewer epochs than it probably saves the trials of a search."""
     original = Original("", fork.evenly(settings.epochs))
     cells = [Cell("search", settings.seed, schedule) for schedule in sampled.guesses(GUESSES)]
-    saved = [original.latest(fork.shared(cell, settings, per_epoch)) for cell in cells]
+    saved = [original.latest(fork.count_shared(cell, settings, per_epoch)) for cell in cells]
     return sampled.missing * sum(saved) > settings.epochs * len(saved)

@@ -21,7 +21,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.references import theirs
 from network_surgery.study.search.nodes import Node, Nodes
-from network_surgery.study.search.shipping import shipped
+from network_surgery.study.search.shipping import ship
 from network_surgery.study.search.travel import Marker, shares
 from network_surgery.study.task import Sets, Task, build
 from network_surgery.study.task import start as starting
@@ -74,7 +74,7 @@ def preflight(
     import ray
 
     visited = [node for node in nodes if share is None or node.slots(share)]
-    package = None if task is None else (shipped(task, settings), settings, starting.load(settings, task))
+    package = None if task is None else (ship(task, settings), settings, starting.load(settings, task))
     box = [ray.put(package)]
     with contextlib.nullcontext() if folder is None else Marker(folder, nodes) as marker:
         where = None if marker is None else (str(folder), marker.name)

@@ -87,7 +87,7 @@ class Sampled:
         self.study = open_study(settings, storage, metric, identity)
         known = dict(known or {})
         if again := [number for number, result in known.items() if result.get("lost")]:
-            self.study = reopened(self.study, again)
+            self.study = reopen(self.study, again)
             known = {number: result for number, result in known.items() if number not in again}
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
@@ -356,7 +356,7 @@ def open_study(settings: Settings, database: Path, metric: Metric, identity: str
     return study
 
 
-def reopened(study: optuna.Study, numbers: Collection[int]) -> optuna.Study:
+def reopen(study: optuna.Study, numbers: Collection[int]) -> optuna.Study:
     """The same study with the failed trials of these numbers running again, with their parameters and their curves: a
     run that goes on from a checkpoint does not report the epochs before it again.
 

@@ -45,7 +45,7 @@ def sampler_of(settings: Settings) -> Callable[[int], BaseSampler]:
     if name == "tpe":
         return lambda drawn: _tpe(settings, _seed(settings, drawn))
     if _of_optuna(name):
-        make = _parsed(name, "sampler")
+        make = _parse(name, "sampler")
         make(0)
         fixed = name.removeprefix("optuna:").startswith(SEQUENCES)
         return lambda drawn: make(_seed(settings, 0 if fixed else drawn))
@@ -75,7 +75,7 @@ def pruner_of(settings: Settings) -> BasePruner:
     if name is None:
         return NopPruner()
     if _of_optuna(name):
-        return _parsed(name, "pruner")(0)  # type: ignore[no-any-return]
+        return _parse(name, "pruner")(0)  # type: ignore[no-any-return]
     return _anyones(theirs(name, "pruner"), name, "pruner", BasePruner)  # type: ignore[no-any-return]
 
 
@@ -96,7 +96,7 @@ def _of_optuna(name: str) -> bool:
     return re.fullmatch(r"(optuna:)?\w+\s*(\(.*\))?", name, re.DOTALL) is not None
 
 
-def _parsed(text: str, what: str) -> Callable[[int], Any]:
+def _parse(text: str, what: str) -> Callable[[int], Any]:
     """What makes the sampler or pruner that a text such as ``"TPESampler(n_startup_trials=5)"`` describes, by a seed.
 
     Raises:

@@ -55,7 +55,7 @@ def search(
     there = bool(before) or any(r.finished and r.cell.name == original.name for r in folder.records("original"))
     begun = checkpoint_of(original, settings, folder.path).exists()
     worth = bool(sampled.missing) and not there and (begun or pays(sampled, settings, per_epoch))
-    best = race(folder, comparing.expected(settings) if sampled.missing else None)
+    best = race(folder, comparing.expect(settings) if sampled.missing else None)
     return Chain(Listed(before), Together(Listed([original] if worth else []), sampled), best)
 
 

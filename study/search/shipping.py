@@ -13,7 +13,7 @@ from network_surgery.study.references import PYTHON
 from network_surgery.study.task import Samples, Sets, Task
 
 
-def shipped(task: Task, settings: Settings) -> Task | Sets | None:
+def ship(task: Task, settings: Settings) -> Task | Sets | None:
     """What a trial needs of a task that is loaded: ours, and one that Python gave, as it is; of anyone's the samples
     where they are in memory.
 

@@ -90,7 +90,7 @@ def settled(epoch: int, operations: Sequence[OperationRecord], recovery: int) ->
     )
 
 
-def stopped(record: Mapping[str, Any]) -> dict[str, Any]:
+def stop(record: Mapping[str, Any]) -> dict[str, Any]:
     """The result of a trial that ends after this epoch (see ``study.training.run.Reporter``): what it has reached,
     and ``stopped``, the number of epochs it was trained for.
     """

@@ -84,11 +84,11 @@ def hurry(database: Path) -> None:
     ledger, which does wait.
     """
     if not _OWN:
-        event.listen(Engine, "connect", _connected)
+        event.listen(Engine, "connect", _connect)
     _OWN.add(database.resolve())
 
 
-def _connected(connection: Any, _: object) -> None:
+def _connect(connection: Any, _: object) -> None:
     if isinstance(connection, sqlite3.Connection):
         files = [file for _, name, file in connection.execute("PRAGMA database_list") if name == "main"]
         if files and Path(files[0]).resolve() in _OWN:

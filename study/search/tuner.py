@@ -30,9 +30,9 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.scratch import scratch
 from network_surgery.study.search.cluster import GRACE
 from network_surgery.study.search.nodes import Nodes, Share, most, slots, trial_resources
-from network_surgery.study.search.shipping import shipped
+from network_surgery.study.search.shipping import ship
 from network_surgery.study.search.stages import Stage, Stages
-from network_surgery.study.search.stopping import stopped
+from network_surgery.study.search.stopping import stop
 from network_surgery.study.search.travel import MARKER, Marker
 from network_surgery.study.store.folder import checkpoint_of, checkpoints_of, stack_of
 from network_surgery.study.task import Task
@@ -94,7 +94,7 @@ def run_stages(stages: Iterable[Stage], task: Task, settings: Settings, nodes: N
     # No trial takes a GPU by itself that it did not ask Ray for.
     where = settings if "GPU" in share or settings.device != "auto" else replace(settings, device="cpu")
     function = tune.with_parameters(
-        trial, given=shipped(task, settings), settings=where, folder=str(out), start=starting.load(settings, task),
+        trial, given=ship(task, settings), settings=where, folder=str(out), start=starting.load(settings, task),
         marker=marker.name, checked=frozenset(nodes.checked),
     )  # fmt: skip
     handling = interruption.current()
@@ -338,7 +338,7 @@ def _adaptors(
                 pace.epoch(cell.name)
             if source.epoch(cell, report):
                 return TrialScheduler.CONTINUE
-            end(trial, stopped(report))
+            end(trial, stop(report))
             remove(checkpoint_of(cell, settings, out))  # it cannot remove its own
             return TrialScheduler.STOP
 

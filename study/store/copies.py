@@ -41,7 +41,7 @@ def is_uri(text: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]+:/", text) is not None
 
 
-def spelled(text: str) -> str:
+def spell(text: str) -> str:
     """A URI as it was given before it became a path.
 
     >>> spelled("s3:/bucket/x"), spelled("file:/runs/x")
@@ -59,7 +59,7 @@ def at_hand(study: Path | str) -> Path:
     """
     if not is_uri(str(study)):
         return Path(study)
-    uri = spelled(str(study))
+    uri = spell(str(study))
     place = Path("runs") / uri.rstrip("/").rpartition("/")[2]
     if place.exists():
         raise StudyError(f"{place}, where the study at {uri} would go on, is there already; resume that, or remove it")

@@ -27,7 +27,7 @@ from network_surgery.study.config import OLDER, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.store import about
 from network_surgery.study.store import ledger as lines
-from network_surgery.study.store.copies import is_uri, spelled
+from network_surgery.study.store.copies import is_uri, spell
 from network_surgery.study.store.ledger import Record
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training import convergence, values
@@ -83,8 +83,8 @@ class Folder:
         """Raises StudyError where something lies already, so that no study can be made there, or it is no path."""
         if is_uri(str(path)):
             raise StudyError(
-                f"{spelled(str(path))} is a URI, but a study works in a folder of this machine; give --out runs/NAME "
-                f"--copy-to {spelled(str(path))}"
+                f"{spell(str(path))} is a URI, but a study works in a folder of this machine; give --out runs/NAME "
+                f"--copy-to {spell(str(path))}"
             )
         if (path / "study.json").exists():
             raise StudyError(f"{path} holds a study already; continue it with 'surgery resume {path}' or choose --out")

@@ -145,12 +145,12 @@ def _record(entry: Any) -> Record:
         raise StudyError("is a training run without a result")
     cell = _cell(entry["cell"])
     try:
-        return _checked(cell, records.renamed(entry["result"]))
+        return _check(cell, records.rename(entry["result"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # parts of other kinds than they must be
         raise StudyError(f"({cell.name}) is damaged: {first_line(error):.80}") from None
 
 
-def _checked(cell: Cell, result: dict[str, Any]) -> Record:
+def _check(cell: Cell, result: dict[str, Any]) -> Record:
     for name in NUMBERS:
         value = result.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):

@@ -57,7 +57,7 @@ def describe(schedule: Sequence[Mapping[str, Any]]) -> str:
             turn = ""
         else:
             moments, layers, turn = [moment for moment, _ in pairs], [layer for _, layer in pairs], " in turn"
-        parts.append(f"{operation} on {', '.join(layers)} {_when(moments)}{turn}")
+        parts.append(f"{operation} on {', '.join(layers)} {_describe_moments(moments)}{turn}")
     return ", then ".join(parts) or "no operation"
 
 
@@ -111,11 +111,13 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
     'pcns to ½, ⅕ of the FLOPs by uniform at 1ep, 3ep'
     """
     parts = []
-    for (operation, kinds, by), group in groupby(schedule, lambda step: (short_name(step["op"]), *_budgeted(step))):
+    for (operation, kinds, by), group in groupby(
+        schedule, lambda step: (short_name(step["op"]), *_describe_budget(step))
+    ):
         steps = list(group)
         moments = list(dict.fromkeys(str(parse_when(step["when"])) for step in steps))
         if kinds:
-            limits = [list(dict.fromkeys(_limit(step["budget"][kind]) for step in steps)) for kind in kinds]
+            limits = [list(dict.fromkeys(_format_limit(step["budget"][kind]) for step in steps)) for kind in kinds]
             amount = " and ".join(
                 f"{', '.join(each)}{' of the' * each[-1].endswith(FRACTIONS)} {UNITS.get(kind, kind)}"
                 for each, kind in zip(limits, kinds, strict=True)
@@ -130,7 +132,7 @@ def short(schedule: Sequence[Mapping[str, Any]]) -> str:
     return ", then ".join(parts) or "no operation"
 
 
-def _budgeted(step: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+def _describe_budget(step: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
     """What the budget of a step limits (nothing: it has none), and how it is divided, among which layers."""
     budget = step.get("budget") or {}
     by = step.get("allocate", "uniform")
@@ -138,7 +140,7 @@ def _budgeted(step: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
     return tuple(budget), f"by {by if isinstance(by, str) else 'shares'}{among}" if budget else ""
 
 
-def _limit(value: float) -> str:
+def _format_limit(value: float) -> str:
     """A fraction up to 1, or a number."""
     return part(value) if value <= 1 else f"{value:,.0f}"
 
@@ -209,7 +211,7 @@ def _few(layers: Sequence[str]) -> str:
 def _moments(moments: Sequence[str]) -> str:
     """Moments in a few words; a condition without its fine print."""
     if len(moments) <= FEW:
-        return _when(moments).split(" from ")[0]
+        return _describe_moments(moments).split(" from ")[0]
     return f"at {moments[0]}–{moments[-1]} ({len(moments)} times)"
 
 
@@ -270,7 +272,7 @@ def short_name(operation: str) -> str:
     return operation.rpartition(":")[2]
 
 
-def _when(moments: Iterable[str]) -> str:
+def _describe_moments(moments: Iterable[str]) -> str:
     """Moments and conditions, in their order."""
     parts = []
     for waits, group in groupby(moments, lambda moment: isinstance(parse_when(moment), Condition)):

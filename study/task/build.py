@@ -59,9 +59,9 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
     _refuse_ignored(settings, takes or isinstance(given, Task))
     if isinstance(given, Task):  # it stays as it is, and needs neither data nor model, which presets may set
         amount = settings.label_smoothing
-        return _smoothed(copy.copy(given), amount) if amount else given
+        return _smooth(copy.copy(given), amount) if amount else given
     if settings.task in TASKS:
-        return _smoothed(made.of(settings), settings.label_smoothing)  # type: ignore[attr-defined]
+        return _smooth(made.of(settings), settings.label_smoothing)  # type: ignore[attr-defined]
     try:
         task = made(settings) if takes else made()  # type: ignore[call-arg]
     except StudyError:
@@ -70,7 +70,7 @@ def build(settings: Settings, sets: Sets | None = None) -> Task:
         raise StudyError(f"task {settings.task!r} cannot be made: {first_line(error)}") from error
     if sets is not None:
         task.__dict__["sets"] = sets
-    return _smoothed(task, settings.label_smoothing)
+    return _smooth(task, settings.label_smoothing)
 
 
 def _takes_settings(made: type[Task]) -> bool:
@@ -80,7 +80,7 @@ def _takes_settings(made: type[Task]) -> bool:
     return any(each.default is each.empty or each.name == "settings" for each in named)
 
 
-def _smoothed(task: Task, amount: float) -> Task:
+def _smooth(task: Task, amount: float) -> Task:
     """The task with smoothed labels. Raises StudyError where its loss does not smooth them."""
     if amount:
         if not isinstance(task, Classification) or type(task).training_loss is not Classification.training_loss:

@@ -78,9 +78,9 @@ def try_task(task: Task) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         for training in (True, False):
             for part in parts[:1] if training else parts:
-                inputs, targets = _taken(task, part)
+                inputs, targets = _take(task, part)
                 if training and task.augments:
-                    inputs, targets = _augmented(task, inputs, targets)
+                    inputs, targets = _augment(task, inputs, targets)
                 with evaluating(model), torch.set_grad_enabled(training):
                     outputs = _answer(task, model.train(training), inputs)
                     _check_loss(task, outputs, targets, training)
@@ -109,7 +109,7 @@ def _check_words(task: Task) -> None:
             raise StudyError(f"{_name(task)}.{word} is {value!r:.60}; {right}")
 
 
-def _taken(task: Task, part: Any) -> tuple[Any, Any]:
+def _take(task: Task, part: Any) -> tuple[Any, Any]:
     try:
         inputs, targets = Batches(part.thinned(FEW), torch.device("cpu")).take(slice(None))
         sizes = size_of(inputs), size_of(targets)
@@ -123,7 +123,7 @@ def _taken(task: Task, part: Any) -> tuple[Any, Any]:
     return inputs, targets
 
 
-def _augmented(task: Task, inputs: Any, targets: Any) -> tuple[Any, Any]:
+def _augment(task: Task, inputs: Any, targets: Any) -> tuple[Any, Any]:
     try:
         inputs, targets = task.augment(inputs, targets)
     except Exception as error:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from network_surgery.study import models
 from network_surgery.study.config import Settings
+from network_surgery.study.counts import format_count
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.augmentation import Augmentation
 from network_surgery.study.task import folder, sources
@@ -65,7 +66,7 @@ class Images(Samples):
         return channels, height, width
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        return scaled(inputs)
+        return scale(inputs)
 
 
 class ImageStream(Stream):
@@ -95,7 +96,7 @@ class ImageStream(Stream):
         return self.files.digest(self.numbers)
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        return scaled(inputs)
+        return scale(inputs)
 
     @property
     def numbers(self) -> NDArray[np.int64]:
@@ -103,7 +104,7 @@ class ImageStream(Stream):
         return np.arange(len(self.files)) if self.index is None else self.index
 
 
-def scaled(pixels: Tensor) -> Tensor:
+def scale(pixels: Tensor) -> Tensor:
     """In −1 … 1 (mean and deviation 0.5), of 0 … 255."""
     return pixels.float().div_(127.5).sub_(1.0)
 
@@ -112,17 +113,17 @@ class ImageNetScaled(Images):
     """Images as the weights of torchvision expect them: with the mean and deviation of ImageNet's colours."""
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        return standardized(inputs)
+        return standardize(inputs)
 
 
 class ImageNetStream(ImageStream):
     """The same of images that are streamed."""
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        return standardized(inputs)
+        return standardize(inputs)
 
 
-def standardized(pixels: Tensor) -> Tensor:
+def standardize(pixels: Tensor) -> Tensor:
     """Each colour with mean 0 and deviation 1 over ImageNet, of 0 … 255."""
     mean, deviation = _colours(pixels.device)
     return pixels.float().div_(255.0).sub_(mean).div_(deviation)
@@ -134,7 +135,7 @@ def _colours(device: torch.device) -> Tensor:
     return torch.tensor([MEAN, DEVIATION], device=device).view(2, 3, 1, 1)
 
 
-def _standardized(part: Images | ImageStream) -> Images | ImageStream:
+def _standardize(part: Images | ImageStream) -> Images | ImageStream:
     """A set whose images are scaled so."""
     if isinstance(part, Images):
         return ImageNetScaled(part.inputs, part.targets)
@@ -187,7 +188,7 @@ class ImageTask(Classification):
                     f"{task.shape[0]}; give --normalize half"
                 )
             sets = {name: getattr(task, name) for name in ("train", "validation", "test")}
-            parts = {name: _standardized(part) for name, part in sets.items()}
+            parts = {name: _standardize(part) for name, part in sets.items()}
             task = task.changed(**parts, fingerprint=task.fingerprint())
         return task
 
@@ -320,7 +321,7 @@ def split(
         members = np.flatnonzero(labels == label)
         if len(members) < needed:
             raise StudyError(
-                f"class {classes[label]!r} has {len(members)} training image{'s' * (len(members) > 1)}; splitting off "
+                f"class {classes[label]!r} has {format_count(len(members), 'training image')}; splitting off "
                 f"some for {what} needs {needed}"
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)

@@ -141,7 +141,7 @@ def first(batch: Any, count: int) -> Any:
     return _pytree.tree_map_only(Tensor, lambda tensor: tensor[:count], batch)
 
 
-def joined(batches: Sequence[Any]) -> Any:
+def join(batches: Sequence[Any]) -> Any:
     """Inputs or targets of several batches in one."""
     leaves, spec = zip(*(_pytree.tree_flatten(batch) for batch in batches), strict=True)
     return _pytree.tree_unflatten([torch.cat(parts) for parts in zip(*leaves, strict=True)], spec[0])

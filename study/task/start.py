@@ -84,7 +84,7 @@ class Start:
 
     def _lay(self, model: nn.Module) -> str:
         here = model.state_dict(keep_vars=True)
-        given = _named(self.weights, here)
+        given = _by_name(self.weights, here)
         tied: dict[int, list[str]] = {}
         for name, tensor in here.items():
             tied.setdefault(id(tensor), []).append(name)
@@ -243,14 +243,14 @@ def _read(path: Path, stamp: object) -> Start:
     """A file or folder, read once in a process for as long as its ``stamp`` is the same."""
     try:
         if path.is_dir():
-            return _checked(Start(str(path), _folder(path)))
+            return _check_finite(Start(str(path), _folder(path)))
         if not path.exists():
             raise StudyError(
                 f"start is {str(path)!r}, but there is no such file or folder; give one, or torchvision, or none"
             )
         if path.suffix == ".safetensors":
-            return _checked(Start(str(path), _safetensors(path)))
-        return _checked(_torch(path))
+            return _check_finite(Start(str(path), _safetensors(path)))
+        return _check_finite(_torch(path))
     except OSError as error:
         raise StudyError(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
 
@@ -336,7 +336,7 @@ def _torchvision(model: str) -> Start:
         ) from None
 
 
-def _checked(start: Start) -> Start:
+def _check_finite(start: Start) -> Start:
     """Raises StudyError where a tensor is not finite."""
     for name, tensor in start.weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -344,7 +344,7 @@ def _checked(start: Start) -> Start:
     return start
 
 
-def _named(weights: Mapping[str, Tensor], here: Iterable[str]) -> dict[str, Tensor]:
+def _by_name(weights: Mapping[str, Tensor], here: Iterable[str]) -> dict[str, Tensor]:
     """The weights by the network's names: without what a wrapper put before all of them, if more fit then."""
     best, names = dict(weights), set(here)
     tried = best

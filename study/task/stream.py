@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as MapDataset
 
 from network_surgery.ops.errors import first_line, is_of_memory
+from network_surgery.study.counts import format_count
 from network_surgery.study.errors import StudyError
 
 Batch = tuple[Any, Any]
@@ -86,7 +87,7 @@ class Stream:
         Raises:
             StudyError: a sample that cannot be read, or samples that make no batch.
         """
-        return _checked(self._reader[self._order(index, seed)])
+        return _check(self._reader[self._order(index, seed)])
 
     def batches(self, parts: Iterable[Tensor], seed: int = 0, pin: bool = False) -> Iterator[Batch]:
         """A batch for each part, the numbers of its samples; ``pin``: in memory that a GPU copies from at once.
@@ -104,7 +105,7 @@ class Stream:
         )  # fmt: skip
         try:
             for batch in loader:
-                yield _checked(batch)
+                yield _check(batch)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -143,7 +144,7 @@ class _Reader(MapDataset[Any]):
         self._dataset, self._collate = dataset, collate
 
     def __getitem__(self, order: _Order) -> Batch | _Unread:
-        what = f"{len(order.numbers)} samples"
+        what = format_count(len(order.numbers), "sample")
         together = getattr(self._dataset, "__getitems__", None)
         try:
             with _seeded(order):
@@ -154,7 +155,7 @@ class _Reader(MapDataset[Any]):
                     for number in order.numbers.tolist():
                         what = f"sample {number}"
                         samples.append(self._dataset[number])
-                what = f"a batch of {len(samples)} samples"
+                what = f"a batch of {format_count(len(samples), 'sample')}"
                 return self._collate(samples)
         except StudyError as error:
             return _Unread(str(error), False)
@@ -185,7 +186,7 @@ def evenly(total: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
-def _checked(batch: Any) -> Batch:
+def _check(batch: Any) -> Batch:
     if isinstance(batch, _Unread):
         raise MemoryError(batch.reason) if batch.of_memory else StudyError(batch.reason)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:

@@ -28,7 +28,7 @@ from network_surgery.ops.network import sealed
 from network_surgery.ops.network.architecture import passing
 from network_surgery.ops.network.files import fill
 from network_surgery.study.errors import StudyError
-from network_surgery.study.training.records import renamed
+from network_surgery.study.training.records import rename
 from network_surgery.study.training.trainer import Callback, Trainer
 
 FORMAT = 5
@@ -93,8 +93,8 @@ def _content(trainer: Trainer) -> dict[str, Any]:
         "forked": trainer.forked,
         "peak_memory": peak_memory(trainer),
         "channels_last": trainer.compute.channels_last,  # where that was measured, another run may measure otherwise
-        "callbacks": {name: callback.state() for name, callback in _named(trainer).items()},
-        "adds": {name: sorted(callback.adds) for name, callback in _named(trainer).items()},
+        "callbacks": {name: callback.state() for name, callback in _by_name(trainer).items()},
+        "adds": {name: sorted(callback.adds) for name, callback in _by_name(trainer).items()},
     }
 
 
@@ -168,7 +168,7 @@ def _check_position(trainer: Trainer, content: Mapping[str, Any]) -> None:
     there = type(iteration) is int and (iteration == first if whole else first < iteration < first + each)
     if type(epoch) is not int or not 0 <= epoch <= trainer.epochs - (not whole) or not there:
         raise StudyError(f"it is of epoch {epoch} and step {iteration}, which this run of {trainer.epochs} has not")
-    records = [renamed(record) for record in history]  # of an older version it has other names
+    records = [rename(record) for record in history]  # of an older version it has other names
     if len(records) != epoch or any(name not in record for record in records for name in EPOCH):
         raise StudyError(f"its history is not that of {epoch} epochs")
 
@@ -208,9 +208,9 @@ def _bring(trainer: Trainer, content: Mapping[str, Any], fork: bool) -> None:
         trainer.freezing.restore(content["freezing"])
     trainer.epoch, trainer.iteration = content["epoch"], content["iteration"]
     trainer.resume(content.get("within"))
-    trainer.history = [renamed(record) for record in content["history"]]
+    trainer.history = [rename(record) for record in content["history"]]
     trainer.forked, trainer.peak_memory = content.get("forked"), content.get("peak_memory")
-    callbacks, states = _named(trainer), content["callbacks"]
+    callbacks, states = _by_name(trainer), content["callbacks"]
     states = states if content["format"] == FORMAT else dict(zip(callbacks, states, strict=True))
     if fork:
         foreign = {key for name, added in content["adds"].items() if name not in callbacks for key in added}
@@ -230,7 +230,7 @@ def peak_memory(trainer: Trainer) -> int | None:
     return max(torch.cuda.max_memory_allocated(trainer.device), trainer.peak_memory or 0)
 
 
-def _named(trainer: Trainer) -> dict[str, Callback]:
+def _by_name(trainer: Trainer) -> dict[str, Callback]:
     """The callbacks by the names of their classes, the second of a class with a number."""
     found: dict[str, Callback] = {}
     for callback in trainer.callbacks:

@@ -13,8 +13,9 @@ from network_surgery.ops.allocation import LEAST
 from network_surgery.ops.anatomy import count, evaluating
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.ops.network.optimizer_state import check as check_state
-from network_surgery.ops.network.optimizer_state import listed
+from network_surgery.ops.network.optimizer_state import list_optimizers
 from network_surgery.study.config import Settings
+from network_surgery.study.counts import format_count
 from network_surgery.study.errors import StudyError
 from network_surgery.study.recipe.distillation import comparable
 from network_surgery.study.recipe.optimization import Optimization
@@ -111,8 +112,9 @@ def _check_steps(settings: Settings, task: Task) -> None:
     steps = settings.epochs * steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     if settings.ema is not None and settings.ema ** (steps - 1) > UNTRAINED:
         raise StudyError(
-            f"ema is {settings.ema}, but the run has {steps} steps, after which {settings.ema ** (steps - 1):.0%} of "
-            "the average would still be the untrained network; give a smaller decay"
+            f"ema is {settings.ema}, but the run has {format_count(steps, 'step')}, after which "
+            f"{settings.ema ** (steps - 1):.0%} of the average would still be the "
+            "untrained network; give a smaller decay"
         )
 
 
@@ -125,8 +127,9 @@ def _lay(start: Start, model: nn.Module, example: Any) -> None:
     sizes = [tuple(each.shape) if isinstance(each, Tensor) else None for each in (before, after)]
     if sizes[0] != sizes[1]:
         raise StudyError(
-            f"{start.source} answers {size_of(example)} samples by {sizes[1]}, but the task needs {sizes[0]}: what "
-            "ops.save wrote goes on with the same outputs alone; start from its state_dict before surgery instead"
+            f"{start.source} answers {format_count(size_of(example), 'sample')} by {sizes[1]}, but the task needs "
+            f"{sizes[0]}: what ops.save wrote goes on with the same outputs alone; start from its "
+            "state_dict before surgery instead"
         )
     if isinstance(after, Tensor) and not bool(torch.isfinite(after).all()):
         raise StudyError(f"{start.source} gives outputs that are not finite")
@@ -149,7 +152,7 @@ def _try_optimizer(settings: Settings, model: nn.Module, task: Task) -> None:
             f"the first step of optimizer {settings.optimizer!r} makes a network whose outputs are not finite; lower "
             f"learning_rate, which is {settings.learning_rate:g}"
         )
-    check_state(listed(optimizer), dict(model.named_parameters()))
+    check_state(list_optimizers(optimizer), dict(model.named_parameters()))
     model.zero_grad(set_to_none=True)
 
 

@@ -75,14 +75,14 @@ def refusals(
     found = list[Refusal]()
     try:
         with torch.random.fork_rng(devices=[]):
-            for refusal in _tried(schedule, settings, task, start, until):
+            for refusal in _try(schedule, settings, task, start, until):
                 found.append(refusal)
     except Exception:  # anyone's network or operation fails in any way, or memory ran out: training will tell
         return found
     return found
 
 
-def _tried(schedule: Schedule, settings: Settings, task: Task, start: Start | None, until: float) -> Iterator[Refusal]:
+def _try(schedule: Schedule, settings: Settings, task: Task, start: Start | None, until: float) -> Iterator[Refusal]:
     torch.manual_seed(settings.seed)
     task = of_seed(task, settings, settings.seed)
     model = made(Cell("surgery", settings.seed), task, settings, start)

@@ -43,7 +43,7 @@ def beginning(cell: Cell, settings: Settings) -> str:
     return replace(cell, schedule=(), test=False, epochs=epochs, curve=None, rewind=None).key(settings)
 
 
-def shared(cell: Cell, settings: Settings, per_epoch: int) -> int:
+def count_shared(cell: Cell, settings: Settings, per_epoch: int) -> int:
     """The whole epochs that a cell trains before its first step; ``per_epoch``: optimizer steps in an epoch.
 
     0 where it has no step, or none that comes before its end.
@@ -79,7 +79,7 @@ def evenly(last: int) -> tuple[int, ...]:
     return epochs(range(1, last), last)
 
 
-def kept(folder: Path, name: str, begun: str, epoch: int) -> Path:
+def checkpoint_path(folder: Path, name: str, begun: str, epoch: int) -> Path:
     """Where the cell of this name keeps its checkpoint after an epoch; ``begun`` is its ``beginning``."""
     return folder / f"{name}-{begun}-epoch-{epoch}.pt"
 
@@ -95,7 +95,7 @@ class Keeper(Callback):
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         if trainer.epoch not in (self._cell.keep or ()):
             return
-        path = kept(self._folder, self._cell.name, self._begun, trainer.epoch)
+        path = checkpoint_path(self._folder, self._cell.name, self._begun, trainer.epoch)
         with contextlib.suppress(OSError, RuntimeError):  # a full disk, as torch says it: then others start over
             checkpoint.save(trainer, path, keep=False)
             if sum(each.stat().st_size for each in self._folder.glob("*-epoch-*.pt")) > MOST_BYTES:
@@ -125,7 +125,7 @@ def begin(trainer: Trainer, cell: Cell, settings: Settings, folder: Path) -> boo
         return False
     source, begun = str(cell.fork["from"]), beginning(cell, settings)
     for epoch in range(int(cell.fork["epoch"]), 0, -1):
-        path = kept(folder, source, begun, epoch)
+        path = checkpoint_path(folder, source, begun, epoch)
         rewinds = 0 < (cell.rewind or 0) < epoch  # to weights that are neither fresh nor in that checkpoint
         early = weights(cell, settings, folder, cell.rewind or 0) if rewinds else None
         if not path.exists() or (rewinds and early is None):
@@ -148,7 +148,7 @@ def needed(cell: Cell, settings: Settings, folder: Path) -> list[Path]:
     if cell.fork is None:
         return []
     begun, epochs = beginning(cell, settings), {int(cell.fork["epoch"]), cell.rewind or 0} - {0}
-    return [kept(folder, str(cell.fork["from"]), begun, epoch) for epoch in sorted(epochs)]
+    return [checkpoint_path(folder, str(cell.fork["from"]), begun, epoch) for epoch in sorted(epochs)]
 
 
 def weights(cell: Cell, settings: Settings, folder: Path, epoch: int) -> dict[str, Tensor] | None:
@@ -158,7 +158,7 @@ def weights(cell: Cell, settings: Settings, folder: Path, epoch: int) -> dict[st
     """
     if cell.fork is None:
         return None
-    path = kept(folder, str(cell.fork["from"]), beginning(cell, settings), epoch)
+    path = checkpoint_path(folder, str(cell.fork["from"]), beginning(cell, settings), epoch)
     try:
         return dict(sealed.read(path)["weights"])
     except Exception:  # missing or damaged, in any way

@@ -76,7 +76,7 @@ def step_seconds(
                     last = torch.channels_last if compute.channels_last else torch.contiguous_format
                     model.to(memory_format=last)
                 with compute.repeatable(device):
-                    taken = _timed(partial(_step, compute, model, task, batch, device), device)
+                    taken = _time(partial(_step, compute, model, task, batch, device), device)
                 seconds[place] = min(seconds[place], taken) if turn else seconds[place]
     with torch.no_grad():
         for buffer, before in buffers:
@@ -86,7 +86,7 @@ def step_seconds(
     return seconds
 
 
-def _timed(function: Callable[[], object], device: torch.device) -> float:
+def _time(function: Callable[[], object], device: torch.device) -> float:
     read = time.process_time if device.type == "cpu" else lambda: clock(device)
     start = read()
     function()

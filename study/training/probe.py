@@ -38,7 +38,7 @@ class Probe(Callback):
     """Looks after every ``every``-th epoch. The anatomy is the theatre's; where it has none yet, its seconds count.
 
     The epoch's record gets ``redundancy`` (layer → ``units``, ``samples`` and ``units_90``, ``units_99``,
-    ``units_99.9``, ``units_99.99``, see ``needed``), ``idle`` (layer → ``units``, ``dead`` and ``frozen``, see
+    ``units_99.9``, ``units_99.99``, see ``count_needed``), ``idle`` (layer → ``units``, ``dead`` and ``frozen``, see
     ``idle``) and ``probe_seconds``. What is in the record travels with it: to whatever receives epochs, into
     checkpoints and results. ``threshold``: how near to nothing a dead or frozen unit is.
     """
@@ -56,14 +56,14 @@ class Probe(Callback):
         most = max(2, math.ceil(self._every * SHARE * len(trainer.train)))
         count = math.ceil(most / (2 * trainer.batch_size))  # a training step needs as much memory
         shown, layers = Shown(trainer.train, math.ceil(most / count)), list(anatomy.values())
-        record["redundancy"] = needed(trainer.model, islice(shown, count), layers)
+        record["redundancy"] = count_needed(trainer.model, islice(shown, count), layers)
         record["idle"] = idle(
             trainer.model, next(iter(shown)), shown.targets, layers, self._threshold, trainer.task.loss
         )
         record["probe_seconds"] = clock(trainer.device) - start
 
 
-def needed(model: nn.Module, batches: Iterable[Tensor], layers: list[HiddenLayer]) -> dict[str, dict[str, int]]:
+def count_needed(model: nn.Module, batches: Iterable[Tensor], layers: list[HiddenLayer]) -> dict[str, dict[str, int]]:
     """Layer → its ``units``, the ``samples`` (rows) seen of it, and ``units_P``, those needed for P % of the variance.
 
     Batches are shown as long as a layer has fewer than ``SAMPLES_PER_UNIT`` rows for each unit. Few samples have few

@@ -205,11 +205,11 @@ class _BatchNorms(TorchFunctionMode):
         values = input if input.dtype == torch.float64 else input.float()
         axes, shape = [0, *range(2, input.dim())], [1, -1, *[1] * (input.dim() - 2)]
         count = values.new_full((1,), self._weight * values.numel() / values.shape[1])
-        sums = _summed(torch.cat([values.sum(axes) * self._weight, count]))
+        sums = _sum(torch.cat([values.sum(axes) * self._weight, count]))
         number = sums[-1].detach()
         mean = sums[:-1] / number
         apart_ = values - mean.view(shape)
-        variance = _summed(apart_.square().sum(axes) * self._weight) / number
+        variance = _sum(apart_.square().sum(axes) * self._weight) / number
         with torch.no_grad():
             for running, new in ((running_mean, mean), (running_var, variance * (number / (number - 1)))):
                 if running is not None:
@@ -225,18 +225,18 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return _added(tensor)
+        return _add(tensor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return _added(gradient)
+        return _add(gradient)
 
 
-def _summed(tensor: Tensor) -> Tensor:
+def _sum(tensor: Tensor) -> Tensor:
     return _Sum.apply(tensor)
 
 
-def _added(tensor: Tensor) -> Tensor:
+def _add(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total

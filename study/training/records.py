@@ -199,12 +199,12 @@ RENAMED = {
 }  # fmt: skip
 
 
-def renamed(outcome: Outcome) -> dict[str, Any]:
+def rename(outcome: Outcome) -> dict[str, Any]:
     """An outcome of any version under the names that it has now, with its epochs and operations."""
     found = {RENAMED.get(name, name): value for name, value in outcome.items()}
     for part in ("epochs", "operations"):
         if part in found:
-            found[part] = [renamed(each) for each in found[part]]
+            found[part] = [rename(each) for each in found[part]]
     if "test_top5" in found:
         found["test_metrics"] = {"accuracy": found["test_metric"], "top 5": found.pop("test_top5")}
     return found

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from network_surgery.ops import adopt
 from network_surgery.ops.network.architecture import Description, arrange
 from network_surgery.ops.network.blocks import copies_of
-from network_surgery.ops.network.expressed import compressed, tensors_of
+from network_surgery.ops.network.expressed import find_compressed, tensors_of
 from network_surgery.ops.network.masks import masks_of
-from network_surgery.ops.network.modules import placed
+from network_surgery.ops.network.modules import find_placed
 
 #: What a normalization has in buffers before it has seen anything; a frozen one has all of it there.
 FROZEN = {"running_mean": 0.0, "running_var": 1.0, "weight": 1.0, "bias": 0.0}
@@ -82,7 +82,7 @@ def renew(model: nn.Module, wanted: Description, seed: int) -> None:
     _redraw_copies(model, generator)
     fresh = {name: tensor.detach().clone() for name, tensor in tensors_of(model)}
     adopt(model, wanted)
-    masks, expressed = masks_of(model), compressed(model)
+    masks, expressed = masks_of(model), find_compressed(model)
     power = fan_power([tensor for tensor in fresh.values() if tensor.dim() > 1])
     _reset_placed(model, seed)
     for name, tensor in tensors_of(model):
@@ -122,7 +122,7 @@ def _reset_placed(model: nn.Module, seed: int) -> None:
     """Fresh values in the modules that surgery has put in the place of others."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for path in placed(model):
+        for path in find_placed(model):
             for module in model.get_submodule(path).modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()

@@ -51,14 +51,14 @@ PROBED = ("original", "surgery")
 class Reporter(Callback):
     """Reports every epoch: its record, and the operations and looks at redundancy since the last one.
 
-    ``so_far`` is what the training has reached (see ``reached``): all there is to know where it is stopped here.
+    ``so_far`` is what the training has reached (see ``summarize``): all there is to know where it is stopped here.
     """
 
     def __init__(self, tell: Callable[[dict[str, Any]], None], theatre: Theatre) -> None:
         self._tell, self._theatre, self._reported, self._reported_checks = tell, theatre, 0, 0
 
     def after_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        so_far = reached(trainer, self._theatre, {})
+        so_far = summarize(trainer, self._theatre, {})
         news = {
             "operations": so_far["operations"][self._reported :],
             "checks": so_far["checks"][self._reported_checks :],
@@ -204,7 +204,7 @@ def _run(
     parameters, flops = count(trainer.final, example)
     batch, weights = min(trainer.batch_size, len(trainer.train)), weights_flops(trainer.final)
     computed = weights or any(record.weights_flops for record in theatre.records)
-    outcome = reached(trainer, theatre, cell.sunk) | {
+    outcome = summarize(trainer, theatre, cell.sunk) | {
         "parameters": parameters,
         "flops": flops,
         **({"weights_flops": weights, "batch": batch} if computed else {}),
@@ -302,7 +302,7 @@ def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None)
     return model
 
 
-def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> dict[str, Any]:
+def summarize(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> dict[str, Any]:
     """What a training run has reached after any of its epochs: metric, loss, seconds, steps, epochs, operations."""
     last = trainer.history[-1]
     train_seconds = sum(record["train_seconds"] for record in trainer.history)
@@ -320,7 +320,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
         "probe_seconds": sum(record.get("probe_seconds", 0.0) for record in trainer.history),
         **({"compile_seconds": sum(compiling)} if compiling else {}),
         **({"memory_format": trainer.layout} if trainer.layout else {}),
-        **({} if trainer.graph is None else {"cuda_graph": _graphed(trainer, trainer.graph.reason)}),
+        **({} if trainer.graph is None else {"cuda_graph": _graph_row(trainer, trainer.graph.reason)}),
         "spikes": [spike.to_data() for spike in spikes(theatre.records)],
         "steps": trainer.iteration,
         "batches": trainer.batches_done(trainer.iteration),
@@ -330,7 +330,7 @@ def reached(trainer: Trainer, theatre: Theatre, sunk: Mapping[str, float]) -> di
     }
 
 
-def _graphed(trainer: Trainer, reason: str | None) -> dict[str, Any]:
+def _graph_row(trainer: Trainer, reason: str | None) -> dict[str, Any]:
     """What became of CUDA graphs: the batches replayed, the seconds of capturing, and why not, where it is not."""
     replayed, seconds = (sum(each.get(key, 0) for each in trainer.history) for key in ("replayed", "capture_seconds"))
     return {"replayed": replayed, "capture_seconds": seconds, "reason": reason}

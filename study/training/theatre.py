@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from network_surgery.ops import Anatomy, Condition, HiddenLayer, Schedule, Signals, Size, inner, operate, size
 from network_surgery.ops.allocation import BY_LOSS, WITH_SIGNALS
 from network_surgery.ops.network.expressed import weights_flops
-from network_surgery.ops.network.optimizer_state import forget, listed
+from network_surgery.ops.network.optimizer_state import forget, list_optimizers
 from network_surgery.ops.schedule import Step, after_data
 from network_surgery.study.errors import Diverged
 from network_surgery.study.recipe.freezing import changing
@@ -205,7 +205,7 @@ class Theatre(Callback):
         with changing(loop.model) if freezes else contextlib.nullcontext(list[nn.Parameter]()) as changed:
             plan = operate(layer, step.operation, loop.optimizer, signals, repair=step.repair, averages=loop.averages)
         if not self._carry:
-            for optimizer in listed(loop.optimizer):
+            for optimizer in list_optimizers(loop.optimizer):
                 forget(optimizer)
         if self._renewed and step.layer in self.anatomy(loop):  # which the whole network is not
             for network in (loop.model, *loop.averages):

@@ -148,7 +148,7 @@ def test_a_figure(page: Any, address: str, study: Folder) -> None:
 
 def test_the_table_of_all_trainings(page: Any, address: str, study: Folder) -> None:
     page.goto("about:blank")
-    page.goto(address.partition("/#")[0] + parent(study) + "/artifacts/trainings.json")
+    page.goto(address.partition("/#")[0] + parent(study) + "/artifacts/training_runs.json")
     for heading in ("training", "validation accuracy"):
         page.get_by_role("columnheader", name=heading).first.wait_for()
     for record in study.records():

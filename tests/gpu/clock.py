@@ -28,7 +28,7 @@ from network_surgery.ops import (
     apply,
     weight_scores,
 )
-from network_surgery.ops.surgery.repair import repaired
+from network_surgery.ops.surgery.repair import apply_repairs
 from network_surgery.study import models
 from tests.gpu.card import Card, Row, failure
 
@@ -165,7 +165,7 @@ def out_of_memory(card: Card) -> Iterator[Row]:
 
     def changed(name: str, operation: Operation, chain: tuple[str, ...] = ()) -> list[Any]:
         signals = Signals(model, x, y)
-        return apply(repaired(operation.propose(whole[name], signals), signals, chain), optimizer)
+        return apply(apply_repairs(operation.propose(whole[name], signals), signals, chain), optimizer)
 
     acts: dict[str, Callable[[], Any]] = {
         "Anatomy of 2 images": lambda: Anatomy(model, x[:2]),

@@ -32,7 +32,7 @@ from network_surgery.ops import (
 )
 from network_surgery.ops.signals.replacement import REPLACEMENTS
 from network_surgery.search_spaces import SPACES, expansion, find_space, removal
-from network_surgery.search_spaces.placement import CHOICES, choices, chosen, fitted
+from network_surgery.search_spaces.placement import CHOICES, choices, chosen, fit_operation
 
 LAYERS = {
     "one layer": {"only": SimpleNamespace(units=1)},
@@ -306,10 +306,10 @@ def test_a_network_with_attention_offers_each_kind_of_layer_that_it_repeats() ->
 
 
 def test_a_removal_takes_one_unit_at_least_where_there_are_few() -> None:
-    kept = {units: fitted(MinWeight(0.9), SimpleNamespace(units=units)).keep for units in (2, 3, 4, 5, 6, 100)}
+    kept = {units: fit_operation(MinWeight(0.9), SimpleNamespace(units=units)).keep for units in (2, 3, 4, 5, 6, 100)}
     assert kept == {2: 0.9, 3: 0.667, 4: 0.75, 5: 0.9, 6: 0.9, 100: 0.9}
-    assert fitted(MinWeight(0.5), SimpleNamespace(units=4)) == MinWeight(0.5)
-    assert fitted(PCNS(0.1), SimpleNamespace(units=4)) == PCNS(0.1)
+    assert fit_operation(MinWeight(0.5), SimpleNamespace(units=4)) == MinWeight(0.5)
+    assert fit_operation(PCNS(0.1), SimpleNamespace(units=4)) == PCNS(0.1)
     for trial in drawn("removal", BLOCKS, 6, 60):
         for step in trial.user_attrs["schedule"]:
             assert step["keep"] < 0.88 or not step["layer"].endswith("heads")

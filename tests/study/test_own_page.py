@@ -14,13 +14,13 @@ from rich.console import Console
 from network_surgery.ops import SurgeryError
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
-from network_surgery.study.evidence.drawing import Drawing, new_axes, titled
+from network_surgery.study.evidence.drawing import Drawing, add_title, new_axes
 from network_surgery.study.store.folder import Folder
 
 
 def by_seed(results: dict[str, Any]) -> tuple[str, dict[str, Drawing]]:
     figure, _ = new_axes()
-    drawing = titled(figure, "What I wanted to see", "By seed.", "Nothing.")
+    drawing = add_title(figure, "What I wanted to see", "By seed.", "Nothing.")
     return f"# {len(results['comparison']['cells'])} training runs\n", {"mine": drawing}
 
 

@@ -57,7 +57,7 @@ def test_the_environment_s_password_is_in_no_file(tmp_path: Path, monkeypatch: p
     "uri", ["http://host:5000", "sqlite:////a/b@c:d.db", "http://ada@host", "databricks", "::", "http://[bad"]
 )
 def test_an_address_without_a_password_stays(uri: str, tmp_path: Path) -> None:
-    assert secrets.taken("tracking_uri", uri) == uri == secrets.whole(uri, tmp_path)
+    assert secrets.take_password("tracking_uri", uri) == uri == secrets.whole(uri, tmp_path)
 
 
 def test_a_password_among_the_parameters_is_refused_and_not_repeated() -> None:

@@ -198,7 +198,7 @@ def test_a_dry_run_counts_and_writes_nothing(
     assert found.epochs == (found.search + found.comparison) * settings.epochs and found.epoch_seconds > 0
     assert json.loads(json.dumps(found.to_data()))["hours"] == found.hours > 0
     text = "\n".join(printed(80, found.show))
-    for part in ("trials", "arms", "trainings", "epochs", "at once", "measured", "estimate", "Nothing was written"):
+    for part in ("trials", "arms", "runs", "epochs", "at once", "measured", "estimate", "Nothing was written"):
         assert part in text
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")

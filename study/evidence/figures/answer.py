@@ -18,8 +18,9 @@ from network_surgery.study.evidence.drawing import (
     GREY,
     Drawing,
     Look,
-    around,
+    add_title,
     count,
+    format_interval,
     halo,
     log_scale,
     look_of,
@@ -27,9 +28,8 @@ from network_surgery.study.evidence.drawing import (
     metric_scale,
     new_axes,
     percent,
-    titled,
 )
-from network_surgery.study.evidence.figures.reading import Results, compared, metric_of, positive
+from network_surgery.study.evidence.figures.reading import Results, find_compared, metric_of, positive
 from network_surgery.study.evidence.naming import arm_title, in_short, letters
 from network_surgery.study.evidence.significance import half_interval
 
@@ -67,7 +67,7 @@ class Point:
 def answer(results: Results) -> Drawing | None:
     """A point an arm with its interval, the labels at the points, the budget as a line."""
     found = results.get("answer") or {}
-    cells, first = compared(results)
+    cells, first = find_compared(results)
     trial, metric = found.get("trial", first), metric_of(results)
     budget = found.get("budget") or {}
     kind = next((name for name in SIZES if name in budget), "parameters")
@@ -82,7 +82,7 @@ def answer(results: Results) -> Drawing | None:
     whole = originals[0].size if originals else None
     figure, axes = new_axes(height=max(4.4, 1 + LINE * (len(points) + 2) / 72))  # all labels may lie in one column
     span = [point.size / (whole or 1) for point in points]
-    limit = _limit(budget, kind, whole)
+    limit = _find_limit(budget, kind, whole)
     text = percent if whole else count
     log_scale(axes.xaxis, [each * pad for each in [*span, *([limit] if limit else [])] for pad in (0.8, 1.2)], text)
     scale = metric_scale(axes, metric, _bounds(points, metric.percent))
@@ -101,11 +101,11 @@ def answer(results: Results) -> Drawing | None:
     of = ", of the original's" if whole else ""
     axes.set(xlabel=f"{words}{of} (log scale)", ylabel=metric_label("test", metric))
     listed = "; ".join(
-        f"{point.name} {around(metric, point.value, point.half)} at {text(point.size / (whole or 1))}"
+        f"{point.name} {format_interval(metric, point.value, point.half)} at {text(point.size / (whole or 1))}"
         for point in points
     )
     beside = f", the original {metric.label(originals[0].value)}" if originals else ""
-    drawing = titled(
+    drawing = add_title(
         figure, f"{metric.title} against size: {ours.name} {metric.label(ours.value)} at "
         f"{text(ours.size / (whole or 1))}{beside}",
         f"Points are means over the seeds, bars their 95% intervals (Student's t); up is "
@@ -136,7 +136,7 @@ def _points(
     return found
 
 
-def _limit(budget: Mapping[str, float], kind: str, whole: float | None) -> float | None:
+def _find_limit(budget: Mapping[str, float], kind: str, whole: float | None) -> float | None:
     """Where the budget lies on the axis: a fraction of the original up to 1, else as it is."""
     limit = budget.get(kind)
     if limit is None or not limit > 0:

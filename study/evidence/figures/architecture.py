@@ -19,12 +19,12 @@ from network_surgery.study.evidence.drawing import (
     WIDE,
     Drawing,
     Look,
+    add_title,
     count,
     log_scale,
     percent,
-    titled,
 )
-from network_surgery.study.evidence.figures.reading import SHORT, Results, compared, name_of
+from network_surgery.study.evidence.figures.reading import SHORT, Results, find_compared, name_of
 from network_surgery.study.evidence.naming import letters
 from network_surgery.study.training.records import operations_of
 
@@ -51,7 +51,7 @@ def widths(cell: Mapping[str, Any], layers: Mapping[str, int]) -> dict[str, int]
 
 def architecture(results: Results) -> Drawing | None:
     """Units of each layer, of the original network and after each compared schedule: mean and range over the seeds."""
-    cells, _ = compared(results)
+    cells, _ = find_compared(results)
     layers = results["layers"]
     names = letters(results)
     trials = sorted({c["trial"] for c in cells if c["arm"] == "surgery"}, key=[*names].index)
@@ -97,7 +97,7 @@ def architecture(results: Results) -> Drawing | None:
     ]
     left_out = f" The first {len(shown)} of {len(found)} schedules." if len(found) > len(shown) else ""
     left_out += " Layers of blocks that came are not drawn, those of blocks that went as they were." if blocks else ""
-    return titled(
+    return add_title(
         figure,
         "Units after surgery, of the original's: " + ", ".join(f"{percent(k)} ({names[t]})" for t, k in kept.items())
         + (" in the layers that there were" if blocks else ""),

@@ -8,25 +8,25 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from network_surgery.study.evidence.converged import convergence, unconverged
+from network_surgery.study.evidence.converged import convergence, find_unconverged
 from network_surgery.study.evidence.drawing import (
     ARMS,
     GREY,
     Drawing,
-    around,
+    add_title,
     as_percent,
+    format_interval,
     look_of,
     metric_label,
     metric_scale,
     new_axes,
-    titled,
 )
 from network_surgery.study.evidence.figures.marks import MOMENT, mark_moments
 from network_surgery.study.evidence.figures.reading import (
     Results,
-    compared,
     comparison,
-    elapsed,
+    elapsed_seconds,
+    find_compared,
     metric_of,
     moments_of,
     rival_arm,
@@ -42,7 +42,7 @@ def curves(results: Results) -> Drawing | None:
     """The metric on validation over epochs, for the schedule of the first verdict: original, surgery, and the arm that
     the verdict is about. More would not be readable.
     """
-    cells, trial = compared(results)
+    cells, trial = find_compared(results)
     metric = metric_of(results)
     lines = ("original", "surgery", rival_arm(results))
     arms = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in lines}
@@ -57,7 +57,7 @@ def curves(results: Results) -> Drawing | None:
             shared = min(len(cell["epochs"]) for cell in members)  # at equal FLOPs seeds may have different numbers
             values = np.array([[epoch["validation_metric"] for epoch in cell["epochs"][:shared]] for cell in members])
             epochs = [epoch["epoch"] for epoch in members[0]["epochs"][:shared]]
-            seconds = np.mean([elapsed(cell)[:shared] for cell in members], 0)
+            seconds = np.mean([elapsed_seconds(cell)[:shared] for cell in members], 0)
             mean, deviation = values.mean(0), _deviation(values)
             low, high = mean - deviation, np.minimum(mean + deviation, 1.0 if metric.percent else np.inf)
             last = [cell["epochs"][-1]["validation_metric"] for cell in members]
@@ -81,10 +81,10 @@ def curves(results: Results) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     clock.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(loc="outside lower center", ncols=3, title="at the last epoch")
-    late = unconverged({arm: convergence(members, metric) for arm, members in arms.items()})
+    late = find_unconverged({arm: convergence(members, metric) for arm, members in arms.items()})
     late = f" At the end {late}." if late else ""
     when = ", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or "none"
-    return titled(
+    return add_title(
         figure, f"Validation {metric.name} at the end: " + ", ".join(map(" ".join, ends.items())),
         f"Mean over seeds, as far as all of them go, band: ± one standard deviation; {schedule_of(results, trial)}. "
         "Left by epoch, right by the mean seconds spent until then. A dashed line is an operation, with the units of "
@@ -96,7 +96,7 @@ def curves(results: Results) -> Drawing | None:
 
 def arms(results: Results) -> Drawing | None:
     """The test metric of every seed; surgery and the arm of the verdict of one seed are joined."""
-    cells, _ = compared(results)
+    cells, _ = find_compared(results)
     metric, rival = metric_of(results), rival_arm(results)
     names = letters(results)
     trials = sorted({c["trial"] for c in cells} - {None}, key=[*names].index)
@@ -117,7 +117,7 @@ def arms(results: Results) -> Drawing | None:
         at, look = place[arm, trial], {key: look_of(arm)[key] for key in ("color", "marker")}
         axes.scatter([at + shift[seed] for seed in seeds], list(seeds.values()), s=34, alpha=0.75, zorder=3, **look)
         axes.errorbar(at + 0.26, mean, half, markersize=8, capsize=4, zorder=4, **look)
-        words.append(f"{arm_title(arm, names.get(trial, ''))} {around(metric, mean, half)}")
+        words.append(f"{arm_title(arm, names.get(trial, ''))} {format_interval(metric, mean, half)}")
         other = groups.get((rival, trial), {}) if arm == "surgery" else {}
         for seed in seeds.keys() & other.keys():
             pair = at + shift[seed], place[rival, trial] + shift[seed]
@@ -135,7 +135,7 @@ def arms(results: Results) -> Drawing | None:
         f"n = {v['n']})"
         for v in comparison(results, "verdicts")
     ]
-    return titled(
+    return add_title(
         figure, "\n".join(verdicts[:3]) or f"Test {metric.name} of every seed",
         f"Small points are seeds, a line joins surgery and {other_arm} of the same seed; the large point is the mean "
         "with its 95% interval (Student's t). Points are shifted sideways so that equal ones can be told apart."

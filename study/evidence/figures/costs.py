@@ -14,15 +14,15 @@ from network_surgery.study.evidence.drawing import (
     ARMS,
     Drawing,
     Look,
+    add_title,
     count,
     halo,
     log_scale,
     look_of,
     metric_label,
     metric_scale,
-    titled,
 )
-from network_surgery.study.evidence.figures.reading import Results, compared, metric_of, positive
+from network_surgery.study.evidence.figures.reading import Results, find_compared, metric_of, positive
 from network_surgery.study.evidence.figures.trials import pareto_front
 from network_surgery.study.evidence.naming import arm_title, letters
 
@@ -36,7 +36,7 @@ Group = tuple[str, int | None]
 
 def costs(results: Results) -> Drawing | None:
     """The test metric of every arm against each of its costs, means and seeds; one panel a cost that all cells know."""
-    cells, _ = compared(results)
+    cells, _ = find_compared(results)
     metric, names = metric_of(results), letters(results)
     groups: dict[Group, list[Mapping[str, Any]]] = {}
     for cell in sorted(cells, key=lambda cell: [*ARMS, cell["arm"]].index(cell["arm"])):
@@ -76,7 +76,7 @@ def costs(results: Results) -> Drawing | None:
         for key, g in groups.items()
     )
     where = f"the Pareto front of {metric.name} and {'; '.join(found)}" if found else "no Pareto front"
-    return titled(
+    return add_title(
         figure, f"Surgery is on {where}",
         "Large points are means over the seeds, small ones the seeds; dots join a schedule's surgery (with its "
         "letter) and its rivals. On the dark line lie the means that no other mean beats at the same cost or less. "

@@ -18,16 +18,16 @@ from network_surgery.study.evidence.drawing import (
     VERMILLION,
     Drawing,
     Look,
+    add_title,
     count,
     log_scale,
     metric_label,
     metric_scale,
-    titled,
 )
-from network_surgery.study.evidence.figures.reading import Results, finished, metric_of, name_of
-from network_surgery.study.evidence.front import listed, sentence
+from network_surgery.study.evidence.figures.reading import Results, find_finished, metric_of, name_of
+from network_surgery.study.evidence.front import join_words, sentence
 from network_surgery.study.evidence.naming import letters
-from network_surgery.study.search.objectives import label, title, value, written
+from network_surgery.study.search.objectives import format_objective, label, title, value
 from network_surgery.study.task.metric import Metric
 
 
@@ -37,7 +37,7 @@ def front(results: Results) -> Drawing | None:
     if not found:
         return None
     among = {number for number, _ in found["history"]}  # those within the budget
-    trials = [trial for trial in finished(results["trials"]) if trial["trial"] in among]
+    trials = [trial for trial in find_finished(results["trials"]) if trial["trial"] in among]
     pairs = list(itertools.combinations(found["objectives"], 2))
     rows = math.ceil((len(pairs) + 1) / 2)
     figure = Figure(figsize=(9, 0.8 + 3.3 * rows), layout="constrained")
@@ -48,7 +48,7 @@ def front(results: Results) -> Drawing | None:
     _growth(panels[-1], found)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return _worded(figure, trials, found, metric, letters(results))
+    return _label(figure, trials, found, metric, letters(results))
 
 
 def _pair(
@@ -93,7 +93,7 @@ def _growth(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set(xlabel="trials so far", ylabel="how good the front was so far", ylim=(0, 1))
 
 
-def _worded(
+def _label(
     figure: Figure,
     trials: Sequence[Mapping[str, Any]],
     found: Mapping[str, Any],
@@ -103,19 +103,19 @@ def _worded(
     known = {trial["trial"]: trial for trial in trials}
     members = [
         f"{names.get(number, 'not compared')} ({name_of(known[number])}): "
-        + ", ".join(written(value(known[number], name), name, metric) for name in found["objectives"])
+        + ", ".join(format_objective(value(known[number], name), name, metric) for name in found["objectives"])
         for number in found["trials"]
     ]
     volumes = [volume for _, volume in found["history"]]
     whole = sentence(found, metric)
-    return titled(
+    return add_title(
         figure, whole.split(":")[0],
         "Each point is one finished trial of the search, one seed each. On the front (squares) are the trials that no "
         "other is as good as in every objective and better in one; a trial may lie on it that looks beaten in one of "
         "the panels. The last panel shows how the search came closer to one schedule that is best in everything, which "
         "would be 1; it is the hypervolume of the front, measured from the cross.",
-        f"Scatter plots of {listed([title(name, metric) for name in found['objectives']])}, each against each. {whole} "
-        f"On the front: {'; '.join(members)}. "
+        f"Scatter plots of {join_words([title(name, metric) for name in found['objectives']])}, each against each. "
+        f"{whole} On the front: {'; '.join(members)}. "
         f"Hypervolume after the first of {len(volumes)} trials {volumes[0]:.2f}, after half of them "
         f"{volumes[(len(volumes) - 1) // 2]:.2f}, after all {volumes[-1]:.2f}.",
     )  # fmt: skip

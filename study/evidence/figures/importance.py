@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from network_surgery.study.evidence.drawing import BLACK, BLUE, VERMILLION, Drawing, Look, as_percent, new_axes, titled
-from network_surgery.study.evidence.figures.reading import Results, finished, metric_of, unfinished
+from network_surgery.study.evidence.drawing import (
+    BLACK,
+    BLUE,
+    VERMILLION,
+    Drawing,
+    Look,
+    add_title,
+    as_percent,
+    new_axes,
+)
+from network_surgery.study.evidence.figures.reading import Results, describe_unfinished, find_finished, metric_of
 
 #: Look of each target: dark and light, and hatched, for print in grey.
 LOOKS: dict[str, Look] = {
@@ -48,11 +57,12 @@ def importance(results: Results) -> Drawing | None:
         + ", ".join(f"{name} {share:.0%}{_range(ranges.get(target, {}).get(name))}" for name, share in shares.items())
         for target, shares in found.items()
     )
-    return titled(
+    return add_title(
         figure, f"What mattered most: {title}",
-        f"fANOVA over the {len(finished(results['trials']))} finished trials of the search "
-        f"({unfinished(results['trials'])}), one seed each. Parameters that only some trials have are left out. Lines: "
-        "where 90 % of a share lie if the trials are drawn again from themselves.",
+        f"fANOVA over the {len(find_finished(results['trials']))} finished trials of the search "
+        f"({describe_unfinished(results['trials'])}), one seed each. "
+        "Parameters that only some trials have are left out. "
+        "Lines: where 90 % of a share lie if the trials are drawn again from themselves.",
         f"Bar chart of the shares of the variance. {words}.",
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from network_surgery.study.evidence.figures.reading import (
     Moment,
     Results,
     comparison,
-    finished,
+    find_finished,
     name_of,
     names_of,
 )
@@ -36,7 +36,7 @@ def marks_of(results: Results) -> dict[str, Look]:
     There are fewer colours than operations: each has another shape the second time, and is hollow, then half.
     """
     cells = [*results["trials"], *comparison(results, "cells")]
-    names = {name_of(cell) for cell in cells} | {name for cell in finished(cells) for name in names_of(cell)}
+    names = {name_of(cell) for cell in cells} | {name for cell in find_finished(cells) for name in names_of(cell)}
     marks: dict[str, Look] = {NOTHING: {"color": GREY, "marker": "x"}}
     for index, name in enumerate(sorted(names - {NOTHING})):
         turn, colour = divmod(index, len(COLOURS))

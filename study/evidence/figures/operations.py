@@ -17,12 +17,12 @@ from network_surgery.study.evidence.drawing import (
     GREY,
     Drawing,
     Look,
+    add_title,
     as_percent,
     log_scale,
     new_axes,
     percent,
     times,
-    titled,
 )
 from network_surgery.study.evidence.figures.marks import MANY, marks_of
 from network_surgery.study.evidence.figures.reading import (
@@ -30,8 +30,8 @@ from network_surgery.study.evidence.figures.reading import (
     Results,
     all_operations,
     comparison,
-    finished,
-    grouped,
+    find_finished,
+    group_cells,
     metric_of,
     moments_of,
     positive,
@@ -56,7 +56,7 @@ def spike(results: Results) -> Drawing | None:
     points = [(op, each.spike_factor) for op, each in operations if positive(each.spike_factor)]
     if not points:
         return None
-    groups = grouped(points, statistics.median)
+    groups = group_cells(points, statistics.median)
     figure = Figure(figsize=(9.5, 1.9 + 0.45 * len(groups)), layout="constrained")
     axes, shares = figure.subplots(1, 2, sharey=True, width_ratios=(5, 4))
     marks, jitter = marks_of(results), np.random.default_rng(0)
@@ -77,7 +77,7 @@ def spike(results: Results) -> Drawing | None:
     extremes = f"least for {medians[0]}, most for {medians[-1]}" if len(medians) > 1 else medians[0]
     every = [epochs for group in back.values() for epochs in group]
     never = percent(sum(epochs is None for epochs in every) / len(every))
-    return titled(
+    return add_title(
         figure, f"Median jump of the held-out loss: {extremes}; not back by the end after {never} of all operations",
         "Left: each point is one operation on one layer, in the search or in the comparison; the bar is the median. "
         "×1 (dashed) leaves the loss where it was. Operations of the same moment follow one another, and each is "
@@ -118,7 +118,7 @@ def timing(results: Results) -> Drawing | None:
     def share(group: Iterable[tuple[float, float]]) -> float:
         return statistics.median(seconds / epoch for epoch, seconds in group)
 
-    groups = grouped(operations, share)
+    groups = group_cells(operations, share)
     shares = {name: f"{name} {percent(share(group))}" for name, group in groups.items()}
     figure, axes = new_axes(height=4.8)
     marks = marks_of(results)
@@ -139,7 +139,7 @@ def timing(results: Results) -> Drawing | None:
     )
     figure.legend(loc="outside lower center", ncols=3, title="median share of an epoch")
     slowest, typical = list(shares.values())[-1], share(both for _, both in operations)
-    return titled(
+    return add_title(
         figure, f"An operation takes {percent(typical)} of an epoch (median); the slowest, {slowest}",
         f"Each point is one operation on one layer, on {_devices(results)}. Lines: the operation takes as long as the "
         "epoch before it, a tenth, a hundredth of it; far below, training hardly notices the interruption."
@@ -151,14 +151,14 @@ def timing(results: Results) -> Drawing | None:
 
 def _devices(results: Results) -> str:
     """What the training runs used, by the names that torch has for it."""
-    cells = finished([*results["trials"], *comparison(results, "cells")])
+    cells = find_finished([*results["trials"], *comparison(results, "cells")])
     names = sorted({str(cell.get("device", "cpu")) for cell in cells})
     return " and ".join("a CPU" if name == "cpu" else name for name in names)
 
 
 def _anatomies(results: Results) -> str:
     """What finding out which layers can be changed took, once in a training run; older studies do not know it."""
-    cells = finished([*results["trials"], *comparison(results, "cells")])
+    cells = find_finished([*results["trials"], *comparison(results, "cells")])
     known = [cell["anatomy_seconds"] for cell in cells if cell.get("anatomy_seconds")]
     if not known:
         return ""
@@ -175,7 +175,7 @@ def timeline(results: Results) -> Drawing | None:
     """When the best trials operated, and how much was left of the layers they operated on."""
     metric = metric_of(results)
     trials = sorted(
-        finished(results["trials"]), key=lambda t: (metric.gain(0.0, t["validation_metric"]), t["parameters"])
+        find_finished(results["trials"]), key=lambda t: (metric.gain(0.0, t["validation_metric"]), t["parameters"])
     )[:ROWS]
     rows = [(trial, moments_of(trial)) for trial in trials]
     if not any(moments for _, moments in rows):
@@ -205,7 +205,7 @@ def timeline(results: Results) -> Drawing | None:
     which = f"{len(rows)} {most} trials" if len(rows) > 1 else "only finished trial"
     words = [", ".join(f"{m.op} at {m.epoch:g}" for m in moments) or NOTHING for _, moments in rows]
     lines = [f"{label} ({each})" for label, each in zip(labels, words, strict=True)]
-    return titled(
+    return add_title(
         figure, f"First operation of the {which}: epoch {statistics.median(firsts):g} of {epochs} (median)",
         f"One row a trial with its validation {metric.name}, the best on top. The number is the operated layers' units "
         "after ÷ before. Marks that touch are operations of one moment, one after the other.",

@@ -39,22 +39,22 @@ def cells_of(results: Results, arm: str) -> list[dict[str, Any]]:
     return [cell for cell in comparison(results, "cells") if cell["arm"] == arm]
 
 
-def finished(cells: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def find_finished(cells: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those trained to their end: neither failed nor stopped early."""
     return list(filter(records.finished, cells))
 
 
-def unfinished(cells: Iterable[Mapping[str, Any]]) -> str:
-    """How many of these are not among ``finished``, and why: "1 failed, 4 stopped early"."""
+def describe_unfinished(cells: Iterable[Mapping[str, Any]]) -> str:
+    """How many of these are not among those of ``find_finished``, and why: "1 failed, 4 stopped early"."""
     cells = list(cells)
     words = [f"{sum('failure' in cell for cell in cells)} failed"]
     stopped = sum("stopped" in cell for cell in cells)
     return ", ".join(words + [f"{stopped} stopped early"] * bool(stopped))
 
 
-def compared(results: Results) -> tuple[list[Mapping[str, Any]], int | None]:
+def find_compared(results: Results) -> tuple[list[Mapping[str, Any]], int | None]:
     """The finished cells of the comparison, and the trial that comes first: the answer's, else the closing table's."""
-    cells = finished(comparison(results, "cells"))
+    cells = find_finished(comparison(results, "cells"))
     answered = (results.get("answer") or {}).get("trial")
     trials = [answered] if answered is not None else [*letters(results)] or sorted({c["trial"] for c in cells} - {None})
     return cells, trials[0] if trials else None
@@ -76,11 +76,11 @@ class Moment:
 
 def all_operations(results: Results) -> list[tuple[str, OperationRecord]]:
     """Every operation of the search and the comparison, after its short name."""
-    cells = finished([*results["trials"], *comparison(results, "cells")])
-    return [entry for cell in cells for entry in named(cell)]
+    cells = find_finished([*results["trials"], *comparison(results, "cells")])
+    return [entry for cell in cells for entry in name_operations(cell)]
 
 
-def named(cell: Mapping[str, Any]) -> list[tuple[str, OperationRecord]]:
+def name_operations(cell: Mapping[str, Any]) -> list[tuple[str, OperationRecord]]:
     """The operations of a cell, each after its short name."""
     return list(zip(names_of(cell), operations_of(cell), strict=True))
 
@@ -103,7 +103,7 @@ def name_of(cell: Mapping[str, Any]) -> str:
 def moments_of(cell: Mapping[str, Any]) -> list[Moment]:
     """The operations of a cell, those of one moment taken together."""
     found: dict[tuple[float, str], list[OperationRecord]] = {}
-    for op, record in named(cell):
+    for op, record in name_operations(cell):
         found.setdefault((record.epoch, op), []).append(record)
     return [
         Moment(epoch, op, sum(each.units_after for each in members) / sum(each.units_before for each in members))
@@ -111,12 +111,12 @@ def moments_of(cell: Mapping[str, Any]) -> list[Moment]:
     ]
 
 
-def elapsed(cell: Mapping[str, Any]) -> list[float]:
+def elapsed_seconds(cell: Mapping[str, Any]) -> list[float]:
     """Seconds of training and surgery (and sunk ones) up to the end of each epoch; the last is the cell's."""
     return [spent.seconds(cell, epoch) for epoch in range(1, len(cell["epochs"]) + 1)]
 
 
-def grouped(points: Iterable[tuple[str, Any]], order: Callable[[list[Any]], float]) -> dict[str, list[Any]]:
+def group_cells(points: Iterable[tuple[str, Any]], order: Callable[[list[Any]], float]) -> dict[str, list[Any]]:
     groups: dict[str, list[Any]] = {}
     for name, value in points:
         groups.setdefault(name, []).append(value)

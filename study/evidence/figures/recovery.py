@@ -9,9 +9,17 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, log_scale, new_axes, times, titled
+from network_surgery.study.counts import format_count
+from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, add_title, log_scale, new_axes, times
 from network_surgery.study.evidence.figures.marks import mark_moments
-from network_surgery.study.evidence.figures.reading import Results, compared, moments_of, positive, rival_arm, unit_of
+from network_surgery.study.evidence.figures.reading import (
+    Results,
+    find_compared,
+    moments_of,
+    positive,
+    rival_arm,
+    unit_of,
+)
 from network_surgery.study.evidence.naming import arm_title, letters
 from network_surgery.study.training.records import operations_of, spikes
 
@@ -20,7 +28,7 @@ Path = list[tuple[float, float]]
 
 def recovery(results: Results) -> Drawing | None:
     """The validation loss over epochs with a jump at each operation, for the schedule of the first verdict."""
-    cells, trial = compared(results)
+    cells, trial = find_compared(results)
     arms = {
         arm: [path for c in cells if c["arm"] == arm and c["trial"] in (None, trial) and len(path := loss_path(c)) > 1]
         for arm in ("original", "surgery", rival_arm(results))
@@ -46,13 +54,14 @@ def recovery(results: Results) -> Drawing | None:
     after = f"is back after {_epochs(statistics.median(found))} (medians)" if found else "is not back by the end"
     beside = _beside_the_original(results, trial)
     jump = f"jumps to {times(factor)} at an operation" if factor >= 1.005 else f"hardly moves ({times(factor)})"
-    return titled(
+    return add_title(
         figure, f"{letters(results).get(trial or 0, 'Surgery')}: the loss {jump} and {after}{never}",
         f"Thin lines are surgery's seeds: the loss on the held-out {unit_of(results)} right before and right after "
         "the operations of a moment (dashed line), and at the end of every epoch. Thick lines are geometric means over "
         f"the seeds.{beside}",
-        f"Line chart of the held-out loss by epoch, {len(arms['surgery'])} seeds. Median factor {times(factor)}, "
-        f"epochs until the loss is back: {', '.join('never' if b is None else str(b) for b in back[:20])}.",
+        f"Line chart of the held-out loss by epoch, {format_count(len(arms['surgery']), 'seed')}. Median factor "
+        f"{times(factor)}, epochs until the loss is back: "
+        f"{', '.join('never' if b is None else str(b) for b in back[:20])}.",
     )  # fmt: skip
 
 
@@ -98,4 +107,4 @@ def _draw(axes: Axes, arm: str, paths: Sequence[Path]) -> None:
 
 
 def _epochs(number: float) -> str:
-    return f"{number:g} epoch{'s' * (number != 1)}"
+    return format_count(number, "epoch")

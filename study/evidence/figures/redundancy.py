@@ -20,9 +20,9 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import MaxNLocator
 
 from network_surgery.ops.signals.signals import SAMPLES_PER_UNIT
-from network_surgery.study.evidence.drawing import BLACK, Drawing, Look, as_percent, percent, titled
+from network_surgery.study.evidence.drawing import BLACK, Drawing, Look, add_title, as_percent, percent
 from network_surgery.study.evidence.figures.marks import marks_of
-from network_surgery.study.evidence.figures.reading import Results, compared, named
+from network_surgery.study.evidence.figures.reading import Results, find_compared, name_operations
 from network_surgery.study.evidence.naming import arm_title, letters
 
 #: The part of the variance, in percent, that the figure is about.
@@ -106,7 +106,7 @@ def heat_map(panels: Sequence[Panel], end: int, marks: Mapping[str, Look]) -> Dr
         )
         for each in panels
     ]  # fmt: skip
-    return titled(
+    return add_title(
         figure, f"Units needed for {PART}% of the variance, first → last look: {', '.join(words)}",
         f"A field is the look at the end of its last epoch: the principal components that hold {PART}% of the variance "
         "of a layer's outputs ÷ its units, mean over the seeds; where there is room, both numbers. Dark fields are "
@@ -145,13 +145,15 @@ def _few(each: Panel, layer: str) -> bool:
 
 def redundancy(results: Results) -> Drawing | None:
     """How many of their units the layers need over training: uninterrupted, and under the first verdict's schedule."""
-    cells, trial = compared(results)
+    cells, trial = find_compared(results)
     arms = {"original": [c for c in cells if c["arm"] == "original"]}
     arms[arm_title("surgery", letters(results).get(trial, "") if trial is not None else "")] = [
         c for c in cells if c["arm"] == "surgery" and c["trial"] == trial
     ]
     found = [
-        panel(name, members, [(each.epoch, each.layer, op) for member in members for op, each in named(member)])
+        panel(
+            name, members, [(each.epoch, each.layer, op) for member in members for op, each in name_operations(member)]
+        )
         for name, members in arms.items()
     ]
     panels = [each for each in found if each is not None]

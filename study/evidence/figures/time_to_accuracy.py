@@ -5,16 +5,16 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, as_percent, look_of, titled
+from network_surgery.study.evidence.drawing import ARMS, Drawing, Look, add_title, as_percent, look_of
 from network_surgery.study.evidence.figures.arms import schedule_of
-from network_surgery.study.evidence.figures.reading import Results, compared, metric_of, rival_arm, unit_of
+from network_surgery.study.evidence.figures.reading import Results, find_compared, metric_of, rival_arm, unit_of
 from network_surgery.study.evidence.naming import arm_title
 from network_surgery.study.evidence.time_to_accuracy import Times, targets, times
 
 
 def time_to_accuracy(results: Results) -> Drawing | None:
     """A panel for each target, shares by Kaplan and Meier; for the schedule of the first verdict."""
-    cells, trial = compared(results)
+    cells, trial = find_compared(results)
     metric = metric_of(results)
     found = {arm: [c for c in cells if c["arm"] == arm and c["trial"] in (None, trial)] for arm in ARMS}
     groups = {arm: members for arm, members in found.items() if members}
@@ -42,7 +42,7 @@ def time_to_accuracy(results: Results) -> Drawing | None:
     words = ", ".join(f"{arm} {'never' if half is None else f'{half:.3g} s'}" for arm, half in halves.items())
     goals = {target: metric.goal(target).replace(" %", "%") for target in wanted}
     an = "an" if metric.name[0].lower() in "aeiou" else "a"
-    return titled(
+    return add_title(
         figure, f"Until half of the seeds have {metric.named(goals[wanted[-1]])} on validation: {words}",
         f"Each panel is {an} {metric.name} on validation {unit_of(results)}; a line rises where an epoch ends at "
         "which a seed's final network has it (Kaplan and Meier). A bar marks seeds that ended without it. "

@@ -9,42 +9,43 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from network_surgery.study.counts import format_count
 from network_surgery.study.evidence.drawing import (
     BLACK,
     GREY,
     Drawing,
     Look,
+    add_title,
     count,
     halo,
     log_scale,
     metric_label,
     metric_scale,
     new_axes,
-    titled,
 )
 from network_surgery.study.evidence.figures.marks import MANY, marks_of
 from network_surgery.study.evidence.figures.reading import (
     Results,
     cells_of,
-    finished,
-    grouped,
+    describe_unfinished,
+    find_finished,
+    group_cells,
     metric_of,
     name_of,
-    unfinished,
 )
 from network_surgery.study.evidence.naming import letters
-from network_surgery.study.search.front import undominated
+from network_surgery.study.search.front import find_front
 from network_surgery.study.task.metric import ACCURACY, Metric
 
 
 def search(results: Results) -> Drawing | None:
     """The validation metric against parameters of all trials, with the original network and the chosen schedules."""
-    trials, metric = finished(results["trials"]), metric_of(results)
+    trials, metric = find_finished(results["trials"]), metric_of(results)
     if not trials:
         return None
     figure, axes = new_axes(height=5)
     marks, many = marks_of(results), len(trials) > MANY
-    points = grouped(((name_of(t), (t["parameters"], t["validation_metric"])) for t in trials), lambda _: 0)
+    points = group_cells(((name_of(t), (t["parameters"], t["validation_metric"])) for t in trials), lambda _: 0)
     for name, members in points.items():
         across, up = zip(*members, strict=True)
         axes.scatter(across, up, s=18 if many else 44, alpha=0.8, label=name, rasterized=many, **marks[name])
@@ -52,7 +53,7 @@ def search(results: Results) -> Drawing | None:
     look: Look = {"color": GREY, "linewidth": 1.2, "label": "no trial is both smaller and better"}
     axes.step(*zip(*front, strict=True), where="post", **look)
     sizes, values = [t["parameters"] for t in trials], [t["validation_metric"] for t in trials]
-    originals = finished(cells_of(results, "original"))
+    originals = find_finished(cells_of(results, "original"))
     if originals:
         size, value = (statistics.fmean(c[key] for c in originals) for key in ("parameters", "validation_metric"))
         words = f"original, mean of n = {len(originals)}"
@@ -72,12 +73,12 @@ def search(results: Results) -> Drawing | None:
     best = max(within, key=lambda t: (metric.gain(t["validation_metric"], 0.0), -t["parameters"]))
     most = metric.named(metric.label(best["validation_metric"]))
     found = f"{most} at {best['parameters']:,} parameters, with {name_of(best)}"
-    return titled(
-        figure, f"The best of {len(trials)} trial{'s' * (len(trials) > 1)}: {found}",
+    return add_title(
+        figure, f"The best of {format_count(len(trials), 'trial')}: {found}",
         "Each point is one trial of the search, one seed each. The line joins the trials that no other trial beats in "
         f"both {metric.name} and size. {scale}",
         f"Scatter of validation {metric.name} against parameters of {len(trials)} finished trials "
-        f"({unfinished(results['trials'])}). Best: {found}. "
+        f"({describe_unfinished(results['trials'])}). Best: {found}. "
         f"{metric.title} from {metric.label(metric.worst(values))}, "
         f"parameters from {min(sizes):,} to {max(sizes):,}.",
     )  # fmt: skip
@@ -87,7 +88,7 @@ def pareto_front(points: Iterable[tuple[float, float]], metric: Metric = ACCURAC
     """The (parameters, metric) points that no other point beats in both, smallest first."""
     found = list(points)
     losses = np.array([(size, metric.gain(0.0, value)) for size, value in found])
-    return sorted({found[row] for row in undominated(losses)})
+    return sorted({found[row] for row in find_front(losses)})
 
 
 def _ring(axes: Axes, trials: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> None:

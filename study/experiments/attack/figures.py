@@ -20,7 +20,7 @@ COURSES = {
 }  # fmt: skip
 
 
-def attacked(units: Attacked) -> Drawing:
+def draw_attack(units: Attacked) -> Drawing:
     """The attacked unit compared with itself left alone, over training, by how hard the attack was."""
     panels = Panels(list(COURSES.values()), list(NETWORKS), (11.4, 8.4), sharex="col")
     for name in NETWORKS:

@@ -42,7 +42,7 @@ def parts(measured: Measured) -> dict[str, Part]:
         "fall_claims": fall_claims(units),
         "fallen": cross("network", NETWORKS, {each: [each] for each in LAYERS} | {"all layers": LAYERS},
                         lambda name, layers: count(units, name, [], layers)),
-        "attacked": figures.attacked(units),
+        "attacked": figures.draw_attack(units),
         "ends": figures.ends(units),
         "penalties": penalties(units),
         "kill_claims": [claim("fewer of the attacked units are killed than with ReLU", "our threshold",
@@ -138,15 +138,15 @@ def attacked_at(measured: Measured) -> str:
             attack = named[row["attack"]]
             apart = max(apart, (row["iteration"] - begun[row["attack"]]) / attack.times)
     order = sorted(begun, key=lambda name: named[name].start)
-    here = listed(f"{begun[name]:,}" for name in order)
-    there = listed(f"{named[name].start:,}" for name in order)
+    here = list_values(f"{begun[name]:,}" for name in order)
+    there = list_values(f"{named[name].start:,}" for name in order)
     names = f" (named {there}, after epochs of {PER_EPOCH} iterations)" if here != there else ""
     return (
         f"{apart:.0f} from one to the next (for plain SGD this is the learning rate), from iteration {here} on{names}"
     )
 
 
-def listed(words: Iterable[str]) -> str:
+def list_values(words: Iterable[str]) -> str:
     """The different ones, such as "1, 2 or 3"."""
     *first, last = dict.fromkeys(words)
     return " or ".join(filter(None, (", ".join(first), last)))

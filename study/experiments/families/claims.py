@@ -92,31 +92,31 @@ def opening(rows: Rows, one: str, other: str) -> Values:
 
 def dictionary_claims(rows: Rows) -> list[Claim]:
     """Which dictionary is better than the one that HashedNets were compared with."""
-    return [better(rows, dictionary, GAUSSIAN, "Denil") for dictionary in known(rows, DICTIONARIES)]
+    return [better(rows, dictionary, GAUSSIAN, "Denil") for dictionary in list_known(rows, DICTIONARIES)]
 
 
 def reversal_claims(rows: Rows) -> list[Claim]:
     """Whether a better dictionary reverses what HashedNets found of low rank."""
-    return [better(rows, dictionary, HASHED, "the review") for dictionary in known(rows, DICTIONARIES)]
+    return [better(rows, dictionary, HASHED, "the review") for dictionary in list_known(rows, DICTIONARIES)]
 
 
 def halfway_claims(rows: Rows) -> list[Claim]:
     """Whether half of the training with the whole network is worth it."""
-    ones = known(rows, (STRETCHED, SHARED, MIN_WEIGHT, EIGEN, HALF_HASHED))
+    ones = list_known(rows, (STRETCHED, SHARED, MIN_WEIGHT, EIGEN, HALF_HASHED))
     return [*(better(rows, one, SMALL) for one in ones), better(rows, HALF_HASHED, HASHED)]
 
 
-def known(rows: Rows, families: Sequence[str]) -> list[str]:
+def list_known(rows: Rows, families: Sequence[str]) -> list[str]:
     """Those of the families that were measured."""
     return [family for family in families if rows.where(kind="arm", family=family)]
 
 
-def pruned(rows: Rows, field: str, penalty: str, way: str, left: float, network: str = CURVES) -> Values:
+def pruned_values(rows: Rows, field: str, penalty: str, way: str, left: float, network: str = CURVES) -> Values:
     """A field ``[seeds]`` of the networks that were pruned in one way to a fraction of their weights."""
     return rows.grid(field, kind="pruned", network=network, penalty=penalty, way=way, left=left)[:, 0]
 
 
-def trained(rows: Rows, field: str, network: str, penalty: str = L2) -> Values:
+def trained_values(rows: Rows, field: str, network: str, penalty: str = L2) -> Values:
     """A field ``[seeds]`` of the networks before pruning."""
     return rows.grid(field, kind="trained", network=network, penalty=penalty)[:, 0]
 
@@ -131,7 +131,8 @@ def han_claims(rows: Rows) -> list[Claim]:
     def lost(field: str) -> dict[str, Values]:
         return {
             f"{NAMES[network]}, {TARGETS[network][0]} K → {TARGETS[network][1]} K":
-                pruned(rows, "test", L2, ITERATIVE, target(network), network) - trained(rows, field, network)
+                pruned_values(rows, "test", L2, ITERATIVE, target(network), network)
+                - trained_values(rows, field, network)
             for network in pruned_networks(rows)
         }  # fmt: skip
 
@@ -151,12 +152,12 @@ def curve_claims(rows: Rows) -> list[Claim]:
 
     def ahead(one: tuple[str, str], other: tuple[str, str], first: int = 0) -> dict[str, Values]:
         return {
-            f"{left:.0%} left": pruned(rows, "test", *one, left) - pruned(rows, "test", *other, left)
+            f"{left:.0%} left": pruned_values(rows, "test", *one, left) - pruned_values(rows, "test", *other, left)
             for left in LEFT[CURVES][first:]
         }
 
     # The first step of the iterative way is the same as one shot.
-    half = pruned(rows, "test", L2, UNTRAINED, LEFT[CURVES][0]) - trained(rows, "test", CURVES)
+    half = pruned_values(rows, "test", L2, UNTRAINED, LEFT[CURVES][0]) - trained_values(rows, "test", CURVES)
     centre, border = by_place(rows)
     return [
         Claim(f"half of the weights can go without retraining, within {100 * WITHOUT_LOSS:g} points", "Han", half,

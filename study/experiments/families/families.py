@@ -39,12 +39,12 @@ def whole(operation: Callable[[Setting, int], ops.Operation]) -> Callable[[Setti
     return lambda setting, seed: {WHOLE: operation(setting, seed)}
 
 
-def hidden(operation: Callable[[Setting, int], ops.Operation]) -> Callable[[Setting, int], Operations]:
+def each_hidden(operation: Callable[[Setting, int], ops.Operation]) -> Callable[[Setting, int], Operations]:
     """The same operation on each hidden layer."""
     return lambda setting, seed: dict.fromkeys(LAYERS, operation(setting, seed))
 
 
-def predicted(dictionary: str) -> Callable[[Setting, int], Operations]:
+def predict_hidden(dictionary: str) -> Callable[[Setting, int], Operations]:
     """Both hidden layers predicted by one kind of dictionary; the classifier is not, as in Denil et al."""
     return whole(lambda rank, seed: ops.PredictWeights(rank, dictionary, values="fresh", seed=seed))
 
@@ -101,21 +101,21 @@ FAMILIES: dict[str, Family] = {
         whole(lambda share, seed: ops.HashWeights(share, values="fresh", seed=seed)), distilled=True, like=HASHED
     ),
     EDGES: Family(whole(lambda share, seed: ops.RandomEdges(share, values="fresh", seed=seed)), like=HASHED),
-    SMALL: Family(hidden(lambda keep, seed: ops.RandomRemove(keep, seed)), restart=True),
+    SMALL: Family(each_hidden(lambda keep, seed: ops.RandomRemove(keep, seed)), restart=True),
     FASTFOOD: Family(whole(lambda _, seed: ops.Fastfood("fresh", seed)), settings=(1,)),
-    GAUSSIAN: Family(predicted("gaussian")),
-    "identity": Family(predicted("identity"), like=GAUSSIAN),
-    "orthogonal": Family(predicted("orthogonal"), like=GAUSSIAN),
+    GAUSSIAN: Family(predict_hidden("gaussian")),
+    "identity": Family(predict_hidden("identity"), like=GAUSSIAN),
+    "orthogonal": Family(predict_hidden("orthogonal"), like=GAUSSIAN),
     "rbf": Family(_pixels),
-    "covariance": Family(predicted("covariance")),
-    "autoencoder": Family(predicted("autoencoder"), like="covariance"),
+    "covariance": Family(predict_hidden("covariance")),
+    "autoencoder": Family(predict_hidden("autoencoder"), like="covariance"),
     HALF_HASHED: Family(whole(lambda share, seed: ops.HashWeights(share, seed=seed)), halfway=True, like=HASHED),
-    STRETCHED: Family(hidden(lambda rank, _: ops.Stretch(rank)), halfway=True),
+    STRETCHED: Family(each_hidden(lambda rank, _: ops.Stretch(rank)), halfway=True),
     SHARED: Family(
         whole(lambda code, seed: ops.ShareWeights(code[1], code[0], seed=seed)), settings=CODES, halfway=True
     ),
-    MIN_WEIGHT: Family(hidden(lambda keep, _: ops.MinWeight(keep)), halfway=True, like=SMALL),
-    EIGEN: Family(hidden(lambda keep, _: ops.EigenRemove(keep)), halfway=True, like=SMALL),
+    MIN_WEIGHT: Family(each_hidden(lambda keep, _: ops.MinWeight(keep)), halfway=True, like=SMALL),
+    EIGEN: Family(each_hidden(lambda keep, _: ops.EigenRemove(keep)), halfway=True, like=SMALL),
     PRUNED: Family(whole(lambda share, _: ops.PruneWeights(1 - share)), halfway=True, by_bytes=False),
 }  # fmt: skip
 #: Those that are measured unless others are asked for: with fastfood, whose weights take a hundred times as long to

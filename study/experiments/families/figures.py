@@ -8,7 +8,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from network_surgery.ops.network.masks import unpacked
+from network_surgery.ops.network.masks import unpack
 from network_surgery.study.bench.panels import Panels
 from network_surgery.study.bench.rows import Rows
 from network_surgery.study.evidence.drawing import (
@@ -26,12 +26,12 @@ from network_surgery.study.experiments.families.claims import (
     NAMES,
     densities,
     factors_of,
-    known,
+    list_known,
     original,
-    pruned,
     pruned_networks,
+    pruned_values,
     tests,
-    trained,
+    trained_values,
 )
 from network_surgery.study.experiments.families.families import (
     DICTIONARIES,
@@ -77,7 +77,7 @@ def families(rows: Rows) -> Drawing:
     for column, field in AXES.items():
         costs = [row[field] for row in rows.where(kind="arm")]
         for group, members in GROUPS.items():
-            for family in known(rows, members):
+            for family in list_known(rows, members):
                 each = factors_of(rows, family)
                 places = [np.median(rows.grid(field, kind="arm", family=family, factor=k)) for k in each]
                 values = [tests(rows, family, k) for k in each]
@@ -99,8 +99,8 @@ def curves(rows: Rows) -> Drawing:
             lefts = LEFT[network]
             if not rows.where(kind="pruned", network=network, penalty=penalty, way=way, left=lefts[0]):
                 continue
-            before = trained(rows, "test", network, penalty)
-            values = [100 * (pruned(rows, "test", penalty, way, left, network) - before) for left in lefts]
+            before = trained_values(rows, "test", network, penalty)
+            values = [100 * (pruned_values(rows, "test", penalty, way, left, network) - before) for left in lefts]
             panels.intervals("", title, lefts, values, f"{penalty}, {way}", look)
     for title, network in names.items():
         axes = panels["", title]
@@ -121,7 +121,7 @@ def sparsity(rows: Rows) -> Drawing:
     (row,) = (row for row in rows.where(kind="mask") if "mask" in row)
     density = densities(rows).mean(axis=0)
     pixels = len(row["by_pixel"])
-    mask = unpacked(row["mask"], torch.Size((row["units"], pixels))).numpy()
+    mask = unpack(row["mask"], torch.Size((row["units"], pixels))).numpy()
     with style.context(["default", STYLE, {"axes.grid": False}]):
         figure = Figure(figsize=(11.0, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(784 / 300, 1))

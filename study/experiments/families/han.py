@@ -17,7 +17,7 @@ from torch import nn
 
 from network_surgery import ops
 from network_surgery.ops.anatomy import WHOLE, count
-from network_surgery.ops.network.masks import masks_of, packed, parameters_of
+from network_surgery.ops.network.masks import masks_of, pack, parameters_of
 from network_surgery.study import models
 from network_surgery.study.bench import training
 from network_surgery.study.bench.rows import Row
@@ -56,39 +56,39 @@ def target(network: str) -> float:
     return round(after / before, 8)
 
 
-def pruned(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:
+def prune_rows(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:
     """Rows of one network with one seed.
 
     Of ``kind`` ``trained``: before pruning, ``alone`` is the test accuracy after as many further epochs as the
     iterative way takes to the source's number. Of ``kind`` ``pruned``: ``left`` is the fraction of the weights,
-    ``weights`` the number of parameters that are left. Of ``kind`` ``table``: see ``compacted``; ``mask``: see
+    ``weights`` the number of parameters that are left. Of ``kind`` ``table``: see ``compact_size``; ``mask``: see
     ``first_mask``.
     """
     rows: list[Row] = []
     lefts, ways = LEFT[network], WAYS if network == CURVES else WAYS[-1:]
     for penalty in dict.fromkeys(penalty for penalty, _ in ways):
-        trained = prepared(data, network, seed, epochs, penalty)
+        trained = prepare(data, network, seed, epochs, penalty)
         trained.fit()
         about = {"network": network, "seed": seed, "penalty": penalty}
-        alone = retrained(trained, data, 1 + lefts.index(target(network)))
+        alone = retrain(trained, data, 1 + lefts.index(target(network)))
         rows.append(about | {
-            "kind": "trained", "test": training.ended(trained, data)["test"],
-            "alone": training.ended(alone, data)["test"], "weights": parameters_of(trained.model),
-            "bytes": measures.file_size(trained.model), "flops": count(trained.model, _shown(data)[:2])[1],
+            "kind": "trained", "test": training.read_end(trained, data)["test"],
+            "alone": training.read_end(alone, data)["test"], "weights": parameters_of(trained.model),
+            "bytes": measures.file_size(trained.model), "flops": count(trained.model, _example_images(data)[:2])[1],
         })  # fmt: skip
         for way in (way for known, way in ways if known == penalty):
-            for left, trainer in zip(lefts, followed(trained, data, way, lefts), strict=True):
-                end = training.ended(trainer, data)
+            for left, trainer in zip(lefts, follow(trained, data, way, lefts), strict=True):
+                end = training.read_end(trainer, data)
                 here = about | {"way": way, "left": left}
                 rows.append(here | {"kind": "pruned", "test": end["test"], "weights": end["parameters"]})
                 if way == ITERATIVE and left == target(network):
-                    rows.append(here | {"kind": "table"} | compacted(trainer.model, data))
+                    rows.append(here | {"kind": "table"} | compact_size(trainer.model, data))
                     if network == CURVES:
                         rows.append(here | {"kind": "mask"} | first_mask(trainer.model, whole=not seed))
     return rows
 
 
-def prepared(data: ImageTask, network: str, seed: int, epochs: int, penalty: str) -> Trainer:
+def prepare(data: ImageTask, network: str, seed: int, epochs: int, penalty: str) -> Trainer:
     """A fresh network and its training with a penalty on its weights."""
     torch.manual_seed(seed)
     model = models.build(network, data.shape, len(data.classes))
@@ -101,14 +101,14 @@ def prepared(data: ImageTask, network: str, seed: int, epochs: int, penalty: str
     )  # fmt: skip
 
 
-def followed(trained: Trainer, data: ImageTask, way: str, lefts: Sequence[float]) -> Iterator[Trainer]:
+def follow(trained: Trainer, data: ImageTask, way: str, lefts: Sequence[float]) -> Iterator[Trainer]:
     """What one way makes of a trained network at each fraction."""
     last = trained
     for epochs, left in enumerate(lefts, 1):
         trainer = training.fork(last if way == ITERATIVE else trained, data, trained.epoch)
         prune(trainer, data, left)
         if way != UNTRAINED:
-            trainer = retrained(trainer, data, 1 if way == ITERATIVE else epochs)
+            trainer = retrain(trainer, data, 1 if way == ITERATIVE else epochs)
         last = trainer
         yield trainer
 
@@ -118,7 +118,7 @@ def prune(trainer: Trainer, data: ImageTask, left: float) -> None:
 
     As nearly as thirty halvings of the interval of qualities find it.
     """
-    everything = ops.Anatomy(trainer.model, _shown(data)[:2])[WHOLE]
+    everything = ops.Anatomy(trainer.model, _example_images(data)[:2])[WHOLE]
     low, high = 0.0, 8.0
     for _ in range(30):
         middle = (low + high) / 2
@@ -127,7 +127,7 @@ def prune(trainer: Trainer, data: ImageTask, left: float) -> None:
     ops.operate(everything, ops.PruneWeights(quality=high), trainer.optimizer)
 
 
-def retrained(trainer: Trainer, data: ImageTask, epochs: int) -> Trainer:
+def retrain(trainer: Trainer, data: ImageTask, epochs: int) -> Trainer:
     """A copy after further epochs at a constant part of the learning rate."""
     model, optimizer = copy.deepcopy((trainer.model, trainer.optimizer))
     for group in optimizer.param_groups:
@@ -141,14 +141,14 @@ def retrained(trainer: Trainer, data: ImageTask, epochs: int) -> Trainer:
     return later
 
 
-def compacted(model: nn.Module, data: ImageTask) -> Row:
+def compact_size(model: nn.Module, data: ImageTask) -> Row:
     """How large a pruned network is, and what is left of it without units that nothing reads or feeds.
 
     ``layers``: the fraction of each weight that is left, by name; ``bytes`` of the file with masks; ``compact_bytes``
     and ``compact_flops`` after ``compact``, whose masked weights are stored and multiplied like others.
     """
     layers = {name.removesuffix(".weight"): float(mask.float().mean()) for name, mask in masks_of(model).items()}
-    small, shown = copy.deepcopy(model), _shown(data)
+    small, shown = copy.deepcopy(model), _example_images(data)
     ops.compact(ops.Anatomy(small, shown[:2]), (), ops.Signals(small, shown))
     return {
         "layers": layers, "bytes": measures.file_size(model), "compact_bytes": measures.file_size(small),
@@ -160,9 +160,9 @@ def first_mask(model: nn.Module, whole: bool) -> Row:
     """``by_pixel``: how many units read each pixel; with ``whole`` also the ``mask [units, pixels]``, as text."""
     mask = masks_of(model)["fc1.weight"]
     found: Row = {"by_pixel": mask.sum(dim=0, dtype=torch.int64).tolist(), "units": len(mask)}
-    return found | ({"mask": packed(mask)} if whole else {})
+    return found | ({"mask": pack(mask)} if whole else {})
 
 
-def _shown(data: ImageTask) -> torch.Tensor:
+def _example_images(data: ImageTask) -> torch.Tensor:
     images: torch.Tensor = Batches(data.train.thinned(500), CPU).take(slice(None))[0]
     return images

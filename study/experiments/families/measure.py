@@ -102,7 +102,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     return facts, [
         *((f"{family}-{seed}", partial(arms, data, family, seed, by_factor, options))
           for seed in range(options.seeds) for family, by_factor in every.items()),
-        *((f"{network}-{seed}", partial(han.pruned, data, network, seed, epochs))
+        *((f"{network}-{seed}", partial(han.prune_rows, data, network, seed, epochs))
           for network, epochs in zip(han.TARGETS, options.pruning_epochs, strict=True)
           if network in options.networks.split(",") for seed in range(options.seeds)),
     ]  # fmt: skip
@@ -116,10 +116,10 @@ def arms(data: ImageTask, name: str, seed: int, settings: Mapping[int, Setting],
     """
     about: Row = {"kind": "arm", "seed": seed, "family": name}
     if name == ORIGINAL:
-        return [about | {"factor": 1} | ended(trained(data, seed, options, options.epochs), data)]
+        return [about | {"factor": 1} | read_end(train(data, seed, options, options.epochs), data)]
     family, shown, rows = FAMILIES[name], shown_of(data), list[Row]()
-    first = trained(data, seed, options, options.epochs // 2) if family.halfway else None
-    original = trained(data, seed, options, options.epochs).model if family.distilled else None
+    first = train(data, seed, options, options.epochs // 2) if family.halfway else None
+    original = train(data, seed, options, options.epochs).model if family.distilled else None
     for factor, setting in settings.items():
         if first is not None:
             trainer = training.fork(first, data, options.epochs)
@@ -130,11 +130,11 @@ def arms(data: ImageTask, name: str, seed: int, settings: Mapping[int, Setting],
             teacher = None if original is None else Teacher(copy.deepcopy(original), data)
             trainer = trainer_of(data, seed, options, model, teacher)
         trainer.fit()
-        rows.append(about | {"factor": factor, "setting": setting} | ended(trainer, data))
+        rows.append(about | {"factor": factor, "setting": setting} | read_end(trainer, data))
     return rows
 
 
-def trained(data: ImageTask, seed: int, options: Options, epochs: int) -> Trainer:
+def train(data: ImageTask, seed: int, options: Options, epochs: int) -> Trainer:
     """The original after this number of epochs."""
     trainer = trainer_of(data, seed, options, epochs=epochs)
     trainer.fit()
@@ -160,9 +160,9 @@ def trainer_of(
     )  # fmt: skip
 
 
-def ended(trainer: Trainer, data: ImageTask) -> Row:
+def read_end(trainer: Trainer, data: ImageTask) -> Row:
     """How a run ended, and the size of its network."""
-    end = training.ended(trainer, data)
+    end = training.read_end(trainer, data)
     return {name: end[name] for name in ("test", "test_loss", "parameters")} | size_of(trainer.model, data)
 
 

@@ -10,7 +10,14 @@ from network_surgery.study.bench.page import Part, images
 from network_surgery.study.bench.rows import Measured, Rows
 from network_surgery.study.bench.tables import cross, deviation, table
 from network_surgery.study.experiments.families import claims, figures, han
-from network_surgery.study.experiments.families.claims import NAMES, factors_of, original, pruned, tests, trained
+from network_surgery.study.experiments.families.claims import (
+    NAMES,
+    factors_of,
+    original,
+    pruned_values,
+    tests,
+    trained_values,
+)
 from network_surgery.study.experiments.families.families import FAMILIES, ORIGINAL, PRUNED
 from network_surgery.study.experiments.families.measure import RATE
 
@@ -111,14 +118,14 @@ def _han(rows: Rows) -> str:
         left, end = han.target(network), rows.where(kind="table", network=network)
         layers = [np.mean([row["layers"][layer] for row in end]) for layer in end[0]["layers"]]
         sizes = [f"{np.median([row[field] for row in end]):,.0f}" for field in ("bytes", "compact_bytes")]
-        flops = np.mean([row["compact_flops"] for row in end]) / trained(rows, "flops", network).mean()
+        flops = np.mean([row["compact_flops"] for row in end]) / trained_values(rows, "flops", network).mean()
         lines.append([
-            NAMES[network], f"{trained(rows, 'weights', network).mean():,.0f}",
-            f"{pruned(rows, 'weights', han.L2, han.ITERATIVE, left, network).mean():,.0f}",
+            NAMES[network], f"{trained_values(rows, 'weights', network).mean():,.0f}",
+            f"{pruned_values(rows, 'weights', han.L2, han.ITERATIVE, left, network).mean():,.0f}",
             ", ".join(f"{100 * each:.0f}" for each in layers),
-            *(deviation(100 - 100 * trained(rows, field, network), 2) for field in ("test", "alone")),
-            deviation(100 - 100 * pruned(rows, "test", han.L2, han.ITERATIVE, left, network), 2),
-            f"{trained(rows, 'bytes', network).mean():,.0f}", *sizes, f"{flops:.0%}", len(end),
+            *(deviation(100 - 100 * trained_values(rows, field, network), 2) for field in ("test", "alone")),
+            deviation(100 - 100 * pruned_values(rows, "test", han.L2, han.ITERATIVE, left, network), 2),
+            f"{trained_values(rows, 'bytes', network).mean():,.0f}", *sizes, f"{flops:.0%}", len(end),
         ])  # fmt: skip
     columns = ["network", "parameters", "left", "left by layer, %", "error before, %", "trained on, whole, %",
                "error pruned, %", "file before", "file with masks", "compacted", "FLOPs compacted", "n"]  # fmt: skip

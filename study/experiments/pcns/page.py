@@ -8,6 +8,7 @@ from network_surgery.study.bench.claims import Claim
 from network_surgery.study.bench.page import Part
 from network_surgery.study.bench.rows import Measured, Row, Rows, Values
 from network_surgery.study.bench.tables import deviation, table
+from network_surgery.study.counts import format_count
 from network_surgery.study.experiments.pcns import figures
 from network_surgery.study.experiments.pcns.figures import accuracies
 from network_surgery.study.experiments.pcns.measure import ORDERS, PIVOTED, RATIOS, UNINTERRUPTED
@@ -107,7 +108,7 @@ def arms(rows: Rows) -> str:
         each = accuracies(rows, **place)
         size = rows.grid("parameters", kind="arm", **place).mean()
         lines.append([*place.values(), f"{size:,.0f}", *(deviation(each[:, epoch], 2, 100) for epoch in epochs)])
-    titles = [f"{epoch} epoch{'s' * (epoch > 1)}" if epoch else "right after" for epoch in epochs]
+    titles = [format_count(epoch, "epoch") if epoch else "right after" for epoch in epochs]
     return table(["network", "dropped variance", "arm", "parameters", *titles], lines, words=3)
 
 

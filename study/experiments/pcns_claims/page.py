@@ -25,7 +25,7 @@ LAST = TICKS // 8
 
 def parts(measured: Measured) -> dict[str, Part]:
     """What ``page.md`` names."""
-    rows, thresholds = measured.rows, chosen(measured.rows)
+    rows, thresholds = measured.rows, choose_thresholds(measured.rows)
     return {
         "raced_on": raced_on(measured),
         "race": figures.race(rows, thresholds),
@@ -63,7 +63,7 @@ def arrival(rows: Rows, network: str, threshold: float | None, arm: str) -> tupl
     return np.maximum(ticks, 1) / TICKS * values(rows, "budget", network, threshold, arm), sum(~ever)
 
 
-def chosen(rows: Rows) -> dict[str, float]:
+def choose_thresholds(rows: Rows) -> dict[str, float]:
     """By network, the largest threshold at which PCNS ends, on the validation images of the first half of the seeds,
     within the margin of the original; else the one at which it ends highest."""
     found = {}

@@ -86,7 +86,7 @@ def looks(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:
     The third row has the accuracy right after PCNS on every layer, unless a layer is wider than ``WIDEST``.
     """
     side, rate = ARCHITECTURES[network]
-    data = suited(data, side)
+    data = suit(data, side)
     torch.manual_seed(seed)
     model = models.build(f"torchvision:{network}", data.shape, len(data.classes))
     trainer = Trainer(
@@ -94,7 +94,7 @@ def looks(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:
         device=torch.device("cpu"),
     )  # fmt: skip
     about = {"network": network, "seed": seed}
-    rows = [about | {"moment": "untrained"} | look(estimated(model, Shown(trainer.train, LOOK)), trainer)[0]]
+    rows = [about | {"moment": "untrained"} | look(estimate_statistics(model, Shown(trainer.train, LOOK)), trainer)[0]]
     trainer.fit()
     row, signals = look(model, trainer)
     rows.append(about | {"moment": "trained"} | row)
@@ -108,7 +108,7 @@ def looks(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:
     return rows
 
 
-def estimated(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     """A copy in evaluation mode whose BatchNorm statistics are plain averages over these batches of inputs."""
     model = copy.deepcopy(model).eval()
     with torch.random.fork_rng(devices=[]):  # dropout draws; what follows does as if nothing had been estimated
@@ -140,7 +140,7 @@ def look(model: nn.Module, trainer: Trainer) -> tuple[Row, Signals]:
     }, signals  # fmt: skip
 
 
-def suited(data: ImageTask, side: int) -> ImageTask:
+def suit(data: ImageTask, side: int) -> ImageTask:
     """The data with three colours and images of at least ``side`` pixels a side (bilinear)."""
 
     def changed(images: Images) -> Images:

@@ -135,7 +135,7 @@ def follow(trained: Trainer, data: ImageTask, schedule: ops.Schedule, options: O
     trainer = training.fork(trained, data, trained.epoch + options.after, [theatre])
     torch.manual_seed(trained.seed)
     trainer.fit()
-    end = training.ended(trainer, data)
+    end = training.read_end(trainer, data)
     accuracy, spike, seconds = end["validation"][trained.epoch - 1 :], 1.0, 0.0
     recovered: int | None = 0
     if theatre.records:

@@ -11,6 +11,7 @@ from network_surgery.study.bench.page import Part
 from network_surgery.study.bench.panels import Panels, looks, symmetric_scale
 from network_surgery.study.bench.rows import Measured, Rows, Values
 from network_surgery.study.bench.tables import deviation, spread, table
+from network_surgery.study.counts import format_count
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.experiments.repairs.measure import (
     ARMS,
@@ -54,7 +55,7 @@ def moments(rows: Rows, removal: str, chain: str) -> dict[str, Values]:
     which = {"kind": "arm", "removal": removal, "chain": chain}
     accuracy, test = (rows.grid(name, **which)[:, 0] for name in ("accuracy", "test"))
     last = accuracy.shape[1] - 1
-    some = {f"after {at} epoch{'s' * (at > 1)}": accuracy[:, at] for at in sorted({1, 2, last}) if at <= last}
+    some = {f"after {format_count(at, 'epoch')}": accuracy[:, at] for at in sorted({1, 2, last}) if at <= last}
     return {RIGHT: accuracy[:, 0]} | some | {TEST: test}
 
 

@@ -17,11 +17,11 @@ from network_surgery.study.evidence.drawing import (
     VERMILLION,
     Drawing,
     Look,
+    add_title,
     as_percent,
     log_scale,
     new_axes,
     percent,
-    titled,
 )
 from network_surgery.study.experiments.thesis.chapter import NAMES, PAIRS, PRINTED, RATIOS, Results, Trainings
 
@@ -79,11 +79,11 @@ def _drawn(found: Trainings, name: str, methods: tuple[str, str]) -> Drawing:
     for axis in (accuracy.yaxis, accuracies.xaxis):
         axis.set_major_formatter(as_percent)
     gain.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}")
-    accuracies.set_ylabel("trainings")
+    accuracies.set_ylabel("training runs")
     handles, labels = accuracy.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     n = max((len(members) for members in found.values()), default=0)
-    return titled(
+    return add_title(
         figure,
         f"{NAMES[methods[0]]} against {NAMES[methods[1]]}",
         f"The thesis's {FIGURES[name]}. Points: means over at most {n} seeds, bars one standard deviation; hollow and "

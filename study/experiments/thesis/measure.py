@@ -57,18 +57,18 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     layers = examine(settings, images).layers
     tasks: list[Task] = []
     for seed in range(1, options.seeds + 1):
-        tasks.append((f"original-{seed}", partial(trained, images, settings, Cell("original", seed, test=True))))
+        tasks.append((f"original-{seed}", partial(train, images, settings, Cell("original", seed, test=True))))
         for method, ratio in itertools.product(space.METHODS, space.RATIOS):
             schedule = space.place(layers, space.operation(method, ratio), settings.epochs).to_data()
             params = {"op": method, "ratio": ratio}
             cell = Cell("surgery", seed, schedule, params=params, test=True)
-            tasks.append((f"{method}-{ratio:.2f}-{seed}", partial(trained, images, settings, cell)))
+            tasks.append((f"{method}-{ratio:.2f}-{seed}", partial(train, images, settings, cell)))
     public = options.public()
     shown = settings.to_data() | {"data": public["label"], "model": public["model"]}
     return experiment.image_facts(images) | {"settings": shown}, tasks
 
 
-def trained(images: ImageTask, settings: Settings, cell: Cell) -> list[Row]:
+def train(images: ImageTask, settings: Settings, cell: Cell) -> list[Row]:
     """The run's row: what ``chapter`` reads of a study's cells."""
     outcome = run(cell, images, settings, torch.device("cpu"))
     row: Row = {"arm": cell.arm, "seed": cell.seed, "params": dict(cell.params)}

@@ -69,7 +69,7 @@ def parts(results: Results, drawings: Mapping[str, Drawing]) -> dict[str, Part]:
     found, cells = Trainings(results), results["comparison"]["cells"]
     original = [cell["test_metric"] for cell in cells if cell["arm"] == "original" and "failure" not in cell]
     return {
-        "trained": trained(results, found),
+        "trained": describe_runs(results, found),
         "tables": "\n\n".join(part for number in TABLES for part in beside_the_thesis(results, found, number)),
         "original": f"The original network without any operation: {spread(original, 'accuracy')}." if original else "",
         "gaps": gaps(found),
@@ -79,7 +79,7 @@ def parts(results: Results, drawings: Mapping[str, Drawing]) -> dict[str, Part]:
     }
 
 
-def trained(results: Results, found: Trainings) -> str:
+def describe_runs(results: Results, found: Trainings) -> str:
     """What was trained, on what, how, how often and where."""
     settings, machine = results["settings"], results["machine"]
     devices = sorted({cell.get("device", "cpu") for cell in results["comparison"]["cells"]})

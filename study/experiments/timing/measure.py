@@ -99,8 +99,8 @@ def timings(net: str, layer: str, seeds: int) -> list[Row]:
         model, adam, hidden, inputs = subject
         seen = ops.Signals(model, inputs).samples(hidden)
         with torch.no_grad():
-            forward = timed(partial(model, inputs[:BATCH]))
-        step = timed(partial(train, model, adam, inputs[:BATCH]))
+            forward = time_median(partial(model, inputs[:BATCH]))
+        step = time_median(partial(train, model, adam, inputs[:BATCH]))
         epoch = step * steps_per_epoch(IMAGES, BATCH)
         about = {"net": net, "layer": layer, "seed": seed, "forward": forward, "epoch": epoch}
         for name, operation in OPERATIONS.items():
@@ -161,7 +161,7 @@ def train(model: nn.Module, adam: Adam, batch: Tensor) -> None:
     adam.step()
 
 
-def timed(action: Callable[[], object]) -> float:
+def time_median(action: Callable[[], object]) -> float:
     """The median seconds of an action, after two that warm up."""
     taken = []
     for _ in range(TIMES + 2):
@@ -185,4 +185,4 @@ def measure_rates() -> dict[str, float]:
         "pivoting": (4 / 3 * side**3, lambda: scipy.linalg.qr(square.numpy(), mode="r", pivoting=True)),
         "bytes": (2 * 4 * (4 * side) ** 2, lambda: large.index_select(0, order)),
     }
-    return {kind: amount / timed(action) for kind, (amount, action) in actions.items()}
+    return {kind: amount / time_median(action) for kind, (amount, action) in actions.items()}

@@ -43,7 +43,7 @@ from network_surgery.ops.signals.unit_scores import unit_scores
 from network_surgery.ops.surgery.repair import leave
 from network_surgery.study.bench.experiment import image_facts
 from network_surgery.study.bench.rows import Row, Task
-from network_surgery.study.bench.training import ended
+from network_surgery.study.bench.training import read_end
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.evci import TENTHS, UNPRUNED
 from network_surgery.study.task.images import ImageTask
@@ -93,7 +93,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     return facts, [*evci.look_tasks(data, options, looks), *schedules]
 
 
-def removed(units: int, fraction: float) -> int:
+def count_removed(units: int, fraction: float) -> int:
     """How many of these units a fraction is: rounded down, as in the thesis; two stay in any case.
 
     >>> [removed(units, 0.6) for units in (8, 16, 64)]
@@ -131,7 +131,7 @@ def looks(trainer: Trainer, options: Options) -> Iterator[Row]:
                 if score in REPLACING and left not in ("mean", "none"):
                     each = [unit_scores(layer, signals, score, replacement=left)]
                 for fraction in fractions:
-                    stay = layer.units - removed(layer.units, fraction)
+                    stay = layer.units - count_removed(layer.units, fraction)
                     change, elsewhere = np.mean([tried(strongest(one, stay), left) for one in each], axis=0) - before
                     yield {
                         "kind": "change", "layer": layer.name, "score": score, "replacement": left,
@@ -153,7 +153,7 @@ def without(layer: HiddenLayer, signals: Signals, losses: Callable[[], list[floa
 
 def ranks(layer: HiddenLayer, scores: Mapping[str, Tensor]) -> Iterator[Row]:
     """How each score orders the units, compared with the mean replacement penalty."""
-    half = layer.units - removed(layer.units, 0.5)
+    half = layer.units - count_removed(layer.units, 0.5)
     gone = {name: set(range(layer.units)) - set(strongest(each, half)) for name, each in scores.items()}
     for name, each in scores.items():
         if name != "mrp":
@@ -182,7 +182,7 @@ def schedule(trainer: Trainer, score: str, moments: Sequence[Moment]) -> evci.St
     now, steps, stayed = dict(sizes), [], dict[str, list[int]]()
     for number, (moment, fraction) in enumerate(zip(moments, GONE, strict=True)):
         for name, at_first in sizes.items():
-            stay = at_first - removed(at_first, fraction)
+            stay = at_first - count_removed(at_first, fraction)
             if stay < now[name]:
                 operation = Watched(stay / now[name], score, seed=trainer.seed * len(GONE) + number, stayed=stayed)
                 steps.append(Step(moment, name, operation))
@@ -202,7 +202,7 @@ def arms(data: ImageTask, seed: int, epochs: int, scores: Sequence[str]) -> list
     again = evci.trainer_of(fresh, data, seed, epochs)
     again.fit()
     about = {"kind": "arm", "training": f"{epochs} epochs", "seed": seed, "arm": RESTART}
-    return [*rows, about | ended(again, data)]
+    return [*rows, about | read_end(again, data)]
 
 
 def parameters_left(facts: Mapping[str, Any], units: Mapping[str, int]) -> int:

@@ -131,7 +131,7 @@ def arms(data: ImageTask, seed: int, scores: tuple[str, ...]) -> list[Row]:
     for trainer, each in evci.arms(data, seed, TENTHS, (UNPRUNED, *scores), schedule, True):
         rows += each
         if each[0]["arm"] == COMPACTED:
-            rows += [{"kind": "compact", "seed": seed, "arm": COMPACTED} | row for row in compacted(trainer, data)]
+            rows += [{"kind": "compact", "seed": seed, "arm": COMPACTED} | row for row in compact_sizes(trainer, data)]
     return rows
 
 
@@ -143,7 +143,7 @@ def schedule(trainer: Trainer, score: str, moments: Sequence[Moment]) -> evci.St
     )), {}  # fmt: skip
 
 
-def compacted(trainer: Trainer, data: ImageTask) -> Iterator[Row]:
+def compact_sizes(trainer: Trainer, data: ImageTask) -> Iterator[Row]:
     """What is left for each ``f_nz``: units by layer, parameters (``dense``: zeros included), accuracy on test images.
 
     ``moved`` is the largest change of a logit of the test images, relative to the largest logit.

@@ -45,7 +45,7 @@ def parts(measured: Measured) -> dict[str, Part]:
         "arms": arms.to_table(rows, UNPRUNED),
         "moved": f"{rows.grid('moved', kind='compact', f_nz=0.0).max():.1g}",
         "compaction": figures.compaction(rows),
-        "compacted": _compacted(rows),
+        "compacted": _compaction(rows),
         "maps": evci_page.map_picture(rows, COMPACTED),
     }
 
@@ -142,7 +142,7 @@ def _negative(rows: Rows) -> str:
     return table(columns, lines, words=2)
 
 
-def _compacted(rows: Rows) -> str:
+def _compaction(rows: Rows) -> str:
     whole = rows.grid("parameters", kind="arm", arm=UNPRUNED)[:, 0]
     lines = []
     for f_nz in F_NZ:

@@ -99,7 +99,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
     """The images' facts, and the tasks: every setting and every regularizer with each seed."""
     data = sources.load(options.data, VALIDATION, options.train_images)
     each = {name: partial(arms, data, name, *getattr(options, name.partition(" ")[0])) for name in SETTINGS}
-    each |= {name: partial(regularized, data, name, *options.regularizers) for name in REGULARIZERS}
+    each |= {name: partial(measure_regularized, data, name, *options.regularizers) for name in REGULARIZERS}
     return experiment.image_facts(data), [
         (f"{name}, {seed}", partial(task, seed)) for seed in range(options.seeds) for name, task in each.items()
     ]
@@ -120,7 +120,7 @@ def arms(data: ImageTask, name: str, before: int, after: int, seed: int) -> list
         records[TWIN] = follow(twin, test, after)
     for arm, operation in OPERATIONS.items():
         trainer = training.fork(trained, data, before)
-        layer = hidden(trainer)
+        layer = hidden_layer(trainer)
         equal = WeakExpand(grow, "equal").propose(layer)  # the published code's plan does not name its copies
         plan = operate(layer, operation(grow, seed), trainer.optimizer)
         if arm == CODE:
@@ -146,7 +146,7 @@ def follow(trainer: Trainer, test: Batches, epochs: int, pairs: Pairs = ()) -> l
     return records
 
 
-def hidden(trainer: Trainer) -> Any:
+def hidden_layer(trainer: Trainer) -> Any:
     """The hidden layer, to be operated on."""
     return Anatomy(trainer.model, trainer.train.take(slice(0, 2))[0])["hidden"]
 
@@ -214,7 +214,7 @@ def copy_distance(rows: Tensor, pairs: Pairs) -> float | None:
     return float(((one - other).norm(dim=1) / length.clamp(min=1e-12)).mean())
 
 
-def regularized(data: ImageTask, name: str, before: int, after: int, seed: int) -> list[Row]:
+def measure_regularized(data: ImageTask, name: str, before: int, after: int, seed: int) -> list[Row]:
     """What doubling the layer of a regularized network does to its loss: rows of ``kind`` ``regularized``, as factors.
 
     ``at_once``: training loss in training mode over the batches of the coming epoch, before any step, after / before
@@ -228,7 +228,7 @@ def regularized(data: ImageTask, name: str, before: int, after: int, seed: int) 
     for arm in TRIED:
         trainer, pairs = training.fork(trained, data, before + after), copies(())
         if arm != WHOLE:
-            pairs = copies(operate(hidden(trainer), OPERATIONS[arm](1.0, 0), trainer.optimizer).sources)
+            pairs = copies(operate(hidden_layer(trainer), OPERATIONS[arm](1.0, 0), trainer.optimizer).sources)
         now = loss_without_steps(trainer, data)
         torch.manual_seed(seed)
         trainer.fit()

@@ -38,7 +38,11 @@ def datasets(settings: Settings, task: Task) -> dict[str, DatasetInput]:
     found = {}
     for part, context in CONTEXTS.items():
         samples, source = getattr(task, part), _source(settings, part)
-        about = _held(samples, name, source) if isinstance(samples, Samples) else _streamed(samples, name, source, part)
+        about = (
+            _held(samples, name, source)
+            if isinstance(samples, Samples)
+            else _describe_stream(samples, name, source, part)
+        )
         found[part] = DatasetInput(about, [InputTag(MLFLOW_DATASET_CONTEXT, context)])
     return found
 
@@ -52,7 +56,7 @@ def _held(samples: Samples, name: str, source: Any) -> Dataset:
     return Dataset(**about.to_dict())
 
 
-def _streamed(samples: Stream, name: str, source: Any, part: str) -> Dataset:
+def _describe_stream(samples: Stream, name: str, source: Any, part: str) -> Dataset:
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import Dataset

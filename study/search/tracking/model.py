@@ -44,7 +44,7 @@ def write(place: Path, network: Path, settings: Settings, task: Task, logged: Lo
     warnings.filterwarnings("ignore", ".*An input example was not provided", UserWarning)
     mlflow.pyfunc.save_model(
         place, loader_module=kept.__name__, data_path=str(network), model_config=recipe,
-        signature=signature(kept.loaded(recipe, network), task),
+        signature=signature(kept.load_network(recipe, network), task),
         metadata={"classes": list(task.classes), "inputs": _inputs(task, settings)},
         pip_requirements=_requirements(settings.model),  # else MLflow would load the model to see what it imports
         mlflow_model=Model(

@@ -125,7 +125,7 @@ class Tracker:
     def stage_ended(self) -> None:
         """The parent run's table of all training runs that have ended so far."""
         rows = trainings.table(self._folder.records(), self._folder.metric)
-        self._jobs.put(lambda: self._table("trainings.json", rows))
+        self._jobs.put(lambda: self._table("training_runs.json", rows))
 
     def interrupted(self) -> None:
         """The study ends before it is whole; its unfinished runs say so."""
@@ -155,7 +155,7 @@ class Tracker:
                 parts = ("surgery", "rival", "difference", "compute_ratio", "time_ratio")
                 numbers |= {f"verdict/{key}": verdicts[0][key] for key in parts}
                 self._client.set_tag(self._parent, "verdict", verdicts[0]["sentence"])
-                note = _described(answer.get("sentence"), verdicts, letters)
+                note = _describe(answer.get("sentence"), verdicts, letters)
                 self._client.set_tag(self._parent, "mlflow.note.content", note)
             known = self._client.get_run(self._parent).data.metrics
             for key, value in numbers.items():
@@ -450,7 +450,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _described(answer: str | None, verdicts: Sequence[dict[str, Any]], letters: Mapping[int, str]) -> str:
+def _describe(answer: str | None, verdicts: Sequence[dict[str, Any]], letters: Mapping[int, str]) -> str:
     """The parent run's description, in Markdown: the answer, and the verdict on each schedule."""
     lines = [f"**{letters[verdict['trial']]}**: {verdict['sentence']} {verdict['details']}" for verdict in verdicts]
     return "\n\n".join([f"**{answer}**"] * bool(answer) + lines)

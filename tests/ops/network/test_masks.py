@@ -36,7 +36,7 @@ from network_surgery.ops import (
     without_masks,
 )  # fmt: skip
 from network_surgery.ops.network.expressed import met, take_off, tensors_of
-from network_surgery.ops.network.masks import masks_of, packed, parameters_of, put, unpacked
+from network_surgery.ops.network.masks import masks_of, pack, parameters_of, put, unpack
 from network_surgery.ops.signals.unit_scores import SCORES as UNIT_SCORES
 from tests.ops.contract.test_operations import Case, assert_same
 from tests.ops.networks import ADVERSARIAL, NETWORKS, build, difference, outputs, train
@@ -267,7 +267,7 @@ def test_refuses_masks_of_another_network() -> None:
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4), (8, 8), (4, 0)])
 def test_a_mask_as_text_comes_back(shape: tuple[int, ...]) -> None:
     mask = torch.rand(shape) > 0.5
-    assert torch.equal(unpacked(packed(mask), torch.Size(shape)), mask.to(torch.uint8))
+    assert torch.equal(unpack(pack(mask), torch.Size(shape)), mask.to(torch.uint8))
 
 
 def test_putting_on_and_taking_off_leave_a_network_as_it_was() -> None:

@@ -30,7 +30,7 @@ from network_surgery.ops import (
     trial_surgery,
 )
 from network_surgery.ops.network.optimizer_keys import KEYS
-from network_surgery.ops.network.optimizer_state import check, exchange, follow, listed
+from network_surgery.ops.network.optimizer_state import check, exchange, follow, list_optimizers
 from tests.ops.networks import build, loss, train
 
 #: Optimizers of torch in the forms that keep different state or take different paths.
@@ -793,7 +793,7 @@ def test_follow_tells_squares_from_the_rest():
     parameter.grad = torch.ones(3)
     optimizer.step()
     before = copy.deepcopy(optimizer.state[parameter])
-    undo = follow(listed(optimizer), parameter, lambda value, degree: value * 2.0**degree)
+    undo = follow(list_optimizers(optimizer), parameter, lambda value, degree: value * 2.0**degree)
     factors = {"step": 1, "exp_avg": 2, "exp_avg_sq": 4, "max_exp_avg_sq": 4}
     for key, value in optimizer.state[parameter].items():
         torch.testing.assert_close(value, before[key] * factors[key])
@@ -816,6 +816,6 @@ def test_exchange_keeps_identity_and_can_be_undone(dtype):
 
 
 def test_nothing_is_not_an_optimizer():
-    assert listed(()) == ()
+    assert list_optimizers(()) == ()
     with pytest.raises(SurgeryError, match=r"must be torch\.optim.Optimizer objects, not GradScaler"):
-        listed([torch.amp.GradScaler("cpu")])
+        list_optimizers([torch.amp.GradScaler("cpu")])

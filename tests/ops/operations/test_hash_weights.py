@@ -32,7 +32,7 @@ from network_surgery.ops import (
     without_surgery,
 )  # fmt: skip
 from network_surgery.ops.anatomy import count
-from network_surgery.ops.network.hashed import Edges, Hashed, mixed
+from network_surgery.ops.network.hashed import Edges, Hashed, mix
 from network_surgery.ops.network.layout import channels_last
 from network_surgery.ops.surgery.verification import measure
 from tests.ops.contract.test_operations import assert_same
@@ -77,8 +77,8 @@ def test_gradient_is_that_of_the_expanded_matrix(kind, shape):
 
 
 def test_hashes_are_a_bijection_and_spread_evenly():
-    hashes = mixed(torch.arange(1 << 16), seed=5)
-    assert len(hashes.unique()) == 1 << 16 and not torch.equal(hashes, mixed(torch.arange(1 << 16), seed=6))
+    hashes = mix(torch.arange(1 << 16), seed=5)
+    assert len(hashes.unique()) == 1 << 16 and not torch.equal(hashes, mix(torch.arange(1 << 16), seed=6))
     counts = torch.bincount(hashes % 64, minlength=64).double()
     assert ((counts - 1024) ** 2 / 1024).sum() < 100  # χ² with 63 degrees of freedom: 1 in 500 is above
     signs = 1 - 2 * (hashes & 1)

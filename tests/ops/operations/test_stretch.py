@@ -33,7 +33,7 @@ from network_surgery.ops import (
     without_surgery,
 )  # fmt: skip
 from network_surgery.ops.anatomy import count
-from network_surgery.ops.maths.factors import Cut, composed, filters, pair, tucker
+from network_surgery.ops.maths.factors import Cut, compose, filters, pair, tucker
 from network_surgery.ops.network.files import fill
 from tests.ops.contract.test_operations import assert_same
 from tests.ops.networks import NETWORKS, Net, build, difference, outputs, train
@@ -76,7 +76,7 @@ def test_kernels_are_factorized_as_their_unfoldings():
     for rank in (0.1, 0.3, 0.5, 0.8, 1.0):
         left, right = pair(filters(kernel), Cut(rank=rank))
         horizontal, vertical = left.view(6, 2, -1).permute(0, 2, 1).unsqueeze(2), right.view(-1, 5, 3, 1)
-        errors.append(float((composed(horizontal, vertical, (1, 1)) - kernel).norm()))
+        errors.append(float((compose(horizontal, vertical, (1, 1)) - kernel).norm()))
     assert errors == sorted(errors, reverse=True) and errors[0] > 1 > 1e-9 > errors[-1]
 
 
@@ -86,7 +86,7 @@ def test_two_convolutions_are_the_composed_one(stride, dilation):
     """Against the convolutions themselves; and its gradient is the chain rule's."""
     first, second, x = drawn(3, 2, 3, 2).requires_grad_(), drawn(4, 3, 2, 3), drawn(2, 2, 14, 15)
     wanted = F.conv2d(F.conv2d(x, first, stride=stride), second, dilation=dilation)
-    kernel = composed(second, first, (stride * dilation,) * 2)
+    kernel = compose(second, first, (stride * dilation,) * 2)
     found = F.conv2d(x, kernel, stride=stride)
     torch.testing.assert_close(found[..., : wanted.shape[2], : wanted.shape[3]], wanted)
     slopes = [torch.autograd.grad(y.square().sum(), first)[0] for y in (found, wanted)]

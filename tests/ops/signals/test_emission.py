@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from network_surgery.ops import PCNS, Anatomy, Signals, SurgeryError, measure, operate, trial_surgery
 from network_surgery.ops.anatomy.running import evaluating
-from network_surgery.ops.maths.inverses import RELU, SIGMOID, TANH, activation, encoded, one_sided
+from network_surgery.ops.maths.inverses import RELU, SIGMOID, TANH, activation, encode, one_sided
 from network_surgery.ops.signals.emission import principal
 from network_surgery.ops.signals.signals import HELD_OUT, MOST_SAMPLES
 from tests.ops.networks import Net, build, difference, liven, outputs
@@ -140,11 +140,11 @@ def test_principal_against_numpy():
 def test_codes_are_in_the_image_and_give_the_targets_back(name):
     sigma = activation(name)
     targets = torch.cat([4 * torch.randn(60, 3), torch.rand(60, 1)], dim=1).double()
-    code = encoded(targets, sigma, 7)
+    code = encode(targets, sigma, 7)
     assert (code.values >= sigma.low).all() and (code.values <= sigma.high).all()
     torch.testing.assert_close((code.values - code.shift) @ code.decode.T, targets)
     torch.testing.assert_close(sigma.forward(sigma.inverse(code.values)), code.values)
-    small = encoded(targets / 100, sigma, 7).decode  # what fits is not made smaller
+    small = encode(targets / 100, sigma, 7).decode  # what fits is not made smaller
     torch.testing.assert_close(small.abs().amax(dim=1), torch.ones(4).double())
 
 

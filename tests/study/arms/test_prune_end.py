@@ -70,7 +70,7 @@ def test_they_go_on_from_the_original_of_their_seed(
     arm: str, keep: tuple[int, ...], cells: dict[str, Cell], digits: ImageTask, tmp_path: Path
 ) -> None:
     run(Cell("original", 3, keep=keep), digits, SETTINGS, CPU, shared=tmp_path)
-    assert fork.shared(cells[arm], SETTINGS, 17) == 4
+    assert fork.count_shared(cells[arm], SETTINGS, 17) == 4
     cell = replace(cells[arm], fork={"from": "original-seed-3", "epoch": 4})
     forked, alone = run(cell, digits, SETTINGS, CPU, shared=tmp_path), run(cell, digits, SETTINGS, CPU)
     wanted = (

@@ -15,7 +15,14 @@ from network_surgery.study.arms import RIVALS
 from network_surgery.study.config import ARMS, Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.evidence import comparison
-from network_surgery.study.evidence.significance import bootstrap, effect, holm, paired, permutation, seeds_needed
+from network_surgery.study.evidence.significance import (
+    bootstrap,
+    compare_paired,
+    effect,
+    holm,
+    permutation,
+    seeds_needed,
+)
 from network_surgery.study.search import comparing
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.training.cell import Cell
@@ -162,13 +169,13 @@ def test_only_missing_trainings_are_run() -> None:
 def test_paired_statistics_agree_with_scipy() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(0.95, 0.01, 8), rng.normal(0.94, 0.01, 8)
-    mean, interval, p = paired(list(one - other))
+    mean, interval, p = compare_paired(list(one - other))
     reference = stats.ttest_rel(one, other)
     assert mean == pytest.approx(np.mean(one - other))
     assert p == pytest.approx(reference.pvalue)
     assert interval == pytest.approx(list(reference.confidence_interval(0.95)))
-    assert paired([0.1]) == (0.1, None, None)
-    assert paired([0.1, 0.1])[1:] == (None, None)
+    assert compare_paired([0.1]) == (0.1, None, None)
+    assert compare_paired([0.1, 0.1])[1:] == (None, None)
 
 
 def test_holm_agrees_with_its_definition() -> None:

@@ -191,7 +191,7 @@ def test_an_operation_has_its_short_name_however_its_moment_is_written() -> None
     member = cell("surgery", 0, 0.9, 0, "min_weight")
     for record in member["operations"]:
         record["when"] = "redundancy(0.01) >= 0.3 from 1ep every 1ep at most 1"
-    assert {op for op, _ in reading.named(member)} == {"min_weight"}
+    assert {op for op, _ in reading.name_operations(member)} == {"min_weight"}
 
 
 def test_the_front_holds_exactly_the_points_that_none_beats() -> None:
@@ -252,7 +252,7 @@ def test_every_two_objectives_are_drawn_with_the_front_marked(objectives: tuple[
         results["trials"], (0.9, 0.8, 0.7, 0.85, 0.95), (90, 20, 30, 40, 90), strict=False
     ):
         trial |= {"validation_metric": accuracy, "parameters": size}
-    results["front"] = front(reading.finished(results["trials"]), objectives)
+    results["front"] = front(reading.find_finished(results["trials"]), objectives)
     drawing = figures.draw(results)["front"]
     *pairs, growth = drawing.figure.axes
     labels = [(axes.get_xlabel().split(" (")[0], axes.get_ylabel().split(" (")[0]) for axes in pairs]
@@ -269,7 +269,7 @@ def test_every_two_objectives_are_drawn_with_the_front_marked(objectives: tuple[
 
 def test_a_front_of_one_trial_is_drawn() -> None:
     results = sample(trials=2)
-    results["front"] = front(reading.finished(results["trials"]), ("accuracy", "seconds"))
+    results["front"] = front(reading.find_finished(results["trials"]), ("accuracy", "seconds"))
     assert "1 of 1 schedule is beaten by no other" in figures.draw(results)["front"].title
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
 from network_surgery.study.evidence import front
-from network_surgery.study.search.front import hypervolume, leading, reference_point, undominated
+from network_surgery.study.search.front import find_front, hypervolume, leading, reference_point
 from network_surgery.study.search.objectives import value
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.training.cell import Cell
@@ -109,7 +109,7 @@ def test_a_front_without_extent_has_a_volume() -> None:
 def test_those_that_stand_for_a_front(count: int) -> None:
     """Each adds more volume than any other would have: compared with every front of one more."""
     losses = points(40, 3, seed=1)
-    taken, best = leading(losses, count), undominated(losses)
+    taken, best = leading(losses, count), find_front(losses)
     assert len(taken) == len(set(taken)) == min(count, len(best)) and set(taken) <= set(best)
     assert losses[taken[0], 0] == losses[:, 0].min()
     reference = reference_point(losses, best)

@@ -158,7 +158,7 @@ def test_the_shares_of_recovery_are_those_of_the_operations() -> None:
 
 def test_seconds_begin_with_the_look_at_the_network_and_end_with_all_of_them() -> None:
     member = cell("surgery", 0, 0.9, 0, "min_weight")  # 4 epochs of 0.25 s, two operations of 0.01 s after the first
-    np.testing.assert_allclose(reading.elapsed(member), [1.23, 1.5, 1.75, 2.0])
+    np.testing.assert_allclose(reading.elapsed_seconds(member), [1.23, 1.5, 1.75, 2.0])
 
 
 def test_no_two_operations_look_alike_in_colour_or_in_grey() -> None:

@@ -354,7 +354,7 @@ def test_claims_on_relu_are_by_layer(relu, falls, rises):
 def killing():
     """The parts, without pictures, of rows in which ReLU kills and the others do not, by our threshold."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("attacked", "ends"):
+        for name in ("draw_attack", "ends"):
             patch.setattr(figures, name, lambda units: "")
         measured = made_up(factors(0.5, 0.08))
         return page.parts(measured), Attacked(measured.rows), measured

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from network_surgery import ops
-from network_surgery.ops.network.masks import packed
+from network_surgery.ops.network.masks import pack
 from network_surgery.study import models
 from network_surgery.study.bench import page as bench
 from network_surgery.study.bench import training
@@ -103,9 +103,9 @@ def test_files_are_as_large_as_they_may_be_and_hashing_saves_no_flops(rows):
 
 
 def test_the_original_is_training_that_was_not_interrupted_and_a_fresh_small_network_is_fresh(digits, rows):
-    whole = measure.trained(digits, 1, SMALLEST, 2)
-    assert rows.where(kind="arm", family=ORIGINAL)[1]["test"] == training.ended(whole, digits)["test"]
-    later = training.fork(measure.trained(digits, 1, SMALLEST, 1), digits, 2)
+    whole = measure.train(digits, 1, SMALLEST, 2)
+    assert rows.where(kind="arm", family=ORIGINAL)[1]["test"] == training.read_end(whole, digits)["test"]
+    later = training.fork(measure.train(digits, 1, SMALLEST, 1), digits, 2)
     later.fit()
     assert all(map(torch.equal, later.model.parameters(), whole.model.parameters()))
     model = measure.fresh(digits, 0)
@@ -136,7 +136,7 @@ def test_rows_that_are_kept_have_the_fractions_that_a_page_asks_for():
 
 
 def test_quality_times_deviation_decides_in_each_layer(digits):
-    trainer = han.prepared(digits, "lenet_300_100", 0, 1, han.L2)
+    trainer = han.prepare(digits, "lenet_300_100", 0, 1, han.L2)
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters() if weight.dim() > 1}
     han.prune(trainer, digits, 0.1)
     edges = []
@@ -182,7 +182,7 @@ def made_up(gain, seeds=6):
                          "compact_bytes": 900, "compact_flops": 500})  # fmt: skip
         centre = np.full((8, 8), 5)
         centre[2:6, 2:6] += round(200 * gain)
-        mask = {"mask": packed(torch.ones(40, 64))} if not seed else {}
+        mask = {"mask": pack(torch.ones(40, 64))} if not seed else {}
         rows.append(
             {"kind": "mask", "seed": seed, "units": 40, "by_pixel": (centre + seed % 2).flatten().tolist()} | mask
         )

@@ -160,8 +160,8 @@ def made_up(gap=0.01, speed=5, seeds=12, network="net"):
 
 
 def test_the_largest_threshold_that_is_good_enough_is_chosen():
-    assert page.chosen(made_up(0.01).rows) == {"net": 0.01}
-    assert page.chosen(made_up(-0.2).rows)["net"] in (0.01, 0.001)  # none is good enough: the best
+    assert page.choose_thresholds(made_up(0.01).rows) == {"net": 0.01}
+    assert page.choose_thresholds(made_up(-0.2).rows)["net"] in (0.01, 0.001)  # none is good enough: the best
 
 
 def changed(measured, seeds, **fields):
@@ -176,8 +176,8 @@ def test_one_half_of_the_seeds_chooses_the_threshold_and_the_other_half_is_teste
     measured = made_up()
     first, second = range(6), range(6, 12)
     bad = [0.1] * (TICKS + 1)
-    assert page.chosen(changed(measured, second, curve=bad)) == {"net": 0.01}  # they do not choose
-    assert page.chosen(changed(measured, first, curve=bad)) == {"net": 0.001}
+    assert page.choose_thresholds(changed(measured, second, curve=bad)) == {"net": 0.01}  # they do not choose
+    assert page.choose_thresholds(changed(measured, first, curve=bad)) == {"net": 0.001}
 
     def differences(rows):
         return [claim.conditions["net"] for claim in page.claims(rows, {"net": 0.01})]

@@ -40,11 +40,11 @@ def trainer_of(model, data):
 
 
 def test_images_are_made_to_suit(digits):
-    suited = measure.suited(digits, 32)
+    suited = measure.suit(digits, 32)
     assert suited.train.pixels.shape[1:] == (3, 32, 32) and suited.train.pixels.dtype == np.uint8
     assert suited.classes == digits.classes and len(suited.test) == len(digits.test)
     grey = suited.train.pixels
-    assert (grey[:, 0] == grey[:, 2]).all() and (measure.suited(suited, 16).train.pixels == grey).all()
+    assert (grey[:, 0] == grey[:, 2]).all() and (measure.suit(suited, 16).train.pixels == grey).all()
 
 
 def test_every_layer_needs_more_components_for_more_of_the_variance(rows):
@@ -74,11 +74,11 @@ def test_copies_of_units_are_redundant_and_looking_changes_nothing(digits):
 
 def test_initial_and_estimated_statistics_of_norms_are_told_apart(digits):
     """At 0 and 1 an untrained network looks redundant; with the statistics of the images it does not."""
-    data = measure.suited(digits, 32)
+    data = measure.suit(digits, 32)
     torch.manual_seed(0)
     model = models.build("torchvision:resnet18", data.shape, 10)
     trainer = trainer_of(model, data)
-    estimated = measure.estimated(model, Shown(trainer.train, 64))
+    estimated = measure.estimate_statistics(model, Shown(trainer.train, 64))
     initial, after = (measure.look(network, trainer)[0] for network in (model, estimated))
     shares = [np.array(row["needed"])[:, 1] / row["units"] for row in (initial, after)]
     assert np.median(shares[0]) < 0.6 * np.median(shares[1])

@@ -17,7 +17,7 @@ from network_surgery.study.bench.training import At
 from network_surgery.study.experiments import evci
 from network_surgery.study.experiments.evci import MOMENTS, NETWORKS, UNPRUNED
 from network_surgery.study.experiments.units import EXPERIMENT, measure, page
-from network_surgery.study.experiments.units.measure import GONE, LAYERS, LEFT, RESTART, SCORES, Options, removed
+from network_surgery.study.experiments.units.measure import GONE, LAYERS, LEFT, RESTART, SCORES, Options, count_removed
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.task import CLASSIFICATION
@@ -44,7 +44,7 @@ def digits(few_images):
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    trainer = evci.prepared(digits, "ReLU", 0, 6)
+    trainer = evci.prepare(digits, "ReLU", 0, 6)
     trainer.fit()
     return trainer
 
@@ -62,22 +62,22 @@ def row(rows, **which):
 def test_the_sizes_of_the_schedule_have_the_parameters_that_the_thesis_counts():
     whole = {"conv1": 8, "conv2": 16, "fc1": 64}
     readings = (
-        {name: units - removed(units, GONE[-1]) for name, units in whole.items()},
+        {name: units - count_removed(units, GONE[-1]) for name, units in whole.items()},
         {name: units - round(GONE[-1] * units) for name, units in whole.items()},
     )
     assert [measure.parameters_left(FACTS, each) for each in (whole, *readings)] == [20_522, 4_019, 3_326]
 
 
 def test_a_fraction_is_rounded_down_and_two_units_stay():
-    assert [removed(units, 0.1) for units in (8, 16, 64, 256)] == [0, 1, 6, 25]
-    assert removed(10, 0.3) == 3 and removed(5, 0.99) == 3 and removed(2, 0.9) == 0
+    assert [count_removed(units, 0.1) for units in (8, 16, 64, 256)] == [0, 1, 6, 25]
+    assert count_removed(10, 0.3) == 3 and count_removed(5, 0.99) == 3 and count_removed(2, 0.9) == 0
 
 
 def test_looks_leave_training_as_it_would_have_been(digits):
     seen = []
     models = []
     for moments in ((), (3, 12, 20)):
-        trainer = evci.prepared(digits, "tanh", 1, 2)
+        trainer = evci.prepare(digits, "tanh", 1, 2)
         trainer.callbacks.append(
             At(moments, lambda t: seen.append((t.iteration, len(list(measure.looks(t, OPTIONS))))))
         )
@@ -169,7 +169,7 @@ def test_arms_end_with_the_same_sizes(digits, ended):
 
 
 def test_the_unpruned_arm_is_training_that_was_not_interrupted(digits, ended):
-    whole = evci.prepared(digits, "ReLU", 0, 10)
+    whole = evci.prepare(digits, "ReLU", 0, 10)
     whole.fit()
     loss, accuracy, *_ = evaluate(whole.model, CLASSIFICATION, Batches(digits.test, evci.CPU))
     mine = row(ended, kind="arm", arm=UNPRUNED)

@@ -53,7 +53,7 @@ def digits(few_images):
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    trainer = evci.prepared(digits, "ReLU", 0, 6)
+    trainer = evci.prepare(digits, "ReLU", 0, 6)
     trainer.fit()
     return trainer
 
@@ -76,7 +76,7 @@ def loss(model, images):
 def test_looks_leave_training_as_it_would_have_been(digits):
     seen, models = [], []
     for moments in ((), (3, 20)):
-        trainer = evci.prepared(digits, "tanh", 1, 2)
+        trainer = evci.prepare(digits, "tanh", 1, 2)
         trainer.callbacks.append(
             At(moments, lambda t: seen.append((t.iteration, len(list(measure.looks(t, OPTIONS))))))
         )

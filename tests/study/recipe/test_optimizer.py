@@ -14,7 +14,7 @@ from network_surgery.ops import Anatomy, MinWeight, SurgeryError, WeakExpand, op
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.recipe.optimizer import make_optimizer, named
+from network_surgery.study.recipe.optimizer import by_name, make_optimizer
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.examine import check
 
@@ -45,7 +45,7 @@ def test_the_short_names_are_what_they_always_were() -> None:
     assert make(optimizer="SGD").defaults["momentum"] == 0  # torch's own default
 
 
-@pytest.mark.parametrize("name", [name for name in named() if name not in NOT])
+@pytest.mark.parametrize("name", [name for name in by_name() if name not in NOT])
 def test_torchs_optimizers_are_known_by_name(name: str, digits: ImageTask) -> None:
     settings = Settings(optimizer=name, decay="weights")
     assert type(make_optimizer(settings, network())).__name__ == name

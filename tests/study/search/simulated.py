@@ -18,7 +18,7 @@ from network_surgery.study.search import sampled
 from network_surgery.study.search.nodes import Nodes, slots
 from network_surgery.study.search.once import Once
 from network_surgery.study.search.sampled import Sampled
-from network_surgery.study.search.stopping import stopped
+from network_surgery.study.search.stopping import stop
 from network_surgery.study.training.cell import Cell
 from tests.study.nodes import node
 from tests.study.operated import operated
@@ -112,7 +112,7 @@ def search(count: int, trials: int, seed: int = 0, spread: float = 0.3, grows_to
             nodes.count = grows_to
         news = record(cell, epoch, quality)
         if not once.epoch(cell, news):
-            tell(cell, stopped(news))
+            tell(cell, stop(news))
         elif epoch == settings.epochs:
             tell(cell, {**news["so_far"], "parameters": 10, "flops": 1, "training_flops": 1, "epochs": []})
         else:

@@ -242,7 +242,7 @@ def test_a_front_of_several_objectives_is_of_feasible_trials(tmp_path: Path) -> 
     within = {r.cell.trial for r in folder.records("search") if r.result["parameters"] <= 500}
     assert set(front["trials"]) <= within and {t for t, _ in front["history"]} == within
     assert {r.cell.trial for r in comparing.chosen(folder)} <= set(front["trials"])
-    assert comparing.race_of(folder).missing == () and comparing.expected(folder.settings) == 0
+    assert comparing.race_of(folder).missing == () and comparing.expect(folder.settings) == 0
 
 
 def test_an_old_study_reads_as_before(tmp_path: Path) -> None:

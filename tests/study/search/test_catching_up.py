@@ -272,4 +272,4 @@ def test_the_database_of_an_odd_folder_is_in_it(tmp_path: Path, monkeypatch: pyt
     mlflow.set_tracking_uri(default_uri(study))
     (run,) = mlflow.search_runs(search_all_experiments=True, filter_string="tags.arm = 'search'", output_format="list")
     parent = mlflow.get_run(run.data.tags["mlflow.parentRunId"])
-    assert mlflow.artifacts.load_dict(f"{parent.info.artifact_uri}/trainings.json")["data"][0][0] == "search-000"
+    assert mlflow.artifacts.load_dict(f"{parent.info.artifact_uri}/training_runs.json")["data"][0][0] == "search-000"

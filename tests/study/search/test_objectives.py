@@ -48,7 +48,7 @@ def test_targets_of_a_percentage_are_fractions() -> None:
 
 
 def test_a_value_is_written_with_its_name() -> None:
-    assert objectives.written(0.9, "accuracy", ACCURACY) == "90.00% validation accuracy"
-    assert objectives.written(12.3456, "metric", PERPLEXITY) == "12.346 validation perplexity"
-    assert objectives.written(0.12345, "loss", PERPLEXITY) == "0.1235 validation loss"
-    assert objectives.written(1200, "flops", PERPLEXITY) == "1,200 FLOPs"
+    assert objectives.format_objective(0.9, "accuracy", ACCURACY) == "90.00% validation accuracy"
+    assert objectives.format_objective(12.3456, "metric", PERPLEXITY) == "12.346 validation perplexity"
+    assert objectives.format_objective(0.12345, "loss", PERPLEXITY) == "0.1235 validation loss"
+    assert objectives.format_objective(1200, "flops", PERPLEXITY) == "1,200 FLOPs"

@@ -159,7 +159,7 @@ def test_checkpoints_go_when_nobody_can_begin_from_them(tmp_path: Path) -> None:
 
     for name in desk.take():
         cell = desk.running[name]
-        fork.kept(places, name, fork.beginning(cell, SETTINGS), 2).touch()
+        fork.checkpoint_path(places, name, fork.beginning(cell, SETTINGS), 2).touch()
         desk.reach(name, 2.0)
     assert there() == {"original-seed-1", "original-seed-2"}
     for name in ("original-seed-1", "original-seed-2"):

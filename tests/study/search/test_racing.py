@@ -73,7 +73,7 @@ def test_each_seed_halves_those_that_are_left(tmp_path: Path) -> None:
     ran = run(folder, lambda trial, seed: LOSSES[trial])
     assert sorted(ran[:6]) == [(trial, SECOND) for trial in (0, 1, 2, 3, 4, 5)]
     assert sorted(ran[6:]) == [(trial, THIRD) for trial in (1, 2, 3)]
-    assert len(ran) == comparing.expected(folder.settings)
+    assert len(ran) == comparing.expect(folder.settings)
     assert [record.cell.trial for record in comparing.chosen(folder)] == [1]
 
 
@@ -131,7 +131,7 @@ def test_how_many_run(tmp_path: Path, settings: dict[str, Any], ran: list[int]) 
     folder = searched(tmp_path / "s", LOSSES, **settings)
     found = [seed for _, seed in run(folder, lambda trial, seed: LOSSES[trial])]
     assert [found.count(SECOND + turn) for turn in range(len(ran))] == ran
-    assert len(found) == sum(ran) == comparing.expected(folder.settings)
+    assert len(found) == sum(ran) == comparing.expect(folder.settings)
 
 
 def test_only_feasible_schedules_race_where_there_are_any(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sampled import Sampled
-from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled, stopped
+from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled, stop
 from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
@@ -171,7 +171,7 @@ def search(source: Sampled, together: bool, most: int = 10**6) -> dict[int, dict
                 continue
             record = reported(cell, epoch)
             if not source.epoch(cell, record):
-                ended[cell.trial] = stopped(record)
+                ended[cell.trial] = stop(record)
             elif epoch == 8:
                 ended[cell.trial] = record["so_far"] | {"parameters": 10}
             else:

@@ -125,10 +125,10 @@ def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None
     assert found["search (trial 5)"].data.tags["stopped"] == "2" and found["search (trial 5)"].info.status == "FINISHED"
     assert failed.data.tags["failure"] == "the loss became nan"
     files = {artifact.path for artifact in client(study).list_artifacts(parent.info.run_id)}
-    assert files == {"note.txt", "comparison.json", "trainings.json"}
+    assert files == {"note.txt", "comparison.json", "training_runs.json"}
     listed = json.loads(parent.data.tags["mlflow.loggedArtifacts"])  # what MLflow's page shows as tables
-    assert {entry["path"] for entry in listed} == {"comparison.json", "trainings.json"}
-    table = mlflow.artifacts.load_dict(f"{parent.info.artifact_uri}/trainings.json")
+    assert {entry["path"] for entry in listed} == {"comparison.json", "training_runs.json"}
+    table = mlflow.artifacts.load_dict(f"{parent.info.artifact_uri}/training_runs.json")
     (row,) = (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
     assert (row["training"], row["validation accuracy"], row["test accuracy"]) == ("search-003", 0.9, "")
     table = mlflow.artifacts.load_dict(f"{parent.info.artifact_uri}/comparison.json")

@@ -499,7 +499,7 @@ def test_the_main_job_interrupted_resumed_and_repeated(
 
     again = surgery("resume", "broken", cwd=tmp_path)  # nothing is missing, so nothing is run
     text, _ = again.communicate(timeout=120)
-    assert again.returncode == 0 and "trainings" not in text and "did not reach MLflow" not in text
+    assert again.returncode == 0 and "training runs" not in text and "did not reach MLflow" not in text
 
     kept = ledger.read_text()
     more = surgery("compare", "broken", "--top", "9", "--seeds", "1", cwd=tmp_path)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
 from network_surgery.study.errors import StudyError
-from network_surgery.study.task.samples import Batches, Samples, Stream, evenly, first, joined, size_of
+from network_surgery.study.task.samples import Batches, Samples, Stream, evenly, first, join, size_of
 
 CPU = torch.device("cpu")
 Draw = Callable[[], float]
@@ -72,7 +72,7 @@ def test_inputs_may_be_any_tree_of_arrays() -> None:
     assert inputs["a"].tolist() == [4, 1] and inputs["b"][0].shape == (2, 2) and inputs["b"][1][0].tolist() == [4, 1]
     assert targets[0].tolist() == [4, 1] and size_of(inputs) == size_of(targets) == 2
     assert samples.thinned(3).inputs["a"].tolist() == evenly(6, 3).tolist() == [0, 2, 5]
-    assert first(inputs, 1)["b"][1][0].tolist() == [4] and joined([inputs, inputs])["a"].tolist() == [4, 1, 4, 1]
+    assert first(inputs, 1)["b"][1][0].tolist() == [4] and join([inputs, inputs])["a"].tolist() == [4, 1, 4, 1]
 
 
 def test_a_fingerprint_is_of_every_array() -> None:
@@ -110,7 +110,7 @@ def test_a_stream_gives_what_the_same_samples_in_memory_give(workers: int) -> No
     read = Batches(Stream(Pairs(), workers), CPU)
     order = torch.tensor([7, 1, 1, 9, 0, 3, 2])
     for one, other in ((held.over(order.split(3)), read.over(order.split(3))), (held.whole(4), read.whole(4))):
-        assert joined(list(one))[0].tolist() == joined(list(other))[0].tolist()
+        assert join(list(one))[0].tolist() == join(list(other))[0].tolist()
     for index in (order, slice(None), slice(2, 5)):
         for one, other in zip(held.take(index), read.take(index), strict=True):
             torch.testing.assert_close(one, other)

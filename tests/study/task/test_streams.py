@@ -20,7 +20,7 @@ from network_surgery.ops import MinWeight, Moment, Schedule, Step
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.layers import Layers, of_data
-from network_surgery.study.search.shipping import shipped
+from network_surgery.study.search.shipping import ship
 from network_surgery.study.task import build
 from network_surgery.study.task.images import Images, ImageStream, ImageTask, load
 from network_surgery.study.task.samples import Batches
@@ -131,7 +131,7 @@ def test_the_fingerprint_is_of_names_bytes_and_classes(root: Path, tmp_path: Pat
 
 def test_a_trial_is_handed_the_list_of_files(root: Path) -> None:
     task = loaded(root, image_size=1000)
-    data = pickle.dumps(shipped(task, Settings()))
+    data = pickle.dumps(ship(task, Settings()))
     assert len(data) < 4000 and b"cat/0.png" in data
     again = pickle.loads(data)
     torch.testing.assert_close(Batches(again.test, CPU).take(slice(0, 2)), Batches(task.test, CPU).take(slice(0, 2)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from network_surgery.study.evidence.converged import convergence, unconverged
+from network_surgery.study.evidence.converged import convergence, find_unconverged
 from network_surgery.study.evidence.wording import other, overall, sentence
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.convergence import LEAST, gain, improving
@@ -147,4 +147,4 @@ def test_a_verdict_says_it_before_who_won() -> None:
     first = verdict(False, False) | {"arm": "operate_first"}
     assert sentence(first).startswith("Surgery and operating first had not converged (4 of 5 and 4 of 5 ")
     assert overall([first]).startswith("surgery and operating first had not converged")
-    assert unconverged({}) == ""
+    assert find_unconverged({}) == ""

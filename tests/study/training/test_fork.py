@@ -54,7 +54,7 @@ def same(
     whole = run(cell, task, settings, CPU, network=folder / "whole" / "net.pt")
     reports: list[dict[str, Any]] = []
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
-    begins = forked(cell, fork.shared(cell, settings, per_epoch))
+    begins = forked(cell, fork.count_shared(cell, settings, per_epoch))
     outcome = run(begins, task, settings, CPU, reports.append, network=folder / "forked" / "net.pt", shared=folder)
     assert outcome["forked"] == {"from": "original-seed-3", "epoch": epoch}
     assert outcome["operations"] or outcome["checks"]
@@ -221,7 +221,7 @@ def test_what_the_original_was_after_an_epoch_can_be_asked_for(digits: ImageTask
 )  # fmt: skip
 def test_what_a_cell_shares_are_the_whole_epochs_before_its_first_step(when: list[str], epochs: int) -> None:
     steps = [step("min_weight", each) for each in when]
-    assert fork.shared(Cell("surgery", 0, steps), SETTINGS, PER_EPOCH) == epochs
+    assert fork.count_shared(Cell("surgery", 0, steps), SETTINGS, PER_EPOCH) == epochs
 
 
 def test_where_a_cell_begins_and_what_it_keeps_is_not_what_it_computes() -> None:

@@ -19,7 +19,7 @@ from network_surgery.study.config import Settings
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training import theatre
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.probe import PERCENT, SHARE, idle, needed
+from network_surgery.study.training.probe import PERCENT, SHARE, count_needed, idle
 from network_surgery.study.training.run import run
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def test_the_counts_agree_with_singular_values() -> None:
     torch.manual_seed(0)
     model = models.build("mlp", (1, 8, 8), 10).eval()
     batches = torch.randn(8, 100, 1, 8, 8).unbind()
-    found = needed(model, batches, list(Anatomy(model, batches[0][:2]).values()))
+    found = count_needed(model, batches, list(Anatomy(model, batches[0][:2]).values()))
     with torch.no_grad():
         inputs = torch.cat(batches).double()
         model.double()
@@ -140,9 +140,9 @@ def test_copies_are_redundant_and_enough_is_enough() -> None:
     )
     batches = torch.randn(5, 64, 1, 8, 8).unbind()
     anatomy = Anatomy(model, batches[0][:2])
-    before = needed(model, batches, list(anatomy.values()))
+    before = count_needed(model, batches, list(anatomy.values()))
     operate(anatomy["3"], WeakExpand(1.0))
-    after = needed(model, batches, list(anatomy.values()))
+    after = count_needed(model, batches, list(anatomy.values()))
     assert after["3"]["units"] == 80 and before["3"]["units"] == 40
     assert after["3"]["units_99"] <= before["3"]["units_99"] + 1  # copies; the mean across units is not quite the same
     assert before["0"]["samples"] == 64 * 36 >= SAMPLES_PER_UNIT * 4  # one batch of many positions
@@ -154,7 +154,7 @@ def test_a_layer_that_is_not_finite_is_left_out() -> None:
     images = torch.randn(32, 1, 8, 8)
     layers = list(Anatomy(model, images[:2]).values())
     model.fc2.bias.data[3] = math.inf
-    assert list(needed(model, [images, images], layers)) == ["fc1"]
+    assert list(count_needed(model, [images, images], layers)) == ["fc1"]
 
 
 def test_dead_and_frozen_units_are_counted_at_the_threshold(digits: ImageTask) -> None:
