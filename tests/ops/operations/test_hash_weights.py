@@ -1,4 +1,4 @@
-"""HashWeights and RandomEdges: the equations of the source both ways, exact removal, files, averages, optimizers."""
+"""HashWeights and RandomEdges: the equations of the source both ways, means, scores, the way back."""
 
 from __future__ import annotations
 
@@ -7,39 +7,29 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from network_surgery.ops import (
     PCNS,
     Anatomy,
     HashWeights,
     MinWeight,
-    PruneWeights,
     RandomEdges,
     Signals,
     SurgeryError,
     WeakExpand,
     ZeroExpand,
-    carry_architecture,
-    load,
     materialize,
     operate,
     predicted_loss_change,
-    save,
-    saved_bytes,
     trial_surgery,
     unit_scores,
     without_surgery,
 )  # fmt: skip
-from network_surgery.ops.anatomy import count
 from network_surgery.ops.network.hashed import Edges, Hashed, mix
 from network_surgery.ops.network.layout import channels_last
-from network_surgery.ops.surgery.verification import measure
 from tests.ops.contract.test_operations import assert_same
-from tests.ops.networks import NETWORKS, build, difference, outputs, train
-
-BOTH = {"hash": HashWeights(0.25), "edges": RandomEdges(0.25)}
-both = pytest.mark.parametrize("operation", BOTH.values(), ids=BOTH)
+from tests.ops.networks import difference, outputs, train
+from tests.ops.operations.test_expressed import small
 
 
 def made(shape, numbers, seed=3, sign=True, kind="hash"):
@@ -86,84 +76,7 @@ def test_hashes_are_a_bijection_and_spread_evenly():
     assert int((Edges((64, 64), 100, 1)(torch.ones(100)) != 0).sum()) == 100
 
 
-@both
-@pytest.mark.parametrize("network", NETWORKS)
-def test_units_go_exactly_from_hashed_weights(operation, network):
-    """The anatomy stays what it was, plans count what there is, and removal beside hashed weights is verified."""
-    model, inputs = build(network, batch=8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    train(model, inputs, optimizer)
-    anatomy = Anatomy(model, inputs)
-    layers, pinned = list(anatomy), dict(anatomy.pinned)
-    plan = operate(anatomy["*"], operation, optimizer, verify=True)
-    assert (plan.parameters_after, plan.flops_after) == count(model, inputs)
-    fresh = Anatomy(model, inputs)
-    assert list(fresh) == layers and fresh.pinned == pinned
-    for layer in layers:
-        plan = operate(anatomy[layer], MinWeight(0.5), optimizer, verify=True)
-        assert (plan.parameters_after, plan.flops_after) == count(model, inputs)
-    assert list(Anatomy(model, inputs)) == layers
-    before = outputs(model.eval(), inputs)
-    plain = without_surgery(model)
-    materialize(model, optimizer)
-    for network in (plain, model):
-        assert difference(before, outputs(network.eval(), inputs)) < 1e-5
-    train(model, inputs, optimizer)
-
-
-def small(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 3)
-    )
-
-
 INPUTS = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(1))
-
-
-@both
-def test_a_mixed_schedule_is_saved_loaded_and_goes_on(operation, tmp_path):
-    """Hashed, units removed, another weight pruned, an average, a state_dict: the same network comes back."""
-    model = small()
-    average, optimizer = AveragedModel(model), torch.optim.Adam(model.parameters(), lr=0.01)
-    train(model, INPUTS, optimizer)
-    average.update_parameters(model)
-    anatomy, others = Anatomy(model, INPUTS), {"averages": average}
-    operate(anatomy["4"], operation, optimizer, **others)
-    operate(anatomy["0"], MinWeight(0.5), optimizer, verify=True, **others)
-    operate(anatomy["4"], MinWeight(0.5), optimizer, verify=True, **others)
-    operate(anatomy["0"], PruneWeights(0.5), optimizer, **others)
-    train(model, INPUTS, optimizer)
-    average.update_parameters(model)
-    save(model, tmp_path / "network.pt")
-    twin = load(small, tmp_path / "network.pt")
-    assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
-    assert saved_bytes(twin) == (tmp_path / "network.pt").stat().st_size
-    twin = carry_architecture(small(2))
-    again = torch.optim.Adam(twin.parameters(), lr=0.01)
-    twin.load_state_dict(carry_architecture(model).state_dict())
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for network, trained in ((model, optimizer), (twin, again)):
-        train(network, INPUTS, trained)
-    assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
-    carried = carry_architecture(small(1))
-    carried.load_state_dict(carry_architecture(average.module).state_dict())
-    assert_same(outputs(average.module.eval(), INPUTS), outputs(carried.eval(), INPUTS))
-
-
-@both
-def test_bytes_are_those_of_the_file(operation, tmp_path):
-    model = small()
-    anatomy, empty = Anatomy(model, INPUTS), saved_bytes(model)
-    for layer, each in (("4", operation), ("4", MinWeight(0.5)), ("0", PruneWeights(0.5))):
-        plan = operate(anatomy[layer], each)
-        now = saved_bytes(model)
-        assert plan.bytes_before - plan.bytes_after == pytest.approx(empty - now, abs=700)
-        empty = now
-    save(model, tmp_path / "network.pt")
-    assert (tmp_path / "network.pt").stat().st_size == saved_bytes(model)
-    tensors = {id(t): t.numel() * t.element_size() for t in model.state_dict().values()}
-    assert plan.bytes_after == sum(tensors.values())
 
 
 def test_all_stored_numbers_train_and_a_hashed_weight_stays_hashed():
@@ -241,41 +154,6 @@ def test_what_writes_hashed_weights_is_refused_and_materialized_first():
     assert difference(before, outputs(model, INPUTS)) < 1e-6
     operate(anatomy["0"], PCNS(variance_threshold=0.3), optimizer, Signals(model, INPUTS), verify=True)
     train(model, INPUTS, optimizer)
-
-
-@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop", "Adagrad", "Adamax", "Adafactor", "LBFGS", "NAdam"])
-@both
-def test_optimizers_go_on(operation, name):
-    model = small()
-    settings = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
-    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.001, **settings)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(INPUTS), torch.arange(16) % 3)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    state = copy.deepcopy(optimizer.state_dict())
-    with trial_surgery(operation.propose(Anatomy(model, INPUTS)["*"]), optimizers=optimizer):
-        loss_inside = closure()
-    assert torch.isfinite(loss_inside)
-    assert_same(state, optimizer.state_dict())
-    operate(Anatomy(model, INPUTS)["*"], operation, optimizer)
-    optimizer.step(closure)
-    materialize(model, optimizer)
-    assert torch.isfinite(optimizer.step(closure))
-
-
-def test_plans_measure_as_they_say_in_attention():
-    torch.manual_seed(0)
-    model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
-    inputs = torch.randn(3, 5, 8)
-    anatomy = Anatomy(model, inputs)
-    assert "self_attn.in_proj_weight" in anatomy.weights
-    plan = HashWeights(0.5).propose(anatomy["*"])
-    assert set(plan.expressed) == set(anatomy.weights) and measure(plan) < 1e-8
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])

@@ -1,4 +1,4 @@
-"""PredictWeights: the ridge predictor against a direct solve, exact removal, bytes, files, averages, optimizers."""
+"""PredictWeights: the ridge predictor against a direct solve, the dictionaries, positions, what is refused."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import torch
 from sklearn.kernel_ridge import KernelRidge
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from network_surgery.ops import (
-    PCNS,
     Anatomy,
     HashWeights,
     MinWeight,
@@ -22,32 +20,16 @@ from network_surgery.ops import (
     Stretch,
     SurgeryError,
     WeakExpand,
-    carry_architecture,
-    load,
-    materialize,
     operate,
-    save,
-    saved_bytes,
     trial_surgery,
-    without_surgery,
 )  # fmt: skip
-from network_surgery.ops.anatomy import count
 from network_surgery.ops.maths import dictionaries
 from network_surgery.ops.network.predicted import MEASURED, SEEDED, Predicted
 from network_surgery.ops.operations.predict_weights import layout_of
-from network_surgery.ops.surgery.verification import measure
-from tests.ops.contract.test_operations import assert_same
-from tests.ops.networks import NETWORKS, build, difference, outputs, train
+from tests.ops.networks import difference, outputs, train
+from tests.ops.operations.test_expressed import INPUTS, small
 
-INPUTS = torch.randn(64, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 every_dictionary = pytest.mark.parametrize("dictionary", [*SEEDED, *MEASURED])
-
-
-def small(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 3)
-    )
 
 
 def generator(seed=0):
@@ -125,31 +107,6 @@ def test_at_full_rank_nothing_changes():
     assert difference(before, outputs(model, INPUTS.double())) < 1e-12
 
 
-@pytest.mark.parametrize("columns", [1, 2])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_units_go_exactly_from_predicted_weights(network, columns):
-    """The anatomy stays what it was, plans count what there is, and removal beside predicted weights is verified."""
-    model, inputs = build(network, batch=8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    train(model, inputs, optimizer)
-    anatomy = Anatomy(model, inputs)
-    layers, pinned = list(anatomy), dict(anatomy.pinned)
-    plan = operate(anatomy["*"], PredictWeights(0.5, columns=columns), optimizer, verify=True)
-    assert (plan.parameters_after, plan.flops_after) == count(model, inputs)
-    fresh = Anatomy(model, inputs)
-    assert list(fresh) == layers and fresh.pinned == pinned
-    for layer in layers:
-        plan = operate(anatomy[layer], MinWeight(0.5), optimizer, verify=True)
-        assert (plan.parameters_after, plan.flops_after) == count(model, inputs)
-    assert list(Anatomy(model, inputs)) == layers
-    before = outputs(model.eval(), inputs)
-    plain = without_surgery(model)
-    materialize(model, optimizer)
-    for network in (plain, model):
-        assert difference(before, outputs(network.eval(), inputs)) < 1e-5
-    train(model, inputs, optimizer)
-
-
 def test_rows_that_go_take_their_numbers_and_moments_with_them():
     model = small()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -165,58 +122,6 @@ def test_rows_that_go_take_their_numbers_and_moments_with_them():
     operate(anatomy["4"], WeakExpand(0.5), optimizer, verify=True)
     assert stored.shape == (30, 24)
     train(model, INPUTS, optimizer)
-
-
-@every_dictionary
-def test_a_mixed_schedule_is_saved_loaded_and_goes_on(dictionary, tmp_path):
-    """Predicted, units removed, others hashed and pruned, an average, a state_dict: the same network comes back."""
-    model = small()
-    average, optimizer = AveragedModel(model), torch.optim.Adam(model.parameters(), lr=0.01)
-    train(model, INPUTS, optimizer)
-    average.update_parameters(model)
-    anatomy, others = Anatomy(model, INPUTS), {"averages": average}
-    columns = 1 if dictionary == "autoencoder" else 2
-    operation = PredictWeights(0.25, dictionary, columns)
-    empty = saved_bytes(model)
-    plan = operate(anatomy["4"], operation, optimizer, Signals(model, INPUTS), verify=True, **others)
-    assert empty - saved_bytes(model) == pytest.approx(plan.bytes_before - plan.bytes_after, abs=700)
-    for layer, each in (("0", MinWeight(0.5)), ("4", MinWeight(0.5)), ("0", HashWeights(0.5))):
-        empty = saved_bytes(model)
-        plan = operate(anatomy[layer], each, optimizer, verify=True, **others)
-        assert empty - saved_bytes(model) == pytest.approx(plan.bytes_before - plan.bytes_after, abs=700)
-    assert plan.bytes_after == sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    train(model, INPUTS, optimizer)
-    average.update_parameters(model)
-    save(model, tmp_path / "network.pt")
-    twin = load(small, tmp_path / "network.pt")
-    assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
-    assert saved_bytes(twin) == (tmp_path / "network.pt").stat().st_size
-    twin = carry_architecture(small(2))
-    again = torch.optim.Adam(twin.parameters(), lr=0.01)
-    twin.load_state_dict(carry_architecture(model).state_dict())
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for network, trained in ((model, optimizer), (twin, again)):
-        train(network, INPUTS, trained)
-    assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
-    carried = carry_architecture(small(1))
-    carried.load_state_dict(carry_architecture(average.module).state_dict())
-    assert_same(outputs(average.module.eval(), INPUTS), outputs(carried.eval(), INPUTS))
-
-
-@every_dictionary
-def test_undo_is_exact_and_the_error_is_that_of_the_weights(dictionary):
-    model = small().eval()
-    anatomy = Anatomy(model, INPUTS)
-    before, old = copy.deepcopy(model.state_dict()), model[4].weight.detach().clone()
-    plan = PredictWeights(0.25, dictionary).propose(anatomy["4"], Signals(model, INPUTS))
-    with trial_surgery(plan):
-        assert float((model[4].weight - old).detach().norm() / old.norm()) == pytest.approx(plan.error, rel=1e-4)
-        inside = copy.deepcopy(model.state_dict())
-        with trial_surgery(MinWeight(0.5).propose(anatomy["0"]), MinWeight(0.5).propose(anatomy["4"])):
-            model(INPUTS)
-        assert_same(dict(inside), dict(model.state_dict()))
-        assert float((model[4].weight - old).detach().norm() / old.norm()) == pytest.approx(plan.error, rel=1e-4)
-    assert_same(dict(before), dict(model.state_dict()))
 
 
 def test_measured_dictionaries_lose_least_of_what_units_are_given():
@@ -290,42 +195,6 @@ def test_only_the_numbers_train_and_fresh_ones_have_the_deviation_of_the_weight(
         assert (stored != before).all() and torch.equal(expression.dictionary, basis)
 
 
-@pytest.mark.parametrize(
-    "name", ["SGD", "Adam", "RMSprop", "Adagrad", "Adamax", "Adafactor", "LBFGS", "NAdam", "Rprop"]
-)
-def test_optimizers_go_on(name):
-    model, operation = small(), PredictWeights(0.25, columns=2)
-    settings = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
-    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.001, **settings)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(INPUTS), torch.arange(64) % 3)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    state = copy.deepcopy(optimizer.state_dict())
-    with trial_surgery(operation.propose(Anatomy(model, INPUTS)["*"]), optimizers=optimizer):
-        assert torch.isfinite(closure())
-    assert_same(state, optimizer.state_dict())
-    operate(Anatomy(model, INPUTS)["*"], operation, optimizer)
-    optimizer.step(closure)
-    operate(Anatomy(model, INPUTS)["4"], MinWeight(0.5), optimizer)
-    optimizer.step(closure)
-    materialize(model, optimizer)
-    assert torch.isfinite(optimizer.step(closure))
-
-
-def test_attention_is_predicted_and_complex_numbers_are():
-    torch.manual_seed(0)
-    model, inputs = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), torch.randn(3, 5, 8)
-    plan = PredictWeights(0.5).propose(Anatomy(model, inputs)["*"])
-    assert "self_attn.in_proj_weight" in plan.expressed and measure(plan) < 1e-8
-    model = nn.Sequential(nn.Linear(6, 10, dtype=torch.complex64), nn.Tanh(), nn.Linear(10, 3, dtype=torch.complex64))
-    operate(Anatomy(model, torch.randn(4, 6, dtype=torch.complex64))["0"], PredictWeights(0.5), verify=True)
-
-
 def test_what_cannot_be_is_refused_in_a_sentence():
     model = small()
     anatomy = Anatomy(model, INPUTS)
@@ -334,10 +203,6 @@ def test_what_cannot_be_is_refused_in_a_sentence():
     with pytest.raises(SurgeryError, match="signals are those of another network"):
         PredictWeights(dictionary="covariance").propose(anatomy["*"], Signals(small(), INPUTS))
     operate(anatomy["4"], PredictWeights())
-    with pytest.raises(SurgeryError, match="no plain weights"):
-        operate(anatomy["4"], PredictWeights())
-    with pytest.raises(SurgeryError, match=r"writes 4\.weight anew, which is predicted.*materialize"):
-        operate(anatomy["0"], PCNS(variance_threshold=0.3), signals=Signals(model, INPUTS))
     with pytest.raises(SurgeryError, match="masked or hashed"):
         Stretch().propose(anatomy["4"])
     model = small()

@@ -1,4 +1,4 @@
-"""ShareWeights: k-means and its codebook, packed codes in the file, exact removal, averages, optimizers."""
+"""ShareWeights: k-means and its codebook, packed codes in the file, averages, what is refused."""
 
 from __future__ import annotations
 
@@ -10,33 +10,20 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from network_surgery.ops import (
-    PCNS,
     Anatomy,
     MinWeight,
-    PredictWeights,
     PruneWeights,
     ShareWeights,
-    Signals,
     SurgeryError,
-    WeakExpand,
-    carry_architecture,
-    load,
-    materialize,
     operate,
     save,
     saved_bytes,
-    trial_surgery,
-    without_surgery,
 )  # fmt: skip
-from network_surgery.ops.anatomy import count
 from network_surgery.ops.maths.clusters import bits, cluster, pack, unpack
-from network_surgery.ops.surgery.verification import measure
-from tests.ops.contract.test_operations import assert_same
-from tests.ops.networks import NETWORKS, build, difference, outputs, train
-from tests.ops.operations.test_predict_weights import INPUTS, small
+from tests.ops.networks import difference, outputs
+from tests.ops.operations.test_expressed import INPUTS, KINDS, small
 
-KINDS = {"scalar": ShareWeights(), "vector": ShareWeights(8, block=4), "product": ShareWeights(8, 4, "each")}
-every_kind = pytest.mark.parametrize("operation", KINDS.values(), ids=KINDS)
+every_form = pytest.mark.parametrize("operation", KINDS["shared"].values(), ids=KINDS["shared"])
 
 
 @pytest.mark.parametrize("clusters", [2, 3, 16, 200, 256, 1000, 65536])
@@ -87,7 +74,7 @@ def test_a_weight_is_made_of_the_means_of_its_clusters(block, codebooks):
 
 
 @pytest.mark.parametrize("clusters", [3, 256])
-@every_kind
+@every_form
 def test_bytes_are_those_of_the_file(operation, clusters, tmp_path):
     """log₂ k bits for each block, and the codebook; what units take with them is gone from the file, too."""
     operation = ShareWeights(clusters, operation.block, operation.codebooks)
@@ -107,129 +94,12 @@ def test_bytes_are_those_of_the_file(operation, clusters, tmp_path):
     assert (tmp_path / "network.pt").stat().st_size == saved_bytes(model)
 
 
-@every_kind
-@pytest.mark.parametrize("network", NETWORKS)
-def test_units_go_exactly_from_shared_weights(operation, network):
-    model, inputs = build(network, batch=8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    train(model, inputs, optimizer)
-    anatomy = Anatomy(model, inputs)
-    layers, pinned = list(anatomy), dict(anatomy.pinned)
-    plan = operate(anatomy["*"], operation, optimizer, verify=True)
-    assert (plan.parameters_after, plan.flops_after) == count(model, inputs)
-    fresh = Anatomy(model, inputs)
-    assert list(fresh) == layers and fresh.pinned == pinned
-    for layer in layers:
-        plan = operate(anatomy[layer], MinWeight(0.5), optimizer, verify=True)
-        assert (plan.parameters_after, plan.flops_after) == count(model, inputs)
-    before = outputs(model.eval(), inputs)
-    plain = without_surgery(model)
-    materialize(model, optimizer)
-    for network in (plain, model):
-        assert difference(before, outputs(network.eval(), inputs)) < 1e-5
-    train(model, inputs, optimizer)
-
-
-@every_kind
-def test_a_mixed_schedule_is_saved_loaded_and_goes_on(operation, tmp_path):
-    """Shared, units removed, others predicted, an average, a state_dict: the same network comes back."""
-    model = small()
-    average, optimizer = AveragedModel(model), torch.optim.Adam(model.parameters(), lr=0.01)
-    train(model, INPUTS, optimizer)
-    average.update_parameters(model)
-    anatomy, others = Anatomy(model, INPUTS), {"averages": average}
-    for layer, each in (("4", operation), ("0", MinWeight(0.5)), ("4", MinWeight(0.5)), ("0", PredictWeights(0.5))):
-        operate(anatomy[layer], each, optimizer, verify=True, **others)
-    train(model, INPUTS, optimizer)
-    average.update_parameters(model)
-    save(model, tmp_path / "network.pt")
-    twin = load(small, tmp_path / "network.pt")
-    assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
-    assert saved_bytes(twin) == (tmp_path / "network.pt").stat().st_size
-    twin = carry_architecture(small(2))
-    again = torch.optim.Adam(twin.parameters(), lr=0.01)
-    twin.load_state_dict(carry_architecture(model).state_dict())
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for network, trained in ((model, optimizer), (twin, again)):
-        train(network, INPUTS, trained)
-    assert_same(outputs(model.eval(), INPUTS), outputs(twin.eval(), INPUTS))
-    operate(Anatomy(twin, INPUTS)["4"], MinWeight(0.5), again, verify=True)
-    carried = carry_architecture(small(1))
-    carried.load_state_dict(carry_architecture(average.module).state_dict())
-    assert_same(outputs(average.module.eval(), INPUTS), outputs(carried.eval(), INPUTS))
-
-
-@every_kind
-def test_undo_is_exact_also_of_codes_that_have_moved(operation):
-    model = small().eval()
-    anatomy = Anatomy(model, INPUTS)
-    operate(anatomy["4"], operation)
-    before = copy.deepcopy(model.state_dict())
-    plans = [MinWeight(0.5).propose(anatomy["4"]), MinWeight(0.5).propose(anatomy["0"])]
-    with trial_surgery(*plans):
-        model(INPUTS)
-    assert_same(dict(before), dict(model.state_dict()))
-    assert measure(WeakExpand(0.5).propose(anatomy["4"])) < 1e-8
-
-
-@every_kind
-def test_the_codebook_trains_and_what_is_shared_stays_shared(operation):
-    model = small()
-    operate(Anatomy(model, INPUTS)["*"], operation)
-    stored, (expression,) = model[4].parametrizations.weight.original, model[4].parametrizations.weight
-    before, codes = stored.detach().clone(), expression.codes.clone()
-    train(model, INPUTS, torch.optim.Adam(model.parameters(), lr=0.01))
-    assert torch.equal(codes, expression.codes) and (stored != before).float().mean() > 0.9
-    torch.testing.assert_close(expression.reduced(model[4].weight), stored)
-
-
-@pytest.mark.parametrize("name", ["SGD", "Adam", "Adagrad", "Adafactor", "LBFGS"])
-def test_optimizers_go_on(name):
-    model, operation = small(), ShareWeights(8, 3)
-    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.001)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(INPUTS), torch.arange(64) % 3)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    state = copy.deepcopy(optimizer.state_dict())
-    with trial_surgery(operation.propose(Anatomy(model, INPUTS)["*"]), optimizers=optimizer):
-        assert torch.isfinite(closure())
-    assert_same(state, optimizer.state_dict())
-    operate(Anatomy(model, INPUTS)["*"], operation, optimizer)
-    optimizer.step(closure)
-    materialize(model, optimizer)
-    assert torch.isfinite(optimizer.step(closure))
-
-
 def test_more_clusters_than_entries_change_nothing():
     model = small()
     before = outputs(model.eval(), INPUTS)
     plan = operate(Anatomy(model, INPUTS)["0"], ShareWeights(4096), verify=True)
     assert plan.error < 1e-6 and difference(before, outputs(model, INPUTS)) < 1e-6
     assert model[0].parametrizations.weight.original.shape == (108,)
-
-
-def test_a_network_of_complex_numbers_and_attention_are_shared():
-    model = nn.Sequential(nn.Linear(6, 10, dtype=torch.complex64), nn.Tanh(), nn.Linear(10, 3, dtype=torch.complex64))
-    operate(Anatomy(model, torch.randn(4, 6, dtype=torch.complex64))["*"], ShareWeights(4, 2), verify=True)
-    torch.manual_seed(0)
-    model, inputs = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), torch.randn(3, 5, 8)
-    plan = ShareWeights(4).propose(Anatomy(model, inputs)["*"])
-    assert "self_attn.in_proj_weight" in plan.expressed and measure(plan) < 1e-8
-
-
-def test_what_writes_shared_weights_is_refused():
-    model = small()
-    anatomy = Anatomy(model, INPUTS)
-    operate(anatomy["4"], ShareWeights())
-    with pytest.raises(SurgeryError, match=r"writes 4\.weight anew, which is shared.*materialize"):
-        operate(anatomy["0"], PCNS(variance_threshold=0.3), signals=Signals(model, INPUTS))
-    with pytest.raises(SurgeryError, match="no plain weights"):
-        operate(anatomy["4"], ShareWeights())
 
 
 @pytest.mark.parametrize(
