@@ -27,6 +27,7 @@ from network_surgery.ops.signals.weight_scores import BLIND, SCORES, Weights, we
 
 SCOPES = ("global", "layer")
 SURVIVORS = ("kept", "fresh")
+FRACTION = 0.5
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +56,7 @@ class PruneWeights(Operation):
     (``pcns``, the repair ``least_squares``, …) lift the masks there.
     """
 
-    fraction: float = 0.5
+    fraction: float = FRACTION
     threshold: float | None = None
     quality: float | None = None
     score: str = "magnitude"
@@ -84,6 +85,9 @@ class PruneWeights(Operation):
                 raise SurgeryError(f"PruneWeights: {name} is {getattr(self, name)!r}, but it must be a number")
         if self.quality is not None and (self.quality <= 0 or self.score != "magnitude" or self.threshold is not None):
             raise SurgeryError("PruneWeights: a quality is above 0, of the score magnitude and without a threshold")
+        for name in ("threshold", "quality"):
+            if self.fraction != FRACTION and (other := getattr(self, name)) is not None:
+                raise SurgeryError(f"PruneWeights: fraction is {self.fraction} and {name} is {other}; give one of them")
 
     @property
     def needs_signals(self) -> bool:  # type: ignore[override]

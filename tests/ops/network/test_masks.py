@@ -161,8 +161,7 @@ def test_every_operation_on_a_masked_network(operation: str, network: str) -> No
     case.optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     train(model, inputs, case.optimizer)
     case.targets, case.anatomy = torch.arange(16) % 3, Anatomy(model, inputs)
-    for name in case.layers:
-        plan = case.plan(name)
+    for plan in case.plans():
         assert plan.parameters_before == parameters_of(model)
         if plan.layer.exact:
             measure(plan)

@@ -165,6 +165,8 @@ def test_batchnorm_is_estimated_anew_behind_the_first_weight_that_was_pruned() -
     ({"quality": -1.0}, "a quality is above 0"),
     ({"quality": 1.0, "score": "taylor1"}, "of the score magnitude"),
     ({"quality": 1.0, "threshold": 0.1}, "without a threshold"),
+    ({"fraction": 0.3, "threshold": 0.1}, "fraction is 0.3 and threshold is 0.1; give one of them"),
+    ({"fraction": 0.3, "quality": 1.0}, "fraction is 0.3 and quality is 1.0; give one of them"),
     ({"survivors": "none"}, "survivors is 'none', but it must be one of"),
     ({"dropout": 0.5}, "dropout is 0.5, but it must be one of"),
     ({"block": 0}, "at least one weight"),
