@@ -21,7 +21,7 @@ _known: dict[str, str] = {}
 def take_password(name: str, uri: str) -> str:
     """An address without its password, which this process remembers. ``name``: what it is, for errors.
 
-    >>> taken("tracking_uri", "https://ada:secret@host/x"), hide("secret is wrong")
+    >>> take_password("tracking_uri", "https://ada:secret@host/x"), hide("secret is wrong")
     ('https://ada@host/x', '*** is wrong')
 
     Raises:

@@ -50,12 +50,12 @@ def in_double(anatomy: Anatomy) -> Iterator[None]:
     """All floating-point parameters and buffers in double precision for a while."""
     with undoing() as undo:
         for _, tensor in tensors_of(anatomy.model):
-            if double_axis(tensor) is not tensor:
-                undo.append(exchange(tensor, double_axis(tensor.data), None))
+            if to_double(tensor) is not tensor:
+                undo.append(exchange(tensor, to_double(tensor.data), None))
         yield
 
 
-def double_axis(value: Any) -> Any:
+def to_double(value: Any) -> Any:
     return double(value) if isinstance(value, Tensor) and numeric(value) else value
 
 

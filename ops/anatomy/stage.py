@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt, double_axis, edited, in_double, undoing
+from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt, edited, in_double, to_double, undoing
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
 from network_surgery.ops.errors import first_line, pass_on_memory, without_foreign_errors
@@ -156,7 +156,7 @@ class Stage:
         tensors = [tensor for _, tensor in tensors_of(self.anatomy.model) if tensor.is_floating_point()]
         if 8 * sum(tensor.numel() for tensor in tensors) > MOST_DOUBLED:
             return None
-        stage = Stage(self.anatomy, _pytree.tree_map(double_axis, self.example), [], False, training=self.training)
+        stage = Stage(self.anatomy, _pytree.tree_map(to_double, self.example), [], False, training=self.training)
         try:
             with in_double(self.anatomy):
                 with Precisions() as precisions:

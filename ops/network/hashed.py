@@ -215,7 +215,7 @@ def mix(positions: Tensor, seed: int) -> Tensor:
 
     Two rounds of the finalizer of MurmurHash3 (Appleby), with the seed between them.
 
-    >>> hashes = mixed(torch.arange(100_000), seed=1)
+    >>> hashes = mix(torch.arange(100_000), seed=1)
     >>> len(hashes.unique()), bool((hashes < 2**32).all())
     (100000, True)
     """

@@ -120,7 +120,7 @@ def take_over_masks(model: Model) -> Model:
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> prune.random_unstructured(net[0], "weight", 0.5)
     Linear(in_features=4, out_features=8, bias=True)
-    >>> hidden(masks_of(take_over_masks(net)).values())
+    >>> count_hidden(masks_of(take_over_masks(net)).values())
     16
     """
     modules = dict(model.named_modules())

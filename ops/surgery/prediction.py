@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from network_surgery.ops.anatomy.rebuild import double_axis, in_double, undoing
+from network_surgery.ops.anatomy.rebuild import in_double, to_double, undoing
 from network_surgery.ops.anatomy.running import call, plainly
 from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.network.checks import check_real, usable
@@ -72,7 +72,7 @@ def predicted_loss_change(plan: Plan, inputs: Any, targets: Any = None, loss: Lo
     check_real(model, inputs)
     inputs, targets = usable((inputs, targets))
     with torch.inference_mode(False), expanded(model), in_double(plan.layer.anatomy), plainly(model):
-        inputs = _pytree.tree_map(double_axis, inputs)
+        inputs = _pytree.tree_map(to_double, inputs)
         with explained("the loss cannot be predicted, as the network does not run on this batch in double precision"):
             line = _line(plan)
             ahead, behind = (_output(plan, line, inputs, step) for step in (STEP, -STEP))

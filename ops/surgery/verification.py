@@ -24,7 +24,7 @@ from torch.utils import _pytree
 
 from network_surgery.ops.anatomy import Anatomy, Place
 from network_surgery.ops.anatomy.products import FACTORS
-from network_surgery.ops.anatomy.rebuild import double_axis, in_double, undoing
+from network_surgery.ops.anatomy.rebuild import in_double, to_double, undoing
 from network_surgery.ops.anatomy.rules import apply_rule
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
 from network_surgery.ops.anatomy.steady import Redrawn
@@ -72,7 +72,7 @@ def difference(plan: Plan, batch: Any = None, training: bool = False) -> float:
     example = anatomy.example_input if batch is None else usable(batch)
     check_real(anatomy.model, example)
     with in_double(anatomy):
-        example = _pytree.tree_map(double_axis, example)
+        example = _pytree.tree_map(to_double, example)
         try:
             wanted = _answer(anatomy, example, training)
         except Exception as error:  # whatever the foreign forward pass raises

@@ -37,9 +37,9 @@ def find_unconverged(convergences: Mapping[str, Mapping[str, Any]]) -> str:
     of none.
 
     >>> late = {"n": 5, "improving": 4, "converged": False}
-    >>> unconverged({"surgery": {"n": 5, "improving": 1, "converged": True}, "restarting": late})
+    >>> find_unconverged({"surgery": {"n": 5, "improving": 1, "converged": True}, "restarting": late})
     'restarting had not converged (4 of 5 seeds were still improving)'
-    >>> unconverged({"surgery": late, "restarting": late})
+    >>> find_unconverged({"surgery": late, "restarting": late})
     'surgery and restarting had not converged (4 of 5 and 4 of 5 seeds were still improving)'
     """
     late = {name: each for name, each in convergences.items() if each["converged"] is False}

@@ -44,7 +44,7 @@ def is_uri(text: str) -> bool:
 def spell(text: str) -> str:
     """A URI as it was given before it became a path.
 
-    >>> spelled("s3:/bucket/x"), spelled("file:/runs/x")
+    >>> spell("s3:/bucket/x"), spell("file:/runs/x")
     ('s3://bucket/x', 'file:///runs/x')
     """
     scheme, _, rest = text.partition(":")

@@ -10,7 +10,7 @@ from pathlib import Path
 from network_surgery import ops, search_spaces, study
 
 PACKAGES = {package.__name__: Path(package.__file__ or "").parent for package in (ops, search_spaces, study)}
-GROUND = "errors terminal declare config compose references models resnet scratch secrets interruption yaml_text"
+GROUND = "counts errors terminal declare config compose references models resnet scratch secrets interruption yaml_text"
 #: The parts of ``study`` from the ground up; each imports those of its own floor and of lower ones. What is not named
 #: stands above them all.
 FLOORS = (

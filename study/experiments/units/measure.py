@@ -96,7 +96,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Task]]:
 def count_removed(units: int, fraction: float) -> int:
     """How many of these units a fraction is: rounded down, as in the thesis; two stay in any case.
 
-    >>> [removed(units, 0.6) for units in (8, 16, 64)]
+    >>> [count_removed(units, 0.6) for units in (8, 16, 64)]
     [4, 9, 38]
     """
     return max(0, min(units - 2, math.floor(fraction * units + 1e-9)))

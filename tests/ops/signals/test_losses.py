@@ -30,11 +30,11 @@ from network_surgery.ops import (
     unit_scores,
     weight_scores,
 )
+from network_surgery.ops.anatomy.rebuild import to_double
 from network_surgery.ops.signals.losses import mean_loss, sample_losses
 from network_surgery.ops.signals.replacement import constants
 from network_surgery.ops.surgery.prediction import _line, _moved
 from network_surgery.ops.surgery.repair import leave
-from network_surgery.ops.surgery.verification import doubled
 from tests.ops.networks import Net
 
 BATCH = 10
@@ -113,7 +113,7 @@ def whole(output: Any, targets: Any, loss: Loss | None) -> Tensor:
     if loss is None:
         return F.cross_entropy(output, targets if targets.is_floating_point() else targets.long())
     try:
-        return loss(output, _pytree.tree_map(doubled, targets)).mean()
+        return loss(output, _pytree.tree_map(to_double, targets)).mean()
     except RuntimeError:  # the weights of its classes are of single precision
         return loss(output.float(), targets)
 

@@ -10,7 +10,7 @@ from torch.utils import _pytree
 
 from network_surgery.ops import Anatomy, Plan, Signals, SurgeryError, trial_surgery
 from network_surgery.ops.anatomy import call, evaluating
-from network_surgery.ops.anatomy.rebuild import double_axis
+from network_surgery.ops.anatomy.rebuild import to_double
 from network_surgery.ops.signals.losses import sample_losses
 from network_surgery.ops.signals.replacement import REPLACEMENTS, constants
 from network_surgery.ops.signals.unit_scores import SCORES, _Removed, first_order, mean_replacement_penalty, unit_scores
@@ -21,7 +21,7 @@ from tests.ops.networks import Net, build
 def shown(network: str):
     """A network of the tests in double precision, with twelve samples and their classes."""
     model, inputs = build(network, batch=12)
-    return model.double(), _pytree.tree_map(double_axis, inputs), torch.arange(12) % 3
+    return model.double(), _pytree.tree_map(to_double, inputs), torch.arange(12) % 3
 
 
 def penalties(model, layer, signals, left):
