@@ -19,6 +19,7 @@ from network_surgery.ops import Schedule, Step, SurgeryError
 from network_surgery.study import conduct
 from network_surgery.study.compose import PRESETS, compose
 from network_surgery.study.config import Settings
+from network_surgery.study.counts import format_count
 from network_surgery.study.errors import StudyError, explain
 from network_surgery.study.references import PYTHON, lent, name_of
 from network_surgery.study.result import Result
@@ -193,7 +194,7 @@ def start(settings: Settings, out: Path | str | None, preset: str | None, consol
         sets = f"{len(task.train):,} + {len(task.validation):,} + {len(task.test):,} {task.unit}"
         classes = f", {len(task.classes)} classes" * bool(task.classes)
         count = len(folder.layers)
-        layers = f"{count} layer{'s' * (count != 1)} to operate on"
+        layers = f"{format_count(count, 'layer')} to operate on"
         say(console, f"{settings.subject}: {sets} (train, validation, test){classes}; {layers}")
         if task.note:
             say(console, f"{settings.data}: {task.note}")

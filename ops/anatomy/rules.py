@@ -64,7 +64,7 @@ def _carry(facts: Facts, func: Any, call: Call, rule: Rule | None, sized: bool) 
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):  # an unusual form of the operator
         found = None
     if found is None or isinstance(found, str):
-        facts.refuse(inputs, found or _handle_unknown(name))
+        facts.refuse(inputs, found or _why_unknown(name))
         found = [constant(tensor) for tensor in call.outputs]
     each = found if isinstance(found, list) else [found] * len(call.outputs)
     if rule in views.KEEPING and twins[0].source is not None:  # a view or copy of a parameter is that parameter still
@@ -79,7 +79,7 @@ def _carry(facts: Facts, func: Any, call: Call, rule: Rule | None, sized: bool) 
         facts.mark(tensor, result(axes=axes if fits else constant(tensor)))
 
 
-def _handle_unknown(name: str) -> str:
+def _why_unknown(name: str) -> str:
     if "quantize" in name:
         return "it is trained for quantization: operate on the network first, then prepare it for quantization"
     return f"the operator {name} is not known to keep its units apart"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from network_surgery.study.counts import format_count
 from network_surgery.study.search.front import find_front, hypervolume, losses, reference_point, signs
 from network_surgery.study.search.objectives import title
 from network_surgery.study.task.metric import ACCURACY, Metric
@@ -58,7 +59,7 @@ def sentence(found: Mapping[str, Any], metric: Metric = ACCURACY) -> str:
     trials, best = len(found["history"]), len(found["trials"])
     names = join_words([title(name, metric) for name in found["objectives"]])
     return (
-        f"{best} of {trials} schedule{'s' * (trials > 1)} {'are' if best > 1 else 'is'} beaten by no other: none is as "
+        f"{best} of {format_count(trials, 'schedule')} {'are' if best > 1 else 'is'} beaten by no other: none is as "
         f"good in {names} and better in one of them."
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -199,7 +200,8 @@ def test_a_dry_run_counts_and_writes_nothing(
     assert json.loads(json.dumps(found.to_data()))["hours"] == found.hours > 0
     text = "\n".join(printed(80, found.show))
     for part in ("trials", "arms", "runs", "epochs", "at once", "measured", "estimate", "Nothing was written"):
-        assert part in text
+        assert f"\n{part}" in f"\n{text}"
+    assert "2 training runs" in text and re.search(r"\nestimate +\d+:\d\d minutes, ", text)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
     with pytest.raises(StudyError, match="not empty"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from itertools import cycle
 
 import pytest
 import torch
@@ -277,7 +276,8 @@ def assert_others_keep_their_state(case, plan):
 
 
 @every_operation
-@pytest.mark.parametrize(("network", "optimizer"), zip(NETWORKS, cycle(OPTIMIZERS)))
+@every_network
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_undo_is_exact(operation, network, optimizer):
     case = Case(operation, network, optimizer)
     for plan in case.plans():

@@ -61,22 +61,22 @@ def small(seed=0):
     )
 
 
-def anywhere(kind, network):
-    """A form of this kind that any network can have, another one from network to network."""
-    forms = {"predicted": [PredictWeights(0.5), PredictWeights(0.5, columns=2)]}.get(kind, [*KINDS[kind].values()])
-    return forms[list(NETWORKS).index(network) % len(forms)]
+#: The forms that any network can have.
+ANYWHERE = {name: operation for name, operation in FORMS.items() if not name.startswith("predicted")} | {
+    "predicted": PredictWeights(0.5), "predicted in columns": PredictWeights(0.5, columns=2),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("operation", ANYWHERE.values(), ids=ANYWHERE)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_units_go_exactly(network, kind):
+def test_units_go_exactly(network, operation):
     """The anatomy stays what it was, plans count what there is, and removal beside such weights is verified."""
     model, inputs = build(network, batch=8)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     train(model, inputs, optimizer)
     anatomy = Anatomy(model, inputs)
     layers, pinned = list(anatomy), dict(anatomy.pinned)
-    plan = operate(anatomy["*"], anywhere(kind, network), optimizer, verify=True)
+    plan = operate(anatomy["*"], operation, optimizer, verify=True)
     assert (plan.parameters_after, plan.flops_after) == count(model, inputs)
     fresh = Anatomy(model, inputs)
     assert list(fresh) == layers and fresh.pinned == pinned
@@ -92,16 +92,22 @@ def test_units_go_exactly(network, kind):
     train(model, inputs, optimizer)
 
 
+#: What is done to another weight beside it.
+BESIDE = {"pruned": PruneWeights(0.5), "hashed": HashWeights(0.5), "predicted": PredictWeights(0.5)}
+
+
+@pytest.mark.parametrize("other", BESIDE.values(), ids=BESIDE)
 @every_form
-def test_a_mixed_schedule_is_saved_loaded_and_goes_on(operation, tmp_path):
-    """Expressed so, units removed, others pruned and hashed, an average, a state_dict: the same network comes back."""
+def test_a_mixed_schedule_is_saved_loaded_and_goes_on(operation, other, tmp_path):
+    """Expressed so, units removed, others not so, an average, a state_dict: the same network comes back."""
     model = small()
     average, optimizer = AveragedModel(model), torch.optim.Adam(model.parameters(), lr=0.01)
     train(model, INPUTS, optimizer)
     average.update_parameters(model)
     anatomy, others = Anatomy(model, INPUTS), {"averages": average}
     for layer, each in (
-        ("4", operation), ("0", MinWeight(0.5)), ("4", MinWeight(0.5)), ("0", PruneWeights(0.5)), ("4", WeakExpand(0.5))
+        ("4", operation), ("0", MinWeight(0.5)), ("4", MinWeight(0.5)), ("0", other), ("4", WeakExpand(0.5)),
+        ("*", ShareWeights(4)),
     ):  # fmt: skip
         empty = saved_bytes(model)
         plan = operate(anatomy[layer], each, optimizer, Signals(model, INPUTS), verify=True, **others)
@@ -209,13 +215,16 @@ def test_what_writes_such_weights_is_refused(kind):
 
 @every_form
 def test_numbers_train_and_weights_stay_expressed(operation):
-    """All of them move, nothing else that the weights are made of does, and a weight is still made of them."""
+    """They move, but not what they mean; the layer computes with what they say."""
     model = small()
     anatomy = Anatomy(model, INPUTS)
     operate(anatomy["4"], operation, signals=Signals(model, INPUTS))
     stored, (expression,) = model[4].parametrizations.weight.original, model[4].parametrizations.weight
-    before, fixed = stored.detach().clone(), copy.deepcopy(dict(expression.named_buffers()))
+    before = stored.detach().clone()
+    weight, inputs = expression(before).clone(), torch.randn(5, 96)
     train(model, INPUTS, torch.optim.Adam(model.parameters(), lr=0.01))
     assert (stored != before).float().mean() > 0.9
-    assert_same(fixed, dict(expression.named_buffers()))
-    torch.testing.assert_close(expression(stored), model[4].weight)
+    assert torch.equal(expression(before), weight)
+    torch.testing.assert_close(model[4](inputs), inputs @ expression(stored).T + model[4].bias)
+    if isinstance(operation, (HashWeights, RandomEdges, ShareWeights)):  # whose numbers are means of the weight's
+        torch.testing.assert_close(expression.reduced(model[4].weight), stored)
