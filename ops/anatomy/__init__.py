@@ -27,7 +27,7 @@ from network_surgery.ops.anatomy.layers import HiddenLayer, Place
 from network_surgery.ops.anatomy.lively import lively
 from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
-from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
+from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, norms_evaluating, own_modes, plainly
 from network_surgery.ops.anatomy.stacks import Stack, Stacks
 from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.anatomy.trace import Trace
@@ -383,7 +383,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         for trace.watch.pretending in (True, False):
             problem = ""
             try:
-                with plainly(self.model, training=True), Steady():
+                with plainly(self.model, training=True), norms_evaluating(self.model), Steady():
                     output = trace.run(shown)
                 break
             except Exception as error:  # whatever the foreign forward pass raises

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from network_surgery.ops.anatomy.layers import HiddenLayer, Place
 
 Undo = list[Callable[[], object]]
-#: Entries from which on copying in blocks pays, and how many blocks at most.
-LARGE, MOST_BLOCKS = 1 << 18, 256
+#: Entries from which on copying in blocks pays, and multiplying in blocks, and how many blocks at most.
+LARGE, HUGE, MOST_BLOCKS = 1 << 18, 1 << 21, 256
 #: No more bytes than these are kept of tensors as edits have made them.
 MOST_KEPT = 1 << 28
 
@@ -182,7 +182,9 @@ def _together(vectors: Sequence[Tensor], move: Move) -> Sequence[Tensor]:
 def _draw(numbers: Tensor, shape: Sequence[int]) -> Tensor:
     """As many of these random numbers; they begin anew where they end."""
     wanted = math.prod(shape)
-    return numbers.repeat(-(-wanted // len(numbers)))[:wanted].view(shape)
+    if wanted > len(numbers):
+        numbers = numbers.repeat(-(-wanted // len(numbers)))
+    return numbers[:wanted].view(shape)
 
 
 def rebuild_mask(mask: Tensor, steps: Sequence[Move]) -> Tensor:
@@ -263,7 +265,8 @@ def edited(anatomy: Anatomy, edits: Sequence[Edit], rebuilds: Rebuilt | None = N
             of_tensor[name] = (*of_tensor.get(name, ()), edit)
     tensors = {name: anatomy.tensor(name) for name in of_tensor}
     with undoing() as undo:
-        known = rebuilds.look_up(tensors, of_tensor) if rebuilds is not None and not anatomy.masks() else {}
+        masks = anatomy.masks()
+        known = rebuilds.look_up(tensors, of_tensor) if rebuilds is not None and not masks else {}
         changed = dict(known)
         alike: dict[object, list[tuple[str, Move]]] = {}
         for name, steps in moves(edits, known).items():
@@ -272,7 +275,7 @@ def edited(anatomy: Anatomy, edits: Sequence[Edit], rebuilds: Rebuilt | None = N
                 alike.setdefault((steps[0].origin, tensor.dtype, tensor.device), []).append((name, steps[0]))
             else:
                 changed[name] = rebuilt(tensor.data, steps, passing=True)
-            mask = anatomy.mask(name)
+            mask = masks.get(name)
             if mask is not None and mask.dim():  # else it is lifted
                 undo.append(exchange(mask, rebuild_mask(mask, steps)))
         for group in alike.values():
@@ -335,11 +338,13 @@ def _times(tensor: Tensor, axis: int, factor: Tensor | None) -> Tensor:
     if factor is None:
         return tensor
     shape = [-1 if a == axis else 1 for a in range(tensor.dim())]
-    stretches = _stretches((factor != 1).nonzero().squeeze(1)) if tensor.numel() >= LARGE else []
-    if tensor.numel() < LARGE or len(stretches) > MOST_BLOCKS:
-        return tensor.mul_(factor.to(tensor).view(shape))
-    for start, length in stretches:
-        tensor.narrow(axis, start, length).mul_(factor[start : start + length].to(tensor).view(shape))
+    if tensor.numel() >= HUGE and len(stretches := _stretches((factor != 1).nonzero().squeeze(1))) <= MOST_BLOCKS:
+        for start, length in stretches:
+            tensor.narrow(axis, start, length).mul_(factor[start : start + length].to(tensor).view(shape))
+    elif tensor.is_contiguous() and (inner := math.prod(tensor.shape[axis + 1 :])) > 1:  # long rows take less time
+        tensor.view(*tensor.shape[:axis], -1).mul_(factor.to(tensor).repeat_interleave(inner))
+    else:
+        tensor.mul_(factor.to(tensor).view(shape))
     return tensor
 
 

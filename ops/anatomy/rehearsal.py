@@ -148,21 +148,18 @@ def _remembering(anatomy: Anatomy, trial: Trial) -> Trial:
 def _regular(anatomy: Anatomy, reordered: Trial, halved: Trial) -> list[tuple[HiddenLayer, str]]:
     layers, numbers = list(anatomy.values()), anatomy.written
     resized = [layer for layer in layers if not layer.exact or layer.factor.cut]
-    anatomy.written = sure = [number for number in numbers if number.sure]
-    smaller = halved(resized)  # it stops early where numbers are missing, so it comes first
-    other = None if smaller else reordered(layers)
-    if smaller is None and other is None:
+    anatomy.written = [number for number in numbers if number.sure]
+    if halved(resized) is None and reordered(layers) is None:  # the first one stops early where numbers are missing
         return []
     best: list[tuple[HiddenLayer, str]] | None = None
     choices = (numbers, [number for number in numbers if number.sure or not number.shared])
     for written in choices[: 1 + any(number.shared and not number.sure for number in numbers)]:
         anatomy.written = written
-        missing = len(sure) < len(written)
-        again = reordered(layers) if missing or smaller else other
-        found = isolate(layers, reordered, again)
-        failed = {layer for layer, _ in found}
-        left = [layer for layer in resized if layer not in failed]
-        found += isolate(left, halved, halved(left) if missing or failed else smaller)
+        found: list[tuple[HiddenLayer, str]] = []
+        for some, trial in ((resized, halved), (layers, reordered), (resized, halved)):  # one may need another one
+            failed = {layer for layer, _ in found}
+            left = [layer for layer in some if layer not in failed]
+            found += isolate(left, trial, trial(left))
         if best is None or len(found) < len(best):
             best, numbers = found, written
         if not found:

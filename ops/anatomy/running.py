@@ -18,6 +18,7 @@ from network_surgery.ops.errors import without_foreign_errors
 from network_surgery.ops.network.expressed import expanded
 
 PLAIN = (int, float, str, NoneType)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def flat_tensors(tree: Any) -> list[Tensor]:
@@ -96,6 +97,14 @@ def _in_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
             setattr(module, name, value)
 
 
+@contextlib.contextmanager
+def norms_evaluating(model: nn.Module) -> Iterator[None]:
+    """torch's own batch norms in evaluation mode for a while: they do the same to each unit in either mode, and the
+    statistics of a few samples amplify rounding."""
+    with _in_mode([module for module in model.modules() if type(module) in BATCH_NORMS], False):
+        yield
+
+
 class _Refusing(TorchFunctionMode):
     """No tensor is computed with."""
 
@@ -139,24 +148,25 @@ def _without_data(module: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def plainly(model: nn.Module, training: bool = False) -> Iterator[None]:
+def plainly(model: nn.Module, training: bool = False, known: Snapshot | None = None) -> Iterator[None]:
     """Evaluation (or training) mode, whole weights, no gradients, no compiled code, no fused kernels, for a while.
 
     Random numbers are the same each time, so that two passes can be compared, and go on afterwards as if nothing had
     been; what a forward pass leaves behind in the network (hooks, counters, caches, running statistics; see
-    ``Snapshot``) is taken back.
+    ``Snapshot``) is taken back, unless whoever has a ``known`` snapshot of it does that.
     """
-    with expanded(model), _plainly(model, training):
+    with expanded(model), _plainly(model, training, known):
         yield
 
 
 @contextlib.contextmanager
-def _plainly(model: nn.Module, training: bool) -> Iterator[None]:
+def _plainly(model: nn.Module, training: bool, known: Snapshot | None) -> Iterator[None]:
     modules = list(model.modules())
     recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
     fast = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
-        stack.callback(Snapshot(modules).restore)
+        if known is None:
+            stack.callback(Snapshot(modules).restore)
         stack.enter_context(_in_mode(modules, training))
         for device in ("cpu", "cuda"):  # its cache of cast weights would not notice surgery
             stack.enter_context(torch.autocast(device, enabled=False))

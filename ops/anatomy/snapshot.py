@@ -105,7 +105,7 @@ class Snapshot:
             if kind is Tensor and value.layout == torch.strided and not value.is_meta:
                 self._tensors.append(value)
         elif isinstance(value, (tuple, frozenset)):
-            self._waiting.extend(value)
+            self._waiting += [each for each in value if type(each) not in ATOMS]
         elif isinstance(value, CONTAINERS):
             self._table(value)
             self._waiting.extend(value.values() if isinstance(value, dict) else value)
@@ -129,14 +129,10 @@ class Snapshot:
     def _module(self, module: nn.Module) -> None:
         kept = vars(module)
         self._attributes.append((kept, kept.copy()))
-        for name, value in kept.items():
-            if name in TABLES and isinstance(value, (dict, set)):  # those of a scripted module are none
-                if not value:
-                    self._empty.append(value)
-                    continue
-                self._table(value)
-            elif name not in OWN and type(value) not in ATOMS:
-                self._waiting.append(value)
+        for table in map(kept.get, TABLES):
+            if isinstance(table, (dict, set)):  # those of a scripted module are none
+                self._table(table)
+        self._waiting += [value for name, value in kept.items() if name not in OWN and type(value) not in ATOMS]
         for parameter in module._parameters.values():
             if parameter is not None:
                 self._flags.append((parameter, parameter.requires_grad, parameter._backward_hooks))
@@ -233,4 +229,4 @@ def _are(tensors: Sequence[Tensor], values: Tensor) -> bool:
 def _join(tensors: Sequence[Tensor]) -> Tensor:
     """A copy of all their values, one after the other."""
     with torch.no_grad():
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+        return torch.cat([tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in tensors])

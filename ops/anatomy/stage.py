@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt, edited, in_double, to_double, undoing
-from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, plainly
+from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, norms_evaluating, plainly
+from network_surgery.ops.anatomy.snapshot import Snapshot
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
 from network_surgery.ops.errors import first_line, pass_on_memory, without_foreign_errors
 from network_surgery.ops.maths.double import numeric
@@ -69,8 +70,8 @@ class Stage:
         mode = " in training mode" if self.training else ""
         try:
             redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
-            with edited(self.anatomy, edits, self.rebuilds), self._watched():
-                found = self.answer(redrawn)
+            with self._restored() as known, edited(self.anatomy, edits, self.rebuilds), self._watched():
+                found = self.answer(redrawn, known)
         except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
             pass_on_memory(error)
             names = {module: name for name, module in self.anatomy.modules.items()}
@@ -86,6 +87,18 @@ class Stage:
                 moved=True,
             )
         return None
+
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[Snapshot]:
+        """The network as it has been whenever a trial began, and as it is again afterwards."""
+        try:
+            yield self._state
+        finally:
+            self._state.restore()
+
+    @functools.cached_property
+    def _state(self) -> Snapshot:
+        return Snapshot(self.anatomy.model.modules())
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
@@ -158,10 +171,8 @@ class Stage:
             return None
         stage = Stage(self.anatomy, _pytree.tree_map(to_double, self.example), [], False, training=self.training)
         try:
-            with in_double(self.anatomy):
-                with Precisions() as precisions:
-                    stage.output = stage.answer()
-                stage.rounding  # noqa: B018  # kept while it is in double precision
+            with in_double(self.anatomy), Precisions() as precisions:
+                stage.output = stage.answer()
         except Exception as error:  # whatever the foreign forward pass raises
             pass_on_memory(error)
             return None
@@ -195,16 +206,18 @@ class Stage:
                     undo.append(exchange(tensor, data, tensor.grad))
             return deviation(self.output, self.answer())
 
-    def answer(self, redrawn: Redrawn | None = None) -> list[Tensor]:
-        """What the network answers; ``redrawn`` gives each unit its noise where some of them have changed.
+    def answer(self, redrawn: Redrawn | None = None, known: Snapshot | None = None) -> list[Tensor]:
+        """What the network answers; ``redrawn`` gives each unit its noise where some of them have changed. ``known``:
+        the snapshot by which it is restored later.
 
         In training mode gradients are recorded, as the code may ask for that, too.
         """
         if not self.training:
             noise = redrawn if self.anatomy.draws and redrawn is not None else contextlib.nullcontext()
-            with plainly(self.anatomy.model), noise:
+            with plainly(self.anatomy.model, known=known), noise:
                 return flat_tensors(call(self.anatomy.model, self.example))
-        with plainly(self.anatomy.model, training=True), torch.enable_grad(), Steady():
+        model = self.anatomy.model
+        with plainly(model, training=True, known=known), norms_evaluating(model), torch.enable_grad(), Steady():
             return [tensor.detach() for tensor in flat_tensors(call(self.anatomy.model, self.example))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,16 +18,22 @@ from network_surgery.ops.anatomy.calls import Axes
 NOISE = 0.37
 
 
+@functools.cache
 def draws(func: Any) -> bool:
     """Whether an operator draws random numbers, one for each entry; fused attention draws some for its dropout only."""
-    return torch.Tag.nondeterministic_seeded in func.tags and "attention" not in func.overloadpacket.__name__
+    return _is_seeded(func) and "attention" not in func.overloadpacket.__name__
+
+
+@functools.cache
+def _is_seeded(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 class Steady(TorchDispatchMode):
     """Every draw of random numbers within it gives one and the same number for all entries."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if not _is_seeded(func):
             return func(*args, **(kwargs or {}))
         name: str = func.overloadpacket.__name__
         if name.startswith("rrelu"):

@@ -66,10 +66,10 @@ class Trace(Facts, TorchDispatchMode):
                 self.mark(tensor, Twin(constant(tensor), live=True))
             with self.watch, self:
                 self.output = call(self.model, example)
-            self.watch.settle()
         finally:
             for hook in hooks:
                 hook.remove()
+        self.watch.settle()
         output = flat_tensors(self.output)
         for twin in map(self.twin, output):
             twin.met()

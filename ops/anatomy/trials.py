@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy
 import torch
 
 from network_surgery.ops.anatomy import axes
@@ -26,16 +29,17 @@ def reorder(layer: HiddenLayer, number: int, widths: int) -> Edit:
     another size out of this number of ``widths``.
     """
     units = layer.units
-    order = torch.arange(units).roll(1 + (units // 3 + number) % max(units - 1, 1))
+    order = numpy.roll(numpy.arange(units), 1 + (units // 3 + number) % max(units - 1, 1))
     if not layer.exact:
-        return Edit(layer, order)
+        return Edit(layer, torch.from_numpy(order))
     strangers = _strangers(layer)
-    copies = torch.arange(_enlarge(layer, number % widths) - strangers)
-    sources, weights = order[copies % units], 1.0 + (copies // units).to(torch.float64)
-    shares = weights / weights.new_zeros(units).index_add(0, sources, weights)[sources]
+    copies = numpy.arange(_enlarge(layer, number % widths) - strangers)
+    sources, weights = order[copies % units], 1.0 + copies // units
+    shares = weights / numpy.bincount(sources, weights)[sources]
     at = number % len(sources)
-    sources = torch.cat([sources[:at], copies.new_full((strangers,), -1), sources[at:]])
-    return Edit(layer, sources, torch.cat([shares[:at], shares.new_ones(strangers), shares[at:]]), stranger=True)
+    sources = numpy.concatenate([sources[:at], [-1] * strangers, sources[at:]])
+    shares = numpy.concatenate([shares[:at], [1.0] * strangers, shares[at:]])
+    return Edit(layer, torch.from_numpy(sources), torch.from_numpy(shares), stranger=True)
 
 
 def split_edits(edits: list[Edit]) -> list[list[Edit]]:
@@ -43,19 +47,25 @@ def split_edits(edits: list[Edit]) -> list[list[Edit]]:
 
     In a chain of convolutions whose groups are the units before them, sizes of 48 × 2 × 2 × 2 units multiply.
     """
+    if _grow_little(edits):
+        return [edits] if edits else []
     parts: list[list[Edit]] = []
     for edit in edits:
-        shared = {p.expression for p in edit.layer.places if len(axes.units_on(p.expression)) > 1}
-        for part in parts:
-            with undoing() as undo:
-                old = {axis: axes.size(axis) for axis in shared}
-                undo.extend(resize([*part, edit]) if shared else ())
-                if all(axes.size(axis) <= MOST_GROWTH * size for axis, size in old.items()):
-                    part.append(edit)
-                    break
-        else:
+        part = next((part for part in parts if _grow_little([*part, edit])), None)
+        if part is None:
             parts.append([edit])
+        else:
+            part.append(edit)
     return parts
+
+
+def _grow_little(edits: Sequence[Edit]) -> bool:
+    """Whether no axis with the units of several layers grows many times over."""
+    met = {id(place.expression): place.expression for edit in edits for place in edit.layer.places}
+    old = [(axis, axes.size(axis)) for axis in met.values() if len(axes.units_on(axis)) > 1]
+    with undoing() as undo:
+        undo.extend(resize(edits))
+        return all(axes.size(axis) <= MOST_GROWTH * size for axis, size in old)
 
 
 def _strangers(layer: HiddenLayer) -> int:
@@ -92,7 +102,8 @@ def _is_prime(number: int) -> bool:
 def halve(layer: HiddenLayer) -> Edit:
     """About half of the units: a number that has no divisor in common with that of all, if there is one."""
     units = layer.units
-    likely = [n for n in range(units // 2, 1, -1) if _is_prime(n)] + list(range(units // 2 + 1, units))
+    primes = (n for n in range(units // 2, 1, -1) if _is_prime(n))
+    likely = itertools.chain(primes, range(units // 2 + 1, units))
     return Edit(layer, torch.arange(next((n for n in likely if units % n and math.gcd(n, units) == 1), 1)))
 
 

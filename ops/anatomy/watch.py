@@ -200,6 +200,8 @@ class Watch(TorchFunctionMode):
         except Exception:
             self._failed.extend(each for each in _pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor))
             raise
+        if func not in WATCHED:
+            return out
         if func in SIZES:
             return out if _is_known(1) else self._sized(args[0], out, args[1] if len(args) > 1 else None)
         if func == REQUIRES_GRAD:
@@ -258,6 +260,8 @@ class Watch(TorchFunctionMode):
                 return "units"
             if type(value) is float:  # a rate, most likely: none or some
                 return bool(value)
+            if type(value) is list:
+                return tuple(map(key, value))
             return value if type(value) in (int, bool, str, tuple) else id(value)
 
         kept = ((type(each), vars(each)) for each in module.modules())
@@ -371,3 +375,4 @@ KEPT: list[tuple[Any, str, int]] = [
 REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement}  # type: ignore[attr-defined]
 VIEWS = {Tensor.view, Tensor.reshape, torch.reshape}
+WATCHED = SIZES | VIEWS | {REQUIRES_GRAD, Tensor.__len__, Tensor.__getitem__}

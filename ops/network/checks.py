@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 def check_real(model: nn.Module, inputs: Any = ()) -> None:
     """Raises SurgeryError unless every parameter, buffer and input has a size and holds values, where float64 is."""
-    for device in {tensor.device for _, tensor in tensors_of(model)}:
+    tensors = list(tensors_of(model))
+    for device in {tensor.device for _, tensor in tensors}:
         if not has_double(device):
             raise SurgeryError(
                 f"the network is on {device}, which has no float64, and operations calculate in it: move network, "
                 "optimizer state and inputs to the CPU to operate, and back to train"
             )
-    for name, tensor in tensors_of(model):
+    for name, tensor in tensors:
         _check(tensor, name)
         if isinstance(tensor, nn.Parameter) and tensor.is_inference():
             raise SurgeryError(

@@ -58,6 +58,8 @@ FRESH = {("Adagrad", "sum"): "initial_accumulator_value", ("Rprop", "step_size")
 FACTORED = (("row_var", "col_var"), ("exp_avg_sq_row", "exp_avg_sq_col"))
 #: What holds no numbers that belong to units.
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+#: Precisions that a tensor may pass through, of which one is neither what it was nor what it becomes.
+PASSAGES = (torch.float32, torch.float64, torch.float16)
 REMEDY = "train with an optimizer of torch.optim, or make a new one after surgery and pass none to it"
 
 #: ``remap(tensor, degree)``: the tensor as it follows the units, its entries being of this degree in the gradient
@@ -153,11 +155,11 @@ def exchange(tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> Un
     """
     old, old_gradient = tensor.data, tensor.grad
     # Made before anything changes, so that what undoes it asks for no memory.
-    wide, narrow = (torch.empty(0, dtype=dtype, device=old.device) for dtype in (torch.float64, torch.float32))
+    passage = old.new_empty(0, dtype=next(each for each in PASSAGES if each not in (old.dtype, data.dtype)))
 
     def set_to(data: Tensor, gradient: Tensor | None) -> None:
         tensor.grad = None
-        tensor.data = narrow if data.dtype == torch.float64 else wide
+        tensor.data = passage
         tensor.data = data
         tensor.grad = gradient
 
