@@ -36,10 +36,11 @@ Discovery is as quick as on 2026-11-21 for most networks. It takes longer where 
 what cuts units into pieces (`chunk`, heads, windows) is tried at half the size, too, since a number in the code may
 say how large a piece is; and where code reads the mode, the network is followed in training mode, too; if it then runs
 other operators (auxiliary classifiers, dropout by a function), edits are tried in that mode as well. CPU seconds of
-one thread on two images of 224², least of three, against the discovery of 2026-11-21 in one run (2026-11-28, torch
-2.14, AMD EPYC): alexnet 0.93, resnet18 0.99, vgg16_bn, convnext_tiny and vit_b_16 1.02, densenet121 1.03, resnet50
-1.07, mobilenet_v2 and efficientnet_b0 1.15, regnet_y_400mf 1.20, googlenet 1.46, inception_v3 1.47, shufflenet_v2_x1_0
-1.48, swin_t 1.69; median 1.11. That is 0.1 to 2.2 s for a network.
+one thread on two images of 224² (299² for Inception), least of seven, in turns with the discovery of 2026-11-21 in one
+process (2026-11-28, torch 2.14, Intel Xeon at 2.5 GHz): vit_b_16 0.98, alexnet 0.99, vgg16_bn 1.00, mobilenet_v2 1.01,
+resnet18 and densenet121 1.02, resnet50 and convnext_tiny 1.03, regnet_y_400mf 1.06, efficientnet_b0 1.07,
+shufflenet_v2_x1_0 1.08; googlenet 1.31, inception_v3 1.49 and swin_t 1.51, which are followed in training mode; median
+1.03. That is 0.2 to 2.1 s for a network. A ratio moved by up to 0.05 between runs.
 
 Written by `python -m tests.zoo`. {machines}
 

@@ -56,6 +56,28 @@ def test_discovery_runs_the_network_no_more_than_it_must(network: nn.Module, pas
     assert len(calls) == passes
 
 
+class Deep(nn.Module):
+    """Many norms one after the other, whose statistics of two samples amplify rounding; training adds a second head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norms = [each for _ in range(80) for each in (nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())]
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 1), *norms)
+        self.head, self.second = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).mean((2, 3))
+        return self.head(h) + self.second(h) if self.training else self.head(h)
+
+
+def test_statistics_of_few_samples_are_not_what_training_is_tried_with() -> None:
+    torch.manual_seed(0)
+    calls: list[Tensor] = []
+    anatomy = Anatomy(Counted(Deep(), calls), torch.randn(2, 3, 4, 4))
+    assert len(anatomy) == 81
+    assert len(calls) == 4  # in either mode the network is followed and edits are tried, and rounding leaves no doubt
+
+
 class Ghost(nn.Module):
     """As in GhostNet: cheap features beside dear ones, and a number in the code that takes all of them."""
 
