@@ -156,7 +156,7 @@ def _regular(anatomy: Anatomy, reordered: Trial, halved: Trial) -> list[tuple[Hi
     for written in choices[: 1 + any(number.shared and not number.sure for number in numbers)]:
         anatomy.written = written
         found: list[tuple[HiddenLayer, str]] = []
-        for some, trial in ((resized, halved), (layers, reordered), (resized, halved)):  # one may need another one
+        for some, trial in ((layers, reordered), (resized, halved)):
             failed = {layer for layer, _ in found}
             left = [layer for layer in some if layer not in failed]
             found += isolate(left, trial, trial(left))

@@ -229,4 +229,4 @@ def _are(tensors: Sequence[Tensor], values: Tensor) -> bool:
 def _join(tensors: Sequence[Tensor]) -> Tensor:
     """A copy of all their values, one after the other."""
     with torch.no_grad():
-        return torch.cat([tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in tensors])
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])

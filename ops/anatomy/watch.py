@@ -260,8 +260,6 @@ class Watch(TorchFunctionMode):
                 return "units"
             if type(value) is float:  # a rate, most likely: none or some
                 return bool(value)
-            if type(value) is list:
-                return tuple(map(key, value))
             return value if type(value) in (int, bool, str, tuple) else id(value)
 
         kept = ((type(each), vars(each)) for each in module.modules())

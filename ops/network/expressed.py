@@ -223,7 +223,7 @@ def expanded(model: nn.Module) -> Iterator[None]:
     ``tensors_of`` and ``raw`` have these then; what is done to them is gone afterwards. Masks stay.
     """
     begun: list[Compressed] = []
-    for module in [module for module in model.modules() if isinstance(module, ParametrizationList)]:
+    for module in model.modules():
         expression = _expression(module)
         if isinstance(expression, Compressed) and expression.standing is None:
             kept: Tensor = module.original  # type: ignore[assignment]
