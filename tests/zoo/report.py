@@ -39,8 +39,8 @@ other operators (auxiliary classifiers, dropout by a function), edits are tried 
 one thread on two images of 224² (299² for Inception), least of seven, in turns with the discovery of 2026-11-21 in one
 process (2026-11-28, torch 2.14, Intel Xeon at 2.5 GHz): vit_b_16 0.98, alexnet 0.99, vgg16_bn 1.00, mobilenet_v2 1.01,
 resnet18 and densenet121 1.02, resnet50 and convnext_tiny 1.03, regnet_y_400mf 1.06, efficientnet_b0 1.07,
-shufflenet_v2_x1_0 1.08; googlenet 1.31, inception_v3 1.49 and swin_t 1.51, which are followed in training mode; median
-1.03. That is 0.2 to 2.1 s for a network. A ratio moved by up to 0.05 between runs.
+shufflenet_v2_x1_0 1.08; googlenet 1.31, inception_v3 1.49 and swin_t 1.56, which are followed in training mode; median
+1.03. That is 0.2 to 2.2 s for a network. A ratio moved by up to 0.05 between runs.
 
 Written by `python -m tests.zoo`. {machines}
 

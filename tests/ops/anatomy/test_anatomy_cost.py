@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from network_surgery.ops import Anatomy, MinWeight, operate
+from network_surgery.ops.anatomy import rebuild
 from network_surgery.ops.network.expressed import tensors_of
 from tests.ops.networks import build
 from tests.ops.properties import examine, lively
@@ -157,3 +158,16 @@ def test_tensors_are_those_of_torch(name: str) -> None:
     found = list(tensors_of(model))
     assert [n for n, _ in found] == [n for n, _ in wanted]
     assert all(one is other for (_, one), (_, other) in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("huge", [1, 1 << 30], ids=["in blocks", "in rows"])
+def test_a_factor_along_an_axis_multiplies_however_a_tensor_lies(huge: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebuild, "HUGE", huge)
+    torch.manual_seed(0)
+    for shape in ((6, 5), (6, 5, 1, 1), (6, 5, 3, 3)):
+        for axis in range(len(shape)):
+            factor = torch.rand(shape[axis], dtype=torch.float64)
+            factor[::2] = 1
+            for tensor in (torch.randn(shape), torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))):
+                wanted = tensor * factor.float().view([-1 if a == axis else 1 for a in range(len(shape))])
+                assert torch.equal(rebuild._times(tensor, axis, factor), wanted) and torch.equal(tensor, wanted)
