@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from network_surgery.ops import Anatomy, MinWeight, operate
 from network_surgery.ops.anatomy import rebuild
 from network_surgery.ops.network.expressed import tensors_of
-from tests.ops.networks import build
+from tests.ops.networks import Net, build
 from tests.ops.properties import examine, lively
 
 
@@ -55,6 +55,25 @@ def test_discovery_runs_the_network_no_more_than_it_must(network: nn.Module, pas
     anatomy = Anatomy(Counted(network, calls), torch.randn(2, 5))
     assert len(anatomy) == 1
     assert len(calls) == passes
+
+
+class Gate(nn.Module):
+    """Cut into pieces, with a part that reads the mode and has a part of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read = nn.Linear(5, 12), nn.Linear(6, 3)
+        self.drop = Net(lambda m, x: F.dropout(m.act(x), 0.0, m.training), act=nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.make(x).chunk(2, 1)
+        return self.read(self.drop(one) * other.tanh())
+
+
+def test_two_samples_stand_for_all_where_a_part_was_tried_by_itself() -> None:
+    calls: list[Tensor] = []
+    assert len(Anatomy(Counted(Gate(), calls), torch.randn(4, 5))) == 1
+    assert [len(x) for x in calls] == [4, 2, 4]  # the trace, a smaller size, another order
 
 
 class Deep(nn.Module):
