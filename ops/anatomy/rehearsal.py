@@ -85,7 +85,9 @@ def faults(
     stages = [stage]
     if samples is not None and two:
         stages.insert(0, Stage(anatomy, _two(example, samples), _two(output, samples), two, rebuilds=rebuilds))
-    learning = None if training is None else Stage(anatomy, example, training, False, training=True, rebuilds=rebuilds)
+    if training is not None:
+        learning = Stage(anatomy, example, training, False, training=True, rebuilds=rebuilds)
+        stage.learning = stages[0].learning = learning
     widths = trials.WIDTHS_MEASURED if measured else trials.WIDTHS
     new_order, half = functools.cache(trials.reorder), functools.cache(trials.halve)  # the same edits
     larger = functools.cache(trials.larger)
@@ -96,7 +98,7 @@ def faults(
             edits.append(new_order(layer, sizes[layer.units], widths))
             sizes[layer.units] += 1
         for some in trials.split_edits(edits):
-            problem = stage.problem(some, equal=True) or in_training(some, equal=True)
+            problem = stage.problem(some, equal=True)
             if problem is not None:
                 if not calm and problem.moved and stage.rounding > MOST_ROUNDING:
                     raise Chaotic
@@ -114,14 +116,7 @@ def faults(
             problem = each.problem(edits, equal=False)
             if problem is None and each.entered == stage.entered:
                 break
-        return problem or in_training(edits, equal=False)
-
-    def in_training(edits: list[Edit], *, equal: bool) -> Problem | None:
-        """What goes wrong in training mode, where the network answers in numbers."""
-        if learning is None or not learning.numbered:
-            return None
-        problem = learning.problem(edits, equal=equal)
-        return in_training(edits, equal=equal) if problem is not None and learning.renew() else problem
+        return problem
 
     found = _regular(anatomy, _remembering(anatomy, reordered), _remembering(anatomy, halved))
     failed = {layer for layer, _ in found}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.rebuild import Edit, Rebuilt, edited, in_double, to_double, undoing
+from network_surgery.ops.anatomy.recall import Lost, Recall, Recalling
 from network_surgery.ops.anatomy.running import call, deviation, flat_tensors, norms_evaluating, plainly
 from network_surgery.ops.anatomy.snapshot import Snapshot
 from network_surgery.ops.anatomy.steady import Precisions, Redrawn, Steady
@@ -52,7 +53,7 @@ MOST_ROUNDING = 0.03
 class Stage:
     """Where edits are tried: the network, what it is shown and answers unchanged, and the modules that were entered
     last time (kept true if ``watching``). In ``training`` mode, noise is the same for networks of all sizes.
-    ``rebuilds``: what edits have made of tensors before."""
+    ``rebuilds``: what edits have made of tensors before. ``learning``: where they are tried in training mode, too."""
 
     anatomy: Anatomy
     example: Any
@@ -61,32 +62,61 @@ class Stage:
     entered: list[nn.Module] = field(default_factory=list)
     training: bool = False
     rebuilds: Rebuilt | None = None
+    learning: Stage | None = None
     renewed: bool = False
 
     def problem(self, edits: list[Edit], *, equal: bool) -> Problem | None:
         """What goes wrong with these edits: the network no longer runs, or (``equal``) computes something else."""
         if not edits:
             return None
-        mode = " in training mode" if self.training else ""
+        learning = self.learning if self.learning is not None and self.learning.numbered else None
+        stages = [self] if learning is None else [self, learning]
+        found, failure = self._try(stages, edits)
+        for stage, output in zip(stages, found, strict=False):
+            problem = stage._compare(edits, output, equal)
+            if problem is not None:
+                break
+        else:
+            problem, stage = failure, stages[-1] if len(found) else self
+        if problem is not None and stage is learning and learning.renew():
+            return learning.problem(edits, equal=equal) if learning.numbered else None
+        return problem
+
+    def _try(self, stages: Sequence[Stage], edits: list[Edit]) -> tuple[list[list[Tensor]], Problem | None]:
+        """What the network answers with these edits at each stage, and why it is that one of them has no answer."""
+        found: list[list[Tensor]] = []
+        shared = len(stages) > 1 and stages[1].example is self.example and not self.anatomy.draws
         try:
             redrawn = Redrawn(self.anatomy.draws, {edit.layer.factor: edit.sources for edit in edits})
-            with self._restored() as known, edited(self.anatomy, edits, self.rebuilds), self._watched():
-                found = self.answer(redrawn, known)
+            with self._restored() as known, edited(self.anatomy, edits, self.rebuilds):
+                recall = Recall(self.anatomy.model, self.example) if shared else None
+                for stage in stages:
+                    with stage._watched():
+                        found.append(stage.answer(redrawn, known if stage is stages[-1] else None, recall))
         except Exception as error:  # whatever the foreign forward pass raises at another size pins the layer
             pass_on_memory(error)
             names = {module: name for name, module in self.anatomy.modules.items()}
             running = [module for module in _running(error) if module in names]
             where = [names[module] for module in running if any(True for _ in module.children())]
+            mode = stages[len(found)].mode
             reason = f"the network does not run at another size{mode} ({first_line(error)[:120]})"
-            return Problem(reason, where[-1] if where else None)
+            return found, Problem(reason, where[-1] if where else None)
+        return found, None
+
+    def _compare(self, edits: list[Edit], found: list[Tensor], equal: bool) -> Problem | None:
+        """What is wrong with the network's answer."""
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in self.output]:
-            return Problem(f"the output changes its shape with the layer{mode}")
+            return Problem(f"the output changes its shape with the layer{self.mode}")
         if equal and not self._only_rounding(edits, deviation(self.output, found)):
             return Problem(
-                f"the network uses its units by position or number, so an edit would change its output{mode}",
+                f"the network uses its units by position or number, so an edit would change its output{self.mode}",
                 moved=True,
             )
         return None
+
+    @property
+    def mode(self) -> str:
+        return " in training mode" if self.training else ""
 
     @contextlib.contextmanager
     def _restored(self) -> Iterator[Snapshot]:
@@ -206,19 +236,36 @@ class Stage:
                     undo.append(exchange(tensor, data, tensor.grad))
             return deviation(self.output, self.answer())
 
-    def answer(self, redrawn: Redrawn | None = None, known: Snapshot | None = None) -> list[Tensor]:
+    def answer(
+        self, redrawn: Redrawn | None = None, known: Snapshot | None = None, recall: Recall | None = None
+    ) -> list[Tensor]:
         """What the network answers; ``redrawn`` gives each unit its noise where some of them have changed. ``known``:
-        the snapshot by which it is restored later.
+        the snapshot by which it is restored later; ``recall``: what another stage has computed of it already.
 
         In training mode gradients are recorded, as the code may ask for that, too.
         """
+        model = self.anatomy.model
         if not self.training:
             noise = redrawn if self.anatomy.draws and redrawn is not None else contextlib.nullcontext()
-            with plainly(self.anatomy.model, known=known), noise:
-                return flat_tensors(call(self.anatomy.model, self.example))
+            with plainly(model, known=known), noise, _recalling(recall):
+                return flat_tensors(call(model, self.example))
+        if recall is not None and recall.usable:
+            recall.again()
+            with contextlib.suppress(Lost):
+                return self._learn(recall)
+        return self._learn(None, known)
+
+    def _learn(self, recall: Recall | None, known: Snapshot | None = None) -> list[Tensor]:
         model = self.anatomy.model
-        with plainly(model, training=True, known=known), norms_evaluating(model), torch.enable_grad(), Steady():
-            return [tensor.detach() for tensor in flat_tensors(call(self.anatomy.model, self.example))]
+        with (
+            plainly(model, training=True, known=known), norms_evaluating(model), torch.enable_grad(), Steady(),
+            _recalling(recall),
+        ):  # fmt: skip
+            return [tensor.detach() for tensor in flat_tensors(call(model, self.example))]
+
+
+def _recalling(recall: Recall | None) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if recall is None else Recalling(recall)
 
 
 def _running(error: Exception) -> list[nn.Module]:

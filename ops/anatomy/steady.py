@@ -21,11 +21,12 @@ NOISE = 0.37
 @functools.cache
 def draws(func: Any) -> bool:
     """Whether an operator draws random numbers, one for each entry; fused attention draws some for its dropout only."""
-    return _is_seeded(func) and "attention" not in func.overloadpacket.__name__
+    return is_seeded(func) and "attention" not in func.overloadpacket.__name__
 
 
 @functools.cache
-def _is_seeded(func: Any) -> bool:
+def is_seeded(func: Any) -> bool:
+    """Whether what an operator gives depends on random numbers."""
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
@@ -33,7 +34,7 @@ class Steady(TorchDispatchMode):
     """Every draw of random numbers within it gives one and the same number for all entries."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not _is_seeded(func):
+        if not is_seeded(func):
             return func(*args, **(kwargs or {}))
         name: str = func.overloadpacket.__name__
         if name.startswith("rrelu"):

@@ -7,7 +7,7 @@ unknown operator costs a layer, never a wrong cut.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from network_surgery.ops.anatomy.axes import Factor, freeze, is_fixed, product, total, unite
 from network_surgery.ops.anatomy.calls import Axes, Twin, constant, tensors_in
 from network_surgery.ops.anatomy.facts import Facts
+from network_surgery.ops.anatomy.recall import Recall
 from network_surgery.ops.anatomy.rules import apply_rule
 from network_surgery.ops.anatomy.running import call, flat_tensors
 from network_surgery.ops.anatomy.steady import draws
@@ -23,6 +24,8 @@ from network_surgery.ops.anatomy.watch import Watch
 from network_surgery.ops.network.attention import FreeAttention, can_be_freed
 from network_surgery.ops.network.expressed import raw
 
+#: The share of a network's modules that may have run when a pass is worth beginning anew.
+EARLY = 1 / 2
 #: Why the units of the network's output cannot be operated on.
 OUTPUT = "it is the network's output"
 
@@ -30,37 +33,46 @@ OUTPUT = "it is the network's output"
 class Trace(Facts, TorchDispatchMode):
     """Carries axes through one forward pass of a network.
 
-    Attributes, besides its ``Facts``: ``entered`` the modules that the last run passed, ``steps`` the operators that it
-    called, each in its module, ``draws`` the axes of the random numbers that it drew; ``watch`` what the network's own
-    code reads of modes and sizes; ``output`` what the network answered.
+    Attributes, besides its ``Facts``: ``entered`` the modules that the last run passed, ``draws`` the axes of the
+    random numbers that it drew; ``watch`` what the network's own code reads of modes and sizes; ``output`` what the
+    network answered. ``recall``: what the run before computed, if that is to be used; ``new``: the last run did
+    something else, ``replaced``: modules that do the same in both modes were taken for what they answered before.
     """
 
     def __init__(self, model: nn.Module, batch: int, remember: bool | Container[str] = False) -> None:
         super().__init__(model, batch, remember)
         self.output: Any = None
         self.entered: list[nn.Module] = []
-        self.steps: list[tuple[nn.Module | None, object]] = []
         self.draws: list[Axes] = []
+        self.early = EARLY * sum(1 for _ in model.modules())
+        self.recall: Recall | None = None
+        self.new = self.replaced = False
+        self._given: list[object] = []
         self.watch = Watch(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        apply_rule(self, func, args, kwargs, out)
-        self._note(func.overloadpacket.__name__, args, kwargs)
+        out, before = (func(*args, **kwargs), None) if self.recall is None else self.recall.call(func, args, kwargs)
+        if before is None:
+            self.new |= not self._modules or self._modules[-1] not in self.watch.settled
+            apply_rule(self, func, args, kwargs, out)
+        else:
+            self._take_over(out, before)
         if draws(func):
             self.draws.append(self.twin(tensors_in((out,))[0]).axes)
         return out
 
     def run(self, example: Any) -> list[Tensor]:
         """Runs the model once; returns the tensors of its output, whose axes are then frozen."""
+        leave: Any = lambda module, args, out: self._leave(module, out)  # noqa: E731
         hooks = [
             nn.modules.module.register_module_forward_pre_hook(self._enter),
-            nn.modules.module.register_module_forward_hook(lambda module, args, out: self._leave(), always_call=True),
+            nn.modules.module.register_module_forward_hook(leave, always_call=True),
             nn.modules.module.register_module_buffer_registration_hook(self._registered),
             nn.modules.module.register_module_parameter_registration_hook(self._registered),
         ]
-        self.entered, self.steps, self.draws = [], [], []
+        self.entered, self.draws, self._given = [], [], []
+        self.new = self.replaced = False
         try:
             for tensor in flat_tensors(example):
                 self.mark(tensor, Twin(constant(tensor), live=True))
@@ -81,23 +93,11 @@ class Trace(Facts, TorchDispatchMode):
                 freeze(axis, OUTPUT)
         return output
 
-    def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Notes an operator with what it is given, but for the mode of a batch norm and the number of its batches."""
-        given: Sequence[Any] = (*args, *kwargs.values())
-        if "batch_norm" in name:
-            name, given = "batch_norm", tensors_in(args)
-        elif name == "add_" and not args[0].dim() and id(args[0]) in self._names:
-            return
-        self.steps.append((self._modules[-1] if self._modules else None, (name, *map(self._noted, given))))
-
-    def unsettled(self, steps: Iterable[tuple[nn.Module | None, object]]) -> list[object]:
-        """These steps, but for those of modules that are known to do the same to each unit in either mode."""
-        return [step for module, step in steps if module not in self.watch.settled]
-
-    def _noted(self, value: Any) -> object:
-        if isinstance(value, Tensor):
-            return self._names.get(id(value)), value.shape
-        return tuple(map(self._noted, value)) if isinstance(value, (list, tuple)) else value
+    def _take_over(self, out: Any, before: Sequence[Tensor]) -> None:
+        """Of what an operator gave in the run before, the same is known."""
+        for now, then in zip(tensors_in((out,)), before, strict=True):
+            if now is not then:
+                self.mark(now, self.twin(then))
 
     @property
     def missed(self) -> list[str]:
@@ -107,7 +107,9 @@ class Trace(Facts, TorchDispatchMode):
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modules.append(module)
         self.entered.append(module)
-        self.watch.enter(module, args)
+        self.watch.hasty &= len(self.entered) <= self.early
+        small = self.watch.enter(module, args)
+        self._given.append(self.recall.entering(args) if small and self.recall is not None else None)
         if isinstance(module, FreeAttention):
             self._tell_heads(module)
         elif isinstance(module, nn.MultiheadAttention):  # its forward pass computes heads from the width of its input
@@ -125,9 +127,19 @@ class Trace(Facts, TorchDispatchMode):
             freeze(axis, f"a forward pass registers {name!r}: run the network once before its anatomy is taken")
         self.mark(tensor, Twin(axes))
 
-    def _leave(self) -> None:
+    def _leave(self, module: nn.Module, out: Any) -> Tensor | None:
+        """A module has run; returns its answer in the run before, if it is known to do the same."""
         self._modules.pop()
         self.watch.leave()
+        given = self._given.pop()
+        if given is None or self.recall is None:
+            return None
+        found = self.recall.passed(module, given) if module in self.watch.settled else None
+        if found is None:
+            self.recall.leaving(module, given, out)
+            return None
+        self.replaced = True
+        return found
 
     def _freeze_module(self, module: nn.Module, reason: str) -> None:
         for parameter in module.parameters():
