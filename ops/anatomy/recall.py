@@ -49,10 +49,10 @@ class _Unknown(Exception):
 
 @dataclass(slots=True)
 class _Known:
-    """What an operator gave, each time that it was given the same, and the tensors in it, which may have been given
-    another shape since; the state in which it left what it wrote to."""
+    """What an operator gave, each time that it was given the same, as new tensors, since the old ones may be given
+    another shape; the state in which it left what it wrote to."""
 
-    outs: list[tuple[Any, list[Tensor]]] = field(default_factory=list)
+    outs: list[Any] = field(default_factory=list)
     state: int | None = None
 
 
@@ -83,25 +83,23 @@ class Recall:
         self._states = {}
         self._times.clear()
 
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Tensor] | None]:
-        """What an operator gives; and the tensors that it gave in the first pass, None if that is not known."""
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """What an operator gives, and whether that was known."""
         key = self._call_key(func, args, kwargs)
         if not self._again:
             out = func(*args, **kwargs)
             if self.usable:
                 self._keep(key, func, args, kwargs, out)
-            return out, None
+            return out, False
         known = self._known.get(key) if key is not None else None
         if known is None or self._times[key] >= len(known.outs):
-            return self._compute(func, args, kwargs), None
-        before, tensors = known.outs[self._times[key]]
+            return self._compute(func, args, kwargs), False
+        before = known.outs[self._times[key]]
         self._times[key] += 1
         if known.state is not None:
             self._states[_address(args[0])] = known.state
-            out = args[0]
-        else:
-            out = func(*args, **kwargs) if _is_view(func) else _anew(before)
-        return out, tensors
+            return args[0], True
+        return func(*args, **kwargs) if _is_view(func) else _anew(before), True
 
     # -- modules that do the same --------------------------------------------------------------------------------------
 
@@ -158,7 +156,7 @@ class Recall:
         if key is None or (written and not (len(written) == 1 and out is args[0] is written[0])):
             return
         entry = self._known.setdefault(key, _Known())
-        entry.outs.append((_anew(out), outs))
+        entry.outs.append(_anew(out))
         if written:
             entry.state = self._states[_address(out)]
         elif not _is_view(func):

@@ -7,7 +7,7 @@ unknown operator costs a layer, never a wrong cut.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,12 +52,9 @@ class Trace(Facts, TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out, before = (func(*args, **kwargs), None) if self.recall is None else self.recall.call(func, args, kwargs)
-        if before is None:
-            self.new |= not self._modules or self._modules[-1] not in self.watch.settled
-            apply_rule(self, func, args, kwargs, out)
-        else:
-            self._take_over(out, before)
+        out, known = (func(*args, **kwargs), False) if self.recall is None else self.recall.call(func, args, kwargs)
+        self.new |= not known and not (self._modules and self._modules[-1] in self.watch.settled)
+        apply_rule(self, func, args, kwargs, out)
         if draws(func):
             self.draws.append(self.twin(tensors_in((out,))[0]).axes)
         return out
@@ -92,12 +89,6 @@ class Trace(Facts, TorchDispatchMode):
             for axis in twin.axes:
                 freeze(axis, OUTPUT)
         return output
-
-    def _take_over(self, out: Any, before: Sequence[Tensor]) -> None:
-        """Of what an operator gave in the run before, the same is known."""
-        for now, then in zip(tensors_in((out,)), before, strict=True):
-            if now is not then:
-                self.mark(now, self.twin(then))
 
     @property
     def missed(self) -> list[str]:

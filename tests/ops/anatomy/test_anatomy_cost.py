@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from network_surgery.ops import Anatomy, MinWeight, operate
 from network_surgery.ops.anatomy import rebuild
@@ -96,6 +99,59 @@ def test_statistics_of_few_samples_are_not_what_training_is_tried_with() -> None
     anatomy = Anatomy(Counted(Deep(), calls), torch.randn(2, 3, 4, 4))
     assert len(anatomy) == 81
     assert len(calls) == 4  # in either mode the network is followed and edits are tried, and rounding leaves no doubt
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts the convolutions that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **(kwargs or {}))
+
+
+class Heads(nn.Module):
+    """Reads the mode at its beginning, at its end, or not at all; training may add a head of two convolutions."""
+
+    def __init__(self, begin: bool, end: bool, second: bool) -> None:
+        super().__init__()
+        layers = [each for _ in range(8) for each in (nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))]
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 1), *layers)
+        self.head = nn.Conv2d(6, 3, 1)
+        self.second = nn.Sequential(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 3, 1)) if second else None
+        self.begin, self.end = begin, end
+
+    def forward(self, x: Tensor) -> Any:
+        _ = self.begin and self.training
+        h = self.body(x)
+        if (self.end or self.second is not None) and self.training:
+            return self.head(h) if self.second is None else (self.head(h), self.second(h))
+        return self.head(h)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "second", "more"),
+    [
+        (True, False, False, 0),  # of the pass in training mode, all is known
+        (True, False, True, 2 + 2),  # but for the second head, followed and rehearsed
+        (False, False, True, 10 + 2 + 2),  # too late to begin anew: all is computed once more
+        (False, True, False, 10 + 0),
+    ],
+)
+def test_training_mode_computes_only_what_is_otherwise(begin: bool, end: bool, second: bool, more: int) -> None:
+    torch.manual_seed(0)
+    counts = []
+    for reads in (False, True):
+        net = Heads(begin and reads, end and reads, second and reads)
+        with Convolutions() as counted:
+            anatomy = Anatomy(net, torch.randn(2, 3, 4, 4))
+        assert len(anatomy) == 9 + (second and reads)
+        counts.append(counted.count)
+    assert counts[0] == 2 * 10
+    assert counts[1] - counts[0] == more
 
 
 class Ghost(nn.Module):
