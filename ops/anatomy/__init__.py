@@ -423,7 +423,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
         output, problem = self._run_training(trace, shown)
         if output is not None and not trace.new and trace.recall.is_same(output, evaluated):
             return None, ""
-        if output is not None and trace.replaced:
+        if output is not None and (trace.replaced or not trace.recall.holds(output)):
             raise Lost
         return output, problem
 

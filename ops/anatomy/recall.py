@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,9 +122,13 @@ class Recall:
         self._states[_address(before)] = state
         return before
 
+    def holds(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether tensors hold what this pass takes them to hold: the first one has not written to them since."""
+        return all(map(self._is_left, tensors))
+
     def is_same(self, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
         """Whether a pass answers the very tensors of the first one."""
-        if len(outputs) != len(wanted) or not all(map(self._is_left, (*outputs, *wanted))):
+        if len(outputs) != len(wanted) or not self.holds((*outputs, *wanted)):
             return False
         return all(_place(one) == _place(other) for one, other in zip(outputs, wanted, strict=True))
 
@@ -132,7 +136,7 @@ class Recall:
 
     def _compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs an operator that the first pass did not run."""
-        if not all(map(self._is_left, tensors_in((*args, *kwargs.values())))):
+        if not self.holds(tensors_in((*args, *kwargs.values()))):
             raise Lost
         out = func(*args, **kwargs)
         for tensor in _written(func, args, kwargs):

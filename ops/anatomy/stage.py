@@ -261,7 +261,10 @@ class Stage:
             plainly(model, training=True, known=known), norms_evaluating(model), torch.enable_grad(), Steady(),
             _recalling(recall),
         ):  # fmt: skip
-            return [tensor.detach() for tensor in flat_tensors(call(model, self.example))]
+            found = [tensor.detach() for tensor in flat_tensors(call(model, self.example))]
+        if recall is not None and not recall.holds(found):
+            raise Lost
+        return found
 
 
 def _recalling(recall: Recall | None) -> contextlib.AbstractContextManager[object]:

@@ -229,6 +229,13 @@ def _by_position(m: Any, x: Tensor) -> Tensor:
     return m.out(h) + (m.last(h.cumsum(1)) if m.training else m.last(h))
 
 
+def _answering(m: Any, x: Tensor) -> Any:
+    """Evaluation writes to what training answers."""
+    h = m.hidden(x)
+    out = m.out(h) + m.last(h)
+    return (out, m.out(h)) if m.training else out.sigmoid_()
+
+
 def _failing(m: Any, x: Tensor) -> Tensor:
     h = m.hidden(x)
     if m.training:
@@ -236,7 +243,7 @@ def _failing(m: Any, x: Tensor) -> Tensor:
     return m.out(h) + m.last(h)
 
 
-READING = (_doubled, _aside, _overwritten, _by_number, _by_position, _failing)
+READING = (_doubled, _aside, _overwritten, _by_number, _by_position, _answering, _failing)
 
 
 def _networks() -> Any:
@@ -265,7 +272,7 @@ def test_discovery_finds_what_it_finds_without(monkeypatch: pytest.MonkeyPatch) 
                 found.append((layers_of(layers), layers.pinned, layers.chains, layers.calls))
         assert found[0] == found[1], number
         both += found[:1]
-    assert [len(layers) for layers, *_ in both[: len(READING)]] == [1, 1, 1, 0, 0, 1]
+    assert [len(layers) for layers, *_ in both[: len(READING)]] == [1, 1, 1, 0, 0, 1, 1]
 
 
 class _Useless(Recall):
