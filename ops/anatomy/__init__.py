@@ -1,7 +1,7 @@
 """Anatomy: every hidden layer of any network, found by running it once.
 
-What each axis of each tensor stands for is found by watching one forward pass (``trace``, ``rules``, ``products``,
-``axes``); the sets of units on them are the layers (``layers``). What the trace proposes is then tried, in place and
+What each axis of each tensor stands for is found by watching a forward pass (``passes``, ``trace``, ``rules``,
+``products``, ``axes``); the sets of units on them are the layers (``layers``). What the trace proposes is then tried, in place and
 undone (``rehearsal``, ``rebuild``), before it is offered.
 """
 
@@ -18,22 +18,19 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from network_surgery.ops.anatomy import axes, computed
 from network_surgery.ops.anatomy.axes import Axis, Factor
 from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT
 from network_surgery.ops.anatomy.layers import HiddenLayer, Place
 from network_surgery.ops.anatomy.lively import lively
+from network_surgery.ops.anatomy.passes import follow_otherwise, follow_training, followed
 from network_surgery.ops.anatomy.rebuild import Undo
-from network_surgery.ops.anatomy.recall import Lost, Recall
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
-from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, norms_evaluating, own_modes, plainly
+from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
 from network_surgery.ops.anatomy.stacks import Stack, Stacks
-from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.anatomy.trace import Trace
-from network_surgery.ops.anatomy.watch import Asked
-from network_surgery.ops.errors import SurgeryError, explained, first_line, pass_on_memory, without_foreign_errors
+from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.maths.double import numeric
 from network_surgery.ops.network.attention import FreeAttention
 from network_surgery.ops.network.checks import check_real, find_scripted, usable
@@ -149,14 +146,14 @@ class Anatomy(Mapping[str, HiddenLayer]):
             torch.no_grad(),
             lively(self.modules, tensors, self.example_input, calm) as shown,
         ):
-            trace, output, shown = self._follow(shown)
+            trace, output, shown = followed(self.model, self._batch, (shown, self.example_input))
             entered, draws = trace.entered, trace.draws
             calls, products = dict(trace.calls), list(trace.products)  # of one pass
             if trace.steered:  # the network chooses its path by its data: see another one
-                self._trace_otherwise(trace, shown)
+                follow_otherwise(trace, shown)
             training: list[Tensor] | None = None
             if trace.missed or trace.watch.asks_mode or own_modes(self.modules.values()):
-                training = self._trace_training(trace, shown, output)  # some have branches that only training takes
+                training = follow_training(trace, shown, output)  # some have branches that only training takes
             trace.recall = None
             for name, reason in find_scripted(self.model).items():
                 trace.freeze_parameter(name, reason)
@@ -359,82 +356,6 @@ class Anatomy(Mapping[str, HiddenLayer]):
             if not seen & set(here):
                 self.pinned.update((title, reason) for title, reason in reasons.items() if title not in layers)
         return layers
-
-    def _follow(self, shown: Any) -> tuple[Trace, list[Tensor], Any]:
-        """Traces one pass on the input to show, or on the example itself if the network does not take the other one."""
-        for example in (shown, self.example_input):
-            try:
-                return *self._run(example), example
-            except Exception as error:  # whatever the foreign forward pass raises
-                pass_on_memory(error)
-                problem = error
-        raise SurgeryError(f"the network does not run on the example input: {first_line(problem)[:200]}") from problem
-
-    def _run(self, example: Any, keeping: bool = False) -> tuple[Trace, list[Tensor]]:
-        """Traces one pass. Where the network turns out early to read the mode, so that another pass will follow, it
-        begins anew, ``keeping`` what it computes."""
-        trace = Trace(self.model, self._batch)
-        trace.watch.hasty = not keeping
-        trace.recall = Recall(self.model, example) if keeping else None
-        try:
-            with plainly(self.model):
-                return trace, trace.run(example)
-        except Asked:
-            return self._run(example, keeping=True)
-        finally:
-            trace.watch.hasty = False
-
-    def _trace_otherwise(self, trace: Trace, shown: Any) -> None:
-        """Follows the network on the negative of the input, if it takes it."""
-        opposite = _pytree.tree_map(lambda x: -x if isinstance(x, Tensor) and x.is_floating_point() else x, shown)
-        recall, trace.recall = trace.recall, None
-        with without_foreign_errors(), plainly(self.model):
-            trace.run(opposite)
-        trace.recall = recall
-
-    def _trace_training(self, trace: Trace, shown: Any, evaluated: list[Tensor]) -> list[Tensor] | None:
-        """Follows the network in training mode, too; weights that are still not met may cost every layer.
-
-        Returns its answer, None where it does not run in it or does there what it did when it ``evaluated``.
-        """
-        for trace.watch.pretending in (True, False):
-            try:
-                output, problem = self._recall_training(trace, shown, evaluated)
-            except Lost:
-                trace.recall = None
-                output, problem = self._run_training(trace, shown)
-            if not problem:
-                break
-        if trace.missed and (trace.steered or problem):
-            reason = (
-                f"the example input does not meet {trace.missed[0]}, and in training mode it fails ({problem[:80]})"
-                if problem
-                else f"the network chooses by its data whether {trace.missed[0]} is used; give an example that meets it"
-            )
-            for name in trace.axes:
-                trace.freeze_parameter(name, reason)
-        return output
-
-    def _recall_training(self, trace: Trace, shown: Any, evaluated: list[Tensor]) -> tuple[list[Tensor] | None, str]:
-        """As ``_run_training``, where nothing is computed that is known. Raises Lost where that is not enough."""
-        if trace.recall is None or not trace.recall.usable:
-            raise Lost
-        trace.recall.again()
-        output, problem = self._run_training(trace, shown)
-        if output is not None and not trace.new and trace.recall.is_same(output, evaluated):
-            return None, ""
-        if output is not None and (trace.replaced or not trace.recall.holds(output)):
-            raise Lost
-        return output, problem
-
-    def _run_training(self, trace: Trace, shown: Any) -> tuple[list[Tensor] | None, str]:
-        """What the network answers in training mode, None where it does not run in it, and why not."""
-        try:
-            with plainly(self.model, training=True), norms_evaluating(self.model), Steady():
-                return trace.run(shown), ""
-        except Exception as error:  # whatever the foreign forward pass raises
-            pass_on_memory(error)
-            return None, first_line(error)
 
     def _title(self, maker: str, kind: str, taken: Mapping[str, HiddenLayer]) -> str:
         """A layer's name: the module that makes its units, or the parameter where that name is taken."""

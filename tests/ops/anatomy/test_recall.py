@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from network_surgery.ops import Anatomy, anatomy
-from network_surgery.ops.anatomy import stage
+from network_surgery.ops import Anatomy
+from network_surgery.ops.anatomy import passes, stage
 from network_surgery.ops.anatomy.recall import Lost, Recall, Recalling
 from tests.ops.anatomy.test_training_mode import Whole, layers_of
 from tests.ops.grammar import generate, sandwich
@@ -266,7 +266,7 @@ def test_discovery_finds_what_it_finds_without(monkeypatch: pytest.MonkeyPatch) 
         for recalling in (True, False):
             with monkeypatch.context() as patch:
                 if not recalling:
-                    for module in (anatomy, stage):
+                    for module in (passes, stage):
                         patch.setattr(module, "Recall", _Useless)
                 layers = Anatomy(net, example)
                 found.append((layers_of(layers), layers.pinned, layers.chains, layers.calls))
