@@ -1,8 +1,8 @@
 """Anatomy: every hidden layer of any network, found by running it once.
 
 What each axis of each tensor stands for is found by watching a forward pass (``passes``, ``trace``, ``rules``,
-``products``, ``axes``); the sets of units on them are the layers (``layers``). What the trace proposes is then tried, in
-place and undone (``rehearsal``, ``rebuild``), before it is offered.
+``products``, ``axes``); the sets of units on them are the layers (``layers``). What the trace proposes is then tried,
+in place and undone (``rehearsal``, ``rebuild``), before it is offered.
 """
 
 from __future__ import annotations
