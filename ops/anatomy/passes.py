@@ -12,7 +12,6 @@ from network_surgery.ops.anatomy.recall import Lost, Recall
 from network_surgery.ops.anatomy.running import norms_evaluating, plainly
 from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.anatomy.trace import Trace
-from network_surgery.ops.anatomy.watch import Asked
 from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory, without_foreign_errors
 
 
@@ -37,11 +36,12 @@ def _follow(model: nn.Module, batch: int, example: Any, keeping: bool = False) -
     trace.recall = Recall(model, example) if keeping else None
     try:
         with plainly(model):
-            return trace, trace.run(example)
-    except Asked:
-        return _follow(model, batch, example, keeping=True)
-    finally:
-        trace.watch.hasty = False
+            output = trace.run(example)
+    except BaseException:
+        if not trace.watch.asked:
+            raise
+    trace.watch.hasty = False
+    return _follow(model, batch, example, keeping=True) if trace.watch.asked else (trace, output)
 
 
 def follow_otherwise(trace: Trace, example: Any) -> None:
@@ -83,6 +83,8 @@ def _recall_training(trace: Trace, example: Any, evaluated: list[Tensor]) -> tup
         raise Lost
     trace.recall.again()
     output, problem = _run_training(trace, example)
+    if trace.recall.lost:
+        raise Lost
     if output is not None and not trace.new and trace.recall.is_same(output, evaluated):
         return None, ""
     if output is not None and (trace.replaced or not trace.recall.holds(output)):

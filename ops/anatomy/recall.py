@@ -59,11 +59,12 @@ class _Known:
 class Recall:
     """What a pass of a network on an example computed. ``again`` begins another one, which does not compute that again.
 
-    ``usable``: the first pass kept all that it computed, and has not written to what it was given.
+    ``usable``: the first pass kept all that it computed, and has not written to what it was given. ``lost``: this pass
+    wanted what is no longer there.
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
-        self.usable, self._again = True, False
+        self.usable, self.lost, self._again = True, False, False
         given = (*itertools.chain.from_iterable(map(_held, model.modules())), *flat_tensors(example))
         self._given = {_address(tensor) for tensor in given if _is_plain(tensor)}
         self._known: dict[object, _Known] = {}
@@ -79,7 +80,7 @@ class Recall:
         """From now on another pass runs."""
         if not self._again:
             self._left = dict(self._states)
-        self._again = True
+        self._again, self.lost = True, False
         self._states = {}
         self._times.clear()
 
@@ -124,7 +125,7 @@ class Recall:
 
     def holds(self, tensors: Iterable[Tensor]) -> bool:
         """Whether tensors hold what this pass takes them to hold: the first one has not written to them since."""
-        return all(map(self._is_left, tensors))
+        return not self.lost and all(map(self._is_left, tensors))
 
     def is_same(self, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
         """Whether a pass answers the very tensors of the first one."""
@@ -137,6 +138,7 @@ class Recall:
     def _compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs an operator that the first pass did not run."""
         if not self.holds(tensors_in((*args, *kwargs.values()))):
+            self.lost = True
             raise Lost
         out = func(*args, **kwargs)
         for tensor in _written(func, args, kwargs):

@@ -162,14 +162,14 @@ class Watch(TorchFunctionMode):
 
     ``asks_mode``: it reads the mode. ``settled``: modules that do, but do the same to each unit. ``pretending``:
     gradients are said to be recorded, as they are in training. ``hasty``: a module with layers that reads the mode ends
-    the pass (``Asked``), as it has to be followed in both. ``measured``: it reads the size of an axis with units on
+    the pass (``asked``), as it has to be followed in both. ``measured``: it reads the size of an axis with units on
     it. ``comparisons``: of such sizes with others than their own.
     """
 
     def __init__(self, facts: Facts) -> None:
         super().__init__()
         self.facts = facts
-        self.asks_mode = self.measured = self.pretending = self.hasty = False
+        self.asks_mode = self.measured = self.pretending = self.hasty = self.asked = False
         self.settled: set[nn.Module] = set()
         self._same: dict[str, bool] = {}
         self._failed: list[Tensor] = []
@@ -238,6 +238,7 @@ class Watch(TorchFunctionMode):
     def ask_mode(self) -> None:
         """The module that runs reads the mode."""
         if self.hasty and self._running and _has_layers(self._running[-1][0]):
+            self.asked = True
             raise Asked
         if not self._running or self._running[-1][1] is None:
             self.asks_mode = True

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from network_surgery.ops import Anatomy
 from network_surgery.ops.anatomy import passes, stage
 from network_surgery.ops.anatomy.recall import Lost, Recall, Recalling
+from network_surgery.ops.anatomy.running import flat_tensors
 from tests.ops.anatomy.test_training_mode import Whole, layers_of
 from tests.ops.grammar import generate, sandwich
 from tests.ops.networks import Net
@@ -236,6 +237,16 @@ def _answering(m: Any, x: Tensor) -> Any:
     return (out, m.out(h)) if m.training else out.sigmoid_()
 
 
+def _catching(m: Any, x: Tensor) -> Tensor:
+    """Whatever is raised is caught, also what discovery raises to end a pass."""
+    early = m.hidden(x)
+    try:
+        h = early.relu_() if not m.training else early.tanh() + m.hidden(x).relu_()
+    except:  # noqa: E722
+        return m.out(torch.ones(4, 8))
+    return m.out(h) + m.last(h)
+
+
 def _failing(m: Any, x: Tensor) -> Tensor:
     h = m.hidden(x)
     if m.training:
@@ -243,7 +254,7 @@ def _failing(m: Any, x: Tensor) -> Tensor:
     return m.out(h) + m.last(h)
 
 
-READING = (_doubled, _aside, _overwritten, _by_number, _by_position, _answering, _failing)
+READING = (_doubled, _aside, _overwritten, _by_number, _by_position, _answering, _catching, _failing)
 
 
 def _networks() -> Any:
@@ -255,6 +266,21 @@ def _networks() -> Any:
     for kind, name in (("flat", "mode_position"), ("sequence", "transformer_block"), ("image", "squeeze_excite")):
         specimen = sandwich(kind, name)
         yield Whole(specimen.model), specimen.example(0)
+
+
+@pytest.mark.parametrize("function", READING)
+def test_passes_answer_what_the_network_does(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("network_surgery.ops.anatomy.trace.EARLY", 1)
+    net, example = Net(function, hidden=nn.Linear(5, 8), out=nn.Linear(8, 3), last=nn.Linear(8, 3)), torch.randn(4, 5)
+    with torch.no_grad():
+        trace, output, _ = passes.followed(net, 4, (example,))
+        assert trace.recall is not None and trace.recall.usable
+        assert torch.equal(output[0], net.eval()(example))
+        learnt = passes.follow_training(trace, example, output)
+        assert (learnt is None) is (function is _failing)
+        if learnt is not None:
+            assert all(map(torch.equal, learnt, flat_tensors(net.train()(example))))
 
 
 def test_discovery_finds_what_it_finds_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +298,7 @@ def test_discovery_finds_what_it_finds_without(monkeypatch: pytest.MonkeyPatch) 
                 found.append((layers_of(layers), layers.pinned, layers.chains, layers.calls))
         assert found[0] == found[1], number
         both += found[:1]
-    assert [len(layers) for layers, *_ in both[: len(READING)]] == [1, 1, 1, 0, 0, 1, 1]
+    assert [len(layers) for layers, *_ in both[: len(READING)]] == [1, 1, 1, 0, 0, 1, 1, 1]
 
 
 class _Useless(Recall):
