@@ -12,6 +12,7 @@ from network_surgery.ops.anatomy.recall import Lost, Recall
 from network_surgery.ops.anatomy.running import norms_evaluating, plainly
 from network_surgery.ops.anatomy.steady import Steady
 from network_surgery.ops.anatomy.trace import Trace
+from network_surgery.ops.anatomy.watch import Asked
 from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory, without_foreign_errors
 
 
@@ -37,7 +38,7 @@ def _follow(model: nn.Module, batch: int, example: Any, keeping: bool = False) -
     try:
         with plainly(model):
             output = trace.run(example)
-    except BaseException:
+    except (Asked, Exception):  # or what the network makes of it
         if not trace.watch.asked:
             raise
     trace.watch.hasty = False

@@ -251,8 +251,11 @@ class Stage:
                 return flat_tensors(call(model, self.example))
         if recall is not None and recall.usable:
             recall.again()
-            with contextlib.suppress(Lost):
+            try:
                 return self._learn(recall)
+            except (Lost, Exception) as error:  # or what the network makes of it
+                if not isinstance(error, Lost) and not recall.lost:
+                    raise
         return self._learn(None, known)
 
     def _learn(self, recall: Recall | None, known: Snapshot | None = None) -> list[Tensor]:

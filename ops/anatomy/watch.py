@@ -295,7 +295,7 @@ class Watch(TorchFunctionMode):
                 whole = module.forward(x.clone())
                 other = x
                 for dim in dims:
-                    order = torch.arange(x.size(dim) // 2 + 2, device=x.device).mul(7).add(1) % x.size(dim)
+                    order = torch.arange(x.size(dim) + 3, device=x.device).mul(7).add(1) % x.size(dim)
                     other, whole = other.index_select(dim, order), whole.index_select(dim, order)
                     vectors = {name: tensor[order] for name, tensor in vectors.items()}
                 again = functional_call(_Forward(module), {f"module.{n}": t for n, t in vectors.items()}, (other,))

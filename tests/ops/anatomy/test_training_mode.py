@@ -141,6 +141,24 @@ def test_what_a_call_writes_to_its_arguments_is_noticed(forward: Any, call: Any)
     assert layers_of(found) == layers_of(Anatomy(Whole(net), inputs)) and len(found) == 1
 
 
+class Doubling(nn.Module):
+    """Doubles one of its units, in training mode only."""
+
+    def __init__(self, unit: int) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(torch.arange(x.size(1)) == self.unit, x * 2, x) if self.training else x
+
+
+@pytest.mark.parametrize("unit", range(16))
+def test_what_a_part_does_to_one_unit_only_is_noticed_whichever_it_is(unit: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 16), Doubling(unit), nn.Linear(16, 3))
+    assert len(Anatomy(net, torch.randn(4, 5))) == 0
+
+
 class Answer(nn.Module):
     """Writes to its own answer, in one mode only."""
 
