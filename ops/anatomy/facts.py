@@ -224,7 +224,9 @@ class Facts:
             return
         module = self._modules[-1]
         for name, value in vars(module).items():
-            numbers = list(enumerate(value)) if isinstance(value, (tuple, list)) else [(None, value)]
+            if not isinstance(value, (int, tuple, list)):
+                continue
+            numbers = [(None, value)] if isinstance(value, int) else list(enumerate(value))
             for position, number in numbers:
                 if isinstance(number, int) and not isinstance(number, bool) and number > 1 and number in wanted:
                     self.written.setdefault((module, name, position), []).extend(wanted[number])

@@ -94,7 +94,8 @@ class Origin:
         old = self.index[new]
         breaks = ((old.diff() != 1) | (new.diff() != 1)).nonzero().squeeze(1) + 1
         starts = [0, *breaks.tolist()] if len(new) else []
-        return [(int(old[a]), int(new[a]), b - a) for a, b in itertools.pairwise([*starts, len(new)])]
+        places = list(zip(old.tolist(), new.tolist(), strict=True))
+        return [(*places[a], b - a) for a, b in itertools.pairwise([*starts, len(new)])]
 
 
 @dataclass(frozen=True)
@@ -315,15 +316,20 @@ def _take(old: Tensor, origins: Mapping[int, Origin], passing: bool = False) -> 
     if old.numel() >= LARGE and math.prod(len(origin.runs) for origin in origins.values()) <= MOST_BLOCKS:
         shape = [len(origins[a].old) if a in origins else n for a, n in enumerate(old.shape)]
         new = _large_pages(old, shape) if passing and old.is_cpu else old.new_empty(shape)
-        for block in itertools.product(*(origin.runs for origin in origins.values())):
-            source, target = old, new
-            for axis, (start, place, length) in zip(origins, block, strict=True):
-                source, target = source.narrow(axis, start, length), target.narrow(axis, place, length)
-            target.copy_(source)
+        _copy_blocks(old, new, list(origins.items()))
         return new
     for axis, origin in origins.items():
         old = old.index_select(axis, origin.old.to(old.device))
     return old
+
+
+def _copy_blocks(old: Tensor, new: Tensor, origins: Sequence[tuple[int, Origin]]) -> None:
+    if not origins:
+        new.copy_(old)
+        return
+    (axis, origin), *rest = origins
+    for start, place, length in origin.runs:
+        _copy_blocks(old.narrow(axis, start, length), new.narrow(axis, place, length), rest)
 
 
 def _large_pages(like: Tensor, shape: Sequence[int]) -> Tensor:

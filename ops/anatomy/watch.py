@@ -294,14 +294,13 @@ class Watch(TorchFunctionMode):
             with Steady():
                 whole = module.forward(x.clone())
                 other = x
-                for dim in dims:
-                    order = torch.arange(x.size(dim) + 3, device=x.device).mul(7).add(1) % x.size(dim)
-                    other, whole = other.index_select(dim, order), whole.index_select(dim, order)
-                    vectors = {name: tensor[order] for name, tensor in vectors.items()}
+                for dim in sorted(dims, key=x.size, reverse=True):  # the longest grow least
+                    other, whole = _turn(other, dim), _turn(whole, dim)
+                    vectors = {name: _turn(tensor) for name, tensor in vectors.items()}
                 again = functional_call(_Forward(module), {f"module.{n}": t for n, t in vectors.items()}, (other,))
-            return again.shape == whole.shape and bool(
-                (again - whole).abs().sub_(whole.abs(), alpha=1e-3).max() <= 1e-4
-            )
+            if again.shape != whole.shape:
+                return False
+            return bool((again - whole).abs_().sub_(whole.abs(), alpha=1e-3).max() <= 1e-4)
         except Exception as error:  # whatever the foreign forward pass raises
             pass_on_memory(error)
             return False
@@ -375,6 +374,13 @@ class Watch(TorchFunctionMode):
 def _has_layers(module: nn.Module) -> bool:
     """Whether it consists of modules with weights, so that it is not one that does the same to each unit."""
     return any(child is not None and any(True for _ in child.parameters()) for child in module._modules.values())
+
+
+def _turn(x: Tensor, dim: int = 0) -> Tensor:
+    """Each unit in the place of the one before it, the first one after the last, and the second one once more: what is
+    done to one unit otherwise, or by its neighbours, or by the number of units, shows in some place."""
+    units = x.size(dim)
+    return torch.cat([x.narrow(dim, start, n) for start, n in ((1, units - 1), (0, 1), (1 % units, 1))], dim)
 
 
 def _dimensions(facts: Facts, x: Tensor) -> list[tuple[int, Axis]]:
