@@ -7,8 +7,19 @@ import pytest
 import torch
 
 import tests  # noqa: F401  # before anything of the project
+from tests import tiers
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests that take long, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason=tiers.REASON))
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from tests.standin import device as standin
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_everything_on_the_stand_in() -> None:
     if reason := standin.missing():

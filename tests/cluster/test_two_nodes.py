@@ -29,7 +29,7 @@ from network_surgery.study.store.folder import checkpoints_of, network_of
 from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 MODEL = """
 from network_surgery.study import models
 
@@ -144,6 +144,7 @@ def busy_here() -> Iterator[Callable[[], None]]:
         ray.cancel(task, force=True)
 
 
+@pytest.mark.long
 def test_a_node_that_cannot_train_is_avoided(cluster: subprocess.Popen[bytes], apart: Path, tmp_path: Path) -> None:
     settings = Settings(model=f"{apart}/model.py:small", **OPTIONS)
     task, words = ImageTask.of(settings), list[str]()
@@ -156,6 +157,7 @@ def test_a_node_that_cannot_train_is_avoided(cluster: subprocess.Popen[bytes], a
     assert "is avoided" in sentence and "model.py:small' cannot be loaded" in sentence
 
 
+@pytest.mark.long
 def test_a_node_that_comes_after_the_preflight_is_found_out_by_its_first_trial(
     cluster: subprocess.Popen[bytes], apart: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +217,7 @@ def test_what_is_not_shared_is_the_same(cluster: subprocess.Popen[bytes], apart:
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["b.pt"]
 
 
+@pytest.mark.long
 def test_a_lost_node_that_shared_nothing_costs_two_epochs_at_most(
     cluster: subprocess.Popen[bytes], apart: Path
 ) -> None:

@@ -90,13 +90,13 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_own_network_goes_from_images_to_a_report(walked: Path) -> None:
     study = walked / "runs" / "mine"
     assert (study / "report.html").exists() and len(list((study / "networks").glob("*.pt"))) == 3  # one for each arm
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_studies_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -106,7 +106,6 @@ def test_studies_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "arms.png").exists() and len(walk._names["result"].trials) == 3  # type: ignore[attr-defined]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["report", "mlflow"])
 def test_pages_about_a_finished_study(name: str, walked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(walked)

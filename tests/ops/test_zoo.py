@@ -15,6 +15,7 @@ from torch import nn
 
 from network_surgery.ops import Anatomy, free_attention
 from tests.ops.properties import examine, lively, unaccounted
+from tests.tiers import long
 
 tv = pytest.importorskip("torchvision.models")
 parts = pytest.importorskip("torchvision.models.googlenet")
@@ -95,9 +96,10 @@ DESIGNS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "maxvit": (_maxvit, 32, 11),
 }
 
+LONG = ("mobilenet_v2", "mnasnet", "shufflenet_v2", "regnet_y")
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DESIGNS)
+
+@pytest.mark.parametrize("name", [long(name) if name in LONG else name for name in DESIGNS])
 def test_every_layer(name: str) -> None:
     factory, size, floor = DESIGNS[name]
     torch.manual_seed(0)
@@ -111,7 +113,7 @@ def test_every_layer(name: str) -> None:
     assert len(anatomy) >= floor
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_that_only_train() -> None:
     """Auxiliary classifiers read the network in training mode alone; what they read must not go without them."""
     torch.manual_seed(0)

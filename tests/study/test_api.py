@@ -92,7 +92,7 @@ def cluster() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_study_from_python(cluster: None, tmp_path: Path) -> None:
     import ray
@@ -136,7 +136,6 @@ def test_a_study_from_python(cluster: None, tmp_path: Path) -> None:
         study.resume(out, task=Signs(8), space=broken, trials=1)
 
 
-@pytest.mark.slow
 def test_a_study_in_the_same_folder_goes_on(cluster: None, tmp_path: Path) -> None:
     """With more seeds, schedules or trials; any other setting is named in a sentence."""
     step = {"when": "1ep", "layer": "0", "op": "min_weight", "keep": 0.5}

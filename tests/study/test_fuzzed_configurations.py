@@ -83,6 +83,7 @@ def refusals() -> Iterator[None]:
         assert "Traceback" not in sentence and " object at 0x" not in sentence
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 @examples(3700)
 @given(data=CONFIGURATIONS)
@@ -132,7 +133,6 @@ def test_yaml_that_repeats_itself_without_end_is_refused_soon() -> None:
             parse(text, "mine.yaml")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 @examples(60)
 @given(data=CONFIGURATIONS)

@@ -123,6 +123,7 @@ def test_the_report_command_answers_people_and_programs(
     assert answers["--quiet"] == (results["answer"]["sentence"] + "\n", "")
 
 
+@pytest.mark.long
 def test_a_reader_that_leaves_ends_nothing(study: tuple[Folder, dict[str, Any]]) -> None:
     folder, _ = study
     code = f"import tests, sys; sys.argv = ['surgery', 'report', {str(folder.path)!r}]; " \

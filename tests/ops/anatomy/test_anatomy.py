@@ -28,6 +28,7 @@ from tests.ops.networks import (
     outputs,
     silenced,
 )
+from tests.tiers import long
 
 EXACT = 1e-9  # in double precision
 
@@ -219,8 +220,7 @@ def test_between_names_the_operators():
     assert Anatomy(model, inputs)["0"].between == ("leaky_relu(0.3)",)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "densenet121", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", *map(long, ["densenet121", "mobilenet_v2"])])
 def test_of_torchvision(name):
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)

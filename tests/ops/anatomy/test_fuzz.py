@@ -9,6 +9,7 @@ from network_surgery.ops import Anatomy, Plan, SurgeryError, measure
 from tests.ops.grammar import check, generate, sandwich, sandwiches
 from tests.ops.networks import NETWORKS, build
 from tests.ops.properties import FAINT, examine, lively, slips
+from tests.tiers import long
 
 CHUNK = 50
 
@@ -83,8 +84,7 @@ FLOORS: dict[str, tuple[dict[int, str], ...]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chunk", range(10))
+@pytest.mark.parametrize("chunk", [*range(3), *map(long, range(3, 10))])
 def test_what_is_offered_is_right(chunk: int) -> None:
     problems, layers, faint = {}, 0, 0
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
@@ -104,8 +104,11 @@ def test_what_was_wrong_once(seed: int) -> None:
     assert not check(generate(seed)).problems
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", dict.fromkeys(kind for kind, _ in sandwiches()))
+KINDS = dict.fromkeys(kind for kind, _ in sandwiches())
+LONG = ("image", "signal", "sequence")
+
+
+@pytest.mark.parametrize("kind", [long(kind) if kind in LONG else kind for kind in KINDS])
 def test_every_construct(kind: str) -> None:
     problems = {}
     for name in (name for each, name in sandwiches() if each == kind):
@@ -115,7 +118,6 @@ def test_every_construct(kind: str) -> None:
     assert not problems
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", FLOORS)
 def test_what_can_be_operated_on_is_offered(kind: str) -> None:
     missing = {}
@@ -146,7 +148,6 @@ def test_an_edit_that_is_wrong_in_one_place_is_noticed(name: str) -> None:
         assert moved and min(moved.values()) > FAINT, (layer, moved)
 
 
-@pytest.mark.slow
 def test_wrong_edits_of_random_networks_are_noticed() -> None:
     """Nearly all: a bias of keys, for one, does not reach the output of attention."""
     noticed = slipped = 0
@@ -161,7 +162,7 @@ def test_wrong_edits_of_random_networks_are_noticed() -> None:
     assert noticed >= 0.95 * slipped > CHUNK
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_constants_of_random_networks_go_where_they_are_exact() -> None:
     """Half of the units of each layer become constants; what readers receive then is changed by hand to compare."""
     wrong, places, constants = {}, 0, 0

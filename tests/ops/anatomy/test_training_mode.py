@@ -206,7 +206,6 @@ def _networks() -> Any:
         yield sandwich(kind, name)
 
 
-@pytest.mark.slow
 def test_random_networks_that_read_the_mode_in_their_parts() -> None:
     """Each part reads the mode; at random it drops entries, which makes other operators in training mode."""
     asked = 0

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from network_surgery.ops import Anatomy, MinWeight, SurgeryError, WeakExpand, operate, trial_surgery
 from network_surgery.ops.network.wrappers import inner, rewrap
 from tests.ops.networks import build, loss, train
+from tests.tiers import long
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def test_inner_reaches_through_all_wrappers():
         ("eager", "in place", False),
         ("aot_eager", "wrapped", False),
         ("aot_eager", "in place", True),
-        pytest.param("inductor", "wrapped", False, marks=pytest.mark.slow),
+        long("inductor", "wrapped", False),
     ],
 )
 def test_a_compiled_model_is_compiled_for_its_new_sizes(backend, how, fullgraph):
@@ -222,7 +223,7 @@ def process(rank, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 def test_two_processes_train_on_as_one(tmp_path):
     """Weights and gradients are equal on both ranks, and those of one process with the whole batch."""

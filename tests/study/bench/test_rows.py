@@ -49,7 +49,7 @@ def test_the_digest_is_of_the_rows_alone():
     assert digest != Rows(ROWS[::-1]).digest != Rows([*ROWS[1:], ROWS[0] | {"x": 0.5}]).digest
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_what_was_measured_is_kept_and_not_measured_again(tmp_path, workers):
     tasks = [(str(seed), partial(some, seed)) for seed in range(3)]
     measured = measure(ABOUT, tasks, workers, tmp_path, silent)

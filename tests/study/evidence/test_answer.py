@@ -146,7 +146,6 @@ def test_of_several_schedules_the_first_that_can_be_used_is_the_answer(tmp_path:
     assert found is not None and (found["trial"], found["use"]) == (0, "undecided")
 
 
-@pytest.mark.slow
 def test_the_network_it_names_is_loaded_and_exported_by_the_lines_it_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,6 +209,7 @@ def test_figures_without_data_are_left_out(trials: int, seeds: int, names: set[s
     assert figures.draw(sample(trials, seeds)).keys() == names
 
 
+@pytest.mark.long
 def test_odd_studies_are_drawn(tmp_path: Path) -> None:
     short = sample(trials=2, seeds=1, epochs=1)
     wild = copy.deepcopy(sample())

@@ -55,6 +55,7 @@ def test_what_decides_is_found() -> None:
     assert ranges["metric"]["keep"][0] > 0.7 and ranges["metric"]["strength"][1] < 0.2
 
 
+@pytest.mark.long
 def test_fewer_trials_have_wider_intervals() -> None:
     """Nothing but noise decides: with more trials there is less to be read from it."""
     noise = np.random.default_rng(0)
@@ -74,6 +75,7 @@ def test_of_many_trials_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {*learnt} == {60} and found["metric"]["keep"] > 0.9 and ranges["metric"]["keep"][0] > 0.7
 
 
+@pytest.mark.long
 def test_importance_does_not_depend_on_the_direction() -> None:
     found = results("eigen_remove", 20, lambda p: p["keep"] ** 2, lambda p: 1 + p["first_epoch"])
     mirrored = [trial | {"validation_metric": -trial["validation_metric"]} for trial in found["trials"]]
@@ -135,6 +137,7 @@ def test_the_figure_says_its_finding() -> None:
     assert drawing.image("png").startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_a_large_search_takes_a_smaller_forest_that_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     found = results("weak_expand", importance.FEW + 50, lambda p: p["grow"] + 0.05 * p["first_epoch"], lambda p: 2.0)
     small = importance.importances(found)[0]["metric"]

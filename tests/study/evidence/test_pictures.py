@@ -187,6 +187,7 @@ def test_many_moments_are_named_only_where_they_differ() -> None:
     assert [text.get_text() for text in figures.draw(results)["accuracy"].figure.axes[0].texts] == ["min_weight ×0.75"]
 
 
+@pytest.mark.long
 def test_a_large_network_and_many_operations_are_readable(tmp_path: Path) -> None:
     layers = {f"stage{i // 15}.block{i % 15}.conv": 32 * 2 ** (i // 15) for i in range(60)}
     folder = made.study(tmp_path / "s", layers, trials=40, top=3, seeds=2, epochs=12)

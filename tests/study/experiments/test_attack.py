@@ -42,8 +42,6 @@ from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.trainer import Trainer
 from tests.study.experiments.made_up import measured_of
 
-pytestmark = pytest.mark.slow
-
 MODELS = ("evci_cnn", "evci_cnn_norm", "evci_cnn_tanh")
 UNIT = 2
 RELU, NORM, TANH, LONG = NETWORKS

@@ -21,7 +21,6 @@ from network_surgery.study.task.samples import Batches
 from tests.study.experiments.made_up import measured_of
 
 
-@pytest.mark.slow
 def test_the_arms_start_equal_and_part(monkeypatch):
     monkeypatch.setattr(measure, "BEFORE", 4)
     monkeypatch.setattr(measure, "AFTER", 6)

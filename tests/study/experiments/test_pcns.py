@@ -25,8 +25,6 @@ from network_surgery.study.experiments.pcns.measure import (
 from network_surgery.study.task.images import load
 from tests.study.experiments.made_up import measured_of
 
-pytestmark = pytest.mark.slow
-
 DENSE, CNN = "dense, LeakyReLU", "CNN, ReLU"
 OPTIONS = Options(
     train_images=400, test_images=200, kinds=(DENSE, CNN), before=(2, 2), after=1, thresholds=(0.1, 0.01),
@@ -49,6 +47,7 @@ def rows(narrow):
     return Rows(row for _, task in tasks for row in task())
 
 
+@pytest.mark.long
 def test_every_arm_starts_from_the_same_network_and_keeps_as_many_units(rows):
     for place in rows.groups("network", "threshold", kind="arm", arm=PIVOTED):
         for arm in OTHERS:

@@ -37,8 +37,6 @@ from tests.study.experiments.made_up import measured_of
 EPOCHS = dict(zip(NETWORKS, (6, 2), strict=True))
 THRESHOLDS = (0.1, 0.01)
 
-slow = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def data():
@@ -64,7 +62,7 @@ def runner(data, seed=0):
     return Runner(model, SGD(model.parameters(), 0.1), train, validation, 64, seed)
 
 
-@slow
+@pytest.mark.long
 def test_no_arm_spends_more_than_its_seconds(rows):
     assert len(rows) == 2 * 2 * (1 + len(ARMS) * len(THRESHOLDS))
     for row in rows:
@@ -78,7 +76,6 @@ def test_no_arm_spends_more_than_its_seconds(rows):
             assert (row["steps"] - before + 2) * row["price"] > left
 
 
-@slow
 def test_all_arms_of_a_threshold_end_with_the_same_sizes(rows):
     for place in rows.groups("network", "seed", "threshold", arm=SURGERY):
         arms = {row["arm"]: row for row in rows.where(**place)}
@@ -88,7 +85,6 @@ def test_all_arms_of_a_threshold_end_with_the_same_sizes(rows):
         assert arms[SURGERY]["parameters"] < original["parameters"]
 
 
-@slow
 def test_arms_share_what_comes_before_the_operation(rows):
     early = math.floor(EARLY * TICKS)
     for place in rows.groups("network", "seed", "threshold", arm=SURGERY):

@@ -21,7 +21,6 @@ from network_surgery.study.task.images import load
 from network_surgery.study.training.trainer import Shown, Trainer
 from tests.study.experiments.made_up import measured_of
 
-pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 
 

@@ -36,8 +36,6 @@ from network_surgery.study.training.evaluation import evaluate
 from network_surgery.study.training.trainer import Shown, Trainer
 from tests.study.experiments.made_up import measured_of
 
-pytestmark = pytest.mark.slow
-
 SMALL = Options(
     data="digits", train_images=400, seeds=2, few=(256, 100, 100), before=1, after=2, deep_model="small_cnn",
     keeps=(0.5,), shown=128,
@@ -75,6 +73,7 @@ def cut(trained, digits, operation, chain=()):
     return {name: value for name, value in record.items() if name != "seconds"}
 
 
+@pytest.mark.long
 def test_every_arm_is_there_once_with_every_seed(tasks, rows):
     facts, each = tasks
     assert [name for name, _ in each] == ["arms-0", "arms-1", "deep-0", "deep-1"]

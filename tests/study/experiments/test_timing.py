@@ -56,7 +56,7 @@ def rows():
         return Rows(row for _, task in tasks for row in task())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_operation_is_timed_on_every_net(rows):
     timed = {type(operation) for operation in measure.OPERATIONS.values()}
     assert timed == set(OPERATIONS.values()) - LATER
@@ -104,7 +104,6 @@ def made_up(dense, vgg16):
     return measured_of("timing", SMALL, {}, rows)
 
 
-@pytest.mark.slow
 def test_claims_and_page_follow_the_rows(tmp_path):
     measured = made_up(dense=20, vgg16=3000)
     words = [verdict.word.partition(":")[0] for verdict in judge(page.claims(measured.rows))]

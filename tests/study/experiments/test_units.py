@@ -267,7 +267,6 @@ def test_the_network_that_is_looked_at_is_an_arm_of_the_long_schedule():
     assert [row["test"] for row in rows.where(kind="arm", arm=UNPRUNED)] == [0.8, 0.9]
 
 
-@pytest.mark.slow
 def test_the_page_follows_its_rows(tmp_path):
     from network_surgery.study.bench import page as bench
 

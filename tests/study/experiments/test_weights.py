@@ -254,7 +254,6 @@ def test_jumps_are_from_look_to_look():
     np.testing.assert_allclose(evci_page.growth(np.array([[1.0, 3.0, 5.0, 7.0]])), [4.0])
 
 
-@pytest.mark.slow
 def test_the_page_follows_its_rows(tmp_path):
     measured = made_up()
     (tmp_path / "notes.md").write_text(f"rows: {measured.rows.digest}\nMagnitude is enough.\n", encoding="utf-8")

@@ -32,8 +32,6 @@ from network_surgery.study.task import images as data
 from network_surgery.study.task.samples import Batches
 from tests.study.experiments.made_up import measured_of
 
-pytestmark = pytest.mark.slow
-
 SMALL = Options(train_images=400, seeds=2, dense=(2, 3), conv=(2, 3), regularizers=(8, 2))
 EXACT = ("equal", "uneven", "signed", "zero")
 DOUBLED = [name for name, (_, units, wide, _) in SETTINGS.items() if wide == 2 * units]
@@ -59,6 +57,7 @@ def arm(rows, name, setting, field):
     return rows.grid(field, kind="arm", setting=setting, arm=name)[:, 0]
 
 
+@pytest.mark.long
 def test_every_arm_is_there_for_every_setting(rows):
     every = [WHOLE, TWIN, *OPERATIONS, RESTART, LATER]
     for setting in SETTINGS:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from network_surgery.study.compose import compose
@@ -31,7 +30,6 @@ def test_the_preset_is_a_modern_recipe() -> None:
     assert (settings.augment, settings.precision, settings.channels_last) == ("crop_flip", "bf16", True)
 
 
-@pytest.mark.slow
 def test_the_program_for_a_card_runs_without_ray_mlflow_and_optuna(tmp_path: Path) -> None:
     chance = np.random.default_rng(0)
     for part, count in (("train", 18), ("test", 3)):  # two whole batches: BatchNorm over two images explodes

@@ -187,7 +187,7 @@ def test_surgery_and_resuming_keep_the_memory_format(digits: ImageTask, tmp_path
     assert all(formats) and formats
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @compiler
 def test_compiled_steps_equal_uncompiled_ones_through_surgery(digits: ImageTask) -> None:
     task = digits.changed(train=digits.train.thinned(1024), network="mlp")

@@ -24,6 +24,7 @@ from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import operated
+from tests.tiers import long
 
 PERPLEXITY = Metric("perplexity", "lower", margin=0.05)
 ORIGINAL = {"parameters": 1000, "flops": 5000}
@@ -186,7 +187,7 @@ def searched(path: Path, **settings: Any) -> tuple[Folder, Sampled]:
     return folder, source
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "NSGAIISampler(population_size=4)", "GPSampler(n_startup_trials=8)"])
+@pytest.mark.parametrize("sampler", ["tpe", "NSGAIISampler(population_size=4)", long("GPSampler(n_startup_trials=8)")])
 def test_a_search_learns_to_stay_within_the_budget(tmp_path: Path, sampler: str) -> None:
     """The best value that there is lies at the budget: at first trials lie anywhere, later most are within it."""
     trials = 16 if sampler.startswith("GP") else 24  # it takes seconds for each

@@ -37,6 +37,7 @@ from network_surgery.study.task.task import call
 from network_surgery.study.training.cell import Cell
 from tests.study.operated import looked_at, operated, spiked
 from tests.study.task import pictures
+from tests.tiers import long
 
 CELL = Cell("search", 0, [{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}], trial=3,
             params={"op": "min_weight", "keep": 0.5})  # fmt: skip
@@ -82,7 +83,6 @@ def runs(study: Folder) -> dict[str, Any]:
     return {run.info.run_name: run for run in api.search_runs([experiment.experiment_id])}
 
 
-@pytest.mark.slow
 def test_a_study_is_one_parent_and_a_child_for_each_cell(tmp_path: Path) -> None:
     import mlflow
 
@@ -249,7 +249,6 @@ class Streamed(Named):
 """
 
 
-@pytest.mark.slow
 def test_a_trial_beyond_the_budget_says_so_and_by_how_much(tmp_path: Path) -> None:
     settings = Settings(budget={"parameters": 0.1})
     study = Folder.make(tmp_path / "study", settings, {"fc1": 8}, "smoke", original={"parameters": 80, "flops": 9})
@@ -540,8 +539,7 @@ def test_what_waits_is_caught_up_with(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tracked.lost == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGINT, long(signal.SIGTERM)])
 def test_nothing_of_the_browser_interface_is_left_when_it_is_ended(end: int, tmp_path: Path) -> None:
     study = Folder.make(tmp_path / "study", Settings(), {"fc1": 8})
     with Tracker(study, DATA):

@@ -45,7 +45,6 @@ from network_surgery.study.training.evaluation import evaluate
 from network_surgery.study.training.run import run
 from tests.study.nodes import node
 
-pytestmark = pytest.mark.slow
 SETTINGS = Settings(model="mlp", epochs=3, device="cpu", held_out=64, signal_images=64)
 SHRINK = Schedule((Step(Moment(1), "fc1", MinWeight(0.5)),)).to_data()
 
@@ -122,6 +121,7 @@ def test_cells_run_and_a_failure_does_not_end_the_study(digits: ImageTask, resou
     assert kept == {"original-seed-1.pt", "original-seed-1.npy"} and "network" not in surgery
 
 
+@pytest.mark.long
 def test_workers_are_kept_from_stage_to_stage(digits: ImageTask, resources: Nodes, tmp_path: Path) -> None:
     class Pids(Notes):
         def ended(self, cell: Cell, result: dict[str, Any]) -> None:
@@ -262,6 +262,7 @@ REASONS = {
 }
 
 
+@pytest.mark.long
 def test_a_failure_keeps_its_reason_and_only_what_may_go_otherwise_is_tried_again(
     resources: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +288,7 @@ def test_a_failure_keeps_its_reason_and_only_what_may_go_otherwise_is_tried_agai
     }
 
 
+@pytest.mark.long
 def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
     digits: ImageTask, resources: Nodes, tmp_path: Path
 ) -> None:
@@ -312,6 +314,7 @@ def test_nothing_is_trained_twice_and_nothing_is_left_of_it(
         assert (loss, metric) == (whole["test_loss"], whole["test_metric"])
 
 
+@pytest.mark.long
 def test_trials_are_stopped_early_and_a_resumed_search_knows_its_rungs(
     digits: ImageTask, resources: Nodes, tmp_path: Path
 ) -> None:
@@ -452,40 +455,36 @@ def comparable(folder: Path) -> list[Any]:
     return [[cell.get(key) for key in keys] for cell in cells]
 
 
+SMALL = ("--preset", "smoke", "--epochs", "6", "--arms", "original,surgery,restart,restart_flops")
+
+
+def done(process: subprocess.Popen[str]) -> str:
+    """What a command wrote that ends well."""
+    text, _ = process.communicate(timeout=280)
+    assert process.returncode == 0 and "Traceback" not in text, text
+    return text
+
+
 @pytest.mark.timeout(600)
-def test_the_main_job_interrupted_resumed_and_repeated(
-    surgery: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_the_main_job_interrupted_and_resumed(surgery: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     """The smallest main job: once whole, once stopped by Ctrl-C and resumed; both give the same."""
     import mlflow
 
-    small = ("--preset", "smoke", "--epochs", "6", "--arms", "original,surgery,restart,restart_flops")
-    whole = surgery("study", *small, "--out", "whole", cwd=tmp_path)
-    text, _ = whole.communicate(timeout=280)
-    assert whole.returncode == 0, text
-    assert "Report " in text and "surgery ui whole" in text and "Traceback" not in text
+    text = done(surgery("study", *SMALL, "--out", "whole", cwd=tmp_path))
+    assert "Report " in text and "surgery ui whole" in text
     for name in ("report.html", "results.json", "mlflow.db", "figures/arms.png"):
         assert (tmp_path / "whole" / name).exists()
 
     ledger = tmp_path / "broken" / "cells.jsonl"
     with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as place:  # its path is short enough for Ray's sockets
-        broken = surgery("study", *small, "--out", "broken", cwd=tmp_path, TMPDIR=place)
+        broken = surgery("study", *SMALL, "--out", "broken", cwd=tmp_path, TMPDIR=place)
         while broken.poll() is None and not ledger.exists():
             time.sleep(0.05)
         text = ended_by(signal.SIGINT, broken)
         assert "Go on with: surgery resume broken" in text and "Traceback" not in text
-        for end, moment in ((signal.SIGHUP, "raylet"), (signal.SIGTERM, "ray::ImplicitFunc")):
-            stopped = surgery("resume", "broken", cwd=tmp_path, TMPDIR=place)
-            while stopped.poll() is None and not any(moment in words(each) for each in descendants(stopped)):
-                time.sleep(0.05)
-            text = ended_by(end, stopped)
-            assert "Go on with: surgery resume broken" in text
-            assert not [word for word in ("Traceback", "received at time", "raylet") if word in text], text
         assert not [path.name for path in Path(place).iterdir() if path.name.startswith(("ray", PREFIX))]
 
-    resumed = surgery("resume", "broken", cwd=tmp_path)
-    text, _ = resumed.communicate(timeout=280)
-    assert resumed.returncode == 0, text
+    done(surgery("resume", "broken", cwd=tmp_path))
     assert comparable(tmp_path / "broken") == comparable(tmp_path / "whole")
 
     study = Folder.open(tmp_path / "broken")
@@ -497,14 +496,33 @@ def test_the_main_job_interrupted_resumed_and_repeated(
     assert len(tracked) == len(compared) and runs == {f"{study.identity}/{name}" for name in compared}
     assert study.preset == "smoke"
 
-    again = surgery("resume", "broken", cwd=tmp_path)  # nothing is missing, so nothing is run
-    text, _ = again.communicate(timeout=120)
-    assert again.returncode == 0 and "training runs" not in text and "did not reach MLflow" not in text
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_main_job_ended_by_signals_repeated_and_extended(
+    surgery: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Whatever ends it, nothing of it is left running; what is there is not run again, and a comparison is added to."""
+    ledger = tmp_path / "broken" / "cells.jsonl"
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as place:
+        for command, end, moment in (
+            (("study", *SMALL, "--out", "broken"), signal.SIGTERM, "ray::ImplicitFunc"),
+            (("resume", "broken"), signal.SIGHUP, "raylet"),
+        ):
+            stopped = surgery(*command, cwd=tmp_path, TMPDIR=place)
+            while stopped.poll() is None and not any(moment in words(each) for each in descendants(stopped)):
+                time.sleep(0.05)
+            text = ended_by(end, stopped)
+            assert "Go on with: surgery resume broken" in text
+            assert not [word for word in ("Traceback", "received at time", "raylet") if word in text], text
+        assert not [path.name for path in Path(place).iterdir() if path.name.startswith(("ray", PREFIX))]
+
+    done(surgery("resume", "broken", cwd=tmp_path))
+    text = done(surgery("resume", "broken", cwd=tmp_path))  # nothing is missing, so nothing is run
+    assert "training runs" not in text and "did not reach MLflow" not in text
 
     kept = ledger.read_text()
-    more = surgery("compare", "broken", "--top", "9", "--seeds", "1", cwd=tmp_path)
-    text, _ = more.communicate(timeout=280)
-    assert more.returncode == 0, text
+    text = done(surgery("compare", "broken", "--top", "9", "--seeds", "1", cwd=tmp_path))
     assert "the search has only 3 schedules to compare, 9 are asked for" in text and "Report " in text
     assert ledger.read_text().startswith(kept)
     new = [json.loads(line)["cell"] for line in ledger.read_text()[len(kept) :].splitlines() if line]

@@ -22,6 +22,7 @@ from network_surgery.study.task.images import ImageTask
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.run import run
 from tests.study.nodes import node
+from tests.tiers import long
 
 OPTIONS: dict[str, Any] = {
     "epochs": 3, "batch_size": 31, "train_images": 124, "optimizer": "sgd", "learning_rate": 0.05, "held_out": 31,
@@ -74,7 +75,7 @@ def trained(settings: Settings, nodes: Nodes, out: Path, *cells: Cell) -> Notes:
     return notes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_are_one_to_rounding(nodes: Nodes, tmp_path: Path) -> None:
     """One run after another on two workers, the second of which goes on from a checkpoint of the first."""
     cells = [Cell("original", 1, test=True), Cell("surgery", 1, SHRINK, trial=1, test=True)]
@@ -87,8 +88,7 @@ def test_two_workers_are_one_to_rounding(nodes: Nodes, tmp_path: Path) -> None:
     assert found["surgery-001-seed-1"]["forked"] and found["surgery-001-seed-1"]["operations"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [long(0), 1])
 def test_a_worker_that_fails_ends_all_with_its_reason(nodes: Nodes, tmp_path: Path, rank: int) -> None:
     (tmp_path / "failing.py").write_text(MODEL.format(rank=rank, act='raise ValueError("not this batch")'))
     settings = Settings(**OPTIONS, workers_per_trial=2, model=f"{tmp_path}/failing.py:Failing")
@@ -98,7 +98,6 @@ def test_a_worker_that_fails_ends_all_with_its_reason(nodes: Nodes, tmp_path: Pa
     assert "lost" not in result
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_lost_makes_the_trial_a_lost_one(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(MODEL.format(rank=1, act="os.kill(os.getpid(), signal.SIGKILL)"))
     settings = Settings(**OPTIONS, workers_per_trial=2, model=f"{tmp_path}/failing.py:Failing")

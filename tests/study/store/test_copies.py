@@ -155,6 +155,7 @@ def test_a_study_goes_on_from_its_copy(tmp_path: Path, monkeypatch: pytest.Monke
         api.at_hand(f"file://{tmp_path}/nothing")
 
 
+@pytest.mark.long
 def test_the_command_line_says_it_in_a_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import tests; from network_surgery.study.cli import main; main()"]
     arguments = ["study", "--preset", "smoke", "--out", "s3://bucket/x"]

@@ -203,7 +203,7 @@ print((peak() - before) / (len(read) * 3 * 512 * 512))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
 def test_little_of_a_stream_is_in_memory(tmp_path: Path) -> None:
     """The growth of peak memory in an epoch, as a fraction of the decoded images (189 MB): some 12 to 42 MB of it are
@@ -283,7 +283,7 @@ def test_the_layers_of_a_network_on_a_stream(root: Path) -> None:
     assert isinstance(layers, Layers) and len(layers.rows) == 2 and "trained for 1 epoch" in str(head)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_of_a_stream(root: Path, tmp_path: Path) -> None:
     """From the command line to the report, with two reading processes in each trial."""
     from network_surgery.study.cli import main

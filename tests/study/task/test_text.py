@@ -301,7 +301,6 @@ def test_the_preset_is_the_task_s_own() -> None:
     assert settings == compose("text", None, {})
 
 
-@pytest.mark.slow
 def test_a_whole_study(tmp_path: Path) -> None:
     """Through Ray and MLflow to a report, at the smallest size."""
     shrink = {"when": "1ep", "layer": MLP, "op": "mean_replace", "keep": 0.5}
