@@ -295,9 +295,13 @@ class Watch(TorchFunctionMode):
                 whole = module.forward(x.clone())
                 other = x
                 for dim in sorted(dims, key=x.size, reverse=True):  # the longest grow least
-                    other, whole = _turn(other, dim), _turn(whole, dim)
-                    vectors = {name: _turn(tensor) for name, tensor in vectors.items()}
+                    other, whole = _among_strangers(other, dim), _turn(whole, dim)
+                    vectors = {name: _turn(tensor, more=STRANGERS) for name, tensor in vectors.items()}
                 again = functional_call(_Forward(module), {f"module.{n}": t for n, t in vectors.items()}, (other,))
+            for dim in dims:
+                if again.size(dim) != whole.size(dim) + STRANGERS:
+                    return False
+                again = again.narrow(dim, 0, whole.size(dim))
             if again.shape != whole.shape:
                 return False
             return bool((again - whole).abs_().sub_(whole.abs(), alpha=1e-3).max() <= 1e-4)
@@ -376,17 +380,31 @@ def _has_layers(module: nn.Module) -> bool:
     return any(child is not None and any(True for _ in child.parameters()) for child in module._modules.values())
 
 
-def _turn(x: Tensor, dim: int = 0) -> Tensor:
-    """Each unit in the place of the one before it, the first one after the last, and the second one once more: what is
-    done to one unit otherwise, or by its neighbours, or by the number of units, shows in some place."""
+def _turn(x: Tensor, dim: int = 0, more: int = 0) -> Tensor:
+    """Each unit in the place of the one before it, the first one after the last, and some once ``more``."""
     units = x.size(dim)
-    return torch.cat([x.narrow(dim, start, n) for start, n in ((1, units - 1), (0, 1), (1 % units, 1))], dim)
+    starts = [(1, units - 1), (0, 1), *((n % units, 1) for n in range(more))]
+    return torch.cat([x.narrow(dim, start, length) for start, length in starts], dim)
+
+
+def _among_strangers(x: Tensor, dim: int) -> Tensor:
+    """The units turned, and after them others, larger and smaller than all: what is done to a unit by its place, its
+    neighbours, all of them or their number is then done otherwise."""
+    turned = _turn(x, dim, more=STRANGERS)
+    entries = turned.select(dim, 0)
+    far = torch.arange(entries.numel(), device=x.device).view(entries.shape).remainder_(2).mul_(2).sub_(1)
+    far = far * (x.abs().max() + 1)
+    for number, times in enumerate((1, 2, -3)):
+        turned.select(dim, x.size(dim) + number).copy_(far * times)
+    return turned
 
 
 def _dimensions(facts: Facts, x: Tensor) -> list[tuple[int, Axis]]:
     return list(zip(x.shape, facts.twin(x).axes, strict=False))
 
 
+#: How many units are added where a part is tried by itself.
+STRANGERS = 3
 #: Sizes that modules keep of their ``weight``: class, attribute, axis. They follow it (``ops.network.architecture``).
 KEPT: list[tuple[Any, str, int]] = [
     (nn.Linear, "out_features", 0), (nn.Linear, "in_features", 1), (_NormBase, "num_features", 0),

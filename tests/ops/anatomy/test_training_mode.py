@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from network_surgery.ops import Anatomy, RandomRemove, operate
+from network_surgery.ops.anatomy.trace import Trace
 from tests.ops.grammar import generate, sandwich
 from tests.ops.networks import Net, outputs
 
@@ -157,6 +158,56 @@ def test_what_a_part_does_to_one_unit_only_is_noticed_whichever_it_is(unit: int)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 16), Doubling(unit), nn.Linear(16, 3))
     assert len(Anatomy(net, torch.randn(4, 5))) == 0
+
+
+class Training(nn.Module):
+    """Does something in training mode only."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x) if self.training else x
+
+
+#: What treats units alike, and what does not: by their neighbours, their place or their number.
+ALIKE = {
+    "doubled": lambda x: x * 2,
+    "noisy": lambda x: x + torch.rand_like(x),
+    "dropped": lambda x: F.dropout(x, 0.3),
+    "rows": lambda x: x * torch.arange(len(x))[:, None],
+    "the samples turned": lambda x: x.roll(1, 0),
+}
+OTHERWISE = {
+    "the one before": lambda x: x + x.roll(1, 1),
+    "the one after, none after the last": lambda x: x + F.pad(x, (0, 1))[:, 1:],
+    "both beside": lambda x: F.avg_pool1d(x[:, None], 3, 1, 1)[:, 0],
+    "the one half of all away": lambda x: x + x.roll(x.size(1) // 2, 1),
+    "pairs": lambda x: torch.stack([x[:, 1::2], x[:, : x.size(1) // 2 * 2 : 2]], 2).flatten(1),
+    "the other way round": lambda x: x.flip(1),
+    "all": lambda x: x - x.mean(1, keepdim=True),
+    "all before": lambda x: x.cumsum(1),
+    "the smallest": lambda x: x - x.amin(1, keepdim=True),
+    "the middle": lambda x: x - x.median(1, keepdim=True).values,
+    "the largest": lambda x: x / x.abs().amax(1, keepdim=True),
+    "every other one": lambda x: x * (1 + torch.arange(x.size(1)) % 2),
+    "the first half": lambda x: x * (1 + (torch.arange(x.size(1)) < x.size(1) // 2)),
+    "their number": lambda x: x / x.size(1),
+    "an even number": lambda x: x * (1 + x.size(1) % 2),
+    "a place in a table": lambda x: x + torch.linspace(0, 1, x.size(1)),
+}
+
+
+@pytest.mark.parametrize("units", [2, 3, 8, 9])
+@pytest.mark.parametrize("act", [*ALIKE, *OTHERWISE])
+def test_a_part_is_alike_for_all_units_or_followed_in_training_mode(act: str, units: int) -> None:
+    torch.manual_seed(0)
+    part = Training((ALIKE | OTHERWISE)[act])
+    trace = Trace(nn.Sequential(nn.Linear(5, units), part, nn.Linear(units, 3)).eval(), 4)
+    trace.run(torch.randn(4, 5))
+    assert (part in trace.watch.settled) is (act in ALIKE)
+    assert trace.watch.asks_mode is (act in OTHERWISE)
 
 
 class Answer(nn.Module):
