@@ -29,7 +29,7 @@ from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.axes import Axis, Factor, canonical, is_fixed, size, unite
 from network_surgery.ops.anatomy.snapshot import OWN
-from network_surgery.ops.anatomy.steady import Steady
+from network_surgery.ops.anatomy.steady import NOISE, Steady
 from network_surgery.ops.errors import pass_on_memory
 
 if TYPE_CHECKING:
@@ -291,6 +291,7 @@ class Watch(TorchFunctionMode):
         modes = [(each, each.training) for each in module.modules()]
         try:
             module.train()
+            x = torch.where(x == 0, NOISE, x)  # what is done to a unit that is silent here shows, too
             with Steady():
                 whole = module.forward(x.clone())
                 other = x

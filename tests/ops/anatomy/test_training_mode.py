@@ -160,6 +160,13 @@ def test_what_a_part_does_to_one_unit_only_is_noticed_whichever_it_is(unit: int)
     assert len(Anatomy(net, torch.randn(4, 5))) == 0
 
 
+@pytest.mark.parametrize("unit", range(16))
+def test_a_unit_that_is_silent_on_the_example_is_tried_too(unit: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), Doubling(unit), nn.Linear(16, 3))
+    assert len(Anatomy(net, torch.randn(1, 5))) == 0
+
+
 class Training(nn.Module):
     """Does something in training mode only."""
 
