@@ -1,8 +1,4 @@
-"""Two tiers: ``pytest`` runs what is quick, ``pytest --long`` everything.
-
-Long is what takes more than about ten seconds and has a quick relative: another member of the same family of tests, or
-a shorter way through the same code.
-"""
+"""Two tiers: ``pytest`` runs what is quick, ``pytest --long`` everything, as ``.ci/run`` does."""
 
 from typing import Any
 

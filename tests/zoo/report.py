@@ -40,7 +40,7 @@ tried in that mode as well. CPU seconds of one thread on two images of 224² (29
 turns with the discovery of 2026-11-21 in one process (2026-11-29, torch 2.14, Intel Xeon at 2.5 GHz, shared): vgg16_bn
 0.91, vit_b_16 and shufflenet_v2_x1_0 0.94, alexnet and convnext_tiny 0.97, resnet50 1.00, resnet18 and regnet_y_400mf
 1.01, efficientnet_b0 1.03, densenet121 1.07, mobilenet_v2 and inception_v3 1.08, googlenet 1.09; median 1.01. Only
-swin_t takes longer, 1.27 (least of 15; ratio of the medians 1.33): its blocks read the mode, so it is followed in both.
+swin_t takes longer, 1.24 to 1.31 in four runs: its blocks read the mode, so it is followed in both.
 That is 0.3 to 2.3 s for a network. A ratio moved by up to 0.1 between runs. Of these, googlenet, inception_v3 and
 swin_t were measured after one more change.
 

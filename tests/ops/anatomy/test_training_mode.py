@@ -178,7 +178,7 @@ class Training(nn.Module):
         return self.act(x) if self.training else x
 
 
-#: What treats units alike, and what does not: by their neighbours, their place or their number.
+#: What treats units alike, and what does not: by their neighbours, their place, all of them or their number.
 ALIKE = {
     "doubled": lambda x: x * 2,
     "noisy": lambda x: x + torch.rand_like(x),
