@@ -142,11 +142,23 @@ def test_the_image_is_of_this_ray_and_has_no_cuda_of_its_own(config: dict[str, A
     assert image in (FILE.parent / "Dockerfile").read_text()
 
 
+def block_of(name: str, text: str) -> str:
+    """The lines that stand in comments for another cloud, or for machines of one's own."""
+    lines = [line for line in text.splitlines() if line.startswith(f"#{name} ")]
+    return "\n".join(line.removeprefix(f"#{name} ") for line in lines)
+
+
 @pytest.mark.parametrize("cloud", ["gcp", "azure"])
 def test_other_clouds_are_clusters_too(config: dict[str, Any], cloud: str) -> None:
     """Their blocks stand in comments; put in place of those of AWS, Ray takes them."""
-    lines = [line for line in FILE.read_text().splitlines() if line.startswith(f"#{cloud} ")]
-    other = yaml.safe_load("\n".join(line.removeprefix(f"#{cloud} ") for line in lines))
+    other = yaml.safe_load(block_of(cloud, FILE.read_text()))
     assert {"provider", "auth", "available_node_types"} == other.keys() and other["provider"]["type"] == cloud
     assert other["available_node_types"].keys() == config["available_node_types"].keys()
     validate_config(prepare_config(config | other))
+
+
+def test_machines_of_ones_own_are_a_cluster_too(config: dict[str, Any]) -> None:
+    """Ray gives them one type of node; ``test_ssh`` starts them."""
+    other = config | yaml.safe_load(block_of("local", FILE.read_text()))
+    del other["available_node_types"], other["head_node_type"]
+    validate_config(prepare_config(other))

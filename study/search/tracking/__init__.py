@@ -23,7 +23,11 @@ __all__ = ["check_server", "default_uri", "page"]
 
 EXPERIMENT = "network-surgery"
 #: MLflow's own variables: a request that it repeats by itself would make a run twice, and a study waits for none.
-HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run, among a study's own
+}
 
 
 def default_uri(folder: Folder) -> str:
@@ -78,7 +82,7 @@ def _remote(uri: str) -> str:
     """Why nothing can be tracked there; empty where it can. A server is asked as MLflow asks, with its credentials."""
     import mlflow
 
-    for name, value in HTTP.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if uri.startswith("file:") or not ("://" in uri or uri.startswith("databricks")):  # a folder: MLflow would make it
         place = Path(uri.removeprefix("file:").removeprefix("//"))

@@ -24,7 +24,7 @@ from network_surgery.study.scratch import scratch
 from network_surgery.study.search import comparing
 from network_surgery.study.search.replay import reports
 from network_surgery.study.search.storage import hurry
-from network_surgery.study.search.tracking import EXPERIMENT, HTTP, default_uri, inputs, measures, model, names
+from network_surgery.study.search.tracking import ENVIRONMENT, EXPERIMENT, default_uri, inputs, measures, model, names
 from network_surgery.study.search.tracking.machine import Machine
 from network_surgery.study.search.tracking.views import view_tags
 from network_surgery.study.store import trainings, words
@@ -58,7 +58,7 @@ class Tracker:
         """``patience``: seconds to wait at the end for a server that does not answer; ``load``: whether the load of
         this machine is written, too.
         """
-        for name, value in HTTP.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._folder, self._data, self._watched = folder, data, load
         self._patience = PATIENCE_SECONDS if patience is None else patience
