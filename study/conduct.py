@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,19 @@ def track(folder: Folder, task: Task) -> str:
     return f"{place} has all of {format_count(len(folder.records()), 'training run')}"
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python looks for garbage in cycles again and again while a long ledger is read; there is none in it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, Any]:
     """``results.json``, the figures, ``report.html`` and a page of the settings' own (``page``), from what is stored.
 

@@ -30,7 +30,7 @@ from network_surgery.study.store.words import describe
 from network_surgery.study.task import Task, build
 from network_surgery.study.task.check import fresh
 from network_surgery.study.task.samples import Batches
-from network_surgery.study.training.records import operations_of, spikes_of
+from network_surgery.study.training.records import spikes_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ class Result:
         settings, groups = self._folder.settings, dict[int, list[Record]]()
         searched = comparing.chosen(self._folder)[:1]
         for record in searched or self._folder.records("surgery"):
-            if not record.failed and any(each.changed for each in operations_of(record.result)):
+            if record.changed:
                 groups.setdefault(int(record.cell.trial or 0), []).append(record)
         if not groups:
             return None

@@ -11,7 +11,6 @@ from network_surgery.study.search import comparing
 from network_surgery.study.search.budget import Budget, mean
 from network_surgery.study.search.samplers import knows_constraints
 from network_surgery.study.store.folder import Folder, Record
-from network_surgery.study.training.records import operations_of
 
 
 def state_of(record: Record, budget: Budget) -> str:
@@ -69,9 +68,7 @@ def feasibility(folder: Folder) -> dict[str, Any]:
     budget = comparing.budget_of(folder)
     if not budget:
         return {}
-    ended = [
-        r for r in folder.records("search") if r.finished and any(each.changed for each in operations_of(r.result))
-    ]
+    ended = [record for record in folder.records("search") if record.changed]
     within = sum(budget.feasible(record.result) for record in ended)
     about = {"limits": budget.to_data(), "words": budget.sentence, "feasible": within, "of": len(ended)}
     return about | {"sentence": _nearest(folder, budget, len(ended)) if ended and not within else None}

@@ -5,7 +5,7 @@ A schedule has a letter by its rank, the best first; a trial's number stays in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from network_surgery.study.arms import arm_name
@@ -33,9 +33,25 @@ def schedules(results: Mapping[str, Any]) -> dict[int, Sequence[Mapping[str, Any
     return {cell["trial"]: cell["schedule"] for cell in cells}
 
 
-def in_short(results: Mapping[str, Any]) -> dict[int, str]:
+def in_short(results: Mapping[str, Any]) -> Mapping[int, str]:
     """Trial → its schedule in a few words."""
-    return {trial: short(schedule) for trial, schedule in schedules(results).items()}
+    return _InShort(schedules(results))
+
+
+class _InShort(Mapping[int, str]):
+    """The words of these schedules, put together where they are read: of thousands that is a few."""
+
+    def __init__(self, schedules: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+        self._schedules = schedules
+
+    def __getitem__(self, trial: int) -> str:
+        return short(self._schedules[trial])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._schedules)
+
+    def __len__(self) -> int:
+        return len(self._schedules)
 
 
 def arm_title(arm: str, letter: str = "") -> str:

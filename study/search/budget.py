@@ -186,8 +186,13 @@ def original_cell(settings: Settings, seed: int | None = None) -> Cell:
 
 
 def mean(outcomes: Iterable[Outcome]) -> dict[str, Any]:
-    """Of some outcomes the mean of whatever an objective or a limit may read; of latencies the median."""
+    """Of some outcomes the mean of whatever an objective or a limit may read; of latencies the median.
+
+    One is its own mean.
+    """
     several = list(outcomes)
+    if len(several) == 1:
+        return dict(several[0])
     names = ("validation_metric", "validation_loss", "parameters", "flops", "seconds", "bytes")
     found: dict[str, Any] = {}
     for name in names:

@@ -23,7 +23,6 @@ from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.store.ledger import SEARCHING
 from network_surgery.study.task.metric import ACCURACY, Metric
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.records import operations_of
 
 #: The arm of a search trial that is repeated on another seed.
 RACING = SEARCHING[1]
@@ -80,7 +79,7 @@ def race(
     own; each seed halves them, down to ``settings.top``. With several objectives nothing is repeated.
     """
     field = _Field(settings, metric, budgets or (lambda seeds: Budget((), metric)))
-    able = [r for r in trials if r.finished and any(each.changed for each in operations_of(r.result))]
+    able = [record for record in trials if record.changed]
     if len(settings.objective) > 1:
         return Race(field.front(able))
     again = {(record.cell.trial, record.cell.seed): record for record in repeats if not record.lost}

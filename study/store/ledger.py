@@ -6,6 +6,7 @@ ledger's is an error, and ``surgery doctor`` sets it aside.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -54,6 +55,11 @@ class Record:
     def finished(self) -> bool:
         """Trained to its end."""
         return records.finished(self.result)
+
+    @functools.cached_property
+    def changed(self) -> bool:
+        """Trained to its end, with an operation that changed the network."""
+        return self.finished and any(each.changed for each in records.operations_of(self.result))
 
     @property
     def compared(self) -> bool:

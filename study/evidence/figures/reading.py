@@ -89,9 +89,9 @@ def names_of(cell: Mapping[str, Any]) -> list[str]:
     """The short name of each operation of a cell."""
     names = {(step["when"], step["layer"]): short_name(step["op"]) for step in cell["schedule"]}
     found = []
-    for each in operations_of(cell):
-        kind = each.operation.split("(")[0]  # by its class where ``when`` is written in another way
-        found.append(names.get((each.when, each.layer), SHORT.get(kind, kind)))
+    for each in cell["operations"]:
+        kind = each["operation"].split("(")[0]  # by its class where ``when`` is written in another way
+        found.append(names.get((each["when"], each["layer"]), SHORT.get(kind, kind)))
     return found
 
 
