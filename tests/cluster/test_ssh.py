@@ -26,15 +26,21 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
+from network_surgery.study.config import Settings
 from network_surgery.study.search.tracking import EXPERIMENT
 from network_surgery.study.store.folder import Folder
+from network_surgery.study.task.images import ImageTask
+from network_surgery.study.training.run import run
 from tests.cluster.test_cluster_yaml import block_of
+from tests.study.search.test_workers import OPTIONS, SHRINK
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
+TRACKING = "http://127.0.0.1:5000"
 #: What makes a machine of its namespaces: users have their home in ``$1``, programs their temporary files in ``/mnt``.
 MACHINE = """
 mount --bind "$1/passwd" /etc/passwd
@@ -231,39 +237,68 @@ def programs(machines: Machines, words: str) -> dict[int, str]:
     return found
 
 
-def test_a_study_is_submitted_over_ssh(machines: Machines) -> None:
-    """Both machines are started, checked and used, a study that is stopped goes on, and no Ray is left."""
+@pytest.fixture(scope="module")
+def started(machines: Machines) -> Iterator[Machines]:
+    """With Ray on both, and MLflow's server on the head; afterwards no Ray is left."""
     machines.ray("up", "--yes", "--no-config-cache")
-    end = time.monotonic() + 120
-    while len(programs(machines, "/raylet/raylet")) < 2:
+    health = f"import urllib.request; urllib.request.urlopen('{TRACKING}/health')"
+    end = time.monotonic() + 300
+    while len(programs(machines, "/raylet/raylet")) < 2 or machines.run("python", "-c", health).returncode:
         assert time.monotonic() < end, machines.run("ray", "status").stdout
-        time.sleep(0.2)
-    text = machines.ray("submit", "study/__main__.py", "doctor", "--address", "auto")
+        time.sleep(1)
+    yield machines
+    machines.ray("down", "--yes")
+    assert not programs(machines, "/raylet/raylet")
+
+
+def submit(machines: Machines, *words: str) -> str:
+    return machines.ray("submit", "study/__main__.py", *words)
+
+
+def test_both_machines_are_ready(started: Machines) -> None:
+    text = submit(started, "doctor", "--address", "auto")
     assert text.count(": ready") == 2 and "checking 2 nodes" in text
 
-    out = machines.folder / "studies/digits"
+
+def test_a_study_is_stopped_in_the_terminal_and_goes_on(started: Machines) -> None:
+    """It trains on both machines; nothing is lost or run twice, and all of it is in MLflow."""
+    out = started.folder / "studies/digits"
     study = ("study", "--preset", "smoke", "--address", "auto", "--out", str(out))
-    submit = ("ray", "submit", str(machines.folder / "cluster.yaml"), "study/__main__.py")
-    stopped = Terminal(machines.on_head(*submit, *study, "--tracking-uri", "http://127.0.0.1:5000"))
+    command = ("ray", "submit", str(started.folder / "cluster.yaml"), "study/__main__.py", *study)
+    stopped = Terminal(started.on_head(*command, "--tracking-uri", TRACKING))
     networks = set[str]()
     while stopped.process.poll() is None and not (len(networks) == 2 and (out / "cells.jsonl").exists()):
-        networks |= set(programs(machines, "ray::ImplicitFunc").values())
+        networks |= set(programs(started, "ray::ImplicitFunc").values())
         time.sleep(0.05)
     stopped.type(b"\x03")
     text = stopped.wait()
     assert "Go on with: surgery resume" in text and "Traceback" not in text, text
     assert len(networks) == 2, text
-    assert not programs(machines, "__main__.py study")
+    assert not programs(started, "__main__.py study")
     before = (out / "cells.jsonl").read_text()
 
-    text = machines.ray("submit", "study/__main__.py", "resume", str(out))
+    text = submit(started, "resume", str(out))
     assert (out / "report.html").exists() and "Report " in text and "View run" not in text, text
     assert (out / "cells.jsonl").read_text().startswith(before)
     cells = [record.cell.name for record in Folder.open(out).records()]
     assert len(cells) == len(set(cells)) and cells
     show = f"import mlflow; print(len(mlflow.search_runs(experiment_names=['{EXPERIMENT}'], output_format='list')))"
-    asked = machines.run("env", "MLFLOW_TRACKING_URI=http://127.0.0.1:5000", "python", "-W", "ignore", "-c", show)
+    asked = started.run("env", f"MLFLOW_TRACKING_URI={TRACKING}", "python", "-W", "ignore", "-c", show)
     assert int(asked.stdout) >= len(cells), asked
 
-    machines.ray("down", "--yes")
-    assert not programs(machines, "/raylet/raylet")
+
+def test_one_training_run_on_two_machines_is_one_to_rounding(started: Machines) -> None:
+    """Two workers of two cores each, for which no machine has room alone."""
+    workers = {"workers_per_trial": 2, "cpus_per_trial": psutil.cpu_count() or 1}
+    given = OPTIONS | {"data": "digits", "model": "mlp", "schedules": [SHRINK], "seeds": 1, "arms": "original,surgery"}
+    (started.folder / "mine.yaml").write_text(yaml.safe_dump(given | workers))
+    out = started.folder / "studies/together"
+    words = ("study", "--config", str(started.folder / "mine.yaml"), "--address", "auto", "--out", str(out))
+    text = submit(started, *words)
+    found = {record.cell.arm: record for record in Folder.open(out).records()}
+    assert found.keys() == {"original", "surgery"}, text
+    settings = Settings(**OPTIONS, model="mlp")
+    for arm, record in found.items():
+        one = run(record.cell, ImageTask.of(settings), settings, torch.device("cpu"))
+        for key in ("test_loss", "validation_loss", "test_metric", "parameters", "training_flops"):
+            assert record.result[key] == pytest.approx(one[key], rel=1e-3), (arm, key)
