@@ -89,6 +89,8 @@ class Sampled:
         if again := [number for number, result in known.items() if result.get("lost")]:
             self.study = reopen(self.study, again)
             known = {number: result for number, result in known.items() if number not in again}
+        self._begun = self._ended = 0
+        self._count()
         self._drawn: deque[Cell] = deque()
         self._running: set[int] = set()
         self._trials: dict[int, optuna.Trial] = {}
@@ -155,6 +157,7 @@ class Sampled:
                 self._tell_again(trial, known[number])
             else:
                 self._drawn.append(self._cell(trial))
+        self._count()
         self.total = self.missing
         return sum(number in known for number in missing)
 
@@ -175,8 +178,13 @@ class Sampled:
     @property
     def missing(self) -> int:
         """How many trials are still to end."""
-        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-        return max(self._settings.trials - len(ended), 0)
+        return max(self._settings.trials - self._ended, 0)
+
+    def _count(self) -> None:
+        """Counts the trials that were drawn and those that ended, once: the more there are, the longer it takes."""
+        states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+        self._begun = sum(state != TrialState.WAITING for state in states)
+        self._ended = sum(state.is_finished() for state in states)
 
     @property
     def finished(self) -> bool:
@@ -184,8 +192,8 @@ class Sampled:
 
     def next(self) -> Cell | None:
         if not self._drawn and (count := self._due()):
-            drawn = sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
-            self.study.sampler = self._sampler(drawn)  # so a resumed search samples as an uninterrupted one
+            self.study.sampler = self._sampler(self._begun)  # so a resumed search samples as an uninterrupted one
+            self._begun += count
             for _ in range(count):
                 self._drawn.append(self._cell(_ask(self.study, self._settings)))
         if not self._drawn:
@@ -238,6 +246,7 @@ class Sampled:
         if spikes := spikes_of(result):
             about["largest loss spike"] = max(spike.factor for spike in spikes)
         trial = self._trials.pop(number)
+        self._ended += 1
         if "failure" not in result:
             budget = self._budget()
             for name, value in budget.violations(result).items():
