@@ -1,4 +1,4 @@
-"""Two tiers: ``pytest`` runs what is quick, ``pytest --long`` everything, as ``.ci/run`` does."""
+"""Two tiers: ``pytest``, and with it ``.ci/run``, runs what is quick, ``pytest --long`` everything."""
 
 from typing import Any
 
