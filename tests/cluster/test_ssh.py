@@ -41,12 +41,15 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
 TRACKING = "http://127.0.0.1:5000"
+#: Runs a command in namespaces of its own, which end with it.
+APART = ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
 #: What makes a machine of its namespaces: users have their home in ``$1``, programs their temporary files in ``/mnt``.
 MACHINE = """
 mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/profile" /etc/profile
 mount -t tmpfs none /mnt
-mkdir -p /run/sshd
+mount -t tmpfs none /run
+mkdir /run/sshd
 ip link set lo up
 """
 WORKER_SCRIPT = f"""
@@ -60,7 +63,7 @@ exec "$SSHD" -D -e -f "$1/sshd_config"
 """
 HEAD_SCRIPT = f"""
 {MACHINE}
-unshare --net --pid --mount --fork --kill-child --mount-proc bash -ec '{WORKER_SCRIPT}' "$0" "$1" &
+{" ".join(APART)} bash -ec '{WORKER_SCRIPT}' "$0" "$1" &
 until inside=$(pgrep --parent $!); do sleep 0.1; done
 until ip link add head type veth peer name worker netns "$inside"; do sleep 0.1; done 2>/dev/null
 ip address add {HEAD}/24 dev head
@@ -115,21 +118,9 @@ def missing() -> str | None:
     for program in ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync", "pgrep", "/usr/sbin/sshd"):
         if shutil.which(program) is None:
             return f"{program} is not installed"
-    trial = [
-        "unshare",
-        "--net",
-        "--pid",
-        "--mount",
-        "--fork",
-        "--mount-proc",
-        "ip",
-        "link",
-        "add",
-        "a0",
-        "type",
-        "veth",
-    ]
-    done = subprocess.run(trial, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*APART, "ip", "link", "add", "a0", "type", "veth"], capture_output=True, text=True, check=False
+    )
     return f"no network namespace can be made here: {done.stderr.strip()}" if done.returncode else None
 
 
@@ -155,9 +146,9 @@ def on_premise(folder: Path) -> dict[str, Any]:
     text = (ROOT / "cluster.yaml").read_text()
     for there, here in {"/home/ray": f"{folder}/home", "/studies": f"{folder}/studies", "sudo ": ""}.items():
         text = text.replace(there, here)
-    block = (
-        block_of("local", text).replace("HEAD", HEAD).replace("[WORKER, WORKER]", f"[{WORKER}]").replace("USER", "root")
-    )
+    block = block_of("local", text)
+    for there, here in {"HEAD": HEAD, "[WORKER, WORKER]": f"[{WORKER}]", "USER": "root"}.items():
+        block = block.replace(there, here)
     config = yaml.safe_load(text) | yaml.safe_load(block)
     config["auth"]["ssh_private_key"] = f"{folder}/home/.ssh/id_ed25519"
     for name in ("docker", "available_node_types", "head_node_type"):
@@ -174,8 +165,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         pytest.skip(reason)
     folder, controls = tmp_path_factory.mktemp("machines"), {*Path("/tmp").glob("ray_ssh_*/*")}
     prepare(folder)
-    start = ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
-    command = [*start, "bash", "-ec", HEAD_SCRIPT, "head", str(folder)]
+    command = [*APART, "bash", "-ec", HEAD_SCRIPT, "head", str(folder)]
     with (folder / "log").open("wb") as log:
         environment = os.environ | {"SSHD": "/usr/sbin/sshd", "HOME": str(folder / "home")}
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
