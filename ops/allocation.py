@@ -383,7 +383,7 @@ def _fit_units(anatomy: Anatomy, worths: Mapping[str, Tensor], most: Mapping[str
     full = {name: anatomy[name].units for name in worths}
     order = [name for *_, name in sorted(_candidates(worths))]
 
-    def used(widths: Mapping[str, int]) -> float:
+    def measure_use(widths: Mapping[str, int]) -> float:
         """How much of the budget a network takes, where it takes most of it; above 1 it is too large."""
         found = size(anatomy, widths)
         return max(getattr(found, name) / limit for name, limit in most.items())
@@ -394,27 +394,27 @@ def _fit_units(anatomy: Anatomy, worths: Mapping[str, Tensor], most: Mapping[str
 
     def cut(order: Sequence[str]) -> int:
         """The fewest units that must go in this order; one more than there are where all are too few."""
-        return bisect_left(range(len(order) + 1), True, key=lambda gone: used(left(order[:gone])) <= 1)
+        return bisect_left(range(len(order) + 1), True, key=lambda gone: measure_use(left(order[:gone])) <= 1)
 
-    def refilled(gone: Sequence[str]) -> dict[str, int]:
+    def refill(gone: Sequence[str]) -> dict[str, int]:
         """As many of them back as still fit, the last one first."""
         widths, growing = left(gone), set(full)
         for name in reversed(gone):
             if name in growing:
                 larger = {**widths, name: widths[name] + 1}
-                if used(larger) <= 1:
+                if measure_use(larger) <= 1:
                     widths = larger
                 else:  # nor will it later, as the others only grow
                     growing.remove(name)
         return widths
 
     gone = cut(order)
-    found = [refilled(order[:gone])]
+    found = [refill(order[:gone])]
     if gone:  # the last one may have been a large one: without it, others have to go in its place
         spared = [*order[: gone - 1], *(name for name in order[gone:] if name != order[gone - 1])]
         if (other := cut(spared)) <= len(spared):
-            found.append(refilled(spared[:other]))
-    return max(found, key=used)
+            found.append(refill(spared[:other]))
+    return max(found, key=measure_use)
 
 
 def _candidates(worths: Mapping[str, Tensor]) -> Iterator[tuple[float, float, int, str]]:

@@ -63,7 +63,7 @@ def kind(name: str) -> str:
     return re.sub(r"\d+(?=\.)", "*", name)
 
 
-def chosen(layers: Layers, choice: str) -> Sequence[str]:
+def choose_layers(layers: Layers, choice: str) -> Sequence[str]:
     """The names of the layers that a choice means, in the network's order."""
     names = list(layers)
     half = (len(names) + 1) // 2
@@ -143,7 +143,7 @@ def once(trial: BaseTrial, layers: Layers, operation: Operation, epochs: int) ->
     """
     where = trial.suggest_categorical("layers", (NETWORK, *choices(layers)))
     moment = Moment(beginning(trial, epochs))
-    names = [WHOLE] if where == NETWORK else chosen(layers, where)
+    names = [WHOLE] if where == NETWORK else choose_layers(layers, where)
     return Schedule(tuple(Step(moment, name, operation) for name in names))
 
 
@@ -175,7 +175,7 @@ def turns(trial: BaseTrial, epochs: int, most: int) -> list[int]:
 
 def _beginning(trial: BaseTrial, layers: Layers, epochs: int) -> tuple[Sequence[str], int]:
     """Where (``layers``) and from which epoch on (``first_epoch``)."""
-    where = chosen(layers, trial.suggest_categorical("layers", choices(layers)))
+    where = choose_layers(layers, trial.suggest_categorical("layers", choices(layers)))
     return where, beginning(trial, epochs)
 
 

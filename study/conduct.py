@@ -309,7 +309,7 @@ class _Running:
         """The best schedules of the search in all their arms; raises StudyError where there are none."""
         folder = self.folder
         trials = folder.records("search")
-        chosen = searching.listed_schedules(folder) or [record.cell for record in comparing.chosen(folder)]
+        chosen = searching.listed_schedules(folder) or [record.cell for record in comparing.find_chosen(folder)]
         if not chosen:
             failures = [record.result["failure"] for record in trials if record.failed]
             raise StudyError(

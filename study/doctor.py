@@ -75,14 +75,14 @@ def _about(study: Path) -> Iterator[Finding]:
         about.read(study)
     except StudyError as error:
         try:
-            kept = about.kept(study)
+            kept = about.read_copy(study)
         except StudyError:
             raise error from None
         wrong = str(error).partition("; surgery doctor")[0]
         yield Finding(wrong, "its copy is put back", lambda: _put_back(study, kept))
         return
     try:
-        about.kept(study)
+        about.read_copy(study)
     except StudyError:
         content = about.read(study)
         if "checksum" in content:  # else it is of an earlier version, which kept none

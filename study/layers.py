@@ -28,7 +28,7 @@ from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import pick_device
 from network_surgery.study.training.probe import idle
-from network_surgery.study.training.run import made, trainer_of
+from network_surgery.study.training.run import make_network, trainer_of
 
 #: The fractions of variance whose principal components are counted.
 VARIANCES = (0.9, 0.99, 0.999)
@@ -96,7 +96,7 @@ def network(settings: Settings, task: Task, start: Start | None, epochs: int) ->
         Diverged: its training became NaN or infinite.
     """
     torch.manual_seed(settings.seed)
-    model = made(Cell("original", settings.seed), task, settings, start)
+    model = make_network(Cell("original", settings.seed), task, settings, start)
     if not epochs:
         return model
     trainer = trainer_of(model, task, settings, settings.seed, pick_device(settings.device), epochs)

@@ -75,7 +75,7 @@ class Result:
     def best(self) -> Best | None:
         """The best schedule on validation, by the first objective; None where none has changed the network."""
         settings, groups = self._folder.settings, dict[int, list[Record]]()
-        searched = comparing.chosen(self._folder)[:1]
+        searched = comparing.find_chosen(self._folder)[:1]
         for record in searched or self._folder.records("surgery"):
             if record.changed:
                 groups.setdefault(int(record.cell.trial or 0), []).append(record)

@@ -24,7 +24,7 @@ from network_surgery.ops.anatomy.axes import Axis, Factor
 from network_surgery.ops.anatomy.calls import FAN_IN, FAN_OUT
 from network_surgery.ops.anatomy.layers import HiddenLayer, Place
 from network_surgery.ops.anatomy.lively import lively
-from network_surgery.ops.anatomy.passes import follow_otherwise, follow_training, followed
+from network_surgery.ops.anatomy.passes import follow, follow_otherwise, follow_training
 from network_surgery.ops.anatomy.rebuild import Undo
 from network_surgery.ops.anatomy.rehearsal import Chaotic, faults
 from network_surgery.ops.anatomy.running import call, evaluating, flat_tensors, own_modes, plainly
@@ -39,9 +39,9 @@ from network_surgery.ops.network.expressed import (
     Expressed,
     expanded,
     expression_of,
+    find_stored,
     holder,
     raw,
-    stored,
     tensors_of,
 )
 from network_surgery.ops.network.masks import Mask, count_hidden, parameters_of
@@ -146,7 +146,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
             torch.no_grad(),
             lively(self.modules, tensors, self.example_input, calm) as shown,
         ):
-            trace, output, shown = followed(self.model, self._batch, (shown, self.example_input))
+            trace, output, shown = follow(self.model, self._batch, (shown, self.example_input))
             entered, draws = trace.entered, trace.draws
             calls, products = dict(trace.calls), list(trace.products)  # of one pass
             if trace.steered:  # the network chooses its path by its data: see another one
@@ -216,7 +216,7 @@ class Anatomy(Mapping[str, HiddenLayer]):
 
     def stored(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
         """As ``tensor``, but the parameter that is stored where a weight is expressed otherwise."""
-        return stored((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
+        return find_stored((modules or self.modules)[self._owners[name][0]], name.rpartition(".")[2])
 
     def expression(self, name: str, modules: Mapping[str, nn.Module] | None = None) -> Compressed | None:
         """How a weight is expressed that has another shape than what is stored of it; None for plain and masked ones.

@@ -16,7 +16,7 @@ from network_surgery.ops.anatomy.watch import Asked
 from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory, without_foreign_errors
 
 
-def followed(model: nn.Module, batch: int, examples: Iterable[Any]) -> tuple[Trace, list[Tensor], Any]:
+def follow(model: nn.Module, batch: int, examples: Iterable[Any]) -> tuple[Trace, list[Tensor], Any]:
     """A pass on the first of some examples that the network takes: its trace, its answer and that example."""
     problem: Exception | None = None
     for example in examples:

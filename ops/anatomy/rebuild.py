@@ -160,7 +160,7 @@ class Move:
             new.index_fill_(self.axis, self.origin.newborn.to(new.device), fill)
 
 
-def rebuilt(old: Tensor, steps: Sequence[Move], *, passing: bool = False) -> Tensor:
+def rebuild(old: Tensor, steps: Sequence[Move], *, passing: bool = False) -> Tensor:
     """A parameter's or buffer's values, rebuilt along several axes; ``passing``: for no more than a pass."""
     new = _take(old, {step.axis: step.origin for step in steps}, passing)
     for step in steps:
@@ -275,7 +275,7 @@ def edited(anatomy: Anatomy, edits: Sequence[Edit], rebuilds: Rebuilt | None = N
             if len(steps) == 1 and steps[0].joins(tensor):
                 alike.setdefault((steps[0].origin, tensor.dtype, tensor.device), []).append((name, steps[0]))
             else:
-                changed[name] = rebuilt(tensor.data, steps, passing=True)
+                changed[name] = rebuild(tensor.data, steps, passing=True)
             mask = masks.get(name)
             if mask is not None and mask.dim():  # else it is lifted
                 undo.append(exchange(mask, rebuild_mask(mask, steps)))

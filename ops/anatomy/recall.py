@@ -65,7 +65,7 @@ class Recall:
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.usable, self.lost, self._again = True, False, False
-        given = (*itertools.chain.from_iterable(map(_held, model.modules())), *flat_tensors(example))
+        given = (*itertools.chain.from_iterable(map(_list_held, model.modules())), *flat_tensors(example))
         self._given = {_address(tensor) for tensor in given if _is_plain(tensor)}
         self._known: dict[object, _Known] = {}
         self._times = Counter[object]()
@@ -141,14 +141,14 @@ class Recall:
             self.lost = True
             raise Lost
         out = func(*args, **kwargs)
-        for tensor in _written(func, args, kwargs):
+        for tensor in _list_written(func, args, kwargs):
             address = _address(tensor)
             self._states[address] = self._left[address] = next(self._number)
         return out
 
     def _keep(self, key: object, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Keeps what an operator of the first pass gave."""
-        written, outs = _written(func, args, kwargs), tensors_in((out,))
+        written, outs = _list_written(func, args, kwargs), tensors_in((out,))
         if not all(map(_is_plain, (*written, *outs))):
             key = None
         self._bytes += 0 if written or _is_view(func) else sum(t.numel() * t.element_size() for t in outs)
@@ -231,7 +231,7 @@ class Recalling(TorchDispatchMode):
         return self.recall.call(func, args, kwargs or {})[0]
 
 
-def _held(module: nn.Module) -> list[Tensor]:
+def _list_held(module: nn.Module) -> list[Tensor]:
     """The tensors that a module keeps, under whatever name."""
     kept = vars(module)
     values = (*kept["_parameters"].values(), *kept["_buffers"].values(), *kept.values())
@@ -276,6 +276,6 @@ def _writes(func: Any) -> list[tuple[int, str]]:
     return [(n, a.name) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def _list_written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     given = (args[n] if n < len(args) else kwargs.get(name) for n, name in _writes(func))
     return tensors_in(given)

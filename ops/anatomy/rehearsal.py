@@ -92,7 +92,7 @@ def faults(
     new_order, half = functools.cache(trials.reorder), functools.cache(trials.halve)  # the same edits
     larger = functools.cache(trials.larger)
 
-    def reordered(layers: Sequence[HiddenLayer]) -> Problem | None:
+    def try_order(layers: Sequence[HiddenLayer]) -> Problem | None:
         sizes, edits = Counter[int](), []
         for layer in layers:
             edits.append(new_order(layer, sizes[layer.units], widths))
@@ -105,7 +105,7 @@ def faults(
                 return problem
         return None
 
-    def halved(layers: Sequence[HiddenLayer]) -> Problem | None:
+    def try_half(layers: Sequence[HiddenLayer]) -> Problem | None:
         return resized([half(layer) for layer in layers]) or resized(
             [larger(x) for x in layers if not x.exact and (measured or x.factor.cut)]
         )
@@ -118,7 +118,7 @@ def faults(
                 break
         return problem
 
-    found = _regular(anatomy, _remembering(anatomy, reordered), _remembering(anatomy, halved))
+    found = _regular(anatomy, _remembering(anatomy, try_order), _remembering(anatomy, try_half))
     failed = {layer for layer, _ in found}
     rest = [layer for layer in anatomy.values() if layer not in failed]
     return found + (_deciding(rest, comparisons, stage, entered) if comparisons else [])
@@ -129,7 +129,7 @@ def _remembering(anatomy: Anatomy, trial: Trial) -> Trial:
     again."""
     known: dict[object, Problem | None] = {}
 
-    def remembered(layers: Sequence[HiddenLayer]) -> Problem | None:
+    def remember(layers: Sequence[HiddenLayer]) -> Problem | None:
         changed = {layer.factor for layer in layers}
         following = tuple(number for number in anatomy.written if changed & set(axes.units_on(number.axis)))
         key = tuple(layers), following
@@ -137,7 +137,7 @@ def _remembering(anatomy: Anatomy, trial: Trial) -> Trial:
             known[key] = trial(layers)
         return known[key]
 
-    return remembered
+    return remember
 
 
 def _regular(anatomy: Anatomy, reordered: Trial, halved: Trial) -> list[tuple[HiddenLayer, str]]:

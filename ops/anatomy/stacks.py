@@ -306,7 +306,7 @@ def _alike(
     class; or it is ``known`` that there have been others.
     """
 
-    def kept(block: nn.Module | None) -> tuple[Any, ...] | None:
+    def find_kind(block: nn.Module | None) -> tuple[Any, ...] | None:
         kind, passes = _kind(block), calls.get(block, ()) if block is not None else ()
         if kind is None or len(passes) != 1:
             return kind
@@ -314,7 +314,7 @@ def _alike(
         return None if entered is None else (*kind, tuple(entered.shape))
 
     place = 0
-    for kind, group in groupby(held, kept):
+    for kind, group in groupby(held, find_kind):
         number, first = len(list(group)), place
         place += number
         block = held[first]

@@ -35,7 +35,7 @@ def removal_scores(weights: Tensor, inverse: Tensor) -> Tensor:
     return scores
 
 
-def compensated(weights: Tensor, inverse: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
+def compensate(weights: Tensor, inverse: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
     """The weights after some are ``gone`` (``[blocks, size]``, true) and the others make up for it, and what it costs
     in each block, ``[blocks]``."""
     pair = gone.unsqueeze(1) & gone.unsqueeze(2)

@@ -38,19 +38,19 @@ def scale_ratios(model: nn.Module, example: Any, left: Mapping[str, tuple[int, i
     found: dict[str, float] = {}
     last: list[nn.Module] = []
 
-    def made(module: nn.Module, args: Any, out: Any) -> None:
+    def note_layer(module: nn.Module, args: Any, out: Any) -> None:
         last[:] = [module]
 
-    def dropped(path: str, module: _DropoutNd, args: Any, out: Any) -> None:
+    def note_dropout(path: str, module: _DropoutNd, args: Any, out: Any) -> None:
         if last and last[0] in owners:
             stay, before = owners[last[0]]
             found.setdefault(path, module.p * (stay / max(1, before)) ** 0.5)
 
     weighted = {modules[name.rpartition(".")[0]] for name, tensor in tensors.items() if tensor.dim() > 1}
     with plainly(model):
-        hooks = [module.register_forward_hook(made) for module in weighted]
+        hooks = [module.register_forward_hook(note_layer) for module in weighted]
         dropouts = [(path, module) for path, module in modules.items() if isinstance(module, _DropoutNd)]
-        hooks += [module.register_forward_hook(partial(dropped, path)) for path, module in dropouts]
+        hooks += [module.register_forward_hook(partial(note_dropout, path)) for path, module in dropouts]
         try:
             call(model, example)
         finally:

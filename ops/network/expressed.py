@@ -172,7 +172,7 @@ def holder(path: str, module: nn.Module) -> str:
     return plain_name(path).rpartition(".")[0] if _expression(module) is not None else path
 
 
-def stored(module: nn.Module, attribute: str) -> Tensor:
+def find_stored(module: nn.Module, attribute: str) -> Tensor:
     """A parameter or buffer of a module, what is stored of it where it is expressed otherwise."""
     listed = _list(module, attribute)
     found: Tensor = getattr(module, attribute) if listed is None else listed.original
@@ -184,7 +184,7 @@ def raw(module: nn.Module, attribute: str) -> Tensor:
     listed = _list(module, attribute)
     expression = None if listed is None else _expression(listed)
     if listed is None or not isinstance(expression, Compressed):
-        return stored(module, attribute)
+        return find_stored(module, attribute)
     if expression.standing is not None:
         return expression.standing
     with torch.no_grad():
@@ -264,7 +264,7 @@ def express(modules: Modules, name: str, expression: Expressed) -> Undo:
 
 def take_off(modules: Modules, name: str) -> None:
     """Makes what is stored of a parameter the parameter itself, in every module that holds it."""
-    weight = stored(*at(modules, name))
+    weight = find_stored(*at(modules, name))
     for module in modules.values():
         lists = getattr(module, "parametrizations", {})
         for place in [p for p, each in lists.items() if _expression(each) is not None and each.original is weight]:

@@ -26,7 +26,7 @@ from network_surgery.ops.network.expressed import (
     express,
     expression_of,
     expressions_of,
-    stored,
+    find_stored,
     take_off,
 )
 from network_surgery.ops.network.layout import laid_out
@@ -103,7 +103,7 @@ def without_masks(model: Model) -> Model:
     copied = copy.deepcopy(model)
     modules = dict(copied.named_modules())
     for name, expression in expressions_of(copied).items():
-        kept = stored(*at(modules, name))
+        kept = find_stored(*at(modules, name))
         with torch.no_grad():
             exchange(kept, expression.weight(kept.data))
         take_off(modules, name)

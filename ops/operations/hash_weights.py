@@ -60,10 +60,10 @@ class HashWeights(Operation):
         whole(self, "seed", self.seed)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
-        def hashed(name: str, weight: Tensor, seed: int) -> Hashed:
+        def make_hashed(name: str, weight: Tensor, seed: int) -> Hashed:
             return Hashed(weight.shape, max(1, round(self.compression * weight.numel())), seed, self.sign)
 
-        return expressing(self, layer, plain_weights(self, layer), self.seed, hashed, self.values == "fresh")
+        return expressing(self, layer, plain_weights(self, layer), self.seed, make_hashed, self.values == "fresh")
 
 
 def plain_weights(operation: Operation, layer: HiddenLayer) -> list[str]:

@@ -105,10 +105,10 @@ class PredictWeights(Operation):
             kind = SurgeryError if self.needs_signals else Unsuitable
             raise kind(f"{self!r} on {layer.name}: there are no weights that could be predicted{reason}")
 
-        def predicted(name: str, weight: Tensor, seed: int) -> Predicted:
+        def make_predicted(name: str, weight: Tensor, seed: int) -> Predicted:
             return self._predicted(weight, seed, **made[name])
 
-        return expressing(self, layer, made, self.seed, predicted, self.values == "fresh")
+        return expressing(self, layer, made, self.seed, make_predicted, self.values == "fresh")
 
     def _settings(self, anatomy: Anatomy, name: str, signals: Signals | None) -> dict[str, Any]:
         """What the dictionary of a weight needs: its ``layout``, or the ``covariance`` of its inputs."""

@@ -133,7 +133,7 @@ class PruneWeights(Operation):
             gone = ((scores[name], lives[name] & ~mask) for name, mask in changed.items())
             evidence["threshold"] = max(float(score[each].max()) for score, each in gone)
         if surgeon is not None:
-            replaced, evidence["loss_change"] = surgeon.compensated({name: ~mask for name, mask in changed.items()})
+            replaced, evidence["loss_change"] = surgeon.compensate({name: ~mask for name, mask in changed.items()})
         elif self.score == "obd":
             evidence["loss_change"] = sum(float(scores[name][~mask].double().sum()) for name, mask in changed.items())
         if self.survivors == "fresh":

@@ -148,7 +148,7 @@ class TriFactorize(Operation):
 
 
 def _side(layer: HiddenLayer, place: Place, key: Hashable) -> Side:
-    def unfolded(weight: Tensor) -> Tensor:
+    def unfold(weight: Tensor) -> Tensor:
         return layer.by_unit(place, weight).flatten(1)
 
-    return Side(key, place.tensor, unfolded, partial(layer.written, place))
+    return Side(key, place.tensor, unfold, partial(layer.written, place))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from network_surgery.ops.errors import SurgeryError
-from network_surgery.ops.maths.brain_surgeon import compensated, removal_scores
+from network_surgery.ops.maths.brain_surgeon import compensate, removal_scores
 from network_surgery.ops.maths.double import double
 from network_surgery.ops.network.expressed import expanded, tensors_of
 from network_surgery.ops.signals.curvature import curvature_rows
@@ -57,14 +57,14 @@ class BrainSurgeon:
                 self._hessians[name] = self._hessians[name] + product if name in self._hessians else product
         self.scores = {name: self._scores(name) for name in names}
 
-    def compensated(self, gone: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+    def compensate(self, gone: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
         """The parameters after these of their entries are gone (true), and the change of the loss that is predicted."""
         found, change = dict[str, Tensor](), 0.0
         for name, entries in gone.items():
             weight, parts = self._weights[name], []
             apart = self._parted(entries.to(weight.device))
             for blocks, weights, inverse in self._inverses(name):
-                values, cost = compensated(weights, inverse, apart[blocks])
+                values, cost = compensate(weights, inverse, apart[blocks])
                 parts.append(values)
                 change += float(cost.sum())
             found[name] = self._whole(name, torch.cat(parts))

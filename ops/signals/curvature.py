@@ -73,12 +73,12 @@ def curvature_rows(
         def rows(place: Tensor) -> Tensor:
             sample = chosen.index_select(0, place.reshape(1))
 
-            def taken(value: Any) -> Any:
+            def take(value: Any) -> Any:
                 whole = isinstance(value, Tensor) and value.shape[:1] == (samples,)
                 return value.index_select(0, sample) if whole else value
 
             def answer(at: Mapping[str, Tensor]) -> Tensor:
-                return _flat(network(at, _pytree.tree_map(taken, inputs)))[0]
+                return _flat(network(at, _pytree.tree_map(take, inputs)))[0]
 
             answered, pull = torch.func.vjp(answer, weights)  # type: ignore[misc]  # three with has_aux
             (root,) = roots.index_select(0, place.reshape(1)).to(answered.dtype)
@@ -114,7 +114,7 @@ def _flat(outputs: Any) -> Tensor:
 def _roots(outputs: Any, targets: Any, loss: Loss | None, samples: int, seed: int) -> tuple[Tensor, Tensor]:
     """``Sᵀ / √samples``, ``[chosen samples, rows, numbers of an output]``, and which samples these are."""
     with torch.enable_grad():
-        doubled = _pytree.tree_map(_followed, outputs)
+        doubled = _pytree.tree_map(_follow, outputs)
         leaves = [x for x in _pytree.tree_leaves(doubled) if isinstance(x, Tensor) and x.requires_grad]
         value = total(suit(loss, doubled, targets)(doubled, targets), samples)
         slopes = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
@@ -143,7 +143,7 @@ def _roots(outputs: Any, targets: Any, loss: Loss | None, samples: int, seed: in
     return found / count**0.5, chosen
 
 
-def _followed(value: Any) -> Any:
+def _follow(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().double().requires_grad_()
     return value

@@ -161,7 +161,7 @@ class Gradients:
 
     def _backward(self, inputs: Any, targets: Any, first: bool = False) -> _Backward:
         """A backward pass of all samples' losses, or of what hangs on the first one."""
-        inputs = _pytree.tree_map(_followed, inputs)
+        inputs = _pytree.tree_map(_follow, inputs)
         frozen = [p for p in self._model.parameters() if p.is_floating_point() and not p.requires_grad]
         try:
             with (
@@ -191,7 +191,7 @@ class Gradients:
         return watch
 
 
-def _followed(value: Any) -> Any:
+def _follow(value: Any) -> Any:
     """An input of the network whose gradient is asked for, so that there is one after frozen weights, too."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().requires_grad_(True)

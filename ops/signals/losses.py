@@ -132,12 +132,12 @@ def changes(loss: Loss, before: Any, after: Any, targets: Any) -> Tensor:
     def alone(sample: int) -> Tensor:
         """The loss where the output of one sample only is the new one."""
 
-        def mixed(one: Any, other: Any) -> Any:
+        def mix(one: Any, other: Any) -> Any:
             if not isinstance(one, Tensor) or not one.dim():
                 return one
             return torch.cat([one[:sample], other[sample : sample + 1], one[sample + 1 :]])
 
-        return loss(_pytree.tree_map(mixed, before, after), targets)
+        return loss(_pytree.tree_map(mix, before, after), targets)
 
     return (torch.stack([alone(sample) for sample in range(samples)]) - old) * samples
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from network_surgery.ops.network.expressed import Compressed, at, find_compressed, stored, take_off
+from network_surgery.ops.network.expressed import Compressed, at, find_compressed, find_stored, take_off
 from network_surgery.ops.network.layout import LAST, any_last
 from network_surgery.ops.network.optimizer_state import begin_anew, check, exchange, follow, list_optimizers
 from network_surgery.ops.network.wrappers import inner, invalidate_guards
@@ -34,12 +34,12 @@ def materialize(model: nn.Module, optimizers: Optimizers = (), averages: Average
     """
     found: list[str] = []
     known = list_optimizers(optimizers)
-    check(known, {n: stored(*at(dict(inner(model).named_modules()), n)) for n in find_compressed(inner(model))})
+    check(known, {n: find_stored(*at(dict(inner(model).named_modules()), n)) for n in find_compressed(inner(model))})
     for place, network in enumerate((inner(model), *map(inner, several(averages)))):
         modules = dict(network.named_modules())
         for name, expression in find_compressed(network).items():
             last = expression.last or any_last(modules.values())
-            _make_plain(expression, stored(*at(modules, name)), known if place == 0 else (), last)
+            _make_plain(expression, find_stored(*at(modules, name)), known if place == 0 else (), last)
             take_off(modules, name)
             found += [name] if place == 0 else []
         invalidate_guards(modules.values())

@@ -238,7 +238,7 @@ def _rebuild(body: _Body, name: str, step: Move, plan: Plan, old_columns: dict[P
     values = body.live(name) if body.expression(name) is None else tensor.detach()
 
     def weights(old: Tensor) -> Tensor:
-        data = rebuild.rebuilt(old, [step])
+        data = rebuild.rebuild(old, [step])
         if place in old_columns:
             columns = old.movedim(place.axis, 0)[old_columns[place].to(old.device)]
             mixed = torch.einsum("uk...,un->nk...", double(columns), plan.mixing[name].to(double(columns)))

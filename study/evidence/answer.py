@@ -172,7 +172,7 @@ def sentence(
 ) -> str:  # fmt: skip
     """The answer in one line."""
     words, what = accounting.WORDS[found["accounting"]], f"{found['name']} ({found['schedule']})"
-    rival, numbers = rival_of(decided), f"{_sizes(found)}{_lost(found, metric)}"
+    rival, numbers = rival_of(decided), f"{_sizes(found)}{_describe_lost(found, metric)}"
     file = f" File: {found['network']}." if found["network"] else ""
     if decided["decision"] == "unfinished":
         ended, of = verdict["progress"]
@@ -199,7 +199,7 @@ def _sizes(found: Mapping[str, Any]) -> str:
     return words + (f", {100 * latency['share']:.0f} % of the latency" if latency and latency["share"] else "")
 
 
-def _lost(found: Mapping[str, Any], metric: Metric) -> str:
+def _describe_lost(found: Mapping[str, Any], metric: Metric) -> str:
     lost = found["lost"]
     if lost is None:
         return ""

@@ -17,7 +17,7 @@ from network_surgery.study.evidence.contrast import Contrast, contrast
 from network_surgery.study.evidence.converged import convergence
 from network_surgery.study.evidence.deciding import OTHER, decide
 from network_surgery.study.evidence.state import state
-from network_surgery.study.search.comparing import chosen
+from network_surgery.study.search.comparing import find_chosen
 from network_surgery.study.store.folder import Folder, Record
 from network_surgery.study.store.words import describe
 from network_surgery.study.task.metric import Metric
@@ -46,7 +46,7 @@ def summarize(folder: Folder) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     metric, settings = folder.metric, folder.settings
     groups, failed = _groups(folder)
     trials = list(dict.fromkeys(trial for arm, trial in groups if trial is not None))
-    ranked = [r.cell.trial for r in chosen(folder)]
+    ranked = [r.cell.trial for r in find_chosen(folder)]
     trials.sort(key=lambda trial: ranked.index(trial) if trial in ranked else len(ranked))
     originals = list(groups.get(("original", None), {}).values())
     targets = time_to_accuracy.targets(settings.targets, [record.result for record in originals], metric)

@@ -75,7 +75,7 @@ def feasibility(folder: Folder) -> dict[str, Any]:
 
 
 def _nearest(folder: Folder, budget: Budget, count: int) -> str:
-    nearest = comparing.chosen(folder)[0]
+    nearest = comparing.find_chosen(folder)[0]
     over = {name: value for name, value in budget.violations(nearest.result).items() if value > 0}
     words = ", ".join(f"{name} by {value:.1%}" for name, value in over.items())
     return (

@@ -30,7 +30,7 @@ from network_surgery.study.errors import StudyError
 from network_surgery.study.search.space import Space
 from network_surgery.study.store.folder import Folder
 from network_surgery.study.task.metric import ACCURACY, Metric
-from network_surgery.study.training.records import finished, spikes_of
+from network_surgery.study.training.records import is_finished, spikes_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -79,7 +79,7 @@ def importances(results: Results) -> tuple[Shares, Intervals]:
     own; a target that does not vary (see ``NOTICEABLE``) is left out.
     """
     random = np.random.default_rng(0)
-    trials = [trial for trial in results["trials"] if finished(trial)]
+    trials = [trial for trial in results["trials"] if is_finished(trial)]
     if len(trials) > MOST:
         trials = [trials[place] for place in sorted(random.permutation(len(trials))[:MOST])]
     ended = _with_distributions(trials, results)
@@ -163,6 +163,6 @@ def _key(results: Results) -> str:
     about = [
         [results["settings"][name] for name in ("space", "epochs")], results["layers"],
         results["metric"], optuna.__version__, FEW, MOST, FOREST, SMALLER_FOREST, RESAMPLES, RESAMPLED_FOREST,
-        [[t["params"], *([t["validation_metric"], _spike(t)] if finished(t) else [])] for t in trials],
+        [[t["params"], *([t["validation_metric"], _spike(t)] if is_finished(t) else [])] for t in trials],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

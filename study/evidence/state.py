@@ -43,7 +43,7 @@ def state(folder: Folder) -> dict[str, Any]:
     left = 0 if listed else comparing.race_of(folder).left if whole else comparing.expect(settings)
     racing = {"ended": len(repeated), "of": len(repeated) + left if whole else max(left, len(repeated))}
     if whole and not left:
-        chosen = listed or [record.cell for record in comparing.chosen(folder)]
+        chosen = listed or [record.cell for record in comparing.find_chosen(folder)]
         missing = comparing.cells(chosen, settings, done).total if chosen else 0
     else:
         missing = max(0, expect(settings, settings.top) - len(done))

@@ -136,7 +136,7 @@ def details(verdict: Contrast, metric: Metric = ACCURACY, unit: str = "images") 
     return (
         f"{verdict['label']}: {metric.named(metric.text(verdict['surgery']))} on the test {unit}, {rival} "
         f"{metric.text(verdict['rival'])}, {spread(verdict, metric)} (n = {verdict['n']} seeds{lost}; "
-        f"{_drawn(verdict, unit)}); {verdict['compute_ratio']:.2f} × the training FLOPs and "
+        f"{_describe_draw(verdict, unit)}); {verdict['compute_ratio']:.2f} × the training FLOPs and "
         f"{verdict['time_ratio']:.2f} × the seconds of "
         f"{rival}{_until(verdict, metric)}."
     )
@@ -186,7 +186,7 @@ def _findings(verdicts: Sequence[Contrast]) -> str:
     return f"of {len(verdicts)} schedules, " + "; ".join(f"{finding} for {n}" for finding, n in found.items()) + "."
 
 
-def _drawn(contrast: Contrast, unit: str) -> str:
+def _describe_draw(contrast: Contrast, unit: str) -> str:
     """Of what the interval and the p-values are."""
     if contrast.get("samples"):
         return f"for new seeds and new {unit}, of {contrast['samples']:,} here"

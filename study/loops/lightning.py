@@ -20,7 +20,7 @@ from network_surgery.ops import Schedule, carry_architecture, inner, rewrap
 from network_surgery.ops.network.wrappers import is_distributed
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops.batches import pair
-from network_surgery.study.loops.plain import SAMPLES, Operating, Surgeon, check_schedule, measured
+from network_surgery.study.loops.plain import SAMPLES, Operating, Surgeon, check_schedule, measure
 
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -119,7 +119,7 @@ class SurgeryCallback(Operating, Callback):
             trainer.strategy.model = rewrap(trainer.strategy.model)  # of DistributedDataParallel, around the module
         for record in self.records[before:]:
             for logger in trainer.loggers:
-                logger.log_metrics(measured(record), step=trainer.global_step)
+                logger.log_metrics(measure(record), step=trainer.global_step)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self._surgeon is not None

@@ -231,7 +231,7 @@ class Measured(Task):
         return {} if self._measure is None else {"metric": self._measure(outputs, targets)}
 
 
-def measured(record: OperationRecord) -> dict[str, float]:
+def measure(record: OperationRecord) -> dict[str, float]:
     """The numbers of a record, named for loggers."""
     numbers = {name: value for name, value in record.to_data().items() if isinstance(value, (int, float))}
     return {f"surgery/{name}": float(value) for name, value in numbers.items()}

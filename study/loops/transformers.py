@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from network_surgery.ops import Schedule, carry_architecture
 from network_surgery.ops.network.expressed import Expressed, plain_name
 from network_surgery.study.errors import StudyError
-from network_surgery.study.loops.plain import SAMPLES, Operating, Surgeon, check_schedule, measured
+from network_surgery.study.loops.plain import SAMPLES, Operating, Surgeon, check_schedule, measure
 
 try:
     from transformers import TrainerCallback
@@ -123,9 +123,9 @@ class SurgeryCallback(Operating, TrainerCallback):  # type: ignore[misc, unused-
         for record in self.records[before:]:
             if args.torch_compile:
                 torch.compiler.reset()
-            state.log_history.append(measured(record) | {"step": state.global_step, "epoch": state.epoch or 0.0})
+            state.log_history.append(measure(record) | {"step": state.global_step, "epoch": state.epoch or 0.0})
             if self.report is not None:
-                self.report(measured(record))
+                self.report(measure(record))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         assert self._surgeon is not None

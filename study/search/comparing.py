@@ -41,7 +41,7 @@ class Race:
     left: int = 0
 
 
-def chosen(folder: Folder) -> list[Record]:
+def find_chosen(folder: Folder) -> list[Record]:
     """The schedules of a study's search that are compared (see ``choose``)."""
     return choose(
         folder.records("search"), folder.settings, folder.metric, folder.records(RACING), lambda s: budget_of(folder, s)

@@ -27,7 +27,7 @@ from network_surgery.study.search.sources import Source
 from network_surgery.study.store.folder import Record, checkpoints_of, network_of
 from network_surgery.study.training import fork
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.records import finished
+from network_surgery.study.training.records import is_finished
 from network_surgery.study.training.spent import joules
 
 Result = dict[str, Any]
@@ -140,7 +140,7 @@ class Once:
 
     def _learn(self, cell: Cell, result: Result) -> None:
         """What a cell that has ended does for others."""
-        if finished(result):
+        if is_finished(result):
             self._ended.setdefault(self._key(cell), (result.get("same_as", cell.name), result))
         if cell.arm == "original" and "kept" in result:
             self._originals[self._beginning(cell)] = Original(cell.name, result["kept"]["epochs"])

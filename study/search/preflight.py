@@ -29,7 +29,7 @@ from network_surgery.study.task.samples import Stream
 from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.failure import failure
-from network_surgery.study.training.run import made
+from network_surgery.study.training.run import make_network
 
 #: Seconds until a node must have answered; where a job brings packages, Ray installs them first.
 PATIENCE = 300.0
@@ -102,7 +102,7 @@ def examine(given: Task | Sets | None, settings: Settings, start: Start | None) 
     """Why this process cannot train what it was sent, or None. ``given``: as ``shipping.shipped`` makes it."""
     try:
         task = given if isinstance(given, Task) else build(settings, given)
-        made(Cell("original", settings.seed), task, settings, start)
+        make_network(Cell("original", settings.seed), task, settings, start)
         if ":" in settings.optimizer:
             theirs(settings.optimizer, "optimizer")
         if isinstance(task.train, Stream):

@@ -29,7 +29,7 @@ from network_surgery.study.search.replay import reports
 from network_surgery.study.search.samplers import pruner_of, sampler_of
 from network_surgery.study.search.sources import Result
 from network_surgery.study.search.space import SamplerFailed, Space
-from network_surgery.study.search.stopping import SETTLED, settled
+from network_surgery.study.search.stopping import SETTLED, is_settled
 from network_surgery.study.search.storage import open_storage
 from network_surgery.study.store.ledger import Record
 from network_surgery.study.task.metric import ACCURACY, Metric
@@ -223,7 +223,7 @@ class Sampled:
         stops = self._settings.early_stopping != "none" or self._settings.pruner is not None
         if not stops or epoch >= self._settings.epochs or epoch < reached:  # it has been judged there
             return True
-        if settled(epoch, operations_of(record["so_far"]), self._settings.recovery):
+        if is_settled(epoch, operations_of(record["so_far"]), self._settings.recovery):
             trial.set_user_attr(SETTLED, sorted({*trial.user_attrs.get(SETTLED, ()), epoch}))
         return not trial.should_prune()
 

@@ -83,7 +83,7 @@ class ForgivingHalving(BasePruner):
         return -sign * values[0] <= losses[len(values) // self._reduction - 1]
 
 
-def settled(epoch: int, operations: Sequence[OperationRecord], recovery: int) -> bool:
+def is_settled(epoch: int, operations: Sequence[OperationRecord], recovery: int) -> bool:
     """Whether a training run that has ``epoch`` epochs and these operations shows what its schedule is worth."""
     return bool(operations) and all(
         each.epochs_to_recover is not None or epoch - math.floor(each.epoch) > recovery for each in operations

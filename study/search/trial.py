@@ -28,7 +28,7 @@ from network_surgery.study.task.start import Start
 from network_surgery.study.training import checkpoint, fork
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import device_name, pick_device
-from network_surgery.study.training.failure import failure, lost
+from network_surgery.study.training.failure import describe_lost, failure
 from network_surgery.study.training.run import run
 from network_surgery.study.training.watch import Limits, Watch
 
@@ -83,7 +83,7 @@ def _train(
     teacher = network_of(cell.teacher, folder) if cell.teacher else None
     over, stack = False, stack_of(cell, folder)
     if mirror is not None:
-        needed = [saved, *fork.needed(cell, settings, checkpoints_of(folder)), *([teacher] if teacher else [])]
+        needed = [saved, *fork.find_needed(cell, settings, checkpoints_of(folder)), *([teacher] if teacher else [])]
         mirror.bring(f"{path.relative_to(folder).with_suffix('').as_posix()}.*" for path in needed)
 
     def tell(epoch: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ def _train(
             raise
 
     if stack.exists() and (written := stack.read_text(errors="replace")).startswith("Timeout"):
-        outcome = lost("", written)  # the try before hung; another one would keep the place from others
+        outcome = describe_lost("", written)  # the try before hung; another one would keep the place from others
         with contextlib.suppress(StudyError):
             device = pick_device(settings.device, granted=bool(ray.get_gpu_ids()))
     else:

@@ -40,7 +40,7 @@ from network_surgery.study.task import start as starting
 from network_surgery.study.training import watch
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.checkpoint import discard, remove
-from network_surgery.study.training.failure import lost
+from network_surgery.study.training.failure import describe_lost
 from network_surgery.study.training.trainer import steps_per_epoch
 
 #: How often a cell is tried again whose process is lost.
@@ -358,6 +358,6 @@ def _adaptors(
             reason = str(getattr(error, "cause", None) or error or "")
             stack = stack_of(cells[trial.trial_id], out)
             written = stack.read_text(errors="replace") if stack.is_file() else None
-            end(trial, lost(reason, written))
+            end(trial, describe_lost(reason, written))
 
     return Ask(metric="report", mode="max"), GoOn(), Hear()

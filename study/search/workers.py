@@ -37,7 +37,7 @@ from network_surgery.study.task import Sets, Task, build
 from network_surgery.study.task.start import Start
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.device import pick_device
-from network_surgery.study.training.failure import failure, lost
+from network_surgery.study.training.failure import describe_lost, failure
 from network_surgery.study.training.ranks import ALONE, Ranks, is_of_others
 from network_surgery.study.training.run import run
 
@@ -90,7 +90,9 @@ def together(
             raise
         reasons = _reasons(others)
         if is_of_others(error) or any("refused" in each for each in reasons):
-            raise Failed(reasons[0] if reasons else lost("the connection to another worker was lost")) from error
+            raise Failed(
+                reasons[0] if reasons else describe_lost("the connection to another worker was lost")
+            ) from error
         raise
     finally:
         for other in others:
@@ -158,7 +160,7 @@ def _meet(store: dist.TCPStore, others: Sequence[Any]) -> None:
         if ray.wait([*others], timeout=0.2)[0] and (reasons := _reasons(others, 0.0)):
             raise Failed(reasons[0])
         if time.monotonic() > end:
-            raise Failed(lost(f"the workers of this trial did not meet within {MEETING:.0f} s"))
+            raise Failed(describe_lost(f"the workers of this trial did not meet within {MEETING:.0f} s"))
 
 
 @contextlib.contextmanager
@@ -200,7 +202,7 @@ def _reasons(others: Sequence[Any], patience: float = ENDING) -> list[dict[str, 
         try:
             outcome = ray.get(other)
         except Exception as error:  # its process was lost, or Ray could not start it
-            outcome = lost(str(getattr(error, "cause", None) or error))
+            outcome = describe_lost(str(getattr(error, "cause", None) or error))
         if outcome is not None and not outcome.get("of others"):
             found.append(outcome)
     return sorted(found, key=lambda outcome: "lost" in outcome)

@@ -90,7 +90,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise StudyError(f"{error}; {remedy}") from None
 
 
-def kept(folder: Path) -> dict[str, Any]:
+def read_copy(folder: Path) -> dict[str, Any]:
     """The copy. Raises StudyError where there is none, or it is damaged."""
     return _read(folder / COPY)
 

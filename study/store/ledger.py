@@ -54,7 +54,7 @@ class Record:
     @property
     def finished(self) -> bool:
         """Trained to its end."""
-        return records.finished(self.result)
+        return records.is_finished(self.result)
 
     @functools.cached_property
     def changed(self) -> bool:

@@ -88,7 +88,7 @@ class ImageFiles(MapDataset[tuple[Tensor, int]]):
             made = made if self.image_size is None else self.fit(made, self.image_size)
             return np.array(made, dtype=np.uint8)
 
-        pixels = _opened(path, decode)
+        pixels = _open(path, decode)
         pixels = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
         if pixels.shape != self.shape:
             raise StudyError(f"{path} is {_size(pixels.shape[1:])}, but it was {_size(self.shape[1:])}")
@@ -196,7 +196,7 @@ def _headers(files: ImageFiles) -> NDArray[np.int64]:
     def look(numbers: NDArray[np.int64]) -> None:
         for number in numbers.tolist():
             path = files.path(number)
-            width, height, mode = _opened(path, lambda picture: (*_size_shown(picture), picture.mode))
+            width, height, mode = _open(path, lambda picture: (*_size_shown(picture), picture.mode))
             found[number] = os.stat(path).st_size, height, width, mode not in ("1", "L")
 
     with ThreadPoolExecutor() as pool:  # a disk answers several at once, above all one in a network
@@ -241,7 +241,7 @@ def _check(path: Path, picture: Picture) -> None:
         raise StudyError(f"{path} is animated ({frames} frames); keep one of them as a still image")
 
 
-def _opened(path: Path, look: Callable[[Picture], Any]) -> Any:
+def _open(path: Path, look: Callable[[Picture], Any]) -> Any:
     """What ``look`` makes of an image. Only regular files are opened: a pipe would be waited for.
 
     Raises:

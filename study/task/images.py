@@ -352,14 +352,14 @@ def _folder(
     if stream == "true" or (stream == "auto" and (mixed or large)):
         whole = ImageStream(files, workers)
         return whole.take(train), None if test is None else whole.take(test), classes, fingerprint
-    return _held(files, train), None if test is None else _held(files, test), classes, fingerprint
+    return _load_held(files, train), None if test is None else _load_held(files, test), classes, fingerprint
 
 
 def _of_arrays(name: str, *arrays: NDArray[Any]) -> Fingerprint:
     return Fingerprint.of(name, sum(array.nbytes for array in arrays), (array.tobytes() for array in arrays))
 
 
-def _held(files: ImageFiles, numbers: NDArray[np.int64]) -> Images:
+def _load_held(files: ImageFiles, numbers: NDArray[np.int64]) -> Images:
     pixels = np.empty((len(numbers), *files.shape), dtype=np.uint8)
 
     def fill(place: int) -> None:

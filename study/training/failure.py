@@ -49,12 +49,12 @@ def failure(error: BaseException) -> dict[str, Any]:
     return outcome | ({"memory": True} if memory else {})
 
 
-def lost(reason: str, stack: str | None = None) -> dict[str, Any]:
+def describe_lost(reason: str, stack: str | None = None) -> dict[str, Any]:
     """The outcome of a training run whose process has gone, by what is known of it.
 
     ``reason``: what Ray says of it; ``stack``: what ``faulthandler`` wrote, if it did.
 
-    >>> lost("The actor died.\\nWorker exit detail: Worker exits with code 3. There may be causes.")["failure"]
+    >>> describe_lost("The actor died.\\nWorker exit detail: Worker exits with code 3. There may be causes.")["failure"]
     'the process was lost: Worker exits with code 3'
     """
     where = None if stack is None else where_in(stack)

@@ -25,7 +25,7 @@ from network_surgery.study.task.samples import Batches
 from network_surgery.study.task.start import Start
 from network_surgery.study.task.task import Task
 from network_surgery.study.training.cell import Cell
-from network_surgery.study.training.run import made, of_seed
+from network_surgery.study.training.run import make_network, of_seed
 from network_surgery.study.training.trainer import Shown, steps_per_epoch
 
 #: Seconds after which no further step is tried: what a large network refuses is then found out by training it.
@@ -85,7 +85,7 @@ def refusals(
 def _try(schedule: Schedule, settings: Settings, task: Task, start: Start | None, until: float) -> Iterator[Refusal]:
     torch.manual_seed(settings.seed)
     task = of_seed(task, settings, settings.seed)
-    model = made(Cell("surgery", settings.seed), task, settings, start)
+    model = make_network(Cell("surgery", settings.seed), task, settings, start)
     optimizer = make_optimizer(settings, model)
     train = Batches(task.train.thinned(min(SAMPLES, settings.signal_images)), torch.device("cpu"))
     shown = Shown(train, len(train))

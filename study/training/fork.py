@@ -143,7 +143,7 @@ def begin(trainer: Trainer, cell: Cell, settings: Settings, folder: Path) -> boo
     return False
 
 
-def needed(cell: Cell, settings: Settings, folder: Path) -> list[Path]:
+def find_needed(cell: Cell, settings: Settings, folder: Path) -> list[Path]:
     """The checkpoints of others that a cell begins from."""
     if cell.fork is None:
         return []

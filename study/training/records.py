@@ -210,7 +210,7 @@ def rename(outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-def finished(outcome: Outcome) -> bool:
+def is_finished(outcome: Outcome) -> bool:
     """Whether it was trained to its end: neither failed nor stopped early."""
     return "failure" not in outcome and "stopped" not in outcome
 

@@ -141,7 +141,7 @@ def _run(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(cell.seed)
-    model = made(cell, task, settings, start)
+    model = make_network(cell, task, settings, start)
     model.to(device)
     schedule = Schedule.from_data(cell.schedule)
     check_after(Optimization.of(settings).curve, schedule)
@@ -283,7 +283,7 @@ def of_seed(task: Task, settings: Settings, seed: int) -> Task:
     return task.resplit(seed) if settings.split == "seed" else task
 
 
-def made(cell: Cell, task: Task, settings: Settings, start: Start | None = None) -> nn.Module:
+def make_network(cell: Cell, task: Task, settings: Settings, start: Start | None = None) -> nn.Module:
     """The network that a cell begins with, by torch's random numbers and the cell's seed.
 
     Raises:

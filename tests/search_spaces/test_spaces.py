@@ -32,7 +32,7 @@ from network_surgery.ops import (
 )
 from network_surgery.ops.signals.replacement import REPLACEMENTS
 from network_surgery.search_spaces import SPACES, expansion, find_space, removal
-from network_surgery.search_spaces.placement import CHOICES, choices, chosen, fit_operation
+from network_surgery.search_spaces.placement import CHOICES, choices, choose_layers, fit_operation
 
 LAYERS = {
     "one layer": {"only": SimpleNamespace(units=1)},
@@ -280,8 +280,8 @@ def test_an_operation_of_another_space(module: object) -> None:
     [("all", ["a", "b", "c"]), ("first_half", ["a", "b"]), ("last_half", ["b", "c"]), ("widest", ["b"])],
 )
 def test_which_layers_a_choice_means(choice: str, names: list[str]) -> None:
-    assert choice in CHOICES and list(chosen(LAYERS["three layers"], choice)) == names
-    assert list(chosen(LAYERS["one layer"], choice)) == ["only"]
+    assert choice in CHOICES and list(choose_layers(LAYERS["three layers"], choice)) == names
+    assert list(choose_layers(LAYERS["one layer"], choice)) == ["only"]
 
 
 BLOCKS = {
@@ -297,7 +297,7 @@ BLOCKS = {
 def test_a_network_with_attention_offers_each_kind_of_layer_that_it_repeats() -> None:
     kinds = ("blocks.*.attention.query:heads", "blocks.*.mlp.gate")
     assert choices(BLOCKS) == (*CHOICES, *kinds)
-    assert chosen(BLOCKS, kinds[1]) == ["blocks.0.mlp.gate", "blocks.1.mlp.gate"]
+    assert choose_layers(BLOCKS, kinds[1]) == ["blocks.0.mlp.gate", "blocks.1.mlp.gate"]
     assert {choice for trial in drawn("mixed", BLOCKS, 6, 80) if (choice := trial.params.get("layers"))} == {
         *choices(BLOCKS)
     }

@@ -41,7 +41,7 @@ def cells_of(results: Results, arm: str) -> list[dict[str, Any]]:
 
 def find_finished(cells: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those trained to their end: neither failed nor stopped early."""
-    return list(filter(records.finished, cells))
+    return list(filter(records.is_finished, cells))
 
 
 def describe_unfinished(cells: Iterable[Mapping[str, Any]]) -> str:

@@ -128,7 +128,7 @@ def pruned_networks(rows: Rows) -> list[str]:
 def han_claims(rows: Rows) -> list[Claim]:
     """The table: as few weights without loss."""
 
-    def lost(field: str) -> dict[str, Values]:
+    def find_loss(field: str) -> dict[str, Values]:
         return {
             f"{NAMES[network]}, {TARGETS[network][0]} K → {TARGETS[network][1]} K":
                 pruned_values(rows, "test", L2, ITERATIVE, target(network), network)
@@ -138,9 +138,9 @@ def han_claims(rows: Rows) -> list[Claim]:
 
     within = f"within {100 * WITHOUT_LOSS:g} points"
     return [
-        Claim(f"the pruned network is as good as before pruning, {within}", "Han", lost("test"), margin=WITHOUT_LOSS,
-              unit="points"),
-        Claim(f"it is as good as the whole network that trains on for as long, {within}", "", lost("alone"),
+        Claim(f"the pruned network is as good as before pruning, {within}", "Han", find_loss("test"),
+              margin=WITHOUT_LOSS, unit="points"),
+        Claim(f"it is as good as the whole network that trains on for as long, {within}", "", find_loss("alone"),
               margin=WITHOUT_LOSS, unit="points"),
     ]  # fmt: skip
 

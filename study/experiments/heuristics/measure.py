@@ -54,7 +54,7 @@ def cuts(data: ImageTask, layers: Sequence[str], seed: int, frequency: str, size
     """
 
     @functools.cache
-    def trained(operation: EigenRemove) -> Row:
+    def train(operation: EigenRemove) -> Row:
         moments = [Moment(MOMENTS[moment] + turn) for turn in range(FREQUENCIES[frequency])]
         schedule = Schedule(tuple(Step(at, layer, operation) for at in moments for layer in layers))
         outcome = run(Cell("surgery", seed, schedule.to_data(), test=True), data, SETTINGS, torch.device("cpu"))
@@ -64,6 +64,6 @@ def cuts(data: ImageTask, layers: Sequence[str], seed: int, frequency: str, size
     about = {"seed": seed, "frequency": frequency, "size": size, "moment": moment}
     return [  # at δ = 1 nothing is reduced: both forms are one
         about | {"weights": weights, "delta": delta}
-        | trained(EigenRemove(SIZES[size], delta, weights if delta < 1 else "original"))
+        | train(EigenRemove(SIZES[size], delta, weights if delta < 1 else "original"))
         for weights, delta in itertools.product(WEIGHTS, DELTAS)
     ]  # fmt: skip

@@ -37,13 +37,13 @@ def draw(results: Results) -> dict[str, Drawing]:
     found = Trainings(results)
     with style.context(["default", STYLE]):
         return {
-            f"thesis_{name}": _drawn(found, name, methods)
+            f"thesis_{name}": _draw(found, name, methods)
             for name, methods in PAIRS.items()
             if all(found.of(method, "accuracy") for method in methods)
         }
 
 
-def _drawn(found: Trainings, name: str, methods: tuple[str, str]) -> Drawing:
+def _draw(found: Trainings, name: str, methods: tuple[str, str]) -> Drawing:
     figure, single = new_axes(10.0, 6.4)
     single.remove()
     (accuracy, factor, time), (accuracies, factors, gain) = figure.subplots(2, 3)

@@ -144,11 +144,11 @@ def without(layer: HiddenLayer, signals: Signals, losses: Callable[[], list[floa
     constant = {name: constants(layer, signals, name) for name in REPLACEMENTS} | {"none": {}}
 
     @functools.cache
-    def tried(sources: tuple[int, ...], left: str) -> list[float]:
+    def try_out(sources: tuple[int, ...], left: str) -> list[float]:
         with trial_surgery(leave(Plan(layer, "removal", sources, error=0.0), signals, constant[left])):
             return losses()
 
-    return tried
+    return try_out
 
 
 def ranks(layer: HiddenLayer, scores: Mapping[str, Tensor]) -> Iterator[Row]:

@@ -34,12 +34,12 @@ def parts(measured: Measured) -> dict[str, Part]:
         "changes": figures.changes(rows),
         "score_claims": score_claims(rows),
         "random_ratios": ratios(rows, {"score": "random"}, {"score": "mrp"}),
-        "scores": cross("score", SCORES, PLACES, lambda score, at: spread(lost(rows, score=score, **at))),
+        "scores": cross("score", SCORES, PLACES, lambda score, at: spread(find_loss(rows, score=score, **at))),
         "replacements": figures.replacements(rows),
         "replacement_claims": replacement_claims(rows),
         "none_ratios": ratios(rows, {"score": "mrs", "replacement": "none"}, {"score": "mrs"}),
         "instead": cross(
-            "instead", LEFT, PLACES, lambda left, at: spread(lost(rows, replacement=left, score="mrs", **at))
+            "instead", LEFT, PLACES, lambda left, at: spread(find_loss(rows, replacement=left, score="mrs", **at))
         ),
         "ranks": figures.ranks(rows),
         "rank_claims": rank_claims(rows),
@@ -60,7 +60,7 @@ def with_long_unpruned(rows: Rows) -> Rows:
     return Rows([*rows, *whole])
 
 
-def lost(rows: Rows, layers: Sequence[str], replacement: str = "mean", **which: Any) -> Values:
+def find_loss(rows: Rows, layers: Sequence[str], replacement: str = "mean", **which: Any) -> Values:
     """The change of the loss ``[seeds]``, in the mean of layers and looks; half of the units go."""
     return cost(rows, layers, replacement=replacement, fraction=HALF, **which)
 
@@ -68,7 +68,8 @@ def lost(rows: Rows, layers: Sequence[str], replacement: str = "mean", **which: 
 def more(rows: Rows, layers: Sequence[str], one: Row, other: Row, *activations: str) -> dict[str, Values]:
     """How much more one removal costs than the other, on both sets of images: the conditions of a claim."""
     return on_images(
-        lambda **which: lost(rows, layers, **one, **which) - lost(rows, layers, **other, **which), *activations
+        lambda **which: find_loss(rows, layers, **one, **which) - find_loss(rows, layers, **other, **which),
+        *activations,
     )
 
 
@@ -141,7 +142,8 @@ def rank_claims(rows: Rows) -> list[Claim]:
 def ratios(rows: Rows, one: Row, other: Row) -> str:
     """How many times as much one removal costs as another, of the means over looks and seeds, in words."""
     each = {
-        name: lost(rows, **place, **one).mean() / lost(rows, **place, **other).mean() for name, place in PLACES.items()
+        name: find_loss(rows, **place, **one).mean() / find_loss(rows, **place, **other).mean()
+        for name, place in PLACES.items()
     }
     return ", ".join(f"{ratio:.2g} times as much ({name})" for name, ratio in each.items())
 

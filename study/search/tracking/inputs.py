@@ -39,7 +39,7 @@ def datasets(settings: Settings, task: Task) -> dict[str, DatasetInput]:
     for part, context in CONTEXTS.items():
         samples, source = getattr(task, part), _source(settings, part)
         about = (
-            _held(samples, name, source)
+            _describe_held(samples, name, source)
             if isinstance(samples, Samples)
             else _describe_stream(samples, name, source, part)
         )
@@ -47,7 +47,7 @@ def datasets(settings: Settings, task: Task) -> dict[str, DatasetInput]:
     return found
 
 
-def _held(samples: Samples, name: str, source: Any) -> Dataset:
+def _describe_held(samples: Samples, name: str, source: Any) -> Dataset:
     from mlflow.data.numpy_dataset import from_numpy
     from mlflow.entities import Dataset
 

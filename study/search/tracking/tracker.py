@@ -34,7 +34,7 @@ from network_surgery.study.store.words import short
 from network_surgery.study.task import Classification, Task
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.convergence import improving
-from network_surgery.study.training.records import finished
+from network_surgery.study.training.records import is_finished
 
 #: Seconds between tries to reach a server that is away, and how long the end of a study waits for one that does not
 #: answer.
@@ -333,7 +333,7 @@ class Tracker:
     def _end(self, cell: Cell, result: Mapping[str, Any], violations: Mapping[str, float], now: int) -> None:
         """How a cell has ended; its status, which comes last, says that its run is whole."""
         tags: dict[str, str] = {name: str(result[name]) for name in TAGS if name in result}
-        if finished(result) and (still := improving(result, self._folder.metric)) is not None:
+        if is_finished(result) and (still := improving(result, self._folder.metric)) is not None:
             tags["improving"] = str(still).lower()
         if violations:
             tags["feasible"] = str(max(violations.values()) <= 0).lower()

@@ -274,7 +274,7 @@ def test_passes_answer_what_the_network_does(function: Any, monkeypatch: pytest.
     monkeypatch.setattr("network_surgery.ops.anatomy.trace.EARLY", 1)
     net, example = Net(function, hidden=nn.Linear(5, 8), out=nn.Linear(8, 3), last=nn.Linear(8, 3)), torch.randn(4, 5)
     with torch.no_grad():
-        trace, output, _ = passes.followed(net, 4, (example,))
+        trace, output, _ = passes.follow(net, 4, (example,))
         assert trace.recall is not None and trace.recall.usable
         assert torch.equal(output[0], net.eval()(example))
         learnt = passes.follow_training(trace, example, output)

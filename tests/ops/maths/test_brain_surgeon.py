@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from network_surgery.ops.maths.brain_surgeon import compensated, removal_scores
+from network_surgery.ops.maths.brain_surgeon import compensate, removal_scores
 
 
 def quadratics(blocks: int = 3, size: int = 6) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def least(weights: Tensor, hessian: Tensor, gone: list[int]) -> tuple[Tensor, fl
 def test_several_weights_go_and_the_others_are_the_minimum_without_them() -> None:
     weights, hessian = quadratics()
     gone = torch.tensor([[1, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
-    found, costs = compensated(weights, torch.linalg.inv(hessian), gone)
+    found, costs = compensate(weights, torch.linalg.inv(hessian), gone)
     for block in range(3):
         wanted, cost = least(weights[block], hessian[block], gone[block].nonzero().flatten().tolist())
         torch.testing.assert_close(found[block], wanted)

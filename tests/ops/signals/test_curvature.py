@@ -122,7 +122,7 @@ def test_convolutions_are_parted_by_units_and_put_together_again() -> None:
         assert surgeon.scores[name].shape == weight.shape and (surgeon.scores[name] > 0).any()
     assert surgeon._parted(model[0].weight).shape == (9, 6) and surgeon._parted(model[0].bias).shape == (1, 3)
     half = {"0.weight": torch.arange(54).view(3, 2, 3, 3) % 2 == 0}
-    found, change = surgeon.compensated(half)
+    found, change = surgeon.compensate(half)
     assert not found["0.weight"][half["0.weight"]].any() and change > 0
 
 
@@ -137,4 +137,4 @@ def test_says_what_is_wrong(score: str) -> None:
     flat = BrainSurgeon(model, ["0.weight"], inputs, targets, damping=0.5)
     flat._damping = -2.0
     with pytest.raises(SurgeryError, match="has no inverse with a damping of -2"):
-        flat.compensated({"0.weight": torch.ones(5, 4, dtype=torch.bool)})
+        flat.compensate({"0.weight": torch.ones(5, 4, dtype=torch.bool)})

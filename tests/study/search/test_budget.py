@@ -198,7 +198,7 @@ def test_a_search_learns_to_stay_within_the_budget(tmp_path: Path, sampler: str)
     late = [r.result["parameters"] > 500 for r in folder.records("search")[8:]]
     unbound = [r.result["parameters"] > 500 for r in free.records("search")[8:]]
     assert sum(late) < sum(unbound)
-    (best,) = comparing.chosen(folder)[:1]
+    (best,) = comparing.find_chosen(folder)[:1]
     within = [r.result["parameters"] for r in folder.records("search") if r.result["parameters"] <= 500]
     assert best.result["parameters"] == max(within)
 
@@ -220,7 +220,7 @@ def test_infeasible_trials_are_told_apart_everywhere(tmp_path: Path) -> None:
     assert results["budget"]["sentence"] is None
     table = result.Result(folder).trials
     assert set(table.index[table["state"] == "infeasible"]) == far and "violations.parameters" in table
-    assert not {record.cell.trial for record in comparing.chosen(folder)} & far
+    assert not {record.cell.trial for record in comparing.find_chosen(folder)} & far
     assert "over the budget in parameters by" in folder.report.read_text()
     assert budget_note(folder) == "budget: at most 500 parameters (50 % of the original's 1,000)"
     json.dumps(results)
@@ -229,7 +229,7 @@ def test_infeasible_trials_are_told_apart_everywhere(tmp_path: Path) -> None:
 def test_where_none_is_feasible_the_nearest_are_compared_and_it_is_said(tmp_path: Path) -> None:
     folder, _ = searched(tmp_path / "s", trials=4, budget={"parameters": 0.1}, top=2)
     nearest = sorted(folder.records("search"), key=lambda record: record.result["parameters"])
-    assert {r.cell.trial for r in comparing.chosen(folder)} == {r.cell.trial for r in nearest[:2]}
+    assert {r.cell.trial for r in comparing.find_chosen(folder)} == {r.cell.trial for r in nearest[:2]}
     said = feasibility(folder)["sentence"]
     assert said.startswith(
         "none of the 4 trials meets the budget (at most 100 parameters (10 % of the original's 1,000))"
@@ -242,7 +242,7 @@ def test_a_front_of_several_objectives_is_of_feasible_trials(tmp_path: Path) -> 
     front = conduct.write_report(folder)["front"]
     within = {r.cell.trial for r in folder.records("search") if r.result["parameters"] <= 500}
     assert set(front["trials"]) <= within and {t for t, _ in front["history"]} == within
-    assert {r.cell.trial for r in comparing.chosen(folder)} <= set(front["trials"])
+    assert {r.cell.trial for r in comparing.find_chosen(folder)} <= set(front["trials"])
     assert comparing.race_of(folder).missing == () and comparing.expect(folder.settings) == 0
 
 
@@ -278,7 +278,7 @@ def test_the_original_is_trained_first_where_the_budget_compares_with_it(tmp_pat
             folder.ended(cell, found)
             source.tell(cell, found)
     assert seen == ["original-7", "search-7 search-7", ""] or seen[:2] == ["original-7", "search-7 search-7"]
-    assert [r.cell.trial for r in comparing.chosen(folder)] == [0]
+    assert [r.cell.trial for r in comparing.find_chosen(folder)] == [0]
     assert comparing.first(folder) == [] and searching.search(folder, 10, lambda: 2).total == 0
     assert all(not record.compared for record in folder.records())
     summary = conduct.write_report(folder)["comparison"]

@@ -74,15 +74,15 @@ def test_each_seed_halves_those_that_are_left(tmp_path: Path) -> None:
     assert sorted(ran[:6]) == [(trial, SECOND) for trial in (0, 1, 2, 3, 4, 5)]
     assert sorted(ran[6:]) == [(trial, THIRD) for trial in (1, 2, 3)]
     assert len(ran) == comparing.expect(folder.settings)
-    assert [record.cell.trial for record in comparing.chosen(folder)] == [1]
+    assert [record.cell.trial for record in comparing.find_chosen(folder)] == [1]
 
 
 def test_luck_on_the_search_s_seed_does_not_win(tmp_path: Path) -> None:
     """Trial 1 was lucky: on other seeds it is the worst of the first six. The mean over seeds decides."""
     folder = searched(tmp_path / "s", LOSSES)
-    assert [record.cell.trial for record in comparing.chosen(folder)] == [1]  # before the race
+    assert [record.cell.trial for record in comparing.find_chosen(folder)] == [1]  # before the race
     run(folder, lambda trial, seed: 0.9 if trial == 1 else LOSSES[trial])
-    (best,) = comparing.chosen(folder)
+    (best,) = comparing.find_chosen(folder)
     assert best.cell.trial == 2 and best.result["validation_loss"] == 0.2  # the trial's own record, of its own seed
     assert comparing.choose(folder.records("search"), folder.settings)[0].cell.trial == 1  # without the race
 
@@ -99,7 +99,7 @@ def test_it_resumes_anywhere(tmp_path: Path, after: int) -> None:
     now = state(folder)
     assert now["racing"] == {"ended": after, "of": len(everything)} and now["now"] == "interrupted"
     assert first + run(Folder.open(folder.path), noise) == everything
-    assert [r.cell.trial for r in comparing.chosen(folder)] == [r.cell.trial for r in comparing.chosen(whole)]
+    assert [r.cell.trial for r in comparing.find_chosen(folder)] == [r.cell.trial for r in comparing.find_chosen(whole)]
 
 
 def test_what_fails_is_left_behind_and_what_was_lost_is_tried_again(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_fails_is_left_behind_and_what_was_lost_is_tried_again(tmp_path: Pa
     assert comparing.race_of(folder).missing == [cells[1]]
     folder.ended(cells[1], outcome(0.2))
     assert [cell.trial for cell in comparing.race_of(folder).missing] == [2, 0]
-    assert [record.cell.trial for record in comparing.chosen(folder)] == [2]
+    assert [record.cell.trial for record in comparing.find_chosen(folder)] == [2]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_only_feasible_schedules_race_where_there_are_any(tmp_path: Path) -> Non
     best = folder.records("search")[1]
     folder.ended(best.cell, outcome(0.1, parameters=200))  # beyond the budget of 150
     assert 1 not in {trial for trial, _ in run(folder, lambda trial, seed: LOSSES[trial])}
-    assert [record.cell.trial for record in comparing.chosen(folder)] == [2]
+    assert [record.cell.trial for record in comparing.find_chosen(folder)] == [2]
 
 
 def test_whoever_is_beyond_the_budget_on_more_seeds_is_out(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_whoever_is_beyond_the_budget_on_more_seeds_is_out(tmp_path: Path) -> No
     folder = searched(tmp_path / "s", LOSSES, finalists=3)
     for cell in list(comparing.race_of(folder).missing):
         folder.ended(cell, outcome(0.1, parameters=290))
-    assert [record.cell.trial for record in comparing.chosen(folder)] == [4]
+    assert [record.cell.trial for record in comparing.find_chosen(folder)] == [4]
 
 
 def test_more_trials_begin_another_race_in_which_the_first_counts(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_more_trials_begin_another_race_in_which_the_first_counts(tmp_path: Path
         folder.ended(replace(folder.records("search")[0].cell, trial=number), outcome(0.05))
     more = run(folder, lambda trial, seed: [*LOSSES, 0.05, 0.9][trial])
     assert sorted(more) == [(8, SECOND), (8, THIRD), (9, SECOND)]
-    assert [r.cell.trial for r in comparing.chosen(folder)] == [8]
+    assert [r.cell.trial for r in comparing.find_chosen(folder)] == [8]
 
 
 def test_repeats_are_stored_with_their_seeds(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_the_comparison_s_seeds_are_never_the_race_s() -> None:
 
 def won(folder: Folder) -> str | None:
     """Why the first of the schedules that would be compared was chosen."""
-    best = [{"trial": record.cell.trial, "arm": "surgery"} for record in comparing.chosen(folder)]
+    best = [{"trial": record.cell.trial, "arm": "surgery"} for record in comparing.find_chosen(folder)]
     results = conduct.write_report(folder) | {"comparison": {"summary": best}}
     found = reason(results, folder.metric)
     assert found is None or found[0] == best[0]["trial"]
@@ -202,7 +202,7 @@ def test_why_a_schedule_was_chosen_is_computed_from_its_rows(tmp_path: Path, see
     assert won(folder) is None  # nothing has run
     again = {(trial, on): draw.random() for trial in range(len(losses)) for on in (SECOND, THIRD)}
     run(folder, lambda trial, on: again[trial, on])
-    (best,) = comparing.chosen(folder)
+    (best,) = comparing.find_chosen(folder)
     means = {
         trial: fmean([losses[trial], *(again[trial, on] for on in (SECOND, THIRD))])
         for trial, on in ((r.cell.trial, r.cell.seed) for r in folder.records("racing")) if on == THIRD
@@ -219,5 +219,5 @@ def test_a_better_one_beyond_the_budget_is_said_to_be_so(tmp_path: Path) -> None
     folder = searched(tmp_path / "s", LOSSES[:3], finalists=2, racing=2)
     for cell in list(comparing.race_of(folder).missing):
         folder.ended(cell, outcome(0.1, parameters=100 if cell.trial == 2 else 290))
-    assert [record.cell.trial for record in comparing.chosen(folder)] == [2]
+    assert [record.cell.trial for record in comparing.find_chosen(folder)] == [2]
     assert str(won(folder)).endswith("the next, trial 1, has 0.1 validation loss, but is beyond the budget.")

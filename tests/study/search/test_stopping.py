@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.search.sampled import Sampled
-from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, settled, stop
+from network_surgery.study.search.stopping import SETTLED, ForgivingHalving, is_settled, stop
 from network_surgery.study.task.metric import Metric
 from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.records import operations_of
@@ -135,7 +135,7 @@ def operation(epoch: float, recovered: int | None) -> dict[str, Any]:
     ],
 )
 def test_when_a_training_is_settled(epoch: int, operations: list[dict[str, Any]], holds: bool) -> None:
-    assert settled(epoch, operations_of({"operations": operations}), recovery=3) is holds
+    assert is_settled(epoch, operations_of({"operations": operations}), recovery=3) is holds
 
 
 def asha(**changes: Any) -> Settings:

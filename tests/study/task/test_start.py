@@ -27,7 +27,7 @@ from network_surgery.study.training.cell import Cell
 from network_surgery.study.training.evaluation import evaluate
 from network_surgery.study.training.examine import check
 from network_surgery.study.training.restart import redraw
-from network_surgery.study.training.run import made, run
+from network_surgery.study.training.run import make_network, run
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(
@@ -57,7 +57,7 @@ def trained(digits: ImageTask) -> nn.Module:
 def begun(path: Path, task: ImageTask, **changed: Any) -> nn.Module:
     """The network that a fine-tuning begins with."""
     torch.manual_seed(3)
-    return made(Cell("surgery", 3), task, replace(SETTINGS, start=str(path), **changed))
+    return make_network(Cell("surgery", 3), task, replace(SETTINGS, start=str(path), **changed))
 
 
 def sharded(weights: dict[str, Tensor], path: Path) -> Path:
@@ -250,7 +250,7 @@ def test_fine_tuning_starts_at_its_metric_and_a_restart_does_not(
     known = metric(trained)
     assert metric(begun(path, digits)) == known > 0.6
     settings = replace(SETTINGS, start=str(path))
-    restart = made(Cell("restart", 3, architecture=describe(trained)), digits, settings)
+    restart = make_network(Cell("restart", 3, architecture=describe(trained)), digits, settings)
     assert metric(restart) < 0.4
 
 
@@ -279,7 +279,7 @@ def test_a_restart_has_no_tensor_of_the_pretrained_network(
             tensor.data += 0.1 * torch.rand(tensor.shape)
     settings = replace(SETTINGS, model=network, start=str(of_torch(pretrained.state_dict(), tmp_path / "w.pt")))
     torch.manual_seed(3)
-    restart = made(Cell("restart", 3, architecture=describe(pretrained)), task, settings)
+    restart = make_network(Cell("restart", 3, architecture=describe(pretrained)), task, settings)
     assert not starting.same(pretrained, restart)
 
 
@@ -303,18 +303,18 @@ def test_a_factory_that_brings_weights_is_noticed_and_restarts_from_fresh_ones(
     settings = starting.settle(settings, task)
     assert settings.start == "factory" and settings.start_digest
     assert starting.note(settings, task).startswith("training starts from the weights of its factory (5 tensors)")
-    torch.testing.assert_close(made(Cell("surgery", 3), task, settings).fc1.weight, trained.fc1.weight)
-    restarts = [made(Cell("restart", s, architecture=describe(trained)), task, settings) for s in (3, 3, 4)]
+    torch.testing.assert_close(make_network(Cell("surgery", 3), task, settings).fc1.weight, trained.fc1.weight)
+    restarts = [make_network(Cell("restart", s, architecture=describe(trained)), task, settings) for s in (3, 3, 4)]
     assert not starting.same(restarts[0], trained)
     torch.testing.assert_close(restarts[0].fc1.weight, restarts[1].fc1.weight)
     assert not torch.equal(restarts[0].fc1.weight, restarts[2].fc1.weight)
-    unknown = made(Cell("restart", 3, architecture=describe(trained)), task, replace(settings, start="none"))
+    unknown = make_network(Cell("restart", 3, architecture=describe(trained)), task, replace(settings, start="none"))
     torch.testing.assert_close(unknown.state_dict(), restarts[0].state_dict())  # nobody had to know that it brings any
     for rival in (
         Cell("uniform", 3, allocation={"by": "uniform", "parameters": 900}),
         Cell("distill", 3, architecture=describe(trained), teacher="original-seed-3"),
     ):
-        assert not starting.same(made(rival, task, settings), trained)
+        assert not starting.same(make_network(rival, task, settings), trained)
     assert 0.5 < float((restarts[0].fc1.weight.std() / models.mlp((1, 8, 8), 10).fc1.weight.std()).detach()) < 2
 
 
@@ -337,9 +337,9 @@ def test_a_number_that_a_factory_brings_is_what_it_was_before(digits: ImageTask,
     settings = replace(SETTINGS, model=factory)
     task = digits.changed(network=factory)
     settings = starting.settle(settings, task)
-    assert float(made(Cell("surgery", 3), task, settings).scale) == 3.5  # type: ignore[arg-type]
+    assert float(make_network(Cell("surgery", 3), task, settings).scale) == 3.5  # type: ignore[arg-type]
     state = torch.get_rng_state()
-    restart = made(Cell("restart", 3, architecture=describe(fresh(task))), task, settings).state_dict()
+    restart = make_network(Cell("restart", 3, architecture=describe(fresh(task))), task, settings).state_dict()
     assert (float(restart["scale"]), float(restart["gate"])) == (2.5, 0.0)
     assert not any(torch.equal(restart[name], tensor) for name, tensor in trained.items())
     torch.set_rng_state(state)

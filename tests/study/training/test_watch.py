@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from network_surgery.study.training.failure import lost
+from network_surgery.study.training.failure import describe_lost
 from network_surgery.study.training.watch import LEAST, Limits, Pace
 
 CODE = """
@@ -65,7 +65,7 @@ def test_a_stack_says_where(case: int, ended: list[tuple[Path, int]]) -> None:
     stack = folder / "stacks" / "it.txt"
     assert (code == 0) == (reason is None) == (not stack.exists())
     if reason is not None:
-        found = lost("", stack.read_text())
+        found = describe_lost("", stack.read_text())
         assert found["failure"].startswith(reason) and found["lost"] and "mine.py" in found["error"]["where"]
 
 
