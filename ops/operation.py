@@ -56,9 +56,11 @@ def fraction(operation: Operation, field: str, value: float, above: float = 0.0,
 
 
 def whole(operation: Operation, field: str, value: int) -> None:
-    """Raises SurgeryError unless the value is a whole number from 0 on."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r}, but it must be a whole number from 0 on")
+    """Raises SurgeryError unless the value is a whole number from 0 on, of 63 bits at most (as torch's seeds)."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        most = " below 2^63" if isinstance(value, int) and value > 0 else ""
+        words = f"it must be a whole number from 0 on{most}"
+        raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r:.60}, but {words}")
 
 
 def choice(operation: Operation, field: str, value: object, allowed: tuple[object, ...]) -> None:

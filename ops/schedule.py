@@ -41,6 +41,12 @@ class Moment:
     count: int
     unit: str = "ep"
 
+    def __post_init__(self) -> None:
+        if type(self.count) is not int or self.count < 0 or self.unit not in ("ep", "it"):
+            raise SurgeryError(
+                f"{self} is not a moment of training; give Moment(3) (epochs) or Moment(250, 'it') (steps)"
+            )
+
     @classmethod
     def parse(cls, text: str) -> Moment:
         match = re.fullmatch(r"(\d+)(ep|it)", str(text).strip())
@@ -173,6 +179,14 @@ def parse_length(value: Any, field: str = "after_length") -> Length:
     return length
 
 
+#: What the parts of a step are.
+EXPECTED = {
+    "operation": "give an object of an operation, such as ops.MinWeight(0.5)",
+    "when": "give ops.Moment(3) for after 3 epochs, ops.Moment.parse('250it') for steps, or an ops.Condition",
+    "allocation": "give an ops.Allocation, or none",
+}
+
+
 @dataclass(frozen=True)
 class Step:
     """One operation on one layer (by name; ``*`` is the whole network), when it is done, and the repairs that follow.
@@ -197,6 +211,9 @@ class Step:
     lr_factor: float | None = None
 
     def __post_init__(self) -> None:
+        for field, kind in (("operation", Operation), ("when", Moment | Condition), ("allocation", Allocation | None)):
+            if not isinstance(value := getattr(self, field), kind):
+                raise SurgeryError(f"the {field} of a step cannot be {value!r:.60}: {EXPECTED[field]}")
         check_chain(self.repair)
         if self.allocation is not None:
             check_operation(type(self.operation))

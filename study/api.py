@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -75,9 +76,13 @@ def run(
     named, objects = _name_objects(task=task, space=space, sampler=sampler, pruner=pruner)
     flags = named | {"trials": trials, "seeds": seeds} | settings
     if schedules is not None:
+        if isinstance(schedules, (Schedule, Step, str)):
+            raise StudyError(
+                f"schedules is a {type(schedules).__name__}; give a list of schedules: schedules=[Schedule(…)]"
+            )
         flags["schedules"] = [_steps(steps) for steps in schedules]
     with _one_kind_of_error(), lent(objects):
-        composed = compose(preset, Path(config) if config else None, flags, "study.run")
+        composed = compose(preset, _path(config, "config") if config is not None else None, flags, "study.run")
         return start(composed, out, preset or PRESETS.get(composed.task), _console(quiet))
 
 
@@ -164,7 +169,7 @@ def report(study: Path | str) -> Result:
         StudyError: there is no such study.
     """
     with _one_kind_of_error():
-        folder = Folder.open(Path(study))
+        folder = Folder.open(_path(study, "the study"))
         folder.check_places()
         conduct.write_report(folder)
         return Result(folder)
@@ -182,7 +187,7 @@ def open(study: Path | str, *, task: Task | type[Task] | None = None) -> Result:
 
 def start(settings: Settings, out: Path | str | None, preset: str | None, console: Console) -> Result:
     """Runs a study of these settings, or goes on with the one in this folder. Raises as ``run``."""
-    place = Path(out) if out is not None else new_place(preset or settings.task.rpartition(":")[2])
+    place = _path(out, "out") if out is not None else new_place(preset or settings.task.rpartition(":")[2])
     if (place / "study.json").exists():
         folder = Folder.open(place)
         with folder.locked():
@@ -217,7 +222,7 @@ def _whole(whole: bool, folder: Folder, task: Task) -> Result:
 @contextlib.contextmanager
 def _opened(study: Path | str, **given: Any) -> Iterator[Folder]:
     """The study in a folder, with the objects that it was given from Python, for the time of a ``with`` block."""
-    folder = Folder.open(Path(study))
+    folder = Folder.open(_path(study, "the study"))
     named, objects = _name_objects(**given)
     for name, reference in named.items():
         if reference is not None and reference != getattr(folder.settings, name):
@@ -262,6 +267,13 @@ def _go_on(folder: Folder, settings: Settings) -> Folder:
     return folder.changed(top=settings.top, seeds=settings.seeds)
 
 
+def _path(value: Any, what: str) -> Path:
+    """Raises StudyError where it names no file or folder."""
+    if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
+        raise StudyError(f"{what} is {value!r:.60}; give the path of a {'file' if what == 'config' else 'folder'}")
+    return Path(value)
+
+
 def _name_objects(**given: Any) -> tuple[dict[str, str | None], dict[str, Any]]:
     """What settings call these objects (None: not given), and those that only this process knows."""
     named: dict[str, str | None] = {}
@@ -283,6 +295,8 @@ def _name_objects(**given: Any) -> tuple[dict[str, str | None], dict[str, Any]]:
 def _steps(schedule: Steps) -> list[dict[str, Any]]:
     if isinstance(schedule, Schedule):
         return schedule.to_data()
+    if isinstance(schedule, Step):
+        raise StudyError("a schedule is a Step; give ops.Schedule((step, …)), or a list of its steps")
     steps = list(schedule)
     return Schedule(tuple(steps)).to_data() if all(isinstance(step, Step) for step in steps) else steps  # type: ignore
 

@@ -140,7 +140,8 @@ def compare(folder: Folder, task: Task, console: Console, top: int | None, seeds
         StudyError: the search has no schedule that could be compared.
     """
     with folder.locked():
-        wanted = folder.changed(top=top or folder.settings.top, seeds=seeds or folder.settings.seeds)
+        given = {name: value for name, value in {"top": top, "seeds": seeds}.items() if value is not None}
+        wanted = folder.changed(**given)
         return _compare_again(wanted, task, console)
 
 
@@ -228,9 +229,11 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
         SurgeryError: it fails, or returns something else.
     """
     runs = len(results["comparison"]["cells"])
-    with explained(f"the page {settings.page} could not be made of {runs} training runs"):
-        text, drawings = resolve(str(settings.page), "page")(results)
-        return str(text), dict(drawings)
+    with explained(f"the report is written, but the page {settings.page} could not be made of {runs} training runs"):
+        made = resolve(str(settings.page), "page")(results)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise TypeError(f"it returned a {type(made).__name__}, but it must return (text, drawings)")
+        return str(made[0]), dict(made[1])
 
 
 @dataclass(frozen=True)

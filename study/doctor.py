@@ -100,7 +100,7 @@ def _put_back(study: Path, kept: dict[str, object]) -> None:
 
 def _ledger(folder: Folder) -> Iterator[Finding]:
     path = folder.ledger
-    lines = list(ledger.lines(path))
+    lines = list(ledger.lines(path, folder.identity))
     damaged = [line for line in lines if line.wrong]
     if not damaged:
         return

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from network_surgery.ops import Schedule, load
+from network_surgery.ops.network.masks import parameters_of
 from network_surgery.study import closing, conduct
 from network_surgery.study.errors import StudyError, near
 from network_surgery.study.evidence import feasible, figures, wording
@@ -178,17 +179,22 @@ class Result:
         By default that of the best schedule that was compared, with the first seed. ``arm``: see ``study.arms``.
 
         Raises:
-            StudyError: there was no such run, it failed, or its task was given from Python and is not here (``open``
-                takes it).
+            StudyError: there was no such run, it failed, its task was given from Python and is not here (``open``
+                takes it), or its file holds a network of another size.
         """
+        known = {record.cell.name: record.result for record in self._compared()}
         runs = [r.cell for r in self._compared() if not r.failed and r.cell.arm == arm]
         if trial is None and arm != "original" and self.best is not None:
             trial = self.best.trial if any(cell.trial == self.best.trial for cell in runs) else None
         fitting = [cell for cell in runs if trial in (None, cell.trial) and seed in (None, cell.seed)]
         if not fitting:
-            known = ", ".join(cell.name for cell in runs) or "none"
-            raise StudyError(f"no run of {arm} with trial {trial} and seed {seed} has ended; there is {known}")
-        return load(lambda: fresh(self._known_task), network_of(fitting[0], self.path))
+            names = ", ".join(cell.name for cell in runs) or "none"
+            raise StudyError(f"no run of {arm} with trial {trial} and seed {seed} has ended; there is {names}")
+        place, wanted = network_of(fitting[0], self.path), known[fitting[0].name]["parameters"]
+        network = load(lambda: fresh(self._known_task), place)
+        if (count := parameters_of(network)) != wanted:
+            raise StudyError(f"{place} is another network: it has {count:,} parameters, and that of the run {wanted:,}")
+        return network
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the network can be called with: two training samples, as the arguments that ``torch.export`` takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -12,6 +13,15 @@ from network_surgery.study.errors import StudyError
 DEEPEST, MOST = 50, 100_000
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 and people do; PyYAML wants 1.0e-3."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+|\d*\.\d+|\d+\.\d*)[eE][-+]?\d+$"), [*"-+.0123456789"]
+)
+
+
 def parse(text: bytes | str, where: str) -> Any:
     """The value of a YAML document of plain types; ``where`` is named in errors.
 
@@ -20,7 +30,7 @@ def parse(text: bytes | str, where: str) -> Any:
     """
     try:
         _check_depth(text, where)
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:

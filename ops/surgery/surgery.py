@@ -209,6 +209,15 @@ class _Body:
                     f"{name or 'the attention'} has been freed in the network, but not in an average of it: free the "
                     "average as well, ops.free_attention(average)"
                 )
+        ours = {id(each) for each in self.model.parameters()}
+        theirs = {
+            id(each) for optimizer in self.optimizers for group in optimizer.param_groups for each in group["params"]
+        }
+        if ours and theirs and not ours & theirs:  # of several some may train other networks
+            names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+            raise SurgeryError(
+                f"{names} trains no parameter of this network: give its own optimizer, not that of a copy"
+            )
         if not plan.modules:
             known = {name: self.expression(name) for name in here}
             followed = [name for name, each in known.items() if each is None or each.rows]

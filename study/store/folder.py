@@ -198,11 +198,14 @@ class Folder:
         ]
 
     def changed(self, **settings: Any) -> Folder:
-        """The same study with other settings of its comparison, kept for when it is resumed or reported."""
-        content = about.read(self.path)
+        """The same study with other settings of its comparison, kept for when it is resumed or reported.
+
+        Raises:
+            StudyError: one of them can have no such value; then nothing is kept.
+        """
+        known, content = replace(self.settings, **settings), about.read(self.path)
         content["settings"] |= settings
         about.write(self.path, content, write_whole)
-        known = replace(self.settings, **settings)
         other = Folder(self.path, known, self.layers, self.identity, self.preset, self._own, self.unit, self.original)
         other._ours = self._ours
         return other
@@ -245,7 +248,7 @@ class Folder:
             return []
         known = self.ledger.stat()
         if self._read[0] != (known.st_size, known.st_mtime_ns):
-            found = {record.cell.name: record for record in lines.read(self.ledger)}
+            found = {record.cell.name: record for record in lines.read(self.ledger, self.identity)}
             ordered = sorted(
                 found.values(), key=lambda r: (r.cell.arm, -1 if r.cell.trial is None else r.cell.trial, r.cell.seed)
             )
@@ -267,7 +270,7 @@ class Folder:
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         """Keeps how a cell ended. Raises StudyError where that cannot be written."""
         try:
-            lines.add(self.ledger, cell, result)
+            lines.add(self.ledger, cell, result, self.identity)
         except OSError as error:
             raise StudyError(
                 f"{self.ledger} cannot be written ({error.strerror}); what had ended before {cell.name} is kept, so "

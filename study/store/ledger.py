@@ -80,9 +80,13 @@ class Line:
     wrong: str = ""
 
 
-def add(path: Path, cell: Cell, result: Mapping[str, Any]) -> None:
-    """Writes a line, at once. Raises OSError where it cannot; the lines before stay as they are."""
-    text = json.dumps({"cell": asdict(cell), "result": result})
+def add(path: Path, cell: Cell, result: Mapping[str, Any], study: str = "") -> None:
+    """Writes a line, at once. Raises OSError where it cannot; the lines before stay as they are.
+
+    ``study``: the identity of the study whose line it is.
+    """
+    whose = {"study": study} if study else {}
+    text = json.dumps({"cell": asdict(cell), "result": result} | whose)
     line = f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}'
     with path.open("ab") as ledger:
         # A line that a killed process left unfinished must not swallow this one.
@@ -91,14 +95,14 @@ def add(path: Path, cell: Cell, result: Mapping[str, Any]) -> None:
         os.fsync(ledger.fileno())
 
 
-def read(path: Path) -> list[Record]:
+def read(path: Path, study: str = "") -> list[Record]:
     """The records in the order of the file.
 
     Raises:
-        StudyError: a line is damaged, or the file cannot be read.
+        StudyError: a line is damaged or not of this ``study``, or the file cannot be read.
     """
     found = []
-    for line in lines(path):
+    for line in lines(path, study):
         if line.wrong:
             raise StudyError(
                 f"line {line.number} of {path} {line.wrong}; surgery doctor {path.parent} sets it aside, and surgery "
@@ -109,18 +113,21 @@ def read(path: Path) -> list[Record]:
     return found
 
 
-def lines(path: Path) -> Iterator[Line]:
-    """All lines that are not empty. Raises StudyError where the file cannot be read."""
+def lines(path: Path, study: str = "") -> Iterator[Line]:
+    """All lines that are not empty. Raises StudyError where the file cannot be read.
+
+    One of another ``study`` than this is wrong; lines of earlier versions do not say whose they are.
+    """
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise StudyError(f"{path} cannot be read: {error.strerror}") from None
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
-            yield _line(number, line)
+            yield _line(number, line, study)
 
 
-def _line(number: int, content: bytes) -> Line:
+def _line(number: int, content: bytes, study: str) -> Line:
     try:
         text = content.decode().strip()
         entry = json.loads(text)
@@ -130,6 +137,8 @@ def _line(number: int, content: bytes) -> Line:
         return Line(number, content, wrong="" if _cut_off(content) else "is not JSON")
     if (found := SUM.search(text)) and f"{zlib.crc32((text[: found.start()] + '}').encode()):08x}" != found[1]:
         return Line(number, content, wrong="is not as it was written: its checksum is of something else")
+    if study and isinstance(entry, dict) and entry.get("study", study) != study:
+        return Line(number, content, wrong="is of another study than the study.json beside it")
     try:
         return Line(number, content, _record(entry))
     except StudyError as error:

@@ -377,6 +377,11 @@ def _squares(arrays: sources.Arrays, size: int | None) -> Images:
 
     pixels, labels = arrays
     if size is not None and pixels.shape[2:] != (size, size):
+        if (needed := math.prod(pixels.shape[:2]) * size * size) > _memory():
+            raise StudyError(
+                f"{len(pixels):,} images of {size:,} × {size:,} take {needed / 2**30:,.0f} GiB, and there are "
+                f"{_memory() / 2**30:,.0f} of memory; give a smaller image_size"
+            )
         made = np.empty((*pixels.shape[:2], size, size), dtype=np.uint8)
         for place, channels in enumerate(pixels):
             for number, channel in enumerate(channels):

@@ -337,8 +337,11 @@ def _torchvision(model: str) -> Start:
 
 
 def _check_finite(start: Start) -> Start:
-    """Raises StudyError where a tensor is not finite."""
+    """Raises StudyError where a tensor is not finite, or holds its values in another way than networks do."""
     for name, tensor in start.weights.items():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            kind = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+            raise StudyError(f"{start.source}: {name} is a {kind} tensor; save dense values, such as tensor.to_dense()")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise StudyError(f"{start.source}: {name} is not finite everywhere, so nothing can start from it")
     return start

@@ -20,12 +20,14 @@ from network_surgery.ops import (
     EigenRemove,
     MeanReplace,
     MinWeight,
+    Moment,
     Plan,
     PruneWeights,
     RandomRemove,
     RemoveDead,
     Revive,
     Signals,
+    Step,
     SurgeryError,
     WeakExpand,
     adopt,
@@ -447,3 +449,32 @@ def test_it_works_or_says_why_and_changes_nothing(act: Act, says: str | None, tm
 
 def test_the_table_is_long_enough_to_mean_something() -> None:
     assert len(ALL) > 120 and sum(says is None for _, _, says in ALL) > 10
+
+
+def test_an_optimizer_of_a_copy_is_refused() -> None:
+    """Nothing of it could follow; of several some may train other networks, as in a GAN."""
+    model = small()
+    other = torch.optim.Adam(copy.deepcopy(model).parameters())
+    layer, before = Anatomy(model, torch.randn(4, 8))["0"], copy.deepcopy(model.state_dict())
+    with pytest.raises(SurgeryError, match="Adam trains no parameter of this network: give its own optimizer"):
+        operate(layer, MinWeight(0.5), other)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    operate(layer, MinWeight(0.5), (torch.optim.SGD(model.parameters(), 0.1), other))
+    assert layer.units == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Step(Moment(1), "0", MinWeight), "the operation of a step cannot be <class .*: give an object of an"),
+        (lambda: Step(Moment(1), "0", "min_weight"), "the operation of a step cannot be 'min_weight': give an object"),
+        (lambda: Step("1ep", "0", MinWeight()), r"the when of a step cannot be '1ep': give ops\.Moment\(3\)"),
+        (lambda: Step(Moment(1), "0", MinWeight(), allocation={"flops": 0.2}), "the allocation of a step cannot be {"),
+        (lambda: Moment(-1), "-1ep is not a moment of training"),
+        (lambda: Moment(1, "epoch"), "1epoch is not a moment of training"),
+        (lambda: RandomRemove(0.5, seed=2**70), "seed is 11.*it must be a whole number from 0 on below 2\\^63"),
+    ],
+)
+def test_parts_of_schedules_of_another_kind(make: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(SurgeryError, match=sentence):
+        make()

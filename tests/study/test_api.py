@@ -69,6 +69,9 @@ def test_the_package_is_light_until_it_is_used() -> None:
         ({"schedules": [[{"when": "1ep", "layer": "0", "op": "nope"}]]}, "there is no operation 'nope'"),
         ({"space": lambda trial, layers, epochs: None}, "returned a NoneType, but it must return an ops.Schedule"),
         ({"space": lambda trial, layers, epochs: 1 / 0}, r"failed at .*test_api\.py, line \d+: ZeroDivisionError"),
+        ({"schedules": Schedule((STEP,))}, r"schedules is a Schedule; give a list of schedules"),
+        ({"schedules": [STEP]}, r"a schedule is a Step; give ops\.Schedule\(\(step, …\)\)"),
+        ({"config": {"epochs": 1}}, r"config is \{'epochs': 1\}; give the path of a file"),
         ({"storage": "sqlite:////nowhere/at/all.db"}, "Optuna's storage sqlite:////nowhere/at/all.db cannot be opened"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -154,3 +157,11 @@ def test_a_study_in_the_same_folder_goes_on(cluster: None, tmp_path: Path) -> No
         study.run(Signs(6), out=tmp_path / "out", **given | {"epochs": 3})
     with pytest.raises(StudyError, match=r"whose learning_rate is 0.001, not 0.1 \(and probe\)"):
         study.run(Signs(6), out=tmp_path / "out", **given | {"learning_rate": 0.1, "probe": 1})
+
+
+@pytest.mark.parametrize("place", [5, ["a"], "a\0b"])
+def test_what_is_no_path_is_refused(place: Any) -> None:
+    with pytest.raises(StudyError, match=r"the study is .*; give the path of a folder"):
+        study.open(place)
+    with pytest.raises(StudyError, match=r"out is .*; give the path of a folder"):
+        study.run(Signs(64), out=place, **SMALL)

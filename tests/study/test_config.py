@@ -137,7 +137,13 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     ("text", "setting", "value"),
     [
-        ("learning_rate: 1e-3", "learning_rate", 0.001),  # text, as PyYAML reads it
+        ("learning_rate: 1e-3", "learning_rate", 0.001),  # which PyYAML reads as text
+        ("learning_rate: '1e-3'", "learning_rate", 0.001),
+        (
+            "schedules: [[{when: 1ep, layer: fc1, op: min_weight, keep: 5e-1}]]",
+            "schedules",
+            ([{"when": "1ep", "layer": "fc1", "op": "min_weight", "keep": 0.5}],),
+        ),
         ("epochs: 5.0", "epochs", 5),
         ("gpus_per_trial: 1", "gpus_per_trial", 1.0),
         ("objective: accuracy", "objective", ("accuracy",)),

@@ -27,6 +27,8 @@ from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
 from network_surgery.study.store import about, ledger
 from network_surgery.study.store.folder import Folder, held, network_of
+from network_surgery.study.task import build
+from network_surgery.study.task.check import fresh
 from network_surgery.study.training import values
 from network_surgery.study.training.cell import Cell
 from tests.study.evidence import made
@@ -373,3 +375,42 @@ def test_a_comparison_beside_a_running_study_changes_nothing(study: Path) -> Non
 def test_a_new_study_knows_its_settings(tmp_path: Path) -> None:
     Folder.make(tmp_path / "s", Settings(epochs=3), LAYERS)
     assert about.read_copy(tmp_path / "s") == about.read(tmp_path / "s")
+
+
+def test_lines_of_another_study_are_set_aside(study: Path, tmp_path: Path) -> None:
+    """A ledger that was pasted together, or a study.json of another study: no number of it is mixed in."""
+    other = made.study(tmp_path / "other", LAYERS, trials=2, top=1, seeds=1, epochs=3, space="removal", arms=ARMS)
+    foreign = other.records("search")[0]
+    before = (study / "cells.jsonl").read_bytes()
+    ledger.add(study / "cells.jsonl", foreign.cell, foreign.result, other.identity)
+    with pytest.raises(
+        StudyError, match=r"line \d+ of .*cells.jsonl is of another study than the study.json beside it"
+    ):
+        Folder.open(study).records()
+    for finding in doctor.examine(study):
+        assert finding.mend is not None
+        finding.mend()
+    assert (study / "cells.jsonl").read_bytes().rstrip() == before.rstrip()
+    assert other.identity.encode() in (study / "cells.jsonl.damaged").read_bytes()
+
+    for name in (about.NAME, about.COPY):
+        shutil.copy(other.path / name, study / name)
+    with pytest.raises(StudyError, match=r"line 1 of .* is of another study"):
+        Folder.open(study).records()
+
+
+@pytest.mark.parametrize("wrong", [{"seeds": 10**6}, {"seeds": 2.5}, {"seeds": "many"}, {"top": -1}, {"seeds": 0}])
+def test_a_setting_that_is_refused_is_not_kept(study: Path, wrong: dict[str, Any]) -> None:
+    before = [(study / name).read_bytes() for name in (about.NAME, about.COPY)]
+    with pytest.raises(StudyError, match=r"seeds is|top is"):
+        Folder.open(study).changed(**wrong)
+    assert [(study / name).read_bytes() for name in (about.NAME, about.COPY)] == before
+    assert Folder.open(study).settings.seeds == 2
+
+
+def test_a_network_of_another_size_is_not_given_out(study: Path) -> None:
+    """As where one file was copied over another."""
+    result = api.open(study)
+    save(fresh(build(Settings())), network_of("original-seed-1", study))
+    with pytest.raises(StudyError, match=r"original-seed-1.pt is another network: it has .* parameters, and that of"):
+        result.network(arm="original", seed=1)

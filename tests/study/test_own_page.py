@@ -58,6 +58,13 @@ def test_one_that_fails_is_named_and_the_rest_is_written(tmp_path: Path) -> None
     assert folder.results.exists() and folder.report.exists()
 
 
+def test_one_that_returns_something_else_is_named(tmp_path: Path) -> None:
+    folder = study(tmp_path / "s", "json:dumps")
+    words = "the report is written, but the page json:dumps could not be made .*: it returned a str, but it must return"
+    with pytest.raises(SurgeryError, match=words):
+        conduct.write_report(folder)
+
+
 def test_one_that_is_not_there_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with (
         pytest.raises(SurgeryError, match="the page 'pages:gone' cannot be loaded: module 'pages' has no attribute"),

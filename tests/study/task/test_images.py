@@ -448,3 +448,10 @@ def test_validation_images_are_trained_on_if_that_is_asked_for(root: Path) -> No
     assert rows(all_of_them.validation) == rows(apart.validation) and rows(all_of_them.test) == rows(apart.test)
     assert rows(all_of_them.train) == sorted([*rows(apart.train), *rows(apart.validation)])
     assert len(load("digits", 0.25, train_on_validation=True).train) == 1438
+
+
+def test_squares_that_fit_no_memory_are_refused() -> None:
+    with pytest.raises(
+        StudyError, match=r"1,797 images of 100,000 × 100,000 take 16,\d+ GiB.*give a smaller image_size"
+    ):
+        load("digits", 0.25, image_size=100_000)

@@ -162,6 +162,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor], Path], Any], str]] = {
     "an empty folder": (lambda w, p: p.mkdir(), "has neither model.safetensors nor"),
     "a tensor less": (lambda w, p: of_torch(without(w, "fc2.bias"), p), "is of another network: it lacks fc2.bias"),
     "another network": (lambda w, p: of_torch({"w": torch.ones(2)}, p), r"it lacks fc1.weight, .* and 2 more"),
+    "sparse": (lambda w, p: of_torch(w | {"fc1.bias": w["fc1.bias"].to_sparse()}, p), "is a sparse_coo tensor"),
+    "meta": (lambda w, p: of_torch(w | {"fc1.bias": w["fc1.bias"].to("meta")}, p), "fc1.bias is a meta tensor"),
     "not a number": (lambda w, p: of_torch(w | {"fc1.bias": w["fc1.bias"] / 0 * 0}, p), "fc1.bias is not finite"),
     "another save": (lambda w, p: save(nn.Linear(2, 2), p), "is of another network"),
 }  # fmt: skip
