@@ -50,9 +50,8 @@ def fraction(operation: Operation, field: str, value: float, above: float = 0.0,
     """Raises SurgeryError unless ``above < value <= most``."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and above < value <= most):
-        raise SurgeryError(
-            f"{type(operation).__name__}: {field} is {value!r}, but it must lie above {above:g} and at most {most:g}"
-        )
+        must = f"{'lie' if number else 'be a number (of Python)'} above {above:g} and at most {most:g}"
+        raise SurgeryError(f"{type(operation).__name__}: {field} is {value!r:.60}, but it must {must}")
 
 
 def whole(operation: Operation, field: str, value: int) -> None:

@@ -20,6 +20,8 @@ METRIC = frozenset(("metric", "accuracy"))
 SIZES = ("parameters", "flops", "latency", "bytes")
 #: Seeds of the search's repeats (``racing``) begin so far from its own: those of the comparison follow that one.
 REPEATS_FROM = 1000
+#: More epochs or trials are a slip of the finger.
+MOST = 1_000_000
 #: What a study did that says nothing of a setting, since it is older than that.
 OLDER: dict[str, Any] = {"controls": True, "racing": 1, "sampling": "generations"}
 Arm = Literal[
@@ -489,6 +491,9 @@ class Settings(Declared):
         self._settle()
         super().__post_init__()
         self._check_budget()
+        for name in ("epochs", "trials"):
+            if getattr(self, name) > MOST:
+                raise StudyError(f"{name} is {getattr(self, name):,}, but it must be at most {MOST:,}")
         if self.seeds >= REPEATS_FROM:
             raise StudyError(f"seeds is {self.seeds:,}, but it must be below {REPEATS_FROM:,}")
         if self.early_stopping != "none":

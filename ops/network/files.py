@@ -70,9 +70,10 @@ def load(factory: Callable[[], Model], path: str | Path, device: torch.device | 
         SurgeryError: the file is not one that ``save`` wrote, not as it was written, or of another network than the
             factory's.
     """
-    content = read(path)
     if not callable(factory) or isinstance(factory, nn.Module):
-        raise SurgeryError(f"the factory must be a function that makes the network, not a {type(factory).__name__}")
+        kind = type(factory).__name__
+        raise SurgeryError(f"load(factory, path): the factory must be a function that makes the network, not a {kind}")
+    content = read(path)
     with explained("the factory cannot make the network"):
         model = factory()
     if not isinstance(model, nn.Module):

@@ -8,6 +8,7 @@ checked by the checksums that zip has of each of its parts, which leave a few by
 from __future__ import annotations
 
 import hashlib
+import pickle
 import zipfile
 from pathlib import Path
 from typing import IO, Any, cast
@@ -56,6 +57,8 @@ def read(path: str | Path | IO[bytes]) -> Any:
     path.seek(0)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its words are those of torch's developers
+        raise Damaged("it holds objects, not only tensors, and is not opened, since that could run code") from error
     except Exception as error:  # a file of somebody else's can fail in any way
         pass_on_memory(error)
         raise Damaged(first_line(error)) from error

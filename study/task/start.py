@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -269,7 +270,8 @@ def _torch(path: Path) -> Start:
                 f"{path} holds objects, not only tensors, and is not opened, since that could run code; "
                 "save model.state_dict() instead"
             ) from None
-        raise StudyError(f"{path} is damaged, or no file that torch.save wrote: {first_line(error):.120}") from None
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f": {first_line(error):.120}"
+        raise StudyError(f"{path} is damaged, or no file that torch.save wrote{reason}") from None
     if isinstance(content, dict) and isinstance(content.get("architecture"), dict) and "weights" in content:
         return Start(str(path), content["weights"], content["architecture"])
     for key in KEYS:

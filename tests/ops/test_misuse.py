@@ -472,9 +472,19 @@ def test_an_optimizer_of_a_copy_is_refused() -> None:
         (lambda: Step(Moment(1), "0", MinWeight(), allocation={"flops": 0.2}), "the allocation of a step cannot be {"),
         (lambda: Moment(-1), "-1ep is not a moment of training"),
         (lambda: Moment(1, "epoch"), "1epoch is not a moment of training"),
+        (lambda: MinWeight(torch.tensor(0.5)), r"tensor\(0.5000\), but it must be a number \(of Python\) above 0"),
         (lambda: RandomRemove(0.5, seed=2**70), "seed is 11.*it must be a whole number from 0 on below 2\\^63"),
     ],
 )
 def test_parts_of_schedules_of_another_kind(make: Callable[[], Any], sentence: str) -> None:
     with pytest.raises(SurgeryError, match=sentence):
         make()
+
+
+def test_files_that_hold_objects_and_arguments_in_another_order(tmp_path: Path) -> None:
+    torch.save(small(), tmp_path / "whole.pt")
+    with pytest.raises(SurgeryError, match=r"whole.pt is not a saved network: it holds objects, not only") as found:
+        load(small, tmp_path / "whole.pt")
+    assert "\x1b" not in str(found.value)
+    with pytest.raises(SurgeryError, match=r"load\(factory, path\): the factory must be .*, not a PosixPath"):
+        load(tmp_path / "whole.pt", small)  # type: ignore[arg-type]

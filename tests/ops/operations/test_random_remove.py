@@ -35,7 +35,7 @@ def test_ties_go_to_the_earlier_unit():
 @pytest.mark.parametrize("operation", [RandomRemove, MinWeight, EigenRemove])
 @pytest.mark.parametrize("keep", [0, -0.5, 1.5, float("nan"), float("inf"), "x", None, True])
 def test_refuses_a_fraction_that_is_none(operation, keep):
-    with pytest.raises(SurgeryError, match=f"{operation.__name__}: keep is .*must lie above 0 and at most 1"):
+    with pytest.raises(SurgeryError, match=f"{operation.__name__}: keep is .*must .*above 0 and at most 1"):
         operation(keep=keep)
 
 

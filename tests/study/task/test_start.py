@@ -155,7 +155,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor], Path], Any], str]] = {
     "a pickle": (lambda w, p: p.write_bytes(pickle.dumps(Trap())), "not opened|damaged"),
     "a number": (lambda w, p: of_torch(3, p), "holds no state_dict, but a int"),
     "an optimizer": (lambda w, p: of_torch({"lr": 0.1}, p), "holds no state_dict, but a dict"),
-    "text": (lambda w, p: p.write_text("weights"), "is damaged, or no file that torch.save wrote"),
+    "text": (lambda w, p: p.write_text("weights"), "is damaged, or no file that torch.save wrote$"),
     "nothing": (lambda w, p: p.write_bytes(b""), "is damaged, or no file that torch.save wrote"),
     "cut off": (lambda w, p: p.write_bytes(of_torch(w, p).read_bytes()[:-900]), "is damaged, or no file"),
     "missing": (lambda w, p: None, "there is no such file or folder"),
