@@ -198,6 +198,8 @@ def _adopting() -> Iterator[None]:
 def _is_rays(process: psutil.Process) -> bool:
     try:
         words = " ".join(process.cmdline())
+        while not words and process.status() != psutil.STATUS_ZOMBIE and time.time() - process.create_time() < PAUSE:
+            words = " ".join(process.cmdline())  # it is just becoming another program
     except psutil.Error:  # it has ended
         return False
     return "ray::" in words or f"{os.sep}ray{os.sep}" in words
