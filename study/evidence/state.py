@@ -40,10 +40,11 @@ def state(folder: Folder) -> dict[str, Any]:
     search = {"ended": len(trials), "of": 0 if listed else settings.trials}
     repeated = [record for record in folder.records(comparing.RACING) if not record.lost]
     whole = bool(listed) or len(trials) >= settings.trials
-    left = 0 if listed else comparing.race_of(folder).left if whole else comparing.expect(settings)
+    race = None if listed or not whole else comparing.race_of(folder)
+    left = race.left if race else 0 if listed else comparing.expect(settings)
     racing = {"ended": len(repeated), "of": len(repeated) + left if whole else max(left, len(repeated))}
     if whole and not left:
-        chosen = listed or [record.cell for record in comparing.find_chosen(folder)]
+        chosen = listed or [record.cell for record in (race.order[: settings.top] if race else ())]
         missing = comparing.cells(chosen, settings, done).total if chosen else 0
     else:
         missing = max(0, expect(settings, settings.top) - len(done))
