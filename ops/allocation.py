@@ -45,13 +45,13 @@ from torch import Tensor
 
 from network_surgery.ops.anatomy import Anatomy, HiddenLayer
 from network_surgery.ops.anatomy.running import call, plainly
-from network_surgery.ops.errors import SurgeryError
+from network_surgery.ops.errors import SurgeryError, is_seed
 from network_surgery.ops.network.masks import count_hidden
 from network_surgery.ops.operation import Operation, units_to_keep
 from network_surgery.ops.signals.losses import mean_loss
 from network_surgery.ops.signals.signals import Signals
 from network_surgery.ops.signals.unit_scores import unit_scores
-from network_surgery.ops.surgery.repair import apply_repairs
+from network_surgery.ops.surgery.repair import apply_repairs, check_chain
 from network_surgery.ops.surgery.surgery import trial_surgery
 
 #: What a budget may be of, in words.
@@ -147,7 +147,7 @@ def allocate(
     >>> allocate(Anatomy(net, torch.zeros(2, 4)), MinWeight(), {"parameters": 0.5})
     {'0': 0.45}
     """
-    if not isinstance(anatomy, Anatomy) or not isinstance(seed, int):
+    if not isinstance(anatomy, Anatomy) or not is_seed(seed):
         raise SurgeryError(
             "a budget is allocated to the layers of an Anatomy(model, inputs), with a whole number as seed; given were "
             f"a {type(anatomy).__name__} and {seed!r:.60}"
@@ -162,15 +162,27 @@ def allocate(
     check_possible(anatomy, wanted, most)
     if all(getattr(now, name) <= limit for name, limit in most.items()):
         return dict.fromkeys(chosen, 1.0)
-    request = Request(operation, signals, tuple(repair), torch.Generator().manual_seed(seed))
+    request = Request(operation, signals, check_chain(repair), torch.Generator().manual_seed(seed))
     worths = {name: _worths(wanted.method, anatomy[name], request) for name in chosen}
     widths = _fit_units(anatomy, worths, most)
     return {name: share(widths[name], anatomy[name].units) for name in chosen}
 
 
 def size(anatomy: Anatomy, widths: Mapping[str, int] | None = None) -> Size:
-    """The size of the network, or the one it would have with these numbers of units (layer → units)."""
-    parameters, flops = anatomy.cost(widths or {})
+    """The size of the network, or the one it would have with these numbers of units (layer → units).
+
+    Raises:
+        SurgeryError: this is no anatomy, it has no such layer, or a number of units is no whole number above 0.
+    """
+    if not isinstance(anatomy, Anatomy):
+        raise SurgeryError(f"a size is that of an Anatomy(model, inputs), not of a {type(anatomy).__name__}")
+    widths = {} if widths is None else widths
+    if not isinstance(widths, Mapping):
+        raise SurgeryError(f"widths are numbers of units by layer, such as {{'fc1': 10}}, not {widths!r:.60}")
+    for name, units in widths.items():
+        if not isinstance(units, int) or units < 1:
+            raise SurgeryError(f"the units of layer {name!r} would be {units!r:.60}; give a whole number above 0")
+    parameters, flops = anatomy.cost(widths)
     return Size(parameters + count_hidden(anatomy.masks().values()), flops)
 
 

@@ -86,7 +86,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not isinstance(self.layer, HiddenLayer):
             raise SurgeryError(f"a plan is for a layer of an anatomy, not for a {type(self.layer).__name__}")
-        if not isinstance(self.sources, Sequence):
+        if not isinstance(self.sources, Sequence) or isinstance(self.sources, (str, bytes)):
             raise SurgeryError(
                 f"sources name an old unit for each new one, so they are a tuple, not {self.sources!r:.60}"
             )

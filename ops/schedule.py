@@ -21,7 +21,7 @@ from network_surgery.ops.allocation import (
     size,
 )
 from network_surgery.ops.anatomy import WHOLE, Anatomy, HiddenLayer
-from network_surgery.ops.errors import NoSignal, SurgeryError, explained
+from network_surgery.ops.errors import NoSignal, SurgeryError, explained, name_list
 from network_surgery.ops.maths.condensed import units_needed
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.operations import operation_class, operation_name
@@ -116,9 +116,14 @@ class Condition:
 
     def __post_init__(self) -> None:
         for name, value in (("threshold", self.threshold), ("gain", self.gain)):
-            if not 0 < value < 1:
-                raise SurgeryError(f"the {name} of a condition is {value!r}, but it must lie between 0 and 1")
-        if self.measure not in MEASURES:
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise SurgeryError(f"the {name} of a condition is {value!r:.60}, but it must lie between 0 and 1")
+        for name, moment in (("first look", self.first), ("every", self.every)):
+            if not isinstance(moment, Moment):
+                raise SurgeryError(f"the {name} of a condition cannot be {moment!r:.60}: give ops.Moment(3)")
+        if not isinstance(self.times, int):
+            raise SurgeryError(f"the times of a condition are {self.times!r:.60}, but must be a whole number")
+        if not isinstance(self.measure, str) or self.measure not in MEASURES:
             raise SurgeryError(f"a condition looks at {' or '.join(MEASURES)}, not at {self.measure!r}")
         if self.every.count < 1 or self.times < 1:
             raise SurgeryError(f"the condition '{self}' looks never: what follows 'every' and 'at most' is 1 or more")
@@ -280,13 +285,22 @@ class Schedule:
 
     steps: tuple[Step, ...] = ()
 
+    def __post_init__(self) -> None:
+        steps = self.steps
+        if not isinstance(steps, (list, tuple)) or not all(isinstance(step, Step) for step in steps):
+            raise SurgeryError(f"a schedule is made of a tuple of ops.Step(when, layer, operation), not {steps!r:.60}")
+        object.__setattr__(self, "steps", tuple(steps))
+
     def check(self, layers: Iterable[str], epochs: float, per_epoch: int, stacks: Iterable[str] = ()) -> None:
         """Raises SurgeryError unless every layer exists, or a step before makes it, and every moment or first look is
         before training ends.
 
         ``epochs``: ``math.inf`` where nobody knows when it ends. ``stacks``: what operations on blocks can work on.
         """
-        known, parts = list(layers), tuple[str, ...]()
+        for name, value in (("epochs", epochs), ("steps of an epoch", per_epoch)):
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise SurgeryError(f"the number of {name} is {value!r:.60}; give a number above 0")
+        known, parts = name_list(layers), tuple[str, ...]()
         for step in self.steps:
             if step.operation.of_blocks:
                 parts += _check_blocks(step, list(stacks), parts)
@@ -332,7 +346,13 @@ class Schedule:
     @classmethod
     def from_data(cls, data: Iterable[Mapping[str, Any]]) -> Schedule:
         """The inverse of ``to_data``. Raises SurgeryError for an unknown operation or hyperparameter."""
-        return cls(tuple(_step(dict(entry)) for entry in data))
+        if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
+            raise SurgeryError(f"a schedule is a list of steps, each with when, layer and op, not {data!r:.60}")
+        entries = list(data)
+        for entry in entries:
+            if not isinstance(entry, Mapping):
+                raise SurgeryError(f"a step of a schedule has when, layer and op; it is {entry!r:.60}")
+        return cls(tuple(_step(dict(entry)) for entry in entries))
 
 
 def _check_blocks(step: Step, stacks: list[str], made: tuple[str, ...]) -> tuple[str, ...]:

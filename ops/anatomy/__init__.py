@@ -173,11 +173,13 @@ class Anatomy(Mapping[str, HiddenLayer]):
                 del self._layers[layer.name]
 
     def __getitem__(self, name: str) -> HiddenLayer:
+        if not isinstance(name, str):
+            raise SurgeryError(self._lack(name))
         if name == WHOLE:
             return HiddenLayer(self, WHOLE, Factor(sum(layer.units for layer in self.values())), [])
         if name in self._layers:
             return self._layers[name]
-        if isinstance(name, str) and name in self.stacks:
+        if name in self.stacks:
             return self.stacks[name]
         raise SurgeryError(self._lack(name))
 

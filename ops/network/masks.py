@@ -31,6 +31,7 @@ from network_surgery.ops.network.expressed import (
 )
 from network_surgery.ops.network.layout import laid_out
 from network_surgery.ops.network.optimizer_state import exchange
+from network_surgery.ops.network.wrappers import inner
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -123,7 +124,7 @@ def take_over_masks(model: Model) -> Model:
     >>> count_hidden(masks_of(take_over_masks(net)).values())
     16
     """
-    modules = dict(model.named_modules())
+    modules = dict(inner(model).named_modules())
     for path, module in modules.items():
         hooks = module._forward_pre_hooks
         for key, hook in [(k, h) for k, h in hooks.items() if isinstance(h, BasePruningMethod)]:

@@ -164,7 +164,7 @@ def _nearly_zero(layer: HiddenLayer, values: Tensor, threshold: float, what: str
             "single sample (or copies of one), what reads the layer is all zero (a branch that begins at zero), or the "
             "layer is dead as a whole"
         )
-    return values <= threshold * values.mean()
+    return values <= float(threshold) * values.mean()
 
 
 def _look(operation: RemoveDead | Revive, layer: HiddenLayer, signals: Signals | None) -> tuple[Signals, Tensor]:

@@ -56,7 +56,7 @@ class WeakExpand(Operation):
 
     def __post_init__(self) -> None:
         fraction(self, "grow", self.grow, most=16)
-        if self.noise != 0:
+        if not isinstance(self.noise, (int, float)) or self.noise:
             fraction(self, "noise", self.noise)
         choice(self, "split", self.split, ("equal", "uneven", "signed"))
         whole(self, "seed", self.seed)

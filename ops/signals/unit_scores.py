@@ -48,7 +48,7 @@ from torch.utils import _pytree
 
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.anatomy.running import call, plainly
-from network_surgery.ops.errors import SurgeryError, explained
+from network_surgery.ops.errors import SurgeryError, explained, is_seed
 from network_surgery.ops.maths.condensed import Condensed
 from network_surgery.ops.maths.double import double, energy
 from network_surgery.ops.network.altered import Altered, Together
@@ -81,8 +81,8 @@ def unit_scores(
             scores are not finite.
     """
     check_layer(layer, signals)
-    if not isinstance(seed, int):
-        raise SurgeryError(f"seed is {seed!r}, but it must be a whole number")
+    if not is_seed(seed):
+        raise SurgeryError(f"seed is {seed!r}, but it must be a whole number from 0 on below 2^63")
     scores = _scores(layer, signals, score, replacement, seed)
     if not torch.isfinite(scores).all():
         raise SurgeryError(

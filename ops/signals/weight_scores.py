@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.running import flat_tensors, plainly
-from network_surgery.ops.errors import SurgeryError, explained
+from network_surgery.ops.errors import SurgeryError, explained, is_seed, name_list
 from network_surgery.ops.network.altered import Altered, Together
 from network_surgery.ops.network.checks import check_real, usable
 from network_surgery.ops.network.expressed import expanded, tensors_of
@@ -83,9 +83,12 @@ def weight_scores(
     """
     if score not in SCORES:
         raise SurgeryError(f"there is no weight score {score!r}; there are {', '.join(SCORES)}")
+    if not is_seed(seed):
+        raise SurgeryError(f"seed is {seed!r:.60}, but it must be a whole number from 0 on below 2^63")
     model = inner(model)
     with expanded(model):
         known = dict(tensors_of(model))
+    names = name_list(names)
     if odd := [name for name in names if not isinstance(known.get(name), nn.Parameter)]:
         raise SurgeryError(f"the network has no parameter {odd[0]!r} to score")
     weights = {name: known[name].detach() for name in names}

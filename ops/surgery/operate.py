@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from network_surgery.ops.anatomy import WHOLE, HiddenLayer, Stack
+from network_surgery.ops.anatomy import HiddenLayer
 from network_surgery.ops.errors import SurgeryError, Unsuitable
-from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals
@@ -42,13 +41,6 @@ def operate(
             "operate takes a layer of an anatomy and an operation, such as MinWeight(keep=0.5); it was given a "
             f"{type(layer).__name__} and {operation!r}"
         )
-    check_current(layer)
-    if signals is not None and not isinstance(signals, Signals):
-        raise SurgeryError(f"signals must be Signals(model, inputs), not {type(signals).__name__}")
-    if layer.name == WHOLE and not operation.whole_network:
-        raise Unsuitable(f"{operation!r} works on one layer at a time, not on the whole network ('{WHOLE}')")
-    if isinstance(layer, Stack) and not operation.of_blocks:
-        raise Unsuitable(f"{operation!r} works on units, and {layer.name} is a stack of blocks: Deepen, or DropBlock")
     proposed = operation.propose(layer, signals)
     if proposed.modules and repair:
         raise Unsuitable(f"{operation!r} on {layer.name} replaces modules, and repairs are for units that go")

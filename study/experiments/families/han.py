@@ -3,8 +3,8 @@
 A network is trained by SGD with momentum, with L2 or with L1. Then all weights go that are smaller than ``quality``
 times the standard deviation of their layer's weights. There is one quality for all layers, searched so that a given
 fraction of the weights is left. Retraining has a tenth of the learning rate. The ways: ``not retrained``;
-``iterative``, an epoch after each smaller fraction; ``one shot``, all at once, and then as many epochs as the iterative
-way had by then.
+``iterative``, some epochs after each smaller fraction; ``one shot``, all at once, and then as many epochs as the
+iterative way had by then.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def target(network: str) -> float:
     return round(after / before, 8)
 
 
-def prune_rows(data: ImageTask, network: str, seed: int, epochs: int) -> list[Row]:
-    """Rows of one network with one seed.
+def prune_rows(data: ImageTask, network: str, seed: int, epochs: int, retraining: int) -> list[Row]:
+    """Rows of one network with one seed; ``retraining``: epochs after each fraction.
 
     Of ``kind`` ``trained``: before pruning, ``alone`` is the test accuracy after as many further epochs as the
     iterative way takes to the source's number. Of ``kind`` ``pruned``: ``left`` is the fraction of the weights,
@@ -70,14 +70,14 @@ def prune_rows(data: ImageTask, network: str, seed: int, epochs: int) -> list[Ro
         trained = prepare(data, network, seed, epochs, penalty)
         trained.fit()
         about = {"network": network, "seed": seed, "penalty": penalty}
-        alone = retrain(trained, data, 1 + lefts.index(target(network)))
+        alone = retrain(trained, data, retraining * (1 + lefts.index(target(network))))
         rows.append(about | {
             "kind": "trained", "test": training.read_end(trained, data)["test"],
             "alone": training.read_end(alone, data)["test"], "weights": parameters_of(trained.model),
             "bytes": measures.file_size(trained.model), "flops": count(trained.model, _example_images(data)[:2])[1],
         })  # fmt: skip
         for way in (way for known, way in ways if known == penalty):
-            for left, trainer in zip(lefts, follow(trained, data, way, lefts), strict=True):
+            for left, trainer in zip(lefts, follow(trained, data, way, lefts, retraining), strict=True):
                 end = training.read_end(trainer, data)
                 here = about | {"way": way, "left": left}
                 rows.append(here | {"kind": "pruned", "test": end["test"], "weights": end["parameters"]})
@@ -101,14 +101,14 @@ def prepare(data: ImageTask, network: str, seed: int, epochs: int, penalty: str)
     )  # fmt: skip
 
 
-def follow(trained: Trainer, data: ImageTask, way: str, lefts: Sequence[float]) -> Iterator[Trainer]:
+def follow(trained: Trainer, data: ImageTask, way: str, lefts: Sequence[float], retraining: int) -> Iterator[Trainer]:
     """What one way makes of a trained network at each fraction."""
     last = trained
-    for epochs, left in enumerate(lefts, 1):
+    for step, left in enumerate(lefts, 1):
         trainer = training.fork(last if way == ITERATIVE else trained, data, trained.epoch)
         prune(trainer, data, left)
         if way != UNTRAINED:
-            trainer = retrain(trainer, data, 1 if way == ITERATIVE else epochs)
+            trainer = retrain(trainer, data, retraining * (1 if way == ITERATIVE else step))
         last = trainer
         yield trainer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from network_surgery.study.experiments.families.claims import (
     trained_values,
 )
 from network_surgery.study.experiments.families.families import FAMILIES, ORIGINAL, PRUNED
-from network_surgery.study.experiments.families.measure import RATE
 
 
 def parts(measured: Measured) -> dict[str, Part]:
@@ -28,7 +28,8 @@ def parts(measured: Measured) -> dict[str, Part]:
     untried = [name for name in FAMILIES if name not in rows.distinct("family", kind="arm")]
     return {
         "images": images(measured),
-        "epochs": str(options["epochs"]), "batch_size": str(options["batch_size"]), "rate": f"{RATE:g}",
+        "epochs": str(options["epochs"]), "batch_size": str(options["batch_size"]),
+        "rates": options["rates"].replace(",", ", "),
         "steps": f"{options['epochs'] * math.ceil(measured.facts['train'] / options['batch_size']):,}",
         "factors": ", ".join(f"1/{factor}" for factor in options["factors"].split(",")),
         "whole": deviation(original(rows), 2, 100), "whole_bytes": f"{measured.facts['bytes']:,}",
@@ -68,12 +69,14 @@ def _costs(rows: Rows) -> str:
                 field: float(np.median([row[field] for row in each]))
                 for field in ("bytes", "parameters", "flops", "computing", "milliseconds", "milliseconds_256")
             }
+            rate = statistics.mode(f"{row['rate']:g}" for row in each)
             lines.append([
-                family, f"1/{factor}", words, *(f"{middle[name]:,.0f}" for name in ("bytes", "parameters", "flops")),
+                family, f"1/{factor}", words, rate,
+                *(f"{middle[name]:,.0f}" for name in ("bytes", "parameters", "flops")),
                 f"{middle['computing']:,.0f}" if middle["computing"] else None,
                 f"{middle['milliseconds']:.2f}", f"{middle['milliseconds_256']:.2f}",
             ])  # fmt: skip
-    columns = ["family", "size", "setting", "bytes of the file", "numbers trained", "FLOPs of one image",
+    columns = ["family", "size", "setting", "rate", "bytes of the file", "numbers trained", "FLOPs of one image",
                "FLOPs for the weights, once a pass", "ms, one image", "ms, 256 images"]  # fmt: skip
     return table(columns, lines, words=2)
 
@@ -106,7 +109,8 @@ def _pruning(measured: Measured) -> str:
     left_out = f". Not pruned here: {', '.join(absent)}" if absent else ""
     return (
         f"SGD {han.RATE:g} with momentum {han.MOMENTUM:g}, one cycle, batches of {han.BATCH}; L2 "
-        f"{han.STRENGTH[han.L2]:g} or L1 {han.STRENGTH[han.L1]:g}; retraining at a constant {han.LATER * han.RATE:g}. "
+        f"{han.STRENGTH[han.L2]:g} or L1 {han.STRENGTH[han.L1]:g}; retraining at a constant {han.LATER * han.RATE:g}, "
+        f"{measured.about['options']['retraining']} epochs after each fraction. "
         f"{'; '.join(each)}{left_out}"
     )
 

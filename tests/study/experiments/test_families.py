@@ -37,7 +37,7 @@ from tests.study.experiments.made_up import measured_of
 TRIED = (HASHED, SMALL, STRETCHED, PRUNED)
 SMALLEST = Options(
     data="digits", train_images=400, seeds=2, epochs=2, batch_size=64, factors="8", families=TRIED,
-    networks="lenet_300_100", pruning_epochs=(3, 1),
+    networks="lenet_300_100", pruning_epochs=(3, 1), retraining=1, rates="0.003,0.01",
 )  # fmt: skip
 
 
@@ -103,9 +103,13 @@ def test_files_are_as_large_as_they_may_be_and_hashing_saves_no_flops(rows):
 
 
 def test_the_original_is_training_that_was_not_interrupted_and_a_fresh_small_network_is_fresh(digits, rows):
-    whole = measure.train(digits, 1, SMALLEST, 2)
-    assert rows.where(kind="arm", family=ORIGINAL)[1]["test"] == training.read_end(whole, digits)["test"]
-    later = training.fork(measure.train(digits, 1, SMALLEST, 1), digits, 2)
+    row = rows.where(kind="arm", family=ORIGINAL)[1]
+    whole = measure.train(digits, 1, SMALLEST, row["rate"], 2)
+    assert row["test"] == training.read_end(whole, digits)["test"]
+    (other,) = (rate for rate in SMALLEST.learning_rates if rate != row["rate"])
+    losses = [run.history[-1]["validation_loss"] for run in (whole, measure.train(digits, 1, SMALLEST, other, 2))]
+    assert losses[0] < losses[1]  # the rate is chosen on the validation images
+    later = training.fork(measure.train(digits, 1, SMALLEST, row["rate"], 1), digits, 2)
     later.fit()
     assert all(map(torch.equal, later.model.parameters(), whole.model.parameters()))
     model = measure.fresh(digits, 0)
@@ -161,7 +165,7 @@ def made_up(gain, seeds=6):
                 more = gain * (1 + (factor > 8)) * (family in (HASHED, "hashed, distilled"))
                 more += gain * (family in ("rbf", STRETCHED))
                 rows.append({
-                    "kind": "arm", "seed": seed, "family": family, "factor": factor, "setting": 0.1,
+                    "kind": "arm", "seed": seed, "family": family, "factor": factor, "setting": 0.1, "rate": 0.01,
                     "test": accuracy(more + gain / 2 * (family == "hashed, distilled")), "test_loss": 1.0,
                     "parameters": 1000 // factor, "bytes": 4000 // factor, "flops": 2000, "computing": 100,
                     "milliseconds": 0.1, "milliseconds_256": 1.0,
@@ -239,6 +243,9 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence():
         Options(epochs=3)
     with pytest.raises(StudyError, match="factors is '8,x'; give whole numbers above 1"):
         Options(factors="8,x")
+    for rates in ("0.1,x", "0.1,-1", "0.1,nan", ""):
+        with pytest.raises(StudyError, match=r"rates is '.*'; give numbers above 0, such as 0\.001,0\.01"):
+            Options(rates=rates)
     with pytest.raises(StudyError, match="no network alexnet; give one or both of lenet_300_100, lenet_5"):
         Options(networks="lenet_5,alexnet")
     with pytest.raises(StudyError, match="'lenet_5' failed on images of 1 × 8 × 8: it needs images of at least"):
