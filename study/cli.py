@@ -16,7 +16,7 @@ from network_surgery.study.compose import PRESETS, compose, presets
 from network_surgery.study.config import Settings
 from network_surgery.study.counts import format_count
 from network_surgery.study.declare import declaration, names
-from network_surgery.study.errors import Diverged, StudyError, explain
+from network_surgery.study.errors import Diverged, PageError, StudyError, explain
 from network_surgery.study.terminal import Terminal, prepare, say, say_path
 
 if TYPE_CHECKING:
@@ -412,9 +412,18 @@ def _of_usage(error: Any) -> str:
 
 
 def _show(terminal: Terminal, place: Path, work: Callable[[], Result]) -> None:
-    """Runs a stage of a study and shows what came of it; an interruption says how to go on."""
+    """Runs a stage of a study and shows what came of it; an interruption says how to go on.
+
+    Raises:
+        PageError: the study's own page could not be made; what else came of it has been shown.
+    """
+    unmade: PageError | None = None
     try:
         result = work()
+    except PageError as error:
+        from network_surgery.study.api import open as opened
+
+        unmade, result = error, opened(place)
     except KeyboardInterrupt:
         from network_surgery.study.store.folder import Folder
 
@@ -430,6 +439,8 @@ def _show(terminal: Terminal, place: Path, work: Callable[[], Result]) -> None:
         result.show_answer(terminal.answer)
     else:
         result.show(terminal.answer)
+    if unmade is not None:
+        raise unmade
 
 
 def _newest() -> Path:

@@ -19,7 +19,7 @@ from network_surgery.study.arms import FROM_THE_END
 from network_surgery.study.closing import show
 from network_surgery.study.config import Settings
 from network_surgery.study.counts import format_count
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import PageError, StudyError
 from network_surgery.study.evidence import answer, comparison, figures, front, moments, report
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.feasible import budget_note, feasibility, trials
@@ -194,7 +194,7 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     Also while another process runs the study.
 
     Raises:
-        SurgeryError: that page cannot be made; the rest is written.
+        PageError: that page cannot be made; the rest is written.
     """
     now = state(folder)
     if 0 < now["comparison"]["of"] <= now["comparison"]["ended"]:
@@ -226,14 +226,17 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
     """The page and the drawings that the function of the settings (``page``) makes of ``results``.
 
     Raises:
-        SurgeryError: it fails, or returns something else.
+        PageError: it fails, or returns something else.
     """
-    runs = len(results["comparison"]["cells"])
-    with explained(f"the report is written, but the page {settings.page} could not be made of {runs} training runs"):
-        made = resolve(str(settings.page), "page")(results)
-        if not isinstance(made, tuple) or len(made) != 2:
-            raise TypeError(f"it returned a {type(made).__name__}, but it must return (text, drawings)")
-        return str(made[0]), dict(made[1])
+    failed = f"could not be made of {len(results['comparison']['cells'])} training runs"
+    try:
+        with explained(f"the report is written, but the page {settings.page} {failed}"):
+            made = resolve(str(settings.page), "page")(results)
+            if not isinstance(made, tuple) or len(made) != 2:
+                raise TypeError(f"it returned a {type(made).__name__}, but it must return (text, drawings)")
+            return str(made[0]), dict(made[1])
+    except SurgeryError as error:
+        raise PageError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ class StudyError(Exception):
     """Bad input or an environment that a study cannot work in. The command line shows it and exits with code 2."""
 
 
+class PageError(StudyError):
+    """A study's own page could not be made; everything else is written."""
+
+
 class Diverged(Exception):
     """Training has become NaN or infinite; the message says when. A trial that diverges is recorded as failed."""
 

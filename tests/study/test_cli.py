@@ -16,6 +16,7 @@ from PIL import Image
 from network_surgery.study.cli import app, main
 from network_surgery.study.config import Settings
 from network_surgery.study.declare import declaration, names
+from network_surgery.study.store.folder import Folder
 from tests.study.nodes import node
 
 
@@ -207,6 +208,17 @@ def test_a_folder_without_a_study(surgery: Surgery, command: str) -> None:
     Path("broken").mkdir()
     Path("broken/study.json").write_text('{"format": 1, "sett')
     assert "broken/study.json cannot be read" in surgery.refused(command, "broken")
+
+
+def test_a_page_of_ones_own_that_fails_comes_after_the_answer(
+    surgery: Surgery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    Path("my_pages.py").write_text("def broken(results):\n    return results['nothing']\n")
+    Folder.make(Path("s"), Settings(page="my_pages:broken"), {"fc1": 8})
+    code, out, err = surgery("report", "s")
+    assert code == 2 and "Report   s/report.html" in out and Path("s/report.html").exists()
+    assert "surgery: the report is written, but the page my_pages:broken could not be made of 0 training runs" in err
 
 
 def test_no_study_to_show(surgery: Surgery) -> None:

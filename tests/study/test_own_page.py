@@ -14,6 +14,7 @@ from rich.console import Console
 from network_surgery.ops import SurgeryError
 from network_surgery.study import conduct
 from network_surgery.study.config import Settings
+from network_surgery.study.errors import PageError
 from network_surgery.study.evidence.drawing import Drawing, add_title, new_axes
 from network_surgery.study.store.folder import Folder
 
@@ -53,7 +54,7 @@ def test_without_the_setting_there_is_none(tmp_path: Path) -> None:
 
 def test_one_that_fails_is_named_and_the_rest_is_written(tmp_path: Path) -> None:
     folder = study(tmp_path / "s", "pages:broken")
-    with pytest.raises(SurgeryError, match="the page pages:broken could not be made of 0 training runs: 'nothing'"):
+    with pytest.raises(PageError, match="the page pages:broken could not be made of 0 training runs: 'nothing'"):
         conduct.write_report(folder)
     assert folder.results.exists() and folder.report.exists()
 
@@ -61,7 +62,7 @@ def test_one_that_fails_is_named_and_the_rest_is_written(tmp_path: Path) -> None
 def test_one_that_returns_something_else_is_named(tmp_path: Path) -> None:
     folder = study(tmp_path / "s", "json:dumps")
     words = "the report is written, but the page json:dumps could not be made .*: it returned a str, but it must return"
-    with pytest.raises(SurgeryError, match=words):
+    with pytest.raises(PageError, match=words):
         conduct.write_report(folder)
 
 
