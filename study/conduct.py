@@ -101,14 +101,17 @@ def check(
     limits.check(settings, task.metric, original, least)
     per_epoch = steps_per_epoch(len(task.train), settings.batch_size, settings.accumulate)
     listed = listed_cells(settings, layers, original)
-    for cell in listed:
-        schedule = Schedule.from_data(cell.schedule)
+
+    def check_schedule(schedule: Schedule) -> None:
         schedule.check(layers, settings.epochs, per_epoch, stacks)
         check_after(Optimization.of(settings).curve, schedule)
         check_lengths(schedule, settings.epochs, per_epoch)
+
+    for cell in listed:
+        check_schedule(Schedule.from_data(cell.schedule))
     foresee(settings, task, tell)
     if not listed:
-        Sampled.check(settings, layers, original)
+        Sampled.check(settings, layers, original, check_schedule)
     return settings, task, layers, original
 
 

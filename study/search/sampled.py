@@ -20,6 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from network_surgery.ops import Schedule
 from network_surgery.ops.errors import SurgeryError, first_line, pass_on_memory
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError, near
@@ -106,13 +107,20 @@ class Sampled:
         self.total = self.missing
 
     @staticmethod
-    def check(settings: Settings, layers: Mapping[str, int], original: Mapping[str, int] | None = None) -> None:
-        """Draws a few trials that nobody runs, the enqueued ones first.
+    def check(
+        settings: Settings,
+        layers: Mapping[str, int],
+        original: Mapping[str, int] | None = None,
+        check_schedule: Callable[[Schedule], None] = lambda schedule: None,
+    ) -> None:
+        """Draws a few trials that nobody runs, the enqueued ones first. ``check_schedule`` refuses a schedule.
 
         Raises:
             StudyError, SurgeryError: the search space, the sampler or the pruner is unknown, or fails with these
-                settings; what is enqueued has a parameter or a value that the space does not have.
+                settings; what is enqueued has a parameter or a value that the space does not have; each of the
+                schedules is refused.
         """
+        refusals: list[Exception] = []
         space, sampler = Space(settings, layers, original), copy.deepcopy(sampler_of(settings)(0))
         study = optuna.create_study(
             directions=_directions(settings, ACCURACY), sampler=sampler, pruner=pruner_of(settings)
@@ -123,10 +131,16 @@ class Sampled:
             trial = _ask(study, settings)
             if number < len(settings.enqueue):
                 trial = _Enqueued(study, trial._trial_id, settings.enqueue[number], settings.space)
-            space.sample(trial)
+            schedule = space.sample(trial)
             if isinstance(trial, _Enqueued):
                 trial.check_names()
+            try:
+                check_schedule(schedule)
+            except (SurgeryError, StudyError) as error:
+                refusals.append(error)
             study.tell(trial, [float(number)] * len(settings.objective))
+        if len(refusals) == number + 1:  # one may be bad luck, and fails alone
+            raise StudyError(f"none of {number + 1} schedules of the space {settings.space!r} fits: {refusals[0]}")
 
     def guesses(self, count: int) -> list[list[dict[str, Any]]]:
         """Schedules that the space makes at random, of which the study knows nothing."""

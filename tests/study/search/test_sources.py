@@ -202,6 +202,19 @@ def test_a_space_of_ones_own_is_called_by_its_module(monkeypatch: pytest.MonkeyP
             Sampled.check(settings(space=f"mine:{name}"), LAYERS)
 
 
+def test_schedules_that_a_network_cannot_have_are_refused_before_anything_is_trained() -> None:
+    wanted, refusals = settings(), iter((True, False, True))
+
+    def check(schedule: Schedule) -> None:
+        if next(refusals, True):
+            raise SurgeryError("the schedule names the layer 'fc9'")
+
+    Sampled.check(wanted, LAYERS, check_schedule=check)  # one of them is right
+    sentence = "none of 3 schedules of the space 'mixed' fits: the schedule names the layer 'fc9'"
+    with pytest.raises(StudyError, match=sentence):
+        Sampled.check(wanted, LAYERS, check_schedule=check)
+
+
 def test_what_is_no_grid_is_refused() -> None:
     with pytest.raises(StudyError, match="the search space 'pcns' is no grid"):
         listed_cells(settings(space="pcns", sampler="grid"), LAYERS)
