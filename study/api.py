@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +76,7 @@ def run(
     named, objects = _name_objects(task=task, space=space, sampler=sampler, pruner=pruner)
     flags = named | {"trials": trials, "seeds": seeds} | settings
     if schedules is not None:
-        if isinstance(schedules, (Schedule, Step, str)):
+        if isinstance(schedules, (Schedule, Step, str, bytes)) or not isinstance(schedules, Iterable):
             raise StudyError(
                 f"schedules is a {type(schedules).__name__}; give a list of schedules: schedules=[Schedule(…)]"
             )
@@ -297,6 +297,8 @@ def _steps(schedule: Steps) -> list[dict[str, Any]]:
         return schedule.to_data()
     if isinstance(schedule, Step):
         raise StudyError("a schedule is a Step; give ops.Schedule((step, …)), or a list of its steps")
+    if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Iterable):
+        raise StudyError(f"a schedule is {schedule!r:.60}; give ops.Schedule((step, …)), or a list of its steps")
     steps = list(schedule)
     return Schedule(tuple(steps)).to_data() if all(isinstance(step, Step) for step in steps) else steps  # type: ignore
 

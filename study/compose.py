@@ -45,7 +45,7 @@ def compose(
         StudyError: no such preset, file or task, or a setting that is unknown or out of range.
     """
     known = _presets()
-    if preset is not None and preset not in known:
+    if preset is not None and (not isinstance(preset, str) or preset not in known):
         raise StudyError(f"there is no preset {preset!r}; there are {', '.join(sorted(known))}{near(preset, known)}")
     given = {name: value for name, value in flags.items() if value is not None}
     written, where = {}, ""

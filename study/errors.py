@@ -18,14 +18,15 @@ class Diverged(Exception):
     """Training has become NaN or infinite; the message says when. A trial that diverges is recorded as failed."""
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def near(name: object, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: a known one that is written almost like it, if there is one.
 
-    >>> near("epoch", ["epochs", "seed"]), near("x", ["epochs"])
-    ("; did you mean 'epochs'?", '')
+    >>> near("epoch", ["epochs", "seed"]), near("ADAM", ["adam", "sgd"]), near("x", ["epochs"])
+    ("; did you mean 'epochs'?", "; did you mean 'adam'?", '')
     """
-    alike = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {alike[0]!r}?" if alike else ""
+    small = {each.lower(): each for each in known}
+    alike = difflib.get_close_matches(str(name).lower(), small, n=1)
+    return f"; did you mean {small[alike[0]]!r}?" if alike else ""
 
 
 def explain(error: OSError) -> str:

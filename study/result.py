@@ -167,9 +167,9 @@ class Result:
 
     def figure(self, name: str) -> Figure:
         """A figure of the report. Raises StudyError where this study has none of this name."""
-        if name not in self.figures:
+        if not isinstance(name, str) or name not in self.figures:
             raise StudyError(
-                f"this study has no figure {name!r}; it has {', '.join(self.figures)}{near(name, self.figures)}"
+                f"this study has no figure {name!r:.60}; it has {', '.join(self.figures)}{near(name, self.figures)}"
             )
         return self.figures[name]
 

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from network_surgery.ops.errors import first_line
 from network_surgery.study.config import Settings
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, near
 from network_surgery.study.references import theirs
 
 #: The short names: the class, and the arguments that it has unless others are given.
@@ -81,7 +81,7 @@ def _torch(name: str, settings: Settings, model: nn.Module, arguments: dict[str,
     if name not in SHORT and name not in classes:
         raise StudyError(
             f"there is no optimizer {name!r}; give {', '.join(SHORT)}, one of torch.optim ({', '.join(classes)}), or "
-            "MODULE:FACTORY or FILE.py:FACTORY"
+            f"MODULE:FACTORY or FILE.py:FACTORY{near(name, (*classes, *SHORT))}"
         )
     if name in REFUSED:
         raise StudyError(f"optimizer is {name!r}, which {REFUSED[name]}")

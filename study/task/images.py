@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from network_surgery.study import models
 from network_surgery.study.config import Settings
 from network_surgery.study.counts import format_count
-from network_surgery.study.errors import StudyError
+from network_surgery.study.errors import StudyError, near
 from network_surgery.study.recipe.augmentation import Augmentation
 from network_surgery.study.task import folder, sources
 from network_surgery.study.task.fingerprint import Fingerprint
@@ -294,8 +294,9 @@ def load(
         fingerprint = _of_arrays(name, *(array for part in parts for array in part))
         train, test = (_squares(part, image_size) for part in parts)
     else:
-        known = ", ".join(repr(each) for each in ("digits", *sources.TORCHVISION))
-        raise StudyError(f"there is no data {name!r}; give {known} or 'folder:PATH'")
+        known = ("digits", *sources.TORCHVISION)
+        listed = ", ".join(map(repr, known))
+        raise StudyError(f"there is no data {name!r}; give {listed} or 'folder:PATH'{near(name, known)}")
     if train_images is not None and train_images < len(train):
         if train_images < 2 * len(classes):
             raise StudyError(f"train_images is {train_images}, but {len(classes)} classes need 2 images each")

@@ -135,6 +135,7 @@ def test_a_line_that_is_no_command_is_answered_in_a_sentence(surgery: Surgery, l
         (["--model", "torchvision:nope"], "torchvision has no classification model 'nope'"),
         (["--model", "vgg16"], "model 'vgg16' failed on images of 1 × 8 × 8: it needs images of at least 16 × 16"),
         (["--data", "emnist"], "there is no data 'emnist'; give 'digits', 'mnist', 'fashion_mnist', 'cifar10'"),
+        (["--data", "Digits"], "'svhn' or 'folder:PATH'; did you mean 'digits'?"),
         (["--data", "folder:none"], "none/train; images must lie in"),
         (["--space", "nope"], "there is no search space 'nope'; there are mixed"),
         (
