@@ -73,17 +73,16 @@ class Condensed:
         return values / values.sum() if values.sum() > 0 else values[:0]
 
     @cached_property
-    def _pivoted(self) -> tuple[Tensor, list[int]]:
-        triangle, pivots = scipy.linalg.qr(self.deviations.cpu().numpy(), mode="r", pivoting=True)
-        return torch.as_tensor(triangle, dtype=self.origin.dtype, device=self.origin.device), pivots.tolist()
-
-    def pivoted(self) -> tuple[Tensor, list[int]]:
-        """The triangle and the pivots of a column-pivoted QR: the first ``k`` pivots span well, for every ``k``."""
-        return self._pivoted
+    def _pivots(self) -> list[int]:
+        """Those of a column-pivoted QR by LAPACK: the first ``k`` units span the others well, for every ``k``."""
+        pivots: list[int] = scipy.linalg.qr(self.deviations.numpy(), mode="r", pivoting=True)[1].tolist()
+        return pivots
 
     def spanning_units(self, count: int) -> tuple[int, ...]:
         """The ``count`` units that span the others best, in their old order."""
-        return tuple(sorted(self.pivoted()[1][:count]))
+        return tuple(
+            sorted(self._pivots[:count] if self.deviations.is_cpu else pivots_on_device(self.deviations, count))
+        )
 
     def combination(self, sources: tuple[int, ...], ridge: float = 0.0) -> Combination:
         """Least squares of all units from those in ``sources``; see ``Combination``.
@@ -106,6 +105,27 @@ class Condensed:
         constant = self.origin - mixing @ self.origin[chosen]
         constant[chosen] = 0
         return Combination(sources, mixing, constant, condition)
+
+
+def pivots_on_device(columns: Tensor, count: int) -> list[int]:
+    """The first ``count`` pivots of a column-pivoted QR of ``columns``, ``[rows, units]``, without leaving their device.
+
+    LAPACK's rule: the next pivot is the column that is longest orthogonally to those before. PyTorch has no such
+    decomposition, so this is Gram and Schmidt's, column by column; the pivots are read from the device once, at the end.
+
+    >>> pivots_on_device(torch.tensor([[3.0, 0.0, 3.0], [0.0, 1.0, 0.5]], dtype=torch.float64), 2)
+    [2, 1]
+    """
+    left, pivots = columns, list[Tensor]()
+    taken = torch.zeros(columns.shape[1], dtype=torch.bool, device=columns.device)
+    for _ in range(count):
+        pivot = energy(left).sum(dim=0).masked_fill(taken, -1).argmax(dim=0, keepdim=True)
+        column = left.index_select(1, pivot)
+        direction = column / torch.linalg.vector_norm(column).clamp(min=torch.finfo(columns.dtype).tiny)
+        left = left - direction @ (direction.mH @ left)
+        taken = taken.index_fill(0, pivot, True)
+        pivots.append(pivot)
+    return torch.cat(pivots).tolist() if pivots else []
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import nn
 
 from network_surgery.ops import PCNS, Anatomy, Signals, SurgeryError, operate
-from network_surgery.ops.maths.condensed import Condensed, components_needed
+from network_surgery.ops.maths.condensed import Condensed, components_needed, pivots_on_device
 from tests.ops.networks import build, difference, liven, outputs
 
 
@@ -36,6 +37,22 @@ def test_spanning_units_span():
     found = condensed.combination(sources)
     torch.testing.assert_close(values[:, list(sources)] @ found.mixing.T + found.constant, values)
     assert found.missed(condensed) < 1e-20 * condensed.spread
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize(("units", "rank"), [(1, 1), (5, 2), (40, 40), (40, 13)])
+def test_pivots_on_a_device_are_lapacks(units, rank, dtype):
+    scales = torch.logspace(0, -6, units, dtype=dtype)
+    columns = torch.randn(2 * units, rank, dtype=dtype) @ torch.randn(rank, units, dtype=dtype) * scales
+    pivots = scipy.linalg.qr(columns.numpy(), mode="r", pivoting=True)[1]
+    assert pivots_on_device(columns, rank) == pivots[:rank].tolist()
+
+
+def test_pivots_on_a_device_name_each_unit_once_where_nothing_is_left_to_span():
+    columns = torch.zeros(6, 4, dtype=torch.float64)
+    columns[0, 2] = 1.0
+    pivots = pivots_on_device(columns, 4)
+    assert pivots[0] == 2 and sorted(pivots) == [0, 1, 2, 3] and pivots_on_device(columns, 0) == []
 
 
 def duplicated(model, units):
