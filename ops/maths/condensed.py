@@ -108,10 +108,10 @@ class Condensed:
 
 
 def pivots_on_device(columns: Tensor, count: int) -> list[int]:
-    """The first ``count`` pivots of a column-pivoted QR of ``columns``, ``[rows, units]``, without leaving their device.
+    """The first ``count`` pivots of a column-pivoted QR of ``columns``, ``[rows, units]``, calculated where they are.
 
     LAPACK's rule: the next pivot is the column that is longest orthogonally to those before. PyTorch has no such
-    decomposition, so this is Gram and Schmidt's, column by column; the pivots are read from the device once, at the end.
+    decomposition, so this is Gram and Schmidt's, column by column; the host waits for the device once, at the end.
 
     >>> pivots_on_device(torch.tensor([[3.0, 0.0, 3.0], [0.0, 1.0, 0.5]], dtype=torch.float64), 2)
     [2, 1]
