@@ -25,9 +25,9 @@ MOST = 1_000_000
 #: What a study did that says nothing of a setting, since it is older than that.
 OLDER: dict[str, Any] = {"controls": True, "racing": 1, "sampling": "generations"}
 Arm = Literal[
-    "original", "surgery", "restart_flops", "restart", "restart_seconds", "restart_fair", "restart_late_flops",
-    "restart_late", "operate_first_flops", "operate_first", "uniform", "prune_end", "prune_end_rewind_lr",
-    "prune_end_rewind", "random", "distill", "snip", "random_init", "gradmax", "net2net",
+    "original", "surgery", "restart_flops", "restart", "restart_seconds", "restart_fair", "original_flops",
+    "restart_late_flops", "restart_late", "operate_first_flops", "operate_first", "uniform", "prune_end",
+    "prune_end_rewind_lr", "prune_end_rewind", "random", "distill", "snip", "random_init", "gradmax", "net2net",
     "stacking",
 ]  # fmt: skip
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -42,8 +42,8 @@ GROUPS: dict[str, tuple[Arm, ...]] = {
     "all": ARMS,
     "given": ("original", "surgery", "restart_late_flops", "restart_late", *_BOTH),
     "zero": (
-        "original", "surgery", "restart_flops", "restart", "restart_seconds", "restart_fair", "operate_first_flops",
-        "operate_first", "uniform", "snip", "random_init", *_BOTH,
+        "original", "surgery", "restart_flops", "restart", "restart_seconds", "restart_fair", "original_flops",
+        "operate_first_flops", "operate_first", "uniform", "snip", "random_init", *_BOTH,
     ),
 }  # fmt: skip
 #: What training may start from besides files and folders.

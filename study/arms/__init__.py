@@ -18,6 +18,7 @@ from network_surgery.study.arms.operate_first import operate_first, operate_firs
 from network_surgery.study.arms.prune_end import prune_end, prune_end_rewind, prune_end_rewind_lr
 from network_surgery.study.arms.random_units import random
 from network_surgery.study.arms.restart import (
+    original_flops,
     restart,
     restart_fair,
     restart_flops,
@@ -36,6 +37,7 @@ ARMS: dict[str, Arm] = {
     "restart": Arm("restart of the final architecture", "", restart, ZERO),
     "restart_seconds": Arm("restart at equal seconds", "equal time", restart_seconds, ZERO),
     "restart_fair": Arm("restart with the budget of pruning at the end", "fair budget", restart_fair, ZERO),
+    "original_flops": Arm("original at equal FLOPs", "original, equal FLOPs", original_flops, ZERO),
     "restart_late_flops": Arm(
         "restart when surgery began, at equal FLOPs from then on", "late, equal FLOPs", restart_late_flops, GIVEN
     ),

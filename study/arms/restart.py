@@ -1,4 +1,4 @@
-"""Starting over: the architecture that surgery of the same seed ended with, from fresh weights."""
+"""Starting over: the architecture that surgery of the same seed ended with, or the original, from the first step."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ def restart_fair(ended: Ended) -> Cell:
     whole, large, small = ended.settings.epochs, ended.operations[0].flops_before, ended.outcome["flops"]
     epochs = math.ceil(whole * large / small - 1e-9) + ended.epochs_left
     return ended.cell("restart_fair", architecture=ended.outcome["architecture"], epochs=epochs)
+
+
+def original_flops(ended: Ended) -> Cell:
+    """The original for as many epochs as cost the FLOPs of surgery's training, rounded up: what a network that grows is
+    held against, and a large one that nobody cuts.
+    """
+    larger = ended.operations[0].flops_before / ended.outcome["flops"]
+    return ended.cell("original_flops", epochs=ended.epochs_of(ended.outcome["training_flops"] / larger))
 
 
 def restart_late(ended: Ended) -> Cell:

@@ -51,6 +51,7 @@ NAMES = {
     "restart_flops": "restarting at equal FLOPs",
     "restart_seconds": "restarting at equal seconds",
     "restart_fair": "restarting with the budget of pruning at the end",
+    "original_flops": "the original at equal FLOPs",
     "restart_late": "restarting when surgery began",
     "restart_late_flops": "restarting when surgery began, at equal FLOPs",
     "operate_first": "operating first",

@@ -51,6 +51,7 @@ ARMS: dict[str, Look] = {
     "restart_flops": {"color": "#E69F00", "linestyle": "--", "marker": "v"},
     "restart_seconds": {"color": "#CC79A7", "linestyle": "--", "marker": "P"},
     "restart_fair": {"color": "#A6761D", "linestyle": "--", "marker": "p"},
+    "original_flops": {"color": "#666666", "linestyle": ":", "marker": (7, 1, 0)},
     "restart_late": {"color": "#8C6D00", "linestyle": "--", "marker": "X"},
     "restart_late_flops": {"color": "#C49A00", "linestyle": "--", "marker": (4, 1, 45)},
     "uniform": {"color": "#882255", "linestyle": "-.", "marker": "h"},

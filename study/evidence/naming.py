@@ -13,6 +13,7 @@ from network_surgery.study.store.words import names, short
 
 #: The beginning of an arm's name → what its short name leaves out where it stands alone, and what it has in its place.
 KINDS = {
+    "original": ("original", "original, "),
     "restart": ("restart", ""),
     "operate_first": ("operate first", "first, "),
     "prune_end": ("prune at end", "end, "),

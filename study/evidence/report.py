@@ -58,6 +58,7 @@ ABOUT = {
     "restart": "the architecture that surgery ended with, trained from fresh weights for the same epochs",
     "restart_flops": "the same for as many epochs as cost the training FLOPs of surgery",
     "restart_seconds": "the same for as many epochs as fit into the seconds of surgery",
+    "original_flops": "the original for as many epochs as cost the training FLOPs of surgery",
     "restart_late": "the same for the epochs that were left when surgery began",
     "operate_first": "all operations before the first step, to the same sizes, then the whole training run",
     "operate_first_flops": "the same for as many epochs as cost the training FLOPs of surgery",

@@ -96,6 +96,14 @@ def test_restarts_have_the_epochs_that_they_are_called_for(digits: ImageTask, su
     assert equal["architecture"] == surgery["architecture"]
 
 
+def test_the_original_at_equal_flops_is_the_original_for_that_long(digits: ImageTask, surgery: dict[str, Any]) -> None:
+    cell = followers(surgery)["original_flops"]
+    equal, original = run(cell, digits, SETTINGS, CPU), run(Cell("original", 3), digits, SETTINGS, CPU)
+    epoch = original["training_flops"] / len(original["epochs"])
+    assert 0 <= equal["training_flops"] - surgery["training_flops"] < epoch and cell.epochs < 6  # surgery cuts
+    assert equal["parameters"] == original["parameters"] > surgery["parameters"]
+
+
 def test_a_late_restart_counts_what_had_been_spent_before(digits: ImageTask, surgery: dict[str, Any]) -> None:
     cell = followers(surgery)["restart_late"]
     late = run(cell, digits, SETTINGS, CPU)
@@ -132,7 +140,7 @@ def test_random_units_go_where_chosen_ones_went(digits: ImageTask, surgery: dict
 def test_where_nothing_was_removed_there_is_no_random_arm(digits: ImageTask) -> None:
     grow = Schedule((Step(Moment(2), "fc1", WeakExpand(0.5)),)).to_data()
     outcome = run(Cell("surgery", 3, grow, trial=5), digits, SETTINGS, CPU)
-    restarts = {arm for arm in RIVALS if arm.startswith(("restart", "operate_first"))} - {"restart_fair"}
+    restarts = {arm for arm in RIVALS if arm.startswith(("restart", "operate_first", "original"))} - {"restart_fair"}
     assert set(followers(outcome)) == {*restarts, *GROWS} - {"stacking"}  # it has no blocks
     reasons = left_out(Cell("surgery", 3, grow, trial=5), outcome, SETTINGS)
     assert set(reasons) == set(RIVALS) - {*restarts, *GROWS} | {"stacking"}
