@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from network_surgery.ops import free_attention
-from network_surgery.study.errors import StudyError
-from network_surgery.study.references import theirs
+from network_surgery.ops.errors import first_line, pass_on_memory
+from network_surgery.study.errors import StudyError, near
+from network_surgery.study.references import make, theirs
 
 Shape = tuple[int, int, int]
 
@@ -178,8 +179,8 @@ def build(name: str, shape: Shape, classes: int) -> nn.Module:
     """A fresh network for images of ``shape`` (channels, height, width).
 
     ``name``: one of ``MODELS``; ``torchvision:NAME`` (made with ``num_classes``); or ``MODULE:FACTORY``, where MODULE
-    is an importable module or a .py file and FACTORY takes ``(shape, classes)`` and returns an ``nn.Module``. Attention
-    of torch's kind is freed for surgery, which leaves what the network computes as it is.
+    is an importable module or a .py file and FACTORY takes ``(shape, classes)``, or nothing, and returns an
+    ``nn.Module``. Attention of torch's kind is freed for surgery, which leaves what the network computes as it is.
 
     Raises:
         StudyError: no such network, or a factory that fails or returns something else.
@@ -191,15 +192,17 @@ def build(name: str, shape: Shape, classes: int) -> nn.Module:
     elif ":" in name:
         factory = theirs(name, "model")
     else:
+        hint = f"; of a file name the function, too: '{name}:FACTORY'" if name.endswith(".py") else near(name, MODELS)
         raise StudyError(
-            f"there is no model {name!r}; give one of {', '.join(MODELS)}, 'torchvision:NAME' or 'MODULE:FACTORY'"
+            f"there is no model {name!r}; give one of {', '.join(MODELS)}, 'torchvision:NAME' or 'MODULE:FACTORY'{hint}"
         )
     try:
-        model = factory(shape, classes)
+        model = make(factory, shape=shape, classes=classes)
         made = _scores(free_attention(model), shape) if isinstance(model, nn.Module) else None
-    except Exception as error:  # anyone's factory may fail in any way
+    except (Exception, SystemExit) as error:  # anyone's factory may fail in any way, or end the program
+        pass_on_memory(error)
         size = " × ".join(map(str, shape))
-        raise StudyError(f"model {name!r} failed on images of {size}: {_reason(error)}") from error
+        raise StudyError(f"model {name!r} failed on images of {size}: {first_line(error)}") from error
     if made is None:
         raise StudyError(f"model {name!r} made a {type(model).__name__}, not a torch.nn.Module")
     wrong = [found for found in made if found != (2, classes)]
@@ -232,8 +235,3 @@ def _torchvision(name: str) -> Callable[[Shape, int], nn.Module]:
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise StudyError(f"torchvision has no classification model {name!r}; give one such as 'resnet18'")
     return lambda shape, classes: torchvision.models.get_model(name, weights=None, num_classes=classes)
-
-
-def _reason(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

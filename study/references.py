@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from operator import attrgetter
 from pathlib import Path
@@ -76,11 +77,38 @@ def theirs(reference: str, what: str) -> Any:
         raise StudyError(f"{wrong}: there is no {name!r} in {Path(place).name}") from None
 
 
+def make(factory: Callable[..., Any], **given: Any) -> Any:
+    """What somebody's factory makes of these values in their order, or of nothing where it takes no arguments.
+
+    >>> make(lambda shape, classes: classes, shape=(1, 8, 8), classes=10), make(lambda: 3, shape=(1, 8, 8), classes=10)
+    (10, 3)
+
+    Raises:
+        TypeError: it takes other arguments.
+    """
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some that are compiled have none
+        return factory(*given.values())
+    for arguments in (tuple(given.values()), ()):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return factory(*arguments)
+    raise TypeError(f"it is called with ({', '.join(given)}) or with nothing, but takes {signature}")
+
+
 def _run(path: Path) -> ModuleType:
-    """The module that a file makes, under a name that no import could mean."""
+    """The module that a file makes, under a name that no import could mean.
+
+    As in a script, it may import what lies beside it.
+    """
     name = f"{path.stem}@{path.parent}"
     if name in sys.modules:
         return sys.modules[name]
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

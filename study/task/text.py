@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from network_surgery.ops.errors import first_line, pass_on_memory
 from network_surgery.study.config import Settings
 from network_surgery.study.errors import StudyError
-from network_surgery.study.references import theirs
+from network_surgery.study.references import make, theirs
 from network_surgery.study.task.fingerprint import Fingerprint
 from network_surgery.study.task.gpt import NETWORKS
 from network_surgery.study.task.metric import Metric
@@ -245,7 +245,7 @@ def build(name: str, vocabulary: int, context: int) -> nn.Module:
 
     ``name``: one of ``gpt.NETWORKS``; ``transformers:NAME_OR_FOLDER``, a causal language model of that configuration
     without its weights; or ``MODULE:FACTORY``, where MODULE is an importable module or a .py file and FACTORY takes
-    ``(vocabulary, context)`` and returns an ``nn.Module``. Nothing is downloaded.
+    ``(vocabulary, context)``, or nothing, and returns an ``nn.Module``. Nothing is downloaded.
 
     Raises:
         StudyError: no such network, a package that is missing, or a factory that fails or returns something else.
@@ -261,8 +261,8 @@ def build(name: str, vocabulary: int, context: int) -> nn.Module:
         )
     factory = theirs(name, "model")
     try:
-        model = factory(vocabulary, context)
-    except Exception as error:  # anyone's factory may fail in any way
+        model = make(factory, vocabulary=vocabulary, context=context)
+    except (Exception, SystemExit) as error:  # anyone's factory may fail in any way, or end the program
         pass_on_memory(error)
         raise StudyError(f"model {name!r} failed for windows of {context} bytes: {first_line(error)}") from error
     if not isinstance(model, nn.Module):

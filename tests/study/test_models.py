@@ -175,7 +175,7 @@ def test_somebody_s_factory_that_will_not_do(theirs: str, factory: str, reason: 
     [
         ("def (", "invalid syntax"),
         ("import nothing_of_this_name", "No module named"),
-        ("exit(3)", "3"),
+        ("exit(3)", "sys.exit(3) was called"),
         ("1 / 0", "division"),
     ],
 )
@@ -185,9 +185,26 @@ def test_a_file_that_cannot_be_imported(tmp_path: Path, text: str, reason: str) 
     assert f"cannot be loaded: {reason}" in refusal(f"{path}:make")
 
 
+def test_a_factory_may_take_nothing_and_import_what_lies_beside_its_file(tmp_path: Path) -> None:
+    (tmp_path / "widths_beside.py").write_text("HIDDEN = 7\n")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nfrom widths_beside import HIDDEN\n\n"
+        "class Net(nn.Sequential):\n    def __init__(self, hidden=HIDDEN):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(192, hidden), nn.ReLU(), nn.Linear(hidden, 10))\n\n"
+        "def wants_more(shape, classes, width):\n    return Net(width)\n\n"
+        "def leaves(shape, classes):\n    raise SystemExit\n"
+    )
+    assert models.build(f"{tmp_path}/net.py:Net", (3, 8, 8), 10)[1].out_features == 7  # type: ignore[index]
+    said = refusal(f"{tmp_path}/net.py:wants_more", (3, 8, 8))
+    assert said.endswith("it is called with (shape, classes) or with nothing, but takes (shape, classes, width)")
+    assert refusal(f"{tmp_path}/net.py:leaves", (3, 8, 8)).endswith("sys.exit() was called")
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
+        ("net.py", "; of a file name the function, too: 'net.py:FACTORY'"),
+        ("small_cn", "; did you mean 'small_cnn'?"),
         ("", f"there is no model ''; give one of {', '.join(models.MODELS)}, 'torchvision:NAME' or 'MODULE:FACTORY'"),
         ("resnet", "there is no model 'resnet'"),
         ("Small_CNN", "there is no model"),
