@@ -97,6 +97,12 @@ class Start:
         heads = _heads(model, odd)
         missing = [n for n, value in found.items() if value is None and not n.endswith("num_batches_tracked")]
         wrong = [n for n in odd if n not in heads]
+        for name, value in found.items():
+            if value is not None and _kind(value) != _kind(here[name]):  # quantized codes, say
+                kind = f"{_kind(value)} numbers ({str(value.dtype).removeprefix('torch.')})"
+                raise StudyError(
+                    f"{self.source}: {name} holds {kind}, and {_kind(here[name])} ones in the network; save those"
+                )
         if missing or wrong:
             sizes = [f"{n} is {_size(odd[n])} there and {_size(here[n])} in the network" for n in wrong]
             reasons = [_short(sizes, "; ")] * bool(sizes) + [f"it lacks {_short(missing)}"] * bool(missing)
@@ -371,6 +377,10 @@ def _heads(model: nn.Module, odd: Mapping[str, Tensor]) -> set[str]:
         if dense and value.shape[1:] == here[name].shape[1:] and value.dim() == here[name].dim():
             found.add(name)
     return found if len(found) == len(odd) else set()
+
+
+def _kind(tensor: Tensor) -> str:
+    return "complex" if tensor.is_complex() else "real" if tensor.is_floating_point() else "whole"
 
 
 def _size(tensor: Tensor) -> str:

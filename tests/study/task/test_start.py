@@ -164,6 +164,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor], Path], Any], str]] = {
     "another network": (lambda w, p: of_torch({"w": torch.ones(2)}, p), r"it lacks fc1.weight, .* and 2 more"),
     "sparse": (lambda w, p: of_torch(w | {"fc1.bias": w["fc1.bias"].to_sparse()}, p), "is a sparse_coo tensor"),
     "meta": (lambda w, p: of_torch(w | {"fc1.bias": w["fc1.bias"].to("meta")}, p), "fc1.bias is a meta tensor"),
+    "complex": (lambda w, p: of_torch(w | {"fc1.bias": w["fc1.bias"] * 1j}, p), r"complex numbers \(complex64\)"),
+    "codes": (lambda w, p: of_torch(w | {"fc1.bias": w["fc1.bias"].to(torch.int8)}, p), r"whole numbers \(int8\)"),
     "not a number": (lambda w, p: of_torch(w | {"fc1.bias": w["fc1.bias"] / 0 * 0}, p), "fc1.bias is not finite"),
     "another save": (lambda w, p: save(nn.Linear(2, 2), p), "is of another network"),
 }  # fmt: skip
