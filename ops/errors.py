@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -12,7 +13,7 @@ class SurgeryError(ValueError):
     """An operation that cannot be done: the message says what, where, and what would be right, in one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(re.sub(r"\s*\n\s*", " ", message))
 
 
 class Unsuitable(SurgeryError):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class StudyError(Exception):
-    """Bad input or an environment that a study cannot work in. The command line shows it and exits with code 2."""
+    """Bad input or an environment that a study cannot work in. The command line shows it, in one line, and exits with
+    code 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub(r"\s*\n\s*", " ", message))
 
 
 class PageError(StudyError):

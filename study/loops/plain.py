@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,8 +81,22 @@ class Surgeon:
         carry: bool = True,
     ) -> None:
         check_schedule(schedule)
+        self.averages = _several(averages, nn.Module, "averages")
+        if not _several(optimizer, Optimizer, "optimizer"):
+            raise StudyError("there is no optimizer, so nothing would follow the network: give the one that trains it")
+        for name, function in (("loss", loss), ("metric", metric), ("split", split)):
+            if function is not None and not callable(function):
+                raise StudyError(f"{name} is {function!r:.60}; give a function")
+        for name, count in (
+            ("steps_per_epoch", steps_per_epoch), ("signal_samples", signal_samples),
+            ("held_out_samples", held_out_samples),
+        ):  # fmt: skip
+            none = count is None and name == "steps_per_epoch"
+            if not none and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+                raise StudyError(f"{name} is {count!r:.60}; give a whole number of at least 1")
+        if not isinstance(carry, bool):
+            raise StudyError(f"carry is {carry!r:.60}; give True or False")
         self.wrapped, self.model, self.optimizer = model, inner(model), optimizer
-        self.averages = [averages] if isinstance(averages, nn.Module) else [*averages]
         self.task: Task = CLASSIFICATION if loss is metric is None else Measured(loss, metric)
         self.per_epoch = steps_per_epoch or _steps(train)
         self.epochs, self.iteration = epochs, 0
@@ -130,9 +144,15 @@ class Surgeon:
         return self.wrapped
 
     def after_step(self, loss: Tensor | float | None = None) -> None:
-        """Counts an optimizer step. ``loss``: of its batch; the records have it before and after each operation."""
+        """Counts an optimizer step. ``loss``: of its batch; the records have it before and after each operation.
+
+        Raises:
+            StudyError: the loss is no number and no tensor of numbers.
+        """
         if loss is not None:
-            self._theatre.after_step(self, torch.as_tensor(loss).detach().mean())
+            if not isinstance(loss, (Tensor, float, int)):
+                raise StudyError(f"the loss of a step is a {type(loss).__name__}; give the tensor, or a number")
+            self._theatre.after_step(self, torch.as_tensor(loss, dtype=torch.float64).detach().mean())
         self.iteration += 1
         if self.iteration % self.per_epoch == 0:
             now = clock(self.device)
@@ -235,6 +255,14 @@ def measure(record: OperationRecord) -> dict[str, float]:
     """The numbers of a record, named for loggers."""
     numbers = {name: value for name, value in record.to_data().items() if isinstance(value, (int, float))}
     return {f"surgery/{name}": float(value) for name, value in numbers.items()}
+
+
+def _several(given: Any, kind: type[Any], name: str) -> list[Any]:
+    """One or several objects of a kind as a list. Raises StudyError where they are something else."""
+    found = [given] if isinstance(given, kind) else list(given) if isinstance(given, Iterable) else None
+    if found is None or not all(isinstance(each, kind) for each in found):
+        raise StudyError(f"{name} is {given!r:.60}; give a torch {kind.__name__}, or a list of them")
+    return found
 
 
 def _steps(train: Any) -> int:

@@ -15,14 +15,8 @@ from torch import nn
 
 from network_surgery import ops
 from network_surgery.ops import SurgeryError
+from tests.ops.junk import JUNK
 
-#: What no argument expects, or some do.
-JUNK: dict[str, Any] = {
-    "None": None, "text": "x", "a number": 3, "below zero": -1.5, "not a number": float("nan"), "a list": [1, "x"],
-    "a dict": {"x": object()}, "a tensor": torch.randn(2, 3), "an object": object(), "a class": nn.Linear,
-    "a network": nn.Linear(3, 3), "a function": lambda *given: None, "infinite": float("inf"), "huge": 2**70,
-    "lines": "a\nb", "bytes": b"x", "nothing": [], "true": True,
-}  # fmt: skip
 #: Types of which nobody makes an object by hand, and names that are no functions.
 LEFT_OUT = {
     "HiddenLayer": "an anatomy makes them", "Operation": "abstract", "Prediction": "predicted_loss_change makes it",

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from network_surgery.ops import Condition, MinWeight, Moment, Schedule, Step, SurgeryError
 from network_surgery.study.errors import StudyError
 from network_surgery.study.loops import Surgeon
+from tests.ops.junk import JUNK
 from tests.study.loops.same import (
     BATCH,
     EPOCHS,
@@ -248,6 +249,7 @@ def test_what_cannot_be_done_is_one_sentence() -> None:
         Surgeon(model, optimizer, HALF, [{"x": 1}], steps_per_epoch=2)
     with pytest.raises(StudyError, match="a schedule is"):
         Surgeon(model, optimizer, [HALF], data(), steps_per_epoch=2)  # type: ignore[arg-type]
+
     with pytest.raises(StudyError, match="changes the learning rate"):
         surgeon(model, optimizer, loader(), Schedule((Step(Moment(0), "0", MinWeight(0.5), (), "rewarm"),)))
     with pytest.raises(StudyError, match="no state of a surgeon"):
@@ -256,3 +258,23 @@ def test_what_cannot_be_done_is_one_sentence() -> None:
         surgeon(model, optimizer, loader(), Schedule((Step(Moment(0), "nope", MinWeight(0.5)),))).before_step()
     with pytest.raises(SurgeryError, match="training ends after 1 epochs"):
         surgeon(model, optimizer, loader(), Schedule((Step(Moment(1), "0", MinWeight(0.5)),)), epochs=1).before_step()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    ["model", "optimizer", "schedule", "train", "held_out", "loss", "metric", "split", "averages", "steps_per_epoch",
+     "epochs", "signal_samples", "held_out_samples", "carry", "step's loss"],
+)  # fmt: skip
+def test_whatever_it_is_given_it_works_or_says_why_in_one_line(name: str) -> None:
+    for what, junk in JUNK.items():
+        model = network()
+        given = {"model": model, "optimizer": adam(model), "schedule": HALF, "train": data(), "steps_per_epoch": 2}
+        loss: Any = junk if name == "step's loss" else torch.zeros(())
+        try:
+            surgeon = Surgeon(**given | ({} if name == "step's loss" else {name: junk}))
+            for _ in range(5):
+                surgeon.before_step()
+                surgeon.after_step(loss)
+        except (SurgeryError, StudyError) as refusal:
+            assert "\n" not in str(refusal) and len(str(refusal)) < 500, what
