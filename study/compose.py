@@ -105,7 +105,7 @@ def _absolute(settings: Settings) -> Settings:
 
 
 #: Settings that may name a file.
-REFERENCES = ("task", "model", "optimizer", "space", "sampler", "pruner")
+REFERENCES = ("task", "model", "optimizer", "space", "sampler", "pruner", "page")
 
 
 def _full_reference(name: str | None) -> str | None:

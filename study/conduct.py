@@ -30,6 +30,7 @@ from network_surgery.study.evidence.state import epochs, state
 from network_surgery.study.progress import Display
 from network_surgery.study.recipe.learning_rate import check_after, check_lengths
 from network_surgery.study.recipe.optimization import Optimization
+from network_surgery.study.references import theirs
 from network_surgery.study.search import budget as limits
 from network_surgery.study.search import cluster, comparing, objectives, preflight, searching, tracking, tuner
 from network_surgery.study.search.nodes import Nodes, trial_resources
@@ -91,7 +92,7 @@ def check(
     """
     tracking.check_server(settings.tracking_uri)
     if settings.page is not None:
-        resolve(settings.page, "page")
+        _page(settings.page)
     if not settings.schedules and ":" not in settings.space:
         find_space(settings.space)
     task = build(settings)
@@ -225,6 +226,13 @@ def write_report(folder: Folder, tracker: Tracker | None = None) -> dict[str, An
     return results
 
 
+def _page(reference: str) -> Callable[..., Any]:
+    """The function that makes a page. Raises StudyError, SurgeryError where there is none."""
+    file = reference.rpartition(":")[0].endswith(".py")
+    function: Callable[..., Any] = theirs(reference, "page") if file else resolve(reference, "page")
+    return function
+
+
 def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[str, Drawing]]:
     """The page and the drawings that the function of the settings (``page``) makes of ``results``.
 
@@ -234,7 +242,7 @@ def _own_page(settings: Settings, results: dict[str, Any]) -> tuple[str, dict[st
     failed = f"could not be made of {len(results['comparison']['cells'])} training runs"
     try:
         with explained(f"the report is written, but the page {settings.page} {failed}"):
-            made = resolve(str(settings.page), "page")(results)
+            made = _page(str(settings.page))(results)
             if not isinstance(made, tuple) or len(made) != 2:
                 raise TypeError(f"it returned a {type(made).__name__}, but it must return (text, drawings)")
             return str(made[0]), dict(made[1])

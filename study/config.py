@@ -427,8 +427,11 @@ class Settings(Declared):
     ] = ()  # fmt: skip
     page: Annotated[
         Reference | None,
-        About("A function MODULE:FUNCTION that adds a page and figures to the report", option=False, decides=False),
-    ] = None
+        About(
+            "A function MODULE:FUNCTION or FILE.py:FUNCTION that adds a page and figures to the report",
+            option=False, decides=False,
+        ),
+    ] = None  # fmt: skip
     # What is measured on the way.
     held_out: Annotated[
         Count, About("Maximum number of validation samples for the loss around an operation", option=False)

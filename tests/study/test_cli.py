@@ -211,15 +211,13 @@ def test_a_folder_without_a_study(surgery: Surgery, command: str) -> None:
     assert "broken/study.json cannot be read" in surgery.refused(command, "broken")
 
 
-def test_a_page_of_ones_own_that_fails_comes_after_the_answer(
-    surgery: Surgery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(Path.cwd())
+def test_a_page_of_ones_own_that_fails_comes_after_the_answer(surgery: Surgery) -> None:
     Path("my_pages.py").write_text("def broken(results):\n    return results['nothing']\n")
-    Folder.make(Path("s"), Settings(page="my_pages:broken"), {"fc1": 8})
+    page = f"{Path.cwd()}/my_pages.py:broken"
+    Folder.make(Path("s"), Settings(page=page), {"fc1": 8})
     code, out, err = surgery("report", "s")
     assert code == 2 and "Report   s/report.html" in out and Path("s/report.html").exists()
-    assert "surgery: the report is written, but the page my_pages:broken could not be made of 0 training runs" in err
+    assert f"surgery: the report is written, but the page {page} could not be made of 0 training runs" in err
 
 
 def test_no_study_to_show(surgery: Surgery) -> None:
