@@ -117,7 +117,9 @@ Parameters = Annotated[
     tuple[Annotated[dict[str, Any], Field(min_length=1)], ...],
     "a list of parameters with their values, such as {op: min_weight, keep: 0.5}",
 ]
-Reference = Annotated[Text, Field(pattern=r"^[\w.]+:\w+$"), "text of the form MODULE:FUNCTION"]
+Reference = Annotated[
+    Text, Field(pattern=r"^([\w.]+|[^\n\0]+\.py):\w+$"), "text of the form MODULE:FUNCTION or FILE.py:FUNCTION"
+]
 Device = Annotated[Text, Field(pattern=r"^[a-z]+$"), "a device type of torch such as cpu, cuda or mps, or auto"]
 State = Literal["carry", "reset"]
 #: The environment variable that holds the password of ``storage``.
