@@ -118,7 +118,7 @@ Parameters = Annotated[
     "a list of parameters with their values, such as {op: min_weight, keep: 0.5}",
 ]
 Reference = Annotated[
-    Text, Field(pattern=r"^([\w.]+|[^\n\0]+\.py):\w+$"), "text of the form MODULE:FUNCTION or FILE.py:FUNCTION"
+    Text, Field(pattern=r"^([\w.]+|.+\.py):\w+$"), "text of the form MODULE:FUNCTION or FILE.py:FUNCTION"
 ]
 Device = Annotated[Text, Field(pattern=r"^[a-z]+$"), "a device type of torch such as cpu, cuda or mps, or auto"]
 State = Literal["carry", "reset"]
