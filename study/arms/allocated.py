@@ -10,7 +10,8 @@ from network_surgery.study.training.cell import Cell
 
 def uniform(ended: Ended) -> Cell:
     """A uniformly thinner network: every layer keeps the same fraction of its units, so that the network has as many
-    parameters as surgery's (FLOPs, where those are the study's budget). From fresh weights, for the same epochs.
+    parameters as surgery's (FLOPs, where the budget of the study or of a step is of these alone). From fresh weights,
+    for the same epochs.
     """
     return ended.cell("uniform", allocation=_allocation("uniform", ended))
 
@@ -32,6 +33,7 @@ def _allocation(by: str, ended: Ended) -> dict[str, Any]:
     ended.refuse_growth("this arm only removes some")
     if not ended.changed:
         raise LeftOut("surgery removed nothing")
-    budget = getattr(ended.settings, "budget", None) or {}
-    size = "flops" if "flops" in budget and "parameters" not in budget else "parameters"
+    of_steps = (name for step in ended.surgery.schedule for name in step.get("budget", ()))
+    limited = {*(ended.settings.budget or ()), *of_steps}
+    size = "flops" if "flops" in limited and "parameters" not in limited else "parameters"
     return {"by": by, size: ended.outcome[size]}

@@ -95,6 +95,16 @@ def test_a_budget_of_flops_is_met_in_flops(digits: ImageTask, layer: str) -> Non
     assert 0.85 * outcome["flops"] < ended["flops"] <= outcome["flops"]
 
 
+@pytest.mark.parametrize(
+    ("budget", "size"), [({"flops": 0.5}, "flops"), ({"flops": 0.5, "parameters": 0.9}, "parameters")]
+)
+def test_rivals_have_the_size_that_the_budget_of_a_step_is_of(budget: Any, size: str, digits: ImageTask) -> None:
+    step = {"when": "1ep", "layer": "*", "op": "min_weight", "budget": budget, "allocate": "uniform"}
+    outcome, found = followers([step], digits)
+    for arm in ("uniform", "snip", "random_init"):
+        assert found[arm].allocation == {"by": arm.removesuffix("_init"), size: outcome[size]}
+
+
 def test_growth_at_the_same_moments_to_the_same_sizes(digits: ImageTask, layer: str) -> None:
     grow = Schedule((Step(Moment(1), layer, WeakExpand(0.3), after="rewarm", after_length=0.5),)).to_data()
     outcome, found = followers(grow, digits)
