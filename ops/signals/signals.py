@@ -217,7 +217,7 @@ class Signals:
         Of the first batch. ``held_out``: only the samples that are held out (True), only the others (False). Raises
         SurgeryError where the batch did not meet the reader as the anatomy did.
         """
-        return _thin(torch.cat([_rows(_part(x, 2, held_out)) for x in self._by_unit(layer, place)]))
+        return thin(torch.cat([_rows(_part(x, 2, held_out)) for x in self._by_unit(layer, place)]))
 
     def fed(self, layer: HiddenLayer, place: Place, held_out: bool | None = None) -> Tensor:
         """What a maker's rows are multiplied with: ``[samples × positions, inputs]`` in float64, thinned.
@@ -231,7 +231,7 @@ class Signals:
             if not isinstance(module, (nn.Conv1d, nn.Conv2d)) or module.groups != 1:
                 raise SurgeryError(f"layer {layer.name}: what {place.tensor} is fed is not known as patches")
             return patches(module, given)
-        return _thin(torch.cat([x.reshape(-1, x.shape[-1]) for x in given]))
+        return thin(torch.cat([x.reshape(-1, x.shape[-1]) for x in given]))
 
     def _divided(self, layer: HiddenLayer, place: Place) -> Seen:
         """Rows of the batch that was looked at last, divided sample by sample."""
@@ -240,7 +240,7 @@ class Signals:
         )
         if sum(map(len, fitted)) < 2 * layer.units or not sum(map(len, apart)):
             return Seen(Condensed.of(self.received(layer, place)), None)
-        return Seen(Condensed.of(_thin(torch.cat(fitted))), Condensed.of(_thin(torch.cat(apart))))
+        return Seen(Condensed.of(thin(torch.cat(fitted))), Condensed.of(thin(torch.cat(apart))))
 
     def _by_unit(self, layer: HiddenLayer, place: Place, given: Iterable[Tensor] | None = None) -> Iterator[Tensor]:
         """``[units, positions of a unit, samples, …]``; each group of a grouped convolution reads its own part."""
@@ -321,7 +321,7 @@ def _choose_rows(rows: int) -> Tensor:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:MOST_SAMPLES]
 
 
-def _thin(rows: Tensor) -> Tensor:
+def thin(rows: Tensor) -> Tensor:
     """At most ``MOST_SAMPLES`` of the rows, the same for every tensor of this length, in float64."""
     if len(rows) > MOST_SAMPLES:
         rows = rows[_choose_rows(len(rows)).to(rows.device)]
