@@ -102,7 +102,10 @@ NAMES = list(calls(Path(tempfile.gettempdir())))
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
-def test_whatever_it_is_given_it_works_or_says_why_in_one_line(name: str, tmp_path: Path) -> None:
+def test_whatever_it_is_given_it_works_or_says_why_in_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some of it names files
     function, given = calls(tmp_path)[name]
     for argument in list(given):
         for what, junk in JUNK.items():
