@@ -42,7 +42,7 @@ def is_seed(value: object) -> bool:
 
 def first_line(error: BaseException) -> str:
     """The first line of what somebody else's error says, or else its kind."""
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
         return f"sys.exit({error.code if error.code is not None else ''}) was called"
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)

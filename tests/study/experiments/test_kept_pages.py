@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from network_surgery.study.bench.experiment import EXPERIMENTS, load, run
-from network_surgery.study.bench.page import PAGE
+from network_surgery.study.bench.page import NOTES, PAGE
 from network_surgery.study.bench.rows import FILE
 
 pytestmark = pytest.mark.pictures
@@ -22,6 +23,8 @@ NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)")
 @pytest.mark.parametrize("name", KEPT)
 def test_a_kept_page_is_made_of_its_rows(name: str, tmp_path: Path) -> None:
     kept = load(name).folder
+    if (kept / NOTES).exists():  # they lie beside the page
+        shutil.copy(kept / NOTES, tmp_path)
     written = run(name, {}, 1, tmp_path, kept).read_text(encoding="utf-8")
     page = (kept / PAGE).read_text(encoding="utf-8")
     assert NUMBER.sub("#", written) == NUMBER.sub("#", page)
