@@ -60,12 +60,12 @@ class Options(experiment.Options):
     data: str = "mnist"
     epochs: int = 10
     batch_size: int = 256
-    rates: str = "0.001,0.003,0.01"
+    rates: str = "0.003,0.01,0.03"
     factors: str = "2,4,8,16,32,64"
     families: tuple[str, ...] = TRIED
     networks: str = ",".join(han.TARGETS)
-    pruning_epochs: tuple[int, int] = (20, 10)
-    retraining: int = 4
+    pruning_epochs: tuple[int, int] = (4, 2)
+    retraining: int = 1
 
     @property
     def sizes(self) -> list[int]:
