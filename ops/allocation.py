@@ -45,7 +45,8 @@ from torch import Tensor
 
 from network_surgery.ops.anatomy import Anatomy, HiddenLayer
 from network_surgery.ops.anatomy.running import call, plainly
-from network_surgery.ops.errors import SurgeryError, is_seed
+from network_surgery.ops.arguments import is_seed
+from network_surgery.ops.errors import SurgeryError
 from network_surgery.ops.network.masks import count_hidden
 from network_surgery.ops.operation import Operation, units_to_keep
 from network_surgery.ops.signals.losses import mean_loss

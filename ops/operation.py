@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from network_surgery.ops.anatomy import WHOLE, HiddenLayer, Stack
-from network_surgery.ops.errors import SurgeryError, Unsuitable, is_seed
+from network_surgery.ops.arguments import is_seed
+from network_surgery.ops.errors import SurgeryError, Unsuitable
 from network_surgery.ops.network.checks import check_current
 from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.signals import Signals

@@ -21,7 +21,8 @@ from network_surgery.ops.allocation import (
     size,
 )
 from network_surgery.ops.anatomy import WHOLE, Anatomy, HiddenLayer
-from network_surgery.ops.errors import NoSignal, SurgeryError, explained, name_list
+from network_surgery.ops.arguments import name_list
+from network_surgery.ops.errors import NoSignal, SurgeryError, explained
 from network_surgery.ops.maths.condensed import units_needed
 from network_surgery.ops.operation import Operation
 from network_surgery.ops.operations import operation_class, operation_name

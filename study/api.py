@@ -110,6 +110,7 @@ def resume(
         StudyError: there is no such study, its data have changed, or what it was given from Python is missing.
         KeyboardInterrupt: it was interrupted again.
     """
+    _path(study, "the study")
     with (
         _one_kind_of_error(),
         _opened(at_hand(study), task=task, space=space, sampler=sampler, pruner=pruner) as folder,

@@ -38,7 +38,6 @@ from network_surgery.ops.plan import Plan
 from network_surgery.ops.signals.gradients import without_checkpoints
 from network_surgery.ops.signals.losses import mean_loss
 from network_surgery.ops.signals.signals import Signals
-from network_surgery.ops.signals.unit_scores import check_layer
 from network_surgery.ops.surgery.surgery import trial_surgery
 
 #: The bias of a new unit whose activation is flat at 0.
@@ -82,7 +81,6 @@ class GradMax(Operation):
         choice(self, "rounding", self.rounding, ROUNDINGS)
 
     def propose(self, layer: HiddenLayer, signals: Signals | None = None) -> Plan:
-        check_layer(layer, signals)
         if signals is None:
             raise SurgeryError(f"{self!r} on {layer.name} looks at gradients: give it Signals(model, inputs, targets)")
         _check(self, layer)

@@ -48,7 +48,8 @@ from torch.utils import _pytree
 
 from network_surgery.ops.anatomy import HiddenLayer, Place
 from network_surgery.ops.anatomy.running import call, plainly
-from network_surgery.ops.errors import SurgeryError, explained, is_seed
+from network_surgery.ops.arguments import is_seed
+from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.maths.condensed import Condensed
 from network_surgery.ops.maths.double import double, energy
 from network_surgery.ops.network.altered import Altered, Together

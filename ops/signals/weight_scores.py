@@ -31,7 +31,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree
 
 from network_surgery.ops.anatomy.running import flat_tensors, plainly
-from network_surgery.ops.errors import SurgeryError, explained, is_seed, name_list
+from network_surgery.ops.arguments import is_seed, name_list
+from network_surgery.ops.errors import SurgeryError, explained
 from network_surgery.ops.network.altered import Altered, Together
 from network_surgery.ops.network.checks import check_real, usable
 from network_surgery.ops.network.expressed import expanded, tensors_of

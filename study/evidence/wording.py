@@ -150,13 +150,18 @@ def other(contrast: Contrast, metric: Metric = ACCURACY, unit: str = "images") -
     return f"{LABELS[contrast['arm']]}: {spread(contrast, metric)}{compute}: {contrast['finding']}{late}"
 
 
-def spread(contrast: Contrast, metric: Metric = ACCURACY) -> str:
-    """The difference (in points, of a percentage), with its interval and adjusted p-values where there are any."""
+def with_interval(contrast: Contrast, metric: Metric = ACCURACY) -> str:
+    """The difference (in points, of a percentage), with its interval where there is one."""
     words = metric.difference(contrast["difference"])
     if contrast["interval"]:
         low, high = map(metric.change, contrast["interval"])
         words += f" [{low}, {high}]"
-    known = []
+    return words
+
+
+def spread(contrast: Contrast, metric: Metric = ACCURACY) -> str:
+    """The difference (in points, of a percentage), with its interval and adjusted p-values where there are any."""
+    words, known = with_interval(contrast, metric), list[str]()
     if contrast["p_adjusted"] is not None and contrast.get("reached", True):
         known.append(f"{contrast['p_adjusted']:.2g} for a difference")
     within = contrast["equivalence"].get("p_adjusted")

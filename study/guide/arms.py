@@ -16,6 +16,7 @@ from typing import Any
 from network_surgery.study.bench.tables import table
 from network_surgery.study.evidence.drawing import Drawing
 from network_surgery.study.evidence.naming import arm_title, in_short, letters
+from network_surgery.study.evidence.wording import with_interval
 from network_surgery.study.task import Metric
 
 
@@ -23,7 +24,7 @@ def tables(results: Mapping[str, Any]) -> tuple[str, dict[str, Drawing]]:
     """The tables of a study whose ``results.json`` holds this, best arm first, and no drawings.
 
     Size and FLOPs are those of the original's; training FLOPs are multiples of surgery's; the difference is surgery's
-    minus the arm's, with a 95 % interval and what the study's tests decide of it.
+    minus the arm's, with a 95 % interval where there is one, and what the study's tests decide of it.
     """
     metric, names, words = Metric(**results["metric"]), letters(results), in_short(results)
     parts = []
@@ -38,18 +39,13 @@ def tables(results: Mapping[str, Any]) -> tuple[str, dict[str, Drawing]]:
             shares = [f"{100 * row[name] / original[name]:.3g} %" for name in ("parameters", "flops")]
             spent = f"{row['training_flops'] / surgery['training_flops']:.2f}"
             against = contrasts.get(row["arm"])
-            shown = ["", ""] if against is None else [_difference(against, metric), against["decision"]]
+            shown = ["", ""] if against is None else [with_interval(against, metric), against["decision"]]
             lines.append([arm_title(row["arm"]), metric.number(row["metric"]) + deviation, *shares, spent, *shown])
         title = f"{names[trial]}: {words.get(trial, verdict['label'])} (n = {verdict['n']})"
         columns = ["arm", metric.title, "size", "FLOPs", "training FLOPs", "surgery − arm", "surgery is"]
         sentences = [each for each in (verdict["sentence"], verdict.get("also")) if each]
         parts.append("\n\n".join([f"**{title}**", table(columns, lines), *sentences]))
     return "\n\n".join(parts) + "\n", {}
-
-
-def _difference(contrast: Mapping[str, Any], metric: Metric) -> str:
-    low, high = map(metric.change, contrast["interval"])
-    return f"{metric.change(contrast['difference'])} [{low}, {high}]"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ ledger is copied after the files that its lines name. Databases are copied as on
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sqlite3
 import tempfile
@@ -58,8 +57,6 @@ def at_hand(study: Path | str) -> Path:
     Raises:
         StudyError: there is such a folder already, no such copy, or it cannot be read.
     """
-    if not isinstance(study, (str, os.PathLike)):
-        raise StudyError(f"the study is {study!r:.60}; give the path of a folder")
     if not is_uri(str(study)):
         return Path(study)
     uri = spell(str(study))

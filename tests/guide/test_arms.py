@@ -24,3 +24,8 @@ def test_every_arm_of_every_schedule_is_in_its_table_the_best_first(tmp_path: Pa
         )
         decided = {line[0].removeprefix("| ")[:8]: line[-1].removesuffix(" |") for line in lines}
         assert decided["surgery"] == "" and verdict["decision"] in decided.values()
+
+
+def test_one_seed_has_no_intervals(tmp_path: Path) -> None:
+    text, _ = tables(conduct.write_report(study(tmp_path / "s", {"conv1": 6, "fc1": 120}, seeds=1)))
+    assert "±" not in text and "[" not in text and "(n = 1)" in text
